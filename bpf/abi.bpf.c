@@ -1,0 +1,19 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/* abi.bpf.c - one variable per ABI type, so that the compiler writes it into BTF. */
+#include "kernel.bpf.h"
+#include "pagecache_ops.h"
+
+struct pagecache_ctx abi_ctx;
+struct pagecache_answer abi_answer;
+struct pagecache_exit_record abi_exit_record;
+struct pagecache_info abi_info;
+struct pagecache_tag_request abi_tag_request;
+struct pagecache_untag_request abi_untag_request;
+struct pagecache_tag_record abi_tag_record;
+struct pagecache_policy_record abi_policy_record;
+struct pagecache_ops abi_ops;
+enum pagecache_hook abi_hook;
+enum pagecache_verdict abi_verdict;
+enum pagecache_kind abi_kind;
+enum pagecache_exit_kind abi_exit_kind;
+enum pagecache_counter abi_counter;

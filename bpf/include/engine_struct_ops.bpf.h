@@ -1,0 +1,43 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/* engine_struct_ops.bpf.h - hooks become struct_ops programs, actions are the module's kfuncs. */
+#ifndef ENGINE_STRUCT_OPS_BPF_H
+#define ENGINE_STRUCT_OPS_BPF_H
+
+extern s64 bpf_pagecache_prefetch(struct pagecache_ctx *ctx, u64 start, u64 nr, s32 node,
+				  u32 mark_step) __ksym;
+extern s64 bpf_pagecache_drop(struct pagecache_ctx *ctx, u64 start, u64 nr) __ksym;
+extern s64 bpf_pagecache_cancel(struct pagecache_ctx *ctx) __ksym;
+extern void bpf_pagecache_exit(struct pagecache_ctx *ctx, s64 code, const char *message,
+			       u32 message__sz) __ksym;
+
+#define pagecache_prefetch bpf_pagecache_prefetch
+#define pagecache_drop bpf_pagecache_drop
+#define pagecache_cancel bpf_pagecache_cancel
+#define pagecache_exit(ctx, code, text) bpf_pagecache_exit(ctx, code, text, sizeof(text))
+
+/* The kernel hands the arguments over in an array; hooks are written with real ones. */
+#define PAGECACHE_HOOK_1(ret, fn, type)                                          \
+	static __always_inline ret fn##__body(type);                             \
+	SEC("struct_ops/" #fn) ret fn(__u64 *pagecache_args)                     \
+	{                                                                        \
+		return fn##__body((type)pagecache_args[0]);                      \
+	}                                                                        \
+	static __always_inline ret fn##__body
+
+#define PAGECACHE_HOOK_2(ret, fn, type1, type2)                                  \
+	static __always_inline ret fn##__body(type1, type2);                     \
+	SEC("struct_ops/" #fn) ret fn(__u64 *pagecache_args)                     \
+	{                                                                        \
+		return fn##__body((type1)pagecache_args[0],                      \
+				  (type2)pagecache_args[1]);                     \
+	}                                                                        \
+	static __always_inline ret fn##__body
+
+#define PAGECACHE_TABLE(policy, ...)                                             \
+	SEC(".struct_ops.link") struct pagecache_ops policy##_ops = {            \
+		__VA_ARGS__,                                                     \
+		.abi_version = PAGECACHE_ABI_VERSION,                            \
+		.name = #policy,                                                 \
+	}
+
+#endif /* ENGINE_STRUCT_OPS_BPF_H */

@@ -1,0 +1,244 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/*
+ * pagecache_abi.h - the one ABI of pagecache-bpf.
+ *
+ * Included by the kernel module (kmod/), by every policy (bpf/policies/, through
+ * policy.bpf.h) and by user space.  pagecache_bpf/_abi.py is generated from it, and
+ * tests compare each size and offset with the BTF of the built module and objects.
+ *
+ * Rules: fixed-width types only; no implicit padding (every struct is asserted);
+ * fields are only ever appended, PAGECACHE_ABI_VERSION grows when they are; page
+ * numbers are units of the kernel's PAGE_SIZE, bytes are called bytes.
+ */
+#ifndef PAGECACHE_ABI_H
+#define PAGECACHE_ABI_H
+
+#ifndef __bpf__
+#include <linux/types.h>
+#include <linux/ioctl.h>
+#endif
+
+#define PAGECACHE_ABI_VERSION 1
+
+#define PAGECACHE_NAME_LEN 32
+#define PAGECACHE_MODEL_LEN 64
+#define PAGECACHE_PATH_LEN 1024
+#define PAGECACHE_REASON_LEN 96
+#define PAGECACHE_MESSAGE_LEN 512
+
+#define PAGECACHE_NODE_ANY (-1) /* no preference: the reader's own node */
+#define PAGECACHE_NO_MARK (~0ULL) /* answer without a readahead marker */
+#define PAGECACHE_ORDER_AUTO (~0U) /* folio order left to the engine */
+
+/* Hooks; also the bit numbers of pagecache_info.hooks. */
+enum pagecache_hook {
+	PAGECACHE_HOOK_INIT = 0,
+	PAGECACHE_HOOK_EXIT = 1,
+	PAGECACHE_HOOK_READAHEAD = 2,
+	PAGECACHE_HOOK_ACCESS = 3,
+	PAGECACHE_HOOK_ADDED = 4,
+	PAGECACHE_HOOK_REMOVED = 5,
+	PAGECACHE_HOOK_EVICT = 6, /* reserved for the eviction hooks */
+	PAGECACHE_HOOK_PRESSURE = 7, /* reserved for the eviction hooks */
+	PAGECACHE_HOOK_NR = 8,
+};
+
+/* What a readahead hook returns.  Any other value is an invalid answer. */
+enum pagecache_verdict {
+	PAGECACHE_DEFAULT = 0, /* the kernel's own readahead */
+	PAGECACHE_OVERRIDE = 1, /* read what the answer says; nr == 0: nothing */
+};
+
+/* Why a hook runs: pagecache_ctx.kind. */
+enum pagecache_kind {
+	PAGECACHE_KIND_NONE = 0,
+	PAGECACHE_KIND_MISS = 1, /* read(): page absent */
+	PAGECACHE_KIND_MARKER = 2, /* read(): reached a readahead marker */
+	PAGECACHE_KIND_FAULT = 3, /* mmap: page absent, read-around */
+	PAGECACHE_KIND_FAULT_SEQ = 4, /* mmap: page absent, MADV_SEQUENTIAL */
+	PAGECACHE_KIND_FAULT_MARKER = 5, /* mmap: reached a readahead marker */
+	PAGECACHE_KIND_READ = 6, /* access: read() of a range */
+	PAGECACHE_KIND_MAP = 7, /* access: fault-around mapped a range */
+	PAGECACHE_KIND_TOUCH = 8, /* access: a fault on one page */
+};
+
+/* pagecache_ctx.flags */
+#define PAGECACHE_F_LATE (1U << 0) /* the marked folio is not up to date yet */
+#define PAGECACHE_F_LARGE_FOLIOS (1U << 1) /* the file system takes large folios */
+#define PAGECACHE_F_WRITABLE (1U << 2) /* the file is open for writing */
+
+/*
+ * What every hook is given.  Read-only for policies.  Fields that a hook cannot
+ * know are 0 (node: -1).
+ */
+struct pagecache_ctx {
+	__u64 ino;
+	__u64 file_id; /* tells open files of one inode apart; opaque, never 0 for hooks with a file */
+	__u64 index; /* first page wanted, accessed, added or removed */
+	__u64 nr; /* pages wanted, accessed, added or removed */
+	__u64 file_pages; /* size of the file, rounded up */
+	__u64 resident_pages; /* pages of this file in the cache now */
+	__u64 governed_pages; /* pages of all files of this policy in the cache now */
+	__u64 inflight_pages; /* pages this policy has queued for asynchronous prefetch */
+	__u64 time_ns; /* CLOCK_MONOTONIC */
+	__u64 cgroup_id; /* memory cgroup that will be charged */
+	__u32 dev_major;
+	__u32 dev_minor;
+	__u32 generation; /* inode generation: inode numbers are reused */
+	__u32 model; /* small number of the model the file is tagged with */
+	__u32 kind; /* enum pagecache_kind */
+	__u32 flags; /* PAGECACHE_F_* */
+	__u32 tgid;
+	__u32 tid;
+	__s32 node; /* NUMA node the reader runs on, -1: unknown */
+	__u32 ra_pages; /* readahead window of the open file */
+	__u32 io_pages; /* largest request the device takes */
+	__u32 page_shift;
+};
+
+/* What the readahead hook fills in.  Preset to "nothing, no marker, any node". */
+struct pagecache_answer {
+	__u64 start; /* first page */
+	__u64 nr; /* pages */
+	__u64 mark; /* page that gets the readahead marker, or PAGECACHE_NO_MARK */
+	__s32 node; /* NUMA node, or PAGECACHE_NODE_ANY */
+	__u32 order; /* wished folio order, or PAGECACHE_ORDER_AUTO */
+};
+
+/* How a policy ended: pagecache_exit_record.kind. */
+enum pagecache_exit_kind {
+	PAGECACHE_EXIT_NONE = 0,
+	PAGECACHE_EXIT_DETACHED = 1, /* user space let go of the link */
+	PAGECACHE_EXIT_POLICY = 2, /* the policy asked for it */
+	PAGECACHE_EXIT_INVALID = 3, /* too many invalid answers */
+	PAGECACHE_EXIT_INIT = 4, /* its init failed: never attached */
+	PAGECACHE_EXIT_HOOK = 5, /* a hook could not be attached: never attached */
+};
+
+struct pagecache_exit_record {
+	__u64 seq; /* grows with every record; see PAGECACHE_IOC_EXITS */
+	__u64 time_ns; /* CLOCK_REALTIME */
+	__s64 code; /* from the policy, or -errno */
+	__u32 kind; /* enum pagecache_exit_kind */
+	__u32 hook; /* enum pagecache_hook it happened in */
+	char policy[PAGECACHE_NAME_LEN];
+	char reason[PAGECACHE_REASON_LEN];
+	char message[PAGECACHE_MESSAGE_LEN];
+};
+
+/*
+ * Counters of one policy, in the order of enum pagecache_counter.  X(name, unit, help);
+ * Python, JSON and the docs take their names and texts from here.
+ */
+#define PAGECACHE_COUNTERS(X)                                                                   \
+	X(readahead_calls, "calls", "readahead decisions asked of the policy")                  \
+	X(readahead_miss, "calls", "of these: read() of an absent page")                        \
+	X(readahead_marker, "calls", "of these: a readahead marker was reached")                \
+	X(readahead_fault, "calls", "of these: a fault on an absent page of a mapping")         \
+	X(readahead_late, "calls", "of these: the marked page was still being read")            \
+	X(readahead_default, "calls", "answered: the kernel's own readahead")                   \
+	X(readahead_override, "calls", "answered: the policy's window")                         \
+	X(readahead_bytes, "bytes", "read in the reader's own context on a policy's answer")    \
+	X(access_calls, "calls", "access hook calls")                                           \
+	X(added_bytes, "bytes", "pages of governed files that entered the page cache")          \
+	X(removed_bytes, "bytes", "pages of governed files that left the page cache")           \
+	X(prefetch_calls, "calls", "asynchronous prefetch requests accepted")                   \
+	X(prefetch_bytes, "bytes", "asked for asynchronously")                                  \
+	X(prefetch_issued_bytes, "bytes", "submitted by the workers, resident parts included")  \
+	X(prefetch_cancelled_bytes, "bytes", "dropped from the queue before being submitted")   \
+	X(drop_calls, "calls", "drop requests accepted")                                        \
+	X(drop_bytes, "bytes", "pages that drop requests removed")                              \
+	X(refused_calls, "calls", "prefetch and drop requests refused")                         \
+	X(clamped_answers, "calls", "answers cut to the file, to a bound or to a known node")   \
+	X(invalid_answers, "calls", "answers that made no sense; the kernel's own were used")
+
+enum pagecache_counter {
+#define PAGECACHE_X(name, unit, help) PAGECACHE_COUNTER_##name,
+	PAGECACHE_COUNTERS(PAGECACHE_X)
+#undef PAGECACHE_X
+	PAGECACHE_COUNTER_NR,
+};
+
+/*
+ * The control device, /dev/pagecache_bpf: root only (CAP_SYS_ADMIN when it is opened).
+ * Lists are read one record a call: start with seq 0, each call returns the next record
+ * with a larger seq, ENOENT ends the list.
+ */
+#define PAGECACHE_DEVICE "pagecache_bpf"
+
+struct pagecache_info {
+	__u32 abi_version;
+	__u32 hooks; /* bit per enum pagecache_hook this module can attach */
+	__u32 policies; /* attached now */
+	__u32 tags;
+	__u64 max_answer_pages; /* bound of one answer */
+	__u64 max_extent_pages; /* bound of one prefetch request */
+	__u64 max_inflight_pages; /* bound of a policy's queued prefetch */
+	__u32 workers_per_node;
+	__u32 max_invalid; /* invalid answers after which a policy is ended */
+};
+
+#define PAGECACHE_TAG_REPLACE (1U << 0) /* move a file that another policy governs */
+
+struct pagecache_tag_request {
+	__s32 fd; /* open file: whoever cannot open it cannot tag it */
+	__u32 flags; /* PAGECACHE_TAG_* */
+	char policy[PAGECACHE_NAME_LEN];
+	char model[PAGECACHE_MODEL_LEN];
+	char path[PAGECACHE_PATH_LEN]; /* for people; never used to find the file */
+};
+
+/* fd >= 0: that file; else the file named by dev, ino and generation. */
+struct pagecache_untag_request {
+	__u64 ino;
+	__u32 dev_major;
+	__u32 dev_minor;
+	__u32 generation;
+	__s32 fd;
+};
+
+struct pagecache_tag_record {
+	__u64 seq; /* in: last seq seen; out: this record's */
+	__u64 ino;
+	__u64 resident_pages;
+	__u32 dev_major;
+	__u32 dev_minor;
+	__u32 generation;
+	__u32 model_id;
+	__u32 active; /* 1: its policy is attached */
+	__u32 reserved;
+	char policy[PAGECACHE_NAME_LEN];
+	char model[PAGECACHE_MODEL_LEN];
+	char path[PAGECACHE_PATH_LEN];
+};
+
+struct pagecache_policy_record {
+	__u64 seq; /* in: last seq seen; out: this record's */
+	__u64 attached_ns; /* CLOCK_REALTIME */
+	__u64 governed_pages;
+	__u64 inflight_pages;
+	__u32 hooks; /* bit per enum pagecache_hook the policy defines */
+	__u32 tags;
+	char name[PAGECACHE_NAME_LEN];
+	__u64 counters[PAGECACHE_COUNTER_NR];
+};
+
+#define PAGECACHE_IOC_MAGIC 0xb9
+#define PAGECACHE_IOC_INFO _IOR(PAGECACHE_IOC_MAGIC, 0, struct pagecache_info)
+#define PAGECACHE_IOC_TAG _IOW(PAGECACHE_IOC_MAGIC, 1, struct pagecache_tag_request)
+#define PAGECACHE_IOC_UNTAG _IOW(PAGECACHE_IOC_MAGIC, 2, struct pagecache_untag_request)
+#define PAGECACHE_IOC_TAGS _IOWR(PAGECACHE_IOC_MAGIC, 3, struct pagecache_tag_record)
+#define PAGECACHE_IOC_POLICIES _IOWR(PAGECACHE_IOC_MAGIC, 4, struct pagecache_policy_record)
+#define PAGECACHE_IOC_EXITS _IOWR(PAGECACHE_IOC_MAGIC, 5, struct pagecache_exit_record)
+
+_Static_assert(sizeof(struct pagecache_ctx) == 128, "pagecache_ctx has a hole");
+_Static_assert(sizeof(struct pagecache_answer) == 32, "pagecache_answer has a hole");
+_Static_assert(sizeof(struct pagecache_exit_record) == 32 + 32 + 96 + 512, "exit record has a hole");
+_Static_assert(sizeof(struct pagecache_info) == 48, "pagecache_info has a hole");
+_Static_assert(sizeof(struct pagecache_tag_request) == 8 + 32 + 64 + 1024, "tag request has a hole");
+_Static_assert(sizeof(struct pagecache_untag_request) == 24, "untag request has a hole");
+_Static_assert(sizeof(struct pagecache_tag_record) == 48 + 32 + 64 + 1024, "tag record has a hole");
+_Static_assert(sizeof(struct pagecache_policy_record) == 40 + 32 + 8 * PAGECACHE_COUNTER_NR,
+	       "policy record has a hole");
+
+#endif /* PAGECACHE_ABI_H */

@@ -1,0 +1,33 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/*
+ * pagecache_ops.h - the struct_ops type, shared by the module and the policies.
+ *
+ * Members are found by name in the module's BTF, so the eviction hooks can be added
+ * without breaking policies built today.  Every hook runs in the context of the task
+ * that reads (removed: also with the page-cache lock held), cannot sleep, and may be
+ * absent; at least one of readahead, access, added and removed must be there.
+ */
+#ifndef PAGECACHE_OPS_H
+#define PAGECACHE_OPS_H
+
+#include "pagecache_abi.h"
+
+struct pagecache_ops {
+	/* Attach fails with the value returned when it is negative. */
+	__s32 (*init)(struct pagecache_ctx *ctx);
+	/* The policy is gone: why. */
+	void (*exit)(struct pagecache_exit_record *record);
+	/* Returns enum pagecache_verdict. */
+	__s32 (*readahead)(struct pagecache_ctx *ctx, struct pagecache_answer *answer);
+	void (*access)(struct pagecache_ctx *ctx);
+	void (*added)(struct pagecache_ctx *ctx);
+	void (*removed)(struct pagecache_ctx *ctx);
+
+	/* access is called at most once for this many pages read in order; 0: every time. */
+	__u64 access_step_pages;
+	__u32 abi_version;
+	__u32 flags; /* none yet: 0 */
+	char name[PAGECACHE_NAME_LEN];
+};
+
+#endif /* PAGECACHE_OPS_H */

@@ -1,0 +1,76 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/*
+ * policy.bpf.h - all that a policy includes.
+ *
+ * A policy is one file: a comment with purpose, when to use it and limits; knobs; hooks; and
+ * one table that names the hooks.  For example:
+ *
+ *	PAGECACHE_KNOB(u32, window_kib, 1024, "KiB", 128, 65536, "pages read at once");
+ *
+ *	PAGECACHE_READAHEAD(simple_readahead)
+ *	(struct pagecache_ctx *ctx, struct pagecache_answer *answer)
+ *	{
+ *		answer->start = ctx->index;
+ *		answer->nr = window_kib / 4;
+ *		return PAGECACHE_OVERRIDE;
+ *	}
+ *
+ *	PAGECACHE_POLICY(simple, .readahead = (void *)simple_readahead);
+ *
+ * What a policy can do:
+ *	pagecache_prefetch(ctx, start, nr, node, mark_step)	read pages, asynchronously
+ *	pagecache_drop(ctx, start, nr)				drop pages, asynchronously
+ *	pagecache_cancel(ctx)					forget what is queued for the file
+ *	pagecache_exit(ctx, code, "why")			end this policy
+ * The first three return pages, or a negative errno (kmod/kfuncs.c says which).
+ */
+#ifndef POLICY_BPF_H
+#define POLICY_BPF_H
+
+#include "kernel.bpf.h"
+#include <bpf/bpf_helpers.h>
+#include "pagecache_ops.h"
+
+char LICENSE[] SEC("license") = "GPL";
+
+#define PAGECACHE_STR_(x) #x
+#define PAGECACHE_STR(x) PAGECACHE_STR_(x)
+#define PAGECACHE_NOTE(text) __attribute__((btf_decl_tag("pagecache:" text)))
+
+/*
+ * A number that can be set when the policy is attached.  Its unit is part of its name; name,
+ * unit, default, bounds and help are read from the object (BTF), there is no other list.
+ */
+#define PAGECACHE_KNOB(type, name, value, unit, min, max, help)                              \
+	const volatile type name PAGECACHE_NOTE("unit=" unit)                                \
+		PAGECACHE_NOTE("min=" PAGECACHE_STR(min)) PAGECACHE_NOTE("max=" PAGECACHE_STR(max)) \
+			PAGECACHE_NOTE("help=" help) = value
+
+#include "engine_struct_ops.bpf.h"
+
+#define PAGECACHE_INIT(fn) PAGECACHE_HOOK_1(s32, fn, struct pagecache_ctx *)
+#define PAGECACHE_EXIT(fn) PAGECACHE_HOOK_1(void, fn, struct pagecache_exit_record *)
+#define PAGECACHE_READAHEAD(fn) \
+	PAGECACHE_HOOK_2(s32, fn, struct pagecache_ctx *, struct pagecache_answer *)
+#define PAGECACHE_ACCESS(fn) PAGECACHE_HOOK_1(void, fn, struct pagecache_ctx *)
+#define PAGECACHE_ADDED(fn) PAGECACHE_HOOK_1(void, fn, struct pagecache_ctx *)
+#define PAGECACHE_REMOVED(fn) PAGECACHE_HOOK_1(void, fn, struct pagecache_ctx *)
+#define PAGECACHE_POLICY(policy, ...) PAGECACHE_TABLE(policy, __VA_ARGS__)
+
+static __always_inline u64 min_u64(u64 a, u64 b)
+{
+	return a < b ? a : b;
+}
+
+static __always_inline u64 max_u64(u64 a, u64 b)
+{
+	return a > b ? a : b;
+}
+
+/* Sizes of knobs to pages. */
+static __always_inline u64 pages_of(const struct pagecache_ctx *ctx, u64 bytes)
+{
+	return bytes >> (ctx->page_shift & 31);
+}
+
+#endif /* POLICY_BPF_H */

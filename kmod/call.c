@@ -1,0 +1,71 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/* call.c - fills in what a hook tells its policy. */
+#include <linux/backing-dev.h>
+#include <linux/cgroup.h>
+#include <linux/kdev_t.h>
+#include <linux/memcontrol.h>
+#include <linux/random.h>
+#include <linux/sched.h>
+#include <linux/timekeeping.h>
+#include <linux/topology.h>
+
+#include "pagecache.h"
+
+/* Hides the address of the open file; never changes, so that the id is stable. */
+static unsigned long pcb_file_id_key(void)
+{
+	static unsigned long key __read_mostly;
+
+	get_random_once(&key, sizeof(key));
+	return key | 1; /* files are aligned: the id is never 0 */
+}
+
+static u64 pcb_current_cgroup(void)
+{
+#ifdef CONFIG_MEMCG
+	struct mem_cgroup *memcg = mem_cgroup_from_task(current);
+
+	return memcg ? cgroup_id(memcg->css.cgroup) : 0;
+#else
+	return 0;
+#endif
+}
+
+/* Under rcu_read_lock(). */
+void pcb_call_init(struct pcb_call *call, struct pcb_policy *p, const struct pcb_tag *tag,
+		   enum pagecache_hook hook, struct address_space *mapping, struct file *file,
+		   pgoff_t index, unsigned long nr)
+{
+	struct inode *inode = mapping->host;
+	struct pagecache_ctx *ctx = &call->ctx;
+
+	call->file = file;
+	call->policy = p;
+	call->hook = hook;
+	*ctx = (struct pagecache_ctx){
+		.ino = inode->i_ino,
+		.file_id = file ? (unsigned long)file ^ pcb_file_id_key() : 0,
+		.index = index,
+		.nr = nr,
+		.file_pages = DIV_ROUND_UP_ULL(i_size_read(inode), PAGE_SIZE),
+		.resident_pages = READ_ONCE(mapping->nrpages),
+		.governed_pages = max_t(s64, atomic64_read(&p->governed), 0),
+		.inflight_pages = max_t(s64, atomic64_read(&p->inflight), 0),
+		.time_ns = ktime_get_mono_fast_ns(),
+		.cgroup_id = pcb_current_cgroup(),
+		.dev_major = MAJOR(tag->dev),
+		.dev_minor = MINOR(tag->dev),
+		.generation = tag->generation,
+		.model = tag->model->id,
+		.tgid = current->tgid,
+		.tid = current->pid,
+		.node = numa_node_id(),
+		.ra_pages = file ? file->f_ra.ra_pages : 0,
+		.io_pages = inode_to_bdi(inode)->io_pages,
+		.page_shift = PAGE_SHIFT,
+	};
+	if (mapping_large_folio_support(mapping))
+		ctx->flags |= PAGECACHE_F_LARGE_FOLIOS;
+	if (file && (file->f_mode & FMODE_WRITE))
+		ctx->flags |= PAGECACHE_F_WRITABLE;
+}

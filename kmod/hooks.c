@@ -1,0 +1,70 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * hooks.c - hooks are on while somebody needs them: a module without a policy costs nothing.
+ * Everything here is called under pcb_mutex.
+ */
+#include "pagecache.h"
+
+struct pcb_hook_family {
+	const char *name;
+	u32 hooks; /* wanted by these; 0: by every policy */
+	int (*on)(const char **failed);
+	void (*off)(void);
+	unsigned int users;
+};
+
+static struct pcb_hook_family pcb_families[] = {
+	{ "readahead", BIT(PAGECACHE_HOOK_READAHEAD), pcb_readahead_on, pcb_readahead_off },
+	{ "access", BIT(PAGECACHE_HOOK_ACCESS), pcb_access_on, pcb_access_off },
+	{ "added and removed", 0, pcb_cache_on, pcb_cache_off },
+	{ "umount", 0, pcb_umount_on, pcb_umount_off },
+};
+
+static bool pcb_family_wanted(const struct pcb_hook_family *family, u32 wanted)
+{
+	return !family->hooks || (family->hooks & wanted);
+}
+
+static void pcb_families_put(u32 wanted, int count)
+{
+	struct pcb_hook_family *family;
+
+	while (count--) {
+		family = &pcb_families[count];
+		if (pcb_family_wanted(family, wanted) && !--family->users)
+			family->off();
+	}
+}
+
+/* On failure *failed is a sentence that names the hook and why; nothing stays on. */
+int pcb_hooks_get(u32 wanted, const char **failed)
+{
+	struct pcb_hook_family *family;
+	int i, err;
+
+	for (i = 0; i < ARRAY_SIZE(pcb_families); i++) {
+		family = &pcb_families[i];
+		if (!pcb_family_wanted(family, wanted))
+			continue;
+		err = family->users ? 0 : family->on(failed);
+		if (err) {
+			pr_err("hook %s: %s (%d)\n", family->name, *failed, err);
+			pcb_families_put(wanted, i);
+			return err;
+		}
+		family->users++;
+	}
+	return 0;
+}
+
+void pcb_hooks_put(u32 wanted)
+{
+	pcb_families_put(wanted, ARRAY_SIZE(pcb_families));
+}
+
+u32 pcb_hooks_available(void)
+{
+	return BIT(PAGECACHE_HOOK_INIT) | BIT(PAGECACHE_HOOK_EXIT) |
+	       BIT(PAGECACHE_HOOK_READAHEAD) | BIT(PAGECACHE_HOOK_ACCESS) |
+	       BIT(PAGECACHE_HOOK_ADDED) | BIT(PAGECACHE_HOOK_REMOVED);
+}

@@ -1,0 +1,145 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * hooks_access.c - the access hook: a range of a tagged file is read or faulted.
+ *
+ * The functions are watched, not redirected.  Tracepoints exist at about the same places,
+ * but they tell the mapping only; a policy that prefetches needs the open file.  Pages
+ * that are mapped already are read without the kernel, so an access through mmap is seen
+ * once per fault-around (64 KiB by default), and splice not at all.
+ */
+#include <linux/ftrace.h>
+#include <linux/mm.h>
+#include <linux/uio.h>
+
+#include "compat.h"
+#include "pagecache.h"
+
+/* True when the policy has been told enough about this stretch. */
+static bool pcb_within_step(struct pcb_tag *tag, u64 step, u64 index, u64 end)
+{
+	u64 last = READ_ONCE(tag->access_end);
+
+	return step && index <= last && index + step > last && end < last + step && end >= last;
+}
+
+static void pcb_accessed(struct file *file, u32 kind, pgoff_t index, unsigned long nr)
+{
+	struct address_space *mapping = file->f_mapping;
+	struct pagecache_ops *ops = NULL;
+	struct pcb_policy *p = NULL;
+	struct pcb_call call;
+	struct pcb_tag *tag;
+
+	rcu_read_lock();
+	tag = pcb_tag_find(mapping->host);
+	if (tag)
+		p = rcu_dereference(tag->policy);
+	if (p)
+		ops = rcu_dereference(p->ops);
+	if (ops && ops->access && !pcb_within_step(tag, ops->access_step_pages, index, index + nr)) {
+		WRITE_ONCE(tag->access_end, index + nr);
+		pcb_call_init(&call, p, tag, PAGECACHE_HOOK_ACCESS, mapping, file, index, nr);
+		call.ctx.kind = kind;
+		pcb_count(p, access_calls, 1);
+		ops->access(&call.ctx);
+	}
+	rcu_read_unlock();
+}
+
+static void notrace pcb_watch_read(unsigned long ip, unsigned long parent_ip,
+				   struct ftrace_ops *ops, struct ftrace_regs *fregs)
+{
+	int bit = ftrace_test_recursion_trylock(ip, parent_ip);
+	struct kiocb *iocb;
+	loff_t size;
+	size_t count;
+
+	if (bit < 0)
+		return;
+	iocb = (struct kiocb *)ftrace_regs_get_argument(fregs, 0);
+	count = iov_iter_count((struct iov_iter *)ftrace_regs_get_argument(fregs, 1));
+	size = i_size_read(iocb->ki_filp->f_mapping->host);
+	if (count && iocb->ki_pos >= 0 && iocb->ki_pos < size) {
+		pgoff_t index = iocb->ki_pos >> PAGE_SHIFT;
+		pgoff_t end = (min_t(u64, iocb->ki_pos + count, size) + PAGE_SIZE - 1) >> PAGE_SHIFT;
+
+		pcb_accessed(iocb->ki_filp, PAGECACHE_KIND_READ, index, end - index);
+	}
+	ftrace_test_recursion_unlock(bit);
+}
+
+static void notrace pcb_watch_map(unsigned long ip, unsigned long parent_ip, struct ftrace_ops *ops,
+				  struct ftrace_regs *fregs)
+{
+	int bit = ftrace_test_recursion_trylock(ip, parent_ip);
+	struct vm_fault *vmf;
+	pgoff_t start, end;
+
+	if (bit < 0)
+		return;
+	vmf = (struct vm_fault *)ftrace_regs_get_argument(fregs, 0);
+	start = ftrace_regs_get_argument(fregs, 1);
+	end = ftrace_regs_get_argument(fregs, 2);
+	if (vmf->vma->vm_file && end >= start)
+		pcb_accessed(vmf->vma->vm_file, PAGECACHE_KIND_MAP, start, end - start + 1);
+	ftrace_test_recursion_unlock(bit);
+}
+
+static void notrace pcb_watch_fault(unsigned long ip, unsigned long parent_ip,
+				    struct ftrace_ops *ops, struct ftrace_regs *fregs)
+{
+	int bit = ftrace_test_recursion_trylock(ip, parent_ip);
+	struct vm_fault *vmf;
+
+	if (bit < 0)
+		return;
+	vmf = (struct vm_fault *)ftrace_regs_get_argument(fregs, 0);
+	/* Not the second try of a fault that had to drop the mmap lock. */
+	if (vmf->vma->vm_file && !(vmf->flags & FAULT_FLAG_TRIED))
+		pcb_accessed(vmf->vma->vm_file, PAGECACHE_KIND_TOUCH, vmf->pgoff, 1);
+	ftrace_test_recursion_unlock(bit);
+}
+
+static struct pcb_watch {
+	const char *name;
+	struct ftrace_ops ops;
+} pcb_watches[] = {
+	{ "filemap_read", { .func = pcb_watch_read } },
+	{ "filemap_map_pages", { .func = pcb_watch_map } },
+	{ "filemap_fault", { .func = pcb_watch_fault } },
+};
+
+static void pcb_watch_off(int count)
+{
+	while (count--) {
+		unregister_ftrace_function(&pcb_watches[count].ops);
+		ftrace_free_filter(&pcb_watches[count].ops);
+	}
+}
+
+int pcb_access_on(const char **failed)
+{
+	int i, err;
+
+	for (i = 0; i < ARRAY_SIZE(pcb_watches); i++) {
+		struct pcb_watch *w = &pcb_watches[i];
+		unsigned long addr = pcb_symbol(w->name);
+
+		err = addr ? ftrace_set_filter_ip(&w->ops, addr, 0, 0) : -ENOENT;
+		if (!err)
+			err = register_ftrace_function(&w->ops);
+		if (err) {
+			*failed = "access: ftrace cannot watch the read and fault paths";
+			pr_err("%s: cannot be watched (%d)\n", w->name, err);
+			ftrace_free_filter(&w->ops);
+			pcb_watch_off(i);
+			return err;
+		}
+	}
+	return 0;
+}
+
+void pcb_access_off(void)
+{
+	pcb_watch_off(ARRAY_SIZE(pcb_watches));
+}

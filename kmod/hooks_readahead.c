@@ -1,0 +1,395 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * hooks_readahead.c - the readahead hook.
+ *
+ * Three functions of mm/readahead.c are redirected with ftrace, as livepatch does it:
+ *
+ *   page_cache_sync_ra()   read() of an absent page; a fault in a MADV_SEQUENTIAL mapping
+ *   page_cache_async_ra()  read() or fault reached a readahead marker
+ *   page_cache_ra_order()  read-around of a fault; only when filemap_fault() calls it
+ *
+ * What the application asks for itself is left alone: readahead(2), fadvise and madvise
+ * WILLNEED go through force_page_cache_ra(); FADV_RANDOM and huge-page mappings are passed
+ * on; MADV_RANDOM never gets here.  The callback of ftrace only looks for a tag; the rest runs
+ * in place of the original, in the reader's context.
+ */
+#include <linux/backing-dev.h>
+#include <linux/ftrace.h>
+#include <linux/huge_mm.h>
+#include <linux/nodemask.h>
+#include <linux/sched/signal.h>
+#include <linux/static_call.h>
+
+#include "compat.h"
+#include "pagecache.h"
+
+static unsigned long pcb_fault_start, pcb_fault_end;
+
+static void pcb_no_ra_order(PCB_RA_ORDER_ARGS)
+{
+}
+
+DEFINE_STATIC_CALL(pcb_ra_order, pcb_no_ra_order);
+
+static bool pcb_called_by_fault(unsigned long ip)
+{
+	return ip >= pcb_fault_start && ip < pcb_fault_end;
+}
+
+/* Reads [start, start + nr) in pieces; a piece is submitted before the next is allocated. */
+void pcb_readahead_issue(struct file *file, struct address_space *mapping, pgoff_t start,
+			 unsigned long nr, pgoff_t mark, unsigned int order)
+{
+	pgoff_t end = start + nr;
+
+	while (start < end && !fatal_signal_pending(current)) {
+		loff_t size = i_size_read(mapping->host);
+		unsigned long n = min_t(unsigned long, end - start, PCB_CHUNK_PAGES);
+		struct file_ra_state ra = { .start = start, .ra_pages = file->f_ra.ra_pages };
+		DEFINE_READAHEAD(ractl, file, &ra, mapping, start);
+
+		/* The file may have been truncated since the answer was clamped. */
+		if (!size || start > (size - 1) >> PAGE_SHIFT)
+			return;
+		n = min_t(unsigned long, n, ((size - 1) >> PAGE_SHIFT) - start + 1);
+		ra.size = n;
+		if (mark >= start && mark < start + n)
+			ra.async_size = start + n - mark;
+		pcb_ra_order_call(static_call(pcb_ra_order), &ractl, &ra, order);
+		start += n;
+		cond_resched();
+	}
+}
+
+/* A decision, taken out of the policy's hands: clamped, and safe to carry out without it. */
+struct pcb_plan {
+	pgoff_t start;
+	unsigned long nr;
+	pgoff_t mark;
+	unsigned int order;
+	s32 node;
+};
+
+/* Returns false when the answer makes no sense at all. */
+static bool pcb_plan_from(struct pcb_policy *p, const struct pagecache_ctx *ctx,
+			  const struct pagecache_answer *answer, struct pcb_plan *plan)
+{
+	u64 nr = answer->nr;
+	bool clamped = false;
+
+	*plan = (struct pcb_plan){ .mark = PAGECACHE_NO_MARK, .node = PAGECACHE_NODE_ANY };
+	if (!nr)
+		return true;
+	if (answer->start >= ctx->file_pages)
+		return false;
+	if (nr > ctx->file_pages - answer->start) {
+		nr = ctx->file_pages - answer->start;
+		clamped = true;
+	}
+	if (nr > pcb_mib_to_pages(pcb_max_answer_mib)) {
+		nr = pcb_mib_to_pages(pcb_max_answer_mib);
+		clamped = true;
+	}
+	plan->start = answer->start;
+	plan->nr = nr;
+	if (answer->mark != PAGECACHE_NO_MARK) {
+		if (answer->mark >= plan->start && answer->mark - plan->start < nr)
+			plan->mark = answer->mark;
+		else
+			clamped = true;
+	}
+	if (answer->order != PAGECACHE_ORDER_AUTO) {
+		plan->order = min_t(u32, answer->order, MAX_PAGECACHE_ORDER);
+		clamped |= plan->order != answer->order;
+	}
+	if (answer->node != PAGECACHE_NODE_ANY) {
+		if (pcb_node_known(answer->node))
+			plan->node = answer->node;
+		else
+			clamped = true;
+	}
+	if (clamped)
+		pcb_count(p, clamped_answers, 1);
+	return true;
+}
+
+static void pcb_count_question(struct pcb_policy *p, u32 kind, u32 flags)
+{
+	pcb_count(p, readahead_calls, 1);
+	switch (kind) {
+	case PAGECACHE_KIND_MISS:
+		pcb_count(p, readahead_miss, 1);
+		break;
+	case PAGECACHE_KIND_FAULT:
+	case PAGECACHE_KIND_FAULT_SEQ:
+		pcb_count(p, readahead_fault, 1);
+		break;
+	default:
+		pcb_count(p, readahead_marker, 1);
+	}
+	if (flags & PAGECACHE_F_LATE)
+		pcb_count(p, readahead_late, 1);
+}
+
+static void pcb_invalid_answer(struct pcb_policy *p, const char *what)
+{
+	pcb_count(p, invalid_answers, 1);
+	if (atomic_inc_return(&p->invalid) >= pcb_max_invalid)
+		pcb_policy_end(p, PAGECACHE_EXIT_INVALID, -EINVAL, PAGECACHE_HOOK_READAHEAD,
+			       "too many invalid answers", what);
+}
+
+/*
+ * Asks the policy.  Returns true when it decided; then *plan says what to do, and *out_policy
+ * holds a reference if the plan goes to another node.
+ */
+static bool pcb_ask(struct file *file, struct address_space *mapping, u32 kind, u32 flags,
+		    pgoff_t index, unsigned long nr, struct pcb_plan *plan,
+		    struct pcb_policy **out_policy)
+{
+	struct pagecache_answer answer = {
+		.mark = PAGECACHE_NO_MARK,
+		.node = PAGECACHE_NODE_ANY,
+		.order = PAGECACHE_ORDER_AUTO,
+	};
+	struct pagecache_ops *ops = NULL;
+	struct pcb_policy *p = NULL;
+	struct pcb_call call;
+	struct pcb_tag *tag;
+	bool decided = false;
+	s32 verdict;
+
+	rcu_read_lock();
+	tag = pcb_tag_find(mapping->host);
+	if (tag)
+		p = rcu_dereference(tag->policy);
+	if (p)
+		ops = rcu_dereference(p->ops);
+	if (!ops || !ops->readahead)
+		goto out;
+
+	pcb_call_init(&call, p, tag, PAGECACHE_HOOK_READAHEAD, mapping, file, index, nr);
+	call.ctx.kind = kind;
+	call.ctx.flags |= flags;
+	pcb_count_question(p, kind, flags);
+	verdict = ops->readahead(&call.ctx, &answer);
+	if (verdict == PAGECACHE_OVERRIDE) {
+		decided = pcb_plan_from(p, &call.ctx, &answer, plan);
+		if (!decided)
+			pcb_invalid_answer(p, "readahead: the answer starts behind the file's end");
+	} else if (verdict != PAGECACHE_DEFAULT) {
+		pcb_invalid_answer(p, "readahead: the return value is not a verdict");
+	}
+	if (decided) {
+		pcb_count(p, readahead_override, 1);
+		pcb_count(p, readahead_bytes, (u64)plan->nr << PAGE_SHIFT);
+		if (plan->node != PAGECACHE_NODE_ANY && plan->node != numa_node_id() &&
+		    kref_get_unless_zero(&p->ref))
+			*out_policy = p;
+	} else {
+		pcb_count(p, readahead_default, 1);
+	}
+out:
+	rcu_read_unlock();
+	return decided;
+}
+
+static void pcb_carry_out(struct readahead_control *ractl, const struct pcb_plan *plan,
+			  struct pcb_policy *p)
+{
+	struct file *file = ractl->file;
+
+	if (plan->nr) {
+		/* The kernel's own logic goes on from here if the policy stops deciding. */
+		ractl->ra->start = plan->start;
+		ractl->ra->size = plan->nr;
+		ractl->ra->async_size = plan->mark == PAGECACHE_NO_MARK ?
+						0 :
+						plan->start + plan->nr - plan->mark;
+		if (p)
+			pcb_read_on_node(p, file, plan->start, plan->nr, plan->mark, plan->order,
+					 plan->node);
+		else
+			pcb_readahead_issue(file, ractl->mapping, plan->start, plan->nr,
+					    plan->mark, plan->order);
+	}
+	if (p)
+		pcb_policy_put(p);
+}
+
+static noinline void pcb_sync_ra(struct readahead_control *ractl, unsigned long req_count)
+{
+	bool fault = pcb_called_by_fault((unsigned long)__builtin_return_address(0));
+	struct pcb_policy *p = NULL;
+	struct pcb_plan plan;
+
+	if (pcb_ask(ractl->file, ractl->mapping,
+		    fault ? PAGECACHE_KIND_FAULT_SEQ : PAGECACHE_KIND_MISS, 0,
+		    readahead_index(ractl), req_count, &plan, &p))
+		pcb_carry_out(ractl, &plan, p);
+	else
+		page_cache_sync_ra(ractl, req_count);
+	percpu_ref_put(&pcb_active);
+}
+
+static noinline void pcb_async_ra(struct readahead_control *ractl, struct folio *folio,
+				  unsigned long req_count)
+{
+	bool fault = pcb_called_by_fault((unsigned long)__builtin_return_address(0));
+	u32 flags = folio_test_uptodate(folio) ? 0 : PAGECACHE_F_LATE;
+	struct pcb_policy *p = NULL;
+	struct pcb_plan plan;
+
+	/* PG_readahead and PG_reclaim are one bit: only the former on a folio that is clean. */
+	if (!folio_test_writeback(folio) &&
+	    pcb_ask(ractl->file, ractl->mapping,
+		    fault ? PAGECACHE_KIND_FAULT_MARKER : PAGECACHE_KIND_MARKER, flags,
+		    readahead_index(ractl), req_count, &plan, &p)) {
+		folio_clear_readahead(folio);
+		pcb_carry_out(ractl, &plan, p);
+	} else {
+		page_cache_async_ra(ractl, folio, req_count);
+	}
+	percpu_ref_put(&pcb_active);
+}
+
+/* do_sync_mmap_readahead() has moved the index to the start of its window around the fault. */
+static pgoff_t pcb_fault_index(const struct file_ra_state *ra)
+{
+	return ra->start ? ra->start + ra->ra_pages / 2 : 0;
+}
+
+static noinline void pcb_ra_order_fault(PCB_RA_ORDER_ARGS)
+{
+	struct file *file = ractl->file;
+	struct pcb_policy *p = NULL;
+	struct pcb_plan plan;
+	bool decided = false;
+
+	/* A mapping with MADV_HUGEPAGE asks for two huge folios: the application's own wish. */
+	if (ra->size <= ra->ra_pages)
+		decided = pcb_ask(file, ractl->mapping, PAGECACHE_KIND_FAULT, 0,
+				  pcb_fault_index(ra), 1, &plan, &p);
+	if (decided)
+		pcb_carry_out(ractl, &plan, p);
+	else
+		pcb_ra_order_again(static_call(pcb_ra_order), ractl, ra, order);
+	percpu_ref_put(&pcb_active);
+}
+
+static __always_inline bool pcb_governed(struct readahead_control *ractl)
+{
+	struct file *file = ractl->file;
+	bool governed;
+
+	if (!file || (file->f_mode & FMODE_RANDOM) || !ractl->ra->ra_pages)
+		return false;
+	rcu_read_lock();
+	governed = pcb_tag_find(ractl->mapping->host);
+	rcu_read_unlock();
+	return governed;
+}
+
+static void notrace pcb_redirect(unsigned long ip, unsigned long parent_ip, struct ftrace_ops *ops,
+				 struct ftrace_regs *fregs)
+{
+	struct readahead_control *ractl;
+	int bit;
+
+	/* Our own calls of the original. */
+	if (within_module(parent_ip, THIS_MODULE))
+		return;
+	bit = ftrace_test_recursion_trylock(ip, parent_ip);
+	if (bit < 0)
+		return;
+	ractl = (struct readahead_control *)ftrace_regs_get_argument(fregs, 0);
+	if (pcb_governed(ractl) && percpu_ref_tryget_live(&pcb_active))
+		ftrace_regs_set_instruction_pointer(fregs, (unsigned long)ops->private);
+	ftrace_test_recursion_unlock(bit);
+}
+
+static void notrace pcb_redirect_fault(unsigned long ip, unsigned long parent_ip,
+				       struct ftrace_ops *ops, struct ftrace_regs *fregs)
+{
+	if (pcb_called_by_fault(parent_ip))
+		pcb_redirect(ip, parent_ip, ops, fregs);
+}
+
+static struct pcb_redirection {
+	const char *name;
+	unsigned long addr;
+	struct ftrace_ops ops;
+} pcb_redirections[] = {
+	{ "page_cache_sync_ra",
+	  0,
+	  { .func = pcb_redirect, .private = pcb_sync_ra, .flags = FTRACE_OPS_FL_IPMODIFY } },
+	{ "page_cache_async_ra",
+	  0,
+	  { .func = pcb_redirect, .private = pcb_async_ra, .flags = FTRACE_OPS_FL_IPMODIFY } },
+	{ "page_cache_ra_order",
+	  0,
+	  { .func = pcb_redirect_fault,
+	    .private = pcb_ra_order_fault,
+	    .flags = FTRACE_OPS_FL_IPMODIFY } },
+};
+
+int pcb_readahead_resolve(void)
+{
+	int i;
+
+	for (i = 0; i < ARRAY_SIZE(pcb_redirections); i++) {
+		struct pcb_redirection *r = &pcb_redirections[i];
+
+		r->addr = pcb_symbol(r->name);
+		if (!r->addr) {
+			pr_err("hook readahead: this kernel has no %s\n", r->name);
+			return -ENOENT;
+		}
+	}
+	if (!pcb_symbol_range("filemap_fault", &pcb_fault_start, &pcb_fault_end)) {
+		pr_err("hook readahead: this kernel has no filemap_fault\n");
+		return -ENOENT;
+	}
+	static_call_update(pcb_ra_order, (typeof(&pcb_no_ra_order))pcb_redirections[2].addr);
+	return 0;
+}
+
+static void pcb_redirect_off(int count)
+{
+	while (count--) {
+		struct pcb_redirection *r = &pcb_redirections[count];
+
+		unregister_ftrace_function(&r->ops);
+		ftrace_set_filter_ip(&r->ops, r->addr, 1, 0);
+	}
+}
+
+int pcb_readahead_on(const char **failed)
+{
+	int i, err;
+
+	for (i = 0; i < ARRAY_SIZE(pcb_redirections); i++) {
+		struct pcb_redirection *r = &pcb_redirections[i];
+
+		err = ftrace_set_filter_ip(&r->ops, r->addr, 0, 0);
+		if (!err) {
+			err = register_ftrace_function(&r->ops);
+			if (err)
+				ftrace_set_filter_ip(&r->ops, r->addr, 1, 0);
+		}
+		if (err) {
+			*failed = err == -EBUSY ?
+					  "readahead: a function is already redirected (live patch?)" :
+					  "readahead: ftrace refused to redirect a function";
+			pr_err("%s: cannot be redirected (%d)\n", r->name, err);
+			pcb_redirect_off(i);
+			return err;
+		}
+	}
+	return 0;
+}
+
+void pcb_readahead_off(void)
+{
+	pcb_redirect_off(ARRAY_SIZE(pcb_redirections));
+}

@@ -1,0 +1,84 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * hooks_umount.c - lets go of files before an unmount looks for users.
+ *
+ * A prefetch in flight holds its reader's file.  When the reader has closed it and the
+ * file system is unmounted at once, that reference alone would make umount(2) fail with
+ * EBUSY.  security_sb_umount() is the first thing do_umount() calls; what is queued is
+ * cancelled and what is being submitted is waited for (milliseconds) in front of it.
+ * Without this hook everything else works, and an unmount may have to be repeated.
+ */
+#include <linux/ftrace.h>
+#include <linux/mount.h>
+#include <linux/static_call.h>
+
+#include "compat.h"
+#include "pagecache.h"
+
+static int pcb_no_umount(struct vfsmount *mnt, int flags)
+{
+	return 0;
+}
+
+DEFINE_STATIC_CALL(pcb_security_sb_umount, pcb_no_umount);
+
+static unsigned long pcb_umount_addr;
+static bool pcb_umount_watched;
+
+static noinline int pcb_umount(struct vfsmount *mnt, int flags)
+{
+	int ret;
+
+	pcb_prefetch_drain_sb(mnt->mnt_sb);
+	ret = static_call(pcb_security_sb_umount)(mnt, flags);
+	percpu_ref_put(&pcb_active);
+	return ret;
+}
+
+static void notrace pcb_redirect_umount(unsigned long ip, unsigned long parent_ip,
+					struct ftrace_ops *ops, struct ftrace_regs *fregs)
+{
+	if (within_module(parent_ip, THIS_MODULE))
+		return;
+	if (percpu_ref_tryget_live(&pcb_active))
+		ftrace_regs_set_instruction_pointer(fregs, (unsigned long)pcb_umount);
+}
+
+static struct ftrace_ops pcb_umount_ops = {
+	.func = pcb_redirect_umount,
+	.flags = FTRACE_OPS_FL_IPMODIFY | FTRACE_OPS_FL_RECURSION,
+};
+
+void pcb_umount_resolve(void)
+{
+	pcb_umount_addr = pcb_symbol("security_sb_umount");
+	if (pcb_umount_addr)
+		static_call_update(pcb_security_sb_umount,
+				   (typeof(&pcb_no_umount))pcb_umount_addr);
+}
+
+int pcb_umount_on(const char **failed)
+{
+	int err;
+
+	if (!pcb_umount_addr)
+		return 0;
+	err = ftrace_set_filter_ip(&pcb_umount_ops, pcb_umount_addr, 0, 0);
+	if (!err)
+		err = register_ftrace_function(&pcb_umount_ops);
+	pcb_umount_watched = !err;
+	if (!err)
+		return 0;
+	pr_warn("unmount is not watched (%d): it may say EBUSY right after a load\n", err);
+	ftrace_free_filter(&pcb_umount_ops);
+	return 0;
+}
+
+void pcb_umount_off(void)
+{
+	if (!pcb_umount_watched)
+		return;
+	pcb_umount_watched = false;
+	unregister_ftrace_function(&pcb_umount_ops);
+	ftrace_free_filter(&pcb_umount_ops);
+}

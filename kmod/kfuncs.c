@@ -1,0 +1,93 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/* kfuncs.c - what a policy can do. */
+#include <linux/bpf.h>
+#include <linux/btf.h>
+#include <linux/btf_ids.h>
+
+#include "compat.h"
+#include "pagecache.h"
+
+static struct pcb_call *pcb_call_of(struct pagecache_ctx *ctx)
+{
+	return container_of(ctx, struct pcb_call, ctx);
+}
+
+__bpf_kfunc_start_defs();
+
+/*
+ * Read @nr pages from @start into the cache, asynchronously, by a worker of @node
+ * (PAGECACHE_NODE_ANY: the reader's).  @mark_step: a readahead marker on the first page and on
+ * every @mark_step-th after it; 0: none.  The extent is cut to the file and to the bounds of
+ * the module.
+ *
+ * Return: pages accepted; -EINVAL (this hook has no open file, or the extent lies behind its
+ * end), -ENOSPC (the file's queue is full), -EDQUOT (the policy's bound is reached), -ENOMEM.
+ */
+__bpf_kfunc s64 bpf_pagecache_prefetch(struct pagecache_ctx *ctx, u64 start, u64 nr, s32 node,
+				       u32 mark_step)
+{
+	return pcb_prefetch_queue(pcb_call_of(ctx), start, nr, node, mark_step);
+}
+
+/*
+ * Drop the clean, unmapped pages of an extent, asynchronously.
+ *
+ * Return: pages looked at (not: dropped), or an error as above.
+ */
+__bpf_kfunc s64 bpf_pagecache_drop(struct pagecache_ctx *ctx, u64 start, u64 nr)
+{
+	return pcb_drop_queue(pcb_call_of(ctx), start, nr);
+}
+
+/* Forget what is queued for this open file.  Return: pages cancelled, or -EINVAL. */
+__bpf_kfunc s64 bpf_pagecache_cancel(struct pagecache_ctx *ctx)
+{
+	struct pcb_call *call = pcb_call_of(ctx);
+
+	return call->file ? pcb_prefetch_cancel_file(call->file) : -EINVAL;
+}
+
+/*
+ * End this policy: from now on the kernel decides by itself.  @code and @message go to the exit
+ * record.  In init the attachment fails, with @code if that is an errno.
+ */
+__bpf_kfunc void bpf_pagecache_exit(struct pagecache_ctx *ctx, s64 code, const char *message,
+				    u32 message__sz)
+{
+	struct pcb_call *call = pcb_call_of(ctx);
+	char text[PAGECACHE_MESSAGE_LEN];
+
+	strscpy(text, message, min_t(size_t, sizeof(text), message__sz));
+	if (call->hook == PAGECACHE_HOOK_INIT) {
+		struct pagecache_exit_record *record = &call->policy->record;
+
+		record->kind = PAGECACHE_EXIT_POLICY;
+		record->code = code;
+		record->hook = PAGECACHE_HOOK_INIT;
+		strscpy(record->policy, call->policy->name, sizeof(record->policy));
+		strscpy(record->reason, "the policy ended itself in init", sizeof(record->reason));
+		strscpy(record->message, text, sizeof(record->message));
+		return;
+	}
+	pcb_policy_end(call->policy, PAGECACHE_EXIT_POLICY, code, call->hook,
+		       "the policy ended itself", text);
+}
+
+__bpf_kfunc_end_defs();
+
+BTF_KFUNCS_START(pcb_kfunc_ids)
+BTF_ID_FLAGS(func, bpf_pagecache_prefetch, KF_TRUSTED_ARGS)
+BTF_ID_FLAGS(func, bpf_pagecache_drop, KF_TRUSTED_ARGS)
+BTF_ID_FLAGS(func, bpf_pagecache_cancel, KF_TRUSTED_ARGS)
+BTF_ID_FLAGS(func, bpf_pagecache_exit, KF_TRUSTED_ARGS)
+BTF_KFUNCS_END(pcb_kfunc_ids)
+
+static const struct btf_kfunc_id_set pcb_kfunc_set = {
+	.owner = THIS_MODULE,
+	.set = &pcb_kfunc_ids,
+};
+
+int pcb_kfuncs_register(void)
+{
+	return register_btf_kfunc_id_set(BPF_PROG_TYPE_STRUCT_OPS, &pcb_kfunc_set);
+}

@@ -1,0 +1,120 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/* main.c - parameters, start and end of the module. */
+#include <linux/completion.h>
+#include <linux/init.h>
+#include <linux/module.h>
+#include <linux/rcupdate.h>
+
+#include "pagecache.h"
+
+#define PCB_PARAM(name, type, value, text)              \
+	type pcb_##name = value;                        \
+	module_param_named(name, pcb_##name, type, 0444); \
+	MODULE_PARM_DESC(name, text)
+
+typedef unsigned int uint;
+
+PCB_PARAM(max_answer_mib, uint, 64, "MiB one readahead answer may read (default 64)");
+PCB_PARAM(max_extent_mib, uint, 256, "MiB one prefetch request may ask for (default 256)");
+PCB_PARAM(max_inflight_mib, uint, 1024, "MiB a policy may have queued for prefetch (default 1024)");
+PCB_PARAM(workers, uint, 2, "prefetch workers per NUMA node (default 2)");
+PCB_PARAM(max_invalid, uint, 100, "invalid answers that end a policy (default 100)");
+
+struct workqueue_struct *pcb_wq;
+struct percpu_ref pcb_active;
+static DECLARE_COMPLETION(pcb_inactive);
+
+static void pcb_active_release(struct percpu_ref *ref)
+{
+	complete(&pcb_inactive);
+}
+
+/* Wait for every task that runs or sleeps in a function of ours that replaced the kernel's. */
+static void pcb_active_drain(void)
+{
+	percpu_ref_kill(&pcb_active);
+	wait_for_completion(&pcb_inactive);
+	/* They have put their reference, but may not have returned from us yet. */
+	synchronize_rcu_tasks();
+	percpu_ref_exit(&pcb_active);
+}
+
+static int pcb_check_params(void)
+{
+	if (!pcb_max_answer_mib || !pcb_max_extent_mib || !pcb_max_inflight_mib || !pcb_workers ||
+	    !pcb_max_invalid || pcb_workers > 64 || pcb_max_answer_mib > 4096) {
+		pr_err("a parameter is out of range: workers 1-64, max_answer_mib 1-4096, the others at least 1\n");
+		return -EINVAL;
+	}
+	return 0;
+}
+
+static int __init pcb_module_init(void)
+{
+	int err;
+
+	err = pcb_check_params();
+	if (err)
+		return err;
+	err = pcb_symbols_init();
+	err = err ?: pcb_readahead_resolve();
+	err = err ?: pcb_cache_resolve();
+	if (err)
+		return err;
+	pcb_umount_resolve();
+
+	err = percpu_ref_init(&pcb_active, pcb_active_release, 0, GFP_KERNEL);
+	if (err)
+		return err;
+	pcb_wq = alloc_workqueue("pagecache_bpf", WQ_UNBOUND, 0);
+	if (!pcb_wq) {
+		err = -ENOMEM;
+		goto fail_wq;
+	}
+	err = pcb_tags_init();
+	if (err)
+		goto fail_tags;
+	err = pcb_prefetch_start();
+	if (err)
+		goto fail_prefetch;
+	err = pcb_control_init();
+	if (err)
+		goto fail_control;
+	/* Last: from here on policies can be attached, and cannot be taken back. */
+	err = pcb_kfuncs_register();
+	err = err ?: pcb_policy_register();
+	if (err)
+		goto fail_register;
+	return 0;
+
+fail_register:
+	pcb_control_exit();
+fail_control:
+	pcb_prefetch_stop();
+fail_prefetch:
+	pcb_tags_free();
+fail_tags:
+	destroy_workqueue(pcb_wq);
+fail_wq:
+	percpu_ref_exit(&pcb_active);
+	return err;
+}
+
+/* Each attached policy holds the module: none is attached now, and no hook is on. */
+static void __exit pcb_module_exit(void)
+{
+	pcb_control_exit();
+	pcb_active_drain();
+	pcb_prefetch_stop();
+	destroy_workqueue(pcb_wq);
+	rcu_barrier();
+	pcb_tags_free();
+}
+
+module_init(pcb_module_init);
+module_exit(pcb_module_exit);
+
+MODULE_LICENSE("GPL");
+MODULE_AUTHOR("the pagecache-bpf authors");
+MODULE_DESCRIPTION("Programmable page cache: struct_ops policies for tagged files");
+MODULE_VERSION("0.1.0");

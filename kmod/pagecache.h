@@ -1,0 +1,189 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/* pagecache.h - what the files of the module know of each other. */
+#ifndef PAGECACHE_H
+#define PAGECACHE_H
+
+#undef pr_fmt /* printk.h may have come first */
+#define pr_fmt(fmt) KBUILD_MODNAME ": " fmt
+
+#include <linux/atomic.h>
+#include <linux/fs.h>
+#include <linux/kref.h>
+#include <linux/list.h>
+#include <linux/mutex.h>
+#include <linux/pagemap.h>
+#include <linux/percpu-refcount.h>
+#include <linux/rcupdate.h>
+#include <linux/workqueue.h>
+
+#include "pagecache_ops.h"
+
+/* Bounds that no policy can exceed; parameters of the module. */
+extern unsigned int pcb_max_answer_mib;
+extern unsigned int pcb_max_extent_mib;
+extern unsigned int pcb_max_inflight_mib;
+extern unsigned int pcb_workers;
+extern unsigned int pcb_max_invalid;
+
+static inline unsigned long pcb_mib_to_pages(unsigned int mib)
+{
+	return (unsigned long)mib << (20 - PAGE_SHIFT);
+}
+
+/* One submission to the file system: what force_page_cache_ra() uses, too. */
+#define PCB_CHUNK_PAGES ((2UL << 20) >> PAGE_SHIFT)
+
+/*
+ * A policy lives from its attachment until its link is released.  @ops is what hooks
+ * call; it turns NULL as soon as the policy has ended, whatever the reason, and is
+ * read under RCU.  The memory outlives that for work in flight (kref).
+ */
+struct pcb_policy {
+	struct list_head list; /* pcb_policies, under pcb_mutex */
+	struct kref ref;
+	struct rcu_head rcu;
+	struct pagecache_ops __rcu *ops;
+	struct pagecache_ops *kdata; /* valid until unreg */
+	u64 __percpu *counters;
+	u64 seq;
+	u64 attached_ns;
+	u32 hooks; /* bit per enum pagecache_hook */
+	atomic_t tags;
+	atomic_t invalid;
+	atomic64_t governed; /* pages in the cache */
+	atomic64_t inflight; /* pages queued for prefetch */
+	unsigned long ended; /* bit 0: the record is being or has been written */
+	struct pagecache_exit_record record;
+	struct work_struct end_work;
+	char name[PAGECACHE_NAME_LEN];
+};
+
+struct pcb_model {
+	struct list_head list;
+	unsigned int refs;
+	u32 id;
+	char name[PAGECACHE_MODEL_LEN];
+};
+
+/*
+ * A tag names a file by (device, inode, generation) and holds no reference to it: the
+ * file can be deleted, the file system unmounted.  Found under RCU from an inode.
+ */
+struct pcb_tag {
+	struct hlist_node hash;
+	struct list_head list; /* pcb_tags, by seq, under pcb_mutex */
+	struct rcu_head rcu;
+	struct pcb_policy __rcu *policy; /* NULL: its policy is not attached */
+	struct pcb_model *model;
+	u64 seq;
+	u64 ino;
+	dev_t dev;
+	u32 generation;
+	u64 access_end; /* end of the last range told to the access hook */
+	atomic64_t resident;
+	char policy_name[PAGECACHE_NAME_LEN];
+	char path[];
+};
+
+/*
+ * One call of a hook.  The policy sees @ctx only; kfuncs find the rest from it, so that
+ * a policy cannot name a file other than the one it is asked about.
+ */
+struct pcb_call {
+	struct pagecache_ctx ctx;
+	struct file *file; /* NULL where the hook has none */
+	struct pcb_policy *policy;
+	enum pagecache_hook hook;
+};
+
+extern struct mutex pcb_mutex; /* policies, tags, models, exit records */
+extern struct list_head pcb_policies;
+extern struct workqueue_struct *pcb_wq; /* ends of policies */
+
+/* policy.c */
+int pcb_policy_register(void);
+void pcb_policy_put(struct pcb_policy *p);
+struct pcb_policy *pcb_policy_find(const char *name);
+void pcb_policy_end(struct pcb_policy *p, enum pagecache_exit_kind kind, s64 code,
+		    enum pagecache_hook hook, const char *reason, const char *message);
+void pcb_policy_counters(struct pcb_policy *p, u64 *out);
+
+static inline void pcb_count_add(struct pcb_policy *p, enum pagecache_counter c, u64 n)
+{
+	this_cpu_add(p->counters[c], n);
+}
+
+#define pcb_count(p, name, n) pcb_count_add(p, PAGECACHE_COUNTER_##name, n)
+
+/* exits.c */
+void pcb_exit_push(struct pagecache_exit_record *record);
+int pcb_exit_next(struct pagecache_exit_record *record);
+
+/* kfuncs.c */
+int pcb_kfuncs_register(void);
+
+/* tags.c */
+int pcb_tags_init(void);
+void pcb_tags_free(void);
+struct pcb_tag *pcb_tag_find(const struct inode *inode); /* under RCU */
+int pcb_tag_add(struct file *file, const struct pagecache_tag_request *req);
+int pcb_tag_del(struct file *file, const struct pagecache_untag_request *req);
+int pcb_tag_next(struct pagecache_tag_record *rec);
+u32 pcb_tag_count(void);
+void pcb_tags_bind(struct pcb_policy *p);
+void pcb_tags_unbind(struct pcb_policy *p);
+
+/* call.c */
+void pcb_call_init(struct pcb_call *call, struct pcb_policy *p, const struct pcb_tag *tag,
+		   enum pagecache_hook hook, struct address_space *mapping, struct file *file,
+		   pgoff_t index, unsigned long nr);
+
+/* symbols.c: kernel functions that are not exported */
+int pcb_symbols_init(void);
+unsigned long pcb_symbol(const char *name); /* 0: not there */
+bool pcb_symbol_range(const char *name, unsigned long *start, unsigned long *end);
+
+/* hooks.c: on while at least one policy is attached */
+int pcb_hooks_get(u32 wanted, const char **failed);
+void pcb_hooks_put(u32 wanted);
+u32 pcb_hooks_available(void);
+
+/* hooks_readahead.c, hooks_access.c, hooks_cache.c, hooks_umount.c */
+int pcb_readahead_resolve(void);
+int pcb_readahead_on(const char **failed);
+void pcb_readahead_off(void);
+void pcb_readahead_issue(struct file *file, struct address_space *mapping, pgoff_t start,
+			 unsigned long nr, pgoff_t mark, unsigned int order);
+int pcb_access_on(const char **failed);
+void pcb_access_off(void);
+int pcb_cache_resolve(void);
+int pcb_cache_on(const char **failed);
+void pcb_cache_off(void);
+void pcb_umount_resolve(void);
+int pcb_umount_on(const char **failed);
+void pcb_umount_off(void);
+
+/*
+ * A task whose instruction pointer was moved into the module may sleep there.  The
+ * reference is taken before the move, and dropped as the last act of our function;
+ * unloading waits for all of them (main.c).
+ */
+extern struct percpu_ref pcb_active;
+
+/* prefetch.c */
+int pcb_prefetch_start(void);
+void pcb_prefetch_stop(void);
+s64 pcb_prefetch_queue(struct pcb_call *call, pgoff_t start, u64 nr, s32 node, u32 mark_step);
+s64 pcb_drop_queue(struct pcb_call *call, pgoff_t start, u64 nr);
+s64 pcb_prefetch_cancel_file(struct file *file);
+void pcb_prefetch_cancel_policy(struct pcb_policy *p);
+void pcb_prefetch_drain_sb(struct super_block *sb);
+bool pcb_node_known(s32 node);
+void pcb_read_on_node(struct pcb_policy *p, struct file *file, pgoff_t start, unsigned long nr,
+		      pgoff_t mark, unsigned int order, s32 node);
+
+/* control.c */
+int pcb_control_init(void);
+void pcb_control_exit(void);
+
+#endif /* PAGECACHE_H */

@@ -1,0 +1,67 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * symbols.c - finds kernel functions that are not exported.
+ *
+ * kallsyms_lookup_name() itself has not been exported since v5.7 (commit 0bd476e6c671); a
+ * kprobe that is registered and removed at once tells its address.  Everything found
+ * is called through static calls, never through pointers: an indirect call would fault
+ * on machines with indirect branch tracking, where functions that nobody takes the
+ * address of have lost their landing pad.
+ */
+#include <linux/kallsyms.h>
+#include <linux/kprobes.h>
+#include <linux/static_call.h>
+
+#include "pagecache.h"
+
+static unsigned long pcb_no_lookup(const char *name)
+{
+	return 0;
+}
+
+static int pcb_no_size(unsigned long addr, unsigned long *size, unsigned long *offset)
+{
+	return 0;
+}
+
+DEFINE_STATIC_CALL(pcb_lookup_name, pcb_no_lookup);
+DEFINE_STATIC_CALL(pcb_lookup_size, pcb_no_size);
+
+int pcb_symbols_init(void)
+{
+	struct kprobe kp = { .symbol_name = "kallsyms_lookup_name" };
+	unsigned long addr;
+	int err;
+
+	err = register_kprobe(&kp);
+	if (err) {
+		pr_err("kallsyms_lookup_name: no kprobe (%d); needs CONFIG_KPROBES\n", err);
+		return err;
+	}
+	/* It may point behind an ENDBR; a direct call may land there. */
+	addr = (unsigned long)kp.addr;
+	unregister_kprobe(&kp);
+	static_call_update(pcb_lookup_name, (typeof(&pcb_no_lookup))addr);
+
+	addr = pcb_symbol("kallsyms_lookup_size_offset");
+	if (!addr)
+		return -ENOENT;
+	static_call_update(pcb_lookup_size, (typeof(&pcb_no_size))addr);
+	return 0;
+}
+
+unsigned long pcb_symbol(const char *name)
+{
+	return static_call(pcb_lookup_name)(name);
+}
+
+bool pcb_symbol_range(const char *name, unsigned long *start, unsigned long *end)
+{
+	unsigned long size, offset;
+
+	*start = pcb_symbol(name);
+	if (!*start || !static_call(pcb_lookup_size)(*start, &size, &offset))
+		return false;
+	*end = *start + size;
+	return true;
+}

@@ -1,0 +1,279 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/* tags.c - which files are governed by which policy. */
+#include <linux/dcache.h>
+#include <linux/hash.h>
+#include <linux/hashtable.h>
+#include <linux/kdev_t.h>
+#include <linux/rculist.h>
+#include <linux/slab.h>
+
+#include "pagecache.h"
+
+#define PCB_TAG_BITS 14
+#define PCB_MAX_TAGS (1U << 20)
+
+static struct hlist_head *pcb_tag_table;
+static LIST_HEAD(pcb_tags);
+static LIST_HEAD(pcb_models);
+static u64 pcb_tag_seq;
+static u32 pcb_tag_total;
+static u32 pcb_model_ids;
+static u64 pcb_tag_changes; /* insertions and removals */
+
+static struct hlist_head *pcb_bucket(dev_t dev, u64 ino)
+{
+	return &pcb_tag_table[hash_64(ino ^ ((u64)dev << 40), PCB_TAG_BITS)];
+}
+
+/* The cheap test: for a file that is not tagged, one load and usually no comparison. */
+static struct pcb_tag *pcb_tag_lookup(dev_t dev, u64 ino, u32 generation)
+{
+	struct pcb_tag *tag;
+
+	hlist_for_each_entry_rcu(tag, pcb_bucket(dev, ino), hash,
+				 lockdep_is_held(&pcb_mutex)) {
+		if (tag->ino == ino && tag->dev == dev && tag->generation == generation)
+			return tag;
+	}
+	return NULL;
+}
+
+struct pcb_tag *pcb_tag_find(const struct inode *inode)
+{
+	return pcb_tag_lookup(inode->i_sb->s_dev, inode->i_ino, inode->i_generation);
+}
+
+static struct pcb_model *pcb_model_get(const char *name)
+{
+	struct pcb_model *model;
+
+	list_for_each_entry(model, &pcb_models, list) {
+		if (!strcmp(model->name, name)) {
+			model->refs++;
+			return model;
+		}
+	}
+	model = kzalloc(sizeof(*model), GFP_KERNEL);
+	if (!model)
+		return NULL;
+	strscpy(model->name, name, sizeof(model->name));
+	model->refs = 1;
+	model->id = ++pcb_model_ids;
+	list_add_tail(&model->list, &pcb_models);
+	return model;
+}
+
+static void pcb_model_put(struct pcb_model *model)
+{
+	if (--model->refs)
+		return;
+	list_del(&model->list);
+	/* A hook may still be reading the id through its tag. */
+	synchronize_rcu();
+	kfree(model);
+}
+
+static void pcb_tag_bind(struct pcb_tag *tag, struct pcb_policy *p)
+{
+	atomic_inc(&p->tags);
+	rcu_assign_pointer(tag->policy, p);
+	atomic64_add(atomic64_read(&tag->resident), &p->governed);
+}
+
+static void pcb_tag_unbind(struct pcb_tag *tag)
+{
+	struct pcb_policy *p = rcu_dereference_protected(tag->policy,
+							 lockdep_is_held(&pcb_mutex));
+
+	if (!p)
+		return;
+	rcu_assign_pointer(tag->policy, NULL);
+	atomic64_sub(atomic64_read(&tag->resident), &p->governed);
+	atomic_dec(&p->tags);
+}
+
+/* A policy was attached: the tags that name it become active.  Under pcb_mutex. */
+void pcb_tags_bind(struct pcb_policy *p)
+{
+	struct pcb_tag *tag;
+
+	list_for_each_entry(tag, &pcb_tags, list) {
+		if (!strcmp(tag->policy_name, p->name))
+			pcb_tag_bind(tag, p);
+	}
+}
+
+/* A policy has ended; its tags stay, inactive.  Under pcb_mutex. */
+void pcb_tags_unbind(struct pcb_policy *p)
+{
+	struct pcb_tag *tag;
+
+	list_for_each_entry(tag, &pcb_tags, list) {
+		if (rcu_access_pointer(tag->policy) == p)
+			pcb_tag_unbind(tag);
+	}
+}
+
+static void pcb_tag_remove(struct pcb_tag *tag)
+{
+	struct pcb_model *model = tag->model;
+
+	pcb_tag_unbind(tag);
+	hlist_del_rcu(&tag->hash);
+	list_del(&tag->list);
+	pcb_tag_total--;
+	pcb_tag_changes++;
+	kfree_rcu(tag, rcu);
+	pcb_model_put(model);
+}
+
+/* overlayfs: the pages live in the inode underneath. */
+static struct inode *pcb_backing_inode(struct file *file)
+{
+	return d_real_inode(file->f_path.dentry);
+}
+
+static int pcb_tag_insert(struct inode *inode, const struct pagecache_tag_request *req)
+{
+	struct pcb_policy *p = pcb_policy_find(req->policy);
+	struct pcb_tag *tag, *old;
+	size_t len = strnlen(req->path, sizeof(req->path) - 1);
+
+	if (!p)
+		return -ESRCH;
+	old = pcb_tag_find(inode);
+	if (old && !(req->flags & PAGECACHE_TAG_REPLACE))
+		return -EEXIST;
+	if (pcb_tag_total >= PCB_MAX_TAGS)
+		return -ENOSPC;
+
+	tag = kzalloc(struct_size(tag, path, len + 1), GFP_KERNEL);
+	if (!tag)
+		return -ENOMEM;
+	tag->model = pcb_model_get(req->model);
+	if (!tag->model) {
+		kfree(tag);
+		return -ENOMEM;
+	}
+	if (old)
+		pcb_tag_remove(old);
+	tag->dev = inode->i_sb->s_dev;
+	tag->ino = inode->i_ino;
+	tag->generation = inode->i_generation;
+	tag->seq = ++pcb_tag_seq;
+	atomic64_set(&tag->resident, inode->i_mapping->nrpages);
+	strscpy(tag->policy_name, req->policy, sizeof(tag->policy_name));
+	memcpy(tag->path, req->path, len);
+	pcb_tag_bind(tag, p);
+	hlist_add_head_rcu(&tag->hash, pcb_bucket(tag->dev, tag->ino));
+	list_add_tail(&tag->list, &pcb_tags);
+	pcb_tag_total++;
+	pcb_tag_changes++;
+	return 0;
+}
+
+/*
+ * Returns 0, -ESRCH (no such policy attached), -EEXIST (already tagged), -EINVAL (not a
+ * regular file, or one without pages), -EBADF (not open for reading), -ENOSPC, -ENOMEM.
+ */
+int pcb_tag_add(struct file *file, const struct pagecache_tag_request *req)
+{
+	struct inode *inode = pcb_backing_inode(file);
+	int err;
+
+	if (!(file->f_mode & FMODE_READ))
+		return -EBADF;
+	if (!S_ISREG(inode->i_mode) || IS_DAX(inode))
+		return -EINVAL;
+	if (!inode->i_mapping->a_ops->read_folio && !inode->i_mapping->a_ops->readahead)
+		return -EINVAL;
+	if (req->flags & ~PAGECACHE_TAG_REPLACE || !req->model[0] || !req->policy[0])
+		return -EINVAL;
+
+	mutex_lock(&pcb_mutex);
+	err = pcb_tag_insert(inode, req);
+	mutex_unlock(&pcb_mutex);
+	return err;
+}
+
+int pcb_tag_del(struct file *file, const struct pagecache_untag_request *req)
+{
+	struct pcb_tag *tag;
+
+	mutex_lock(&pcb_mutex);
+	if (file)
+		tag = pcb_tag_find(pcb_backing_inode(file));
+	else
+		tag = pcb_tag_lookup(MKDEV(req->dev_major, req->dev_minor), req->ino,
+				     req->generation);
+	if (tag)
+		pcb_tag_remove(tag);
+	mutex_unlock(&pcb_mutex);
+	return tag ? 0 : -ENOENT;
+}
+
+/*
+ * Fills in the first tag behind rec->seq.  Under pcb_mutex.  A list of n tags is read with
+ * n calls, so the search starts where the last call stopped.
+ */
+int pcb_tag_next(struct pagecache_tag_record *rec)
+{
+	static struct pcb_tag *hint; /* valid while the list has not changed since */
+	static u64 hint_changes;
+	struct pcb_tag *tag = NULL, *it;
+
+	if (hint && hint_changes == pcb_tag_changes && hint->seq == rec->seq) {
+		if (!list_is_last(&hint->list, &pcb_tags))
+			tag = list_next_entry(hint, list);
+	} else {
+		list_for_each_entry(it, &pcb_tags, list) {
+			if (it->seq > rec->seq) {
+				tag = it;
+				break;
+			}
+		}
+	}
+	hint = tag;
+	hint_changes = pcb_tag_changes;
+	if (!tag)
+		return -ENOENT;
+
+	*rec = (struct pagecache_tag_record){
+		.seq = tag->seq,
+		.ino = tag->ino,
+		.resident_pages = max_t(s64, atomic64_read(&tag->resident), 0),
+		.dev_major = MAJOR(tag->dev),
+		.dev_minor = MINOR(tag->dev),
+		.generation = tag->generation,
+		.model_id = tag->model->id,
+		.active = !!rcu_access_pointer(tag->policy),
+	};
+	strscpy(rec->policy, tag->policy_name, sizeof(rec->policy));
+	strscpy(rec->model, tag->model->name, sizeof(rec->model));
+	strscpy(rec->path, tag->path, sizeof(rec->path));
+	return 0;
+}
+
+u32 pcb_tag_count(void)
+{
+	return READ_ONCE(pcb_tag_total);
+}
+
+int pcb_tags_init(void)
+{
+	pcb_tag_table = kvcalloc(1UL << PCB_TAG_BITS, sizeof(*pcb_tag_table), GFP_KERNEL);
+	return pcb_tag_table ? 0 : -ENOMEM;
+}
+
+/* The module is going: no policy is attached and no hook runs. */
+void pcb_tags_free(void)
+{
+	struct pcb_tag *tag, *next;
+	struct pcb_model *model, *next_model;
+
+	list_for_each_entry_safe(tag, next, &pcb_tags, list)
+		kfree(tag);
+	list_for_each_entry_safe(model, next_model, &pcb_models, list)
+		kfree(model);
+	kvfree(pcb_tag_table);
+}
