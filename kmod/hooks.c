@@ -1,24 +1,40 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
  * hooks.c - hooks are on while somebody needs them: a module without a policy costs nothing.
- * Everything here is called under pcb_mutex.
+ * get and put are called under pcb_mutex.
  */
 #include "pagecache.h"
 
-struct pcb_hook_family {
-	const char *name;
-	u32 hooks; /* wanted by these; 0: by every policy */
-	int (*on)(const char **failed);
-	void (*off)(void);
-	unsigned int users;
+static struct pcb_hook_family *const pcb_families[] = {
+	&pcb_readahead_hooks,
+	&pcb_access_hooks,
+	&pcb_cache_hooks,
+	&pcb_umount_hooks,
 };
 
-static struct pcb_hook_family pcb_families[] = {
-	{ "readahead", BIT(PAGECACHE_HOOK_READAHEAD), pcb_readahead_on, pcb_readahead_off },
-	{ "access", BIT(PAGECACHE_HOOK_ACCESS), pcb_access_on, pcb_access_off },
-	{ "added and removed", 0, pcb_cache_on, pcb_cache_off },
-	{ "umount", 0, pcb_umount_on, pcb_umount_off },
-};
+int pcb_hooks_prepare(void)
+{
+	int i, err;
+
+	for (i = 0; i < ARRAY_SIZE(pcb_families); i++) {
+		err = pcb_families[i]->prepare();
+		if (err) {
+			pr_err("hook %s: not on this kernel (%d)\n", pcb_families[i]->name, err);
+			while (i--)
+				pcb_families[i]->release();
+			return err;
+		}
+	}
+	return 0;
+}
+
+void pcb_hooks_release(void)
+{
+	int i;
+
+	for (i = 0; i < ARRAY_SIZE(pcb_families); i++)
+		pcb_families[i]->release();
+}
 
 static bool pcb_family_wanted(const struct pcb_hook_family *family, u32 wanted)
 {
@@ -30,7 +46,7 @@ static void pcb_families_put(u32 wanted, int count)
 	struct pcb_hook_family *family;
 
 	while (count--) {
-		family = &pcb_families[count];
+		family = pcb_families[count];
 		if (pcb_family_wanted(family, wanted) && !--family->users)
 			family->off();
 	}
@@ -43,7 +59,7 @@ int pcb_hooks_get(u32 wanted, const char **failed)
 	int i, err;
 
 	for (i = 0; i < ARRAY_SIZE(pcb_families); i++) {
-		family = &pcb_families[i];
+		family = pcb_families[i];
 		if (!pcb_family_wanted(family, wanted))
 			continue;
 		err = family->users ? 0 : family->on(failed);

@@ -100,46 +100,41 @@ static void notrace pcb_watch_fault(unsigned long ip, unsigned long parent_ip,
 	ftrace_test_recursion_unlock(bit);
 }
 
-static struct pcb_watch {
-	const char *name;
-	struct ftrace_ops ops;
-} pcb_watches[] = {
-	{ "filemap_read", { .func = pcb_watch_read } },
-	{ "filemap_map_pages", { .func = pcb_watch_map } },
-	{ "filemap_fault", { .func = pcb_watch_fault } },
+static struct pcb_ftrace pcb_watches[] = {
+	{ .name = "filemap_read", .ops = { .func = pcb_watch_read } },
+	{ .name = "filemap_map_pages", .ops = { .func = pcb_watch_map } },
+	{ .name = "filemap_fault", .ops = { .func = pcb_watch_fault } },
 };
 
-static void pcb_watch_off(int count)
+static int pcb_access_prepare(void)
 {
-	while (count--) {
-		unregister_ftrace_function(&pcb_watches[count].ops);
-		ftrace_free_filter(&pcb_watches[count].ops);
-	}
+	return pcb_ftrace_prepare(pcb_watches, ARRAY_SIZE(pcb_watches));
 }
 
-int pcb_access_on(const char **failed)
+static int pcb_access_on(const char **failed)
 {
-	int i, err;
+	int err = pcb_ftrace_on(pcb_watches, ARRAY_SIZE(pcb_watches));
 
-	for (i = 0; i < ARRAY_SIZE(pcb_watches); i++) {
-		struct pcb_watch *w = &pcb_watches[i];
-		unsigned long addr = pcb_symbol(w->name);
-
-		err = addr ? ftrace_set_filter_ip(&w->ops, addr, 0, 0) : -ENOENT;
-		if (!err)
-			err = register_ftrace_function(&w->ops);
-		if (err) {
-			*failed = "access: ftrace cannot watch the read and fault paths";
-			pr_err("%s: cannot be watched (%d)\n", w->name, err);
-			ftrace_free_filter(&w->ops);
-			pcb_watch_off(i);
-			return err;
-		}
-	}
-	return 0;
+	if (err)
+		*failed = "access: ftrace refuses to watch the read and fault paths";
+	return err;
 }
 
-void pcb_access_off(void)
+static void pcb_access_off(void)
 {
-	pcb_watch_off(ARRAY_SIZE(pcb_watches));
+	pcb_ftrace_off(pcb_watches, ARRAY_SIZE(pcb_watches));
 }
+
+static void pcb_access_release(void)
+{
+	pcb_ftrace_release(pcb_watches, ARRAY_SIZE(pcb_watches));
+}
+
+struct pcb_hook_family pcb_access_hooks = {
+	.name = "access",
+	.hooks = BIT(PAGECACHE_HOOK_ACCESS),
+	.prepare = pcb_access_prepare,
+	.on = pcb_access_on,
+	.off = pcb_access_off,
+	.release = pcb_access_release,
+};

@@ -67,16 +67,13 @@ static void pcb_match_tracepoint(struct tracepoint *tp, void *data)
 		pcb_tp_removed = tp;
 }
 
-int pcb_cache_resolve(void)
+static int pcb_cache_prepare(void)
 {
 	for_each_kernel_tracepoint(pcb_match_tracepoint, NULL);
-	if (pcb_tp_added && pcb_tp_removed)
-		return 0;
-	pr_err("hooks added and removed: this kernel lacks the mm_filemap tracepoints\n");
-	return -ENOENT;
+	return pcb_tp_added && pcb_tp_removed ? 0 : -ENOENT;
 }
 
-int pcb_cache_on(const char **failed)
+static int pcb_cache_on(const char **failed)
 {
 	int err;
 
@@ -87,13 +84,25 @@ int pcb_cache_on(const char **failed)
 			tracepoint_probe_unregister(pcb_tp_added, pcb_on_added, NULL);
 	}
 	if (err)
-		*failed = "added and removed: the tracepoints refused a probe";
+		*failed = "added and removed: the tracepoints refuse a probe";
 	return err;
 }
 
-void pcb_cache_off(void)
+static void pcb_cache_off(void)
 {
 	tracepoint_probe_unregister(pcb_tp_removed, pcb_on_removed, NULL);
 	tracepoint_probe_unregister(pcb_tp_added, pcb_on_added, NULL);
 	tracepoint_synchronize_unregister();
 }
+
+static void pcb_cache_release(void)
+{
+}
+
+struct pcb_hook_family pcb_cache_hooks = {
+	.name = "added and removed",
+	.prepare = pcb_cache_prepare,
+	.on = pcb_cache_on,
+	.off = pcb_cache_off,
+	.release = pcb_cache_release,
+};

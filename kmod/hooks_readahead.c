@@ -315,81 +315,57 @@ static void notrace pcb_redirect_fault(unsigned long ip, unsigned long parent_ip
 		pcb_redirect(ip, parent_ip, ops, fregs);
 }
 
-static struct pcb_redirection {
-	const char *name;
-	unsigned long addr;
-	struct ftrace_ops ops;
-} pcb_redirections[] = {
-	{ "page_cache_sync_ra",
-	  0,
-	  { .func = pcb_redirect, .private = pcb_sync_ra, .flags = FTRACE_OPS_FL_IPMODIFY } },
-	{ "page_cache_async_ra",
-	  0,
-	  { .func = pcb_redirect, .private = pcb_async_ra, .flags = FTRACE_OPS_FL_IPMODIFY } },
-	{ "page_cache_ra_order",
-	  0,
-	  { .func = pcb_redirect_fault,
-	    .private = pcb_ra_order_fault,
-	    .flags = FTRACE_OPS_FL_IPMODIFY } },
+#define PCB_REDIRECT(function, callback, ours)             \
+	{ .name = function,                                \
+	  .ops = { .func = callback,                       \
+		   .private = ours,                        \
+		   .flags = FTRACE_OPS_FL_IPMODIFY } }
+
+static struct pcb_ftrace pcb_redirections[] = {
+	PCB_REDIRECT("page_cache_ra_order", pcb_redirect_fault, pcb_ra_order_fault),
+	PCB_REDIRECT("page_cache_sync_ra", pcb_redirect, pcb_sync_ra),
+	PCB_REDIRECT("page_cache_async_ra", pcb_redirect, pcb_async_ra),
 };
 
-int pcb_readahead_resolve(void)
+static int pcb_readahead_prepare(void)
 {
-	int i;
+	int err;
 
-	for (i = 0; i < ARRAY_SIZE(pcb_redirections); i++) {
-		struct pcb_redirection *r = &pcb_redirections[i];
-
-		r->addr = pcb_symbol(r->name);
-		if (!r->addr) {
-			pr_err("hook readahead: this kernel has no %s\n", r->name);
-			return -ENOENT;
-		}
-	}
-	if (!pcb_symbol_range("filemap_fault", &pcb_fault_start, &pcb_fault_end)) {
-		pr_err("hook readahead: this kernel has no filemap_fault\n");
+	if (!pcb_symbol_range("filemap_fault", &pcb_fault_start, &pcb_fault_end))
 		return -ENOENT;
-	}
-	static_call_update(pcb_ra_order, (typeof(&pcb_no_ra_order))pcb_redirections[2].addr);
+	err = pcb_ftrace_prepare(pcb_redirections, ARRAY_SIZE(pcb_redirections));
+	if (err)
+		return err;
+	static_call_update(pcb_ra_order, (typeof(&pcb_no_ra_order))pcb_redirections[0].addr);
 	return 0;
 }
 
-static void pcb_redirect_off(int count)
+static int pcb_readahead_on(const char **failed)
 {
-	while (count--) {
-		struct pcb_redirection *r = &pcb_redirections[count];
+	int err = pcb_ftrace_on(pcb_redirections, ARRAY_SIZE(pcb_redirections));
 
-		unregister_ftrace_function(&r->ops);
-		ftrace_set_filter_ip(&r->ops, r->addr, 1, 0);
-	}
+	if (err == -EBUSY)
+		*failed = "readahead: a function is redirected already (by a live patch?)";
+	else if (err)
+		*failed = "readahead: ftrace refuses to redirect the kernel's functions";
+	return err;
 }
 
-int pcb_readahead_on(const char **failed)
+static void pcb_readahead_off(void)
 {
-	int i, err;
-
-	for (i = 0; i < ARRAY_SIZE(pcb_redirections); i++) {
-		struct pcb_redirection *r = &pcb_redirections[i];
-
-		err = ftrace_set_filter_ip(&r->ops, r->addr, 0, 0);
-		if (!err) {
-			err = register_ftrace_function(&r->ops);
-			if (err)
-				ftrace_set_filter_ip(&r->ops, r->addr, 1, 0);
-		}
-		if (err) {
-			*failed = err == -EBUSY ?
-					  "readahead: a function is already redirected (live patch?)" :
-					  "readahead: ftrace refused to redirect a function";
-			pr_err("%s: cannot be redirected (%d)\n", r->name, err);
-			pcb_redirect_off(i);
-			return err;
-		}
-	}
-	return 0;
+	pcb_ftrace_off(pcb_redirections, ARRAY_SIZE(pcb_redirections));
 }
 
-void pcb_readahead_off(void)
+static void pcb_readahead_release(void)
 {
-	pcb_redirect_off(ARRAY_SIZE(pcb_redirections));
+	pcb_ftrace_release(pcb_redirections, ARRAY_SIZE(pcb_redirections));
 }
+
+struct pcb_hook_family pcb_readahead_hooks = {
+	.name = "readahead",
+	.hooks = BIT(PAGECACHE_HOOK_READAHEAD),
+	.prepare = pcb_readahead_prepare,
+	.on = pcb_readahead_on,
+	.off = pcb_readahead_off,
+	.release = pcb_readahead_release,
+};

@@ -22,8 +22,7 @@ static int pcb_no_umount(struct vfsmount *mnt, int flags)
 
 DEFINE_STATIC_CALL(pcb_security_sb_umount, pcb_no_umount);
 
-static unsigned long pcb_umount_addr;
-static bool pcb_umount_watched;
+static bool pcb_umount_found, pcb_umount_watched;
 
 static noinline int pcb_umount(struct vfsmount *mnt, int flags)
 {
@@ -44,41 +43,46 @@ static void notrace pcb_redirect_umount(unsigned long ip, unsigned long parent_i
 		ftrace_regs_set_instruction_pointer(fregs, (unsigned long)pcb_umount);
 }
 
-static struct ftrace_ops pcb_umount_ops = {
-	.func = pcb_redirect_umount,
-	.flags = FTRACE_OPS_FL_IPMODIFY | FTRACE_OPS_FL_RECURSION,
+static struct pcb_ftrace pcb_umount_redirection = {
+	.name = "security_sb_umount",
+	.ops = { .func = pcb_redirect_umount,
+		 .flags = FTRACE_OPS_FL_IPMODIFY | FTRACE_OPS_FL_RECURSION },
 };
 
-void pcb_umount_resolve(void)
+/* Unlike the others, this hook is not worth failing for. */
+static int pcb_umount_prepare(void)
 {
-	pcb_umount_addr = pcb_symbol("security_sb_umount");
-	if (pcb_umount_addr)
+	pcb_umount_found = !pcb_ftrace_prepare(&pcb_umount_redirection, 1);
+	if (pcb_umount_found)
 		static_call_update(pcb_security_sb_umount,
-				   (typeof(&pcb_no_umount))pcb_umount_addr);
-}
-
-int pcb_umount_on(const char **failed)
-{
-	int err;
-
-	if (!pcb_umount_addr)
-		return 0;
-	err = ftrace_set_filter_ip(&pcb_umount_ops, pcb_umount_addr, 0, 0);
-	if (!err)
-		err = register_ftrace_function(&pcb_umount_ops);
-	pcb_umount_watched = !err;
-	if (!err)
-		return 0;
-	pr_warn("unmount is not watched (%d): it may say EBUSY right after a load\n", err);
-	ftrace_free_filter(&pcb_umount_ops);
+				   (typeof(&pcb_no_umount))pcb_umount_redirection.addr);
 	return 0;
 }
 
-void pcb_umount_off(void)
+static int pcb_umount_on(const char **failed)
 {
+	pcb_umount_watched = pcb_umount_found && !pcb_ftrace_on(&pcb_umount_redirection, 1);
 	if (!pcb_umount_watched)
-		return;
-	pcb_umount_watched = false;
-	unregister_ftrace_function(&pcb_umount_ops);
-	ftrace_free_filter(&pcb_umount_ops);
+		pr_warn("unmount is not watched: it may say EBUSY right after a load\n");
+	return 0;
 }
+
+static void pcb_umount_off(void)
+{
+	if (pcb_umount_watched)
+		pcb_ftrace_off(&pcb_umount_redirection, 1);
+}
+
+static void pcb_umount_release(void)
+{
+	if (pcb_umount_found)
+		pcb_ftrace_release(&pcb_umount_redirection, 1);
+}
+
+struct pcb_hook_family pcb_umount_hooks = {
+	.name = "umount",
+	.prepare = pcb_umount_prepare,
+	.on = pcb_umount_on,
+	.off = pcb_umount_off,
+	.release = pcb_umount_release,
+};

@@ -57,15 +57,13 @@ static int __init pcb_module_init(void)
 	if (err)
 		return err;
 	err = pcb_symbols_init();
-	err = err ?: pcb_readahead_resolve();
-	err = err ?: pcb_cache_resolve();
+	err = err ?: pcb_hooks_prepare();
 	if (err)
 		return err;
-	pcb_umount_resolve();
 
 	err = percpu_ref_init(&pcb_active, pcb_active_release, 0, GFP_KERNEL);
 	if (err)
-		return err;
+		goto fail_ref;
 	pcb_wq = alloc_workqueue("pagecache_bpf", WQ_UNBOUND, 0);
 	if (!pcb_wq) {
 		err = -ENOMEM;
@@ -97,6 +95,8 @@ fail_tags:
 	destroy_workqueue(pcb_wq);
 fail_wq:
 	percpu_ref_exit(&pcb_active);
+fail_ref:
+	pcb_hooks_release();
 	return err;
 }
 
@@ -104,6 +104,7 @@ fail_wq:
 static void __exit pcb_module_exit(void)
 {
 	pcb_control_exit();
+	pcb_hooks_release();
 	pcb_active_drain();
 	pcb_prefetch_stop();
 	destroy_workqueue(pcb_wq);

@@ -8,6 +8,7 @@
 
 #include <linux/atomic.h>
 #include <linux/fs.h>
+#include <linux/ftrace.h>
 #include <linux/kref.h>
 #include <linux/list.h>
 #include <linux/mutex.h>
@@ -144,24 +145,45 @@ unsigned long pcb_symbol(const char *name); /* 0: not there */
 bool pcb_symbol_range(const char *name, unsigned long *start, unsigned long *end);
 
 /* hooks.c: on while at least one policy is attached */
+int pcb_hooks_prepare(void);
+void pcb_hooks_release(void);
 int pcb_hooks_get(u32 wanted, const char **failed);
 void pcb_hooks_put(u32 wanted);
 u32 pcb_hooks_available(void);
 
-/* hooks_readahead.c, hooks_access.c, hooks_cache.c, hooks_umount.c */
-int pcb_readahead_resolve(void);
-int pcb_readahead_on(const char **failed);
-void pcb_readahead_off(void);
+/*
+ * A family of hooks that are attached together.  prepare finds what it needs when the module
+ * is loaded; on and off follow the policies; release is the module's end.
+ */
+struct pcb_hook_family {
+	const char *name;
+	u32 hooks; /* wanted by policies with one of these; 0: by every policy */
+	int (*prepare)(void);
+	int (*on)(const char **failed);
+	void (*off)(void);
+	void (*release)(void);
+	unsigned int users;
+};
+
+extern struct pcb_hook_family pcb_readahead_hooks; /* hooks_readahead.c */
+extern struct pcb_hook_family pcb_access_hooks; /* hooks_access.c */
+extern struct pcb_hook_family pcb_cache_hooks; /* hooks_cache.c */
+extern struct pcb_hook_family pcb_umount_hooks; /* hooks_umount.c */
+
+/* ftrace.c: a set of kernel functions that are watched or redirected together */
+struct pcb_ftrace {
+	const char *name;
+	unsigned long addr;
+	struct ftrace_ops ops;
+};
+
+int pcb_ftrace_prepare(struct pcb_ftrace *set, int n);
+int pcb_ftrace_on(struct pcb_ftrace *set, int n);
+void pcb_ftrace_off(struct pcb_ftrace *set, int n);
+void pcb_ftrace_release(struct pcb_ftrace *set, int n);
+
 void pcb_readahead_issue(struct file *file, struct address_space *mapping, pgoff_t start,
 			 unsigned long nr, pgoff_t mark, unsigned int order);
-int pcb_access_on(const char **failed);
-void pcb_access_off(void);
-int pcb_cache_resolve(void);
-int pcb_cache_on(const char **failed);
-void pcb_cache_off(void);
-void pcb_umount_resolve(void);
-int pcb_umount_on(const char **failed);
-void pcb_umount_off(void);
 
 /*
  * A task whose instruction pointer was moved into the module may sleep there.  The

@@ -29,7 +29,14 @@
 
 #include "kernel.bpf.h"
 #include <bpf/bpf_helpers.h>
+
+/*
+ * The verifier checks each access to a context member by member; without this the compiler
+ * may join two neighbours into one load.
+ */
+#pragma clang attribute push(__attribute__((preserve_access_index)), apply_to = record)
 #include "pagecache_ops.h"
+#pragma clang attribute pop
 
 char LICENSE[] SEC("license") = "GPL";
 

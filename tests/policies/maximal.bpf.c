@@ -16,7 +16,30 @@ struct pagecache_ctx last[PAGECACHE_HOOK_NR];
 static __always_inline void note(const struct pagecache_ctx *ctx, u32 hook)
 {
 	__sync_fetch_and_add(&seen[hook], 1);
-	last[hook] = *ctx;
+#define KEEP(field) last[hook].field = ctx->field
+	KEEP(ino);
+	KEEP(file_id);
+	KEEP(index);
+	KEEP(nr);
+	KEEP(file_pages);
+	KEEP(resident_pages);
+	KEEP(governed_pages);
+	KEEP(inflight_pages);
+	KEEP(time_ns);
+	KEEP(cgroup_id);
+	KEEP(dev_major);
+	KEEP(dev_minor);
+	KEEP(generation);
+	KEEP(model);
+	KEEP(kind);
+	KEEP(flags);
+	KEEP(tgid);
+	KEEP(tid);
+	KEEP(node);
+	KEEP(ra_pages);
+	KEEP(io_pages);
+	KEEP(page_shift);
+#undef KEEP
 }
 
 PAGECACHE_INIT(maximal_init)
