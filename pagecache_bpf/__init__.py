@@ -1,0 +1,93 @@
+# SPDX-License-Identifier: Apache-2.0
+"""pagecache-bpf: eBPF policies for the page cache of model weights.
+
+Importing this package costs next to nothing, needs no root and never fails because the kernel
+lacks something: the names below are loaded when they are first used.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pagecache_bpf.device import Device, ExitRecord, PolicyStatus, Tag, status
+    from pagecache_bpf.errors import (
+        PagecacheError,
+        PolicyRejected,
+        PrivilegeError,
+        UnsupportedError,
+        UsageError,
+    )
+    from pagecache_bpf.loader import Attachment, attach, detach, knobs_of, pinned
+    from pagecache_bpf.policies import Knob, PolicyInfo, discover, find, parse_knobs
+
+__all__ = [
+    "Attachment",
+    "Device",
+    "ExitRecord",
+    "Knob",
+    "PagecacheError",
+    "PolicyInfo",
+    "PolicyRejected",
+    "PolicyStatus",
+    "PrivilegeError",
+    "Tag",
+    "UnsupportedError",
+    "UsageError",
+    "__version__",
+    "attach",
+    "detach",
+    "discover",
+    "find",
+    "knobs_of",
+    "parse_knobs",
+    "pinned",
+    "status",
+]
+
+_HOMES = {
+    "device": ("Device", "ExitRecord", "PolicyStatus", "Tag", "status"),
+    "errors": (
+        "PagecacheError",
+        "PolicyRejected",
+        "PrivilegeError",
+        "UnsupportedError",
+        "UsageError",
+    ),
+    "loader": ("Attachment", "attach", "detach", "knobs_of", "pinned"),
+    "policies": ("Knob", "PolicyInfo", "discover", "find", "parse_knobs"),
+}
+_HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
+
+
+def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        value: Any = _version()
+    elif name in _HOME_OF:
+        value = getattr(import_module(f"{__name__}.{_HOME_OF[name]}"), name)
+    else:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
+def _version() -> str:
+    """The version that pyproject.toml gives; it is the only place that has it."""
+    from pathlib import Path
+
+    project = Path(__file__).resolve().parent.parent / "pyproject.toml"
+    if project.is_file():  # run from the source tree
+        for line in project.read_text(encoding="utf-8").splitlines():
+            if line.startswith("version = "):
+                return line.split('"')[1]
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version("pagecache-bpf")
+    except PackageNotFoundError:
+        return "unknown"

@@ -1,0 +1,29 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where the long output of tools and of the kernel is kept, for errors to point at."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+
+RUN_DIR = Path("/run/pagecache-bpf")
+
+
+def write_log(name: str, text: str, log_dir: Path | None = None) -> Path | None:
+    """Write text to a file of that name and return its path, None if nothing can be written.
+
+    log_dir: the directory, made if absent.  Without it, /run/pagecache-bpf for root and a new
+    temporary directory for others.  A log that cannot be written must not hide the error it is
+    about, so this never raises.
+    """
+    try:
+        if log_dir is None and os.geteuid() == 0:
+            log_dir = RUN_DIR
+        directory = log_dir or Path(tempfile.mkdtemp(prefix="pagecache-bpf-"))
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        path = directory / name
+        path.write_text(text, encoding="utf-8")
+    except OSError:
+        return None
+    return path

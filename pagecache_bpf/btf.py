@@ -1,0 +1,355 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A small reader of BTF, the type information of the kernel, its modules and BPF objects.
+
+Made for two jobs: to compare layouts (struct sizes, member offsets) and to find out what a
+policy declares (knobs with their decl tags, hooks).  A kernel has about 150,000 types, so only
+the position of each type is indexed; everything else is decoded when it is asked for.
+
+Every malformed input ends in BtfError, whatever is wrong with it: references are checked when
+they are followed, and chains of references are cut at MAX_DEPTH, so that loops end too.
+"""
+
+from __future__ import annotations
+
+import struct
+from array import array
+from collections.abc import Iterator
+from dataclasses import dataclass
+from enum import IntEnum
+from pathlib import Path
+
+from pagecache_bpf.errors import PagecacheError
+
+MAGIC = 0xEB9F
+MAX_DEPTH = 64
+MAX_FIELDS = 100_000
+POINTER_SIZE = 8  # of the 64-bit kernels and of BPF
+
+_HEADER = struct.Struct("=HBBIIIII")
+_SIGN = 1 << 31
+
+
+class BtfError(PagecacheError):
+    """Type information that cannot be read."""
+
+
+class Kind(IntEnum):
+    """Kinds of types, numbered as in include/uapi/linux/btf.h."""
+
+    VOID = 0
+    INT = 1
+    PTR = 2
+    ARRAY = 3
+    STRUCT = 4
+    UNION = 5
+    ENUM = 6
+    FWD = 7
+    TYPEDEF = 8
+    VOLATILE = 9
+    CONST = 10
+    RESTRICT = 11
+    FUNC = 12
+    FUNC_PROTO = 13
+    VAR = 14
+    DATASEC = 15
+    FLOAT = 16
+    DECL_TAG = 17
+    TYPE_TAG = 18
+    ENUM64 = 19
+
+
+# Words (of 4 bytes) that follow the three of each type: fixed, and for each of its elements.
+_FIXED = (0, 1, 0, 3, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 1, 0, 0)
+_EACH = (0, 0, 0, 0, 3, 3, 2, 0, 0, 0, 0, 0, 0, 2, 0, 3, 0, 0, 0, 3)
+
+_AGGREGATES = (Kind.STRUCT, Kind.UNION)
+_ENUMS = (Kind.ENUM, Kind.ENUM64)
+_SIZED = (Kind.INT, Kind.FLOAT, Kind.DATASEC, *_AGGREGATES, *_ENUMS)
+_ALIASES = (
+    *(Kind.TYPEDEF, Kind.VOLATILE, Kind.CONST, Kind.RESTRICT),
+    *(Kind.TYPE_TAG, Kind.VAR, Kind.DECL_TAG),
+)
+
+
+@dataclass(frozen=True)
+class Member:
+    """A member as written: bit_offset from the start of its struct; bits: 0 unless a bit field."""
+
+    name: str
+    type_id: int
+    bit_offset: int
+    bits: int
+
+
+@dataclass(frozen=True)
+class Field:
+    """A member as laid out, in bytes."""
+
+    name: str
+    offset: int
+    size: int
+    type_id: int
+
+
+@dataclass(frozen=True)
+class Variable:
+    """A variable of a data section.  In an object that is not linked yet offset is 0."""
+
+    name: str
+    type_id: int
+    offset: int
+    size: int
+    var_id: int
+
+
+class Btf:
+    """The types of one object, or of a module (with base: those of the kernel it is for)."""
+
+    def __init__(self, data: bytes, base: Btf | None = None) -> None:
+        self.base = base
+        self.first_id: int = base.end_id if base else 1
+        self._first_string: int = base._end_string if base else 0
+        self._strings, types = _sections(data)
+        self._end_string: int = self._first_string + len(self._strings)
+        self._words = memoryview(types).cast("I")
+        self._starts = _index(self._words)
+        self.end_id: int = self.first_id + len(self._starts)
+        self._tags: dict[int, list[str]] | None = None
+
+    @classmethod
+    def from_file(cls, path: str | Path, base: Btf | None = None) -> Btf:
+        """Read raw BTF, such as /sys/kernel/btf/vmlinux.  Raises BtfError, OSError."""
+        return cls(Path(path).read_bytes(), base)
+
+    # One type.
+
+    def _locate(self, type_id: int) -> tuple[Btf, int]:
+        if self.base and type_id < self.first_id:
+            return self.base._locate(type_id)
+        if not self.first_id <= type_id < self.end_id:
+            raise BtfError("broken BTF", f"there is no type {type_id}")
+        return self, self._starts[type_id - self.first_id]
+
+    def _words_of(self, type_id: int) -> memoryview[int]:
+        owner, start = self._locate(type_id)
+        return owner._words[start:]
+
+    def kind(self, type_id: int) -> Kind:
+        """The kind of a type; type 0 is void."""
+        return Kind(self._words_of(type_id)[1] >> 24 & 31) if type_id else Kind.VOID
+
+    def name(self, type_id: int) -> str:
+        """The name of a type, "" if it has none."""
+        return self._string(self._words_of(type_id)[0]) if type_id else ""
+
+    def target(self, type_id: int) -> int:
+        """What a pointer, typedef, qualifier, variable, function or tag refers to."""
+        return self._words_of(type_id)[2]
+
+    def _string(self, offset: int) -> str:
+        if self.base and offset < self._first_string:
+            return self.base._string(offset)
+        start = offset - self._first_string
+        end = self._strings.find(b"\0", start) if start < len(self._strings) else -1
+        if end < 0:
+            raise BtfError("broken BTF", f"there is no string at {offset}")
+        return self._strings[start:end].decode("utf-8", "replace")
+
+    def _elements(self, type_id: int, kinds: tuple[Kind, ...]) -> Iterator[tuple[int, ...]]:
+        """The words of each element of a type of one of these kinds."""
+        kind = self.kind(type_id)
+        if kind not in kinds:
+            wanted = " or ".join(k.name for k in kinds)
+            raise BtfError("broken BTF", f"type {type_id} is {kind.name}, not {wanted}")
+        words, width = self._words_of(type_id), _EACH[kind]
+        for i in range(words[1] & 0xFFFF):
+            yield tuple(words[3 + i * width : 3 + (i + 1) * width])
+
+    # Searching.
+
+    def find(self, name: str, *kinds: Kind) -> int | None:
+        """The id of the type of that name, of any of these kinds (none given: any kind)."""
+        if self.base and (found := self.base.find(name, *kinds)) is not None:
+            return found
+        wanted = set(self._string_offsets(name.encode()))
+        for type_id in self.ids() if wanted else ():
+            start = self._starts[type_id - self.first_id]
+            if self._words[start] in wanted and (not kinds or self.kind(type_id) in kinds):
+                return type_id
+        return None
+
+    def require(self, name: str, *kinds: Kind) -> int:
+        """Like find, but raises BtfError when there is no such type."""
+        found = self.find(name, *kinds)
+        if found is None:
+            what = " or ".join(kind.name.lower() for kind in kinds) or "type"
+            raise BtfError(f"no {what} {name}", "the type information does not have it")
+        return found
+
+    def _string_offsets(self, name: bytes) -> Iterator[int]:
+        """Everywhere a string may be meant by: linkers let one be the tail of another."""
+        if self.base:
+            yield from self.base._string_offsets(name)
+        at = self._strings.find(name + b"\0")
+        while at >= 0:
+            yield self._first_string + at
+            at = self._strings.find(name + b"\0", at + 1)
+
+    def ids(self, *kinds: Kind) -> Iterator[int]:
+        """Ids of this object's own types (not of its base), of these kinds if any are given."""
+        for type_id in range(self.first_id, self.end_id):
+            if not kinds or self.kind(type_id) in kinds:
+                yield type_id
+
+    # Layout.
+
+    def resolve(self, type_id: int) -> int:
+        """The type behind typedefs, qualifiers and variables."""
+        for _ in range(MAX_DEPTH):
+            if self.kind(type_id) not in _ALIASES:
+                return type_id
+            type_id = self.target(type_id)
+        raise BtfError("broken BTF", f"type {type_id} refers to itself")
+
+    def size(self, type_id: int) -> int:
+        """Bytes that a value of the type takes."""
+        count = 1
+        for _ in range(MAX_DEPTH):
+            type_id = self.resolve(type_id)
+            kind = self.kind(type_id)
+            if kind in _SIZED:
+                return count * self.target(type_id)
+            if kind == Kind.PTR:
+                return count * POINTER_SIZE
+            if kind != Kind.ARRAY:
+                raise BtfError("broken BTF", f"{kind.name} (type {type_id}) has no size")
+            type_id, length = self.array(type_id)
+            count *= length
+        raise BtfError("broken BTF", f"array {type_id} contains itself")
+
+    def array(self, type_id: int) -> tuple[int, int]:
+        """Element type and length of an array."""
+        if self.kind(type_id) != Kind.ARRAY:
+            raise BtfError("broken BTF", f"type {type_id} is not an array")
+        words = self._words_of(type_id)
+        return words[3], words[5]
+
+    def int_signed(self, type_id: int) -> bool:
+        """Whether an integer type is signed."""
+        type_id = self.resolve(type_id)
+        words = self._words_of(type_id)
+        if self.kind(type_id) in _ENUMS:
+            return bool(words[1] & _SIGN)
+        return self.kind(type_id) == Kind.INT and bool(words[3] >> 24 & 1)
+
+    def members(self, type_id: int) -> list[Member]:
+        """Members of a struct or union, as written."""
+        flagged = self._words_of(type_id)[1] & _SIGN
+        return [
+            Member(
+                self._string(name),
+                member_type,
+                position & 0xFFFFFF if flagged else position,
+                position >> 24 if flagged else 0,
+            )
+            for name, member_type, position in self._elements(type_id, _AGGREGATES)
+        ]
+
+    def fields(self, type_id: int) -> list[Field]:
+        """Members of a struct or union in bytes, those of anonymous ones inside it included.
+
+        Bit fields are left out: they have no offset in bytes.
+        """
+        found: list[Field] = []
+        pending = [(0, member) for member in reversed(self.members(type_id))]
+        seen = 0
+        while pending:
+            seen += 1
+            if seen + len(pending) > MAX_FIELDS:
+                raise BtfError("broken BTF", f"type {type_id} contains itself, or far too much")
+            start, member = pending.pop()
+            offset, inner = start + member.bit_offset // 8, self.resolve(member.type_id)
+            if not member.name and self.kind(inner) in _AGGREGATES:
+                pending += [(offset, each) for each in reversed(self.members(inner))]
+            elif not member.bits:
+                found.append(Field(member.name, offset, self.size(inner), member.type_id))
+        return found
+
+    def enum_values(self, type_id: int) -> dict[str, int]:
+        """Names and values of an enum."""
+        signed = self._words_of(type_id)[1] & _SIGN
+        values = {}
+        for name, low, *high in self._elements(type_id, _ENUMS):
+            bits = 64 if high else 32
+            value = low | (high[0] << 32 if high else 0)
+            if signed and value >> (bits - 1):
+                value -= 1 << bits
+            values[self._string(name)] = value
+        return values
+
+    # Variables, tags, functions.
+
+    def variables(self, datasec: str) -> list[Variable]:
+        """The variables of a data section such as ".rodata"; none if there is no such section."""
+        section = self.find(datasec, Kind.DATASEC)
+        if section is None:
+            return []
+        return [
+            Variable(self.name(var_id), self.target(var_id), offset, size, var_id)
+            for var_id, offset, size in self._elements(section, (Kind.DATASEC,))
+        ]
+
+    def tags(self, type_id: int) -> list[str]:
+        """The decl tags on a variable, type or function as a whole (not on its members)."""
+        if self._tags is None:
+            self._tags = {}
+            for tag_id in self.ids(Kind.DECL_TAG):
+                _, _, target, component = self._words_of(tag_id)[:4]
+                if component == 0xFFFFFFFF:
+                    self._tags.setdefault(target, []).append(self.name(tag_id))
+        return self._tags.get(type_id, [])
+
+    def parameters(self, type_id: int) -> list[tuple[str, int]]:
+        """Names and types of the parameters of a function or of its prototype."""
+        if self.kind(type_id) == Kind.FUNC:
+            type_id = self.target(type_id)
+        return [
+            (self._string(name), parameter)
+            for name, parameter in self._elements(type_id, (Kind.FUNC_PROTO,))
+        ]
+
+
+def _sections(data: bytes) -> tuple[bytes, bytes]:
+    """The string and the type section, after checking the header."""
+    if len(data) < _HEADER.size:
+        raise BtfError("broken BTF", f"{len(data)} bytes are too few for a header")
+    magic, version, _, header, type_at, type_len, string_at, string_len = _HEADER.unpack_from(data)
+    if magic == int.from_bytes(MAGIC.to_bytes(2, "big"), "little"):
+        raise BtfError("unreadable BTF", "it is for machines of the other byte order")
+    if magic != MAGIC or version != 1:
+        raise BtfError("broken BTF", f"magic {magic:#x}, version {version} are not BTF's")
+    strings = data[header + string_at : header + string_at + string_len]
+    types = data[header + type_at : header + type_at + type_len]
+    if header < _HEADER.size or len(strings) != string_len or len(types) != type_len:
+        raise BtfError("broken BTF", "it is shorter than its header says")
+    # A split BTF without names of its own may have no strings at all.
+    named = strings == b"" or (strings.startswith(b"\0") and strings.endswith(b"\0"))
+    if type_len % 4 or not named:
+        raise BtfError("broken BTF", "its sections are malformed")
+    return strings, types
+
+
+def _index(words: memoryview[int]) -> array[int]:
+    """Where each type starts, in words."""
+    starts = array("I")
+    at, end = 0, len(words)
+    while at + 3 <= end:
+        info = words[at + 1]
+        kind = info >> 24 & 31
+        if not 0 < kind < len(_EACH):
+            raise BtfError("broken or newer BTF", f"type {len(starts) + 1} has kind {kind}")
+        starts.append(at)
+        at += 3 + _FIXED[kind] + (info & 0xFFFF) * _EACH[kind]
+    if at != end:
+        raise BtfError("broken BTF", "the last type is cut off")
+    return starts

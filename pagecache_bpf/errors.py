@@ -1,0 +1,64 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Errors of pagecache-bpf: each says what failed, why, and what to do about it.
+
+Exit codes of the command line follow from the class: 1 failed, 2 usage, 3 the kernel (or a
+tool) lacks something, 4 not enough privilege.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+
+class PagecacheError(Exception):
+    """Base of every error this package raises on purpose.
+
+    what: what was tried and failed; why: the cause; fix: the next step for the person reading;
+    docs: where to read more (a path below docs/).
+    """
+
+    exit_code = 1
+
+    def __init__(self, what: str, why: str = "", fix: str = "", docs: str = "") -> None:
+        self.what, self.why, self.fix, self.docs = what, why, fix, docs
+        super().__init__(self._text())
+
+    def _text(self) -> str:
+        text = f"{self.what}: {self.why}" if self.why else self.what
+        return f"{text}. {self.fix}" if self.fix else text
+
+
+class UsageError(PagecacheError):
+    """The request itself is wrong: an unknown policy or knob, a bad value, a bad path."""
+
+    exit_code = 2
+
+
+class UnsupportedError(PagecacheError):
+    """This machine lacks something: the module, a kernel feature, libbpf, clang."""
+
+    exit_code = 3
+
+
+class PrivilegeError(PagecacheError):
+    """Root, or a right to the file, is missing."""
+
+    exit_code = 4
+
+
+class PolicyRejected(PagecacheError):
+    """The kernel refused a policy: the verifier, or the attachment.
+
+    log_path names the file with the verifier's whole log, if there is one.
+    """
+
+    def __init__(
+        self,
+        what: str,
+        why: str = "",
+        fix: str = "",
+        docs: str = "",
+        log_path: Path | None = None,
+    ) -> None:
+        super().__init__(what, why, fix, docs)
+        self.log_path = log_path
