@@ -1,0 +1,98 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The one place where kernel files (procfs, sysfs, bpffs, cgroupfs) are read as files.
+
+Everything goes through a KernelFS so that tests can put a directory in the kernel's place
+and so that one debug line says what was asked (`-vv` on the command line shows them).
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Mount:
+    """One line of /proc/self/mountinfo: device number, mount point and file system type."""
+
+    device: int
+    target: str
+    fstype: str
+
+
+@dataclass(frozen=True)
+class KernelFS:
+    """Reads below root, which is "/" except in tests.
+
+    No method raises for a file that is absent or may not be read: None or an empty answer is
+    what a probe can work with, and each caller says what it concludes from that.
+    """
+
+    root: Path = Path("/")
+
+    def path(self, name: str) -> Path:
+        """Return where the kernel file NAME (absolute, as on a live system) is looked for."""
+        return self.root / name.lstrip("/")
+
+    def exists(self, name: str) -> bool:
+        """Tell whether NAME is there (False also when its directory may not be searched)."""
+        found = os.path.exists(self.path(name))
+        _log.debug("exists %s: %s", name, found)
+        return found
+
+    def read(self, name: str) -> str | None:
+        """Return the text of NAME without the final newline, or None when it can't be read."""
+        data = self.read_bytes(name)
+        return None if data is None else data.decode(errors="replace").rstrip("\n")
+
+    def read_bytes(self, name: str) -> bytes | None:
+        """Return the content of NAME, or None when it can't be read."""
+        try:
+            data = self.path(name).read_bytes()
+        except OSError as error:
+            _log.debug("read %s: %s", name, error.strerror)
+            return None
+        _log.debug("read %s: %d bytes", name, len(data))
+        return data
+
+    def entries(self, name: str) -> list[str]:
+        """Return the names in the directory NAME, sorted; none when it can't be listed."""
+        try:
+            names = sorted(os.listdir(self.path(name)))
+        except OSError as error:
+            _log.debug("list %s: %s", name, error.strerror)
+            return []
+        _log.debug("list %s: %d entries", name, len(names))
+        return names
+
+    def mounts(self) -> list[Mount]:
+        """Return the mounts this process sees, in the order they were made."""
+        found = []
+        for line in (self.read("/proc/self/mountinfo") or "").splitlines():
+            # 36 35 98:0 /root /target options [optional fields] - fstype source options
+            head, separator, tail = line.partition(" - ")
+            fields = head.split()
+            if not separator or len(fields) < 5 or not tail:
+                continue
+            major, _, minor = fields[2].partition(":")
+            target = fields[4].encode().decode("unicode_escape")  # octal: a space is \040
+            found.append(Mount(os.makedev(int(major), int(minor)), target, tail.split()[0]))
+        return found
+
+    def fstype(self, device: int) -> str | None:
+        """Return the file system type mounted from DEVICE (st_dev), or None when unknown.
+
+        File systems with several anonymous devices (btrfs subvolumes) may be unknown.
+        """
+        for mount in self.mounts():
+            if mount.device == device:
+                return mount.fstype
+        return None
+
+
+#: The kernel this process runs on.
+LIVE = KernelFS()
