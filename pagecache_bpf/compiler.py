@@ -17,6 +17,12 @@ from pagecache_bpf.errors import PagecacheError, UnsupportedError, UsageError
 
 PACKAGE = Path(__file__).resolve().parent
 SOURCE_TREE = PACKAGE.parent
+OUR_HEADERS = (PACKAGE / "bpf" / "include", SOURCE_TREE / "bpf" / "include")
+LIBBPF_HEADERS = (
+    SOURCE_TREE / "build" / "deps" / "usr" / "include",
+    Path("/usr/include"),
+    Path("/usr/local/include"),
+)
 SECONDS = 120  # a policy takes less than one; this only ends a compiler that hangs
 ERRORS_SHOWN = 3
 
@@ -80,13 +86,10 @@ def include_dirs() -> list[Path]:
 
     Raises UnsupportedError when either is missing.
     """
-    ours = [PACKAGE / "bpf" / "include", SOURCE_TREE / "bpf" / "include"]
-    libbpf = [SOURCE_TREE / "build" / "deps" / "usr" / "include", Path("/usr/include")]
-    libbpf.append(Path("/usr/local/include"))
     dirs = []
     for places, header, what in (
-        (ours, "policy.bpf.h", "pagecache-bpf's"),
-        (libbpf, "bpf/bpf_helpers.h", "libbpf's"),
+        (OUR_HEADERS, "policy.bpf.h", "pagecache-bpf's"),
+        (LIBBPF_HEADERS, "bpf/bpf_helpers.h", "libbpf's"),
     ):
         found = next((place for place in places if (place / header).is_file()), None)
         if found is None:

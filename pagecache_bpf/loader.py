@@ -55,10 +55,14 @@ _Answer = TypeVar("_Answer")
 class Attachment:
     """An attached policy.  A context manager: leaving it detaches the policy, unless pinned."""
 
-    def __init__(self, name: str, link: libbpf.Link, pinned: bool) -> None:
+    def __init__(self, name: str, link: libbpf.Link | None) -> None:
         self.name = name
-        self.pinned = pinned
         self._link = link
+
+    @property
+    def pinned(self) -> bool:
+        """Whether the policy stays attached when this process ends."""
+        return self._link is None
 
     def __enter__(self) -> Attachment:
         return self
@@ -73,7 +77,8 @@ class Attachment:
 
     def close(self) -> None:
         """Let go of the policy; one that is pinned stays attached until detach()."""
-        self._link.close()
+        if self._link:
+            self._link.close()
 
 
 def attach(
@@ -101,10 +106,11 @@ def attach(
     libbpf.library()
     with Device() as device:
         if not pin:
-            return Attachment(info.name, _load_and_attach(info, knobs, device, log_dir), False)
+            return Attachment(info.name, _load_and_attach(info, knobs, device, log_dir))
         with _locked():
             _make_room(info.name, device)
-            return _attach_pinned(info, knobs, device, log_dir)
+            _attach_pinned(info, knobs, device, log_dir)
+            return Attachment(info.name, None)
 
 
 def detach(name: str) -> ExitRecord | None:
@@ -177,16 +183,16 @@ def knobs_of(name: str) -> dict[str, int]:
 
 def _attach_pinned(
     info: PolicyInfo, knobs: Mapping[str, int], device: Device, log_dir: Path | None
-) -> Attachment:
+) -> None:
     directory = PIN_ROOT / info.name
     (directory / "maps").mkdir(parents=True, mode=0o700)
     try:
         link = _load_and_attach(info, knobs, device, log_dir, directory / "maps")
         try:
             link.pin(directory / "link")
-        except BaseException:
+        finally:
+            # From here on only the pin holds it, so that unpinning detaches.
             link.close()
-            raise
     except OSError as error:
         _remove_pins(info.name)
         raise PagecacheError(
@@ -195,7 +201,6 @@ def _attach_pinned(
     except BaseException:
         _remove_pins(info.name)
         raise
-    return Attachment(info.name, link, True)
 
 
 def _load_and_attach(
@@ -308,10 +313,11 @@ def _attach_error(
 
 
 def _already_attached(name: str) -> PagecacheError:
+    fix = f"Detach it first (pagecache-bpf detach {name})"
+    if name not in pinned():
+        fix = "It is not pinned: end the process that holds it"
     return PagecacheError(
-        f"the policy {name} was not attached",
-        "a policy of that name is attached already",
-        f"Detach it first (pagecache-bpf detach {name})",
+        f"the policy {name} was not attached", "a policy of that name is attached already", fix
     )
 
 

@@ -1,0 +1,174 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The ABI in Python is the ABI in C: of the policies' objects and of the built module.
+
+Needs what `make build` builds: without it the comparison is skipped, not passed.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pagecache_bpf import _abi
+from pagecache_bpf.btf import Btf, Kind
+from pagecache_bpf.elf import Elf
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+ABI_OBJECT = ROOT / "build" / "bpf" / "abi.bpf.o"
+MODULES = sorted((ROOT / "build" / "kmod").glob("*/pagecache_bpf.ko"))
+ANY_MODULE = ROOT / "build" / "kmod" / "KERNELRELEASE" / "pagecache_bpf.ko"
+
+STRUCTS = {
+    name: each
+    for name, each in vars(_abi).items()
+    if isinstance(each, type) and issubclass(each, ctypes.Structure)
+}
+ENUMS = {
+    "pagecache_hook": _abi.Hook,
+    "pagecache_verdict": _abi.Verdict,
+    "pagecache_kind": _abi.Kind,
+    "pagecache_exit_kind": _abi.ExitKind,
+}
+
+
+def vmlinux_of(release: str) -> Btf | None:
+    """The types of the kernel that a module was built for."""
+    places = [
+        Path("/lib/modules", release, "build", "vmlinux"),
+        Path(f"/usr/src/linux-headers-{release}", "vmlinux"),
+        Path("/usr/lib/debug/boot", f"vmlinux-{release}"),
+        Path("/usr/lib/debug/lib/modules", release, "vmlinux"),
+    ]
+    for place in places:
+        if place.is_file():
+            with Elf(place) as elf:
+                return elf.btf()
+    if release == os.uname().release:
+        return Btf.from_file("/sys/kernel/btf/vmlinux")
+    return None
+
+
+def load(path: Path) -> Btf:
+    base = vmlinux_of(path.parent.name) if path.suffix == ".ko" else None
+    with Elf(path) as elf:
+        if path.suffix == ".ko" and base is None and elf.section(".BTF.base") is None:
+            pytest.skip(f"the types of kernel {path.parent.name} are not on this machine")
+        return elf.btf(base)
+
+
+def differences(struct: type[ctypes.Structure], btf: Btf, where: str) -> list[str]:
+    """In what a struct differs; each line names both sides and the field."""
+    name = struct.__name__
+    type_id = btf.find(name, Kind.STRUCT)
+    if type_id is None:
+        return [f"{where} has no struct {name}, _abi.py has"]
+    found = []
+    if btf.size(type_id) != ctypes.sizeof(struct):
+        found.append(
+            f"struct {name}: {btf.size(type_id)} bytes in {where}, "
+            f"{ctypes.sizeof(struct)} in _abi.py"
+        )
+    theirs = {field.name: (field.offset, field.size) for field in btf.fields(type_id)}
+    ours = {}
+    for field in struct._fields_:
+        at = getattr(struct, field[0])
+        ours[field[0]] = (at.offset, at.size)
+    for field_name in [*theirs, *(ours.keys() - theirs.keys())]:
+        if theirs.get(field_name) != ours.get(field_name):
+            found.append(
+                f"{name}.{field_name} (offset, size): {theirs.get(field_name)} in {where}, "
+                f"{ours.get(field_name)} in _abi.py"
+            )
+    return found
+
+
+@pytest.fixture(scope="module", params=[ABI_OBJECT, *(MODULES or [ANY_MODULE])])
+def built(request: pytest.FixtureRequest) -> tuple[Btf, str]:
+    path: Path = request.param
+    if not path.exists():
+        pytest.skip(f"{path.relative_to(ROOT)} is not built: run `make build`")
+    return load(path), str(path.relative_to(ROOT))
+
+
+@pytest.mark.parametrize("name", STRUCTS)
+def test_structs_are_laid_out_alike(built: tuple[Btf, str], name: str) -> None:
+    assert differences(STRUCTS[name], *built) == []
+
+
+@pytest.mark.parametrize("name", ENUMS)
+def test_enums_have_the_same_values(built: tuple[Btf, str], name: str) -> None:
+    btf, where = built
+    type_id = btf.find(name, Kind.ENUM)
+    if type_id is None and where.endswith(".ko"):
+        pytest.skip("the module has no variable of that type, so its types do not have it")
+    assert type_id is not None, f"{where} has no enum {name}"
+    theirs = sorted(btf.enum_values(type_id).values())
+    assert theirs == sorted(each.value for each in ENUMS[name]), f"enum {name} in {where}"
+
+
+def test_counters_are_named_alike(built: tuple[Btf, str]) -> None:
+    btf, where = built
+    type_id = btf.find("pagecache_counter", Kind.ENUM)
+    if type_id is None and where.endswith(".ko"):
+        pytest.skip("the module has no variable of that type, so its types do not have it")
+    assert type_id is not None, f"{where} has no enum pagecache_counter"
+    theirs = {
+        value: name.removeprefix("PAGECACHE_COUNTER_")
+        for name, value in btf.enum_values(type_id).items()
+    }
+    ours = {place: counter.name for place, counter in enumerate(_abi.COUNTERS)}
+    assert theirs == {**ours, len(ours): "NR"}, f"enum pagecache_counter in {where}"
+
+
+def test_the_generated_file_is_fresh() -> None:
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "tools" / "gen_abi.py"), "--check"],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+
+
+# The comparison itself: it has to see what it is for.
+
+
+class pagecache_answer(ctypes.Structure):
+    """As in C but for the order of two members and the size of a third."""
+
+    _fields_ = (
+        ("nr", ctypes.c_uint64),
+        ("start", ctypes.c_uint64),
+        ("mark", ctypes.c_uint64),
+        ("node", ctypes.c_int32),
+        ("order", ctypes.c_uint64),
+    )
+
+
+def test_differences_name_both_sides() -> None:
+    if not ABI_OBJECT.exists():
+        pytest.skip("build/bpf/abi.bpf.o is not built: run `make build`")
+    found = differences(pagecache_answer, load(ABI_OBJECT), "abi.bpf.o")
+    assert found == [
+        "struct pagecache_answer: 32 bytes in abi.bpf.o, 40 in _abi.py",
+        "pagecache_answer.start (offset, size): (0, 8) in abi.bpf.o, (8, 8) in _abi.py",
+        "pagecache_answer.nr (offset, size): (8, 8) in abi.bpf.o, (0, 8) in _abi.py",
+        "pagecache_answer.order (offset, size): (28, 4) in abi.bpf.o, (32, 8) in _abi.py",
+    ]
+
+
+def test_ioctl_numbers_carry_the_sizes() -> None:
+    for number, struct in (
+        (_abi.IOC_INFO, _abi.pagecache_info),
+        (_abi.IOC_TAG, _abi.pagecache_tag_request),
+        (_abi.IOC_UNTAG, _abi.pagecache_untag_request),
+        (_abi.IOC_TAGS, _abi.pagecache_tag_record),
+        (_abi.IOC_POLICIES, _abi.pagecache_policy_record),
+        (_abi.IOC_EXITS, _abi.pagecache_exit_record),
+    ):
+        assert number >> 16 & 0x3FFF == ctypes.sizeof(struct), struct.__name__
+        assert number >> 8 & 0xFF == _abi.IOC_MAGIC
