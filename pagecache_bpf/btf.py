@@ -109,7 +109,7 @@ class Btf:
         self.base = base
         self.first_id: int = base.end_id if base else 1
         self._first_string: int = base._end_string if base else 0
-        self._strings, types = _sections(data)
+        self._strings, types = _sections(data, base is not None)
         self._end_string: int = self._first_string + len(self._strings)
         self._words = memoryview(types).cast("I")
         self._starts = _index(self._words)
@@ -319,7 +319,7 @@ class Btf:
         ]
 
 
-def _sections(data: bytes) -> tuple[bytes, bytes]:
+def _sections(data: bytes, split: bool) -> tuple[bytes, bytes]:
     """The string and the type section, after checking the header."""
     if len(data) < _HEADER.size:
         raise BtfError("broken BTF", f"{len(data)} bytes are too few for a header")
@@ -332,9 +332,9 @@ def _sections(data: bytes) -> tuple[bytes, bytes]:
     types = data[header + type_at : header + type_at + type_len]
     if header < _HEADER.size or len(strings) != string_len or len(types) != type_len:
         raise BtfError("broken BTF", "it is shorter than its header says")
-    # A split BTF without names of its own may have no strings at all.
-    named = strings == b"" or (strings.startswith(b"\0") and strings.endswith(b"\0"))
-    if type_len % 4 or not named:
+    # The empty name is string 0 (of the base, where there is one).
+    named = strings[-1:] == b"\0" and (split or strings[0] == 0)
+    if type_len % 4 or not (named or (split and not strings)):
         raise BtfError("broken BTF", "its sections are malformed")
     return strings, types
 

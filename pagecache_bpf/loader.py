@@ -122,9 +122,9 @@ def detach(name: str) -> ExitRecord | None:
     """
     _require_root("detach a policy")
     with _locked():
-        link = PIN_ROOT / name / "link"
         if name not in pinned():
-            if (PIN_ROOT / name).is_dir():
+            # Compared with what is there, never joined to a path: it may be anything.
+            if name in (path.name for path in PIN_ROOT.iterdir()):
                 _remove_pins(name)
             known = ", ".join(pinned())
             raise UsageError(
@@ -133,7 +133,7 @@ def detach(name: str) -> ExitRecord | None:
             )
         with Device() as device:
             since = _last_exit(device)
-            pinned_ns = link.stat().st_ctime_ns
+            pinned_ns = (PIN_ROOT / name / "link").stat().st_ctime_ns
             _remove_pins(name)
 
             def ended() -> ExitRecord | None:

@@ -137,10 +137,10 @@ def encode(*types: tuple[int, int, int, tuple[int, ...]], strings: bytes = b"\0n
 
 def test_split_btf_goes_on_where_its_base_ends() -> None:
     base = Btf(encode(INT))
-    # Its only type is number 2, and string 7 is one behind the first of its own.
-    own = struct.pack("=3I", 7, Kind.TYPEDEF << 24, 1)
-    head = struct.pack("=HBBIIIII", 0xEB9F, 1, 0, 24, 0, 12, 12, 5)
-    split = Btf(head + own + b"\0our\0", base)
+    # Its only type is number 2, and string 6 is the first of its own.
+    own = struct.pack("=3I", 6, Kind.TYPEDEF << 24, 1)
+    head = struct.pack("=HBBIIIII", 0xEB9F, 1, 0, 24, 0, 12, 12, 4)
+    split = Btf(head + own + b"our\0", base)
     assert (split.first_id, split.end_id) == (2, 3)
     assert split.find("our", Kind.TYPEDEF) == 2
     assert split.find("name", Kind.INT) == 1
