@@ -1,0 +1,133 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Direct I/O: the device's own limit, and a way to read a file past the page cache."""
+
+from __future__ import annotations
+
+import errno
+import mmap
+import os
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from pagecache_bpf.errors import PagecacheError, UnsupportedError
+
+_ALIGN = 4096  # what O_DIRECT asks of offsets and lengths on any device we meet
+_HUGE = 2 << 20
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How to read: bytes of one request, requests in flight."""
+
+    block: int
+    depth: int
+
+    def __str__(self) -> str:
+        return f"{self.block >> 10} KiB x {self.depth}"
+
+
+# One sweep: small blocks suffer from the delay, deep queues of large ones from nothing but
+# the bandwidth, as long as the device does not split them.
+SWEEP = tuple(Plan(block, depth) for block in (256 << 10, 1 << 20) for depth in (8, 16, 32))
+
+
+def _open_direct(path: Path) -> int:
+    try:
+        return os.open(path, os.O_RDONLY | os.O_DIRECT | os.O_CLOEXEC)
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
+        raise UnsupportedError(
+            f"cannot read {path} directly",
+            "its file system has no direct I/O",
+            "Put the checkpoint on a file system with a block device below (ext4, xfs).",
+        ) from error
+
+
+def _buffer(size: int) -> mmap.mmap:
+    """Memory for direct reads: faulted in, and of huge pages where the kernel grants them.
+
+    Scattered 4 KiB pages would split large requests at the device's segment limit.
+    """
+    rounded = max(-(-size // _HUGE) * _HUGE, _HUGE)
+    memory = mmap.mmap(-1, rounded, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    if hasattr(mmap, "MADV_HUGEPAGE"):
+        try:
+            memory.madvise(mmap.MADV_HUGEPAGE)
+        except OSError as error:  # a kernel without transparent huge pages
+            if error.errno != errno.EINVAL:
+                raise
+    np.frombuffer(memory, np.uint8)[:: mmap.PAGESIZE] = 0
+    return memory
+
+
+def read_into(files: Sequence[Path], plan: Plan) -> Callable[[], list[memoryview]]:
+    """Make ready to read whole files by direct I/O; calling the result does it.
+
+    plan.depth threads share one list of requests in file order. The returned views hold the
+    files' bytes. Raises OSError when a read fails, PagecacheError when a file shrinks.
+    """
+    sizes = [path.stat().st_size for path in files]
+    buffers = [_buffer(size) for size in sizes]
+    requests = iter(
+        [
+            (number, offset, min(plan.block, -(-(size - offset) // _ALIGN) * _ALIGN))
+            for number, size in enumerate(sizes)
+            for offset in range(0, size, plan.block)
+        ]
+    )
+    lock = threading.Lock()
+    errors: list[BaseException] = []
+
+    def worker(fds: list[int], views: list[memoryview]) -> None:
+        try:
+            while not errors:
+                with lock:
+                    request = next(requests, None)
+                if request is None:
+                    return
+                number, offset, length = request
+                end = min(offset + length, sizes[number])
+                while offset < end:
+                    view = views[number][offset : offset + length]
+                    got = os.preadv(fds[number], [view], offset)
+                    if got == 0:
+                        raise PagecacheError(f"{files[number]} shrank while it was read")
+                    offset, length = offset + got, length - got
+        except BaseException as error:
+            errors.append(error)
+
+    def start() -> list[memoryview]:
+        fds = [_open_direct(path) for path in files]
+        views = [memoryview(buffer) for buffer in buffers]
+        threads = [
+            threading.Thread(target=worker, args=(fds, views), daemon=True)
+            for _ in range(plan.depth)
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        for fd in fds:
+            os.close(fd)
+        if errors:
+            raise errors[0]
+        return [view[:size] for view, size in zip(views, sizes, strict=True)]
+
+    return start
+
+
+def read_whole(path: Path) -> memoryview:
+    """The bytes of a file as they are on the device; the page cache is not touched.
+
+    Dirty pages are written back first (fsync). Raises UnsupportedError where the file system
+    has no direct I/O.
+    """
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    os.fsync(fd)
+    os.close(fd)
+    return read_into([path], Plan(1 << 20, 4))()[0]

@@ -1,0 +1,207 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Loaders under test, each run cold in a process of its own and checked byte for byte.
+
+A round forks a warmed-up parent: nothing is imported and nothing of the files is open or
+mapped before the clock starts, and everything the loader held is gone when it ends. The
+bytes it got are compared with the reference after the clock has stopped.
+"""
+
+from __future__ import annotations
+
+import json
+import mmap
+import os
+import struct
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes  # noqa: F401  # gives numpy the type bfloat16, which safe_open asks for by name
+import numpy as np
+from safetensors import safe_open
+
+from benchmarks.checkpoints import data_offsets
+from benchmarks.directio import Plan, read_into, read_whole
+from pagecache_bpf.errors import PagecacheError
+
+_PIECE = 1 << 20  # bytes of one read()
+_MAP_POPULATE = getattr(mmap, "MAP_POPULATE", 0x8000)
+
+# What a loader returns: per file, (offset in the file, the bytes it got from there), lazily:
+# the work to find the offsets is not part of loading.
+Loaded = Callable[[], "list[list[tuple[int, Any]]]"]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One round: the loader's seconds, the bytes it delivered, whether they were right.
+
+    begun_s and ended_s are on CLOCK_MONOTONIC, to line up with residency samples.
+    """
+
+    seconds: float
+    loaded_bytes: int
+    correct: bool
+    begun_s: float
+    ended_s: float
+
+
+class Reference:
+    """The true contents of files, read past the page cache into memory."""
+
+    def __init__(self, files: Sequence[Path]) -> None:
+        self.files = list(files)
+        self.contents = [read_whole(path) for path in files]
+
+    @property
+    def size(self) -> int:
+        """Bytes of all files."""
+        return sum(len(content) for content in self.contents)
+
+    def matches(self, loaded: list[list[tuple[int, Any]]]) -> bool:
+        """Whether every delivered piece equals the file's bytes at its offset."""
+        for content, pieces in zip(self.contents, loaded, strict=True):
+            true = np.frombuffer(content, np.uint8)
+            for offset, piece in pieces:
+                got = np.frombuffer(piece, np.uint8)
+                if not np.array_equal(true[offset : offset + got.size], got):
+                    return False
+        return True
+
+
+def _load_safe_open(files: Sequence[Path], sizes: Sequence[int]) -> Callable[[], Loaded]:
+    def load() -> Loaded:
+        tensors: list[dict[str, Any]] = []
+        for path in files:
+            with safe_open(str(path), framework="numpy") as file:
+                # For numpy safe_open copies each tensor out of its mapping: all bytes are read.
+                tensors.append({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
+
+        def loaded() -> list[list[tuple[int, Any]]]:
+            return [
+                [
+                    (offset, np.ascontiguousarray(arrays[name]).reshape(-1).view(np.uint8))
+                    for name, (offset, size) in data_offsets(path).items()
+                    if size
+                ]
+                for path, arrays in zip(files, tensors, strict=True)
+            ]
+
+        return loaded
+
+    return load
+
+
+def _load_read(files: Sequence[Path], sizes: Sequence[int]) -> Callable[[], Loaded]:
+    # The destination is faulted in before the clock starts: this measures read(), not malloc.
+    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_POPULATE
+    buffers = [mmap.mmap(-1, max(size, 1), flags=flags) for size in sizes]
+
+    def load() -> Loaded:
+        for path, buffer, size in zip(files, buffers, sizes, strict=True):
+            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            view = memoryview(buffer)
+            done = 0
+            while done < size:
+                got = os.readv(fd, [view[done : min(done + _PIECE, size)]])
+                if got == 0:
+                    raise PagecacheError(f"{path} ended early", f"{done} of {size} bytes")
+                done += got
+            os.close(fd)
+        return lambda: [
+            [(0, memoryview(b)[:size])] for b, size in zip(buffers, sizes, strict=True)
+        ]
+
+    return load
+
+
+def _load_mmap(files: Sequence[Path], sizes: Sequence[int]) -> Callable[[], Loaded]:
+    def load() -> Loaded:
+        maps = []
+        for path in files:
+            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            mapped = mmap.mmap(fd, 0, prot=mmap.PROT_READ)
+            os.close(fd)
+            # One byte a page: every page is faulted in, nothing is copied.
+            int(np.frombuffer(mapped, np.uint8)[:: mmap.PAGESIZE].sum())
+            maps.append(mapped)
+        return lambda: [[(0, mapped)] for mapped in maps]
+
+    return load
+
+
+LOADERS: dict[str, Callable[[Sequence[Path], Sequence[int]], Callable[[], Loaded]]] = {
+    "safe_open": _load_safe_open,
+    "read": _load_read,
+    "mmap": _load_mmap,
+}
+
+
+def _in_child(work: Callable[[], Outcome], what: str) -> Outcome:
+    """Run `work` in a fork and hand its outcome back; raises PagecacheError when it fails."""
+    out_r, out_w = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        answer: dict[str, object]
+        try:
+            answer = asdict(work())
+        except BaseException as error:
+            answer = {"error": f"{type(error).__name__}: {error}"}
+        try:
+            data = json.dumps(answer).encode()
+            os.write(out_w, struct.pack("<I", len(data)) + data)
+        finally:
+            os._exit(0)
+    os.close(out_w)
+    try:
+        with os.fdopen(out_r, "rb") as pipe:
+            data = pipe.read()
+    finally:
+        _, status = os.waitpid(pid, 0)
+    if status != 0 or len(data) < 4:
+        raise PagecacheError(f"{what} failed", f"its process died, wait status {status}")
+    answer = json.loads(data[4:])
+    if "error" in answer:
+        raise PagecacheError(f"{what} failed", str(answer["error"]))
+    return Outcome(**answer)
+
+
+def _measure(start: Callable[[], Loaded], reference: Reference, whole: bool) -> Outcome:
+    begun = time.monotonic()
+    loaded = start()
+    ended = time.monotonic()
+    pieces = loaded()
+    got = sum(memoryview(piece).nbytes for file in pieces for _, piece in file)
+    right = reference.matches(pieces) and (not whole or got == reference.size)
+    return Outcome(ended - begun, got, right, begun, ended)
+
+
+def run_loader(name: str, files: Sequence[Path], reference: Reference) -> Outcome:
+    """One round of the loader `name` over `files`, in a process of its own.
+
+    The caller sees to the cache state. Raises PagecacheError when the loader fails.
+    """
+    sizes = [path.stat().st_size for path in files]
+
+    def work() -> Outcome:
+        # safe_open delivers tensors, which leaves out headers; the others deliver all bytes.
+        return _measure(LOADERS[name](files, sizes), reference, whole=name != "safe_open")
+
+    return _in_child(work, f"loading with {name}")
+
+
+def run_direct(files: Sequence[Path], reference: Reference, plan: Plan) -> Outcome:
+    """One round of direct I/O by `plan`: what the device gives when nothing is in the way."""
+
+    def work() -> Outcome:
+        start = read_into(files, plan)
+
+        def load() -> Loaded:
+            buffers = start()
+            return lambda: [[(0, buffer)] for buffer in buffers]
+
+        return _measure(load, reference, whole=True)
+
+    return _in_child(work, f"direct I/O ({plan})")

@@ -1,0 +1,222 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Interleaved cold rounds: default, policy attached, detached again, and the device's limit.
+
+Devices and guests drift, so only neighbours in time are compared: each round runs every
+state and every loader once, cold each time, and the direct-I/O limit beside them.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from benchmarks import loaders, schema
+from benchmarks.cachestat import Sample, Sampler, drop
+from benchmarks.checkpoints import Checkpoint
+from benchmarks.directio import SWEEP, Plan
+from pagecache_bpf.errors import PagecacheError
+
+ENGINE = "struct_ops"
+STATES = ("default", "attached", "detached")
+
+
+class Control(Protocol):
+    """Attaches a policy to a checkpoint and takes it away again."""
+
+    def attach(self, policy: str, root: Path) -> None:
+        """Attach the policy and tag what is in `root`."""
+
+    def detach(self, policy: str, root: Path) -> None:
+        """Untag and detach; nothing of the policy stays."""
+
+
+@contextmanager
+def attached(control: Control, policy: str, root: Path) -> Iterator[None]:
+    """Attached inside the block, gone after it whatever happens (also on Ctrl-C)."""
+    control.attach(policy, root)
+    try:
+        yield
+    finally:
+        control.detach(policy, root)
+
+
+def device_bytes_read(path: Path) -> int | None:
+    """Bytes read so far from the block device below `path`; None without one (9p, tmpfs)."""
+    device = os.stat(path).st_dev
+    stat = Path(f"/sys/dev/block/{os.major(device)}:{os.minor(device)}/stat")
+    try:
+        sectors = int(stat.read_text().split()[2])
+    except FileNotFoundError:
+        return None
+    return sectors * 512  # the kernel's unit here, whatever the device's sector size
+
+
+@dataclass
+class Case:
+    """A checkpoint on a device, and what makes this case differ from others.
+
+    labels (fs aside) go into every row: delay_ms, cap_bytes_per_s, ...
+    """
+
+    checkpoint: Checkpoint
+    fs: str
+    reference: loaders.Reference
+    labels: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """The files to load."""
+        return self.checkpoint.files
+
+
+def new_case(checkpoint: Checkpoint, fs: str, source: Checkpoint, **labels: Any) -> Case:
+    """A case whose contents on the device were compared with their source.
+
+    Raises PagecacheError when the copy on the device is not the source's bytes.
+    """
+    reference = loaders.Reference(checkpoint.files)
+    for origin, content in zip(source.files, reference.contents, strict=True):
+        position = 0
+        with origin.open("rb") as file:
+            while piece := file.read(4 << 20):
+                if content[position : position + len(piece)] != piece:
+                    raise PagecacheError(f"the copy of {origin} on the device is damaged")
+                position += len(piece)
+        if position != len(content):
+            raise PagecacheError(f"the copy of {origin} on the device has another size")
+    return Case(checkpoint, fs, reference, labels)
+
+
+def cold(case: Case, run: Callable[[], loaders.Outcome]) -> tuple[loaders.Outcome, int | None]:
+    """Drop the case's pages, prove it, run, and count what the device had to read."""
+    drop(case.files)
+    before = device_bytes_read(case.files[0])
+    outcome = run()
+    after = device_bytes_read(case.files[0])
+    return outcome, None if before is None or after is None else after - before
+
+
+def _row(case: Case, loader: str, state: str, policy: str | None) -> schema.Row:
+    on = state == "attached"
+    return schema.Row(
+        case=case.checkpoint.name,
+        loader=loader,
+        fs=case.fs,
+        wanted_bytes=case.reference.size,
+        policy=policy if on else None,
+        engine=ENGINE if on else None,
+        extra={"state": state, **case.labels},
+    )
+
+
+def _record(row: schema.Row, outcome: loaders.Outcome, device: int | None) -> None:
+    row.seconds.append(outcome.seconds)
+    row.correct = row.correct and outcome.correct
+    if device is not None:
+        row.device_bytes_rounds.append(device)
+
+
+def best_plan(
+    case: Case, plans: Iterable[Plan] = SWEEP, say: Callable[[str], None] = lambda _: None
+) -> Plan:
+    """The direct-I/O plan that reads the case fastest here, by one try of each."""
+    tried: list[tuple[float, Plan]] = []
+    for plan in plans:
+        seconds = cold(case, lambda plan=plan: _direct(case, plan))[0].seconds  # type: ignore[misc]
+        tried.append((seconds, plan))
+        say(f"direct I/O {plan}: {case.reference.size / seconds / 1e6:.1f} MB/s")
+    return min(tried, key=lambda pair: pair[0])[1]
+
+
+def _direct(case: Case, plan: Plan) -> loaders.Outcome:
+    return loaders.run_direct(case.files, case.reference, plan)
+
+
+def interleave(
+    case: Case,
+    policy: str,
+    control: Control,
+    loader_names: Sequence[str],
+    rounds: int,
+    plan: Plan,
+    states: Sequence[str] = STATES,
+    say: Callable[[str], None] = lambda _: None,
+) -> list[schema.Row]:
+    """Run the rounds and return one row per state and loader, and one for direct I/O.
+
+    A last, warm load by each loader says what this CPU can do when nothing is read.
+    """
+    rows = {
+        (state, name): _row(case, name, state, policy) for state in states for name in loader_names
+    }
+    limit = _row(case, "direct", "limit", None)
+    limit.extra["plan"] = str(plan)
+
+    def load(state: str, number: int) -> None:
+        for name in loader_names:
+            row = rows[state, name]
+            _record(row, *cold(case, lambda: loaders.run_loader(name, case.files, case.reference)))
+            speed = case.reference.size / row.seconds[-1] / 1e6
+            say(f"round {number}/{rounds} {state:9} {name:9} {row.seconds[-1]:7.2f} s {speed:7.1f} MB/s")
+
+    for number in range(1, rounds + 1):
+        for state in states:
+            if state == "attached":
+                with attached(control, policy, case.checkpoint.root):
+                    load(state, number)
+            else:
+                load(state, number)
+        _record(limit, *cold(case, lambda: _direct(case, plan)))
+        speed = case.reference.size / limit.seconds[-1] / 1e6
+        say(f"round {number}/{rounds} limit     direct    {limit.seconds[-1]:7.2f} s {speed:7.1f} MB/s")
+
+    result = [*rows.values(), limit]
+    schema.fill_limits(result, same=lambda _: None)
+    for row in result:
+        _compare(row, rows.get(("default", row.loader)))
+    return [*result, *(_warm(case, name) for name in loader_names)]
+
+
+def _compare(row: schema.Row, default: schema.Row | None) -> None:
+    """Add the two ratios people want: times faster than the default, share of the limit."""
+    if row.median_s and row.limit_s:
+        row.extra["of_limit"] = row.limit_s / row.median_s
+    if row.median_s and default is not None and default.median_s:
+        row.extra["speedup"] = default.median_s / row.median_s
+        # Pairs of one round share the device's mood: their spread is the honest one.
+        pairs = [was / now for was, now in zip(default.seconds, row.seconds, strict=True)]
+        row.extra["speedup_min"], row.extra["speedup_max"] = min(pairs), max(pairs)
+
+
+def _warm(case: Case, name: str) -> schema.Row:
+    row = _row(case, name, "warm", None)
+    loaders.run_loader("read", case.files, case.reference)  # fills the cache
+    before = device_bytes_read(case.files[0])
+    outcome = loaders.run_loader(name, case.files, case.reference)
+    after = device_bytes_read(case.files[0])
+    _record(row, outcome, None if before is None or after is None else after - before)
+    return row
+
+
+def picture(
+    case: Case, policy: str | None, control: Control, loader: str, interval_s: float = 0.05
+) -> tuple[list[Sample], loaders.Outcome]:
+    """One extra cold load with residency sampled, kept out of the timed rounds.
+
+    Times of the samples are relative to the start of the load.
+    """
+
+    def run() -> tuple[list[Sample], loaders.Outcome]:
+        drop(case.files)
+        with Sampler(case.files, interval_s) as sampler:
+            outcome = loaders.run_loader(loader, case.files, case.reference)
+        return [Sample(s.at_s - outcome.begun_s, s.resident) for s in sampler.samples], outcome
+
+    if policy is None:
+        return run()
+    with attached(control, policy, case.checkpoint.root):
+        return run()

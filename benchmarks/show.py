@@ -1,0 +1,143 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Results for people: tables on the terminal, a picture of residency over time."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.cachestat import Sample
+from benchmarks.schema import Report, Row
+
+_STATE_TEXT = {
+    "default": "kernel default",
+    "attached": "{policy} attached",
+    "detached": "detached again",
+    "limit": "direct I/O (limit)",
+    "warm": "already cached",
+}
+
+
+def megabytes(count: float) -> str:
+    """Bytes as MB (10**6), the unit of devices."""
+    return f"{count / 1e6:.1f}"
+
+
+def state_text(row: Row) -> str:
+    """What was in force when the row was measured, in words."""
+    text = _STATE_TEXT.get(str(row.extra.get("state")), str(row.extra.get("state")))
+    return text.format(policy=row.policy)
+
+
+def _cells(row: Row) -> list[str]:
+    median = row.median_s
+    speedup, share = row.extra.get("speedup"), row.extra.get("of_limit")
+    spread = f"{min(row.seconds):.2f}-{max(row.seconds):.2f}" if len(row.seconds) > 1 else ""
+    return [
+        row.loader,
+        state_text(row),
+        f"{median:.2f}" if median else "-",
+        spread,
+        megabytes(row.wanted_bytes / median) if median else "-",
+        f"{speedup:.2f}x" if speedup else "",
+        f"{share:.0%}" if share else "",
+        megabytes(row.device_bytes) if row.device_bytes is not None else "-",
+        "equal" if row.correct else "WRONG",
+    ]
+
+
+def cold_table(rows: Sequence[Row], title: str) -> Table:
+    """One case's cold loads, grouped by loader."""
+    table = Table(title=title, title_justify="left", title_style="bold")
+    table.add_column("loader")
+    table.add_column("page cache policy")
+    for heading in ("median s", "min-max s", "MB/s", "vs default", "of limit", "MB from device"):
+        table.add_column(heading, justify="right")
+    table.add_column("bytes")
+    # A stable order by loader, the limit last.
+    names = list(dict.fromkeys(row.loader for row in rows if row.loader != "direct"))
+    for name in [*names, "direct"]:
+        group = [row for row in rows if row.loader == name]
+        for number, row in enumerate(group):
+            style = "green" if row.policy else "red" if not row.correct else ""
+            cells = _cells(row)
+            if number:
+                cells[0] = ""
+            table.add_row(*cells, style=style, end_section=number == len(group) - 1)
+    return table
+
+
+def print_cold(report: Report, console: Console) -> None:
+    """All cases of a cold-load report."""
+    for title, rows in by_case(report.rows):
+        console.print(cold_table(rows, title))
+        console.print()
+
+
+def by_case(rows: Sequence[Row]) -> list[tuple[str, list[Row]]]:
+    """Rows grouped by checkpoint, file system and delay, with a title each."""
+    groups: dict[str, list[Row]] = {}
+    for row in rows:
+        title = f"{row.case}, {megabytes(row.wanted_bytes)} MB, {row.fs}"
+        if "delay_ms" in row.extra:
+            title += f", {row.extra['delay_ms']:g} ms per request"
+        if row.extra.get("cap_bytes_per_s"):
+            title += f", {megabytes(row.extra['cap_bytes_per_s'])} MB/s device"
+        groups.setdefault(title, []).append(row)
+    return list(groups.items())
+
+
+def plot_residency(
+    curves: Mapping[str, Sequence[Sample]],
+    total_bytes: int,
+    title: str,
+    outputs: Sequence[Path],
+    ends_s: Mapping[str, float],
+) -> None:
+    """Draw residency over time, one curve a policy, the end of each load marked.
+
+    The output's suffix chooses the format (.svg, .png).
+    """
+    # Slow to import, and absent where only the numbers are wanted.
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    matplotlib.rcParams["svg.hashsalt"] = "pagecache-bpf"  # the same input, the same file
+    colours = ("#8a8f98", "#1a7f4b", "#c2571a", "#2f5fb3")
+    figure, axes = pyplot.subplots(figsize=(8, 4.2), layout="constrained")
+    longest = max(ends_s.values())
+    for (name, samples), colour in zip(curves.items(), colours, strict=False):
+        end = ends_s[name]
+        points = [(max(s.at_s, 0.0), s.resident / 1e6) for s in samples if s.at_s <= end]
+        points.append((end, min(samples[-1].resident, total_bytes) / 1e6))
+        axes.plot(*zip(*points, strict=True), color=colour, linewidth=2)
+        axes.plot([end], [points[-1][1]], "o", color=colour)
+        left = end < 0.8 * longest
+        axes.annotate(
+            f"{name}: {end:.1f} s",
+            (end, points[-1][1]),
+            xytext=(8 if left else -8, -14),
+            textcoords="offset points",
+            ha="left" if left else "right",
+            va="top",
+            color=colour,
+            fontweight="bold",
+        )
+    axes.axhline(total_bytes / 1e6, color="#c9ccd1", linewidth=1, linestyle="--", zorder=0)
+    axes.set_xlim(0, longest * 1.04)
+    axes.set_ylim(0, total_bytes / 1e6 * 1.08)
+    axes.set_xlabel("seconds since the load began")
+    axes.set_ylabel("checkpoint in the page cache (MB)")
+    axes.set_title(title, loc="left", fontsize=11)
+    axes.spines[["top", "right"]].set_visible(False)
+    for output in outputs:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        options: dict[str, Any] = {"metadata": {"Date": None}} if output.suffix == ".svg" else {}
+        figure.savefig(output, dpi=150, **options)
+    pyplot.close(figure)
