@@ -1,0 +1,169 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Tags the files of models as a whole: all of them, or none and everything as it was."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pagecache_bpf.cli.output import TROUBLESHOOTING
+from pagecache_bpf.device import Device, Tag
+from pagecache_bpf.errors import PagecacheError, PrivilegeError, UsageError
+from pagecache_bpf.models import Model, resolve
+from pagecache_bpf.units import plural
+
+PAGE_SIZE = os.sysconf("SC_PAGE_SIZE")
+
+_Identity = tuple[int, int, int]
+
+
+def require_root(what: str) -> None:
+    """Raise PrivilegeError unless this process is root."""
+    if os.geteuid() != 0:
+        raise PrivilegeError(
+            f"only root can {what}",
+            f"this runs as user {os.geteuid()}",
+            "Run the command with sudo",
+            f"{TROUBLESHOOTING}#only-root-can",
+        )
+
+
+def resolve_all(paths: Sequence[str], name: str | None) -> list[Model]:
+    """Resolve every path; the models come in the order of the paths.  Raises as resolve does."""
+    return [resolve(path, name) for path in paths]
+
+
+@dataclass(frozen=True)
+class TaggedFile:
+    """A file that is tagged now, with its size."""
+
+    path: Path
+    size: int
+
+
+@dataclass
+class Tagging:
+    """Tags files for one policy and can take it all back.
+
+    replace: take over files that another policy governs.
+    """
+
+    device: Device
+    policy: str
+    replace: bool = False
+    models: dict[str, list[TaggedFile]] = field(default_factory=dict)
+    _before: dict[_Identity, Tag] = field(default_factory=dict)
+    _done: dict[_Identity, Path] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self._before = {(tag.dev_major, tag.dev_minor, tag.ino): tag for tag in self.device.tags()}
+
+    def add(self, model: Model) -> None:
+        """Tag every file of a model.  Raises PagecacheError; what was tagged stays tagged."""
+        files = self.models.setdefault(model.name, [])
+        for path in model.files:
+            fd = open_file(path)
+            try:
+                status = os.fstat(fd)
+                identity = (os.major(status.st_dev), os.minor(status.st_dev), status.st_ino)
+                if identity in self._done:
+                    continue  # the same file below two of the paths
+                self.device.tag(
+                    fd,
+                    policy=self.policy,
+                    model=model.name,
+                    path=str(path),
+                    replace=self._may_replace(path, self._before.get(identity)),
+                )
+                self._done[identity] = path
+                files.append(TaggedFile(path, status.st_size))
+            finally:
+                os.close(fd)
+
+    def _may_replace(self, path: Path, tag: Tag | None) -> bool:
+        if tag is None or self.replace or tag.policy == self.policy:
+            return self.replace or tag is not None
+        raise PagecacheError(
+            f"{path} is tagged already",
+            f"the policy {tag.policy} governs it (model {tag.model})",
+            f"Add --replace to move it to {self.policy}, or untag it first",
+            f"{TROUBLESHOOTING}#is-tagged-already",
+        )
+
+    def rollback(self) -> str:
+        """Take back every tag that was added; return a sentence about it."""
+        restored, failed = 0, []
+        for identity, path in self._done.items():
+            old = self._before.get(identity)
+            try:
+                fd = open_file(path)
+                try:
+                    self.device.untag_fd(fd)
+                    if old and old.active and old.policy != self.policy:
+                        self.device.tag(fd, policy=old.policy, model=old.model, path=old.path)
+                        restored += 1
+                finally:
+                    os.close(fd)
+            except PagecacheError as error:
+                failed.append(f"{path} ({error.why or error.what})")
+        text = f"{plural(len(self._done) - len(failed), 'file')} untagged again"
+        if restored:
+            text += f", {restored} of them back under their former policy"
+        if failed:
+            text += f"; not taken back: {', '.join(failed)}"
+        self._done.clear()
+        return text
+
+    def as_json(self) -> list[dict[str, Any]]:
+        """The models as attach and tag print them."""
+        return [
+            {
+                "name": name,
+                "bytes": sum(file.size for file in files),
+                "files": [{"path": str(file.path), "bytes": file.size} for file in files],
+            }
+            for name, files in self.models.items()
+        ]
+
+
+def open_file(path: Path) -> int:
+    """Open a file for reading without side effects.  Raises UsageError or PrivilegeError."""
+    try:
+        return os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
+    except PermissionError:
+        raise PrivilegeError(
+            f"{path} cannot be opened",
+            "permission denied",
+            "Run as a user who may read the file (root usually may)",
+            f"{TROUBLESHOOTING}#cannot-be-opened",
+        ) from None
+    except OSError as error:
+        raise UsageError(f"{path} cannot be opened", error.strerror or str(error)) from None
+
+
+def untag(device: Device, tags: Iterable[Tag]) -> list[Tag]:
+    """Take tags off by identity; return those that were still there."""
+    gone = []
+    for tag in tags:
+        try:
+            device.untag(tag.dev_major, tag.dev_minor, tag.ino, tag.generation)
+        except UsageError:  # somebody else was faster
+            continue
+        gone.append(tag)
+    return gone
+
+
+def size_on_disk(tag: Tag) -> int | None:
+    """The size of a tagged file; None when its path leads elsewhere by now.
+
+    Compared by inode only: the device number of the pages is not always the path's (overlayfs,
+    btrfs).
+    """
+    try:
+        status = os.stat(tag.path)
+    except OSError:
+        return None
+    return status.st_size if status.st_ino == tag.ino else None

@@ -1,0 +1,201 @@
+# SPDX-License-Identifier: Apache-2.0
+"""pagecache-bpf attach: attach a policy and put files under it."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from pagecache_bpf.cli.output import TROUBLESHOOTING, Output, add_note, pairs
+from pagecache_bpf.errors import PagecacheError
+from pagecache_bpf.units import format_size, plural
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from pagecache_bpf.cli.tagging import Tagging
+    from pagecache_bpf.device import Device
+    from pagecache_bpf.models import Model
+    from pagecache_bpf.policies import PolicyInfo
+
+HELP = "attach a policy and put files under it"
+DESCRIPTION = """\
+Attaches POLICY and tags the weight files that each PATH stands for. Loads the kernel module
+if it is not loaded. The policy stays attached when this command ends, until `detach`, until
+it ends by itself (`status` says why) or until the machine goes down. If anything fails,
+everything is taken back."""
+EXAMPLES = (
+    ("pagecache-bpf attach sequential /models/llama-3-8b", "a directory of shards"),
+    (
+        "pagecache-bpf attach sequential --knob max_window_mib=256 model.gguf",
+        "one file, with a larger window",
+    ),
+    (
+        "pagecache-bpf attach ./mine.bpf.c ~/.cache/huggingface/hub/models--org--name",
+        "your own policy, compiled first, for a Hugging Face download",
+    ),
+)
+MODELS_JSON = {
+    "models[].name": "the model's name",
+    "models[].bytes": "size of its files",
+    "models[].files[].path": "a tagged file, symbolic links resolved",
+    "models[].files[].bytes": "its size",
+}
+JSON = {
+    "attach": {
+        "policy.name": "the policy",
+        "policy.object": "the compiled object it was loaded from",
+        "policy.hooks[]": "the hooks it defines",
+        "policy.knobs.*": "each knob with its value",
+        "module_loaded_from": "the module file, null if the module was loaded already",
+        **MODELS_JSON,
+        "undo": "the command that takes it all back",
+    }
+}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of attach."""
+    parser.add_argument(
+        "policy",
+        metavar="POLICY",
+        help="name of a policy (`policy list`), or the path of a .bpf.c or .bpf.o file",
+    )
+    parser.add_argument(
+        "paths",
+        metavar="PATH",
+        nargs="*",
+        help="weight file, directory of shards, or Hugging Face snapshot or cache directory; "
+        "without one the policy governs nothing until `tag`",
+    )
+    parser.add_argument(
+        "--knob",
+        metavar="NAME=VALUE",
+        action="append",
+        type=_setting,
+        default=[],
+        help="set a knob (`policy show POLICY` lists them); may be given several times",
+    )
+    add_tag_options(parser)
+
+
+def add_tag_options(parser: argparse.ArgumentParser) -> None:
+    """Add what attach and tag have in common."""
+    parser.add_argument(
+        "--model",
+        metavar="NAME",
+        help="name of the model (default: that of the directory, file or repository)",
+    )
+    parser.add_argument(
+        "--replace",
+        action="store_true",
+        help="take over files that another policy governs; without it they are an error",
+    )
+
+
+def _setting(text: str) -> tuple[str, str]:
+    name, separator, value = text.partition("=")
+    if not separator or not name or not value:
+        raise argparse.ArgumentTypeError(f"{text!r} is not NAME=VALUE")
+    return name, value
+
+
+def run(args: argparse.Namespace, out: Output) -> int:
+    """Check everything that needs no root, then change the system."""
+    from pagecache_bpf import kmodule, libbpf, policies
+    from pagecache_bpf.cli.tagging import require_root, resolve_all
+    from pagecache_bpf.device import Device
+
+    info = policies.find(args.policy)
+    knobs = policies.parse_knobs(info, dict(args.knob))
+    models = resolve_all(args.paths, args.model)
+    require_root("attach a policy")
+    libbpf.library()
+    loaded_from = kmodule.load()
+    with Device() as device:
+        refuse_second(device, info.name)
+        tagging = _attach_and_tag(device, info, knobs, models, args.replace)
+    values = {knob.name: knobs.get(knob.name, knob.default) for knob in info.knobs}
+    undo = f"pagecache-bpf detach {info.name}"
+    data = {
+        "policy": {
+            "name": info.name,
+            "object": str(info.object),
+            "hooks": list(info.hooks),
+            "knobs": values,
+        },
+        "module_loaded_from": str(loaded_from) if loaded_from else None,
+        "models": tagging.as_json(),
+        "undo": undo,
+    }
+
+    def human(console: Console) -> None:
+        units = {knob.name: knob.unit for knob in info.knobs}
+        rows = [("attached", f"{info.name} (hooks: {', '.join(info.hooks)})")]
+        if loaded_from:
+            rows.insert(0, ("loaded", f"module {loaded_from}"))
+        rows += [("knob", f"{name} = {values[name]} {units[name]}".rstrip()) for name in knobs]
+        rows += tagged_rows(tagging)
+        if not models:
+            rows.append(
+                ("tagged", f"nothing yet; next: pagecache-bpf tag PATH --policy {info.name}")
+            )
+        rows.append(("undo", undo))
+        console.print(pairs(rows))
+
+    out.emit(data, human)
+    return 0
+
+
+def tagged_rows(tagging: Tagging) -> list[tuple[str, str]]:
+    """One row a model: its files and their size."""
+    return [
+        (
+            "tagged",
+            f"model {name}: {plural(len(files), 'file')}, "
+            f"{format_size(sum(file.size for file in files))}",
+        )
+        for name, files in tagging.models.items()
+    ]
+
+
+def refuse_second(device: Device, name: str) -> None:
+    """Raise PagecacheError if a policy of that name is attached."""
+    for policy in device.policies():
+        if policy.name == name:
+            raise PagecacheError(
+                f"the policy {name} is attached already",
+                f"it governs {plural(policy.tags, 'file')}",
+                f"Put more files under it with `pagecache-bpf tag PATH --policy {name}`, or end "
+                f"it with `pagecache-bpf detach {name}`",
+                f"{TROUBLESHOOTING}#is-attached-already",
+            )
+
+
+def _attach_and_tag(
+    device: Device,
+    info: PolicyInfo,
+    knobs: dict[str, int],
+    models: Sequence[Model],
+    replace: bool,
+) -> Tagging:
+    """Attach, then tag; on any failure (Ctrl-C too) detach and untag again."""
+    from pagecache_bpf import loader
+    from pagecache_bpf.cli.tagging import Tagging
+
+    tagging = Tagging(device, info.name, replace)
+    loader.attach(info, knobs)
+    try:
+        for model in models:
+            tagging.add(model)
+    except BaseException as error:
+        untagged = tagging.rollback()
+        try:
+            loader.detach(info.name)
+            detached = f"the policy {info.name} is detached"
+        except PagecacheError as second:
+            detached = f"the policy {info.name} could not be detached ({second})"
+        add_note(error, f"rolled back: {detached}, {untagged}")
+        raise
+    return tagging

@@ -1,0 +1,123 @@
+# SPDX-License-Identifier: Apache-2.0
+"""pagecache-bpf detach: end a policy."""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING, Any
+
+from pagecache_bpf.cli.output import TROUBLESHOOTING, Output, pairs
+from pagecache_bpf.errors import PagecacheError, UnsupportedError
+from pagecache_bpf.units import plural
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from pagecache_bpf.device import Device, ExitRecord
+
+HELP = "detach a policy; the kernel's own behavior takes over"
+DESCRIPTION = """\
+Detaches POLICY and takes the tags off its files. Readers notice nothing: the kernel's own
+readahead takes over at once. Also clears away what a policy that ended by itself has left."""
+EXAMPLES = (
+    ("pagecache-bpf detach sequential", ""),
+    ("pagecache-bpf detach --all --keep-tags", "the next attach governs the same files"),
+)
+EXIT_JSON = {
+    "seq": "number of the record; grows",
+    "time_ns": "when, in ns since 1970",
+    "policy": "the policy",
+    "kind": "detached, policy (it asked to end), invalid (wrong answers), init or hook "
+    "(it never got attached)",
+    "code": "the policy's own code, or a negative errno",
+    "hook": "the hook it happened in",
+    "reason": "why, in words",
+    "message": "more about it; may be empty",
+}
+JSON = {
+    "detach": {
+        "detached[].name": "a policy that is detached now",
+        "detached[].untagged": "number of files untagged",
+        "detached[].exit": "how it ended; null if the kernel has not said so yet",
+        **{f"detached[].exit.{key}": text for key, text in EXIT_JSON.items()},
+    }
+}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of detach."""
+    which = parser.add_mutually_exclusive_group(required=True)
+    which.add_argument("policy", metavar="POLICY", nargs="?", help="name of an attached policy")
+    which.add_argument("--all", action="store_true", help="every attached policy")
+    parser.add_argument(
+        "--keep-tags",
+        action="store_true",
+        help="leave the files tagged: they are governed again when the policy is attached again",
+    )
+
+
+def run(args: argparse.Namespace, out: Output) -> int:
+    """Detach one policy or all."""
+    from pagecache_bpf import loader
+    from pagecache_bpf.cli.tagging import require_root
+    from pagecache_bpf.device import Device
+
+    require_root("detach a policy")
+    ended: list[dict[str, Any]] = []
+    try:
+        with Device() as device:
+            for name in loader.pinned() if args.all else [args.policy]:
+                ended.append(_detach(device, name, args.keep_tags))
+    except UnsupportedError:
+        if not args.all:
+            raise  # without the module nothing is attached, and that is what --all wants
+
+    def human(console: Console) -> None:
+        if not ended:
+            console.print("no policy is attached")
+        rows = []
+        for entry in ended:
+            rows.append(("detached", f"{entry['name']}{_how(entry['exit'])}"))
+            if entry["untagged"]:
+                rows.append(("untagged", plural(entry["untagged"], "file")))
+        console.print(pairs(rows))
+
+    out.emit({"detached": ended}, human)
+    return 0
+
+
+def _detach(device: Device, name: str, keep_tags: bool) -> dict[str, Any]:
+    from pagecache_bpf import loader
+    from pagecache_bpf.cli.tagging import untag
+
+    held = [policy.name for policy in device.policies()]
+    if name in held and name not in loader.pinned():
+        raise PagecacheError(
+            f"the policy {name} cannot be detached",
+            "another process holds it",
+            "End that process: the policy ends with it",
+            f"{TROUBLESHOOTING}#cannot-be-detached",
+        )
+    record = loader.detach(name)
+    gone = []
+    if not keep_tags:
+        gone = untag(device, [tag for tag in device.tags() if tag.policy == name])
+    return {
+        "name": name,
+        "untagged": len(gone),
+        "exit": exit_as_json(record) if record else None,
+    }
+
+
+def exit_as_json(record: ExitRecord) -> dict[str, Any]:
+    """An exit record as every command prints it."""
+    return {key: getattr(record, key) for key in EXIT_JSON}
+
+
+def _how(record: dict[str, Any] | None) -> str:
+    if record is None:
+        return "; the kernel has not reported its end yet (see `pagecache-bpf status`)"
+    if record["kind"] == "detached":
+        return ""
+    text = f"{record['reason']}: {record['message']}" if record["message"] else record["reason"]
+    return f"; it had ended by itself ({record['kind']}, code {record['code']}): {text}"

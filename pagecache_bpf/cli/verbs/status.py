@@ -1,0 +1,260 @@
+# SPDX-License-Identifier: Apache-2.0
+"""pagecache-bpf status: what is attached, what it did, and how the last policies ended."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from datetime import datetime, timezone
+from typing import TYPE_CHECKING, Any
+
+from pagecache_bpf.cli.output import TROUBLESHOOTING, Output, pairs, table
+from pagecache_bpf.cli.verbs.detach import EXIT_JSON, exit_as_json
+from pagecache_bpf.errors import UsageError
+from pagecache_bpf.units import format_count, format_duration, format_size, plural
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from pagecache_bpf.device import Device, ExitRecord, PolicyStatus, Tag
+
+HELP = "show attached policies, their counters and how policies ended"
+DESCRIPTION = """\
+Shows each attached policy with its knobs, its models and its counters, and how the last
+policies ended. A policy that ended by itself is shown until it is detached or attached
+again. Counters that are 0 are left out; -v shows them."""
+EXAMPLES = (
+    ("pagecache-bpf status", ""),
+    ("pagecache-bpf status sequential --json", "for scripts"),
+)
+EXITS_SHOWN = 5
+JSON = {
+    "status": {
+        "module.loaded": "whether the kernel module is loaded",
+        "module.abi_version": "its ABI version; null if it is not loaded",
+        "module.hooks[]": "the hooks that it can attach",
+        "policies[].name": "the policy",
+        "policies[].state": "attached, or ended (by itself; not detached yet)",
+        "policies[].attached_ns": "since when, in ns since 1970; null if it has ended",
+        "policies[].pinned": "whether it stays when the process that attached it ends",
+        "policies[].hooks[]": "the hooks it defines",
+        "policies[].knobs.*": "each knob with its value",
+        "policies[].tags": "number of files it governs",
+        "policies[].resident_bytes": "bytes of these files in the page cache",
+        "policies[].inflight_bytes": "bytes queued for asynchronous prefetch",
+        "policies[].counters.*": "each counter (see COUNTERS)",
+        "policies[].models[].name": "a model that it governs",
+        "policies[].models[].files": "number of its files",
+        "policies[].models[].resident_bytes": "bytes of it in the page cache",
+        "policies[].models[].size_bytes": "its size now, without files that are gone",
+        "policies[].exit": "how it ended; null while it is attached",
+        **{f"policies[].exit.{key}": text for key, text in EXIT_JSON.items()},
+        "inactive_tags": "number of tagged files whose policy is not attached",
+        **{f"exits[].{key}": text for key, text in EXIT_JSON.items()},
+    }
+}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of status."""
+    parser.add_argument("policy", metavar="POLICY", nargs="?", help="only this policy")
+
+
+def run(args: argparse.Namespace, out: Output) -> int:
+    """Show; that nothing is attached, or no module loaded, is an answer and no error."""
+    from pagecache_bpf import kmodule
+    from pagecache_bpf.cli.tagging import require_root
+    from pagecache_bpf.device import Device
+
+    require_root("read the status")
+    data: dict[str, Any] = {
+        "module": {"loaded": False, "abi_version": None, "hooks": []},
+        "policies": [],
+        "inactive_tags": 0,
+        "exits": [],
+    }
+    if kmodule.is_loaded():
+        with Device() as device:
+            data = _collect(device)
+    if args.policy is not None:
+        data["policies"] = [each for each in data["policies"] if each["name"] == args.policy]
+        data["exits"] = [each for each in data["exits"] if each["policy"] == args.policy]
+        if not data["policies"] and not data["exits"]:
+            raise UsageError(
+                f"the policy {args.policy} is not attached",
+                "",
+                f"Run `pagecache-bpf attach {args.policy} PATH`",
+                f"{TROUBLESHOOTING}#is-not-attached",
+            )
+    out.emit(data, lambda console: _human(console, data, args.verbose))
+    return 0
+
+
+def _collect(device: Device) -> dict[str, Any]:
+    from pagecache_bpf import loader
+
+    info = device.info()
+    tags = list(device.tags())
+    exits = list(device.exits())
+    pins = loader.pinned()
+    attached = list(device.policies())
+    names = {policy.name for policy in attached}
+    policies = [_attached(policy, tags, policy.name in pins) for policy in attached]
+    policies += [_ended(name, tags, exits) for name in pins if name not in names]
+    return {
+        "module": {"loaded": True, "abi_version": info.abi_version, "hooks": list(info.hooks)},
+        "policies": policies,
+        "inactive_tags": sum(not tag.active for tag in tags),
+        "exits": [exit_as_json(record) for record in exits[-EXITS_SHOWN:]],
+    }
+
+
+def _attached(policy: PolicyStatus, tags: list[Tag], pinned: bool) -> dict[str, Any]:
+    from pagecache_bpf import loader
+    from pagecache_bpf.cli.tagging import PAGE_SIZE
+
+    return {
+        "name": policy.name,
+        "state": "attached",
+        "attached_ns": policy.attached_ns,
+        "pinned": pinned,
+        "hooks": list(policy.hooks),
+        "knobs": loader.knobs_of(policy.name) if pinned else {},
+        "tags": policy.tags,
+        "resident_bytes": policy.governed_pages * PAGE_SIZE,
+        "inflight_bytes": policy.inflight_pages * PAGE_SIZE,
+        "counters": policy.counters,
+        "models": _models([tag for tag in tags if tag.policy == policy.name]),
+        "exit": None,
+    }
+
+
+def _ended(name: str, tags: list[Tag], exits: list[ExitRecord]) -> dict[str, Any]:
+    """A policy that is inert but whose link is still pinned."""
+    from pagecache_bpf import loader
+
+    record = next((each for each in reversed(exits) if each.policy == name), None)
+    return {
+        "name": name,
+        "state": "ended",
+        "attached_ns": None,
+        "pinned": True,
+        "hooks": [],
+        "knobs": loader.knobs_of(name),
+        "tags": 0,
+        "resident_bytes": 0,
+        "inflight_bytes": 0,
+        "counters": {},
+        "models": _models([tag for tag in tags if tag.policy == name]),
+        "exit": exit_as_json(record) if record else None,
+    }
+
+
+def _models(tags: list[Tag]) -> list[dict[str, Any]]:
+    from pagecache_bpf.cli.tagging import PAGE_SIZE, size_on_disk
+
+    models: dict[str, dict[str, Any]] = {}
+    for tag in tags:
+        model = models.setdefault(
+            tag.model, {"name": tag.model, "files": 0, "resident_bytes": 0, "size_bytes": 0}
+        )
+        model["files"] += 1
+        model["resident_bytes"] += tag.resident_pages * PAGE_SIZE
+        model["size_bytes"] += size_on_disk(tag) or 0
+    return list(models.values())
+
+
+def _human(console: Console, data: dict[str, Any], verbose: bool) -> None:
+    if not data["module"]["loaded"]:
+        console.print("no policy is attached: the kernel module is not loaded")
+        return
+    if not data["policies"]:
+        console.print("no policy is attached")
+    for policy in data["policies"]:
+        _print_policy(console, policy, verbose)
+    if data["inactive_tags"]:
+        console.print(
+            f"{plural(data['inactive_tags'], 'tagged file')} without an attached policy "
+            "(see `pagecache-bpf tags`)\n"
+        )
+    if data["exits"]:
+        _print_exits(console, data["exits"])
+
+
+def _print_policy(console: Console, policy: dict[str, Any], verbose: bool) -> None:
+    from rich.text import Text
+
+    if policy["state"] == "ended":
+        console.print(
+            Text.assemble((policy["name"], "bold"), "  ", ("ended by itself", "bold red"))
+        )
+        record = policy["exit"]
+        rows = [("why", _reason(record))] if record else []
+        rows.append(("next", f"pagecache-bpf detach {policy['name']}   (or attach it again)"))
+    else:
+        age = format_duration(max(time.time_ns() - policy["attached_ns"], 0))
+        state = f"attached {age} ago"
+        if not policy["pinned"]:
+            state += ", held by a process"
+        console.print(Text.assemble((policy["name"], "bold"), "  ", (state, "green")))
+        rows = [
+            ("governs", f"{plural(policy['tags'], 'file')}"),
+            (
+                "cached",
+                f"{format_size(policy['resident_bytes'])}, "
+                f"{format_size(policy['inflight_bytes'])} more on the way",
+            ),
+            ("hooks", ", ".join(policy["hooks"])),
+        ]
+    if policy["knobs"]:
+        rows.append(("knobs", ", ".join(f"{k} = {v}" for k, v in policy["knobs"].items())))
+    console.print(pairs(rows, indent=2))
+    console.print()
+    if policy["models"]:
+        columns = [("model", "text"), ("files", "number"), ("cached", "number"), ("size", "number")]
+        lines = [
+            [
+                model["name"],
+                f"{model['files']:,}",
+                format_size(model["resident_bytes"]),
+                format_size(model["size_bytes"]),
+            ]
+            for model in policy["models"]
+        ]
+        console.print(table(columns, lines))
+        console.print()
+    _print_counters(console, policy["counters"], verbose)
+
+
+def _print_counters(console: Console, counters: dict[str, int], verbose: bool) -> None:
+    from pagecache_bpf.device import COUNTERS
+
+    lines = [
+        [each.name, format_count(counters[each.name], each.unit), each.help]
+        for each in COUNTERS
+        if each.name in counters and (counters[each.name] or verbose)
+    ]
+    if lines:
+        console.print(table([("counter", "text"), ("value", "number"), ("", "text")], lines))
+        console.print()
+
+
+def _print_exits(console: Console, exits: list[dict[str, Any]]) -> None:
+    columns = [("ended", "text"), ("policy", "text"), ("how", "text"), ("why", "text")]
+    lines = []
+    for record in reversed(exits):
+        when = datetime.fromtimestamp(record["time_ns"] / 10**9, tz=timezone.utc).astimezone()
+        lines.append(
+            [f"{when:%Y-%m-%d %H:%M:%S}", record["policy"], record["kind"], _reason(record)]
+        )
+    console.print(table(columns, lines))
+
+
+def _reason(record: dict[str, Any]) -> str:
+    """Everything a record says, in one line."""
+    text: str = record["reason"] or record["kind"]
+    if record["message"]:
+        text += f": {record['message']}"
+    if record["kind"] != "detached":
+        text += f" (hook {record['hook']}, code {record['code']})"
+    return text

@@ -1,0 +1,72 @@
+# SPDX-License-Identifier: Apache-2.0
+"""pagecache-bpf tag: put more files under an attached policy."""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING
+
+from pagecache_bpf.cli.output import TROUBLESHOOTING, Output, add_note, pairs
+from pagecache_bpf.cli.verbs.attach import MODELS_JSON, add_tag_options, tagged_rows
+from pagecache_bpf.errors import UsageError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+HELP = "put more files under an attached policy"
+DESCRIPTION = """\
+Tags the weight files that each PATH stands for, so that an attached policy governs them from
+now on. A file is known by its device, inode and generation, not by its path."""
+EXAMPLES = (("pagecache-bpf tag /models/mistral-7b --policy sequential", ""),)
+JSON = {
+    "tag": {
+        "policy": "the policy that governs the files",
+        **MODELS_JSON,
+        "undo": "the command that takes it back",
+    }
+}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of tag."""
+    parser.add_argument(
+        "paths",
+        metavar="PATH",
+        nargs="+",
+        help="weight file, directory of shards, or Hugging Face snapshot or cache directory",
+    )
+    parser.add_argument("--policy", metavar="NAME", required=True, help="an attached policy")
+    add_tag_options(parser)
+
+
+def run(args: argparse.Namespace, out: Output) -> int:
+    """Tag all files or none."""
+    from pagecache_bpf.cli.tagging import Tagging, require_root, resolve_all
+    from pagecache_bpf.device import Device
+
+    models = resolve_all(args.paths, args.model)
+    require_root("tag a file")
+    with Device() as device:
+        attached = [policy.name for policy in device.policies()]
+        if args.policy not in attached:
+            raise UsageError(
+                f"the policy {args.policy} is not attached",
+                f"attached are {', '.join(attached)}" if attached else "no policy is",
+                f"Run `pagecache-bpf attach {args.policy} PATH`",
+                f"{TROUBLESHOOTING}#is-not-attached",
+            )
+        tagging = Tagging(device, args.policy, args.replace)
+        try:
+            for model in models:
+                tagging.add(model)
+        except BaseException as error:
+            add_note(error, f"rolled back: {tagging.rollback()}")
+            raise
+    undo = "pagecache-bpf untag " + " ".join(f"--model {name}" for name in tagging.models)
+    data = {"policy": args.policy, "models": tagging.as_json(), "undo": undo}
+
+    def human(console: Console) -> None:
+        console.print(pairs([*tagged_rows(tagging), ("policy", args.policy), ("undo", undo)]))
+
+    out.emit(data, human)
+    return 0

@@ -1,0 +1,147 @@
+# SPDX-License-Identifier: Apache-2.0
+"""pagecache-bpf untag: take files out of their policy."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from typing import TYPE_CHECKING
+
+from pagecache_bpf.cli.output import TROUBLESHOOTING, Output, pairs
+from pagecache_bpf.errors import PagecacheError, UsageError
+from pagecache_bpf.units import plural
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from pagecache_bpf.device import Device, Tag
+
+HELP = "take files out of their policy"
+DESCRIPTION = """\
+Takes the tags off files; the kernel's own readahead takes over for them at once, and what is
+in the page cache stays there. A PATH is what it is for `tag`, or a path as `tags` prints it,
+which works also for a file that has been deleted since."""
+EXAMPLES = (
+    ("pagecache-bpf untag /models/llama-3-8b", ""),
+    ("pagecache-bpf untag --all", "the policies stay attached and govern nothing"),
+)
+JSON = {
+    "untag": {
+        "untagged[].path": "a file that is no longer tagged, as it was tagged",
+        "untagged[].model": "its model",
+        "untagged[].policy": "the policy that it was under",
+    }
+}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of untag."""
+    parser.add_argument("paths", metavar="PATH", nargs="*", help="a tagged file or directory")
+    parser.add_argument(
+        "--model",
+        metavar="NAME",
+        action="append",
+        default=[],
+        help="all files of a model; may be given several times",
+    )
+    parser.add_argument("--all", action="store_true", help="every tagged file")
+
+
+def run(args: argparse.Namespace, out: Output) -> int:
+    """Untag what was named; a name that stands for no tagged file is an error."""
+    from pagecache_bpf.cli.tagging import require_root, untag
+    from pagecache_bpf.device import Device
+
+    if not (args.paths or args.model or args.all):
+        raise UsageError(
+            "nothing to untag was named",
+            "",
+            "Give a PATH, --model NAME or --all; `pagecache-bpf tags` lists what is tagged",
+            f"{TROUBLESHOOTING}#nothing-to-untag-was-named",
+        )
+    require_root("untag a file")
+    with Device() as device:
+        before = list(device.tags())
+        for path in args.paths:
+            _untag_path(device, path, before)
+        for model in args.model:
+            untag(device, _of_model(model, before))
+        if args.all:
+            untag(device, before)
+        left = {_identity(tag) for tag in device.tags()}
+    gone = [tag for tag in before if _identity(tag) not in left]
+    data = {
+        "untagged": [{"path": tag.path, "model": tag.model, "policy": tag.policy} for tag in gone]
+    }
+
+    def human(console: Console) -> None:
+        if not gone:
+            console.print("no file is tagged")
+        models = {tag.model for tag in gone}
+        rows = [
+            (
+                "untagged",
+                f"model {model}: {plural(sum(tag.model == model for tag in gone), 'file')}",
+            )
+            for model in sorted(models)
+        ]
+        console.print(pairs(rows))
+
+    out.emit(data, human)
+    return 0
+
+
+def _identity(tag: Tag) -> tuple[int, int, int, int]:
+    return tag.dev_major, tag.dev_minor, tag.ino, tag.generation
+
+
+def _untag_path(device: Device, path: str, tags: list[Tag]) -> None:
+    """Untag the files recorded at or below a path, and those it leads to now.
+
+    The two differ after a rename, through symbolic links, and for deleted files.
+    """
+    from pagecache_bpf.cli.tagging import open_file, untag
+    from pagecache_bpf.models import resolve
+
+    recorded = os.path.abspath(path)
+    count = len(
+        untag(
+            device,
+            [tag for tag in tags if tag.path == recorded or tag.path.startswith(f"{recorded}/")],
+        )
+    )
+    try:
+        files = resolve(path).files
+    except PagecacheError:
+        if not count:
+            raise
+        files = ()
+    for file in files:
+        fd = open_file(file)
+        try:
+            device.untag_fd(fd)
+            count += 1
+        except UsageError:  # not tagged, or just untagged by its recorded path
+            continue
+        finally:
+            os.close(fd)
+    if not count:
+        raise UsageError(
+            f"{path} is not tagged",
+            "no tagged file lies there",
+            "`pagecache-bpf tags` lists what is tagged",
+            f"{TROUBLESHOOTING}#is-not-tagged",
+        )
+
+
+def _of_model(model: str, tags: list[Tag]) -> list[Tag]:
+    found = [tag for tag in tags if tag.model == model]
+    if not found:
+        known = sorted({tag.model for tag in tags})
+        raise UsageError(
+            f"the model {model} is not tagged",
+            f"tagged are {', '.join(known)}" if known else "no file is",
+            "`pagecache-bpf tags` lists what is tagged",
+            f"{TROUBLESHOOTING}#is-not-tagged",
+        )
+    return found
