@@ -100,7 +100,11 @@ def llama_tensors(size: int) -> list[Tensor]:
             Tensor(prefix + "self_attn.q_proj.weight", (hidden, hidden)),
             Tensor(prefix + "self_attn.v_proj.weight", (kv, hidden)),
         ]
-    return [*tensors, Tensor("model.norm.weight", (hidden,)), Tensor("lm_head.weight", (vocab, hidden))]
+    return [
+        *tensors,
+        Tensor("model.norm.weight", (hidden,)),
+        Tensor("lm_head.weight", (vocab, hidden)),
+    ]
 
 
 def shard(tensors: list[Tensor], shards: int) -> list[list[Tensor]]:
@@ -169,7 +173,10 @@ def data_offsets(path: Path) -> dict[str, tuple[int, int]]:
     header.pop("__metadata__", None)
     base = 8 + length
     return {
-        name: (base + entry["data_offsets"][0], entry["data_offsets"][1] - entry["data_offsets"][0])
+        name: (
+            base + entry["data_offsets"][0],
+            entry["data_offsets"][1] - entry["data_offsets"][0],
+        )
         for name, entry in header.items()
     }
 

@@ -30,9 +30,9 @@ class Plan:
         return f"{self.block >> 10} KiB x {self.depth}"
 
 
-# One sweep: small blocks suffer from the delay, deep queues of large ones from nothing but
-# the bandwidth, as long as the device does not split them.
-SWEEP = tuple(Plan(block, depth) for block in (256 << 10, 1 << 20) for depth in (8, 16, 32))
+# Small blocks suffer from the delay, deep queues of large ones from nothing but the
+# bandwidth, as long as the device does not split them.
+SWEEP = (Plan(256 << 10, 16), Plan(256 << 10, 32), Plan(1 << 20, 8), Plan(1 << 20, 32))
 
 
 def _open_direct(path: Path) -> int:

@@ -12,9 +12,11 @@ import json
 import mmap
 import os
 import struct
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +24,15 @@ import ml_dtypes  # noqa: F401  # gives numpy the type bfloat16, which safe_open
 import numpy as np
 from safetensors import safe_open
 
-from benchmarks.checkpoints import data_offsets
+from benchmarks.checkpoints import data_offsets, generate
 from benchmarks.directio import Plan, read_into, read_whole
 from pagecache_bpf.errors import PagecacheError
 
-_PIECE = 1 << 20  # bytes of one read()
+# Bytes of one read().  The size matters: for a read() larger than read_ahead_kb the kernel
+# widens its window to the size of the read (up to the device's largest request).  128 KiB is
+# what cat and cp use, and about what buffered readers in libraries use.
+_PIECE = 128 << 10
+_LARGE_PIECE = 1 << 20
 _MAP_POPULATE = getattr(mmap, "MAP_POPULATE", 0x8000)
 
 # What a loader returns: per file, (offset in the file, the bytes it got from there), lazily:
@@ -82,7 +88,10 @@ def _load_safe_open(files: Sequence[Path], sizes: Sequence[int]) -> Callable[[],
         def loaded() -> list[list[tuple[int, Any]]]:
             return [
                 [
-                    (offset, np.ascontiguousarray(arrays[name]).reshape(-1).view(np.uint8))
+                    (
+                        offset,
+                        np.ascontiguousarray(arrays[name]).reshape(-1).view(np.uint8),
+                    )
                     for name, (offset, size) in data_offsets(path).items()
                     if size
                 ]
@@ -94,7 +103,9 @@ def _load_safe_open(files: Sequence[Path], sizes: Sequence[int]) -> Callable[[],
     return load
 
 
-def _load_read(files: Sequence[Path], sizes: Sequence[int]) -> Callable[[], Loaded]:
+def _load_read(
+    files: Sequence[Path], sizes: Sequence[int], piece: int = _PIECE
+) -> Callable[[], Loaded]:
     # The destination is faulted in before the clock starts: this measures read(), not malloc.
     flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_POPULATE
     buffers = [mmap.mmap(-1, max(size, 1), flags=flags) for size in sizes]
@@ -105,14 +116,12 @@ def _load_read(files: Sequence[Path], sizes: Sequence[int]) -> Callable[[], Load
             view = memoryview(buffer)
             done = 0
             while done < size:
-                got = os.readv(fd, [view[done : min(done + _PIECE, size)]])
+                got = os.readv(fd, [view[done : min(done + piece, size)]])
                 if got == 0:
                     raise PagecacheError(f"{path} ended early", f"{done} of {size} bytes")
                 done += got
             os.close(fd)
-        return lambda: [
-            [(0, memoryview(b)[:size])] for b, size in zip(buffers, sizes, strict=True)
-        ]
+        return lambda: [[(0, memoryview(b)[:size])] for b, size in zip(buffers, sizes, strict=True)]
 
     return load
 
@@ -135,6 +144,7 @@ def _load_mmap(files: Sequence[Path], sizes: Sequence[int]) -> Callable[[], Load
 LOADERS: dict[str, Callable[[Sequence[Path], Sequence[int]], Callable[[], Loaded]]] = {
     "safe_open": _load_safe_open,
     "read": _load_read,
+    "read_1m": partial(_load_read, piece=_LARGE_PIECE),
     "mmap": _load_mmap,
 }
 
@@ -144,7 +154,7 @@ def _in_child(work: Callable[[], Outcome], what: str) -> Outcome:
     out_r, out_w = os.pipe()
     pid = os.fork()
     if pid == 0:
-        answer: dict[str, object]
+        answer: dict[str, Any]
         try:
             answer = asdict(work())
         except BaseException as error:
@@ -176,6 +186,15 @@ def _measure(start: Callable[[], Loaded], reference: Reference, whole: bool) -> 
     got = sum(memoryview(piece).nbytes for file in pieces for _, piece in file)
     right = reference.matches(pieces) and (not whole or got == reference.size)
     return Outcome(ended - begun, got, right, begun, ended)
+
+
+def warm_up() -> None:
+    """Run every loader once on a tiny file in memory, so that forks find all code loaded."""
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as directory:
+        checkpoint = generate(Path(directory) / "tiny", 1 << 20, shards=1)
+        sizes = [path.stat().st_size for path in checkpoint.files]
+        for make in LOADERS.values():
+            make(checkpoint.files, sizes)()()
 
 
 def run_loader(name: str, files: Sequence[Path], reference: Reference) -> Outcome:

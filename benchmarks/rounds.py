@@ -11,6 +11,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -121,12 +122,14 @@ def _record(row: schema.Row, outcome: loaders.Outcome, device: int | None) -> No
 
 
 def best_plan(
-    case: Case, plans: Iterable[Plan] = SWEEP, say: Callable[[str], None] = lambda _: None
+    case: Case,
+    plans: Iterable[Plan] = SWEEP,
+    say: Callable[[str], None] = lambda _: None,
 ) -> Plan:
     """The direct-I/O plan that reads the case fastest here, by one try of each."""
     tried: list[tuple[float, Plan]] = []
     for plan in plans:
-        seconds = cold(case, lambda plan=plan: _direct(case, plan))[0].seconds  # type: ignore[misc]
+        seconds = cold(case, partial(_direct, case, plan))[0].seconds
         tried.append((seconds, plan))
         say(f"direct I/O {plan}: {case.reference.size / seconds / 1e6:.1f} MB/s")
     return min(tried, key=lambda pair: pair[0])[1]
@@ -143,36 +146,40 @@ def interleave(
     loader_names: Sequence[str],
     rounds: int,
     plan: Plan,
-    states: Sequence[str] = STATES,
+    detached_rounds: int | None = None,
     say: Callable[[str], None] = lambda _: None,
 ) -> list[schema.Row]:
     """Run the rounds and return one row per state and loader, and one for direct I/O.
 
+    "Detached again" is measured in the last `detached_rounds` rounds (None: in all): from the
+    second round on the default is measured after a detach as well.
+
     A last, warm load by each loader says what this CPU can do when nothing is read.
     """
     rows = {
-        (state, name): _row(case, name, state, policy) for state in states for name in loader_names
+        (state, name): _row(case, name, state, policy) for state in STATES for name in loader_names
     }
     limit = _row(case, "direct", "limit", None)
     limit.extra["plan"] = str(plan)
 
+    def one(row: schema.Row, state: str, number: int, run: Callable[[], loaders.Outcome]) -> None:
+        _record(row, *cold(case, run))
+        speed = case.reference.size / row.seconds[-1] / 1e6
+        what = f"round {number}/{rounds} {state:9} {row.loader:9}"
+        say(f"{what} {row.seconds[-1]:7.2f} s {speed:7.1f} MB/s")
+
     def load(state: str, number: int) -> None:
         for name in loader_names:
-            row = rows[state, name]
-            _record(row, *cold(case, lambda: loaders.run_loader(name, case.files, case.reference)))
-            speed = case.reference.size / row.seconds[-1] / 1e6
-            say(f"round {number}/{rounds} {state:9} {name:9} {row.seconds[-1]:7.2f} s {speed:7.1f} MB/s")
+            run = partial(loaders.run_loader, name, case.files, case.reference)
+            one(rows[state, name], state, number, run)
 
     for number in range(1, rounds + 1):
-        for state in states:
-            if state == "attached":
-                with attached(control, policy, case.checkpoint.root):
-                    load(state, number)
-            else:
-                load(state, number)
-        _record(limit, *cold(case, lambda: _direct(case, plan)))
-        speed = case.reference.size / limit.seconds[-1] / 1e6
-        say(f"round {number}/{rounds} limit     direct    {limit.seconds[-1]:7.2f} s {speed:7.1f} MB/s")
+        load("default", number)
+        with attached(control, policy, case.checkpoint.root):
+            load("attached", number)
+        if detached_rounds is None or number > rounds - detached_rounds:
+            load("detached", number)
+        one(limit, "limit", number, partial(_direct, case, plan))
 
     result = [*rows.values(), limit]
     schema.fill_limits(result, same=lambda _: None)
@@ -187,8 +194,10 @@ def _compare(row: schema.Row, default: schema.Row | None) -> None:
         row.extra["of_limit"] = row.limit_s / row.median_s
     if row.median_s and default is not None and default.median_s:
         row.extra["speedup"] = default.median_s / row.median_s
-        # Pairs of one round share the device's mood: their spread is the honest one.
-        pairs = [was / now for was, now in zip(default.seconds, row.seconds, strict=True)]
+        # Loads of one round share the device's mood: the spread of their ratios is the honest
+        # one.  Whoever was measured in fewer rounds was measured in the last ones.
+        same_rounds = default.seconds[-len(row.seconds) :]
+        pairs = [was / now for was, now in zip(same_rounds, row.seconds, strict=True)]
         row.extra["speedup_min"], row.extra["speedup_max"] = min(pairs), max(pairs)
 
 
@@ -203,7 +212,11 @@ def _warm(case: Case, name: str) -> schema.Row:
 
 
 def picture(
-    case: Case, policy: str | None, control: Control, loader: str, interval_s: float = 0.05
+    case: Case,
+    policy: str | None,
+    control: Control,
+    loader: str,
+    interval_s: float = 0.05,
 ) -> tuple[list[Sample], loaders.Outcome]:
     """One extra cold load with residency sampled, kept out of the timed rounds.
 

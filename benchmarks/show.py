@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -15,10 +16,10 @@ from benchmarks.schema import Report, Row
 
 _STATE_TEXT = {
     "default": "kernel default",
-    "attached": "{policy} attached",
+    "attached": "{policy}",
     "detached": "detached again",
-    "limit": "direct I/O (limit)",
-    "warm": "already cached",
+    "limit": "direct I/O",
+    "warm": "(cached already)",
 }
 
 
@@ -38,7 +39,7 @@ def _cells(row: Row) -> list[str]:
     speedup, share = row.extra.get("speedup"), row.extra.get("of_limit")
     spread = f"{min(row.seconds):.2f}-{max(row.seconds):.2f}" if len(row.seconds) > 1 else ""
     return [
-        row.loader,
+        "" if row.loader == "direct" else row.loader,
         state_text(row),
         f"{median:.2f}" if median else "-",
         spread,
@@ -46,24 +47,28 @@ def _cells(row: Row) -> list[str]:
         f"{speedup:.2f}x" if speedup else "",
         f"{share:.0%}" if share else "",
         megabytes(row.device_bytes) if row.device_bytes is not None else "-",
-        "equal" if row.correct else "WRONG",
     ]
 
 
 def cold_table(rows: Sequence[Row], title: str) -> Table:
-    """One case's cold loads, grouped by loader."""
-    table = Table(title=title, title_justify="left", title_style="bold")
-    table.add_column("loader")
-    table.add_column("page cache policy")
-    for heading in ("median s", "min-max s", "MB/s", "vs default", "of limit", "MB from device"):
-        table.add_column(heading, justify="right")
-    table.add_column("bytes")
-    # A stable order by loader, the limit last.
+    """One case's cold loads, grouped by loader; fits 80 columns."""
+    table = Table(
+        title=title,
+        title_justify="left",
+        title_style="bold",
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+    )
+    table.add_column("loader", no_wrap=True)
+    table.add_column("readahead by", no_wrap=True)
+    for heading in ("median s", "range", "MB/s", "faster", "of limit", "MB read"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    # By loader in the order of the first, the limit last.
     names = list(dict.fromkeys(row.loader for row in rows if row.loader != "direct"))
     for name in [*names, "direct"]:
         group = [row for row in rows if row.loader == name]
         for number, row in enumerate(group):
-            style = "green" if row.policy else "red" if not row.correct else ""
+            style = "red" if not row.correct else "bold green" if row.policy else ""
             cells = _cells(row)
             if number:
                 cells[0] = ""
@@ -71,10 +76,19 @@ def cold_table(rows: Sequence[Row], title: str) -> Table:
     return table
 
 
+def verdict(rows: Sequence[Row]) -> str:
+    """One line on whether every load got the right bytes."""
+    wrong = [f"{row.loader} ({state_text(row)})" for row in rows if not row.correct]
+    if wrong:
+        return f"[bold red]WRONG BYTES: {', '.join(wrong)}[/]"
+    return "Every tensor and file was byte for byte what the device holds, in every load."
+
+
 def print_cold(report: Report, console: Console) -> None:
     """All cases of a cold-load report."""
     for title, rows in by_case(report.rows):
         console.print(cold_table(rows, title))
+        console.print(verdict(rows))
         console.print()
 
 

@@ -1,0 +1,202 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Cold loads of a checkpoint: kernel default, policy attached, detached again, device limit.
+
+Runs in a guest on the scaled device: each request delayed by dm-delay, the bandwidth capped
+by QEMU, read_ahead_kb 128. Writes build/bench/cold_load.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+from benchmarks import checkpoints, hosted, loaders, rounds, schema, show
+from benchmarks.control import CommandLine
+from benchmarks.guest.devices import ScaledDevice, scaled_device
+
+READ_AHEAD_KB = 128
+_PICTURE_LOADER = "safe_open"
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """The options of this benchmark."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.cold_load", description=__doc__, allow_abbrev=False
+    )
+    parser.add_argument("--policy", default="sequential")
+    parser.add_argument("--fs", action="append", choices=("ext4", "xfs"), help="default: both")
+    parser.add_argument("--loader", action="append", choices=tuple(loaders.LOADERS))
+    parser.add_argument("--rounds", type=int, default=5, help="of each (default: 5)")
+    parser.add_argument(
+        "--delay",
+        type=float,
+        default=20.0,
+        metavar="MS",
+        help="per request, ms (default: 20, about 1 ms on a native machine)",
+    )
+    parser.add_argument(
+        "--sweep",
+        type=_delays,
+        default=[],
+        metavar="MS,MS,...",
+        help="more delays, with --sweep-rounds rounds each",
+    )
+    parser.add_argument("--sweep-rounds", type=int, default=3)
+    parser.add_argument(
+        "--cap",
+        type=hosted.size_argument,
+        default=64_000_000,
+        metavar="BYTES",
+        help="device bandwidth per second; 0: none (default: 64MB)",
+    )
+    parser.add_argument(
+        "--size",
+        type=hosted.size_argument,
+        default=64 << 20,
+        help="of the generated Llama-shaped checkpoint (default: 64M)",
+    )
+    parser.add_argument(
+        "--model",
+        type=Path,
+        action="append",
+        metavar="DIR",
+        help="directory of safetensors shards to load instead (may be given several times)",
+    )
+    parser.add_argument(
+        "--detached-rounds",
+        type=int,
+        metavar="N",
+        help="measure 'detached again' in the last N rounds only (default: in all)",
+    )
+    parser.add_argument("--picture", action="store_true", help="record residency over time too")
+    hosted.add_common(parser, "cold_load")
+    return parser
+
+
+def _delays(text: str) -> list[float]:
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a list of numbers") from error
+
+
+def measure(
+    options: argparse.Namespace, sources: list[checkpoints.Checkpoint], say: hosted.Say
+) -> schema.Report:
+    """In the guest: run every case, one file system after the other."""
+    control = CommandLine()
+    loaders.warm_up()
+    report = schema.Report(
+        schema.machine(
+            device={
+                "read_ahead_kb": READ_AHEAD_KB,
+                "delay_ms": options.delay,
+                "sweep_ms": options.sweep,
+                "cap_bytes_per_s": options.cap or None,
+            },
+            kernel_problems=[],
+        )
+    )
+    for fs in options.fs or ("ext4", "xfs"):
+        with scaled_device(0, fs, 0, READ_AHEAD_KB) as device:
+            for source in sources:
+                say(f"{fs}: copying {source.name}, {source.size / 1e6:.0f} MB, onto the device")
+                copy = checkpoints.copy_to(source, device.mount / source.root.name)
+                case = rounds.new_case(copy, fs, source)
+                report.rows += _measure_case(options, device, case, control, say)
+    for line, output in control.transcript[:2]:
+        say(f"$ {line}\n{output}")
+    return report
+
+
+def _measure_case(
+    options: argparse.Namespace,
+    device: ScaledDevice,
+    case: rounds.Case,
+    control: CommandLine,
+    say: hosted.Say,
+) -> list[schema.Row]:
+    rows: list[schema.Row] = []
+    names = options.loader or list(loaders.LOADERS)
+    delays = [(options.delay, options.rounds)]
+    delays += [(ms, options.sweep_rounds) for ms in options.sweep if ms != options.delay]
+    for delay, count in delays:
+        device.set_delay(delay)
+        case.labels = {"delay_ms": delay, "cap_bytes_per_s": options.cap or None}
+        say(f"{case.fs}: {case.checkpoint.name} at {delay:g} ms per request")
+        plan = rounds.best_plan(case, say=say)
+        rows += rounds.interleave(
+            case, options.policy, control, names, count, plan, options.detached_rounds, say
+        )
+        if options.picture and delay == options.delay:
+            _add_pictures(rows, options.policy, case, control)
+    device.set_delay(0)
+    return rows
+
+
+def _add_pictures(
+    rows: list[schema.Row], policy: str, case: rounds.Case, control: CommandLine
+) -> None:
+    """Put residency over time into the rows that the picture compares."""
+    for row in rows:
+        if row.loader == _PICTURE_LOADER and row.extra["state"] in (
+            "default",
+            "attached",
+        ):
+            samples, outcome = rounds.picture(case, row.policy, control, row.loader)
+            row.correct = row.correct and outcome.correct
+            row.extra["residency"] = [[round(s.at_s, 4), s.resident] for s in samples]
+            row.extra["residency_end_s"] = outcome.seconds
+
+
+def inputs(options: argparse.Namespace) -> list[checkpoints.Checkpoint]:
+    """The checkpoints to load, made or fetched if need be."""
+    if options.model:
+        return [checkpoints.load_dir(path) for path in options.model]
+    return [checkpoints.generate(hosted.MODELS / f"llama-{options.size}", options.size)]
+
+
+def guest_arguments(
+    options: argparse.Namespace, sources: list[checkpoints.Checkpoint]
+) -> list[str]:
+    """The same run as seen from inside the guest."""
+    argv: list[Any] = ["--policy", options.policy, "--rounds", options.rounds]
+    argv += ["--delay", options.delay, "--cap", options.cap]
+    argv += ["--sweep-rounds", options.sweep_rounds]
+    for fs in options.fs or ():
+        argv += ["--fs", fs]
+    for name in options.loader or ():
+        argv += ["--loader", name]
+    if options.sweep:
+        argv += ["--sweep", ",".join(f"{ms:g}" for ms in options.sweep)]
+    if options.detached_rounds is not None:
+        argv += ["--detached-rounds", options.detached_rounds]
+    if options.picture:
+        argv += ["--picture"]
+    for source in sources:
+        argv += ["--model", source.root.resolve()]
+    return [str(word) for word in argv]
+
+
+def run(options: argparse.Namespace, sources: list[checkpoints.Checkpoint]) -> schema.Report:
+    """On the host: boot the guest and measure there."""
+    wanted = sum(source.size for source in sources)
+    argv = guest_arguments(options, sources)
+    return hosted.run_inside("benchmarks.cold_load", argv, options, wanted, options.cap or None)
+
+
+def main() -> int:
+    """Parse, run on this side or the other, show."""
+    options = make_parser().parse_args()
+    if options.inside:
+        report = measure(options, inputs(options), hosted.progress())
+        schema.write(options.inside, report)
+        return 0
+    report = run(options, inputs(options))
+    return hosted.finish(report, options, lambda console: show.print_cold(report, console))
+
+
+if __name__ == "__main__":
+    sys.exit(hosted.guarded(main))
