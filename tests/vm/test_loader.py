@@ -26,7 +26,7 @@ from pagecache_bpf.errors import (
     UsageError,
 )
 from pagecache_bpf.policies import find, parse_knobs, read_object
-from tests.vm.kernel import attached, make_file, read_all, test_policy, wait_for
+from tests.vm.kernel import ROOT, attached, make_file, read_all, test_policy, wait_for
 
 pytestmark = pytest.mark.vm
 
@@ -63,6 +63,13 @@ def test_pinned_policies_outlive_their_loader() -> None:
     assert names() == ["noop"]
     record = loader.detach("noop")
     assert record is not None and record.kind == "detached"
+
+
+def test_a_policy_in_c_is_compiled_and_attached(tmp_path: Path) -> None:
+    source = tmp_path / "minimal.bpf.c"
+    source.write_text((ROOT / "tests" / "policies" / "minimal.bpf.c").read_text())
+    loader.attach(find(str(source)))
+    assert names() == loader.pinned() == ["minimal"]
 
 
 def test_policies_that_are_not_pinned_end_with_their_holder() -> None:
