@@ -48,16 +48,13 @@ __bpf_kfunc s64 bpf_pagecache_cancel(struct pagecache_ctx *ctx)
 }
 
 /*
- * End this policy: from now on the kernel decides by itself.  @code and @message go to the exit
- * record.  In init the attachment fails, with @code if that is an errno.
+ * End this policy: from now on the kernel decides by itself.  @code and @message__str (a string
+ * constant) go to the exit record.  In init the attachment fails, with @code if that is an errno.
  */
-__bpf_kfunc void bpf_pagecache_exit(struct pagecache_ctx *ctx, s64 code, const char *message,
-				    u32 message__sz)
+__bpf_kfunc void bpf_pagecache_exit(struct pagecache_ctx *ctx, s64 code, const char *message__str)
 {
 	struct pcb_call *call = pcb_call_of(ctx);
-	char text[PAGECACHE_MESSAGE_LEN];
 
-	strscpy(text, message, min_t(size_t, sizeof(text), message__sz));
 	if (call->hook == PAGECACHE_HOOK_INIT) {
 		struct pagecache_exit_record *record = &call->policy->record;
 
@@ -66,11 +63,11 @@ __bpf_kfunc void bpf_pagecache_exit(struct pagecache_ctx *ctx, s64 code, const c
 		record->hook = PAGECACHE_HOOK_INIT;
 		strscpy(record->policy, call->policy->name, sizeof(record->policy));
 		strscpy(record->reason, "the policy ended itself in init", sizeof(record->reason));
-		strscpy(record->message, text, sizeof(record->message));
+		strscpy(record->message, message__str, sizeof(record->message));
 		return;
 	}
 	pcb_policy_end(call->policy, PAGECACHE_EXIT_POLICY, code, call->hook,
-		       "the policy ended itself", text);
+		       "the policy ended itself", message__str);
 }
 
 __bpf_kfunc_end_defs();

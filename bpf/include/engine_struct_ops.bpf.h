@@ -7,13 +7,12 @@ extern s64 bpf_pagecache_prefetch(struct pagecache_ctx *ctx, u64 start, u64 nr, 
 				  u32 mark_step) __ksym;
 extern s64 bpf_pagecache_drop(struct pagecache_ctx *ctx, u64 start, u64 nr) __ksym;
 extern s64 bpf_pagecache_cancel(struct pagecache_ctx *ctx) __ksym;
-extern void bpf_pagecache_exit(struct pagecache_ctx *ctx, s64 code, const char *message,
-			       u32 message__sz) __ksym;
+extern void bpf_pagecache_exit(struct pagecache_ctx *ctx, s64 code, const char *message) __ksym;
 
 #define pagecache_prefetch bpf_pagecache_prefetch
 #define pagecache_drop bpf_pagecache_drop
 #define pagecache_cancel bpf_pagecache_cancel
-#define pagecache_exit(ctx, code, text) bpf_pagecache_exit(ctx, code, text, sizeof(text))
+#define pagecache_exit bpf_pagecache_exit
 
 /* The kernel hands the arguments over in an array; hooks are written with real ones. */
 #define PAGECACHE_HOOK_1(ret, fn, type)                                          \

@@ -9,7 +9,7 @@
  *	little (see maio).  Nothing is dropped behind the reader.  Accesses that do not
  *	stream get the kernel's own readahead, and so do streams beyond the budget.
  *
- * How: two accesses in order make a stream; from then on a window is kept ahead of it, with
+ * How: a few accesses in order make a stream; from then on a window is kept ahead of it, with
  * readahead markers that tell where the reader has come to.  A marker that is reached before
  * its data has arrived means that the reader waits: the window doubles, until that no longer
  * makes the reader faster, which is what the device can take.  A model whose files have been
@@ -21,7 +21,7 @@ PAGECACHE_KNOB(u32, start_window_kib, 1024, "KiB", 64, 1048576, "first window of
 PAGECACHE_KNOB(u32, max_window_mib, 64, "MiB", 1, 4096, "largest window ahead of one reader");
 PAGECACHE_KNOB(u32, budget_mib, 0, "MiB", 0, 1073741824,
 	       "no prefetch while the governed files hold this much page cache; 0: no bound");
-PAGECACHE_KNOB(u32, confirm_accesses, 2, "accesses", 1, 16,
+PAGECACHE_KNOB(u32, confirm_accesses, 3, "accesses", 1, 16,
 	       "accesses in order that make a stream");
 
 #define STREAMS 8
@@ -107,16 +107,30 @@ static __always_inline bool is_marker(const struct pagecache_ctx *ctx)
 	return ctx->kind == PAGECACHE_KIND_MARKER || ctx->kind == PAGECACHE_KIND_FAULT_MARKER;
 }
 
-/* The stream that this access goes on with: in its window, or shortly behind its end. */
-static __always_inline struct stream *stream_at(struct file_state *file,
-						const struct pagecache_ctx *ctx)
+/*
+ * Whether this access goes on with a stream: in its window, or shortly behind its end.  As long as
+ * it is not one yet, only the very next page will do, or the marker that the kernel's own
+ * readahead has left for it: random readers meet their neighbourhoods, too.
+ */
+static __always_inline bool goes_on(const struct stream *s, const struct pagecache_ctx *ctx)
 {
 	u64 slack = min_u64(ctx->ra_pages, 64);
 
+	if (!s->run)
+		return false;
+	if (s->window)
+		return ctx->index + slack >= s->next && ctx->index <= s->ahead + slack;
+	return ctx->index + 1 >= s->next &&
+	       ctx->index <= s->next + (is_marker(ctx) ? ctx->ra_pages : 1);
+}
+
+static __always_inline struct stream *stream_at(struct file_state *file,
+						const struct pagecache_ctx *ctx)
+{
 	for (int i = 0; i < STREAMS; i++) {
 		struct stream *s = &file->streams[i];
 
-		if (s->run && ctx->index + slack >= s->next && ctx->index <= s->ahead + slack)
+		if (goes_on(s, ctx))
 			return s;
 	}
 	return NULL;
@@ -226,7 +240,7 @@ PAGECACHE_READAHEAD(sequential_readahead)
 			open_window(s, ctx, model->window);
 	} else {
 		s->run++;
-		s->next = ctx->index;
+		s->next = ctx->index + (is_marker(ctx) ? 0 : ctx->nr);
 	}
 	if (!s->window) {
 		if (s->run < confirm_accesses) {

@@ -1,0 +1,127 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The policy `sequential`: streams get a window, everything else the kernel's own readahead."""
+
+from __future__ import annotations
+
+import os
+import random
+from pathlib import Path
+
+import pytest
+from tests.vm.kernel import (
+    Policy,
+    attached,
+    check,
+    make_file,
+    map_all,
+    mapped,
+    read_all,
+    read_pages,
+    resident,
+)
+
+from benchmarks.cachestat import PAGE_SIZE, drop
+
+pytestmark = pytest.mark.vm
+
+PAGES = 8191
+
+
+@pytest.fixture
+def file(mount: Path) -> Path:
+    return make_file(mount / "weights", PAGES)
+
+
+def ahead(policy: Policy, file: Path, pages: int) -> int:
+    """Pages resident after a stream of `pages` pages in the file's first half has stopped."""
+    with file.open("rb", buffering=0) as reader:
+        for index in range(pages):
+            check(reader.read(PAGE_SIZE), index * PAGE_SIZE)
+        policy.idle()
+        return resident(file) - pages
+
+
+@pytest.mark.parametrize("reader", [read_all, map_all])
+def test_streams_are_read_ahead(file: Path, reader: object) -> None:
+    assert callable(reader)
+    with attached("sequential", file) as policy:
+        reader(file)
+        assert policy.count("prefetch_bytes") > 0.5 * PAGES * PAGE_SIZE
+        assert policy.count("readahead_default") <= 4
+        assert resident(file) == PAGES
+
+
+def test_one_access_is_no_stream(file: Path) -> None:
+    with attached("sequential", file) as policy:
+        read_pages(file, 0, 1)
+        assert resident(file) <= 32
+        assert policy.count("prefetch_calls") == 0
+
+
+def test_the_window_follows_the_cursor(file: Path) -> None:
+    """A reader that stops finds at most a window ahead, not the file."""
+    with attached("sequential", file, start_window_kib=1024, max_window_mib=1) as policy:
+        assert 0 < ahead(policy, file, 401) <= 256 + 64
+
+
+def test_the_window_has_a_limit(file: Path) -> None:
+    with attached("sequential", file, start_window_kib=64, max_window_mib=4) as policy:
+        assert ahead(policy, file, 2003) <= 4 * 256 + 64
+
+
+def test_budget_stops_prefetch(file: Path) -> None:
+    with attached("sequential", file, budget_mib=4) as policy:
+        read_all(file, PAGE_SIZE * 8)
+        assert policy.count("prefetch_bytes") <= 4 << 20
+        assert policy.count("readahead_default") > 10
+
+
+def random_reads(file: Path, through_mmap: bool) -> None:
+    order = random.Random(1)
+    if through_mmap:
+        with mapped(file) as mapping:
+            for _ in range(211):
+                at = order.randrange(PAGES) * PAGE_SIZE
+                check(mapping[at : at + PAGE_SIZE], at)
+        return
+    fd = os.open(file, os.O_RDONLY)
+    for _ in range(211):
+        at = order.randrange(PAGES) * PAGE_SIZE
+        check(os.pread(fd, PAGE_SIZE, at), at)
+    os.close(fd)
+
+
+@pytest.mark.parametrize("through_mmap", [False, True], ids=["read", "mmap"])
+def test_random_readers_are_not_punished(file: Path, through_mmap: bool) -> None:
+    random_reads(file, through_mmap)
+    default = resident(file)
+    drop([file])
+    with attached("sequential", file) as policy:
+        random_reads(file, through_mmap)
+        policy.idle()
+        assert resident(file) <= 1.05 * default
+
+
+def test_two_cursors_in_one_open_file(file: Path) -> None:
+    with attached("sequential", file) as policy:
+        fd = os.open(file, os.O_RDONLY)
+        for index in range(0, 2000, 8):
+            for base in (0, 4000):
+                at = (base + index) * PAGE_SIZE
+                check(os.pread(fd, 8 * PAGE_SIZE, at), at)
+        os.close(fd)
+        policy.idle()
+        assert policy.count("readahead_default") <= 8
+        assert policy.count("prefetch_bytes") > 2000 * PAGE_SIZE
+
+
+def test_a_streamed_model_is_trusted(mount: Path) -> None:
+    """The third shard of a model starts with the window that the others ended with."""
+    shards = [make_file(mount / f"shard-{i}", 2053) for i in range(3)]
+    with attached("sequential", *shards, start_window_kib=1024) as policy:
+        for shard in shards[:2]:
+            read_all(shard)
+        before = policy.count("readahead_default")
+        read_pages(shards[2], 0, 1)
+        assert policy.count("readahead_default") == before
+        assert resident(shards[2]) >= 64
