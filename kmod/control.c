@@ -29,7 +29,7 @@ static long pcb_ioc_info(void __user *arg)
 	struct pcb_policy *p;
 
 	mutex_lock(&pcb_mutex);
-	list_for_each_entry(p, &pcb_policies, list)
+	list_for_each_entry (p, &pcb_policies, list)
 		info.policies += !test_bit(0, &p->ended);
 	mutex_unlock(&pcb_mutex);
 	return copy_to_user(arg, &info, sizeof(info)) ? -EFAULT : 0;
@@ -118,7 +118,7 @@ static long pcb_ioc_policies(void __user *arg)
 	if (copy_from_user(&rec, arg, sizeof(rec)))
 		return -EFAULT;
 	mutex_lock(&pcb_mutex);
-	list_for_each_entry(p, &pcb_policies, list) {
+	list_for_each_entry (p, &pcb_policies, list) {
 		if (p->seq > rec.seq && !test_bit(0, &p->ended)) {
 			pcb_policy_fill(&rec, p);
 			err = 0;

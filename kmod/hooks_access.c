@@ -36,7 +36,8 @@ static void pcb_accessed(struct file *file, u32 kind, pgoff_t index, unsigned lo
 		p = rcu_dereference(tag->policy);
 	if (p)
 		ops = rcu_dereference(p->ops);
-	if (ops && ops->access && !pcb_within_step(tag, ops->access_step_pages, index, index + nr)) {
+	if (ops && ops->access &&
+	    !pcb_within_step(tag, ops->access_step_pages, index, index + nr)) {
 		WRITE_ONCE(tag->access_end, index + nr);
 		pcb_call_init(&call, p, tag, PAGECACHE_HOOK_ACCESS, mapping, file, index, nr);
 		call.ctx.kind = kind;
@@ -61,7 +62,8 @@ static void notrace pcb_watch_read(unsigned long ip, unsigned long parent_ip,
 	size = i_size_read(iocb->ki_filp->f_mapping->host);
 	if (count && iocb->ki_pos >= 0 && iocb->ki_pos < size) {
 		pgoff_t index = iocb->ki_pos >> PAGE_SHIFT;
-		pgoff_t end = (min_t(u64, iocb->ki_pos + count, size) + PAGE_SIZE - 1) >> PAGE_SHIFT;
+		pgoff_t end =
+			(min_t(u64, iocb->ki_pos + count, size) + PAGE_SIZE - 1) >> PAGE_SHIFT;
 
 		pcb_accessed(iocb->ki_filp, PAGECACHE_KIND_READ, index, end - index);
 	}

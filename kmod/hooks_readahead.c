@@ -203,15 +203,14 @@ static void pcb_carry_out(struct readahead_control *ractl, const struct pcb_plan
 		/* The kernel's own logic goes on from here if the policy stops deciding. */
 		ractl->ra->start = plan->start;
 		ractl->ra->size = plan->nr;
-		ractl->ra->async_size = plan->mark == PAGECACHE_NO_MARK ?
-						0 :
-						plan->start + plan->nr - plan->mark;
+		ractl->ra->async_size =
+			plan->mark == PAGECACHE_NO_MARK ? 0 : plan->start + plan->nr - plan->mark;
 		if (p)
 			pcb_read_on_node(p, file, plan->start, plan->nr, plan->mark, plan->order,
 					 plan->node);
 		else
-			pcb_readahead_issue(file, ractl->mapping, plan->start, plan->nr,
-					    plan->mark, plan->order);
+			pcb_readahead_issue(file, ractl->mapping, plan->start, plan->nr, plan->mark,
+					    plan->order);
 	}
 	if (p)
 		pcb_policy_put(p);
@@ -315,11 +314,11 @@ static void notrace pcb_redirect_fault(unsigned long ip, unsigned long parent_ip
 		pcb_redirect(ip, parent_ip, ops, fregs);
 }
 
-#define PCB_REDIRECT(function, callback, ours)             \
-	{ .name = function,                                \
-	  .ops = { .func = callback,                       \
-		   .private = ours,                        \
-		   .flags = FTRACE_OPS_FL_IPMODIFY } }
+#define PCB_REDIRECT(function, callback, ours)                                                \
+	{                                                                                     \
+		.name = function,                                                             \
+		.ops = { .func = callback, .private = ours, .flags = FTRACE_OPS_FL_IPMODIFY } \
+	}
 
 static struct pcb_ftrace pcb_redirections[] = {
 	PCB_REDIRECT("page_cache_ra_order", pcb_redirect_fault, pcb_ra_order_fault),

@@ -7,8 +7,8 @@
 
 #include "pagecache.h"
 
-#define PCB_PARAM(name, type, value, text)              \
-	type pcb_##name = value;                        \
+#define PCB_PARAM(name, type, value, text)                \
+	type pcb_##name = value;                          \
 	module_param_named(name, pcb_##name, type, 0444); \
 	MODULE_PARM_DESC(name, text)
 
@@ -43,7 +43,8 @@ static int pcb_check_params(void)
 {
 	if (!pcb_max_answer_mib || !pcb_max_extent_mib || !pcb_max_inflight_mib || !pcb_workers ||
 	    !pcb_max_invalid || pcb_workers > 64 || pcb_max_answer_mib > 4096) {
-		pr_err("a parameter is out of range: workers 1-64, max_answer_mib 1-4096, the others at least 1\n");
+		pr_err("a parameter is out of range: workers 1-64, max_answer_mib 1-4096, the "
+		       "others at least 1\n");
 		return -EINVAL;
 	}
 	return 0;

@@ -35,7 +35,7 @@ void pcb_policy_counters(struct pcb_policy *p, u64 *out)
 	int cpu, i;
 
 	memset(out, 0, PAGECACHE_COUNTER_NR * sizeof(*out));
-	for_each_possible_cpu(cpu) {
+	for_each_possible_cpu (cpu) {
 		u64 *counters = per_cpu_ptr(p->counters, cpu);
 
 		for (i = 0; i < PAGECACHE_COUNTER_NR; i++)
@@ -48,7 +48,7 @@ struct pcb_policy *pcb_policy_find(const char *name)
 {
 	struct pcb_policy *p;
 
-	list_for_each_entry(p, &pcb_policies, list) {
+	list_for_each_entry (p, &pcb_policies, list) {
 		if (!strncmp(p->name, name, sizeof(p->name)) && !test_bit(0, &p->ended))
 			return p;
 	}
@@ -112,9 +112,9 @@ static u32 pcb_hooks_of(const struct pagecache_ops *ops)
 	       (ops->removed ? BIT(PAGECACHE_HOOK_REMOVED) : 0);
 }
 
-#define PCB_DECIDING_HOOKS                                                   \
-	(BIT(PAGECACHE_HOOK_READAHEAD) | BIT(PAGECACHE_HOOK_ACCESS) |        \
-	 BIT(PAGECACHE_HOOK_ADDED) | BIT(PAGECACHE_HOOK_REMOVED))
+#define PCB_DECIDING_HOOKS                                                                        \
+	(BIT(PAGECACHE_HOOK_READAHEAD) | BIT(PAGECACHE_HOOK_ACCESS) | BIT(PAGECACHE_HOOK_ADDED) | \
+	 BIT(PAGECACHE_HOOK_REMOVED))
 
 static struct pcb_policy *pcb_policy_alloc(struct pagecache_ops *ops)
 {
@@ -151,13 +151,13 @@ static int pcb_policy_init(struct pcb_policy *p)
 	rcu_read_unlock();
 	/* bpf_pagecache_exit() in init only fills the record (see kfuncs.c). */
 	if (p->record.kind)
-		return p->record.code < 0 && p->record.code >= -MAX_ERRNO ? p->record.code :
-									     -ECANCELED;
+		return p->record.code < 0 && p->record.code >= -MAX_ERRNO ? p->record.code
+									  : -ECANCELED;
 	if (err > 0 || err < -MAX_ERRNO)
 		err = -EINVAL;
 	if (err)
-		pcb_record_init(&p->record, p->name, PAGECACHE_EXIT_INIT, err,
-				PAGECACHE_HOOK_INIT, "init returned an error", NULL);
+		pcb_record_init(&p->record, p->name, PAGECACHE_EXIT_INIT, err, PAGECACHE_HOOK_INIT,
+				"init returned an error", NULL);
 	return err;
 }
 
@@ -179,8 +179,8 @@ static int pcb_policy_attach(struct pcb_policy *p)
 		return err;
 	err = pcb_hooks_get(p->hooks, &failed);
 	if (err) {
-		pcb_record_init(&p->record, p->name, PAGECACHE_EXIT_HOOK, err,
-				PAGECACHE_HOOK_INIT, "a hook could not be attached", failed);
+		pcb_record_init(&p->record, p->name, PAGECACHE_EXIT_HOOK, err, PAGECACHE_HOOK_INIT,
+				"a hook could not be attached", failed);
 		return err;
 	}
 	p->seq = ++pcb_policy_seq;
@@ -212,7 +212,7 @@ static struct pcb_policy *pcb_policy_of(const void *kdata)
 {
 	struct pcb_policy *p;
 
-	list_for_each_entry(p, &pcb_policies, list) {
+	list_for_each_entry (p, &pcb_policies, list) {
 		if (p->kdata == kdata)
 			return p;
 	}
@@ -288,8 +288,7 @@ static int pcb_init_member(const struct btf_type *t, const struct btf_member *me
 		to->abi_version = from->abi_version;
 		return 1;
 	case offsetof(struct pagecache_ops, name):
-		if (strnlen(from->name, sizeof(from->name)) == sizeof(from->name) ||
-		    !from->name[0])
+		if (strnlen(from->name, sizeof(from->name)) == sizeof(from->name) || !from->name[0])
 			return -EINVAL;
 		strscpy(to->name, from->name, sizeof(to->name));
 		return 1;

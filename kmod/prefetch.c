@@ -76,7 +76,7 @@ static struct pcb_stream *pcb_stream_find(const struct file *file, s32 node)
 {
 	struct pcb_stream *s;
 
-	hash_for_each_possible(pcb_streams, s, hash, (unsigned long)file) {
+	hash_for_each_possible (pcb_streams, s, hash, (unsigned long)file) {
 		if (s->file == file && s->node == node && !s->dying)
 			return s;
 	}
@@ -89,7 +89,7 @@ static long pcb_stream_refs(const struct file *file)
 	struct pcb_stream *s;
 	long refs = 0;
 
-	hash_for_each_possible(pcb_streams, s, hash, (unsigned long)file)
+	hash_for_each_possible (pcb_streams, s, hash, (unsigned long)file)
 		refs += s->file == file && !s->dying;
 	return refs;
 }
@@ -289,7 +289,7 @@ s64 pcb_prefetch_cancel_file(struct file *file)
 	s64 pages = 0;
 
 	spin_lock(&pcb_lock);
-	hash_for_each_possible(pcb_streams, s, hash, (unsigned long)file) {
+	hash_for_each_possible (pcb_streams, s, hash, (unsigned long)file) {
 		if (s->file == file && !s->dying)
 			pages += pcb_stream_cancel(s);
 	}
@@ -303,7 +303,7 @@ void pcb_prefetch_cancel_policy(struct pcb_policy *p)
 	int bucket;
 
 	spin_lock(&pcb_lock);
-	hash_for_each(pcb_streams, bucket, s, hash) {
+	hash_for_each (pcb_streams, bucket, s, hash) {
 		if (s->policy == p && !s->dying)
 			pcb_stream_cancel(s);
 	}
@@ -318,7 +318,7 @@ static bool pcb_sb_busy(const struct super_block *sb)
 	int bucket;
 
 	spin_lock(&pcb_lock);
-	hash_for_each(pcb_streams, bucket, s, hash) {
+	hash_for_each (pcb_streams, bucket, s, hash) {
 		if (sb && s->sb != sb)
 			continue;
 		busy = true;
@@ -515,7 +515,7 @@ int pcb_prefetch_start(void)
 {
 	int id;
 
-	for_each_node_state(id, N_CPU) {
+	for_each_node_state (id, N_CPU) {
 		struct pcb_node *node = pcb_node_start(id);
 
 		if (IS_ERR(node)) {

@@ -30,8 +30,7 @@ static struct pcb_tag *pcb_tag_lookup(dev_t dev, u64 ino, u32 generation)
 {
 	struct pcb_tag *tag;
 
-	hlist_for_each_entry_rcu(tag, pcb_bucket(dev, ino), hash,
-				 lockdep_is_held(&pcb_mutex)) {
+	hlist_for_each_entry_rcu (tag, pcb_bucket(dev, ino), hash, lockdep_is_held(&pcb_mutex)) {
 		if (tag->ino == ino && tag->dev == dev && tag->generation == generation)
 			return tag;
 	}
@@ -47,7 +46,7 @@ static struct pcb_model *pcb_model_get(const char *name)
 {
 	struct pcb_model *model;
 
-	list_for_each_entry(model, &pcb_models, list) {
+	list_for_each_entry (model, &pcb_models, list) {
 		if (!strcmp(model->name, name)) {
 			model->refs++;
 			return model;
@@ -82,8 +81,7 @@ static void pcb_tag_bind(struct pcb_tag *tag, struct pcb_policy *p)
 
 static void pcb_tag_unbind(struct pcb_tag *tag)
 {
-	struct pcb_policy *p = rcu_dereference_protected(tag->policy,
-							 lockdep_is_held(&pcb_mutex));
+	struct pcb_policy *p = rcu_dereference_protected(tag->policy, lockdep_is_held(&pcb_mutex));
 
 	if (!p)
 		return;
@@ -97,7 +95,7 @@ void pcb_tags_bind(struct pcb_policy *p)
 {
 	struct pcb_tag *tag;
 
-	list_for_each_entry(tag, &pcb_tags, list) {
+	list_for_each_entry (tag, &pcb_tags, list) {
 		if (!strcmp(tag->policy_name, p->name))
 			pcb_tag_bind(tag, p);
 	}
@@ -108,7 +106,7 @@ void pcb_tags_unbind(struct pcb_policy *p)
 {
 	struct pcb_tag *tag;
 
-	list_for_each_entry(tag, &pcb_tags, list) {
+	list_for_each_entry (tag, &pcb_tags, list) {
 		if (rcu_access_pointer(tag->policy) == p)
 			pcb_tag_unbind(tag);
 	}
@@ -226,7 +224,7 @@ int pcb_tag_next(struct pagecache_tag_record *rec)
 		if (!list_is_last(&hint->list, &pcb_tags))
 			tag = list_next_entry(hint, list);
 	} else {
-		list_for_each_entry(it, &pcb_tags, list) {
+		list_for_each_entry (it, &pcb_tags, list) {
 			if (it->seq > rec->seq) {
 				tag = it;
 				break;
@@ -271,9 +269,9 @@ void pcb_tags_free(void)
 	struct pcb_tag *tag, *next;
 	struct pcb_model *model, *next_model;
 
-	list_for_each_entry_safe(tag, next, &pcb_tags, list)
+	list_for_each_entry_safe (tag, next, &pcb_tags, list)
 		kfree(tag);
-	list_for_each_entry_safe(model, next_model, &pcb_models, list)
+	list_for_each_entry_safe (model, next_model, &pcb_models, list)
 		kfree(model);
 	kvfree(pcb_tag_table);
 }

@@ -15,28 +15,28 @@ extern void bpf_pagecache_exit(struct pagecache_ctx *ctx, s64 code, const char *
 #define pagecache_exit bpf_pagecache_exit
 
 /* The kernel hands the arguments over in an array; hooks are written with real ones. */
-#define PAGECACHE_HOOK_1(ret, fn, type)                                          \
-	static __always_inline ret fn##__body(type);                             \
-	SEC("struct_ops/" #fn) ret fn(__u64 *pagecache_args)                     \
-	{                                                                        \
-		return fn##__body((type)pagecache_args[0]);                      \
-	}                                                                        \
+#define PAGECACHE_HOOK_1(ret, fn, type)                      \
+	static __always_inline ret fn##__body(type);         \
+	SEC("struct_ops/" #fn) ret fn(__u64 *pagecache_args) \
+	{                                                    \
+		return fn##__body((type)pagecache_args[0]);  \
+	}                                                    \
 	static __always_inline ret fn##__body
 
-#define PAGECACHE_HOOK_2(ret, fn, type1, type2)                                  \
-	static __always_inline ret fn##__body(type1, type2);                     \
-	SEC("struct_ops/" #fn) ret fn(__u64 *pagecache_args)                     \
-	{                                                                        \
-		return fn##__body((type1)pagecache_args[0],                      \
-				  (type2)pagecache_args[1]);                     \
-	}                                                                        \
+#define PAGECACHE_HOOK_2(ret, fn, type1, type2)                                        \
+	static __always_inline ret fn##__body(type1, type2);                           \
+	SEC("struct_ops/" #fn) ret fn(__u64 *pagecache_args)                           \
+	{                                                                              \
+		return fn##__body((type1)pagecache_args[0], (type2)pagecache_args[1]); \
+	}                                                                              \
 	static __always_inline ret fn##__body
 
-#define PAGECACHE_TABLE(policy, ...)                                             \
-	SEC(".struct_ops.link") struct pagecache_ops policy##_ops = {            \
-		__VA_ARGS__,                                                     \
-		.abi_version = PAGECACHE_ABI_VERSION,                            \
-		.name = #policy,                                                 \
+#define PAGECACHE_TABLE(policy, ...)                  \
+	SEC(".struct_ops.link")                       \
+	struct pagecache_ops policy##_ops = {         \
+		__VA_ARGS__,                          \
+		.abi_version = PAGECACHE_ABI_VERSION, \
+		.name = #policy,                      \
 	}
 
 #endif /* ENGINE_STRUCT_OPS_BPF_H */

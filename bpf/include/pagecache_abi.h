@@ -73,7 +73,7 @@ enum pagecache_kind {
  */
 struct pagecache_ctx {
 	__u64 ino;
-	__u64 file_id; /* tells open files of one inode apart; opaque, never 0 for hooks with a file */
+	__u64 file_id; /* tells open files of one inode apart; opaque; 0: the hook has no file */
 	__u64 index; /* first page wanted, accessed, added or removed */
 	__u64 nr; /* pages wanted, accessed, added or removed */
 	__u64 file_pages; /* size of the file, rounded up */
@@ -130,33 +130,33 @@ struct pagecache_exit_record {
  * Counters of one policy, in the order of enum pagecache_counter.  X(name, unit, help);
  * Python, JSON and the docs take their names and texts from here.
  */
-#define PAGECACHE_COUNTERS(X)                                                                   \
-	X(readahead_calls, "calls", "readahead decisions asked of the policy")                  \
-	X(readahead_miss, "calls", "of these: read() of an absent page")                        \
-	X(readahead_marker, "calls", "of these: a readahead marker was reached")                \
-	X(readahead_fault, "calls", "of these: a fault on an absent page of a mapping")         \
-	X(readahead_late, "calls", "of these: the marked page was still being read")            \
-	X(readahead_default, "calls", "answered: the kernel's own readahead")                   \
-	X(readahead_override, "calls", "answered: the policy's window")                         \
-	X(readahead_bytes, "bytes", "read in the reader's own context on a policy's answer")    \
-	X(access_calls, "calls", "access hook calls")                                           \
-	X(added_bytes, "bytes", "pages of governed files that entered the page cache")          \
-	X(removed_bytes, "bytes", "pages of governed files that left the page cache")           \
-	X(prefetch_calls, "calls", "asynchronous prefetch requests accepted")                   \
-	X(prefetch_bytes, "bytes", "asked for asynchronously")                                  \
-	X(prefetch_issued_bytes, "bytes", "submitted by the workers, resident parts included")  \
-	X(prefetch_cancelled_bytes, "bytes", "dropped from the queue before being submitted")   \
-	X(drop_calls, "calls", "drop requests accepted")                                        \
-	X(drop_bytes, "bytes", "pages that drop requests removed")                              \
-	X(refused_calls, "calls", "prefetch and drop requests refused")                         \
-	X(clamped_answers, "calls", "answers cut to the file, to a bound or to a known node")   \
+#define PAGECACHE_COUNTERS(X)                                                                  \
+	X(readahead_calls, "calls", "readahead decisions asked of the policy")                 \
+	X(readahead_miss, "calls", "of these: read() of an absent page")                       \
+	X(readahead_marker, "calls", "of these: a readahead marker was reached")               \
+	X(readahead_fault, "calls", "of these: a fault on an absent page of a mapping")        \
+	X(readahead_late, "calls", "of these: the marked page was still being read")           \
+	X(readahead_default, "calls", "answered: the kernel's own readahead")                  \
+	X(readahead_override, "calls", "answered: the policy's window")                        \
+	X(readahead_bytes, "bytes", "read in the reader's own context on a policy's answer")   \
+	X(access_calls, "calls", "access hook calls")                                          \
+	X(added_bytes, "bytes", "pages of governed files that entered the page cache")         \
+	X(removed_bytes, "bytes", "pages of governed files that left the page cache")          \
+	X(prefetch_calls, "calls", "asynchronous prefetch requests accepted")                  \
+	X(prefetch_bytes, "bytes", "asked for asynchronously")                                 \
+	X(prefetch_issued_bytes, "bytes", "submitted by the workers, resident parts included") \
+	X(prefetch_cancelled_bytes, "bytes", "dropped from the queue before being submitted")  \
+	X(drop_calls, "calls", "drop requests accepted")                                       \
+	X(drop_bytes, "bytes", "pages that drop requests removed")                             \
+	X(refused_calls, "calls", "prefetch and drop requests refused")                        \
+	X(clamped_answers, "calls", "answers cut to the file, to a bound or to a known node")  \
 	X(invalid_answers, "calls", "answers that made no sense; the kernel's own were used")
 
 enum pagecache_counter {
 #define PAGECACHE_X(name, unit, help) PAGECACHE_COUNTER_##name,
 	PAGECACHE_COUNTERS(PAGECACHE_X)
 #undef PAGECACHE_X
-	PAGECACHE_COUNTER_NR,
+		PAGECACHE_COUNTER_NR,
 };
 
 /*
@@ -233,9 +233,11 @@ struct pagecache_policy_record {
 
 _Static_assert(sizeof(struct pagecache_ctx) == 128, "pagecache_ctx has a hole");
 _Static_assert(sizeof(struct pagecache_answer) == 32, "pagecache_answer has a hole");
-_Static_assert(sizeof(struct pagecache_exit_record) == 32 + 32 + 96 + 512, "exit record has a hole");
+_Static_assert(sizeof(struct pagecache_exit_record) == 32 + 32 + 96 + 512,
+	       "exit record has a hole");
 _Static_assert(sizeof(struct pagecache_info) == 48, "pagecache_info has a hole");
-_Static_assert(sizeof(struct pagecache_tag_request) == 8 + 32 + 64 + 1024, "tag request has a hole");
+_Static_assert(sizeof(struct pagecache_tag_request) == 8 + 32 + 64 + 1024,
+	       "tag request has a hole");
 _Static_assert(sizeof(struct pagecache_untag_request) == 24, "untag request has a hole");
 _Static_assert(sizeof(struct pagecache_tag_record) == 48 + 32 + 64 + 1024, "tag record has a hole");
 _Static_assert(sizeof(struct pagecache_policy_record) == 40 + 32 + 8 * PAGECACHE_COUNTER_NR,

@@ -48,10 +48,11 @@ char LICENSE[] SEC("license") = "GPL";
  * A number that can be set when the policy is attached.  Its unit is part of its name; name,
  * unit, default, bounds and help are read from the object (BTF), there is no other list.
  */
-#define PAGECACHE_KNOB(type, name, value, unit, min, max, help)                              \
-	const volatile type name PAGECACHE_NOTE("unit=" unit)                                \
-		PAGECACHE_NOTE("min=" PAGECACHE_STR(min)) PAGECACHE_NOTE("max=" PAGECACHE_STR(max)) \
-			PAGECACHE_NOTE("help=" help) = value
+#define PAGECACHE_KNOB(type, name, value, unit, min, max, help)                                  \
+	const volatile type name PAGECACHE_NOTE("unit=" unit)                                    \
+		PAGECACHE_NOTE("min=" PAGECACHE_STR(min))                                        \
+			PAGECACHE_NOTE("max=" PAGECACHE_STR(max)) PAGECACHE_NOTE("help=" help) = \
+				value
 
 #include "engine_struct_ops.bpf.h"
 

@@ -29,8 +29,5 @@ PAGECACHE_REMOVED(noop_removed)
 {
 }
 
-PAGECACHE_POLICY(noop,
-	.readahead = (void *)noop_readahead,
-	.access = (void *)noop_access,
-	.added = (void *)noop_added,
-	.removed = (void *)noop_removed);
+PAGECACHE_POLICY(noop, .readahead = (void *)noop_readahead, .access = (void *)noop_access,
+		 .added = (void *)noop_added, .removed = (void *)noop_removed);

@@ -21,15 +21,15 @@ PAGECACHE_KNOB(u32, start_window_kib, 1024, "KiB", 64, 1048576, "first window of
 PAGECACHE_KNOB(u32, max_window_mib, 64, "MiB", 1, 4096, "largest window ahead of one reader");
 PAGECACHE_KNOB(u32, budget_mib, 0, "MiB", 0, 1073741824,
 	       "no prefetch while the governed files hold this much page cache; 0: no bound");
-PAGECACHE_KNOB(u32, confirm_accesses, 3, "accesses", 1, 16,
-	       "accesses in order that make a stream");
+PAGECACHE_KNOB(u32, confirm_accesses, 3, "accesses", 1, 16, "accesses in order that make a stream");
 
 #define STREAMS 8
 #define TRUSTED 2 /* files of a model streamed to the end before it is trusted */
 #define HEAD_PAGES 64 /* a trusted file is expected to be read from here */
 
 struct stream {
-	u64 next; /* the reader is about here */
+	u64 from; /* its last access began here, */
+	u64 next; /* and the next one should be here */
 	u64 ahead; /* asked for up to here */
 	u64 window; /* pages; 0: not a stream yet */
 	u64 since_ns; /* the window has been what it is since then, */
@@ -120,8 +120,9 @@ static __always_inline bool goes_on(const struct stream *s, const struct pagecac
 		return false;
 	if (s->window)
 		return ctx->index + slack >= s->next && ctx->index <= s->ahead + slack;
-	return ctx->index + 1 >= s->next &&
-	       ctx->index <= s->next + (is_marker(ctx) ? ctx->ra_pages : 1);
+	if (is_marker(ctx))
+		return ctx->index >= s->from && ctx->index <= s->next + ctx->ra_pages;
+	return ctx->index + 1 >= s->next && ctx->index <= s->next + 1;
 }
 
 static __always_inline struct stream *stream_at(struct file_state *file,
@@ -142,6 +143,7 @@ static __always_inline struct stream *stream_new(struct file_state *file,
 	struct stream *s = &file->streams[file->victim++ % STREAMS];
 
 	*s = (struct stream){
+		.from = ctx->index,
 		.next = ctx->index + ctx->nr,
 		.ahead = ctx->index + ctx->nr,
 		.run = 1,
@@ -149,7 +151,8 @@ static __always_inline struct stream *stream_new(struct file_state *file,
 	return s;
 }
 
-static __always_inline void open_window(struct stream *s, const struct pagecache_ctx *ctx, u64 pages)
+static __always_inline void open_window(struct stream *s, const struct pagecache_ctx *ctx,
+					u64 pages)
 {
 	s->window = min_u64(pages, pages_of(ctx, (u64)max_window_mib << 20));
 	s->since = ctx->index;
@@ -240,6 +243,7 @@ PAGECACHE_READAHEAD(sequential_readahead)
 			open_window(s, ctx, model->window);
 	} else {
 		s->run++;
+		s->from = ctx->index;
 		s->next = ctx->index + (is_marker(ctx) ? 0 : ctx->nr);
 	}
 	if (!s->window) {

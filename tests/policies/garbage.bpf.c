@@ -64,8 +64,5 @@ PAGECACHE_REMOVED(garbage_removed)
 	act(ctx);
 }
 
-PAGECACHE_POLICY(garbage,
-	.readahead = (void *)garbage_readahead,
-	.access = (void *)garbage_access,
-	.added = (void *)garbage_added,
-	.removed = (void *)garbage_removed);
+PAGECACHE_POLICY(garbage, .readahead = (void *)garbage_readahead, .access = (void *)garbage_access,
+		 .added = (void *)garbage_added, .removed = (void *)garbage_removed);

@@ -92,10 +92,6 @@ PAGECACHE_REMOVED(maximal_removed)
 	note(ctx, PAGECACHE_HOOK_REMOVED);
 }
 
-PAGECACHE_POLICY(maximal,
-	.init = (void *)maximal_init,
-	.exit = (void *)maximal_exit,
-	.readahead = (void *)maximal_readahead,
-	.access = (void *)maximal_access,
-	.added = (void *)maximal_added,
-	.removed = (void *)maximal_removed);
+PAGECACHE_POLICY(maximal, .init = (void *)maximal_init, .exit = (void *)maximal_exit,
+		 .readahead = (void *)maximal_readahead, .access = (void *)maximal_access,
+		 .added = (void *)maximal_added, .removed = (void *)maximal_removed);

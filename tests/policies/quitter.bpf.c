@@ -48,9 +48,6 @@ PAGECACHE_REMOVED(quitter_removed)
 	quit_in(ctx, PAGECACHE_HOOK_REMOVED);
 }
 
-PAGECACHE_POLICY(quitter,
-	.init = (void *)quitter_init,
-	.readahead = (void *)quitter_readahead,
-	.access = (void *)quitter_access,
-	.added = (void *)quitter_added,
-	.removed = (void *)quitter_removed);
+PAGECACHE_POLICY(quitter, .init = (void *)quitter_init, .readahead = (void *)quitter_readahead,
+		 .access = (void *)quitter_access, .added = (void *)quitter_added,
+		 .removed = (void *)quitter_removed);

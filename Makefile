@@ -1,0 +1,141 @@
+# SPDX-License-Identifier: Apache-2.0
+# `make help` lists what there is.  Everything that is built lies in build/.
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+SHELL := /bin/bash
+
+PREFIX ?= /usr/local
+PY := build/venv/bin/python
+V ?= 0
+Q := $(if $(filter 1,$(V)),,@)
+
+CLANG ?= $(firstword $(foreach c,clang clang-19 clang-18 clang-17 clang-16 clang-15 clang-14,$(shell command -v $(c))))
+LIBBPF_INCLUDE := $(if $(wildcard build/deps/usr/include/bpf/bpf_helpers.h),-I build/deps/usr/include)
+BPF_CFLAGS := -O2 -g -Wall -Werror -target bpf -mcpu=v3 -I bpf/include $(LIBBPF_INCLUDE)
+BPF_HEADERS := $(wildcard bpf/include/*.h)
+POLICIES := $(patsubst bpf/policies/%.bpf.c,build/bpf/%.bpf.o,$(wildcard bpf/policies/*.bpf.c))
+TEST_POLICIES := $(patsubst tests/policies/%.bpf.c,build/bpf/test/%.bpf.o,$(wildcard tests/policies/*.bpf.c))
+
+# The newest 6.12 kernel with headers is the guest's; the running one is built for where it can be.
+GUEST_KREL = $(shell ls -d /lib/modules/6.12*/build 2>/dev/null | sort -V | tail -n 1 | cut -d/ -f4)
+RUNNING := $(shell uname -r)
+KREL ?= $(GUEST_KREL)
+
+.PHONY: help deps build bpf kmod check format docs test test-unit test-native test-vm test-numa \
+	vm vm-shell vm-debug demo bench install uninstall clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+deps: ## install what building, testing and the demo need (root: apt packages)
+	$(Q)tools/deps.sh
+
+# make deps first: what is below is found only then.
+build: deps ## build policies and module (for the guest's kernel; for the running one if it has headers)
+	$(Q)$(MAKE) --no-print-directory bpf kmod
+
+bpf: $(POLICIES) $(TEST_POLICIES) build/bpf/abi.bpf.o ## compile the policies
+
+build/bpf/%.bpf.o: bpf/policies/%.bpf.c $(BPF_HEADERS)
+	@mkdir -p $(@D)
+	@echo "  BPF     $(*F)"
+	$(Q)$(CLANG) $(BPF_CFLAGS) -c $< -o $@
+
+build/bpf/test/%.bpf.o: tests/policies/%.bpf.c $(BPF_HEADERS)
+	@mkdir -p $(@D)
+	@echo "  BPF     test/$(*F)"
+	$(Q)$(CLANG) $(BPF_CFLAGS) -c $< -o $@
+
+build/bpf/abi.bpf.o: bpf/abi.bpf.c $(BPF_HEADERS)
+	@mkdir -p $(@D)
+	$(Q)$(CLANG) $(BPF_CFLAGS) -c $< -o $@
+
+kmod: ## build the module (KREL=release for another kernel)
+	$(Q)tools/build_kmod.sh $(KREL)
+	$(Q)if [ -e /lib/modules/$(RUNNING)/build/Makefile ]; then tools/build_kmod.sh $(RUNNING); fi
+
+C_FILES = $(shell git ls-files '*.c' '*.h')
+
+check: build ## lint, types, formats, generated files
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(PY) -m mypy
+	build/venv/bin/clang-format --dry-run --Werror $(C_FILES)
+	$(PY) tools/gen_abi.py --check
+	$(PY) -m pagecache_bpf.cli.docs --check
+
+format: ## format all sources
+	$(PY) -m ruff check --fix .
+	$(PY) -m ruff format .
+	build/venv/bin/clang-format -i $(C_FILES)
+
+docs: ## write what is generated from the code: ABI for Python, man page
+	$(PY) tools/gen_abi.py
+	$(PY) -m pagecache_bpf.cli.docs --write
+
+test: check test-unit test-native test-vm test-numa ## everything; what is skipped says why
+	@$(PY) -m tools.summary
+
+test-unit: build ## tests without root
+	$(PY) -m pytest tests/unit tests/repo -rs --junitxml=build/test/unit.xml
+
+test-native: build ## tests that need root and this kernel
+	$(PY) -m pytest tests/native -rs --junitxml=build/test/native.xml
+
+# The guest's own pytest writes the report; its exit code, a lost guest and every complaint of the
+# kernel come back through benchmarks.guest.
+VM_TESTS = python -m pytest tests/vm -p no:cacheprovider -rsf
+test-vm: build ## tests of the module, in a guest with a stock kernel
+	$(PY) -m benchmarks.guest --name test -- $(VM_TESTS) --junitxml=build/test/vm.xml
+
+test-numa: build ## the tests that need two NUMA nodes, in a guest with two
+	$(PY) -m benchmarks.guest --name numa --numa 2 -- $(VM_TESTS) -k node --junitxml=build/test/numa.xml
+
+vm: build ## boot the guest and run a command: make vm ARGS="--fs xfs -- uname -a"
+	$(PY) -m benchmarks.guest $(ARGS)
+
+vm-shell: build ## an interactive shell in the guest
+	$(PY) -m benchmarks.guest --shell $(ARGS)
+
+vm-debug: build ## tests/vm on a kernel with lockdep and KASAN, built from Debian's source (long)
+	tools/debug_kernel.sh
+	tools/build_kmod.sh "$$(cat build/debug/include/config/kernel.release)" $(CURDIR)/build/debug
+	$(PY) -m benchmarks.guest --name debug --kernel build/debug --memory 5G --timeout 7200 -- \
+		$(VM_TESTS) $(ARGS)
+
+demo: build ## the main job on real input: cold loads, default against policy (SIZE=, MODEL=)
+	$(PY) -m benchmarks.demo
+
+bench: build ## all benchmarks, into build/bench (long)
+	$(PY) -m benchmarks.cold_load
+	$(PY) -m benchmarks.overhead
+	$(PY) -m benchmarks.random_read
+
+LIB = $(DESTDIR)$(PREFIX)/lib/pagecache-bpf
+SHARE = $(DESTDIR)$(PREFIX)/share
+install: build ## install command, policies, module source for DKMS, man page, completion
+	python3 -m venv $(LIB)
+	mkdir -p pagecache_bpf/bpf/include
+	cp bpf/policies/*.bpf.c $(POLICIES) pagecache_bpf/bpf/
+	cp bpf/include/*.h pagecache_bpf/bpf/include/
+	$(LIB)/bin/python -m pip install -q --disable-pip-version-check . ; status=$$?; \
+		rm -r pagecache_bpf/bpf; exit $$status
+	install -d $(DESTDIR)$(PREFIX)/bin $(DESTDIR)/usr/src/pagecache_bpf-0.1.0/include
+	ln -sf $(PREFIX)/lib/pagecache-bpf/bin/pagecache-bpf $(DESTDIR)$(PREFIX)/bin/pagecache-bpf
+	install -m 644 kmod/*.[ch] kmod/Kbuild kmod/dkms.conf $(DESTDIR)/usr/src/pagecache_bpf-0.1.0
+	install -m 644 bpf/include/pagecache_*.h $(DESTDIR)/usr/src/pagecache_bpf-0.1.0/include
+	install -D -m 644 -t $(SHARE)/man/man1 docs/man/*.1
+	install -d $(SHARE)/bash-completion/completions $(SHARE)/zsh/site-functions $(SHARE)/fish/vendor_completions.d
+	$(PY) -m pagecache_bpf completion bash >$(SHARE)/bash-completion/completions/pagecache-bpf
+	$(PY) -m pagecache_bpf completion zsh >$(SHARE)/zsh/site-functions/_pagecache-bpf
+	$(PY) -m pagecache_bpf completion fish >$(SHARE)/fish/vendor_completions.d/pagecache-bpf.fish
+
+uninstall: ## remove what `make install` installed
+	rm -rf $(LIB) $(DESTDIR)/usr/src/pagecache_bpf-0.1.0
+	rm -f $(DESTDIR)$(PREFIX)/bin/pagecache-bpf $(SHARE)/man/man1/pagecache-bpf.1
+	rm -f $(SHARE)/bash-completion/completions/pagecache-bpf $(SHARE)/zsh/site-functions/_pagecache-bpf
+	rm -f $(SHARE)/fish/vendor_completions.d/pagecache-bpf.fish
+
+clean: ## delete what was built, not what was installed into build/venv and build/deps
+	rm -rf build/bpf build/kmod build/test build/guest build/bench build/demo

@@ -1,0 +1,127 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Fixtures of the tests in the guest: the module, file systems, a kernel log that stays silent."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from benchmarks.guest.console import find_problems
+from benchmarks.guest.devices import ScaledDevice, open_device
+from pagecache_bpf import kmodule, loader
+
+LOADED = Path("/sys/module/pagecache_bpf")
+
+
+class Module:
+    """The kernel module of this checkout."""
+
+    def load(self) -> None:
+        """Load it if it is not."""
+        if not LOADED.exists():
+            kmodule.load_module()
+
+    def unload(self) -> None:
+        """Detach everything and unload it; links are let go of by the kernel a moment later."""
+        for name in loader.pinned():
+            loader.detach(name)
+        deadline = time.monotonic() + 20
+        while True:
+            done = subprocess.run(["rmmod", "pagecache_bpf"], capture_output=True, text=True)
+            if done.returncode == 0:
+                return
+            assert time.monotonic() < deadline, done.stderr
+            time.sleep(0.05)
+
+
+@pytest.fixture(scope="session")
+def module() -> Iterator[Module]:
+    """The module, loaded for the whole session and unloaded at its end."""
+    it = Module()
+    it.load()
+    yield it
+    it.unload()
+
+
+@pytest.fixture(autouse=True)
+def _clean(module: Module) -> Iterator[None]:
+    """Each test starts with the module and without policies, and leaves a silent kernel."""
+    module.load()
+    log = os.open("/dev/kmsg", os.O_RDONLY | os.O_NONBLOCK)
+    os.lseek(log, 0, os.SEEK_END)
+    yield
+    if LOADED.exists():
+        for name in loader.pinned():
+            loader.detach(name)
+    lines = []
+    while True:
+        try:
+            lines.append(os.read(log, 8192).decode(errors="replace").partition(";")[2])
+        except BlockingIOError:
+            break
+        except BrokenPipeError:
+            continue  # the oldest lines were overwritten while we read
+    os.close(log)
+    problems = find_problems(lines)
+    assert not problems, "\n".join(problems)
+
+
+_devices: dict[tuple[int, str, int], ScaledDevice] = {}
+
+
+def device(disk: int, fs: str, part: int = 0, delay_ms: float = 0) -> ScaledDevice:
+    """A file system made once a session, emptied for each test."""
+    key = (disk, fs, part)
+    if key not in _devices:
+        _devices[key] = open_device(disk, fs, part=(part, 2))
+        if delay_ms:
+            _devices[key].set_delay(delay_ms)
+    found = _devices[key]
+    for each in found.mount.iterdir():
+        if each.name == "lost+found":
+            continue
+        if each.is_dir():
+            shutil.rmtree(each)
+        else:
+            each.unlink()
+    return found
+
+
+@pytest.fixture
+def mount() -> Path:
+    """An empty ext4 without a delay; read_ahead_kb is 128."""
+    return device(0, "ext4").mount
+
+
+@pytest.fixture
+def slow_mount() -> Path:
+    """The same with 20 ms a read."""
+    return device(0, "ext4", part=1, delay_ms=20).mount
+
+
+@pytest.fixture
+def xfs_mount() -> Path:
+    """An empty xfs, which has large folios."""
+    return device(1, "xfs").mount
+
+
+@pytest.fixture
+def scratch_fs() -> Path:
+    """A file system that a test may unmount, with `remount`."""
+    return device(1, "ext4", part=1).mount
+
+
+@pytest.fixture
+def remount() -> Callable[[], None]:
+    """Unmount and mount `scratch_fs`; fails if it is busy."""
+    return device_of_scratch().remount
+
+
+def device_of_scratch() -> ScaledDevice:
+    """The device of `scratch_fs`, not emptied."""
+    return _devices[(1, "ext4", 1)]

@@ -1,0 +1,35 @@
+#!/usr/bin/env bash
+# SPDX-License-Identifier: Apache-2.0
+# Build the module for one kernel: build_kmod.sh KERNELRELEASE [KERNELDIR].  Sources are copied to
+# build/kmod/KERNELRELEASE, so the tree stays clean and several kernels can be built for.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+release=$1
+kernel=${2:-/lib/modules/$release/build}
+out=$PWD/build/kmod/$release
+module=$out/pagecache_bpf.ko
+
+if [ ! -e "$kernel/Makefile" ]; then
+	echo "no headers for kernel $release in $kernel: install linux-headers-$release" >&2
+	exit 3
+fi
+newest=$(find kmod bpf/include -type f -newer "$module" -print -quit 2>/dev/null || echo stale)
+if [ -e "$module" ] && [ -z "$newest" ] && [ ! "$kernel/Makefile" -nt "$module" ]; then
+	exit 0
+fi
+mkdir -p "$out/include"
+cp kmod/*.[ch] kmod/Kbuild "$out"
+cp bpf/include/pagecache_abi.h bpf/include/pagecache_ops.h "$out/include"
+echo "  KMOD    $release"
+log=$out/build.log
+# A warning of the compiler is a failure; pahole's are not ours.
+if ! make -C "$kernel" M="$out" KCFLAGS=-Werror modules >"$log" 2>&1; then
+	tail -n 40 "$log" >&2
+	exit 1
+fi
+if ! readelf -S --wide "$module" | grep -q ' \.BTF '; then
+	tail -n 20 "$log" >&2
+	echo "the module was built without BTF: pahole (package dwarves) or $kernel/vmlinux is missing" >&2
+	exit 1
+fi
