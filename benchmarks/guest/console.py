@@ -1,4 +1,5 @@
-"""Find the lines of a kernel log that mean trouble: warnings, oopses, lockdep, sanitizers, stalls."""
+# SPDX-License-Identifier: Apache-2.0
+"""Find the lines of a kernel log that mean trouble: warnings, oopses, lockdep, stalls."""
 
 from __future__ import annotations
 

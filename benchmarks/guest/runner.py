@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Boot a guest under QEMU with this machine's own root file system and run one command in it.
 
 The guest is a stock distribution kernel started by virtme-ng. Its root is the host's, read-only
@@ -51,7 +52,7 @@ class Disk:
 
     @classmethod
     def parse(cls, text: str) -> Disk:
-        """Read ``SIZE[:bps=RATE]`` as the command line gives it; K, M and G of RATE are powers of 10.
+        """Read ``SIZE[:bps=RATE]``; K, M and G of RATE are powers of 10.
 
         Raises:
             GuestError: the text is neither.
@@ -149,7 +150,7 @@ class Guest:
         """
         run_dir = self._new_run_dir()
         self._write_script(run_dir, command)
-        argv = self._vng(run_dir) + ["--", f"sh {run_dir.relative_to(ROOT)}/run.sh"]
+        argv = [*self._vng(run_dir), "--", f"sh {run_dir.relative_to(ROOT)}/run.sh"]
         started = time.time()
         stopped_by, stdout = _supervise(argv, run_dir, self.timeout_s, echo)
         return self._collect(run_dir, stdout, started, stopped_by)
@@ -158,7 +159,9 @@ class Guest:
         """Boot to an interactive shell on this terminal; returns when it is left."""
         run_dir = self._new_run_dir()
         self._write_script(run_dir, ["bash", "-i"])
-        return subprocess.run(self._vng(run_dir, interactive=True), env=_vng_env(), cwd=ROOT).returncode
+        return subprocess.run(
+            self._vng(run_dir, interactive=True), env=_vng_env(), cwd=ROOT
+        ).returncode
 
     # --- the parts of run() ---
 
@@ -184,7 +187,7 @@ class Guest:
             "PYTHONUNBUFFERED": "1",
             "COLUMNS": os.environ.get("COLUMNS", "100"),
             "HOME": "/run",
-            "PATH": f"{BUILD}/venv/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+            "PATH": f"{BUILD}/venv/bin:/usr/sbin:/usr/bin:/sbin:/bin",
             **{k: v for k, v in os.environ.items() if k.startswith("PAGECACHE_BPF_") and v},
             **self.env,
         }
@@ -250,9 +253,7 @@ exit $status
             options.append(f"-device virtio-blk-pci,drive=disk{n},serial=disk{n}")
         return options
 
-    def _collect(
-        self, run_dir: Path, stdout: str, started: float, stopped_by: str
-    ) -> Result:
+    def _collect(self, run_dir: Path, stdout: str, started: float, stopped_by: str) -> Result:
         console = run_dir / "console.log"
         problems = find_problems(console.read_text(errors="replace").splitlines())
         begun, status = run_dir / "started", run_dir / "exit-status"
@@ -333,10 +334,8 @@ def _supervise(
 def _kill_group(process: subprocess.Popen[bytes]) -> None:
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGTERM)
-    try:
+    with contextlib.suppress(subprocess.TimeoutExpired):
         process.wait(timeout=10)
-    except subprocess.TimeoutExpired:
-        pass
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
 

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -30,7 +32,7 @@ def test_sizes_that_people_write(text: str, expected: int) -> None:
     assert units.parse_size(text) == expected
 
 
-@pytest.mark.parametrize("text", ["", "M", "-1", "1 PiB", "1mib", "0.3B", "1e3", "1 2", "١"])
+@pytest.mark.parametrize("text", ["", "M", "-1", "1 PiB", "1mib", "0.3B", "1e3", "1 2", "\u0661"])
 def test_what_is_no_size_is_refused(text: str) -> None:
     with pytest.raises(UsageError, match="is not a size") as caught:
         units.parse_size(text)
@@ -109,10 +111,8 @@ def test_durations_never_print_a_full_unit(nanoseconds: int) -> None:
 @given(st.text())
 def test_no_text_makes_the_parsers_raise_anything_else(text: str) -> None:
     for parse in (units.parse_size, units.parse_duration):
-        try:
+        with contextlib.suppress(UsageError):
             assert parse(text) >= 0
-        except UsageError:
-            pass
 
 
 def test_counts_carry_their_unit() -> None:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+
 from benchmarks.guest.console import find_problems
 from benchmarks.guest.devices import ScaledDevice, open_device
 from pagecache_bpf import kmodule, loader
@@ -24,7 +25,7 @@ class Module:
     def load(self) -> None:
         """Load it if it is not."""
         if not LOADED.exists():
-            kmodule.load_module()
+            kmodule.load()
 
     def unload(self) -> None:
         """Detach everything and unload it; links are let go of by the kernel a moment later."""

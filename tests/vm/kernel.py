@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the kernel tests share: files with known contents, readers of each kind, attached policies."""
+"""What the kernel tests share: files of known contents, readers, attached policies."""
 
 from __future__ import annotations
 

@@ -6,6 +6,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+
+from benchmarks.cachestat import drop
+from pagecache_bpf import loader
+from pagecache_bpf.device import Device, ExitRecord
+from pagecache_bpf.errors import PolicyRejected
+from pagecache_bpf.policies import find
 from tests.vm.kernel import (
     attached,
     make_file,
@@ -16,12 +22,6 @@ from tests.vm.kernel import (
     test_policy,
     wait_for,
 )
-
-from benchmarks.cachestat import drop
-from pagecache_bpf import loader
-from pagecache_bpf.device import Device, ExitRecord
-from pagecache_bpf.errors import PolicyRejected
-from pagecache_bpf.policies import find
 
 pytestmark = pytest.mark.vm
 

@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from benchmarks.cachestat import PAGE_SIZE, drop
 from tests.vm.kernel import (
     ROOT,
     Policy,
@@ -23,8 +25,6 @@ from tests.vm.kernel import (
     test_policy,
     wait_for,
 )
-
-from benchmarks.cachestat import PAGE_SIZE, drop
 
 pytestmark = pytest.mark.vm
 

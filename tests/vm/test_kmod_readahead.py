@@ -12,6 +12,8 @@ import os
 from pathlib import Path
 
 import pytest
+
+from benchmarks.cachestat import PAGE_SIZE, drop
 from tests.vm.kernel import (
     attached,
     check,
@@ -23,8 +25,6 @@ from tests.vm.kernel import (
     resident,
     test_policy,
 )
-
-from benchmarks.cachestat import PAGE_SIZE, drop
 
 pytestmark = pytest.mark.vm
 

@@ -13,12 +13,12 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from tests.vm.kernel import ROOT, attached, make_file, test_policy, wait_for
 
 from benchmarks.cachestat import drop
 from pagecache_bpf import loader
 from pagecache_bpf.device import Device
 from pagecache_bpf.policies import find
+from tests.vm.kernel import ROOT, attached, make_file, test_policy, wait_for
 
 pytestmark = pytest.mark.vm
 

@@ -8,10 +8,10 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from tests.vm.kernel import attached, make_file, read_pages, resident, test_policy
 
 from pagecache_bpf.device import Device
 from pagecache_bpf.errors import PagecacheError
+from tests.vm.kernel import attached, make_file, read_pages, resident, test_policy
 
 pytestmark = pytest.mark.vm
 
@@ -80,9 +80,7 @@ def test_overlay_reads_the_backing_inode(mount: Path, tmp_path: Path) -> None:
         each.mkdir()
     file = make_file(lower / "weights", 307)
     options = f"lowerdir={lower},upperdir={mount}/upper,workdir={mount}/work"
-    subprocess.run(
-        ["mount", "-t", "overlay", "overlay", "-o", options, str(merged)], check=True
-    )
+    subprocess.run(["mount", "-t", "overlay", "overlay", "-o", options, str(merged)], check=True)
     try:
         with attached(WINDOW, merged / "weights", window_pages=211):
             read_pages(merged / "weights", 0, 1)

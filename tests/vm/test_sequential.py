@@ -8,6 +8,8 @@ import random
 from pathlib import Path
 
 import pytest
+
+from benchmarks.cachestat import PAGE_SIZE, drop
 from tests.vm.kernel import (
     Policy,
     attached,
@@ -19,8 +21,6 @@ from tests.vm.kernel import (
     read_pages,
     resident,
 )
-
-from benchmarks.cachestat import PAGE_SIZE, drop
 
 pytestmark = pytest.mark.vm
 
