@@ -87,10 +87,10 @@ test-native: build ## tests that need root and this kernel
 # kernel come back through benchmarks.guest.
 VM_TESTS = python -m pytest tests/vm -p no:cacheprovider -rsf
 test-vm: build ## tests of the module, in a guest with a stock kernel
-	$(PY) -m benchmarks.guest --name test -- $(VM_TESTS) --junitxml=build/test/vm.xml
+	$(PY) -m benchmarks.guest --name test --serial -- $(VM_TESTS) --junitxml=build/test/vm.xml
 
 test-numa: build ## the tests that need two NUMA nodes, in a guest with two
-	$(PY) -m benchmarks.guest --name numa --numa 2 -- $(VM_TESTS) -k node --junitxml=build/test/numa.xml
+	$(PY) -m benchmarks.guest --name numa --numa 2 --serial -- $(VM_TESTS) -k node --junitxml=build/test/numa.xml
 
 vm: build ## boot the guest and run a command: make vm ARGS="--fs xfs -- uname -a"
 	$(PY) -m benchmarks.guest $(ARGS)

@@ -29,6 +29,9 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--disk", action="append", metavar="SIZE[:bps=RATE]")
     parser.add_argument("--timeout", type=float, default=1800.0, metavar="SECONDS")
     parser.add_argument("--name", default="run", help="prefix of the logs below build/guest")
+    parser.add_argument(
+        "--serial", action="store_true", help="emulate the CPUs in one thread (see Guest.serial)"
+    )
     parser.add_argument("--shell", action="store_true", help="an interactive shell instead")
     parser.add_argument("command", nargs=argparse.REMAINDER)
     return parser
@@ -47,6 +50,7 @@ def main() -> int:
             kernel=options.kernel,
             timeout_s=options.timeout,
             name=options.name,
+            serial=options.serial,
         )
         if options.shell:
             return guest.shell()
