@@ -1,71 +1,30 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * prefetch.c - reads and drops extents on behalf of a reader, asynchronously.
+ * prefetch.c - what is to be read and dropped on behalf of a reader, asynchronously.
  *
- * Each NUMA node with CPUs has a few worker threads bound to it, so that the pages they
- * allocate land there.  What is queued for one open file and node is a stream: it holds
- * one reference to the reader's file and to the cgroups to charge, and is gone with its
- * last extent.  Workers take pieces of a stream in file order, so that any number of
- * them still reads sequentially.
- *
- * A stream never keeps a file alive for its own sake: when its reference is the only one
- * left (the reader has closed the file and unmapped it), or the file has been deleted, the
- * rest of it is cancelled.
+ * What is queued for one open file and node is a stream: it holds one reference to the
+ * reader's file and to the cgroups to charge, and is gone with its last extent.  A stream
+ * never keeps a file alive for its own sake: when its reference is the only one left (the
+ * reader has closed the file and unmapped it), or the file has been deleted, the rest of it
+ * is cancelled.
  */
 #include <linux/blk-cgroup.h>
 #include <linux/cgroup.h>
 #include <linux/file.h>
-#include <linux/hashtable.h>
-#include <linux/kthread.h>
 #include <linux/memcontrol.h>
 #include <linux/sched/mm.h>
 #include <linux/slab.h>
 #include <linux/topology.h>
 
-#include "pagecache.h"
+#include "prefetch.h"
 
-#define PCB_STREAM_EXTENTS 64
 #define PCB_MIN_MARK_STEP 16 /* pages: a marker costs a call of the policy */
 #define PCB_DRAIN_TIMEOUT (5 * HZ)
 #define PCB_SUBMIT_TIMEOUT (HZ / 4)
 
-enum pcb_op { PCB_OP_READ, PCB_OP_DROP };
-
-struct pcb_extent {
-	pgoff_t start;
-	pgoff_t end;
-	pgoff_t mark; /* next page to get a marker, or PAGECACHE_NO_MARK */
-	u32 mark_step;
-	u32 order;
-	enum pcb_op op;
-};
-
-struct pcb_stream {
-	struct hlist_node hash;
-	struct list_head ready; /* on its node's list while it has extents */
-	struct file *file;
-	struct super_block *sb; /* compared only */
-	struct pcb_policy *policy;
-	struct mem_cgroup *memcg;
-	struct cgroup_subsys_state *blkcg;
-	s32 node;
-	unsigned int running; /* workers at a piece of it */
-	unsigned int first, count;
-	bool dying; /* its file is being released */
-	struct pcb_extent extents[PCB_STREAM_EXTENTS];
-};
-
-struct pcb_node {
-	struct list_head ready;
-	wait_queue_head_t wait;
-	unsigned int workers;
-	struct task_struct **threads;
-};
-
-static DEFINE_SPINLOCK(pcb_lock); /* everything below */
+DEFINE_SPINLOCK(pcb_lock);
 static DEFINE_HASHTABLE(pcb_streams, 8);
-static struct pcb_node *pcb_nodes[MAX_NUMNODES];
-static DECLARE_WAIT_QUEUE_HEAD(pcb_progress); /* a piece was done, or a stream has gone */
+DECLARE_WAIT_QUEUE_HEAD(pcb_progress);
 
 bool pcb_node_known(s32 node)
 {
@@ -115,7 +74,7 @@ static struct pcb_stream *pcb_stream_new(struct file *file, struct pcb_policy *p
 }
 
 /* Releases all a stream holds.  Not under pcb_lock; in a worker, since it may sleep. */
-static void pcb_stream_release(struct pcb_stream *s)
+void pcb_stream_release(struct pcb_stream *s)
 {
 	/* At once, not through the delayed list: an unmount may be waiting. */
 	__fput_sync(s->file);
@@ -151,7 +110,7 @@ static bool pcb_stream_push(struct pcb_stream *s, const struct pcb_extent *e)
 }
 
 /* Takes a piece of at most one chunk off the front; a marker is always on its first page. */
-static struct pcb_extent pcb_stream_pop(struct pcb_stream *s)
+struct pcb_extent pcb_stream_pop(struct pcb_stream *s)
 {
 	struct pcb_extent *e = pcb_extent_at(s, 0);
 	struct pcb_extent piece = *e;
@@ -174,7 +133,7 @@ static struct pcb_extent pcb_stream_pop(struct pcb_stream *s)
 }
 
 /* Forgets what is queued.  Under pcb_lock.  Returns pages. */
-static u64 pcb_stream_cancel(struct pcb_stream *s)
+u64 pcb_stream_cancel(struct pcb_stream *s)
 {
 	u64 pages = 0;
 	unsigned int i;
@@ -311,7 +270,7 @@ void pcb_prefetch_cancel_policy(struct pcb_policy *p)
 }
 
 /* Cancels on @sb (NULL: everywhere); true while one of its files is still held. */
-static bool pcb_sb_busy(const struct super_block *sb)
+bool pcb_sb_busy(const struct super_block *sb)
 {
 	struct pcb_stream *s;
 	bool busy = false;
@@ -334,106 +293,9 @@ void pcb_prefetch_drain_sb(struct super_block *sb)
 	wait_event_timeout(pcb_progress, !pcb_sb_busy(sb), PCB_DRAIN_TIMEOUT);
 }
 
-static u32 pcb_order_for(const struct pcb_extent *piece)
-{
-	if (piece->order != PAGECACHE_ORDER_AUTO)
-		return piece->order;
-	/* The kernel adds 2: folios of 256 KiB where the file system takes them. */
-	return piece->end - piece->start >= 64 ? 4 : 0;
-}
-
-/* Do one piece, charged to the reader. */
-static void pcb_work(struct pcb_stream *s, const struct pcb_extent *piece)
-{
-	struct address_space *mapping = s->file->f_mapping;
-	struct mem_cgroup *old = set_active_memcg(s->memcg);
-
-#ifdef CONFIG_BLK_CGROUP
-	kthread_associate_blkcg(s->blkcg);
-#endif
-	if (piece->op == PCB_OP_READ) {
-		pcb_readahead_issue(s->file, mapping, piece->start, piece->end - piece->start,
-				    piece->mark, pcb_order_for(piece));
-		pcb_count(s->policy, prefetch_issued_bytes,
-			  (u64)(piece->end - piece->start) << PAGE_SHIFT);
-	} else {
-		u64 n = invalidate_mapping_pages(mapping, piece->start, piece->end - 1);
-
-		pcb_count(s->policy, drop_bytes, n << PAGE_SHIFT);
-	}
-#ifdef CONFIG_BLK_CGROUP
-	kthread_associate_blkcg(NULL);
-#endif
-	set_active_memcg(old);
-}
-
-static bool pcb_reader_gone(struct pcb_stream *s)
+bool pcb_reader_gone(struct pcb_stream *s)
 {
 	return file_count(s->file) <= pcb_stream_refs(s->file) || !file_inode(s->file)->i_nlink;
-}
-
-/* Release a stream that has nothing left.  Called and returns with pcb_lock held. */
-static void pcb_stream_finish(struct pcb_stream *s)
-{
-	s->dying = true;
-	list_del_init(&s->ready);
-	spin_unlock(&pcb_lock);
-	pcb_stream_release(s);
-	spin_lock(&pcb_lock);
-	hash_del(&s->hash);
-	kfree(s);
-	wake_up_all(&pcb_progress);
-}
-
-/* One turn of a worker.  Under pcb_lock, which it lets go of while it reads. */
-static void pcb_turn(struct pcb_node *node)
-{
-	struct pcb_stream *s = list_first_entry(&node->ready, struct pcb_stream, ready);
-	struct pcb_extent piece;
-
-	if (s->count && pcb_reader_gone(s))
-		pcb_stream_cancel(s);
-	if (!s->count) {
-		if (s->running)
-			list_del_init(&s->ready); /* the last of them finishes it */
-		else
-			pcb_stream_finish(s);
-		return;
-	}
-	piece = pcb_stream_pop(s);
-	s->running++;
-	/* Other streams have their turn; and other workers can go on with this one. */
-	list_move_tail(&s->ready, &node->ready);
-	if (s->count)
-		wake_up(&node->wait);
-	spin_unlock(&pcb_lock);
-	pcb_work(s, &piece);
-	cond_resched();
-	spin_lock(&pcb_lock);
-	s->running--;
-	if (!s->count && !s->running && list_empty(&s->ready))
-		list_add_tail(&s->ready, &node->ready);
-	wake_up_all(&pcb_progress);
-}
-
-static int pcb_worker(void *data)
-{
-	struct pcb_node *node = data;
-
-	spin_lock(&pcb_lock);
-	for (;;) {
-		if (!list_empty(&node->ready)) {
-			pcb_turn(node);
-			continue;
-		}
-		spin_unlock(&pcb_lock);
-		wait_event_idle(node->wait, !list_empty(&node->ready) || kthread_should_stop());
-		spin_lock(&pcb_lock);
-		if (list_empty(&node->ready) && kthread_should_stop())
-			break;
-	}
-	spin_unlock(&pcb_lock);
-	return 0;
 }
 
 /* True when @file has nothing queued on @node. */
@@ -473,69 +335,4 @@ void pcb_read_on_node(struct pcb_policy *p, struct file *file, pgoff_t start, un
 		return;
 	wait_event_killable_timeout(pcb_progress, pcb_stream_submitted(file, node),
 				    PCB_SUBMIT_TIMEOUT);
-}
-
-static void pcb_node_stop(struct pcb_node *node)
-{
-	while (node->workers)
-		kthread_stop(node->threads[--node->workers]);
-	kfree(node->threads);
-	kfree(node);
-}
-
-static struct pcb_node *pcb_node_start(int id)
-{
-	struct pcb_node *node = kzalloc_node(sizeof(*node), GFP_KERNEL, id);
-	struct task_struct *task;
-
-	if (!node)
-		return ERR_PTR(-ENOMEM);
-	INIT_LIST_HEAD(&node->ready);
-	init_waitqueue_head(&node->wait);
-	node->threads = kcalloc(pcb_workers, sizeof(*node->threads), GFP_KERNEL);
-	if (!node->threads) {
-		kfree(node);
-		return ERR_PTR(-ENOMEM);
-	}
-	while (node->workers < pcb_workers) {
-		task = kthread_create_on_node(pcb_worker, node, id, "pagecache/%d:%u", id,
-					      node->workers);
-		if (IS_ERR(task)) {
-			pcb_node_stop(node);
-			return ERR_CAST(task);
-		}
-		set_cpus_allowed_ptr(task, cpumask_of_node(id));
-		node->threads[node->workers++] = task;
-		wake_up_process(task);
-	}
-	return node;
-}
-
-int pcb_prefetch_start(void)
-{
-	int id;
-
-	for_each_node_state (id, N_CPU) {
-		struct pcb_node *node = pcb_node_start(id);
-
-		if (IS_ERR(node)) {
-			pcb_prefetch_stop();
-			return PTR_ERR(node);
-		}
-		pcb_nodes[id] = node;
-	}
-	return 0;
-}
-
-/* No policy is attached and no hook runs: nothing new comes in. */
-void pcb_prefetch_stop(void)
-{
-	int id;
-
-	wait_event(pcb_progress, !pcb_sb_busy(NULL));
-	for (id = 0; id < MAX_NUMNODES; id++) {
-		if (pcb_nodes[id])
-			pcb_node_stop(pcb_nodes[id]);
-		pcb_nodes[id] = NULL;
-	}
 }

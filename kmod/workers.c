@@ -1,0 +1,180 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * workers.c - the threads that carry out what prefetch.c has queued.
+ *
+ * Each NUMA node with CPUs has a few of them, bound to it, so that the pages they allocate land
+ * there.  They take pieces of a stream in file order, so that any number of workers still reads
+ * sequentially.
+ */
+#include <linux/blk-cgroup.h>
+#include <linux/kthread.h>
+#include <linux/memcontrol.h>
+#include <linux/sched/mm.h>
+#include <linux/slab.h>
+#include <linux/topology.h>
+
+#include "prefetch.h"
+
+struct pcb_node *pcb_nodes[MAX_NUMNODES];
+
+static u32 pcb_order_for(const struct pcb_extent *piece)
+{
+	if (piece->order != PAGECACHE_ORDER_AUTO)
+		return piece->order;
+	/* The kernel adds 2: folios of 256 KiB where the file system takes them. */
+	return piece->end - piece->start >= 64 ? 4 : 0;
+}
+
+/* Do one piece, charged to the reader. */
+static void pcb_work(struct pcb_stream *s, const struct pcb_extent *piece)
+{
+	struct address_space *mapping = s->file->f_mapping;
+	struct mem_cgroup *old = set_active_memcg(s->memcg);
+
+#ifdef CONFIG_BLK_CGROUP
+	kthread_associate_blkcg(s->blkcg);
+#endif
+	if (piece->op == PCB_OP_READ) {
+		pcb_readahead_issue(s->file, mapping, piece->start, piece->end - piece->start,
+				    piece->mark, pcb_order_for(piece));
+		pcb_count(s->policy, prefetch_issued_bytes,
+			  (u64)(piece->end - piece->start) << PAGE_SHIFT);
+	} else {
+		u64 n = invalidate_mapping_pages(mapping, piece->start, piece->end - 1);
+
+		pcb_count(s->policy, drop_bytes, n << PAGE_SHIFT);
+	}
+#ifdef CONFIG_BLK_CGROUP
+	kthread_associate_blkcg(NULL);
+#endif
+	set_active_memcg(old);
+}
+
+/* Release a stream that has nothing left.  Called and returns with pcb_lock held. */
+static void pcb_stream_finish(struct pcb_stream *s)
+{
+	s->dying = true;
+	list_del_init(&s->ready);
+	spin_unlock(&pcb_lock);
+	pcb_stream_release(s);
+	spin_lock(&pcb_lock);
+	hash_del(&s->hash);
+	kfree(s);
+	wake_up_all(&pcb_progress);
+}
+
+/* One turn of a worker.  Under pcb_lock, which it lets go of while it reads. */
+static void pcb_turn(struct pcb_node *node)
+{
+	struct pcb_stream *s = list_first_entry(&node->ready, struct pcb_stream, ready);
+	struct pcb_extent piece;
+
+	if (s->count && pcb_reader_gone(s))
+		pcb_stream_cancel(s);
+	if (!s->count) {
+		if (s->running)
+			list_del_init(&s->ready); /* the last of them finishes it */
+		else
+			pcb_stream_finish(s);
+		return;
+	}
+	piece = pcb_stream_pop(s);
+	s->running++;
+	/* Other streams have their turn; and other workers can go on with this one. */
+	list_move_tail(&s->ready, &node->ready);
+	if (s->count)
+		wake_up(&node->wait);
+	spin_unlock(&pcb_lock);
+	pcb_work(s, &piece);
+	cond_resched();
+	spin_lock(&pcb_lock);
+	s->running--;
+	if (!s->count && !s->running && list_empty(&s->ready))
+		list_add_tail(&s->ready, &node->ready);
+	wake_up_all(&pcb_progress);
+}
+
+static int pcb_worker(void *data)
+{
+	struct pcb_node *node = data;
+
+	spin_lock(&pcb_lock);
+	for (;;) {
+		if (!list_empty(&node->ready)) {
+			pcb_turn(node);
+			continue;
+		}
+		spin_unlock(&pcb_lock);
+		wait_event_idle(node->wait, !list_empty(&node->ready) || kthread_should_stop());
+		spin_lock(&pcb_lock);
+		if (list_empty(&node->ready) && kthread_should_stop())
+			break;
+	}
+	spin_unlock(&pcb_lock);
+	return 0;
+}
+
+static void pcb_node_stop(struct pcb_node *node)
+{
+	while (node->workers)
+		kthread_stop(node->threads[--node->workers]);
+	kfree(node->threads);
+	kfree(node);
+}
+
+static struct pcb_node *pcb_node_start(int id)
+{
+	struct pcb_node *node = kzalloc_node(sizeof(*node), GFP_KERNEL, id);
+	struct task_struct *task;
+
+	if (!node)
+		return ERR_PTR(-ENOMEM);
+	INIT_LIST_HEAD(&node->ready);
+	init_waitqueue_head(&node->wait);
+	node->threads = kcalloc(pcb_workers, sizeof(*node->threads), GFP_KERNEL);
+	if (!node->threads) {
+		kfree(node);
+		return ERR_PTR(-ENOMEM);
+	}
+	while (node->workers < pcb_workers) {
+		task = kthread_create_on_node(pcb_worker, node, id, "pagecache/%d:%u", id,
+					      node->workers);
+		if (IS_ERR(task)) {
+			pcb_node_stop(node);
+			return ERR_CAST(task);
+		}
+		set_cpus_allowed_ptr(task, cpumask_of_node(id));
+		node->threads[node->workers++] = task;
+		wake_up_process(task);
+	}
+	return node;
+}
+
+int pcb_prefetch_start(void)
+{
+	int id;
+
+	for_each_node_state (id, N_CPU) {
+		struct pcb_node *node = pcb_node_start(id);
+
+		if (IS_ERR(node)) {
+			pcb_prefetch_stop();
+			return PTR_ERR(node);
+		}
+		pcb_nodes[id] = node;
+	}
+	return 0;
+}
+
+/* No policy is attached and no hook runs: nothing new comes in. */
+void pcb_prefetch_stop(void)
+{
+	int id;
+
+	wait_event(pcb_progress, !pcb_sb_busy(NULL));
+	for (id = 0; id < MAX_NUMNODES; id++) {
+		if (pcb_nodes[id])
+			pcb_node_stop(pcb_nodes[id]);
+		pcb_nodes[id] = NULL;
+	}
+}
