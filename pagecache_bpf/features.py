@@ -20,6 +20,7 @@ import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 
 from pagecache_bpf import kmodule
 from pagecache_bpf.errors import PagecacheError
@@ -59,6 +60,7 @@ class Machine:
     fs: KernelFS = LIVE
     release: str = field(default_factory=platform.release)
     euid: int = field(default_factory=os.geteuid)
+    built: Path = kmodule.BUILT
 
     @cached_property
     def btf(self) -> bytes | None:
@@ -214,7 +216,7 @@ def _ftrace(m: Machine) -> Feature:
         found = f"ftrace cannot reach {', '.join(missing)}"
         return Feature(name, False, found, lost, "Report this kernel to the project")
     found = f"{how}; reaches {', '.join(READAHEAD_FUNCTIONS)}"
-    return Feature(name, able, found, lost)
+    return Feature(name, able, found, lost, "" if able else "Attach a policy: that tells")
 
 
 def _ipmodify(m: Machine) -> tuple[bool | None, str]:
@@ -282,9 +284,9 @@ def _module(m: Machine) -> Feature:
     if kmodule.is_loaded(m.fs):
         version = m.fs.read(f"/sys/module/{kmodule.NAME}/version")
         return Feature(name, True, f"loaded{f', version {version}' if version else ''}", lost)
-    path = kmodule.find(m.release, m.fs)
+    path = kmodule.find(m.release, m.fs, m.built)
     if path is None:
-        others = kmodule.releases(m.fs)
+        others = kmodule.releases(m.fs, m.built)
         found = "none for this kernel" + (
             f"; there is one for {', '.join(others)}" if others else ""
         )

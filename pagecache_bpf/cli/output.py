@@ -29,7 +29,7 @@ def add_note(error: BaseException, text: str) -> None:
 
     The same as BaseException.add_note, which Python 3.10 does not have.
     """
-    error.__notes__ = [*_notes(error), text]
+    error.__notes__ = [*_notes(error), text]  # type: ignore[attr-defined]
 
 
 def _notes(error: BaseException) -> list[str]:

@@ -34,6 +34,21 @@ class Parser(argparse.ArgumentParser):
         kwargs.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
         kwargs.setdefault("allow_abbrev", False)  # scripts would break when an option is added
         super().__init__(*args, **kwargs)
+        self._sorting = False
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Let options stand between a command's words: `attach POLICY --knob N=V PATH`.
+
+        argparse by itself takes a list of PATHs as finished, though empty, at the first option.
+        """
+        lists = any(action.nargs in ("*", "+") for action in self._get_positional_actions())
+        if self._sorting or not lists:
+            return super().parse_known_args(args, namespace)
+        self._sorting = True  # the call below comes back here
+        try:
+            return self.parse_known_intermixed_args(args, namespace)
+        finally:
+            self._sorting = False
 
     def error(self, message: str) -> NoReturn:
         """Raise UsageError."""

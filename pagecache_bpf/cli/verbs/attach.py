@@ -110,8 +110,8 @@ def run(args: argparse.Namespace, out: Output) -> int:
     info = policies.find(args.policy)
     knobs = policies.parse_knobs(info, dict(args.knob))
     models = resolve_all(args.paths, args.model)
-    require_root("attach a policy")
     libbpf.library()
+    require_root("attach a policy")
     loaded_from = kmodule.load()
     with Device() as device:
         refuse_second(device, info.name)

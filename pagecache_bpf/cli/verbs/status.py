@@ -253,8 +253,8 @@ def _print_exits(console: Console, exits: list[dict[str, Any]]) -> None:
 def _reason(record: dict[str, Any]) -> str:
     """Everything a record says, in one line."""
     text: str = record["reason"] or record["kind"]
+    if record["kind"] == "detached":
+        return "on request" if text == "detached" else text
     if record["message"]:
         text += f": {record['message']}"
-    if record["kind"] != "detached":
-        text += f" (hook {record['hook']}, code {record['code']})"
-    return text
+    return f"{text} (hook {record['hook']}, code {record['code']})"
