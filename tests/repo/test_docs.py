@@ -1,0 +1,22 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the code says about the documents is true."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def test_errors_lead_to_a_section() -> None:
+    text = (ROOT / "docs/troubleshooting.md").read_text()
+    titles = re.findall(r"^## (.+)$", text, re.M)
+    anchors = {title.replace(" ", "-").lower() for title in titles}
+    named = {
+        anchor
+        for path in (ROOT / "pagecache_bpf").rglob("*.py")
+        for anchor in re.findall(r"(?:_DOCS\}|troubleshooting\.md)#([\w-]+)", path.read_text())
+    }
+    assert named
+    assert named <= anchors, f"no section for {', '.join(sorted(named - anchors))}"
