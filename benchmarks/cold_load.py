@@ -70,7 +70,9 @@ def make_parser() -> argparse.ArgumentParser:
         metavar="N",
         help="measure 'detached again' in the last N rounds only (default: in all)",
     )
-    parser.add_argument("--picture", action="store_true", help="record residency over time too")
+    parser.add_argument(
+        "--picture", action="store_true", help="record residency over time too, of the first case"
+    )
     hosted.add_common(parser, "cold_load")
     return parser
 
@@ -105,7 +107,8 @@ def measure(
                 say(f"{fs}: copying {source.name}, {source.size / 1e6:.0f} MB, onto the device")
                 copy = checkpoints.copy_to(source, device.mount / source.root.name)
                 case = rounds.new_case(copy, fs, source)
-                report.rows += _measure_case(options, device, case, control, say)
+                picture = options.picture and not report.rows  # of the first case
+                report.rows += _measure_case(options, device, case, control, picture, say)
     for line, output in control.transcript[:2]:
         say(f"$ {line}\n{output}")
     return report
@@ -116,6 +119,7 @@ def _measure_case(
     device: ScaledDevice,
     case: rounds.Case,
     control: CommandLine,
+    picture: bool,
     say: hosted.Say,
 ) -> list[schema.Row]:
     rows: list[schema.Row] = []
@@ -130,7 +134,7 @@ def _measure_case(
         rows += rounds.interleave(
             case, options.policy, control, names, count, plan, options.detached_rounds, say
         )
-        if options.picture and delay == options.delay:
+        if picture and delay == options.delay:
             _add_pictures(rows, options.policy, case, control)
     device.set_delay(0)
     return rows

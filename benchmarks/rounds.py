@@ -114,7 +114,8 @@ def _row(case: Case, loader: str, state: str, policy: str | None) -> schema.Row:
     )
 
 
-def _record(row: schema.Row, outcome: loaders.Outcome, device: int | None) -> None:
+def record(row: schema.Row, outcome: loaders.Outcome, device: int | None) -> None:
+    """Add one round to a row; a row is correct when all its rounds were."""
     row.seconds.append(outcome.seconds)
     row.correct = row.correct and outcome.correct
     if device is not None:
@@ -163,7 +164,7 @@ def interleave(
     limit.extra["plan"] = str(plan)
 
     def one(row: schema.Row, state: str, number: int, run: Callable[[], loaders.Outcome]) -> None:
-        _record(row, *cold(case, run))
+        record(row, *cold(case, run))
         speed = case.reference.size / row.seconds[-1] / 1e6
         what = f"round {number}/{rounds} {state:9} {row.loader:9}"
         say(f"{what} {row.seconds[-1]:7.2f} s {speed:7.1f} MB/s")
@@ -207,7 +208,7 @@ def _warm(case: Case, name: str) -> schema.Row:
     before = device_bytes_read(case.files[0])
     outcome = loaders.run_loader(name, case.files, case.reference)
     after = device_bytes_read(case.files[0])
-    _record(row, outcome, None if before is None or after is None else after - before)
+    record(row, outcome, None if before is None or after is None else after - before)
     return row
 
 

@@ -19,7 +19,7 @@ _STATE_TEXT = {
     "attached": "{policy}",
     "detached": "detached again",
     "limit": "direct I/O",
-    "warm": "(cached already)",
+    "warm": "(cached)",
 }
 
 
@@ -57,7 +57,7 @@ def cold_table(rows: Sequence[Row], title: str) -> Table:
         title_justify="left",
         title_style="bold",
         box=box.SIMPLE_HEAD,
-        padding=(0, 1, 0, 0),
+        padding=0,
     )
     table.add_column("loader", no_wrap=True)
     table.add_column("readahead by", no_wrap=True)
@@ -132,20 +132,19 @@ def plot_residency(
         points.append((end, min(samples[-1].resident, total_bytes) / 1e6))
         axes.plot(*zip(*points, strict=True), color=colour, linewidth=2)
         axes.plot([end], [points[-1][1]], "o", color=colour)
-        left = end < 0.8 * longest
+        left = end < longest / 2
         axes.annotate(
             f"{name}: {end:.1f} s",
             (end, points[-1][1]),
-            xytext=(8 if left else -8, -14),
+            xytext=(-4 if left else 4, 8),
             textcoords="offset points",
             ha="left" if left else "right",
-            va="top",
             color=colour,
             fontweight="bold",
         )
     axes.axhline(total_bytes / 1e6, color="#c9ccd1", linewidth=1, linestyle="--", zorder=0)
     axes.set_xlim(0, longest * 1.04)
-    axes.set_ylim(0, total_bytes / 1e6 * 1.08)
+    axes.set_ylim(0, total_bytes / 1e6 * 1.14)
     axes.set_xlabel("seconds since the load began")
     axes.set_ylabel("checkpoint in the page cache (MB)")
     axes.set_title(title, loc="left", fontsize=11)

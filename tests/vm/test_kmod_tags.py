@@ -93,7 +93,6 @@ def test_not_for_everyone(mount: Path) -> None:
     file = make_file(mount / "weights", 101)
     code = (
         "import os; os.setgid(65534); os.setuid(65534)\n"
-        "from pathlib import Path\n"
         "try: os.open('/dev/pagecache_bpf', os.O_RDWR)\n"
         "except PermissionError: print('refused')"
     )
