@@ -127,8 +127,6 @@ struct pcb_extent pcb_stream_pop(struct pcb_stream *s)
 		s->first = (s->first + 1) % PCB_STREAM_EXTENTS;
 		s->count--;
 	}
-	if (piece.op == PCB_OP_READ)
-		atomic64_sub(piece.end - piece.start, &s->policy->inflight);
 	return piece;
 }
 

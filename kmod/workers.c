@@ -86,6 +86,9 @@ static void pcb_turn(struct pcb_node *node)
 		wake_up(&node->wait);
 	spin_unlock(&pcb_lock);
 	pcb_work(s, &piece);
+	/* Only now: a policy that minds its budget must see the pages as queued or as resident. */
+	if (piece.op == PCB_OP_READ)
+		atomic64_sub(piece.end - piece.start, &s->policy->inflight);
 	cond_resched();
 	spin_lock(&pcb_lock);
 	s->running--;

@@ -119,9 +119,10 @@ static __always_inline bool goes_on(const struct stream *s, const struct pagecac
 	if (!s->run)
 		return false;
 	if (s->window)
-		return ctx->index + slack >= s->next && ctx->index <= s->ahead + slack;
+		return ctx->index + slack >= s->from && ctx->index <= s->ahead + slack;
 	if (is_marker(ctx))
-		return ctx->index >= s->from && ctx->index <= s->next + ctx->ra_pages;
+		return ctx->index >= s->from &&
+		       ctx->index <= s->next + max_u64(ctx->ra_pages, ctx->io_pages);
 	return ctx->index + 1 >= s->next && ctx->index <= s->next + 1;
 }
 
