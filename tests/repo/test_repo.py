@@ -68,7 +68,7 @@ def test_no_hosts_and_no_paths_of_a_machine() -> None:
     # Put together here, so that this file does not contain them.
     hosts = ["pypi" + ".org", "deb.debian" + ".org", "registry.npmjs" + ".org"]
     hosts += ["pythonhosted" + ".org", "debian.org" + "/debian"]
-    homes = [str(ROOT.parent) + "/", "/" + "root/", "/" + "home/"]
+    homes = ["/" + "work/", "/" + "root/", "/" + "home/"]
     found = [
         (str(path.relative_to(ROOT)), word)
         for path in TRACKED

@@ -1,0 +1,214 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the framework costs readers it does nothing for.
+
+Paired runs in a guest: each round measures cached reads (1 MiB and 4 KiB pread, page touches
+of a fresh mapping) and a cold read in every state, one after the other, in an order that
+rotates; a state's cost is the median over the rounds of its ratio to the same round's "no
+module". Writes build/bench/overhead.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import statistics
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks import hosted, schema
+from benchmarks.cachestat import drop, resident_bytes
+from benchmarks.control import pagecache_bpf
+from benchmarks.guest.devices import scaled_device
+from benchmarks.rounds import ENGINE, device_bytes_read
+from pagecache_bpf.errors import PagecacheError
+
+READBENCH = hosted.BUILD / "bench" / "readbench"
+_SOURCE = Path(__file__).parent / "native" / "readbench.c"
+_MIB = 1 << 20
+_FILE_BYTES = 16 * _MIB
+
+# State: (words for people, policy attached, whether the file is tagged).
+STATES: dict[str, tuple[str, str | None, bool]] = {
+    "no module": ("no module", None, False),
+    "module": ("module loaded, no policy", None, False),
+    "noop tagged": ("noop attached, file tagged", "noop", True),
+    "sequential untagged": ("sequential attached, file untagged", "sequential", False),
+}
+# Workload: readbench's mode, block and bytes; cold reads go through the file once.
+WORKLOADS: dict[str, tuple[str, int, int]] = {
+    "cached pread 1M": ("pread", _MIB, 256 * _MIB),
+    "cached pread 4K": ("pread", 4096, 64 * _MIB),
+    "cached mmap": ("mmap", 4096, 128 * _MIB),
+    "cold pread 128K": ("pread", 128 << 10, _FILE_BYTES),
+    "cold mmap": ("mmap", 4096, _FILE_BYTES),
+}
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """The options of this benchmark."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.overhead", description=__doc__, allow_abbrev=False
+    )
+    parser.add_argument("--rounds", type=int, default=11, help="default: 11")
+    parser.add_argument(
+        "--delay", type=float, default=2.0, metavar="MS", help="of cold requests (default: 2)"
+    )
+    parser.add_argument("--fs", choices=("ext4", "xfs"), default="ext4")
+    hosted.add_common(parser, "overhead")
+    return parser
+
+
+def build_readbench() -> None:
+    """Compile the timing program; raises PagecacheError with the compiler's words."""
+    READBENCH.parent.mkdir(parents=True, exist_ok=True)
+    done = subprocess.run(
+        ["cc", "-O2", "-Wall", "-Werror", "-o", str(READBENCH), str(_SOURCE)],
+        capture_output=True,
+        text=True,
+    )
+    if done.returncode:
+        raise PagecacheError(f"cannot compile {_SOURCE}", done.stderr.strip())
+
+
+@contextmanager
+def in_state(name: str, path: Path) -> Iterator[None]:
+    """The state inside the block; no module before and after."""
+    _, policy, tagged = STATES[name]
+    if name == "no module":
+        yield
+        return
+    pagecache_bpf("module", "load")
+    try:
+        if policy:
+            pagecache_bpf("attach", policy, *([str(path)] if tagged else []))
+        try:
+            yield
+        finally:
+            if policy:
+                pagecache_bpf("detach", policy)
+    finally:
+        pagecache_bpf("module", "unload")
+
+
+def time_reads(path: Path, workload: str) -> float:
+    """Nanoseconds a call (or page touched) of one run of the workload."""
+    mode, block, count = WORKLOADS[workload]
+    if workload.startswith("cold"):
+        drop([path])
+    done = subprocess.run(
+        [str(READBENCH), str(path), mode, str(block), str(count)], capture_output=True, text=True
+    )
+    if done.returncode:
+        raise PagecacheError(f"{workload} failed", done.stderr.strip())
+    return float(done.stdout)
+
+
+def measure(options: argparse.Namespace, say: hosted.Say) -> schema.Report:
+    """In the guest: all rounds; one row per workload and state."""
+    rows = {
+        (work, state): schema.Row(
+            case=work,
+            loader=WORKLOADS[work][0],
+            fs=options.fs,
+            wanted_bytes=WORKLOADS[work][2],
+            policy=STATES[state][1],
+            engine=ENGINE if STATES[state][1] else None,
+            extra={"state": state, "tagged": STATES[state][2], "ns_per_call": []},
+        )
+        for work in WORKLOADS
+        for state in STATES
+    }
+    with scaled_device(0, options.fs, 0) as device:
+        path = device.mount / "weights.bin"
+        path.write_bytes(random.Random(1).randbytes(_FILE_BYTES))
+        drop([path])
+        device.set_delay(options.delay)
+        order = list(STATES)
+        for number in range(1, options.rounds + 1):
+            for state in order:
+                with in_state(state, path):
+                    _one_state(rows, state, path)
+            order = order[1:] + order[:1]  # no state is always the one measured first
+            say(f"round {number}/{options.rounds}")
+    device_facts = {"delay_ms": options.delay, "read_ahead_kb": 128, "cap_bytes_per_s": None}
+    report = schema.Report(schema.machine(device=device_facts), list(rows.values()))
+    for (work, _), row in rows.items():
+        _compare(row, rows[work, "no module"])
+    return report
+
+
+def _one_state(rows: dict[tuple[str, str], schema.Row], state: str, path: Path) -> None:
+    for work, (_, block, count) in WORKLOADS.items():
+        if work.startswith("cached"):
+            _fill(path)
+        row = rows[work, state]
+        before = device_bytes_read(path)
+        ns = time_reads(path, work)
+        after = device_bytes_read(path)
+        row.extra["ns_per_call"].append(ns)
+        row.seconds.append(ns * 1e-9 * count / block)
+        if before is not None and after is not None:
+            row.device_bytes_rounds.append(after - before)
+
+
+def _fill(path: Path) -> None:
+    if resident_bytes([path]) < _FILE_BYTES:
+        path.read_bytes()
+    if resident_bytes([path]) < _FILE_BYTES:
+        raise PagecacheError(f"{path} does not stay in the page cache", "too little memory")
+
+
+def _compare(row: schema.Row, base: schema.Row) -> None:
+    """Add the ratio to the same round's "no module": median, quartiles and extremes."""
+    ratios = [now / was for was, now in zip(base.seconds, row.seconds, strict=True)]
+    row.extra["ratio"] = statistics.median(ratios)
+    row.extra["ratio_min"], row.extra["ratio_max"] = min(ratios), max(ratios)
+    if len(ratios) > 1:
+        low, _, high = statistics.quantiles(ratios, n=4, method="inclusive")
+        row.extra["ratio_q1"], row.extra["ratio_q3"] = low, high
+
+
+def show_table(report: schema.Report, console: Console) -> None:
+    """One line per workload and state, the cost in percent."""
+    table = Table(box=box.SIMPLE_HEAD, padding=0, title="Cost beside no module", title_style="bold")
+    table.add_column("reads", no_wrap=True)
+    table.add_column("state", no_wrap=True)
+    for heading in ("ns/call", "cost", "quartiles"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for row in report.rows:
+        extra = row.extra
+        first = extra["state"] == "no module"
+        quartiles = ""
+        if not first and "ratio_q1" in extra:
+            quartiles = f"{extra['ratio_q1'] - 1:+.1%}..{extra['ratio_q3'] - 1:+.1%}"
+        table.add_row(
+            row.case if first else "",
+            STATES[extra["state"]][0],
+            f"{statistics.median(extra['ns_per_call']):.0f}",
+            "" if first else f"{extra['ratio'] - 1:+.2%}",
+            quartiles,
+        )
+    console.print(table)
+
+
+def main() -> int:
+    """Parse, run on this side or the other, show."""
+    options = make_parser().parse_args()
+    if options.inside:
+        schema.write(options.inside, measure(options, hosted.progress()))
+        return 0
+    build_readbench()
+    argv = ["--rounds", str(options.rounds), "--delay", str(options.delay), "--fs", options.fs]
+    report = hosted.run_inside("benchmarks.overhead", argv, options, _FILE_BYTES, None)
+    return hosted.finish(report, options, lambda console: show_table(report, console))
+
+
+if __name__ == "__main__":
+    sys.exit(hosted.guarded(main))
