@@ -23,7 +23,7 @@ RUNNING := $(shell uname -r)
 KREL ?= $(GUEST_KREL)
 
 .PHONY: help deps build bpf kmod check format docs test test-unit test-native test-vm test-numa \
-	vm vm-shell vm-debug demo bench install uninstall clean
+	vm vm-shell demo bench install uninstall clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -97,12 +97,6 @@ vm: build ## boot the guest and run a command: make vm ARGS="--fs xfs -- uname -
 
 vm-shell: build ## an interactive shell in the guest
 	$(PY) -m benchmarks.guest --shell $(ARGS)
-
-vm-debug: build ## tests/vm on a kernel with lockdep and KASAN, built from Debian's source (long)
-	tools/debug_kernel.sh
-	tools/build_kmod.sh "$$(cat build/debug/include/config/kernel.release)" $(CURDIR)/build/debug
-	$(PY) -m benchmarks.guest --name debug --kernel build/debug --memory 5G --timeout 7200 -- \
-		$(VM_TESTS) $(ARGS)
 
 demo: build ## the main job on real input: cold loads, default against policy (SIZE=, MODEL=)
 	$(PY) -m benchmarks.demo
