@@ -47,7 +47,7 @@ def test_streams_are_read_ahead(file: Path, reader: object) -> None:
     with attached("sequential", file) as policy:
         reader(file)
         assert policy.count("prefetch_bytes") > 0.5 * PAGES * PAGE_SIZE
-        assert policy.count("readahead_default") <= 4
+        assert policy.count("readahead_default") < policy.count("readahead_override")
         assert resident(file) == PAGES
 
 
