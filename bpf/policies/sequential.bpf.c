@@ -108,9 +108,10 @@ static __always_inline bool is_marker(const struct pagecache_ctx *ctx)
 }
 
 /*
- * Whether this access goes on with a stream: in its window, or shortly behind its end.  As long as
- * it is not one yet, only the very next page will do, or the marker that the kernel's own
- * readahead has left for it: random readers meet their neighbourhoods, too.
+ * Whether this access goes on with a stream: in its window, shortly behind its end, or up to a
+ * window back, since memcpy() from a mapping touches the last page of a range before the pages on
+ * the way.  As long as it is not one yet, only the very next page will do, or the marker that the
+ * kernel's own readahead has left for it: random readers meet their neighbourhoods, too.
  */
 static __always_inline bool goes_on(const struct stream *s, const struct pagecache_ctx *ctx)
 {
@@ -119,7 +120,7 @@ static __always_inline bool goes_on(const struct stream *s, const struct pagecac
 	if (!s->run)
 		return false;
 	if (s->window)
-		return ctx->index + slack >= s->from && ctx->index <= s->ahead + slack;
+		return ctx->index + s->window + slack >= s->from && ctx->index <= s->ahead + slack;
 	if (is_marker(ctx))
 		return ctx->index >= s->from &&
 		       ctx->index <= s->next + max_u64(ctx->ra_pages, ctx->io_pages);
