@@ -90,6 +90,7 @@ def run_inside(
     options: argparse.Namespace,
     wanted: int,
     cap: int | None,
+    icount: bool = False,
 ) -> schema.Report:
     """Boot the guest, run `python -m MODULE ARGV --inside FILE` in it and read FILE.
 
@@ -104,6 +105,7 @@ def run_inside(
         memory=options.memory or memory_for(wanted),
         disks=[disk_for(wanted, cap)],
         timeout_s=options.timeout,
+        icount=icount,
         name=name,
     )
     command = ["python", "-m", module, *argv, "--inside", str(answer)]

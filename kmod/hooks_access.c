@@ -50,14 +50,16 @@ static void pcb_accessed(struct file *file, u32 kind, pgoff_t index, unsigned lo
 static void notrace pcb_watch_read(unsigned long ip, unsigned long parent_ip,
 				   struct ftrace_ops *ops, struct ftrace_regs *fregs)
 {
-	int bit = ftrace_test_recursion_trylock(ip, parent_ip);
-	struct kiocb *iocb;
+	struct kiocb *iocb = (struct kiocb *)ftrace_regs_get_argument(fregs, 0);
 	loff_t size;
 	size_t count;
+	int bit;
 
+	if (!pcb_tag_possible(iocb->ki_filp->f_mapping->host))
+		return;
+	bit = ftrace_test_recursion_trylock(ip, parent_ip);
 	if (bit < 0)
 		return;
-	iocb = (struct kiocb *)ftrace_regs_get_argument(fregs, 0);
 	count = iov_iter_count((struct iov_iter *)ftrace_regs_get_argument(fregs, 1));
 	size = i_size_read(iocb->ki_filp->f_mapping->host);
 	if (count && iocb->ki_pos >= 0 && iocb->ki_pos < size) {
@@ -70,19 +72,28 @@ static void notrace pcb_watch_read(unsigned long ip, unsigned long parent_ip,
 	ftrace_test_recursion_unlock(bit);
 }
 
+static __always_inline bool pcb_fault_possible(const struct vm_fault *vmf)
+{
+	const struct file *file = vmf->vma->vm_file;
+
+	return file && pcb_tag_possible(file->f_mapping->host);
+}
+
 static void notrace pcb_watch_map(unsigned long ip, unsigned long parent_ip, struct ftrace_ops *ops,
 				  struct ftrace_regs *fregs)
 {
-	int bit = ftrace_test_recursion_trylock(ip, parent_ip);
-	struct vm_fault *vmf;
+	struct vm_fault *vmf = (struct vm_fault *)ftrace_regs_get_argument(fregs, 0);
 	pgoff_t start, end;
+	int bit;
 
+	if (!pcb_fault_possible(vmf))
+		return;
+	bit = ftrace_test_recursion_trylock(ip, parent_ip);
 	if (bit < 0)
 		return;
-	vmf = (struct vm_fault *)ftrace_regs_get_argument(fregs, 0);
 	start = ftrace_regs_get_argument(fregs, 1);
 	end = ftrace_regs_get_argument(fregs, 2);
-	if (vmf->vma->vm_file && end >= start)
+	if (end >= start)
 		pcb_accessed(vmf->vma->vm_file, PAGECACHE_KIND_MAP, start, end - start + 1);
 	ftrace_test_recursion_unlock(bit);
 }
@@ -90,14 +101,16 @@ static void notrace pcb_watch_map(unsigned long ip, unsigned long parent_ip, str
 static void notrace pcb_watch_fault(unsigned long ip, unsigned long parent_ip,
 				    struct ftrace_ops *ops, struct ftrace_regs *fregs)
 {
-	int bit = ftrace_test_recursion_trylock(ip, parent_ip);
-	struct vm_fault *vmf;
+	struct vm_fault *vmf = (struct vm_fault *)ftrace_regs_get_argument(fregs, 0);
+	int bit;
 
+	if (!pcb_fault_possible(vmf))
+		return;
+	bit = ftrace_test_recursion_trylock(ip, parent_ip);
 	if (bit < 0)
 		return;
-	vmf = (struct vm_fault *)ftrace_regs_get_argument(fregs, 0);
 	/* Not the second try of a fault that had to drop the mmap lock. */
-	if (vmf->vma->vm_file && !(vmf->flags & FAULT_FLAG_TRIED))
+	if (!(vmf->flags & FAULT_FLAG_TRIED))
 		pcb_accessed(vmf->vma->vm_file, PAGECACHE_KIND_TOUCH, vmf->pgoff, 1);
 	ftrace_test_recursion_unlock(bit);
 }

@@ -127,6 +127,7 @@ int pcb_kfuncs_register(void);
 int pcb_tags_init(void);
 void pcb_tags_free(void);
 struct pcb_tag *pcb_tag_find(const struct inode *inode); /* under RCU */
+bool pcb_tag_possible(const struct inode *inode);
 int pcb_tag_add(struct file *file, const struct pagecache_tag_request *req);
 int pcb_tag_del(struct file *file, const struct pagecache_untag_request *req);
 int pcb_tag_next(struct pagecache_tag_record *rec);

@@ -37,6 +37,12 @@ static struct pcb_tag *pcb_tag_lookup(dev_t dev, u64 ino, u32 generation)
 	return NULL;
 }
 
+/* False: not tagged.  Needs no lock: the table lives as long as the module. */
+bool notrace pcb_tag_possible(const struct inode *inode)
+{
+	return READ_ONCE(pcb_bucket(inode->i_sb->s_dev, inode->i_ino)->first);
+}
+
 struct pcb_tag *pcb_tag_find(const struct inode *inode)
 {
 	return pcb_tag_lookup(inode->i_sb->s_dev, inode->i_ino, inode->i_generation);

@@ -32,6 +32,9 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--serial", action="store_true", help="emulate the CPUs in one thread (see Guest.serial)"
     )
+    parser.add_argument(
+        "--icount", action="store_true", help="the guest's clock counts instructions"
+    )
     parser.add_argument("--shell", action="store_true", help="an interactive shell instead")
     parser.add_argument("command", nargs=argparse.REMAINDER)
     return parser
@@ -51,6 +54,7 @@ def main() -> int:
             timeout_s=options.timeout,
             name=options.name,
             serial=options.serial,
+            icount=options.icount,
         )
         if options.shell:
             return guest.shell()

@@ -129,6 +129,9 @@ class Guest:
             self-modifying code: a stock kernel without any module dies of "Oops: int3" when a
             tracepoint on a busy path is turned on and off. Runs
             that patch the kernel's text under load need this; it halves the speed.
+        icount: let the guest's clock count executed instructions, one a nanosecond, and run as
+            fast as the host's clock only while all CPUs wait. Implies serial. Costs of a few
+            instructions can be told from noise then.
         name: prefix of the run's directory under build/guest/.
     """
 
@@ -140,6 +143,7 @@ class Guest:
     timeout_s: float = 1800.0
     append: Sequence[str] = ()
     serial: bool = False
+    icount: bool = False
     name: str = "run"
     env: dict[str, str] = field(default_factory=dict)
 
@@ -226,7 +230,10 @@ exit $status
         argv += ["--user", "root", "--cpus", str(self.cpus), "--memory", self.memory]
         argv += ["--rwdir", str(BUILD), *self._numa_options()]
         options = self._disk_options(run_dir)
-        options += ["-accel tcg,thread=single"] if self.serial else []
+        if self.icount:
+            options.append("-icount shift=0")
+        elif self.serial:
+            options.append("-accel tcg,thread=single")
         argv += [f"--qemu-opts={' '.join(options)}"] if options else []
         for option in ("printk.devkmsg=on", *self.append):
             argv += ["--append", option]
