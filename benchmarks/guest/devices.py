@@ -100,7 +100,8 @@ def open_device(
     )
     run("modprobe", "-a", fs, "dm_delay")
     run("dmsetup", "create", device.name, text=device._table(0))
-    run(f"mkfs.{fs}", "-q", device.mapped)
+    # The disk may have carried the other file system until now.
+    run(f"mkfs.{fs}", "-q", {"ext4": "-F", "xfs": "-f"}[fs], device.mapped)
     device.mount.mkdir(parents=True, exist_ok=True)
     run("mount", device.mapped, str(device.mount))
     device.set_read_ahead_kb(read_ahead_kb)
