@@ -23,7 +23,7 @@ RUNNING := $(shell uname -r)
 KREL ?= $(GUEST_KREL)
 
 .PHONY: help deps build bpf kmod check format docs test test-unit test-native test-vm test-numa \
-	vm vm-shell demo bench install uninstall clean
+	vm vm-shell vm-debug demo bench install uninstall clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -98,6 +98,11 @@ vm: build ## boot the guest and run a command: make vm ARGS="--fs xfs -- uname -
 vm-shell: build ## an interactive shell in the guest
 	$(PY) -m benchmarks.guest --shell $(ARGS)
 
+# Not part of `make test`: building such a kernel takes half an hour, the tests under it another.
+vm-debug: build ## tests of the module in a guest whose kernel has lockdep and KASAN (long)
+	$(Q)tree=$$(tools/debug_kernel.sh) && $(PY) -m benchmarks.guest --name debug --serial \
+		--kernel $$tree --memory 6G --timeout 9000 -- $(VM_TESTS) --junitxml=build/test/debug.xml
+
 demo: build ## the main job on real input: cold loads, default against policy (SIZE=, MODEL=)
 	$(PY) -m benchmarks.demo
 
@@ -110,11 +115,14 @@ LIB = $(DESTDIR)$(PREFIX)/lib/pagecache-bpf
 SHARE = $(DESTDIR)$(PREFIX)/share
 install: build ## install command, policies, module source for DKMS, man page, completion
 	python3 -m venv $(LIB)
-	mkdir -p pagecache_bpf/bpf/include
+	mkdir -p pagecache_bpf/bpf/include pagecache_bpf/lib
 	cp bpf/policies/*.bpf.c $(POLICIES) pagecache_bpf/bpf/
 	cp bpf/include/*.h pagecache_bpf/bpf/include/
+	if [ -d build/deps/usr/include ]; then \
+		cp -L build/deps/usr/lib/*/libbpf.so.1 pagecache_bpf/lib/ && \
+		cp -r build/deps/usr/include pagecache_bpf/lib/; fi
 	$(LIB)/bin/python -m pip install -q --disable-pip-version-check . ; status=$$?; \
-		rm -r pagecache_bpf/bpf; exit $$status
+		rm -rf pagecache_bpf/bpf pagecache_bpf/lib build/lib build/bdist.*; exit $$status
 	install -d $(DESTDIR)$(PREFIX)/bin $(DESTDIR)/usr/src/pagecache_bpf-0.1.0/include
 	ln -sf $(PREFIX)/lib/pagecache-bpf/bin/pagecache-bpf $(DESTDIR)$(PREFIX)/bin/pagecache-bpf
 	install -m 644 kmod/*.[ch] kmod/Kbuild kmod/dkms.conf $(DESTDIR)/usr/src/pagecache_bpf-0.1.0
@@ -124,6 +132,7 @@ install: build ## install command, policies, module source for DKMS, man page, c
 	$(PY) -m pagecache_bpf completion bash >$(SHARE)/bash-completion/completions/pagecache-bpf
 	$(PY) -m pagecache_bpf completion zsh >$(SHARE)/zsh/site-functions/_pagecache-bpf
 	$(PY) -m pagecache_bpf completion fish >$(SHARE)/fish/vendor_completions.d/pagecache-bpf.fish
+	@echo "next, as root: dkms install pagecache_bpf/0.1.0 (the module, for this kernel and its updates)"
 
 uninstall: ## remove what `make install` installed
 	rm -rf $(LIB) $(DESTDIR)/usr/src/pagecache_bpf-0.1.0

@@ -20,6 +20,7 @@ SOURCE_TREE = PACKAGE.parent
 OUR_HEADERS = (PACKAGE / "bpf" / "include", SOURCE_TREE / "bpf" / "include")
 LIBBPF_HEADERS = (
     SOURCE_TREE / "build" / "deps" / "usr" / "include",
+    PACKAGE / "lib" / "include",  # where `make install` puts them
     Path("/usr/include"),
     Path("/usr/local/include"),
 )

@@ -180,7 +180,8 @@ def _no_module(release: str, fs: KernelFS, built: Path) -> UnsupportedError:
     return UnsupportedError(
         f"no module {NAME} for this kernel ({release})",
         why,
-        f"Install the headers (apt install linux-headers-{release}) and run `make build`, or "
+        f"Install the headers (apt install linux-headers-{release}) and run `make build` or "
+        "`dkms autoinstall`, or "
         "boot a kernel that there is a module for",
         f"{_DOCS}#no-module-pagecache_bpf-for-this-kernel",
     )
