@@ -34,14 +34,20 @@ def is_loaded(fs: KernelFS = LIVE) -> bool:
 
 
 def find(release: str, fs: KernelFS = LIVE, built: Path = BUILT) -> Path | None:
-    """Return the module file for a kernel release: the installed one, else the built one."""
+    """Return the module file for a kernel release, None if there is none.
+
+    A source tree's own comes first: it has the ABI of the code that asks, what is installed may
+    be older. An installed package has no source tree around it.
+    """
+    candidate = built / release / f"{NAME}.ko"
+    if candidate.is_file():
+        return candidate
     base = fs.path(f"/lib/modules/{release}")
     for line in (fs.read(f"/lib/modules/{release}/modules.dep") or "").splitlines():
         name = line.partition(":")[0]
         if re.fullmatch(rf"(?:.*/)?{NAME}\.ko(?:\.\w+)?", name):
             return base / name
-    candidate = built / release / f"{NAME}.ko"
-    return candidate if candidate.is_file() else None
+    return None
 
 
 def releases(fs: KernelFS = LIVE, built: Path = BUILT) -> list[str]:
@@ -180,9 +186,8 @@ def _no_module(release: str, fs: KernelFS, built: Path) -> UnsupportedError:
     return UnsupportedError(
         f"no module {NAME} for this kernel ({release})",
         why,
-        f"Install the headers (apt install linux-headers-{release}) and run `make build` or "
-        "`dkms autoinstall`, or "
-        "boot a kernel that there is a module for",
+        f"Install the headers (apt install linux-headers-{release}) and run `make build` (or "
+        "`dkms autoinstall`), or boot a kernel that there is a module for",
         f"{_DOCS}#no-module-pagecache_bpf-for-this-kernel",
     )
 

@@ -183,6 +183,15 @@ static __always_inline void grow(struct stream *s, const struct pagecache_ctx *c
 	open_window(s, ctx, s->window * 2);
 }
 
+/*
+ * The page is absent, though it was asked for, and nothing is on its way: what was read has been
+ * dropped since, and the reader goes through it again.
+ */
+static __always_inline bool starts_again(const struct stream *s, const struct pagecache_ctx *ctx)
+{
+	return s->window && !is_marker(ctx) && ctx->index < s->ahead && !ctx->inflight_pages;
+}
+
 static __always_inline void trust(const struct pagecache_ctx *ctx, const struct stream *s)
 {
 	struct model_state *model = model_of(ctx);
@@ -244,6 +253,10 @@ PAGECACHE_READAHEAD(sequential_readahead)
 		if (model && model->streamed >= TRUSTED)
 			open_window(s, ctx, model->window);
 	} else {
+		if (starts_again(s, ctx)) {
+			s->ahead = ctx->index;
+			open_window(s, ctx, s->window);
+		}
 		s->run++;
 		s->from = ctx->index;
 		s->next = ctx->index + (is_marker(ctx) ? 0 : ctx->nr);

@@ -52,15 +52,15 @@ def refusal(fs: KernelFS, built: Path, code: int, module: Path | None = None) ->
     return caught.value
 
 
-def test_the_installed_module_goes_before_the_built_one(fs: KernelFS, built: Path) -> None:
-    assert kmodule.find(RELEASE, fs, built) == built / RELEASE / "pagecache_bpf.ko"
+def test_the_built_module_goes_before_the_installed_one(fs: KernelFS, built: Path) -> None:
     put(
         fs,
         f"/lib/modules/{RELEASE}/modules.dep",
         "x/not_pagecache_bpf.ko:\nextra/pagecache_bpf.ko.xz: a\n",
     )
     expected = fs.path(f"/lib/modules/{RELEASE}/extra/pagecache_bpf.ko.xz")
-    assert kmodule.find(RELEASE, fs, built) == expected
+    assert kmodule.find(RELEASE, fs, built) == built / RELEASE / "pagecache_bpf.ko"
+    assert kmodule.find(RELEASE, fs, built / "nowhere") == expected
 
 
 def test_loading_gives_the_kernel_the_open_file(fs: KernelFS, built: Path) -> None:

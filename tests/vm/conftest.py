@@ -15,6 +15,7 @@ import pytest
 from benchmarks.guest.console import find_problems
 from benchmarks.guest.devices import ScaledDevice, open_device
 from pagecache_bpf import kmodule, loader
+from pagecache_bpf.device import Device
 
 LOADED = Path("/sys/module/pagecache_bpf")
 
@@ -59,6 +60,9 @@ def _clean(module: Module) -> Iterator[None]:
     if LOADED.exists():
         for name in loader.pinned():
             loader.detach(name)
+        with Device() as device:
+            for tag in list(device.tags()):
+                device.untag(tag.dev_major, tag.dev_minor, tag.ino, tag.generation)
     lines = []
     while True:
         try:

@@ -52,6 +52,21 @@ def test_streams_are_read_ahead(file: Path, reader: object) -> None:
         assert resident(file) == PAGES
 
 
+def test_a_second_pass_is_read_ahead_too(file: Path) -> None:
+    """What was asked for once may be gone: asked again through the same open file."""
+    with attached("sequential", file) as policy, file.open("rb", buffering=0) as reader:
+        asked = []
+        for _ in range(3):
+            before = policy.count("prefetch_bytes")
+            reader.seek(0)
+            for index in range(0, PAGES, 32):
+                check(reader.read(32 * PAGE_SIZE), index * PAGE_SIZE)
+            policy.idle()
+            asked.append(policy.count("prefetch_bytes") - before)
+            drop([file])
+        assert min(asked) > 0.5 * PAGES * PAGE_SIZE, asked
+
+
 def test_one_access_is_no_stream(file: Path) -> None:
     with attached("sequential", file) as policy:
         read_pages(file, 0, 1)
