@@ -1,15 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What of a file is in the page cache: cachestat(2), eviction that is verified, a sampler.
-
-cachestat(2) (Linux 6.5, commit cf264e1329fb) has no libc wrapper yet and is called by number.
-It walks the mapping's own index, so unlike mincore(2) it neither maps the file nor lies to
-callers without write permission.
-"""
+"""What of a file is in the page cache: eviction that is verified, a sampler."""
 
 from __future__ import annotations
 
-import ctypes
-import errno
 import os
 import signal
 import struct
@@ -19,76 +12,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
-from pagecache_bpf.errors import PagecacheError, UnsupportedError
+from pagecache_bpf.errors import PagecacheError
+from pagecache_bpf.residency import PAGE_SIZE, CacheStat, cachestat
 
-# The same number on every architecture: system calls since 5.1 share one table.
-_SYS_CACHESTAT = 451
-PAGE_SIZE = os.sysconf("SC_PAGE_SIZE")
-
-_libc = ctypes.CDLL(None, use_errno=True)
-_libc.syscall.restype = ctypes.c_long
+__all__ = [
+    "PAGE_SIZE",
+    "CacheStat",
+    "NotCold",
+    "Sampler",
+    "cachestat",
+    "drop",
+    "resident_bytes",
+    "resident_pages",
+]
 
 
 class NotCold(PagecacheError):
     """A file that should have left the page cache is still (partly) there."""
-
-
-class _Range(ctypes.Structure):
-    _fields_ = (("off", ctypes.c_uint64), ("len", ctypes.c_uint64))
-
-
-class _Stat(ctypes.Structure):
-    _fields_ = (
-        ("nr_cache", ctypes.c_uint64),
-        ("nr_dirty", ctypes.c_uint64),
-        ("nr_writeback", ctypes.c_uint64),
-        ("nr_evicted", ctypes.c_uint64),
-        ("nr_recently_evicted", ctypes.c_uint64),
-    )
-
-
-@dataclass(frozen=True)
-class CacheStat:
-    """One answer of cachestat(2), in pages of PAGE_SIZE bytes."""
-
-    cached: int
-    dirty: int
-    writeback: int
-    evicted: int
-    recently_evicted: int
-
-
-def cachestat(fd: int, offset: int = 0, length: int = 0) -> CacheStat:
-    """Page-cache state of a byte range of an open file; length 0 means up to the end.
-
-    Raises UnsupportedError where the kernel or a seccomp profile refuses the call, OSError
-    for anything else (a bad descriptor, a hugetlb file).
-    """
-    wanted, answer = _Range(offset, length), _Stat()
-    rc = _libc.syscall(
-        ctypes.c_long(_SYS_CACHESTAT),
-        ctypes.c_int(fd),
-        ctypes.byref(wanted),
-        ctypes.byref(answer),
-        ctypes.c_uint(0),
-    )
-    if rc != 0:
-        code = ctypes.get_errno()
-        if code in (errno.ENOSYS, errno.EPERM):
-            raise UnsupportedError(
-                "cannot tell what is in the page cache",
-                f"cachestat(2) failed: {os.strerror(code)}",
-                "It needs Linux 6.5 or newer, ownership of the file or root, and a seccomp "
-                "profile that lets it through.",
-            )
-        raise OSError(code, os.strerror(code))
-    return CacheStat(
-        answer.nr_cache,
-        answer.nr_dirty,
-        answer.nr_writeback,
-        answer.nr_evicted,
-        answer.nr_recently_evicted,
-    )
 
 
 def resident_pages(path: str | Path) -> int:

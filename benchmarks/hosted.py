@@ -17,7 +17,7 @@ from pathlib import Path
 from rich.console import Console
 
 from benchmarks import schema
-from benchmarks.guest import Disk, Guest, GuestError, explain
+from benchmarks.guest import Disk, Guest, GuestError, end_on_sigterm, explain
 from pagecache_bpf.errors import PagecacheError, UsageError
 from pagecache_bpf.units import parse_size
 
@@ -145,6 +145,7 @@ def finish(
 
 def guarded(main: Callable[[], int]) -> int:
     """Run a benchmark's main; errors become messages and exit codes."""
+    end_on_sigterm()
     try:
         return main()
     except PagecacheError as error:

@@ -89,6 +89,15 @@ class ExitKind(IntEnum):
     HOOK = 5
 
 
+class RequestKind(IntEnum):
+    """enum pagecache_request_kind"""
+
+    PREFETCH = 1
+    DROP = 2
+    CANCEL = 3
+    EXIT = 4
+
+
 class pagecache_ctx(ctypes.Structure):
     """struct pagecache_ctx, 128 bytes"""
 
@@ -298,6 +307,98 @@ class pagecache_policy_record(ctypes.Structure):
         ("tags", ctypes.c_uint32),
         ("name", ctypes.c_char * 32),
         ("counters", ctypes.c_uint64 * 20),
+    )
+
+
+class pagecache_file_key(ctypes.Structure):
+    """struct pagecache_file_key, 24 bytes"""
+
+    ino: int
+    dev_major: int
+    dev_minor: int
+    generation: int
+    reserved: int
+
+    _fields_ = (
+        ("ino", ctypes.c_uint64),
+        ("dev_major", ctypes.c_uint32),
+        ("dev_minor", ctypes.c_uint32),
+        ("generation", ctypes.c_uint32),
+        ("reserved", ctypes.c_uint32),
+    )
+
+
+class pagecache_request(ctypes.Structure):
+    """struct pagecache_request, 144 bytes"""
+
+    file: pagecache_file_key
+    start: int
+    nr: int
+    time_ns: int
+    cgroup_id: int
+    code: int
+    kind: int
+    node: int
+    tgid: int
+    tid: int
+    message: bytes
+
+    _fields_ = (
+        ("file", pagecache_file_key),
+        ("start", ctypes.c_uint64),
+        ("nr", ctypes.c_uint64),
+        ("time_ns", ctypes.c_uint64),
+        ("cgroup_id", ctypes.c_uint64),
+        ("code", ctypes.c_int64),
+        ("kind", ctypes.c_uint32),
+        ("node", ctypes.c_int32),
+        ("tgid", ctypes.c_uint32),
+        ("tid", ctypes.c_uint32),
+        ("message", ctypes.c_char * 64),
+    )
+
+
+class pagecache_agent_tag(ctypes.Structure):
+    """struct pagecache_agent_tag, 16 bytes"""
+
+    model: int
+    flags: int
+    done: int
+
+    _fields_ = (
+        ("model", ctypes.c_uint32),
+        ("flags", ctypes.c_uint32),
+        ("done", ctypes.c_uint64),
+    )
+
+
+class pagecache_agent_state(ctypes.Structure):
+    """struct pagecache_agent_state, 32 bytes"""
+
+    asked: int
+    governed: int
+    lost: int
+    ended: int
+
+    _fields_ = (
+        ("asked", ctypes.c_uint64),
+        ("governed", ctypes.c_int64),
+        ("lost", ctypes.c_uint64),
+        ("ended", ctypes.c_uint64),
+    )
+
+
+class pagecache_agent_orders(ctypes.Structure):
+    """struct pagecache_agent_orders, 24 bytes"""
+
+    done: int
+    max_inflight: int
+    governed: int
+
+    _fields_ = (
+        ("done", ctypes.c_uint64),
+        ("max_inflight", ctypes.c_uint64),
+        ("governed", ctypes.c_int64),
     )
 
 

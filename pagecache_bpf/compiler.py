@@ -119,18 +119,22 @@ def flags() -> list[str]:
     ]
 
 
-def compile_policy(source: Path, out: Path | None = None, log_dir: Path | None = None) -> Path:
+def compile_policy(
+    source: Path, out: Path | None = None, log_dir: Path | None = None, engine: str = "struct_ops"
+) -> Path:
     """Compile NAME.bpf.c and return the object's path.
 
-    out: the object's path; without it the object lies in a temporary directory that goes when
-    this process ends.  Raises UsageError (no such file), UnsupportedError (no clang, no
-    headers), CompileError.
+    engine: struct_ops or agent.  out: the object's path; without it the object lies in a
+    temporary directory that goes when this process ends.  Raises UsageError (no such file),
+    UnsupportedError (no clang, no headers), CompileError.
     """
     if not source.is_file():
         raise UsageError(f"{source} does not exist", "it is to be compiled", "Check the path")
-    out = out or Path(_scratch().name, source.name.removesuffix(".c") + ".o")
+    suffix = ".o" if engine == "struct_ops" else f".{engine}.o"
+    out = out or Path(_scratch().name, source.name.removesuffix(".c") + suffix)
     clang = find_clang()
-    command = [clang, *flags(), "-c", str(source), "-o", str(out)]
+    define = [] if engine == "struct_ops" else [f"-DPAGECACHE_ENGINE_{engine.upper()}"]
+    command = [clang, *flags(), *define, "-c", str(source), "-o", str(out)]
     try:
         done = subprocess.run(
             command, capture_output=True, text=True, errors="replace", timeout=SECONDS

@@ -59,6 +59,11 @@ class Tag:
     active: bool
     resident_pages: int
 
+    @property
+    def identity(self) -> tuple[int, int, int, int]:
+        """Device, inode and generation."""
+        return self.dev_major, self.dev_minor, self.ino, self.generation
+
 
 @dataclass(frozen=True)
 class PolicyStatus:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import lru_cache
 from pathlib import Path
 
@@ -26,6 +26,7 @@ MESSAGE_BYTES = 64 << 10
 _PACKAGE = Path(__file__).resolve().parent
 _DEBUG = 2  # enum libbpf_print_level
 
+_SAMPLE = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t)
 _PRINT = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p)
 
 
@@ -90,6 +91,30 @@ class _BtfInfo(ctypes.Structure):
     )
 
 
+class _RunOptions(ctypes.Structure):
+    """The start of struct bpf_test_run_opts"""
+
+    retval: int
+
+    _fields_ = (
+        ("sz", ctypes.c_size_t),
+        ("data_in", ctypes.c_void_p),
+        ("data_out", ctypes.c_void_p),
+        ("data_size_in", ctypes.c_uint32),
+        ("data_size_out", ctypes.c_uint32),
+        ("ctx_in", ctypes.c_void_p),
+        ("ctx_out", ctypes.c_void_p),
+        ("ctx_size_in", ctypes.c_uint32),
+        ("ctx_size_out", ctypes.c_uint32),
+        ("retval", ctypes.c_uint32),
+        ("repeat", ctypes.c_int),
+        ("duration", ctypes.c_uint32),
+        ("flags", ctypes.c_uint32),
+        ("cpu", ctypes.c_uint32),
+        ("batch_size", ctypes.c_uint32),
+    )
+
+
 _P, _I, _S = ctypes.c_void_p, ctypes.c_int, ctypes.c_char_p
 _PROTOTYPES: dict[str, tuple[type | None, tuple[type, ...]]] = {
     "libbpf_set_print": (_P, (_PRINT,)),
@@ -103,12 +128,25 @@ _PROTOTYPES: dict[str, tuple[type | None, tuple[type, ...]]] = {
     "bpf_map__type": (_I, (_P,)),
     "bpf_map__initial_value": (_P, (_P, ctypes.POINTER(ctypes.c_size_t))),
     "bpf_map__attach_struct_ops": (_P, (_P,)),
+    "bpf_object__next_program": (_P, (_P, _P)),
+    "bpf_program__name": (_S, (_P,)),
+    "bpf_program__section_name": (_S, (_P,)),
+    "bpf_program__attach": (_P, (_P,)),
+    "bpf_program__fd": (_I, (_P,)),
+    "bpf_prog_test_run_opts": (_I, (_I, ctypes.POINTER(_RunOptions))),
     "bpf_link__fd": (_I, (_P,)),
     "bpf_link__destroy": (_I, (_P,)),
     "btf__raw_data": (_P, (_P, ctypes.POINTER(ctypes.c_uint32))),
     "bpf_obj_pin": (_I, (_I, _S)),
     "bpf_obj_get": (_I, (_S,)),
     "bpf_map_lookup_elem": (_I, (_I, _P, _P)),
+    "bpf_map_update_elem": (_I, (_I, _P, _P, ctypes.c_uint64)),
+    "bpf_map_delete_elem": (_I, (_I, _P)),
+    "libbpf_num_possible_cpus": (_I, ()),
+    "ring_buffer__new": (_P, (_I, _SAMPLE, _P, _P)),
+    "ring_buffer__poll": (_I, (_P, _I)),
+    "ring_buffer__consume": (_I, (_P,)),
+    "ring_buffer__free": (None, (_P,)),
     "bpf_btf_get_fd_by_id": (_I, (ctypes.c_uint32,)),
     "bpf_obj_get_info_by_fd": (_I, (_I, _P, ctypes.POINTER(ctypes.c_uint32))),
 }
@@ -215,6 +253,80 @@ class Map:
         """Attach it.  Raises OSError."""
         return Link(_checked(library().bpf_map__attach_struct_ops(self._pointer)))
 
+    def lookup(self, key: bytes, size: int) -> bytes | None:
+        """The value of a key, `size` bytes; None if it is not there.  Raises OSError."""
+        value = ctypes.create_string_buffer(size)
+        result = library().bpf_map_lookup_elem(self.fd, key, value)
+        if result == -errno.ENOENT:
+            return None
+        _check(result)
+        return value.raw
+
+    def update(self, key: bytes, value: bytes, existing: bool = False) -> None:
+        """Set the value of a key (existing: only if it is there).  Raises OSError."""
+        flags = 2 if existing else 0  # BPF_EXIST, BPF_ANY
+        _check(library().bpf_map_update_elem(self.fd, key, value, flags))
+
+    def delete(self, key: bytes) -> bool:
+        """Forget a key; False if it was not there.  Raises OSError."""
+        result = library().bpf_map_delete_elem(self.fd, key)
+        if result == -errno.ENOENT:
+            return False
+        _check(result)
+        return True
+
+
+class Program:
+    """A program of an open object; valid while the object is."""
+
+    def __init__(self, pointer: int) -> None:
+        self._pointer = pointer
+
+    @property
+    def name(self) -> str:
+        """Its function's name."""
+        return str(library().bpf_program__name(self._pointer).decode())
+
+    @property
+    def section(self) -> str:
+        """Its section, which says what it attaches to."""
+        return str(library().bpf_program__section_name(self._pointer).decode())
+
+    def run(self) -> int:
+        """Run a program of section "syscall" now; what it returned.  Raises OSError."""
+        options = _RunOptions()
+        options.sz = ctypes.sizeof(options)
+        fd = library().bpf_program__fd(self._pointer)
+        _check(library().bpf_prog_test_run_opts(fd, ctypes.byref(options)))
+        return ctypes.c_int32(options.retval).value
+
+    def attach(self) -> Link:
+        """Attach it where its section says.  Raises OSError."""
+        return Link(_checked(library().bpf_program__attach(self._pointer)))
+
+
+class RingBuffer:
+    """The reader's side of a BPF_MAP_TYPE_RINGBUF; `receive` gets each record's bytes."""
+
+    def __init__(self, fd: int, receive: Callable[[bytes], None]) -> None:
+        def sample(_: int, data: int, size: int) -> int:
+            receive(ctypes.string_at(data, size))
+            return 0
+
+        self._callback = _SAMPLE(sample)
+        new = library().ring_buffer__new
+        self._pointer: int | None = _checked(new(fd, self._callback, None, None))
+
+    def poll(self, milliseconds: int) -> int:
+        """Wait for records and hand them over; how many there were.  Raises OSError."""
+        return _check(library().ring_buffer__poll(self._pointer, milliseconds))
+
+    def close(self) -> None:
+        """Free it."""
+        pointer, self._pointer = self._pointer, None
+        if pointer:
+            library().ring_buffer__free(pointer)
+
 
 class Link:
     """An attachment.  It ends when it is closed, unless it is pinned."""
@@ -277,6 +389,13 @@ class Object:
         while pointer:
             yield Map(pointer)
             pointer = library().bpf_object__next_map(self._pointer, pointer)
+
+    def programs(self) -> Iterator[Program]:
+        """Its programs."""
+        pointer = library().bpf_object__next_program(self._pointer, None)
+        while pointer:
+            yield Program(pointer)
+            pointer = library().bpf_object__next_program(self._pointer, pointer)
 
     def btf(self) -> Btf:
         """Its type information, in which the variables of data sections have their offsets."""

@@ -219,7 +219,7 @@ def _load_and_attach(
             why = "; ".join(messages.lines[:2]) or error.strerror or str(error)
             raise UsageError(f"{info.object} cannot be loaded", why, "Build it anew") from error
         with opened:
-            _set_knobs(opened, knobs)
+            set_knobs(opened, knobs)
             try:
                 opened.load()
             except OSError as error:
@@ -233,7 +233,8 @@ def _knob_variables(btf: Btf) -> Iterator[Variable]:
     return (each for each in btf.variables(RODATA) if knob_tags(btf, each.var_id))
 
 
-def _set_knobs(opened: libbpf.Object, knobs: Mapping[str, int]) -> None:
+def set_knobs(opened: libbpf.Object, knobs: Mapping[str, int]) -> None:
+    """Set knobs of an object that is not loaded yet.  Raises UsageError."""
     if not knobs:
         return
     btf = opened.btf()

@@ -104,6 +104,27 @@ def find(name_or_path: str) -> PolicyInfo:
     raise UsageError(f"{path} is not a policy", "its name ends in neither .bpf.c nor .bpf.o")
 
 
+def agent_object(info: PolicyInfo) -> Path:
+    """The same policy compiled for engine `agent`; compiled now if need be.
+
+    Raises UnsupportedError (no compiler), CompileError, UsageError when there is only an object
+    for engine struct_ops.
+    """
+    if info.object is not None:
+        built = info.object.parent / "agent" / f"{info.object.name}"
+        if built.is_file():
+            return built
+    if info.source is None:
+        raise UsageError(
+            f"the policy {info.name} cannot run on engine agent",
+            f"{info.object} is compiled for engine struct_ops only",
+            "Give its .bpf.c",
+        )
+    from pagecache_bpf.compiler import compile_policy
+
+    return compile_policy(info.source, engine="agent")
+
+
 def _object_dirs() -> list[Path]:
     return [PACKAGE / "bpf", SOURCE_TREE / "build" / "bpf"]
 

@@ -158,6 +158,8 @@ def field_type(btf: Btf, type_id: int) -> tuple[str, str]:
             return f"ctypes.c_char * {length}", "bytes"
         inner, _ = field_type(btf, element)
         return f"{inner} * {length}", f"ctypes.Array[{inner}]"
+    if btf.kind(type_id) == Kind.STRUCT and btf.name(type_id).startswith(PREFIX.lower()):
+        return btf.name(type_id), btf.name(type_id)
     if btf.kind(type_id) != Kind.INT:
         sys.exit(f"gen_abi: type {btf.name(type_id)!r} of a member is not an integer")
     sign = "" if btf.int_signed(type_id) else "u"

@@ -12,7 +12,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from benchmarks.guest.runner import Disk, Guest, GuestError, explain
+from benchmarks.guest.runner import Disk, Guest, GuestError, end_on_sigterm, explain
 
 CANNOT, LOST, COMPLAINED = 2, 70, 71
 TESTS = ["python", "-m", "pytest", "tests/vm", "-p", "no:cacheprovider", "-rsf"]
@@ -43,6 +43,7 @@ def make_parser() -> argparse.ArgumentParser:
 def main() -> int:
     """Parse, boot, report."""
     options = make_parser().parse_args()
+    end_on_sigterm()
     command = options.command[1:] if options.command[:1] == ["--"] else options.command
     try:
         guest = Guest(

@@ -347,6 +347,11 @@ def _supervise(
     return "", _text(captured)
 
 
+def end_on_sigterm() -> None:
+    """Let SIGTERM end this process like Ctrl-C, so that no guest is left behind."""
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+
+
 def _kill_group(process: subprocess.Popen[bytes]) -> None:
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGTERM)

@@ -223,6 +223,61 @@ struct pagecache_policy_record {
 	__u64 counters[PAGECACHE_COUNTER_NR];
 };
 
+/*
+ * Engine agent: the same policies on tracepoints.  Programs and the agent, a process, share maps
+ * of these types; what a policy asks for goes to the agent through a ring buffer.
+ */
+enum pagecache_request_kind {
+	PAGECACHE_REQUEST_PREFETCH = 1,
+	PAGECACHE_REQUEST_DROP = 2,
+	PAGECACHE_REQUEST_CANCEL = 3, /* what is queued for this file and consumer */
+	PAGECACHE_REQUEST_EXIT = 4, /* the policy ended itself */
+};
+
+struct pagecache_file_key {
+	__u64 ino;
+	__u32 dev_major;
+	__u32 dev_minor;
+	__u32 generation;
+	__u32 reserved;
+};
+
+struct pagecache_request {
+	struct pagecache_file_key file;
+	__u64 start; /* page; of an exit: enum pagecache_hook */
+	__u64 nr; /* pages */
+	__u64 time_ns; /* CLOCK_MONOTONIC */
+	__u64 cgroup_id; /* of the reader */
+	__s64 code; /* of an exit */
+	__u32 kind; /* enum pagecache_request_kind */
+	__s32 node; /* NUMA node, or PAGECACHE_NODE_ANY */
+	__u32 tgid; /* the reader */
+	__u32 tid;
+	char message[64]; /* of an exit */
+};
+
+/* A file that the agent governs: value of the map `tags`. */
+struct pagecache_agent_tag {
+	__u32 model;
+	__u32 flags; /* none yet: 0 */
+	__u64 done; /* prefetched up to here, in the order of the requests; written by the agent */
+};
+
+/* What the programs tell the agent: the only element of the map `state`. */
+struct pagecache_agent_state {
+	__u64 asked; /* pages that policies asked for */
+	__s64 governed; /* pages of governed files that came into the cache less those that left */
+	__u64 lost; /* requests that found the ring buffer full */
+	__u64 ended; /* 1: the policy has ended itself */
+};
+
+/* What the agent tells the programs: the only element of the map `orders`. */
+struct pagecache_agent_orders {
+	__u64 done; /* pages of those asked for that are read, refused or cancelled */
+	__u64 max_inflight; /* bound of asked - done */
+	__s64 governed; /* pages that governed files had in the cache when they were tagged */
+};
+
 #define PAGECACHE_IOC_MAGIC 0xb9
 #define PAGECACHE_IOC_INFO _IOR(PAGECACHE_IOC_MAGIC, 0, struct pagecache_info)
 #define PAGECACHE_IOC_TAG _IOW(PAGECACHE_IOC_MAGIC, 1, struct pagecache_tag_request)
@@ -240,6 +295,11 @@ _Static_assert(sizeof(struct pagecache_tag_request) == 8 + 32 + 64 + 1024,
 	       "tag request has a hole");
 _Static_assert(sizeof(struct pagecache_untag_request) == 24, "untag request has a hole");
 _Static_assert(sizeof(struct pagecache_tag_record) == 48 + 32 + 64 + 1024, "tag record has a hole");
+_Static_assert(sizeof(struct pagecache_file_key) == 24, "file key has a hole");
+_Static_assert(sizeof(struct pagecache_request) == 24 + 40 + 16 + 64, "request has a hole");
+_Static_assert(sizeof(struct pagecache_agent_tag) == 16, "agent tag has a hole");
+_Static_assert(sizeof(struct pagecache_agent_state) == 32, "agent state has a hole");
+_Static_assert(sizeof(struct pagecache_agent_orders) == 24, "agent orders have a hole");
 _Static_assert(sizeof(struct pagecache_policy_record) == 40 + 32 + 8 * PAGECACHE_COUNTER_NR,
 	       "policy record has a hole");
 

@@ -30,6 +30,9 @@
 #include "kernel.bpf.h"
 #include <bpf/bpf_helpers.h>
 
+#ifdef PAGECACHE_ENGINE_AGENT
+#include "pagecache_ops.h"
+#else
 /*
  * The verifier checks each access to a context member by member; without this the compiler
  * may join two neighbours into one load.
@@ -37,6 +40,7 @@
 #pragma clang attribute push(__attribute__((preserve_access_index)), apply_to = record)
 #include "pagecache_ops.h"
 #pragma clang attribute pop
+#endif
 
 char LICENSE[] SEC("license") = "GPL";
 
@@ -54,7 +58,11 @@ char LICENSE[] SEC("license") = "GPL";
 			PAGECACHE_NOTE("max=" PAGECACHE_STR(max)) PAGECACHE_NOTE("help=" help) = \
 				value
 
+#ifdef PAGECACHE_ENGINE_AGENT
+#include "engine_agent.bpf.h"
+#else
 #include "engine_struct_ops.bpf.h"
+#endif
 
 #define PAGECACHE_INIT(fn) PAGECACHE_HOOK_1(s32, fn, struct pagecache_ctx *)
 #define PAGECACHE_EXIT(fn) PAGECACHE_HOOK_1(void, fn, struct pagecache_exit_record *)

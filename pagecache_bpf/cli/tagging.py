@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from pagecache_bpf.cli.output import TROUBLESHOOTING
-from pagecache_bpf.device import Device, Tag
+from pagecache_bpf.device import Tag
 from pagecache_bpf.errors import PagecacheError, PrivilegeError, UsageError
+from pagecache_bpf.governor import Governor
 from pagecache_bpf.models import Model, resolve
 from pagecache_bpf.units import plural
 
@@ -51,7 +52,7 @@ class Tagging:
     replace: take over files that another policy governs.
     """
 
-    device: Device
+    device: Governor
     policy: str
     replace: bool = False
     models: dict[str, list[TaggedFile]] = field(default_factory=dict)
@@ -144,7 +145,7 @@ def open_file(path: Path) -> int:
         raise UsageError(f"{path} cannot be opened", error.strerror or str(error)) from None
 
 
-def untag(device: Device, tags: Iterable[Tag]) -> list[Tag]:
+def untag(device: Governor, tags: Iterable[Tag]) -> list[Tag]:
     """Take tags off by identity; return those that were still there."""
     gone = []
     for tag in tags:

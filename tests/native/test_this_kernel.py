@@ -35,7 +35,7 @@ def test_attach_without_a_loadable_module_says_so(tmp_path: Path) -> None:
         pytest.skip("this kernel has modules: tests/vm covers it in the guest")
     file = tmp_path / "weights.safetensors"
     file.write_bytes(b"x" * 65536)
-    done = run("attach", "sequential", str(file))
+    done = run("attach", "sequential", "--engine", "struct_ops", str(file))
     assert done.returncode == 3, done.stderr
     assert "module" in done.stderr
     assert "Traceback" not in done.stderr

@@ -182,7 +182,8 @@ def test_libbpf_too_old_or_absent(weights: Path, library: str, said: str) -> Non
 @needs_root
 @needs_no_modules
 def test_a_kernel_that_cannot_load_modules(weights: Path, tmp_path: Path) -> None:
-    for words in (("attach", "sequential", weights), ("module", "load", weights)):
+    attach = ("attach", "sequential", "--engine", "struct_ops", weights)
+    for words in (attach, ("module", "load", weights)):
         result = run(*words)
         refused(result, 3, "this kernel cannot load modules", "CONFIG_MODULES", "doctor")
 
@@ -190,10 +191,10 @@ def test_a_kernel_that_cannot_load_modules(weights: Path, tmp_path: Path) -> Non
 @needs_root
 @needs_no_modules
 def test_without_the_module_nothing_is_attached() -> None:
-    assert run("status").out == "no policy is attached: the kernel module is not loaded\n"
+    assert run("status").out.startswith("no policy is attached\n")
     assert run("tags").out == "no file is tagged\n"
     assert run("module", "unload").out == "the module is not loaded\n"
-    refused(run("detach", "sequential"), 3, "the kernel module is not loaded")
+    refused(run("detach", "sequential"), 2, "the policy sequential is not attached")
     refused(run("status", "sequential"), 2, "the policy sequential is not attached")
 
 

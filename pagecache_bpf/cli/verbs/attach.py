@@ -5,26 +5,31 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pagecache_bpf.cli.output import TROUBLESHOOTING, Output, add_note, pairs
-from pagecache_bpf.errors import PagecacheError
+from pagecache_bpf.errors import PagecacheError, UnsupportedError
 from pagecache_bpf.units import format_size, plural
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from pagecache_bpf.cli.tagging import Tagging
-    from pagecache_bpf.device import Device
+    from pagecache_bpf.governor import Governor
     from pagecache_bpf.models import Model
     from pagecache_bpf.policies import PolicyInfo
 
 HELP = "attach a policy and put files under it"
 DESCRIPTION = """\
-Attaches POLICY and tags the weight files that each PATH stands for. Loads the kernel module
-if it is not loaded. The policy stays attached when this command ends, until `detach`, until
-it ends by itself (`status` says why) or until the machine goes down. If anything fails,
-everything is taken back."""
+Attaches POLICY and tags the weight files that each PATH stands for. The policy stays attached
+when this command ends, until `detach`, until it ends by itself (`status` says why) or until
+the machine goes down. If anything fails, everything is taken back.
+
+Engine struct_ops overrides the kernel's readahead; it needs the kernel module, which is loaded
+if it is not. Engine agent runs the same policy on tracepoints and reads ahead from a process of
+its own: no module, also under lockdown. auto takes struct_ops where it can and says why not."""
 EXAMPLES = (
     ("pagecache-bpf attach sequential /models/llama-3-8b", "a directory of shards"),
     (
@@ -48,7 +53,11 @@ JSON = {
         "policy.object": "the compiled object it was loaded from",
         "policy.hooks[]": "the hooks it defines",
         "policy.knobs.*": "each knob with its value",
-        "module_loaded_from": "the module file, null if the module was loaded already",
+        "engine.name": "struct_ops or agent",
+        "engine.why": "why not a better one; empty for the best",
+        "engine.not_honoured[]": "what a policy may ask for and this engine does not do",
+        "engine.missing_tracepoints[]": "of engine agent: what this kernel does not have",
+        "module_loaded_from": "the module file, null if it was loaded already or is not needed",
         **MODELS_JSON,
         "undo": "the command that takes it all back",
     }
@@ -68,6 +77,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="*",
         help="weight file, directory of shards, or Hugging Face snapshot or cache directory; "
         "without one the policy governs nothing until `tag`",
+    )
+    parser.add_argument(
+        "--engine",
+        choices=("auto", "struct_ops", "agent"),
+        default="auto",
+        help="what runs the policy (default: auto, the best this machine has)",
     )
     parser.add_argument(
         "--knob",
@@ -103,29 +118,35 @@ def _setting(text: str) -> tuple[str, str]:
 
 def run(args: argparse.Namespace, out: Output) -> int:
     """Check everything that needs no root, then change the system."""
-    from pagecache_bpf import kmodule, libbpf, policies
+    from pagecache_bpf import libbpf, policies
     from pagecache_bpf.cli.tagging import require_root, resolve_all
-    from pagecache_bpf.device import Device
+    from pagecache_bpf.governor import Governor
 
     info = policies.find(args.policy)
     knobs = policies.parse_knobs(info, dict(args.knob))
     models = resolve_all(args.paths, args.model)
     libbpf.library()
     require_root("attach a policy")
-    loaded_from = kmodule.load()
-    with Device() as device:
-        refuse_second(device, info.name)
-        tagging = _attach_and_tag(device, info, knobs, models, args.replace)
+    engine = _engine(args.engine, info)
+    with Governor() as governor:
+        refuse_second(governor, info.name)
+        tagging = _attach_and_tag(governor, engine, info, knobs, models, args.replace)
     values = {knob.name: knobs.get(knob.name, knob.default) for knob in info.knobs}
     undo = f"pagecache-bpf detach {info.name}"
     data = {
         "policy": {
             "name": info.name,
-            "object": str(info.object),
+            "object": str(info.object if engine.object is None else engine.object),
             "hooks": list(info.hooks),
             "knobs": values,
         },
-        "module_loaded_from": str(loaded_from) if loaded_from else None,
+        "engine": {
+            "name": engine.name,
+            "why": engine.why,
+            "not_honoured": list(engine.not_honoured),
+            "missing_tracepoints": engine.missing,
+        },
+        "module_loaded_from": str(engine.loaded_from) if engine.loaded_from else None,
         "models": tagging.as_json(),
         "undo": undo,
     }
@@ -133,8 +154,11 @@ def run(args: argparse.Namespace, out: Output) -> int:
     def human(console: Console) -> None:
         units = {knob.name: knob.unit for knob in info.knobs}
         rows = [("attached", f"{info.name} (hooks: {', '.join(info.hooks)})")]
-        if loaded_from:
-            rows.insert(0, ("loaded", f"module {loaded_from}"))
+        if engine.loaded_from:
+            rows.insert(0, ("loaded", f"module {engine.loaded_from}"))
+        rows.append(("engine", engine.name + (f" ({engine.why})" if engine.why else "")))
+        if engine.missing:
+            rows.append(("lacking", f"tracepoints {', '.join(engine.missing)}"))
         rows += [("knob", f"{name} = {values[name]} {units[name]}".rstrip()) for name in knobs]
         rows += tagged_rows(tagging)
         if not models:
@@ -146,6 +170,42 @@ def run(args: argparse.Namespace, out: Output) -> int:
 
     out.emit(data, human)
     return 0
+
+
+@dataclass
+class Engine:
+    """The engine that was chosen, and why not a better one."""
+
+    name: str
+    why: str = ""
+    loaded_from: Path | None = None
+    object: Path | None = None
+    missing: list[str] = field(default_factory=list)
+
+    @property
+    def not_honoured(self) -> tuple[str, ...]:
+        """What a policy may ask for and this engine does not do."""
+        from pagecache_bpf.agent.engine import NOT_HONOURED
+
+        return NOT_HONOURED if self.name == "agent" else ()
+
+
+def _engine(wanted: str, info: PolicyInfo) -> Engine:
+    """Make the engine ready.  Raises UnsupportedError when this machine has none."""
+    from pagecache_bpf import kmodule, policies
+    from pagecache_bpf.agent import client
+
+    why = ""
+    if wanted != "agent":
+        try:
+            return Engine("struct_ops", loaded_from=kmodule.load())
+        except UnsupportedError as error:
+            if wanted == "struct_ops":
+                raise
+            why = f"no struct_ops: {error.what}"
+    engine = Engine("agent", why, object=policies.agent_object(info))
+    client.start()
+    return engine
 
 
 def tagged_rows(tagging: Tagging) -> list[tuple[str, str]]:
@@ -160,9 +220,9 @@ def tagged_rows(tagging: Tagging) -> list[tuple[str, str]]:
     ]
 
 
-def refuse_second(device: Device, name: str) -> None:
+def refuse_second(governor: Governor, name: str) -> None:
     """Raise PagecacheError if a policy of that name is attached."""
-    for policy in device.policies():
+    for _, policy in governor.policies():
         if policy.name == name:
             raise PagecacheError(
                 f"the policy {name} is attached already",
@@ -174,7 +234,8 @@ def refuse_second(device: Device, name: str) -> None:
 
 
 def _attach_and_tag(
-    device: Device,
+    governor: Governor,
+    engine: Engine,
     info: PolicyInfo,
     knobs: dict[str, int],
     models: Sequence[Model],
@@ -184,15 +245,19 @@ def _attach_and_tag(
     from pagecache_bpf import loader
     from pagecache_bpf.cli.tagging import Tagging
 
-    tagging = Tagging(device, info.name, replace)
-    loader.attach(info, knobs)
+    tagging = Tagging(governor, info.name, replace)
+    if engine.object is None:
+        loader.attach(info, knobs)
+    else:
+        assert governor.agent is not None
+        engine.missing = governor.agent.attach(info, engine.object, knobs)
     try:
         for model in models:
             tagging.add(model)
     except BaseException as error:
         untagged = tagging.rollback()
         try:
-            loader.detach(info.name)
+            governor.detach(info.name)
             detached = f"the policy {info.name} is detached"
         except PagecacheError as second:
             detached = f"the policy {info.name} could not be detached ({second})"

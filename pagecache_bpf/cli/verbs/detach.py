@@ -7,13 +7,14 @@ import argparse
 from typing import TYPE_CHECKING, Any
 
 from pagecache_bpf.cli.output import TROUBLESHOOTING, Output, pairs
-from pagecache_bpf.errors import PagecacheError, UnsupportedError
+from pagecache_bpf.errors import PagecacheError
 from pagecache_bpf.units import plural
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from pagecache_bpf.device import Device, ExitRecord
+    from pagecache_bpf.device import ExitRecord
+    from pagecache_bpf.governor import Governor
 
 HELP = "detach a policy; the kernel's own behavior takes over"
 DESCRIPTION = """\
@@ -58,19 +59,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace, out: Output) -> int:
     """Detach one policy or all."""
-    from pagecache_bpf import loader
     from pagecache_bpf.cli.tagging import require_root
-    from pagecache_bpf.device import Device
+    from pagecache_bpf.governor import Governor
 
     require_root("detach a policy")
     ended: list[dict[str, Any]] = []
-    try:
-        with Device() as device:
-            for name in loader.pinned() if args.all else [args.policy]:
-                ended.append(_detach(device, name, args.keep_tags))
-    except UnsupportedError:
-        if not args.all:
-            raise  # without the module nothing is attached, and that is what --all wants
+    with Governor() as governor:
+        for name in governor.attached() if args.all else [args.policy]:
+            ended.append(_detach(governor, name, args.keep_tags))
 
     def human(console: Console) -> None:
         if not ended:
@@ -86,22 +82,24 @@ def run(args: argparse.Namespace, out: Output) -> int:
     return 0
 
 
-def _detach(device: Device, name: str, keep_tags: bool) -> dict[str, Any]:
-    from pagecache_bpf import loader
+def _detach(governor: Governor, name: str, keep_tags: bool) -> dict[str, Any]:
     from pagecache_bpf.cli.tagging import untag
 
-    held = [policy.name for policy in device.policies()]
-    if name in held and name not in loader.pinned():
+    if governor.engine_of(name) and name not in governor.attached():
         raise PagecacheError(
             f"the policy {name} cannot be detached",
             "another process holds it",
             "End that process: the policy ends with it",
             f"{TROUBLESHOOTING}#cannot-be-detached",
         )
-    record = loader.detach(name)
+    tags = [tag for tag in governor.tags() if tag.policy == name]
+    record = governor.detach(name)
     gone = []
     if not keep_tags:
-        gone = untag(device, [tag for tag in device.tags() if tag.policy == name])
+        # Those of engine agent have gone with the policy.
+        still = {tag.identity: tag for tag in governor.tags() if tag.policy == name}
+        gone = [tag for tag in tags if tag.identity not in still]
+        gone += untag(governor, still.values())
     return {
         "name": name,
         "untagged": len(gone),

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import time
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
@@ -16,7 +17,8 @@ from pagecache_bpf.units import format_count, format_duration, format_size, plur
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from pagecache_bpf.device import Device, ExitRecord, PolicyStatus, Tag
+    from pagecache_bpf.device import ExitRecord, PolicyStatus, Tag
+    from pagecache_bpf.governor import Governor
 
 HELP = "show attached policies, their counters and how policies ended"
 DESCRIPTION = """\
@@ -33,7 +35,13 @@ JSON = {
         "module.loaded": "whether the kernel module is loaded",
         "module.abi_version": "its ABI version; null if it is not loaded",
         "module.hooks[]": "the hooks that it can attach",
+        "agent.running": "whether the process of engine agent runs",
         "policies[].name": "the policy",
+        "policies[].engine": "struct_ops or agent",
+        "policies[].not_honoured[]": "what a policy may ask for and this engine does not do",
+        "policies[].missing_tracepoints[]": "of engine agent: what this kernel does not have",
+        "policies[].lost_requests": "of engine agent: requests that found the ring buffer full",
+        "policies[].read_errors.*": "of engine agent: failed reads by errno",
         "policies[].state": "attached, or ended (by itself; not detached yet)",
         "policies[].attached_ns": "since when, in ns since 1970; null if it has ended",
         "policies[].pinned": "whether it stays when the process that attached it ends",
@@ -62,20 +70,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace, out: Output) -> int:
     """Show; that nothing is attached, or no module loaded, is an answer and no error."""
-    from pagecache_bpf import kmodule
     from pagecache_bpf.cli.tagging import require_root
-    from pagecache_bpf.device import Device
+    from pagecache_bpf.governor import Governor
 
     require_root("read the status")
-    data: dict[str, Any] = {
-        "module": {"loaded": False, "abi_version": None, "hooks": []},
-        "policies": [],
-        "inactive_tags": 0,
-        "exits": [],
-    }
-    if kmodule.is_loaded():
-        with Device() as device:
-            data = _collect(device)
+    with Governor() as governor:
+        data = _collect(governor)
     if args.policy is not None:
         data["policies"] = [each for each in data["policies"] if each["name"] == args.policy]
         data["exits"] = [each for each in data["exits"] if each["policy"] == args.policy]
@@ -90,36 +90,61 @@ def run(args: argparse.Namespace, out: Output) -> int:
     return 0
 
 
-def _collect(device: Device) -> dict[str, Any]:
+def _collect(governor: Governor) -> dict[str, Any]:
     from pagecache_bpf import loader
 
-    info = device.info()
-    tags = list(device.tags())
-    exits = list(device.exits())
-    pins = loader.pinned()
-    attached = list(device.policies())
-    names = {policy.name for policy in attached}
-    policies = [_attached(policy, tags, policy.name in pins) for policy in attached]
-    policies += [_ended(name, tags, exits) for name in pins if name not in names]
+    info = governor.module.info() if governor.module else None
+    tags = list(governor.tags())
+    exits = governor.exits()
+    pins = loader.pinned() if governor.module else []
+    details = governor.agent.details() if governor.agent else {}
+    attached = list(governor.policies())
+    names = {policy.name for _, policy in attached}
+    policies = [
+        _attached(engine, policy, tags, policy.name in pins, details.get(policy.name, {}))
+        for engine, policy in attached
+    ]
+    policies += [
+        _ended("struct_ops", name, tags, exits, loader.knobs_of(name))
+        for name in pins
+        if name not in names
+    ]
+    policies += [
+        _ended("agent", name, tags, exits, {}) for name, each in details.items() if "ended" in each
+    ]
     return {
-        "module": {"loaded": True, "abi_version": info.abi_version, "hooks": list(info.hooks)},
+        "module": {
+            "loaded": info is not None,
+            "abi_version": info.abi_version if info else None,
+            "hooks": list(info.hooks) if info else [],
+        },
+        "agent": {"running": governor.agent is not None},
         "policies": policies,
         "inactive_tags": sum(not tag.active for tag in tags),
         "exits": [exit_as_json(record) for record in exits[-EXITS_SHOWN:]],
     }
 
 
-def _attached(policy: PolicyStatus, tags: list[Tag], pinned: bool) -> dict[str, Any]:
+def _attached(
+    engine: str, policy: PolicyStatus, tags: list[Tag], pinned: bool, details: dict[str, Any]
+) -> dict[str, Any]:
     from pagecache_bpf import loader
+    from pagecache_bpf.agent.engine import NOT_HONOURED
     from pagecache_bpf.cli.tagging import PAGE_SIZE
 
+    knobs = details.get("knobs", loader.knobs_of(policy.name) if pinned else {})
     return {
         "name": policy.name,
+        "engine": engine,
+        "not_honoured": list(NOT_HONOURED) if engine == "agent" else [],
+        "missing_tracepoints": details.get("missing", []),
+        "lost_requests": details.get("lost", 0),
+        "read_errors": details.get("errors", {}),
         "state": "attached",
         "attached_ns": policy.attached_ns,
-        "pinned": pinned,
+        "pinned": pinned or engine == "agent",
         "hooks": list(policy.hooks),
-        "knobs": loader.knobs_of(policy.name) if pinned else {},
+        "knobs": knobs,
         "tags": policy.tags,
         "resident_bytes": policy.governed_pages * PAGE_SIZE,
         "inflight_bytes": policy.inflight_pages * PAGE_SIZE,
@@ -129,18 +154,23 @@ def _attached(policy: PolicyStatus, tags: list[Tag], pinned: bool) -> dict[str, 
     }
 
 
-def _ended(name: str, tags: list[Tag], exits: list[ExitRecord]) -> dict[str, Any]:
-    """A policy that is inert but whose link is still pinned."""
-    from pagecache_bpf import loader
-
+def _ended(
+    engine: str, name: str, tags: list[Tag], exits: list[ExitRecord], knobs: dict[str, int]
+) -> dict[str, Any]:
+    """A policy that is inert but not cleared away."""
     record = next((each for each in reversed(exits) if each.policy == name), None)
     return {
         "name": name,
+        "engine": engine,
+        "not_honoured": [],
+        "missing_tracepoints": [],
+        "lost_requests": 0,
+        "read_errors": {},
         "state": "ended",
         "attached_ns": None,
         "pinned": True,
         "hooks": [],
-        "knobs": loader.knobs_of(name),
+        "knobs": knobs,
         "tags": 0,
         "resident_bytes": 0,
         "inflight_bytes": 0,
@@ -165,9 +195,6 @@ def _models(tags: list[Tag]) -> list[dict[str, Any]]:
 
 
 def _human(console: Console, data: dict[str, Any], verbose: bool) -> None:
-    if not data["module"]["loaded"]:
-        console.print("no policy is attached: the kernel module is not loaded")
-        return
     if not data["policies"]:
         console.print("no policy is attached")
     for policy in data["policies"]:
@@ -194,7 +221,9 @@ def _print_policy(console: Console, policy: dict[str, Any], verbose: bool) -> No
     else:
         age = format_duration(max(time.time_ns() - policy["attached_ns"], 0))
         state = f"attached {age} ago"
-        if not policy["pinned"]:
+        if policy["engine"] == "agent":
+            state += " (engine agent)"
+        elif not policy["pinned"]:
             state += ", held by a process"
         console.print(Text.assemble((policy["name"], "bold"), "  ", (state, "green")))
         rows = [
@@ -206,6 +235,13 @@ def _print_policy(console: Console, policy: dict[str, Any], verbose: bool) -> No
             ),
             ("hooks", ", ".join(policy["hooks"])),
         ]
+        if policy["missing_tracepoints"]:
+            rows.append(("lacking", f"tracepoints {', '.join(policy['missing_tracepoints'])}"))
+        if policy["lost_requests"]:
+            rows.append(("lost", f"{policy['lost_requests']:,} requests: the buffer was full"))
+        if policy["read_errors"]:
+            failed = (f"{n} x {os.strerror(int(c))}" for c, n in policy["read_errors"].items())
+            rows.append(("failed", f"reads: {', '.join(failed)}"))
     if policy["knobs"]:
         rows.append(("knobs", ", ".join(f"{k} = {v}" for k, v in policy["knobs"].items())))
     console.print(pairs(rows, indent=2))

@@ -42,12 +42,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace, out: Output) -> int:
     """Tag all files or none."""
     from pagecache_bpf.cli.tagging import Tagging, require_root, resolve_all
-    from pagecache_bpf.device import Device
+    from pagecache_bpf.governor import Governor
 
     models = resolve_all(args.paths, args.model)
     require_root("tag a file")
-    with Device() as device:
-        attached = [policy.name for policy in device.policies()]
+    with Governor() as governor:
+        attached = [policy.name for _, policy in governor.policies()]
         if args.policy not in attached:
             raise UsageError(
                 f"the policy {args.policy} is not attached",
@@ -55,7 +55,7 @@ def run(args: argparse.Namespace, out: Output) -> int:
                 f"Run `pagecache-bpf attach {args.policy} PATH`",
                 f"{TROUBLESHOOTING}#is-not-attached",
             )
-        tagging = Tagging(device, args.policy, args.replace)
+        tagging = Tagging(governor, args.policy, args.replace)
         try:
             for model in models:
                 tagging.add(model)

@@ -40,32 +40,30 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace, out: Output) -> int:
-    """List; without the module there are no tags, which is no error."""
-    from pagecache_bpf import kmodule
+    """List; that nothing governs anything here is no error."""
     from pagecache_bpf.cli.tagging import PAGE_SIZE, require_root, size_on_disk
-    from pagecache_bpf.device import Device
+    from pagecache_bpf.governor import Governor
 
     require_root("list tags")
     rows: list[dict[str, Any]] = []
-    if kmodule.is_loaded():
-        with Device() as device:
-            for tag in device.tags():
-                if args.policy not in (None, tag.policy) or args.model not in (None, tag.model):
-                    continue
-                rows.append(
-                    {
-                        "path": tag.path,
-                        "model": tag.model,
-                        "policy": tag.policy,
-                        "active": tag.active,
-                        "resident_bytes": tag.resident_pages * PAGE_SIZE,
-                        "size_bytes": size_on_disk(tag),
-                        "dev_major": tag.dev_major,
-                        "dev_minor": tag.dev_minor,
-                        "ino": tag.ino,
-                        "generation": tag.generation,
-                    }
-                )
+    with Governor() as governor:
+        for tag in governor.tags():
+            if args.policy not in (None, tag.policy) or args.model not in (None, tag.model):
+                continue
+            rows.append(
+                {
+                    "path": tag.path,
+                    "model": tag.model,
+                    "policy": tag.policy,
+                    "active": tag.active,
+                    "resident_bytes": tag.resident_pages * PAGE_SIZE,
+                    "size_bytes": size_on_disk(tag),
+                    "dev_major": tag.dev_major,
+                    "dev_minor": tag.dev_minor,
+                    "ino": tag.ino,
+                    "generation": tag.generation,
+                }
+            )
 
     def human(console: Console) -> None:
         if not rows:

@@ -14,7 +14,8 @@ from pagecache_bpf.units import plural
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from pagecache_bpf.device import Device, Tag
+    from pagecache_bpf.device import Tag
+    from pagecache_bpf.governor import Governor
 
 HELP = "take files out of their policy"
 DESCRIPTION = """\
@@ -50,7 +51,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace, out: Output) -> int:
     """Untag what was named; a name that stands for no tagged file is an error."""
     from pagecache_bpf.cli.tagging import require_root, untag
-    from pagecache_bpf.device import Device
+    from pagecache_bpf.governor import Governor
 
     if not (args.paths or args.model or args.all):
         raise UsageError(
@@ -60,7 +61,7 @@ def run(args: argparse.Namespace, out: Output) -> int:
             f"{TROUBLESHOOTING}#nothing-to-untag-was-named",
         )
     require_root("untag a file")
-    with Device() as device:
+    with Governor() as device:
         before = list(device.tags())
         for path in args.paths:
             _untag_path(device, path, before)
@@ -68,8 +69,8 @@ def run(args: argparse.Namespace, out: Output) -> int:
             untag(device, _of_model(model, before))
         if args.all:
             untag(device, before)
-        left = {_identity(tag) for tag in device.tags()}
-    gone = [tag for tag in before if _identity(tag) not in left]
+        left = {tag.identity for tag in device.tags()}
+    gone = [tag for tag in before if tag.identity not in left]
     data = {
         "untagged": [{"path": tag.path, "model": tag.model, "policy": tag.policy} for tag in gone]
     }
@@ -91,11 +92,7 @@ def run(args: argparse.Namespace, out: Output) -> int:
     return 0
 
 
-def _identity(tag: Tag) -> tuple[int, int, int, int]:
-    return tag.dev_major, tag.dev_minor, tag.ino, tag.generation
-
-
-def _untag_path(device: Device, path: str, tags: list[Tag]) -> None:
+def _untag_path(device: Governor, path: str, tags: list[Tag]) -> None:
     """Untag the files recorded at or below a path, and those it leads to now.
 
     The two differ after a rename, through symbolic links, and for deleted files.

@@ -1,0 +1,183 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Talks to the agent's process; the same interface as the module's control device.
+
+Root only.
+"""
+
+from __future__ import annotations
+
+import json
+import socket
+import struct
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from pagecache_bpf import errors
+from pagecache_bpf._logs import RUN_DIR
+from pagecache_bpf.device import ExitRecord, PolicyStatus, Tag
+from pagecache_bpf.errors import PagecacheError, UsageError
+from pagecache_bpf.policies import PolicyInfo
+
+SOCKET = RUN_DIR / "agent.sock"
+LOG = RUN_DIR / "agent.log"
+SECONDS = 60.0
+
+
+def is_running(path: Path = SOCKET) -> bool:
+    """Whether an agent answers."""
+    try:
+        with socket.socket(socket.AF_UNIX) as probe:
+            probe.connect(str(path))
+    except OSError:
+        return False
+    return True
+
+
+def start() -> None:
+    """Start the agent's process unless it runs.  Raises PagecacheError."""
+    if is_running():
+        return
+    RUN_DIR.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with LOG.open("ab") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "pagecache_bpf.agent.service"],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=log,
+            start_new_session=True,
+            cwd="/",
+        )
+    assert process.stdout is not None
+    with process.stdout:
+        said = process.stdout.readline().decode(errors="replace").strip()
+    # Another command may have been faster; what matters is that one answers.
+    if said != "ready" and not is_running():
+        raise PagecacheError(
+            "the agent did not start", said or "it gave no reason", f"Read the end of {LOG}"
+        )
+
+
+class AgentDevice:
+    """A connection to the agent.  Use it as a context manager.
+
+    Raises PagecacheError when no agent answers; see is_running() and start().
+    """
+
+    def __init__(self, path: Path = SOCKET) -> None:
+        self._socket = socket.socket(socket.AF_UNIX)
+        self._socket.settimeout(SECONDS)
+        try:
+            self._socket.connect(str(path))
+        except OSError as error:
+            self._socket.close()
+            raise PagecacheError("the agent does not answer", str(error)) from error
+        self._buffer = b""
+
+    def __enter__(self) -> AgentDevice:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Hang up."""
+        self._socket.close()
+
+    @property
+    def pid(self) -> int:
+        """The agent's process."""
+        size = struct.calcsize("3i")
+        raw = self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, size)
+        return int(struct.unpack("3i", raw)[0])
+
+    def attach(self, info: PolicyInfo, obj: Path, knobs: Mapping[str, int]) -> list[str]:
+        """Attach a policy; returns the tracepoints that this kernel lacks."""
+        # The agent's process finds the policy by itself: a shipped one by its name.
+        source = info.name if info.object is None else str(info.object)
+        reply = self._ask("attach", policy=source, object=str(obj), knobs=dict(knobs))
+        return list(reply["missing"])
+
+    def detach(self, name: str) -> ExitRecord:
+        """End a policy."""
+        return ExitRecord(**self._ask("detach", policy=name)["exit"])
+
+    def tag(self, fd: int, *, policy: str, model: str, path: str, replace: bool = False) -> None:
+        """Let an attached policy govern the open file."""
+        self._ask("tag", fd, policy=policy, model=model, path=path, replace=replace)
+
+    def untag_fd(self, fd: int) -> None:
+        """Take the tag off the open file.  Raises UsageError if it has none."""
+        if not self._ask("untag_fd", fd)["found"]:
+            raise UsageError(f"file descriptor {fd} is not tagged")
+
+    def untag(self, dev_major: int, dev_minor: int, ino: int, generation: int) -> None:
+        """Take the tag off a file by its identity.  Raises UsageError if it has none."""
+        identity = {"dev_major": dev_major, "dev_minor": dev_minor, "generation": generation}
+        if not self._ask("untag", ino=ino, **identity)["found"]:
+            raise UsageError(f"inode {ino} of device {dev_major}:{dev_minor} is not tagged")
+
+    def tags(self) -> Iterator[Tag]:
+        """Every governed file."""
+        for each in self._ask("tags")["tags"]:
+            yield Tag(**each, active=True)
+
+    def policies(self) -> Iterator[PolicyStatus]:
+        """Every attached policy."""
+        for each in self._ask("policies")["policies"]:
+            yield PolicyStatus(
+                name=each["name"],
+                attached_ns=each["attached_ns"],
+                governed_pages=each["governed_pages"],
+                inflight_pages=each["inflight_pages"],
+                hooks=tuple(each["hooks"]),
+                tags=each["tags"],
+                counters=each["counters"],
+            )
+
+    def details(self) -> dict[str, Any]:
+        """What `status` shows beside: knobs, missing tracepoints and so on, by policy."""
+        answer = self._ask("policies")
+        found = {each["name"]: each for each in answer["policies"]}
+        return {**found, **{name: {"ended": True} for name in answer["ended"]}}
+
+    def exits(self, since: int = 0) -> Iterator[ExitRecord]:
+        """How the last policies ended; only records behind seq `since`."""
+        for each in self._ask("ended")["exits"]:
+            if each["seq"] > since:
+                yield ExitRecord(**each)
+
+    def _ask(self, operation: str, fd: int | None = None, **arguments: Any) -> dict[str, Any]:
+        line = json.dumps({"op": operation, **arguments}).encode()
+        try:
+            if fd is None:
+                self._socket.sendall(line)
+            else:
+                socket.send_fds(self._socket, [line], [fd])
+            reply = json.loads(self._line())
+        except (OSError, ValueError) as error:
+            raise PagecacheError(
+                "the agent does not answer", str(error) or "it hung up", f"See {LOG}"
+            ) from error
+        if "error" in reply:
+            fields = dict(reply["error"])
+            kind = getattr(errors, fields.pop("class", ""), PagecacheError)
+            raise kind(**fields)
+        return dict(reply)
+
+    def _line(self) -> bytes:
+        while b"\n" not in self._buffer:
+            data = self._socket.recv(1 << 20)
+            if not data:
+                raise OSError("it hung up")
+            self._buffer += data
+        line, _, self._buffer = self._buffer.partition(b"\n")
+        return line

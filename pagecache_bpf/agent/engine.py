@@ -1,0 +1,368 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Runs one policy on tracepoints, in this process; it ends with the process.
+
+Nothing is pinned and no setting is changed: a process that is killed takes its programs, its
+maps and its queue along, and readers go on at the kernel's own speed.
+"""
+
+from __future__ import annotations
+
+import array
+import ctypes
+import errno
+import fcntl
+import os
+import sys
+import threading
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pagecache_bpf import _abi, libbpf
+from pagecache_bpf._abi import COUNTERS, Hook, RequestKind
+from pagecache_bpf._logs import write_log
+from pagecache_bpf._verifier import boil_down
+from pagecache_bpf.agent.executor import Executor, Extent, Source
+from pagecache_bpf.errors import PolicyRejected, UnsupportedError, UsageError
+from pagecache_bpf.loader import set_knobs
+from pagecache_bpf.policies import RODATA, PolicyInfo
+from pagecache_bpf.residency import cached_pages
+
+PAGE_SIZE = os.sysconf("SC_PAGE_SIZE")
+MAX_INFLIGHT_BYTES = 256 << 20
+#: What a policy may ask for and this engine does not do.
+NOT_HONOURED = (
+    "the kernel's own readahead goes on: an answer adds to it",
+    "the marker and the folio order of an answer",
+    "the reader's memory cgroup: what is read ahead is charged to the agent's",
+    "the NUMA node of a request",
+    "the exit hook and access_step_pages",
+    "tags do not outlive the policy (detach --keep-tags)",
+)
+_FS_IOC_GETVERSION = 0x80087601  # _IOR('v', 1, long)
+
+
+@dataclass
+class FileTag:
+    """A governed file; model_id is its model's number, path is for people."""
+
+    key: bytes
+    dev_major: int
+    dev_minor: int
+    ino: int
+    generation: int
+    model: str
+    model_id: int
+    path: str
+    source: Source
+
+    def resident_pages(self) -> int:
+        """Pages of it in the cache now; 0 for a file that is gone."""
+        try:
+            fd = self.source.acquire()
+        except OSError:
+            return 0
+        try:
+            return cached_pages(fd)
+        finally:
+            self.source.release()
+
+    def as_json(self) -> dict[str, Any]:
+        """As the agent's socket tells it."""
+        names = ("dev_major", "dev_minor", "ino", "generation", "model", "model_id", "path")
+        return {
+            **{name: getattr(self, name) for name in names},
+            "resident_pages": self.resident_pages(),
+        }
+
+
+class Agent:
+    """A policy at work.  A context manager: leaving it ends the policy.
+
+    Raises PolicyRejected (the verifier), UnsupportedError (no tracepoint to sit on, no
+    libbpf), UsageError (knobs, a damaged object).
+    """
+
+    def __init__(
+        self,
+        info: PolicyInfo,
+        obj: Path,
+        knobs: Mapping[str, int] | None = None,
+        log_dir: Path | None = None,
+    ) -> None:
+        self.info = info
+        self.tags: dict[bytes, FileTag] = {}
+        self._tag_of: dict[Source, FileTag] = {}
+        self.knobs = {knob.name: (knobs or {}).get(knob.name, knob.default) for knob in info.knobs}
+        self.exit: tuple[int, str, str] | None = None  # code, message, hook
+        self.exit_noted = False
+        self.missing: list[str] = []
+        self._models: dict[str, int] = {}
+        self._lock = threading.Lock()
+        self._object = self._load(obj, knobs or {}, log_dir)
+        self._maps = {each.name: each for each in self._object.maps()}
+        self._orders = _abi.pagecache_agent_orders(max_inflight=MAX_INFLIGHT_BYTES // PAGE_SIZE)
+        self._give_orders()
+        self._ring = libbpf.RingBuffer(self._maps["requests"].fd, self._receive)
+        try:
+            self._initialize()
+            self._links = self._attach()
+        except BaseException:
+            self._ring.close()
+            self._object.close()
+            raise
+        self._executor = Executor(self._settled)
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="agent", daemon=True)
+        self._thread.start()
+
+    def __enter__(self) -> Agent:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Detach the programs, finish what is being read, forget the rest."""
+        for link in self._links:
+            link.close()
+        self._links = []
+        self._stop.set()
+        self._thread.join()
+        self._executor.stop()
+        self._ring.close()
+        self._object.close()
+
+    # --- files ---
+
+    def tag(self, fd: int, model: str, path: str) -> FileTag:
+        """Govern an open file; it is opened anew, by its path, whenever there is work.
+
+        Raises UsageError for one that cannot be opened by that path.
+        """
+        key = key_of(fd)
+
+        def opener() -> int:
+            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            if key_of(fd) != key:
+                os.close(fd)
+                raise FileNotFoundError(errno.ENOENT, "another file has its name now", path)
+            return fd
+
+        source = Source(opener)
+        try:
+            source.acquire()
+        except OSError as error:
+            raise UsageError(f"{path} was not tagged", error.strerror or str(error)) from error
+        source.release()
+        identity = _abi.pagecache_file_key.from_buffer_copy(key)
+        number = self._models.setdefault(model, len(self._models) + 1)
+        tag = FileTag(
+            key,
+            identity.dev_major,
+            identity.dev_minor,
+            identity.ino,
+            identity.generation,
+            model,
+            number,
+            path,
+            source,
+        )
+        self.tags[key] = tag
+        self._tag_of[source] = tag
+        with self._lock:
+            self._orders.governed += cached_pages(fd)
+            self._give_orders()
+        self._maps["tags"].update(key, bytes(_abi.pagecache_agent_tag(model=number)))
+        return tag
+
+    def untag(self, key: bytes) -> bool:
+        """Let go of a file; False if it was not governed."""
+        tag = self.tags.pop(key, None)
+        if tag is None:
+            return False
+        self._tag_of.pop(tag.source, None)
+        self._maps["tags"].delete(key)
+        self._executor.cancel(None, tag.source)
+        with self._lock:
+            self._orders.governed -= tag.resident_pages()
+            self._give_orders()
+        return True
+
+    # --- numbers ---
+
+    def counters(self) -> dict[str, int]:
+        """Each counter of the policy, by name."""
+        cpus = int(libbpf.library().libbpf_num_possible_cpus())
+        values = {}
+        for index, counter in enumerate(COUNTERS):
+            raw = self._maps["counters"].lookup(index.to_bytes(4, sys.byteorder), 8 * cpus)
+            values[counter.name] = sum(array.array("Q", raw or b""))
+        values["prefetch_issued_bytes"] = self._executor.totals.read_bytes
+        values["prefetch_cancelled_bytes"] = self._executor.totals.cancelled_bytes
+        values["drop_bytes"] = self._executor.totals.dropped_bytes
+        return values
+
+    def numbers(self) -> dict[str, Any]:
+        """What `status` shows of it."""
+        state = self.state
+        return {
+            "governed_pages": max(0, state.governed + self._orders.governed),
+            "inflight_pages": max(0, state.asked - self._orders.done),
+            "lost": state.lost,
+            "counters": self.counters(),
+            "errors": dict(self._executor.totals.by_errno),
+        }
+
+    @property
+    def state(self) -> _abi.pagecache_agent_state:
+        """What the programs tell this process."""
+        size = ctypes.sizeof(_abi.pagecache_agent_state)
+        raw = self._maps["state"].lookup(bytes(4), size)
+        return _abi.pagecache_agent_state.from_buffer_copy(raw or bytes(size))
+
+    # --- the parts ---
+
+    def _load(self, obj: Path, knobs: Mapping[str, int], log_dir: Path | None) -> libbpf.Object:
+        with libbpf.Messages() as messages:
+            try:
+                opened = libbpf.Object(obj, self.info.name)
+            except OSError as error:
+                why = "; ".join(messages.lines[:2]) or str(error)
+                raise UsageError(f"{obj} cannot be loaded", why, "Build it anew") from error
+            try:
+                set_knobs(opened, knobs)
+                _introduce(opened)
+                opened.load()
+            except OSError as error:
+                log = opened.kernel_log
+                text = "\n".join([*messages.lines, "", log])
+                path = write_log(f"{self.info.name}-agent-load.log", text, log_dir)
+                why = boil_down(log) or "; ".join(messages.lines[:2]) or str(error)
+                opened.close()
+                raise PolicyRejected(
+                    f"the kernel refused to load the policy {self.info.name}",
+                    why,
+                    f"The whole log is in {path}" if path else "",
+                    log_path=path,
+                ) from error
+            except BaseException:
+                opened.close()
+                raise
+        return opened
+
+    def _initialize(self) -> None:
+        """Run the policy's init.  Raises PolicyRejected if it fails or ends the policy."""
+        what = f"the policy {self.info.name} was not attached"
+        for program in self._object.programs():
+            if program.section != "syscall":
+                continue
+            code = program.run()
+            self._ring.poll(0)
+            if self.exit is not None:
+                code, message, _ = self.exit
+                raise PolicyRejected(what, f"the policy ended itself in init: {message} ({code})")
+            if code < 0:
+                raise PolicyRejected(what, f"its init failed: {os.strerror(-code)}")
+
+    def _attach(self) -> list[libbpf.Link]:
+        links = []
+        with libbpf.Messages():
+            for program in self._object.programs():
+                if program.section == "syscall":
+                    continue
+                try:
+                    links.append(program.attach())
+                except OSError:
+                    self.missing.append(program.section.rpartition("/")[2])
+        if not links:
+            raise UnsupportedError(
+                "the engine agent cannot run on this kernel",
+                f"it has none of the tracepoints {', '.join(self.missing)}",
+                "Boot Linux 6.12 or newer, or use the engine struct_ops",
+            )
+        return links
+
+    def _run(self) -> None:
+        while not self._stop.is_set():
+            with suppress(InterruptedError):
+                self._ring.poll(200)
+
+    def _receive(self, record: bytes) -> None:
+        request = _abi.pagecache_request.from_buffer_copy(record)
+        key = bytes(request.file)
+        tag = self.tags.get(key)
+        if request.kind == RequestKind.EXIT:
+            message = request.message.decode(errors="replace")
+            self.exit = (request.code, message, Hook(request.start).name.lower())
+        elif request.kind == RequestKind.CANCEL:
+            self._executor.cancel(request.tgid, tag.source if tag else None)
+        elif tag is None:
+            if request.kind == RequestKind.PREFETCH:
+                self._finish(request.nr)
+        else:
+            self._executor.submit(
+                Extent(
+                    tag.source,
+                    request.start * PAGE_SIZE,
+                    request.nr * PAGE_SIZE,
+                    request.tgid,
+                    request.node,
+                    request.kind == RequestKind.DROP,
+                )
+            )
+
+    def _settled(self, extent: Extent, start: int, length: int) -> None:
+        if extent.drop:
+            return
+        extent.file.done = max(extent.file.done, start + length)
+        tag = self._tag_of.get(extent.file)
+        if tag is not None:
+            value = _abi.pagecache_agent_tag(model=tag.model_id, done=extent.file.done // PAGE_SIZE)
+            with suppress(OSError):
+                self._maps["tags"].update(tag.key, bytes(value), existing=True)
+        self._finish(-(-length // PAGE_SIZE))
+
+    def _finish(self, pages: int) -> None:
+        with self._lock:
+            self._orders.done += pages
+            self._give_orders()
+
+    def _give_orders(self) -> None:
+        self._maps["orders"].update(bytes(4), bytes(self._orders))
+
+
+def _introduce(opened: libbpf.Object) -> None:
+    """Tell the programs who the agent is, so that they leave its own reads alone."""
+    namespace = os.stat("/proc/self/ns/pid")
+    values = {
+        "agent_page_shift": PAGE_SIZE.bit_length() - 1,
+        "agent_tgid": os.getpid(),
+        "agent_pidns_dev": namespace.st_dev,
+        "agent_pidns_ino": namespace.st_ino,
+    }
+    btf = opened.btf()
+    rodata = next(each for each in opened.maps() if each.name.endswith(RODATA))
+    for variable in btf.variables(RODATA):
+        if variable.name in values:
+            size = btf.size(variable.type_id)
+            data = values[variable.name].to_bytes(size, sys.byteorder)
+            rodata.write_initial(variable.offset, data)
+
+
+def key_of(fd: int) -> bytes:
+    """How the programs know a file: device, inode number and generation.  Raises OSError."""
+    status = os.fstat(fd)
+    version = array.array("L", [0])
+    with suppress(OSError):
+        fcntl.ioctl(fd, _FS_IOC_GETVERSION, version)
+    return bytes(
+        _abi.pagecache_file_key(
+            ino=status.st_ino,
+            dev_major=os.major(status.st_dev),
+            dev_minor=os.minor(status.st_dev),
+            generation=version[0] & 0xFFFFFFFF,
+        )
+    )
