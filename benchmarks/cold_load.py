@@ -2,7 +2,8 @@
 """Cold loads of a checkpoint: kernel default, policy attached, detached again, device limit.
 
 Runs in a guest on the scaled device: each request delayed by dm-delay, the bandwidth capped
-by QEMU, read_ahead_kb 128. Writes build/bench/cold_load.json.
+by QEMU, read_ahead_kb 128. With --native it runs on this machine's own kernel and disk, with
+engine agent and beside today's warmers. Writes build/bench/cold_load.json.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from benchmarks import checkpoints, hosted, loaders, rounds, schema, show
+from benchmarks import checkpoints, hosted, loaders, native, rounds, schema, show
 from benchmarks.control import CommandLine
 from benchmarks.guest.devices import ScaledDevice, scaled_device
 
@@ -28,7 +29,10 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--policy", default="sequential")
     parser.add_argument("--fs", action="append", choices=("ext4", "xfs"), help="default: both")
     parser.add_argument("--loader", action="append", choices=tuple(loaders.LOADERS))
-    parser.add_argument("--rounds", type=int, default=5, help="of each (default: 5)")
+    parser.add_argument(
+        "--native", action="store_true", help="on this machine's own kernel, not in a guest"
+    )
+    parser.add_argument("--rounds", type=int, help="of each (default: 5; 7 with --native)")
     parser.add_argument(
         "--delay",
         type=float,
@@ -54,8 +58,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--size",
         type=hosted.size_argument,
-        default=64 << 20,
-        help="of the generated Llama-shaped checkpoint (default: 64M)",
+        help="of the generated Llama-shaped checkpoint (default: 64M; 4G with --native)",
     )
     parser.add_argument(
         "--model",
@@ -191,9 +194,29 @@ def run(options: argparse.Namespace, sources: list[checkpoints.Checkpoint]) -> s
     return hosted.run_inside("benchmarks.cold_load", argv, options, wanted, options.cap or None)
 
 
+def run_native(options: argparse.Namespace) -> int:
+    """Measure here, one checkpoint after the other."""
+    report: schema.Report | None = None
+    for source in inputs(options):
+        names = options.loader or ["safe_open"]
+        part = native.measure(
+            source, options.policy, options.rounds, names, READ_AHEAD_KB, hosted.progress()
+        )
+        if report is None:
+            report = part
+        else:
+            report.rows += part.rows
+    assert report is not None
+    return hosted.finish(report, options, lambda console: show.print_cold(report, console))
+
+
 def main() -> int:
     """Parse, run on this side or the other, show."""
     options = make_parser().parse_args()
+    options.size = options.size or (4 << 30 if options.native else 64 << 20)
+    options.rounds = options.rounds or (7 if options.native else 5)
+    if options.native:
+        return run_native(options)
     if options.inside:
         report = measure(options, inputs(options), hosted.progress())
         schema.write(options.inside, report)

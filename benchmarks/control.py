@@ -47,7 +47,8 @@ def pagecache_bpf(*words: str) -> str:
 class CommandLine:
     """Control (see rounds.Control) through the command line."""
 
-    def __init__(self) -> None:
+    def __init__(self, engine: str = "auto") -> None:
+        self.engine = engine
         self.transcript: list[tuple[str, str]] = []
 
     def _run(self, words: Sequence[str]) -> None:
@@ -55,8 +56,9 @@ class CommandLine:
         self.transcript.append((f"pagecache-bpf {' '.join(words)}", text))
 
     def attach(self, policy: str, root: Path) -> None:
-        """`pagecache-bpf attach POLICY ROOT`."""
-        self._run(["attach", policy, str(root)])
+        """`pagecache-bpf attach POLICY ROOT`, on an engine if one was named."""
+        engine = [] if self.engine == "auto" else ["--engine", self.engine]
+        self._run(["attach", *engine, policy, str(root)])
 
     def detach(self, policy: str, root: Path) -> None:
         """`pagecache-bpf detach POLICY`, which takes the tags off too."""

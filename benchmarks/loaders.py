@@ -197,16 +197,31 @@ def warm_up() -> None:
             make(checkpoint.files, sizes)()()
 
 
-def run_loader(name: str, files: Sequence[Path], reference: Reference) -> Outcome:
+def run_loader(
+    name: str,
+    files: Sequence[Path],
+    reference: Reference,
+    warmer: Callable[[Sequence[Path]], Callable[[], None]] | None = None,
+) -> Outcome:
     """One round of the loader `name` over `files`, in a process of its own.
 
-    The caller sees to the cache state. Raises PagecacheError when the loader fails.
+    warmer: started before the load and ended after it; its time counts (see peers.py). The
+    caller sees to the cache state. Raises PagecacheError when the loader fails.
     """
     sizes = [path.stat().st_size for path in files]
 
     def work() -> Outcome:
+        start = LOADERS[name](files, sizes)
+
+        def warmed() -> Loaded:
+            stop = warmer(files) if warmer else None
+            loaded = start()
+            if stop:
+                stop()
+            return loaded
+
         # safe_open delivers tensors, which leaves out headers; the others deliver all bytes.
-        return _measure(LOADERS[name](files, sizes), reference, whole=name != "safe_open")
+        return _measure(warmed, reference, whole=name != "safe_open")
 
     return _in_child(work, f"loading with {name}")
 

@@ -8,7 +8,7 @@ state and every loader once, cold each time, and the direct-I/O limit beside the
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -67,6 +67,7 @@ class Case:
     fs: str
     reference: loaders.Reference
     labels: dict[str, Any] = field(default_factory=dict)
+    engine: str = ENGINE
 
     @property
     def files(self) -> tuple[Path, ...]:
@@ -109,7 +110,7 @@ def _row(case: Case, loader: str, state: str, policy: str | None) -> schema.Row:
         fs=case.fs,
         wanted_bytes=case.reference.size,
         policy=policy if on else None,
-        engine=ENGINE if on else None,
+        engine=case.engine if on else None,
         extra={"state": state, **case.labels},
     )
 
@@ -149,8 +150,11 @@ def interleave(
     plan: Plan,
     detached_rounds: int | None = None,
     say: Callable[[str], None] = lambda _: None,
+    others: Mapping[str, Callable[[], loaders.Outcome]] | None = None,
 ) -> list[schema.Row]:
     """Run the rounds and return one row per state and loader, and one for direct I/O.
+
+    others: more to measure in each round, by the name of its row's loader.
 
     "Detached again" is measured in the last `detached_rounds` rounds (None: in all): from the
     second round on the default is measured after a detach as well.
@@ -160,6 +164,7 @@ def interleave(
     rows = {
         (state, name): _row(case, name, state, policy) for state in STATES for name in loader_names
     }
+    more = {name: _row(case, name, "peer", None) for name in others or {}}
     limit = _row(case, "direct", "limit", None)
     limit.extra["plan"] = str(plan)
 
@@ -180,12 +185,15 @@ def interleave(
             load("attached", number)
         if detached_rounds is None or number > rounds - detached_rounds:
             load("detached", number)
+        for name, run in (others or {}).items():
+            one(more[name], "peer", number, run)
         one(limit, "limit", number, partial(_direct, case, plan))
 
-    result = [*rows.values(), limit]
+    result = [*rows.values(), *more.values(), limit]
     schema.fill_limits(result, same=lambda _: None)
     for row in result:
-        _compare(row, rows.get(("default", row.loader)))
+        name = row.loader.split()[0]  # "safe_open after cat" is compared with safe_open
+        _compare(row, rows.get(("default", name)))
     return [*result, *(_warm(case, name) for name in loader_names)]
 
 

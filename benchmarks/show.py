@@ -19,6 +19,7 @@ _STATE_TEXT = {
     "attached": "{policy}",
     "detached": "detached again",
     "limit": "direct I/O",
+    "peer": "kernel default",
     "warm": "(cached)",
 }
 
@@ -97,7 +98,7 @@ def by_case(rows: Sequence[Row]) -> list[tuple[str, list[Row]]]:
     groups: dict[str, list[Row]] = {}
     for row in rows:
         title = f"{row.case}, {megabytes(row.wanted_bytes)} MB, {row.fs}"
-        if "delay_ms" in row.extra:
+        if row.extra.get("delay_ms") is not None:
             title += f", {row.extra['delay_ms']:g} ms per request"
         if row.extra.get("cap_bytes_per_s"):
             title += f", {megabytes(row.extra['cap_bytes_per_s'])} MB/s device"

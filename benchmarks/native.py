@@ -1,0 +1,90 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Cold loads on this machine's own kernel and disk, with engine `agent`, beside today's warmers.
+
+The block device's read_ahead_kb is set to what distributions ship for the time of the
+benchmark, and restored whatever happens.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+
+from benchmarks import hosted, loaders, peers, rounds, schema
+from benchmarks.checkpoints import Checkpoint
+from benchmarks.control import CommandLine
+from benchmarks.directio import Plan
+from pagecache_bpf.errors import PagecacheError, PrivilegeError
+
+SWEEP = (Plan(1 << 20, 8), Plan(2 << 20, 8), Plan(2 << 20, 16))
+
+
+def queue_of(path: Path) -> Path:
+    """The sysfs directory of the queue that a path's block device belongs to.
+
+    Raises PagecacheError where there is none (tmpfs, a network).
+    """
+    device = os.stat(path).st_dev
+    node = Path(f"/sys/dev/block/{os.major(device)}:{os.minor(device)}").resolve()
+    for place in (node, node.parent):  # a partition has its disk's
+        if (place / "queue" / "read_ahead_kb").is_file():
+            return place / "queue"
+    raise PagecacheError(f"{path} is not on a block device", "", "Put the checkpoint on a disk")
+
+
+def file_system(path: Path) -> str:
+    """The name of the file system that a path is on."""
+    best = ("", "unknown")
+    for line in Path("/proc/self/mounts").read_text().splitlines():
+        _, where, kind = line.split()[:3]
+        inside = path.resolve() == Path(where) or Path(where) in path.resolve().parents
+        if inside and len(where) >= len(best[0]):
+            best = (where, kind)
+    return best[1]
+
+
+@contextmanager
+def read_ahead(path: Path, kib: int) -> Iterator[None]:
+    """The device's readahead window inside the block, what it was after it."""
+    setting = queue_of(path) / "read_ahead_kb"
+    before = setting.read_text()
+    setting.write_text(str(kib))
+    try:
+        yield
+    finally:
+        setting.write_text(before)
+
+
+def measure(
+    checkpoint: Checkpoint,
+    policy: str,
+    count: int,
+    names: list[str],
+    read_ahead_kb: int,
+    say: hosted.Say,
+) -> schema.Report:
+    """All rounds; rows as in the guest, and one for each peer and loader."""
+    if os.geteuid() != 0:
+        raise PrivilegeError("only root can attach a policy", "", "Run the benchmark with sudo")
+    loaders.warm_up()
+    control = CommandLine("agent")
+    fs = file_system(checkpoint.root)
+    case = rounds.Case(checkpoint, fs, loaders.Reference(checkpoint.files), engine="agent")
+    facts = {"read_ahead_kb": read_ahead_kb, "delay_ms": None, "cap_bytes_per_s": None}
+    report = schema.Report(schema.machine(device=facts))
+    with read_ahead(checkpoint.root, read_ahead_kb):
+        plan = rounds.best_plan(case, SWEEP, say)
+        runs = {
+            f"{name} after {peer}" if peer != "prefetch threads" else f"{name} + {peer}": partial(
+                loaders.run_loader, name, case.files, case.reference, peers.PEERS[peer]
+            )
+            for name in names
+            for peer in peers.available()
+        }
+        report.rows = rounds.interleave(
+            case, policy, control, names, count, plan, 1, say, others=runs
+        )
+    return report
