@@ -7,7 +7,8 @@ import os
 import tempfile
 from pathlib import Path
 
-RUN_DIR = Path("/run/pagecache-bpf")
+#: Sockets, locks and logs; the variable is for tests and for machines with another place.
+RUN_DIR = Path(os.environ.get("PAGECACHE_BPF_RUN_DIR") or "/run/pagecache-bpf")
 
 
 def write_log(name: str, text: str, log_dir: Path | None = None) -> Path | None:

@@ -15,7 +15,7 @@
 #ifndef ENGINE_AGENT_BPF_H
 #define ENGINE_AGENT_BPF_H
 
-#include <bpf/bpf_core_read.h>
+#include "core.bpf.h"
 
 #define PAGECACHE_AGENT_MAX_EXTENT (1U << 18) /* pages of one request */
 
@@ -24,54 +24,6 @@ const volatile u32 agent_page_shift = 12;
 const volatile u32 agent_tgid; /* its own accesses are none, */
 const volatile u64 agent_pidns_dev; /* by the numbers of this PID namespace */
 const volatile u64 agent_pidns_ino;
-
-#pragma clang attribute push(__attribute__((preserve_access_index)), apply_to = record)
-struct backing_dev_info {
-	unsigned long ra_pages;
-	unsigned long io_pages;
-};
-
-struct super_block {
-	u32 s_dev;
-	struct backing_dev_info *s_bdi;
-};
-
-struct address_space;
-
-struct inode {
-	struct super_block *i_sb;
-	struct address_space *i_mapping;
-	unsigned long i_ino;
-	s64 i_size;
-	u32 i_generation;
-	u8 i_blkbits;
-};
-
-struct address_space {
-	struct inode *host;
-	unsigned long nrpages;
-};
-
-/* Until 53fbef56e07d ("mm: introduce memdesc_flags_t", 6.18) flags was a plain number. */
-struct folio___plain {
-	unsigned long flags;
-};
-
-typedef struct {
-	unsigned long f;
-} memdesc_flags_t;
-
-struct folio {
-	memdesc_flags_t flags;
-	struct address_space *mapping;
-	unsigned long index;
-	unsigned long _flags_1; /* of a large folio; its lowest byte is the order */
-};
-
-enum pageflags {
-	PG_head,
-};
-#pragma clang attribute pop
 
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
@@ -413,20 +365,6 @@ static __always_inline int agent_accessed(const struct pagecache_ops *policy, st
 	return 0;
 }
 
-static __always_inline u64 agent_folio_pages(struct folio *folio)
-{
-	struct folio___plain *plain = (void *)folio;
-	u64 flags;
-
-	if (bpf_core_field_exists(plain->flags))
-		flags = BPF_CORE_READ(plain, flags);
-	else
-		flags = BPF_CORE_READ(folio, flags.f);
-	if (!(flags >> bpf_core_enum_value(enum pageflags, PG_head) & 1))
-		return 1;
-	return 1ULL << (BPF_CORE_READ(folio, _flags_1) & 31);
-}
-
 static __always_inline int agent_moved(const struct pagecache_ops *policy, struct folio *folio,
 				       bool added)
 {
@@ -438,7 +376,7 @@ static __always_inline int agent_moved(const struct pagecache_ops *policy, struc
 	if (!inode || !all || !agent_begin(&call, inode))
 		return 0;
 	call.ctx.index = BPF_CORE_READ(folio, index);
-	call.ctx.nr = agent_folio_pages(folio);
+	call.ctx.nr = folio_pages(folio);
 	call.hook = added ? PAGECACHE_HOOK_ADDED : PAGECACHE_HOOK_REMOVED;
 	bytes = call.ctx.nr << (agent_page_shift & 31);
 	__sync_fetch_and_add(&all->governed, added ? call.ctx.nr : -call.ctx.nr);

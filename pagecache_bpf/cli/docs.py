@@ -37,6 +37,7 @@ ENVIRONMENT = (
     ("NO_COLOR", "no colors if it is set to anything"),
     ("CLANG", "the compiler for policies in C (default: clang, or the newest clang-NN)"),
     ("PAGECACHE_BPF_LIBBPF", "the libbpf to load, instead of looking for one"),
+    ("PAGECACHE_BPF_RUN_DIR", "the place of sockets and logs (default: /run/pagecache-bpf)"),
 )
 ERRORS = """\
 Errors go to stderr: what failed, why, and the next step ("fix"). With --json an error is one

@@ -1,0 +1,74 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/*
+ * core.bpf.h - what programs on tracepoints see of the kernel's types.
+ *
+ * Only the members that are read; where they lie, libbpf finds in the running kernel's BTF.
+ */
+#ifndef CORE_BPF_H
+#define CORE_BPF_H
+
+#include <bpf/bpf_core_read.h>
+
+#pragma clang attribute push(__attribute__((preserve_access_index)), apply_to = record)
+struct backing_dev_info {
+	unsigned long ra_pages;
+	unsigned long io_pages;
+};
+
+struct super_block {
+	u32 s_dev;
+	struct backing_dev_info *s_bdi;
+};
+
+struct address_space;
+
+struct inode {
+	struct super_block *i_sb;
+	struct address_space *i_mapping;
+	unsigned long i_ino;
+	s64 i_size;
+	u32 i_generation;
+	u8 i_blkbits;
+};
+
+struct address_space {
+	struct inode *host;
+	unsigned long nrpages;
+};
+
+/* Until 53fbef56e07d ("mm: introduce memdesc_flags_t", 6.18) flags was a plain number. */
+struct folio___plain {
+	unsigned long flags;
+};
+
+typedef struct {
+	unsigned long f;
+} memdesc_flags_t;
+
+struct folio {
+	memdesc_flags_t flags;
+	struct address_space *mapping;
+	unsigned long index;
+	unsigned long _flags_1; /* of a large folio; its lowest byte is the order */
+};
+
+enum pageflags {
+	PG_head,
+};
+#pragma clang attribute pop
+
+static __always_inline u64 folio_pages(struct folio *folio)
+{
+	struct folio___plain *plain = (void *)folio;
+	u64 flags;
+
+	if (bpf_core_field_exists(plain->flags))
+		flags = BPF_CORE_READ(plain, flags);
+	else
+		flags = BPF_CORE_READ(folio, flags.f);
+	if (!(flags >> bpf_core_enum_value(enum pageflags, PG_head) & 1))
+		return 1;
+	return 1ULL << (BPF_CORE_READ(folio, _flags_1) & 31);
+}
+
+#endif /* CORE_BPF_H */
