@@ -28,7 +28,7 @@ from pagecache_bpf.agent.executor import Executor, Extent, Source
 from pagecache_bpf.errors import PolicyRejected, UnsupportedError, UsageError
 from pagecache_bpf.loader import set_knobs
 from pagecache_bpf.policies import RODATA, PolicyInfo
-from pagecache_bpf.residency import cached_pages
+from pagecache_bpf.cachestat import cached_pages
 
 PAGE_SIZE = os.sysconf("SC_PAGE_SIZE")
 MAX_INFLIGHT_BYTES = 256 << 20

@@ -16,7 +16,7 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from pagecache_bpf.residency import PAGE_SIZE, cached_pages
+from pagecache_bpf.cachestat import PAGE_SIZE, cached_pages
 
 #: Bytes read by one system call, and the alignment of chunks.
 CHUNK_BYTES = 2 << 20
