@@ -25,10 +25,10 @@ from pagecache_bpf._abi import COUNTERS, Hook, RequestKind
 from pagecache_bpf._logs import write_log
 from pagecache_bpf._verifier import boil_down
 from pagecache_bpf.agent.executor import Executor, Extent, Source
+from pagecache_bpf.cachestat import cached_pages
 from pagecache_bpf.errors import PolicyRejected, UnsupportedError, UsageError
 from pagecache_bpf.loader import set_knobs
 from pagecache_bpf.policies import RODATA, PolicyInfo
-from pagecache_bpf.cachestat import cached_pages
 
 PAGE_SIZE = os.sysconf("SC_PAGE_SIZE")
 MAX_INFLIGHT_BYTES = 256 << 20
