@@ -22,11 +22,11 @@ from pathlib import Path
 
 from pagecache_bpf import cgroups
 from pagecache_bpf.agent import executor
-from pagecache_bpf.cachestat import PAGE_SIZE, CacheStat, cachestat, mincore
-from pagecache_bpf.errors import PagecacheError, UnsupportedError
+from pagecache_bpf.cachestat import PAGE_SIZE
+from pagecache_bpf.errors import PagecacheError
 from pagecache_bpf.loads.progress import Progress, Seen
+from pagecache_bpf.loads.snapshot import CHUNK, Snapshot, opened, resident_bytes
 
-CHUNK = executor.CHUNK_BYTES
 #: The window unless a budget asks for less; also bounded by a part of the memory that is free.
 WINDOW_BYTES = 1 << 30
 _FREE_PART = 4
@@ -36,23 +36,6 @@ _AHEAD = 64  # chunks beyond the window in which a reader that overtakes it is l
 _SLACK = 32  # chunks that readers may go back, as loaders do that sort tensors by name
 
 _IDLE, _READING, _READY, _GONE = range(4)
-
-
-def resident_bytes(fd: int, start: int = 0, length: int = 0) -> int | None:
-    """Bytes of a range of an open file in the page cache; None if this user may not know.
-
-    Whole pages are counted.  The kernel tells owners, those who may write, and root.
-    """
-    try:
-        found: CacheStat | int = cachestat(fd, start, length)
-    except UnsupportedError:
-        status = os.fstat(fd)
-        if os.geteuid() not in (0, status.st_uid) and not os.access(f"/proc/self/fd/{fd}", os.W_OK):
-            return None  # mincore(2) would say that everything is there
-        found = mincore(fd, start, length)
-    except OSError:
-        return None
-    return (found if isinstance(found, int) else found.cached) * PAGE_SIZE
 
 
 @dataclass
@@ -79,24 +62,29 @@ class _Chunk:
 class Alone:
     """A window over the files of one load; runs until stop().
 
-    files: real paths.  order: (file, offset, length) in the order expected, by default that of
-    the files.  cpus: where the workers run, and so the node their pages land on.
+    files: real paths.  snapshot: what of them was in the cache before.  order: (file, offset,
+    length) in the order expected, by default that of the files.  cpus: where the workers run,
+    and so the node their pages land on.
     """
 
     def __init__(
         self,
         files: Sequence[Path],
+        snapshot: Snapshot,
         *,
         order: Iterable[tuple[int, int, int]] | None = None,
         budget: int | None = None,
         cpus: Sequence[int] = (),
     ) -> None:
         self.notes: list[str] = []
+        self._snapshot = snapshot
         self._files = [_file(path) for path in files]
         self._chunks = _cut(
             order if order is not None else ((n, 0, f.size) for n, f in enumerate(self._files)),
             [each.size for each in self._files],
         )
+        for chunk in self._chunks:
+            chunk.before = snapshot.was_there(chunk.file, chunk.offset)
         self._budget = budget
         self._cpus = frozenset(cpus)
         self._bound = threading.local()
@@ -135,12 +123,13 @@ class Alone:
         """Threads of this process that belong to the window."""
         return frozenset(self._threads)
 
-    def stop(self, keep: bool) -> int | None:
-        """End the window; unless KEEP, drop what was not in the cache before the load.
+    @property
+    def dropped_bytes(self) -> int:
+        """Bytes dropped behind the reader so far, for the sake of the budget."""
+        return self._executor.totals.dropped_bytes
 
-        Returns the bytes dropped; None if this user may not know.  Pages that somebody maps
-        stay.
-        """
+    def stop(self) -> None:
+        """End the window; what is being read is finished."""
         self._stop.set()
         self._watcher.join()
         self._executor.cancel(None)
@@ -154,14 +143,13 @@ class Alone:
                 for code, count in self._executor.totals.by_errno.items()
             )
             self.notes.append(f"reads that failed: {', '.join(names)}")
-        return self._executor.totals.dropped_bytes if keep else self._drop_all()
 
     # --- the watcher ---
 
     def _watch(self) -> None:
         self._threads.add(threading.get_native_id())
         try:
-            self._note_what_is_there()
+            self._pass_over_what_is_there()
             while not self._stop.is_set():
                 started = time.monotonic()
                 self._look()
@@ -171,38 +159,16 @@ class Alone:
         except Exception as error:  # a server must not notice
             self.notes.append(f"the window ended: {type(error).__name__}: {error}")
 
-    def _note_what_is_there(self) -> None:
-        """Note the chunks that are in the cache already: they are neither read nor dropped."""
-        known: dict[int, int | None] = {}
+    def _pass_over_what_is_there(self) -> None:
+        """Chunks that are in the cache as a whole need not be read."""
         for number, each in enumerate(self._files):
-            with suppress(OSError):
-                fd = each.source.acquire()
-                try:
-                    known[number] = resident_bytes(fd)
-                finally:
-                    each.source.release()
-        if any(each is None for each in known.values()):
-            self.notes.append(
-                "this user may not know what is in the page cache (that takes owning the files "
-                "or write access), so nothing is dropped"
-            )
-        for chunk in self._chunks:
-            there = known.get(chunk.file)
-            if there == 0:
+            mine = [it for it in self._chunks if it.file == number and it.before]
+            if not mine or not self._snapshot.known:
                 continue
-            if there is None:
-                chunk.before = True
-                continue
-            each = self._files[chunk.file]
-            with suppress(OSError):
-                fd = each.source.acquire()
-                try:
-                    found = resident_bytes(fd, chunk.offset, chunk.length) or 0
-                finally:
-                    each.source.release()
-                chunk.before = found * 2 >= chunk.length
-                if found >= chunk.length:
-                    chunk.state = _GONE
+            with suppress(OSError), opened(each.path) as fd:
+                for chunk in mine:
+                    if (resident_bytes(fd, chunk.offset, chunk.length) or 0) >= chunk.length:
+                        chunk.state = _GONE
 
     def _look(self) -> None:
         with self._lock:
@@ -375,24 +341,6 @@ class Alone:
             file.fd = -1
             file.source.release()
 
-    def _drop_all(self) -> int | None:
-        dropped: int | None = self._executor.totals.dropped_bytes
-        for number, start, length in _runs(each for each in self._chunks if not each.before):
-            each = self._files[number]
-            with suppress(OSError):
-                fd = each.source.acquire()
-                try:
-                    there = resident_bytes(fd, start, length)
-                    os.posix_fadvise(fd, start, length, os.POSIX_FADV_DONTNEED)
-                    left = resident_bytes(fd, start, length)
-                finally:
-                    each.source.release()
-                if there is None or left is None or dropped is None:
-                    dropped = None
-                else:
-                    dropped += max(0, there - left)
-        return dropped
-
 
 def free_memory() -> int:
     """Bytes that can be filled before anybody is pressed for memory: of host and cgroup."""
@@ -437,17 +385,3 @@ def _cut(extents: Iterable[tuple[int, int, int]], sizes: Sequence[int]) -> list[
 
 def _pages(length: int) -> int:
     return (length + PAGE_SIZE - 1) // PAGE_SIZE * PAGE_SIZE
-
-
-def _runs(chunks: Iterable[_Chunk]) -> Iterable[tuple[int, int, int]]:
-    """Neighbouring chunks joined: (file, offset, length)."""
-    run: tuple[int, int, int] | None = None
-    for each in sorted(chunks, key=lambda chunk: (chunk.file, chunk.offset)):
-        if run and (each.file, each.offset) == (run[0], run[1] + run[2]):
-            run = (run[0], run[1], run[2] + each.length)
-        else:
-            if run:
-                yield run
-            run = (each.file, each.offset, each.length)
-    if run:
-        yield run

@@ -46,6 +46,7 @@ __all__ = [
     "node_of",
     "place",
     "place_all",
+    "place_or_unknown",
     "read",
     "visible",
 ]
@@ -152,6 +153,25 @@ def place(
     if match[1] == "cuda" and not machine.of_vendor(NVIDIA) and machine.of_vendor(AMD):
         vendor = AMD
     return _numbered(name, vendor, int(match[2] or 0), machine, environ)
+
+
+def place_or_unknown(
+    name: str, machine: Topology, environ: Mapping[str, str] | None = None
+) -> Placement:
+    """place(), but a device of a vendor that the kernel shows none of is unknown, not absent.
+
+    Some devices cannot be seen in sysfs (on boards without PCI, in some sandboxes).  Raises
+    UsageError for a name that is none, and where the device is missing among its like.
+    """
+    try:
+        return place(name, machine, environ)
+    except UsageError as error:
+        match = _NUMBERED.fullmatch(name.strip().lower())
+        vendors = {_PREFIXES[match[1]]} if match and match[1] in _PREFIXES else set()
+        vendors |= {AMD} if NVIDIA in vendors else set()
+        if not vendors or any(each.vendor in vendors for each in machine.accelerators):
+            raise
+        return Placement(name, None, None, f"the kernel shows no such device: {error.why}")
 
 
 def place_all(
