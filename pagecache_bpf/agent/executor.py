@@ -226,7 +226,8 @@ class Executor:
                 fd = extent.file.acquire()
                 try:
                     if extent.drop:
-                        self.totals.dropped_bytes += drop(fd, start, length)
+                        gone = drop(fd, start, length)  # first: += reads the sum before it calls
+                        self.totals.dropped_bytes += gone
                     else:
                         self._read(fd, start, length)
                         self.totals.read_bytes += length
