@@ -265,7 +265,7 @@ class _Reader:
             if name == "" and key in TABLES:
                 continue
             if key not in keys:
-                self.mistake(name, at, key, f"there is no such setting; known: {', '.join(keys)}")
+                self.mistake(name, at, key, f"there is no such setting (known: {', '.join(keys)})")
                 continue
             try:
                 found[key] = keys[key].read(value)

@@ -120,9 +120,12 @@ class Daemon:
             if every is not None and now >= pinged + every:
                 notify("WATCHDOG=1")
                 pinged = now
-            if self.service.agents or self.server.connections:
-                last = now  # whoever starts it connects a moment later
-            elif self.config is None and now > last + _IDLE_SECONDS:
+            if self.service.agents:
+                last = now
+            # Whoever starts it asks a moment later; one that only looks whether it runs is no
+            # reason to stay.
+            idle = not self.service.agents and not self.server.connections
+            if self.config is None and idle and now > max(last, self.root.asked) + _IDLE_SECONDS:
                 return
 
     def stop(self) -> None:
@@ -262,6 +265,7 @@ def take_lock() -> int:
             fix,
             "docs/troubleshooting.md#another-controller-runs-already",
         ) from None
+    RUN_DIR.chmod(0o700)  # a `serve` before may have opened it
     return lock
 
 

@@ -47,7 +47,8 @@ class Keeper:
                 self._tag(model, knobs_for(model.config.policy or "", settings))
             except (PagecacheError, OSError) as error:
                 failed.append(f"model {model.name}: {error}")
-                _log.warning("model %s: %s", model.name, error)
+        for sentence in failed:
+            _log.warning("%s", sentence)
         return failed
 
     def _tag(self, model: Configured, knobs: dict[str, int]) -> None:

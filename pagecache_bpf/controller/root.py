@@ -46,6 +46,7 @@ class RootDesk:
         reload: Callable[[], dict[str, Any]],
         changed: Callable[[], None],
     ) -> None:
+        self.asked = 0.0  # when the last request came, in monotonic seconds
         self._service, self._lock, self._book = own, lock, book
         self._facts, self._read_again, self._changed = facts, reload, changed
 
@@ -58,6 +59,7 @@ class RootDesk:
 
     def request(self, connection: Connection, line: bytes, fds: list[int]) -> bytes | None:
         """Answer one request."""
+        self.asked = time.monotonic()
         try:
             if connection.uid != 0:
                 raise PrivilegeError(

@@ -3,15 +3,12 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterable
 from dataclasses import dataclass
 
 from pagecache_bpf.controller.config import Config, ModelConfig
 from pagecache_bpf.errors import PagecacheError
 from pagecache_bpf.models import Model, resolve
-
-_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -47,7 +44,6 @@ class Settings:
                 self.models.append(Configured(resolve(each.path, each.name), each))
             except PagecacheError as error:
                 self.missing.append(str(error))
-                _log.warning("configured model: %s", error)
         self._by_path = {str(path): found for found in self.models for path in found.model.files}
 
     @property
