@@ -8,7 +8,8 @@ nothing here asks the kernel.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping
+import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from pagecache_bpf.errors import PagecacheError
@@ -37,12 +38,17 @@ class Decision:
 
 @dataclass
 class Claim:
-    """A load's: its files (by identity, with their sizes) and the most it was granted."""
+    """A load's: its files (by identity, with their sizes) and the most it was granted.
+
+    tagged: of a claim of root's, that its tags have been seen since.
+    """
 
     model: str
     uid: int
-    files: Mapping[Hashable, int]
+    files: Mapping[bytes, int]
     granted: int
+    since: float = field(default_factory=time.monotonic)
+    tagged: bool = False
 
     @property
     def size(self) -> int:
@@ -65,9 +71,9 @@ class Budgets:
 
     def charges(self) -> dict[str, int]:
         """What each claim is charged: shared files count for the first that has them."""
-        seen: set[Hashable] = set()
+        seen: set[bytes] = set()
         charged = {}
-        for name, claim in self.claims.items():
+        for name, claim in list(self.claims.items()):
             new = sum(size for key, size in claim.files.items() if key not in seen)
             seen.update(claim.files)
             charged[name] = min(claim.granted, new)
@@ -86,7 +92,7 @@ class Budgets:
     def decide(
         self,
         model: str,
-        files: Mapping[Hashable, int],
+        files: Mapping[bytes, int],
         asked: int | None = None,
         headroom: int | None = None,
     ) -> Decision:
@@ -97,7 +103,7 @@ class Budgets:
         is claimed but not yet read is not taken off.
         """
         size = sum(files.values())
-        held = {key for claim in self.claims.values() for key in claim.files}
+        held = {key for claim in list(self.claims.values()) for key in claim.files}
         new = sum(each for key, each in files.items() if key not in held)
         budget = self.of_model(model, asked)
         wanted = size if budget is None else min(size, budget)

@@ -44,6 +44,11 @@ class Key:
     default: Any
     help: str
 
+    @property
+    def label(self) -> str:
+        """As messages and `config show` write it: socket.mode."""
+        return f"{self.table}.{self.name}" if self.table else self.name
+
 
 def _text(value: Any) -> str:
     if not isinstance(value, str) or not value:
@@ -260,7 +265,7 @@ class _Reader:
             if name == "" and key in TABLES:
                 continue
             if key not in keys:
-                self.mistake(name, at, key, f"there is no such setting; known: {', '.join(keys)}")
+                self.mistake(name, at, key, f"there is no such setting (known: {', '.join(keys)})")
                 continue
             try:
                 found[key] = keys[key].read(value)

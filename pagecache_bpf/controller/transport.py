@@ -121,12 +121,15 @@ class Connection:
             self._deadline = 0.0
             self._in, fds, self._fds = bytearray(), self._fds, []
             self._busy = True
-            self._server.lanes.submit(self.lane, lambda: self._work(bytes(line), fds))
+            self.later(lambda: self.handler.request(self, bytes(line), fds))
 
-    def _work(self, line: bytes, fds: list[int]) -> None:
-        """In a worker thread: ask the handler."""
+    def later(self, call: Callable[[], bytes | None]) -> None:
+        """Answer the pending request by what the call returns, in one of the lane's threads."""
+        self._server.lanes.submit(self.lane, lambda: self._run(call))
+
+    def _run(self, call: Callable[[], bytes | None]) -> None:
         try:
-            answer = self.handler.request(self, line, fds)
+            answer = call()
         except PagecacheError as error:
             answer = protocol.encode_error(error)
         except Exception as error:
