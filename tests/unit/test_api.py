@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import mmap
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -351,7 +352,7 @@ def test_no_public_function_is_hidden_by_a_module() -> None:
 
 
 def run_it(*words: str | Path, **environ: str) -> subprocess.CompletedProcess[str]:
-    nobody = {"PAGECACHE_BPF_RUN_DIR": "/nonexistent", **environ}
+    nobody = {"PAGECACHE_BPF_API": "alone", **environ}
     return subprocess.run(
         [sys.executable, "-m", "pagecache_bpf", "run", *map(str, words)],
         capture_output=True,
@@ -362,11 +363,43 @@ def run_it(*words: str | Path, **environ: str) -> subprocess.CompletedProcess[st
     )
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root would attach a policy: tests/native has it")
-def test_run_unprivileged(model: Path) -> None:
-    done = run_it("--json", "--", "sh", "-c", "cat $0/*; exit 7", model)
-    assert done.returncode == 7 and len(done.stdout) == TOTAL
-    assert json.loads(done.stderr)["reports"][0]["engine"] == "unprivileged"
+def test_run_passes_everything_on(model: Path) -> None:
+    done = run_it("--json", "--", "sh", "-c", "cat $0/* | wc -c; exit 7", model)
+    assert done.returncode == 7 and int(done.stdout) == TOTAL
+    report = json.loads(done.stderr)["reports"][0]
+    assert report["engine"] == "unprivileged" and report["done"]
+    assert resident(model) == 0
+    done = run_it("--weights", model, "--", "sh", "-c", "kill -USR1 $$")
+    assert done.returncode == 128 + signal.SIGUSR1 and "engine unprivileged" in done.stderr
+    assert run_it("--weights", model, "--", "/nonexistent").returncode == 127
+    assert run_it("--weights", model, "--", str(ROOT / "README.md")).returncode == 126
+
+
+def test_run_passes_signals_on(model: Path) -> None:
+    code = "trap 'echo got it; exit 3' TERM; echo ready; read x <&3"
+    ours, theirs = os.pipe()
+    with subprocess.Popen(
+        [sys.executable, "-m", "pagecache_bpf", "run", "--weights", model, "--", "sh", "-c", code],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        cwd=ROOT,
+        env=environment(PAGECACHE_BPF_API="alone"),
+        preexec_fn=lambda: os.dup2(ours, 3),
+        close_fds=False,
+    ) as command:
+        assert command.stdout and command.stdout.readline() == "ready\n"
+        command.send_signal(signal.SIGTERM)
+        os.close(theirs)
+        os.close(ours)
+        assert command.stdout.read() == "got it\n"
+        assert command.wait(30) == 3
+
+
+def test_it_can_be_turned_off(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PAGECACHE_BPF_API", "off")
+    with pc.load(model) as load:
+        assert load.report().engine == "none" and "is off" in load.report().why
 
 
 def test_run_needs_weights_and_a_command(model: Path) -> None:
