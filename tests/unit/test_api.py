@@ -180,6 +180,30 @@ def test_two_loads_of_one_model_share_a_window(model: Path) -> None:
     assert first.report() == second.report() and first.report().done
 
 
+def test_the_last_of_several_processes_drops(model: Path) -> None:
+    """Ranks end at different times; the first must not take the others' pages away."""
+    code = (
+        "import sys, pagecache_bpf as pc\nload = pc.load(sys.argv[1])\nprint(flush=True)\n"
+        "sys.stdin.readline()\nprint(load.done().evicted_bytes, flush=True)"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", code, model],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+        env=environment(PAGECACHE_BPF_API="alone"),
+    ) as rank:
+        assert rank.stdin and rank.stdout and rank.stdout.readline() == "\n"
+        with pc.load(model) as load:
+            wait_for(lambda: resident(model) >= TOTAL, "the windows to be filled")
+        assert load.report().evicted_bytes == 0 and "another process" in load.report().notes[0]
+        assert resident(model) >= TOTAL
+        rank.communicate("\n")
+    # That one has seen an empty cache at its start.
+    assert resident(model) == 0
+
+
 def test_threads_may_open_and_close_at_once(model: Path) -> None:
     failed = []
 
