@@ -162,7 +162,8 @@ def _run(command: Sequence[str]) -> int:
     # Ignored by this process; the command gets the defaults back before it starts.
     before |= {number: signal.signal(number, signal.SIG_IGN) for number in IGNORED}
     try:
-        child = subprocess.Popen(command, preexec_fn=_default_signals)
+        # Descriptors that were given to us are meant for it; ours close by themselves.
+        child = subprocess.Popen(command, preexec_fn=_default_signals, close_fds=False)
         for number in early:
             child.send_signal(number)
         code = child.wait()
