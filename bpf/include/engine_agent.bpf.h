@@ -17,6 +17,9 @@
 
 #include "core.bpf.h"
 
+/* Beside what it answers, the kernel reads for the reader by itself. */
+#define PAGECACHE_KERNEL_READS 1
+
 #define PAGECACHE_AGENT_MAX_EXTENT (1U << 18) /* pages of one request */
 
 /* Set by the agent before it loads this. */
@@ -117,10 +120,10 @@ static __always_inline struct pagecache_agent_orders *agent_orders(void)
 	return bpf_map_lookup_elem(&orders, &zero);
 }
 
-static __always_inline s64 agent_request(struct pagecache_ctx *ctx, u32 kind, u64 start, u64 nr,
-					 s32 node, s64 code, const char *message)
+static __always_inline s64 agent_request(struct pagecache_ctx *ctx,
+					 const struct pagecache_file_key *file, u32 kind, u64 start,
+					 u64 nr, s32 node, s64 code, const char *message)
 {
-	struct agent_call *call = agent_call_of(ctx);
 	struct pagecache_request *r = bpf_ringbuf_reserve(&requests, sizeof(*r), 0);
 	struct pagecache_agent_state *all;
 
@@ -131,7 +134,7 @@ static __always_inline s64 agent_request(struct pagecache_ctx *ctx, u32 kind, u6
 		agent_count(PAGECACHE_COUNTER_refused_calls, 1);
 		return -28; /* ENOSPC */
 	}
-	r->file = call->key.file;
+	r->file = *file;
 	r->start = start;
 	r->nr = nr;
 	r->time_ns = ctx->time_ns;
@@ -148,19 +151,20 @@ static __always_inline s64 agent_request(struct pagecache_ctx *ctx, u32 kind, u6
 	return nr;
 }
 
-static __always_inline s64 pagecache_prefetch(struct pagecache_ctx *ctx, u64 start, u64 nr,
-					      s32 node, u32 mark_step)
+/* Prefetch of any tagged file, which has so many pages. */
+static __always_inline s64 pagecache_prefetch_file(struct pagecache_ctx *ctx,
+						   const struct pagecache_file_key *file, u64 pages,
+						   u64 start, u64 nr, s32 node)
 {
-	struct agent_cursor *cursor = agent_call_of(ctx)->cursor;
 	struct pagecache_agent_state *all = agent_state();
 	struct pagecache_agent_orders *told = agent_orders();
 	s64 accepted;
 	u64 room;
 
-	if (!all || !told || start >= ctx->file_pages || !nr)
+	if (!all || !told || start >= pages || !nr)
 		return -22; /* EINVAL */
-	if (nr > ctx->file_pages - start)
-		nr = ctx->file_pages - start;
+	if (nr > pages - start)
+		nr = pages - start;
 	if (nr > PAGECACHE_AGENT_MAX_EXTENT)
 		nr = PAGECACHE_AGENT_MAX_EXTENT;
 	room = all->asked - told->done;
@@ -171,13 +175,25 @@ static __always_inline s64 pagecache_prefetch(struct pagecache_ctx *ctx, u64 sta
 	}
 	if (nr > room)
 		nr = room;
-	accepted = agent_request(ctx, PAGECACHE_REQUEST_PREFETCH, start, nr, node, 0, NULL);
+	accepted = agent_request(ctx, file, PAGECACHE_REQUEST_PREFETCH, start, nr, node, 0, NULL);
 	if (accepted < 0)
 		return accepted;
 	__sync_fetch_and_add(&all->asked, nr);
 	agent_count(PAGECACHE_COUNTER_prefetch_calls, 1);
 	agent_count(PAGECACHE_COUNTER_prefetch_bytes, nr << ctx->page_shift);
-	if (cursor) {
+	return accepted;
+}
+
+static __always_inline s64 pagecache_prefetch(struct pagecache_ctx *ctx, u64 start, u64 nr,
+					      s32 node, u32 mark_step)
+{
+	struct agent_call *call = agent_call_of(ctx);
+	struct agent_cursor *cursor = call->cursor;
+	s64 accepted =
+		pagecache_prefetch_file(ctx, &call->key.file, ctx->file_pages, start, nr, node);
+
+	if (accepted > 0 && cursor) {
+		nr = accepted;
 		if (start <= cursor->to && start + nr >= cursor->from) {
 			cursor->from = start < cursor->from ? start : cursor->from;
 			cursor->to = start + nr > cursor->to ? start + nr : cursor->to;
@@ -195,19 +211,28 @@ static __always_inline s64 pagecache_prefetch(struct pagecache_ctx *ctx, u64 sta
 	return accepted;
 }
 
+static __always_inline s64 pagecache_drop_file(struct pagecache_ctx *ctx,
+					       const struct pagecache_file_key *file, u64 pages,
+					       u64 start, u64 nr)
+{
+	if (start >= pages || !nr)
+		return -22;
+	if (nr > pages - start)
+		nr = pages - start;
+	agent_count(PAGECACHE_COUNTER_drop_calls, 1);
+	return agent_request(ctx, file, PAGECACHE_REQUEST_DROP, start, nr, PAGECACHE_NODE_ANY, 0,
+			     NULL);
+}
+
 static __always_inline s64 pagecache_drop(struct pagecache_ctx *ctx, u64 start, u64 nr)
 {
-	if (start >= ctx->file_pages || !nr)
-		return -22;
-	if (nr > ctx->file_pages - start)
-		nr = ctx->file_pages - start;
-	agent_count(PAGECACHE_COUNTER_drop_calls, 1);
-	return agent_request(ctx, PAGECACHE_REQUEST_DROP, start, nr, PAGECACHE_NODE_ANY, 0, NULL);
+	return pagecache_drop_file(ctx, &agent_call_of(ctx)->key.file, ctx->file_pages, start, nr);
 }
 
 static __always_inline s64 pagecache_cancel(struct pagecache_ctx *ctx)
 {
-	return agent_request(ctx, PAGECACHE_REQUEST_CANCEL, 0, 0, PAGECACHE_NODE_ANY, 0, NULL);
+	return agent_request(ctx, &agent_call_of(ctx)->key.file, PAGECACHE_REQUEST_CANCEL, 0, 0,
+			     PAGECACHE_NODE_ANY, 0, NULL);
 }
 
 static __always_inline void pagecache_exit(struct pagecache_ctx *ctx, s64 code, const char *message)
@@ -216,8 +241,8 @@ static __always_inline void pagecache_exit(struct pagecache_ctx *ctx, s64 code, 
 
 	if (all && !all->ended) {
 		all->ended = 1;
-		agent_request(ctx, PAGECACHE_REQUEST_EXIT, agent_call_of(ctx)->hook, 0,
-			      PAGECACHE_NODE_ANY, code, message);
+		agent_request(ctx, &agent_call_of(ctx)->key.file, PAGECACHE_REQUEST_EXIT,
+			      agent_call_of(ctx)->hook, 0, PAGECACHE_NODE_ANY, code, message);
 	}
 }
 

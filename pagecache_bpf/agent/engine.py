@@ -20,13 +20,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pagecache_bpf import _abi, libbpf
+from pagecache_bpf import _abi, libbpf, maps
 from pagecache_bpf._abi import COUNTERS, Hook, RequestKind
 from pagecache_bpf._logs import write_log
 from pagecache_bpf._verifier import boil_down
 from pagecache_bpf.agent.executor import Executor, Extent, Source
 from pagecache_bpf.errors import PolicyRejected, UnsupportedError, UsageError
-from pagecache_bpf.loader import set_knobs
+from pagecache_bpf.loader import make_room, set_knobs
 from pagecache_bpf.policies import RODATA, PolicyInfo
 from pagecache_bpf.residency import cached_pages
 
@@ -91,6 +91,7 @@ class Agent:
         obj: Path,
         knobs: Mapping[str, int] | None = None,
         log_dir: Path | None = None,
+        sizes: Mapping[str, int] | None = None,
     ) -> None:
         self.info = info
         self.tags: dict[bytes, FileTag] = {}
@@ -101,7 +102,7 @@ class Agent:
         self.missing: list[str] = []
         self._models: dict[str, int] = {}
         self._lock = threading.Lock()
-        self._object = self._load(obj, knobs or {}, log_dir)
+        self._object = self._load(obj, knobs or {}, sizes or {}, log_dir)
         self._maps = {each.name: each for each in self._object.maps()}
         self._orders = _abi.pagecache_agent_orders(max_inflight=MAX_INFLIGHT_BYTES // PAGE_SIZE)
         self._give_orders()
@@ -216,6 +217,10 @@ class Agent:
             "errors": dict(self._executor.totals.by_errno),
         }
 
+    def map_ids(self) -> dict[str, int]:
+        """The kernel's number of each map, by which root can open it."""
+        return {name: maps.map_id(each.fd) for name, each in self._maps.items()}
+
     @property
     def state(self) -> _abi.pagecache_agent_state:
         """What the programs tell this process."""
@@ -225,7 +230,9 @@ class Agent:
 
     # --- the parts ---
 
-    def _load(self, obj: Path, knobs: Mapping[str, int], log_dir: Path | None) -> libbpf.Object:
+    def _load(
+        self, obj: Path, knobs: Mapping[str, int], sizes: Mapping[str, int], log_dir: Path | None
+    ) -> libbpf.Object:
         with libbpf.Messages() as messages:
             try:
                 opened = libbpf.Object(obj, self.info.name)
@@ -234,6 +241,7 @@ class Agent:
                 raise UsageError(f"{obj} cannot be loaded", why, "Build it anew") from error
             try:
                 set_knobs(opened, knobs)
+                make_room(opened, sizes)
                 _introduce(opened)
                 opened.load()
             except OSError as error:
