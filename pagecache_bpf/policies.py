@@ -155,7 +155,7 @@ def _shipped(name: str) -> PolicyInfo:
     if obj:
         return read_object(obj, source)
     texts = _texts(source)
-    return PolicyInfo(name, **texts, hooks=(), knobs=(), source=source, object=None)
+    return PolicyInfo(name, **texts, hooks=(), knobs=(), source=source, object=None, maps=())
 
 
 def read_object(path: Path, source: Path | None = None) -> PolicyInfo:

@@ -314,7 +314,7 @@ static __always_inline bool move(struct pagecache_ctx *ctx, struct place *at, bo
 	struct pagecache_template_consumer *consumer = consumer_at(cursor->consumer);
 	u32 file = at->file->file, step = cursor->step, other;
 	struct pagecache_template_step *s;
-	u64 position;
+	u64 position, advanced = 0;
 
 	if (!extent || !consumer)
 		return false;
@@ -345,8 +345,11 @@ static __always_inline bool move(struct pagecache_ctx *ctx, struct place *at, bo
 	if (!s)
 		return false;
 	position = s->before + (ctx->index > extent->start ? ctx->index - extent->start : 0);
-	if (position > cursor->position)
-		cursor->pending -= min_u64(cursor->pending, position - cursor->position);
+	if (position > cursor->position && !*jumped)
+		advanced = position - cursor->position;
+	cursor->pending -= min_u64(cursor->pending, advanced);
+	/* Of a large folio that is mapped at once only the first access is seen. */
+	__sync_fetch_and_add(&at->model->followed, max_u64(advanced, ctx->nr));
 	cursor->position = position;
 	consumer = consumer_at(cursor->consumer);
 	if (consumer) {
@@ -402,7 +405,6 @@ PAGECACHE_ACCESS(maio_access)
 			at.cursor->pending = 0;
 		}
 	}
-	__sync_fetch_and_add(&at.model->followed, ctx->nr);
 	if (at.cursor->position < at.cursor->refill && !created && !jumped)
 		return;
 	at.cursor->refill = at.cursor->position + min_u64(window_pages(ctx) / 4, 512);

@@ -91,7 +91,8 @@ def lay_out(
         steps, extents = _steps(template, page_size)
         model = np.zeros(1, ARRAYS["template_models"])
         model["first_consumer"], model["nr_consumers"] = first_consumer, nr_consumers
-        model["source"], model["name"] = _SOURCE[template.source], name.encode()[:63]
+        model["source"] = _SOURCE[template.source]
+        model["name"] = np.frombuffer(name.encode()[:63].ljust(64, b"\0"), "S1")
         targets = np.zeros(nr_files, ARRAYS["template_targets"])
         for file, each in enumerate(template.files):
             targets["pages"][file] = -(-each.size // page_size)
@@ -128,7 +129,7 @@ def lay_out(
     return Layout(joined, files)
 
 
-_STEP = np.dtype([("consumer", "u4"), ("file", "u4"), ("start", "u8"), ("end", "u8")])
+_STEP = np.dtype([("consumer", "u4"), ("file", "u4"), ("start", "i8"), ("end", "i8")])
 
 
 def _steps(template: Template, page_size: int) -> tuple[Array, Array]:
@@ -218,7 +219,7 @@ def _cut(rows: Array, pages: int) -> Array:
     many = np.repeat(np.arange(len(rows)), pieces)
     number = np.arange(len(many)) - np.repeat(np.cumsum(pieces) - pieces, pieces)
     cut: Array = rows[many].copy()
-    edges = (first[many] + number.astype(np.uint64)) * pages
+    edges = (first[many] + number) * pages
     cut["start"] = np.maximum(cut["start"], edges)
     cut["end"] = np.minimum(cut["end"], edges + pages)
     return cut

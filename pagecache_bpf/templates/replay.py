@@ -144,7 +144,7 @@ def state(governor: Governor, policy: str) -> list[Replay]:
         own = consumers[first : first + count]
         found.append(
             Replay(
-                bytes(model["name"]).decode(errors="replace"),
+                model["name"].tobytes().rstrip(b"\0").decode(errors="replace"),
                 _SOURCES.get(int(model["source"]), "unknown"),
                 int(model["followed"]) * PAGE_SIZE,
                 int(model["strayed"]) * PAGE_SIZE,
