@@ -21,8 +21,7 @@
 
 /* Set by the agent before it loads this. */
 const volatile u32 agent_page_shift = 12;
-const volatile u32 agent_tgid; /* its own accesses are none, */
-const volatile u64 agent_pidns_dev; /* by the numbers of this PID namespace */
+const volatile u64 agent_pidns_dev; /* its PID namespace, for the map `own` */
 const volatile u64 agent_pidns_ino;
 
 struct {
@@ -32,6 +31,22 @@ struct {
 	__type(key, struct pagecache_file_key);
 	__type(value, struct pagecache_agent_tag);
 } tags SEC(".maps");
+
+/* The agent and its workers, whose accesses are none; by the numbers of its PID namespace. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 1024);
+	__type(key, u32);
+	__type(value, u32);
+} own SEC(".maps");
+
+/* How many pages may be read ahead of a process: what its memory cgroup and the host allow. */
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, 8192);
+	__type(key, u32); /* tgid */
+	__type(value, u64);
+} windows SEC(".maps");
 
 struct {
 	__uint(type, BPF_MAP_TYPE_RINGBUF);
@@ -138,7 +153,7 @@ static __always_inline s64 agent_request(struct pagecache_ctx *ctx, u32 kind, u6
 	r->cgroup_id = ctx->cgroup_id;
 	r->code = code;
 	r->kind = kind;
-	r->node = node;
+	r->node = node == PAGECACHE_NODE_ANY ? ctx->node : node;
 	r->tgid = ctx->tgid;
 	r->tid = ctx->tid;
 	r->message[0] = 0;
@@ -148,12 +163,21 @@ static __always_inline s64 agent_request(struct pagecache_ctx *ctx, u32 kind, u6
 	return nr;
 }
 
+/* The page at which memory ends the window of this reader. */
+static __always_inline u64 agent_window_end(const struct pagecache_ctx *ctx)
+{
+	u64 *pages = bpf_map_lookup_elem(&windows, &ctx->tgid);
+
+	return pages ? ctx->index + *pages : ~0ULL;
+}
+
 static __always_inline s64 pagecache_prefetch(struct pagecache_ctx *ctx, u64 start, u64 nr,
 					      s32 node, u32 mark_step)
 {
 	struct agent_cursor *cursor = agent_call_of(ctx)->cursor;
 	struct pagecache_agent_state *all = agent_state();
 	struct pagecache_agent_orders *told = agent_orders();
+	u64 end = agent_window_end(ctx);
 	s64 accepted;
 	u64 room;
 
@@ -163,6 +187,12 @@ static __always_inline s64 pagecache_prefetch(struct pagecache_ctx *ctx, u64 sta
 		nr = ctx->file_pages - start;
 	if (nr > PAGECACHE_AGENT_MAX_EXTENT)
 		nr = PAGECACHE_AGENT_MAX_EXTENT;
+	if (start >= end) {
+		agent_count(PAGECACHE_COUNTER_refused_calls, 1);
+		return -122; /* EDQUOT */
+	}
+	if (nr > end - start)
+		nr = end - start;
 	room = all->asked - told->done;
 	room = room < told->max_inflight ? told->max_inflight - room : 0;
 	if (!room) {
@@ -234,7 +264,7 @@ static __always_inline bool agent_itself(void)
 	struct bpf_pidns_info ids = {};
 
 	return !bpf_get_ns_current_pid_tgid(agent_pidns_dev, agent_pidns_ino, &ids, sizeof(ids)) &&
-	       ids.tgid == agent_tgid;
+	       bpf_map_lookup_elem(&own, &ids.tgid);
 }
 
 /* Fills in a call; false: the file is not tagged. */
