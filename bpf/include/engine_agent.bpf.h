@@ -24,8 +24,7 @@
 
 /* Set by the agent before it loads this. */
 const volatile u32 agent_page_shift = 12;
-const volatile u32 agent_tgid; /* its own accesses are none, */
-const volatile u64 agent_pidns_dev; /* by the numbers of this PID namespace */
+const volatile u64 agent_pidns_dev; /* its PID namespace, for the map `own` */
 const volatile u64 agent_pidns_ino;
 
 struct {
@@ -35,6 +34,22 @@ struct {
 	__type(key, struct pagecache_file_key);
 	__type(value, struct pagecache_agent_tag);
 } tags SEC(".maps");
+
+/* The agent and its workers, whose accesses are none; by the numbers of its PID namespace. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 1024);
+	__type(key, u32);
+	__type(value, u32);
+} own SEC(".maps");
+
+/* How many pages may be read ahead of a process: what its memory cgroup and the host allow. */
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, 8192);
+	__type(key, u32); /* tgid */
+	__type(value, u64);
+} windows SEC(".maps");
 
 struct {
 	__uint(type, BPF_MAP_TYPE_RINGBUF);
@@ -141,7 +156,7 @@ static __always_inline s64 agent_request(struct pagecache_ctx *ctx,
 	r->cgroup_id = ctx->cgroup_id;
 	r->code = code;
 	r->kind = kind;
-	r->node = node;
+	r->node = node == PAGECACHE_NODE_ANY ? ctx->node : node;
 	r->tgid = ctx->tgid;
 	r->tid = ctx->tid;
 	r->message[0] = 0;
@@ -151,7 +166,18 @@ static __always_inline s64 agent_request(struct pagecache_ctx *ctx,
 	return nr;
 }
 
-/* Prefetch of any tagged file, which has so many pages. */
+/* Pages that memory allows to read ahead of this reader. */
+static __always_inline u64 pagecache_allowed_ahead(const struct pagecache_ctx *ctx)
+{
+	u64 *pages = bpf_map_lookup_elem(&windows, &ctx->tgid);
+
+	return pages ? *pages : ~0ULL;
+}
+
+/*
+ * Prefetch of any tagged file, which has so many pages.  The caller minds
+ * pagecache_allowed_ahead(): only it knows how far ahead of the reader this is.
+ */
 static __always_inline s64 pagecache_prefetch_file(struct pagecache_ctx *ctx,
 						   const struct pagecache_file_key *file, u64 pages,
 						   u64 start, u64 nr, s32 node)
@@ -259,7 +285,7 @@ static __always_inline bool agent_itself(void)
 	struct bpf_pidns_info ids = {};
 
 	return !bpf_get_ns_current_pid_tgid(agent_pidns_dev, agent_pidns_ino, &ids, sizeof(ids)) &&
-	       ids.tgid == agent_tgid;
+	       bpf_map_lookup_elem(&own, &ids.tgid);
 }
 
 /* Fills in a call; false: the file is not tagged. */

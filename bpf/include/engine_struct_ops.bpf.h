@@ -17,6 +17,12 @@ extern void bpf_pagecache_exit(struct pagecache_ctx *ctx, s64 code, const char *
 /* The kernel reads what a policy answers, and nothing beside it. */
 #define PAGECACHE_KERNEL_READS 0
 
+/* The reader's cgroup is charged, and reclaims for itself. */
+static __always_inline u64 pagecache_allowed_ahead(const struct pagecache_ctx *ctx)
+{
+	return ~0ULL;
+}
+
 /* A reader holds its own file only, so no other can be prefetched or dropped: EXDEV. */
 static __always_inline bool pagecache_is_file(const struct pagecache_ctx *ctx,
 					      const struct pagecache_file_key *file)

@@ -287,7 +287,8 @@ static __noinline int follow(struct pagecache_ctx *ctx, struct place *at, bool j
 	struct follow f = {
 		.ctx = ctx,
 		.cursor = cursor,
-		.limit = cursor->position + window_pages(ctx),
+		.limit =
+			cursor->position + min_u64(window_pages(ctx), pagecache_allowed_ahead(ctx)),
 		.number = cursor->step,
 	};
 	struct cursor_key key = { .tgid = ctx->tgid };
