@@ -29,10 +29,10 @@ from pagecache_bpf.agent.depth import DEFAULT_DEPTH, Depths, Tuner
 from pagecache_bpf.agent.executor import Extent, Source
 from pagecache_bpf.agent.pools import Pools
 from pagecache_bpf.agent.readers import Readers
+from pagecache_bpf.cachestat import cached_pages
 from pagecache_bpf.errors import PolicyRejected, UnsupportedError, UsageError
 from pagecache_bpf.loader import make_room, set_knobs
 from pagecache_bpf.policies import RODATA, PolicyInfo
-from pagecache_bpf.residency import cached_pages
 
 PAGE_SIZE = os.sysconf("SC_PAGE_SIZE")
 MAX_INFLIGHT_BYTES = 256 << 20

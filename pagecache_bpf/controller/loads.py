@@ -19,12 +19,12 @@ from typing import Any
 
 from pagecache_bpf import cgroups
 from pagecache_bpf.agent.executor import drop as drop_pages
+from pagecache_bpf.cachestat import PAGE_SIZE, cached_pages
 from pagecache_bpf.controller.admission import Budgets, Claim, Decision
 from pagecache_bpf.controller.engines import Engines, Placed
 from pagecache_bpf.controller.files import File
 from pagecache_bpf.controller.processes import Delays
 from pagecache_bpf.errors import PagecacheError
-from pagecache_bpf.residency import PAGE_SIZE, cached_pages
 
 _log = logging.getLogger(__name__)
 

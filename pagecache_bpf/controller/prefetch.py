@@ -8,8 +8,8 @@ import threading
 from collections.abc import Sequence
 
 from pagecache_bpf.agent.executor import Executor, Extent, Source
+from pagecache_bpf.cachestat import PAGE_SIZE
 from pagecache_bpf.controller.files import File
-from pagecache_bpf.residency import PAGE_SIZE
 
 WORKERS_PER_USER = 4
 #: Of one user, whatever the memory has room for: a queue longer than this is no window.

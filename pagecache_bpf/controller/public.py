@@ -17,6 +17,7 @@ from typing import Any
 
 import pagecache_bpf
 from pagecache_bpf import policies
+from pagecache_bpf.cachestat import PAGE_SIZE, cached_pages
 from pagecache_bpf.controller import protocol
 from pagecache_bpf.controller.admission import Decision, refusal
 from pagecache_bpf.controller.files import File, Mounts, check_descriptor
@@ -28,7 +29,6 @@ from pagecache_bpf.controller.settings import Settings
 from pagecache_bpf.controller.transport import Connection, close_all
 from pagecache_bpf.errors import PrivilegeError, UsageError
 from pagecache_bpf.models import check_name
-from pagecache_bpf.residency import PAGE_SIZE, cached_pages
 
 WAITING_FILES_PER_USER = 16384
 _log = logging.getLogger(__name__)
