@@ -117,13 +117,13 @@ class Agent:
         self._give_orders()
         self._links: list[libbpf.Link] = []
         self._ring = libbpf.RingBuffer(self._maps["requests"].fd, self._receive)
-        self._own(os.getpid())
+        self.own(os.getpid())
         self._refused_bytes = 0
         self._refreshed = time.monotonic()
         self._depths = Depths()
         self._tuners: dict[str, Tuner] = {}
         self._readers = Readers(PAGE_SIZE, self._bound)
-        self._pools = Pools(self._settled, self._depth_of, self._own)
+        self._pools = Pools(self._settled, self._depth_of, self.own)
         try:
             self._initialize()
             self._links = self._attach()
@@ -327,7 +327,7 @@ class Agent:
                 self._refreshed = time.monotonic()
                 self._readers.refresh()
 
-    def _own(self, pid: int) -> None:
+    def own(self, pid: int) -> None:
         """What this process reads is no access."""
         self._maps["own"].update(pid.to_bytes(4, sys.byteorder), bytes(4))
 

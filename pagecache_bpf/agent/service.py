@@ -7,6 +7,7 @@ comes along with `tag`, so that whoever cannot open a file cannot have it govern
 
 from __future__ import annotations
 
+import os
 import time
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ class Service:
         self.attached_ns: dict[str, int] = {}
         self.exits: list[dict[str, Any]] = []
         self._seq = 0
+        self._workers: set[int] = set()
 
     # Each request is a method; its arguments are the members of the request.
 
@@ -45,6 +47,8 @@ class Service:
                 f"Detach it first (pagecache-bpf detach {info.name})",
             )
         agent = Agent(info, Path(object), knobs, sizes=sizes)
+        for pid in self._workers:
+            agent.own(pid)
         self.agents[info.name] = agent
         self.attached_ns[info.name] = time.time_ns()
         return {"missing": agent.missing}
@@ -126,6 +130,13 @@ class Service:
         return {"exits": self.exits}
 
     # --- the parts ---
+
+    def ignore(self, pid: int) -> None:
+        """What this process reads, now and for policies to come, is no access."""
+        self._workers = {each for each in self._workers if os.path.exists(f"/proc/{each}")}
+        self._workers.add(pid)
+        for agent in list(self.agents.values()):
+            agent.own(pid)
 
     def tick(self) -> None:
         """Note policies that have ended themselves."""
