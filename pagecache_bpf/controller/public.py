@@ -149,6 +149,8 @@ class PublicDesk:
         try:
             mounts = self._mounts(connection)
             files = [check_descriptor(fd, connection.pid, mounts) for fd in fds]
+            if any(not file.size for file in files):  # procfs, too
+                raise UsageError("the files were refused", "one of them is empty")
             with self._lock:
                 mine = sum(
                     len(each.files)
