@@ -34,6 +34,7 @@ F_LARGE_FOLIOS = 2
 F_WRITABLE = 4
 DEVICE = "pagecache_bpf"
 TAG_REPLACE = 1
+TEMPLATE_NONE = 0xFFFFFFFF
 IOC_MAGIC = 185
 IOC_INFO = 0x8030B900
 IOC_TAG = 0x4468B901
@@ -96,6 +97,14 @@ class RequestKind(IntEnum):
     DROP = 2
     CANCEL = 3
     EXIT = 4
+
+
+class TemplateSource(IntEnum):
+    """enum pagecache_template_source"""
+
+    DERIVED = 1
+    RECORDED = 2
+    IMPORTED = 3
 
 
 class pagecache_ctx(ctypes.Structure):
@@ -399,6 +408,146 @@ class pagecache_agent_orders(ctypes.Structure):
         ("done", ctypes.c_uint64),
         ("max_inflight", ctypes.c_uint64),
         ("governed", ctypes.c_int64),
+    )
+
+
+class pagecache_template_file(ctypes.Structure):
+    """struct pagecache_template_file, 16 bytes"""
+
+    file: int
+    model: int
+    spans: int
+    reserved: int
+
+    _fields_ = (
+        ("file", ctypes.c_uint32),
+        ("model", ctypes.c_uint32),
+        ("spans", ctypes.c_uint32),
+        ("reserved", ctypes.c_uint32),
+    )
+
+
+class pagecache_template_model(ctypes.Structure):
+    """struct pagecache_template_model, 104 bytes"""
+
+    first_consumer: int
+    nr_consumers: int
+    source: int
+    failed: int
+    followed: int
+    strayed: int
+    jumps: int
+    name: bytes
+
+    _fields_ = (
+        ("first_consumer", ctypes.c_uint32),
+        ("nr_consumers", ctypes.c_uint32),
+        ("source", ctypes.c_uint32),
+        ("failed", ctypes.c_uint32),
+        ("followed", ctypes.c_uint64),
+        ("strayed", ctypes.c_uint64),
+        ("jumps", ctypes.c_uint64),
+        ("name", ctypes.c_char * 64),
+    )
+
+
+class pagecache_template_consumer(ctypes.Structure):
+    """struct pagecache_template_consumer, 32 bytes"""
+
+    first_step: int
+    nr_steps: int
+    tgid: int
+    reserved: int
+    time_ns: int
+    position: int
+
+    _fields_ = (
+        ("first_step", ctypes.c_uint32),
+        ("nr_steps", ctypes.c_uint32),
+        ("tgid", ctypes.c_uint32),
+        ("reserved", ctypes.c_uint32),
+        ("time_ns", ctypes.c_uint64),
+        ("position", ctypes.c_uint64),
+    )
+
+
+class pagecache_template_target(ctypes.Structure):
+    """struct pagecache_template_target, 48 bytes"""
+
+    key: pagecache_file_key
+    pages: int
+    asked: int
+    generation: int
+    reserved: int
+
+    _fields_ = (
+        ("key", pagecache_file_key),
+        ("pages", ctypes.c_uint64),
+        ("asked", ctypes.c_uint64),
+        ("generation", ctypes.c_uint32),
+        ("reserved", ctypes.c_uint32),
+    )
+
+
+class pagecache_template_span(ctypes.Structure):
+    """struct pagecache_template_span, 8 bytes"""
+
+    first: int
+    nr: int
+
+    _fields_ = (
+        ("first", ctypes.c_uint32),
+        ("nr", ctypes.c_uint32),
+    )
+
+
+class pagecache_template_entry(ctypes.Structure):
+    """struct pagecache_template_entry, 8 bytes"""
+
+    start: int
+    step: int
+
+    _fields_ = (
+        ("start", ctypes.c_uint32),
+        ("step", ctypes.c_uint32),
+    )
+
+
+class pagecache_template_step(ctypes.Structure):
+    """struct pagecache_template_step, 16 bytes"""
+
+    extent: int
+    next: int
+    before: int
+
+    _fields_ = (
+        ("extent", ctypes.c_uint32),
+        ("next", ctypes.c_uint32),
+        ("before", ctypes.c_uint64),
+    )
+
+
+class pagecache_template_extent(ctypes.Structure):
+    """struct pagecache_template_extent, 32 bytes"""
+
+    file: int
+    start: int
+    end: int
+    users: int
+    asked: int
+    generation: int
+    passed: int
+    reserved: int
+
+    _fields_ = (
+        ("file", ctypes.c_uint32),
+        ("start", ctypes.c_uint32),
+        ("end", ctypes.c_uint32),
+        ("users", ctypes.c_uint32),
+        ("asked", ctypes.c_uint32),
+        ("generation", ctypes.c_uint32),
+        ("passed", ctypes.c_uint32),
+        ("reserved", ctypes.c_uint32),
     )
 
 

@@ -7,6 +7,7 @@ comes along with `tag`, so that whoever cannot open a file cannot have it govern
 
 from __future__ import annotations
 
+import os
 import time
 from pathlib import Path
 from typing import Any
@@ -26,10 +27,17 @@ class Service:
         self.attached_ns: dict[str, int] = {}
         self.exits: list[dict[str, Any]] = []
         self._seq = 0
+        self._workers: set[int] = set()
 
     # Each request is a method; its arguments are the members of the request.
 
-    def attach(self, policy: str, object: str, knobs: dict[str, int]) -> dict[str, Any]:
+    def attach(
+        self,
+        policy: str,
+        object: str,
+        knobs: dict[str, int],
+        sizes: dict[str, int] | None = None,
+    ) -> dict[str, Any]:
         """Load and attach a policy."""
         info = find(policy)
         if info.name in self.agents:
@@ -38,7 +46,9 @@ class Service:
                 "a policy of that name is attached already",
                 f"Detach it first (pagecache-bpf detach {info.name})",
             )
-        agent = Agent(info, Path(object), knobs)
+        agent = Agent(info, Path(object), knobs, sizes=sizes)
+        for pid in self._workers:
+            agent.own(pid)
         self.agents[info.name] = agent
         self.attached_ns[info.name] = time.time_ns()
         return {"missing": agent.missing}
@@ -82,6 +92,10 @@ class Service:
         key = key_of(fd)
         return {"found": any([agent.untag(key) for agent in self.agents.values()])}
 
+    def maps(self, policy: str) -> dict[str, Any]:
+        """Numbers of a policy's maps."""
+        return {"maps": self._agent(policy).map_ids()}
+
     def tags(self) -> dict[str, Any]:
         """Every governed file."""
         return {
@@ -117,6 +131,13 @@ class Service:
 
     # --- the parts ---
 
+    def ignore(self, pid: int) -> None:
+        """What this process reads, now and for policies to come, is no access."""
+        self._workers = {each for each in self._workers if os.path.exists(f"/proc/{each}")}
+        self._workers.add(pid)
+        for agent in list(self.agents.values()):
+            agent.own(pid)
+
     def tick(self) -> None:
         """Note policies that have ended themselves."""
         for name, agent in self.agents.items():
@@ -150,4 +171,7 @@ class Service:
 
 
 #: What the root socket lets through.
-OPERATIONS = ("attach", "detach", "tag", "untag", "untag_fd", "tags", "policies", "ended")
+OPERATIONS = (
+    *("attach", "detach", "tag", "untag", "untag_fd"),
+    *("maps", "tags", "policies", "ended"),
+)

@@ -43,6 +43,7 @@ LOCK = RUN_DIR / "agent.lock"
 DEFAULT_GROUP = "pagecache"
 _TICK_SECONDS = 0.2
 _IDLE_SECONDS = 5.0
+_SWEEP_SECONDS = 10.0
 _STOP_SECONDS = 5.0  # for system calls on users' files to come back
 
 _log = logging.getLogger(__name__)
@@ -105,7 +106,7 @@ class Daemon:
 
     def run(self) -> None:
         """Serve until stop(); on demand, until the last policy is gone and a moment longer."""
-        last = pinged = time.monotonic()
+        last = pinged = swept = time.monotonic()
         every = watchdog_seconds()
         while not self._stop:
             self.server.step(_TICK_SECONDS)
@@ -117,6 +118,9 @@ class Daemon:
                     self._lock.release()
             if self.desk is not None:
                 self.desk.tick()
+                if now >= swept + _SWEEP_SECONDS:
+                    self.server.lanes.submit("sweep", self.desk.sweep)
+                    swept = now
             if every is not None and now >= pinged + every:
                 notify("WATCHDOG=1")
                 pinged = now

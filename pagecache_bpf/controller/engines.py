@@ -76,11 +76,15 @@ class Engines:
             return found
 
     def ensure(
-        self, policy: str, knobs: Mapping[str, int] | None = None, wanted: str = "auto"
+        self,
+        policy: str,
+        knobs: Mapping[str, int] | None = None,
+        wanted: str = "auto",
+        sizes: Mapping[str, int] | None = None,
     ) -> tuple[str, str]:
         """Attach a policy unless it is; returns its engine, and why not a better one.
 
-        Raises as attaching does.
+        sizes: elements that its maps must have room for, by name.  Raises as attaching does.
         """
         with self.lock:
             here = self.attached()
@@ -89,12 +93,13 @@ class Engines:
                 return here[info.name], ""
             engine, why = self.best(wanted)
             if engine == STRUCT_OPS:
-                loader.attach(info, knobs)
+                loader.attach(info, knobs, sizes=sizes)
             else:
                 if info.name in self.service.agents:  # it has ended by itself
                     self.service.detach(info.name)
                 source = info.name if info.object is None else str(info.object)
-                self.service.attach(source, str(policies.agent_object(info)), dict(knobs or {}))
+                built = str(policies.agent_object(info))
+                self.service.attach(source, built, dict(knobs or {}), dict(sizes or {}))
             self.own[info.name] = engine
             _log.info("attached %s on engine %s", info.name, engine)
             return engine, why

@@ -15,7 +15,8 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from pagecache_bpf import cgroups
 from pagecache_bpf.agent.executor import drop as drop_pages
@@ -24,7 +25,11 @@ from pagecache_bpf.controller.admission import Budgets, Claim, Decision
 from pagecache_bpf.controller.engines import Engines, Placed
 from pagecache_bpf.controller.files import File
 from pagecache_bpf.controller.processes import Delays
+from pagecache_bpf.controller.replay import Templates, keys_of
 from pagecache_bpf.errors import PagecacheError
+
+if TYPE_CHECKING:
+    from pagecache_bpf.templates.replay import Assigned
 
 _log = logging.getLogger(__name__)
 
@@ -67,6 +72,7 @@ class Book:
         self.engines = engines
         self.budgets = budgets
         self.loads: dict[str, Load] = {}
+        self.templates = Templates(engines)
         self.delays: Delays | None = None
         self._lock = threading.RLock()
         self._users: dict[bytes, set[str]] = {}  # file -> loads that read it
@@ -121,18 +127,24 @@ class Book:
         *,
         knobs: Mapping[str, int],
         wanted: str,
-        template: str | None,
+        template: Path | None,
     ) -> None:
         """Put the load's files under a policy; one that cannot be had leaves it to the kernel.
 
         fds: open descriptors of load.files, in that order.  knobs, wanted: for a policy that is
-        not attached yet, its knobs and engine.
+        not attached yet, its knobs and engine.  template: its text; None: derived.
         """
         load.resident_at_open = sum(_resident(fd) for fd in fds)
         self.delays = self.delays or Delays()
         load.delay_at_open = self.delays.of(load.pid)
+        assigned = None
         try:
-            engine, load.why = self.engines.ensure(policy, knobs, wanted)
+            assigned = self.templates.prepare(policy, load.model, load.files, fds, template)
+        except PagecacheError as error:
+            load.template_why = str(error)
+        sizes = self.templates.sizes(assigned)
+        try:
+            engine, load.why = self.engines.ensure(policy, knobs, wanted, sizes)
         except PagecacheError as error:
             load.why = f"no policy: {error}"
             return
@@ -154,6 +166,20 @@ class Book:
             # What root has put under another policy stays there.
             load.policy = policy if policy in governed else governed[0]
             load.engine = self.engines.attached().get(load.policy)
+        if assigned is not None and load.policy == policy:
+            self._give(load, policy, engine, assigned)
+
+    def _give(self, load: Load, policy: str, engine: str, assigned: Assigned) -> None:
+        """Give the policy the load's template; without it, it finds the order by itself."""
+        keys = keys_of(self.engines, policy, engine, load.files)
+        try:
+            self.templates.give(load.id, policy, assigned, keys)
+        except PagecacheError as error:
+            load.template_why = str(error)
+        else:
+            load.template = assigned.template.source
+            if load.closed is not None:
+                self.templates.forget(load.id)
 
     def end(self, load: Load, drop: bool = False) -> None:
         """The load is over: its tags go, its claim is free; drop: and pages nobody else uses."""
@@ -175,6 +201,7 @@ class Book:
                 if placed is not None:
                     self.engines.untag(placed)
                 unused.append(file)
+        self.templates.forget(load.id)
         if drop:
             for file in unused:
                 load.dropped += drop_file(file)

@@ -10,9 +10,9 @@ import os
 import threading
 import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pagecache_bpf
@@ -66,10 +66,16 @@ class PublicDesk:
         self.watch = Watch(self._process_ended)
         self._book = book
         self._end = end
-        self._prefetchers = Prefetchers()
+        self._prefetchers = Prefetchers(book.engines.service.ignore)
         self._sessions: dict[Connection, _Session] = {}
         self._waiting: list[_Waiting] = []
         self._lock = threading.RLock()
+
+    def sweep(self) -> None:
+        """End what users that have gone have left; may wait."""
+        with self._lock:
+            connected = {each.uid for each in self._sessions}
+        self._prefetchers.sweep(connected)
 
     def close(self) -> None:
         """End every load."""
@@ -114,7 +120,6 @@ class PublicDesk:
             session.gone = True
             waiting = [each for each in self._waiting if each.connection is connection]
             self._waiting = [each for each in self._waiting if each.connection is not connection]
-            last = not any(each.uid == connection.uid for each in self._sessions)
         close_all([fd for fd, _ in session.files])
         for each in waiting:
             close_all(each.fds)
@@ -123,8 +128,6 @@ class PublicDesk:
             self._book.end(load)
         if session.watched:
             self.watch.remove(connection.pid)
-        if last:
-            self._prefetchers.forget(connection.uid)
         self.tick()
 
     # --- operations; files and open_load take the descriptors over, the others do not ---
@@ -146,6 +149,8 @@ class PublicDesk:
         try:
             mounts = self._mounts(connection)
             files = [check_descriptor(fd, connection.pid, mounts) for fd in fds]
+            if any(not file.size for file in files):  # procfs, too
+                raise UsageError("the files were refused", "one of them is empty")
             with self._lock:
                 mine = sum(
                     len(each.files)
@@ -304,7 +309,9 @@ class PublicDesk:
     ) -> dict[str, Any]:
         file = check_descriptor(fd, connection.pid, self._mounts(connection))
         room = headroom(connection.pid)
-        queued, refused = self._prefetchers.submit(connection.uid, fd, file, extents, node, room)
+        queued, refused = self._prefetchers.submit(
+            connection.uid, connection.pid, fd, file, extents, node, room
+        )
         return {"queued_bytes": queued, "refused_bytes": refused}
 
     def _topology(self, connection: Connection) -> dict[str, Any]:
@@ -389,8 +396,8 @@ def _range(file: File, offset: int, length: int) -> tuple[int, int]:
     return min(offset, file.size), min(stop, file.size)
 
 
-def _template(fds: Sequence[int], mounts: Mounts | None) -> str | None:
-    """The text of a template that came along."""
+def _template(fds: Sequence[int], mounts: Mounts | None) -> Path | None:
+    """Where the text of a template that came along can be read, while it is open."""
     if not fds:
         return None
     file = check_descriptor(fds[0], 0, mounts)
@@ -399,6 +406,4 @@ def _template(fds: Sequence[int], mounts: Mounts | None) -> str | None:
             "the template was refused",
             f"it has {file.size} bytes, at most {protocol.TEMPLATE_BYTES} are taken",
         )
-    with suppress(UnicodeDecodeError):
-        return os.pread(fds[0], file.size, 0).decode()
-    raise UsageError("the template was refused", "it is not UTF-8")
+    return Path(f"/proc/self/fd/{fds[0]}")

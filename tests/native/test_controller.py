@@ -279,7 +279,7 @@ def test_a_load_beyond_the_budget_streams(tmp_path: Path, files: list[Path]) -> 
         assert not undocumented(details, status.JSON["status"])
         (claim,) = details["controller"]["claims"]
         assert (claim["model"], claim["uid"], claim["charged_bytes"]) == ("m", 0, budget)
-        assert "67.1 MB" in controller.run("status").out
+        assert "64.0 MiB of 64.0 MiB claimed" in controller.run("status").out
         client.done(report["load"])
         assert load(client, files)["admission"] == "fits"
         assert client.status()["budget"]["claimed_bytes"] == 2 * size
@@ -362,11 +362,9 @@ def test_nothing_is_left_behind(tmp_path: Path, files: list[Path]) -> None:
     with serving(directory, AGENT) as controller:
         assert controller.run("attach", "noop", "--engine", "agent", files[0]).code == 0
         assert controller.stop() == 0
-    assert sorted(path.name for path in directory.iterdir()) == [
-        "agent.lock",
-        "config.toml",
-        "stderr",
-    ]
+    names = {path.name for path in directory.iterdir()}
+    # Besides the test's own files: the lock, and how deep the devices' queues should be.
+    assert names <= {"agent.lock", "depths.json", "config.toml", "stderr"}
     with serving(directory, AGENT) as controller:
         assert tagged(controller) == []
 
@@ -471,15 +469,15 @@ def test_a_load_of_a_thousand_files(controller: Controller, tmp_path: Path) -> N
         path = tmp_path / f"shard{number:04}.safetensors"
         path.write_bytes(b"x" * 100)
         shards.append(path)
-    before = controller.descriptors()
     with controller.client() as client:
         begin = time.monotonic()
         report = load(client, shards)
         took = time.monotonic() - begin
         assert (report["files"], len(tagged(controller))) == (1000, 1000)
+        held = [os.readlink(each) for each in Path(f"/proc/{controller.process.pid}/fd").iterdir()]
+        assert not [path for path in held if "shard" in path]
         client.done(report["load"])
     assert took < 60
-    wait_for(lambda: controller.descriptors() <= before, "the descriptors to be closed")
 
 
 def test_pages_of_others_are_not_touched(controller: Controller, files: list[Path]) -> None:
