@@ -37,6 +37,7 @@ AGENT_STRUCTS = [
 ENUMS = {
     "pagecache_hook": _abi.Hook,
     "pagecache_verdict": _abi.Verdict,
+    "pagecache_eviction": _abi.Eviction,
     "pagecache_kind": _abi.Kind,
     "pagecache_exit_kind": _abi.ExitKind,
     "pagecache_request_kind": _abi.RequestKind,
