@@ -288,6 +288,7 @@ static u64 pcb_pressure_file(u64 seq, struct cgroup *short_one, struct pagecache
 	}
 	if (inode) {
 		want->files = atomic_read(&p->tags);
+		pcb_count(p, pressure_wanted_bytes, want->pages << PAGE_SHIFT);
 		pcb_ask_pressure(tag, p, inode, want, &drops);
 		kref_get(&p->ref);
 	}

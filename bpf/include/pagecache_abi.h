@@ -80,12 +80,14 @@ enum pagecache_kind {
 #define PAGECACHE_F_REFERENCED \
 	(1U << 3) /* used since reclaim saw it last: the kernel may keep it */
 #define PAGECACHE_F_MAPPED (1U << 4) /* part of a mapping */
-#define PAGECACHE_F_WORKINGSET (1U << 5) /* has been active, or came back soon after an eviction \
-					  */
+#define PAGECACHE_F_WORKINGSET                                            \
+	(1U << 5) /* has been active, or came back soon after an eviction \
+		   */
 #define PAGECACHE_F_DIRTY (1U << 6)
 #define PAGECACHE_F_KEPT (1U << 7) /* kept by this policy before: already part of kept_pages */
-#define PAGECACHE_F_BELOW_LOW (1U << 8) /* its cgroup is below memory.low, and is scanned anyway \
-					 */
+#define PAGECACHE_F_BELOW_LOW                                              \
+	(1U << 8) /* its cgroup is below memory.low, and is scanned anyway \
+		   */
 
 /*
  * What every hook is given.  Read-only for policies.  Fields that a hook cannot
@@ -195,7 +197,7 @@ struct pagecache_exit_record {
 	X(keep_overruled_bytes, "bytes", "of these: reclaim could not get on")                 \
 	X(evicted_now_bytes, "bytes", "given to reclaim on the policy's word")                 \
 	X(pressure_calls, "calls", "times the policy was asked what to drop")                  \
-	X(pressure_wanted_bytes, "bytes", "that were short when it was asked")                 \
+	X(pressure_wanted_bytes, "bytes", "still wanted, summed over these calls")             \
 	X(pressure_dropped_bytes, "bytes", "pages that went in answer to pressure")            \
 	X(slow_calls, "calls", "of the evict and pressure hooks that took too long")
 

@@ -1,14 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Memory cgroups for tests: a limit, commands that run below it, what became of them."""
+"""Memory cgroups in the guest: a limit, commands that run below it, what became of them."""
 
 from __future__ import annotations
 
 import subprocess
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from tests.vm.kernel import wait_for
+from benchmarks.cachestat import drop
 
 CGROUPS = Path("/sys/fs/cgroup")
 LRU_GEN = Path("/sys/kernel/mm/lru_gen/enabled")
@@ -45,6 +46,11 @@ class Group:
         """Read files from front to back; fails if that does."""
         for path in files:
             assert self.run("dd", f"if={path}", "of=/dev/null", "bs=1M") == 0, path
+
+    def read_part(self, path: Path, start: int, mib: int) -> None:
+        """Read so many MiB of a file from MiB `start` on."""
+        part = f"skip={start}", f"count={mib}"
+        assert self.run("dd", f"if={path}", "of=/dev/null", "bs=1M", *part) == 0, path
 
     def allocate(self, mib: int) -> int:
         """Fill memory that no file backs; the exit status."""
@@ -87,8 +93,19 @@ def group(name: str, parent: Path = CGROUPS, **knobs: int) -> Iterator[Group]:
         yield it
     finally:
         (path / "cgroup.kill").write_text("1")
-        wait_for(lambda: not (path / "cgroup.procs").read_text(), "an empty cgroup")
-        path.rmdir()
+        _remove(path)
+
+
+def _remove(path: Path, seconds: float = 20) -> None:
+    """Those who were killed leave a moment later."""
+    deadline = time.monotonic() + seconds
+    while True:
+        try:
+            return path.rmdir()
+        except OSError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.01)
 
 
 @contextmanager
@@ -109,6 +126,5 @@ def fill(path: Path, mib: int) -> Path:
         check=True,
         capture_output=True,
     )
-    subprocess.run(["dd", f"of={path}", "oflag=nocache", "conv=notrunc,fdatasync", "count=0"],
-                   check=True, capture_output=True)
+    drop([path])
     return path
