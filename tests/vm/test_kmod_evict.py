@@ -3,8 +3,10 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -18,7 +20,9 @@ from benchmarks.cachestat import PAGE_SIZE, drop
 from benchmarks.guest.cgroups import Group, fill, group, lru
 from pagecache_bpf import _abi, loader
 from pagecache_bpf.device import Device, ExitRecord
-from tests.vm.kernel import Policy, attached, resident, test_policy, wait_for
+from pagecache_bpf.errors import PolicyRejected
+from pagecache_bpf.policies import find
+from tests.vm.kernel import ROOT, Policy, attached, resident, test_policy, wait_for
 
 pytestmark = pytest.mark.vm
 
@@ -177,6 +181,27 @@ def test_slow_pressure_is_ended(memory: Group, files: tuple[Path, Path]) -> None
         while policy.alive and time.monotonic() < deadline:
             memory.read(weights, stream)
         ended(policy, "slow", "pressure")
+
+
+@pytest.mark.parametrize(
+    ("function", "policy", "hook"),
+    [("folio_referenced", "keep_all", "evict"), ("page_cache_sync_ra", "minimal", "readahead")],
+)
+def test_a_hook_that_is_taken(function: str, policy: str, hook: str, files: object) -> None:
+    """Not half attached: refused, with the hook's name and the reason; others are not disturbed."""
+    blocker = ROOT / "build" / "kmod" / os.uname().release / "test" / "pcb_blocker.ko"
+    subprocess.run(["insmod", str(blocker), f"function={function}"], check=True)
+    try:
+        with pytest.raises(PolicyRejected, match=f"{hook}: .*redirected already"):
+            loader.attach(find(test_policy(policy)))
+        record = last_exit(policy)
+        assert record and (record.kind, record.code) == ("hook", -errno.EBUSY)
+        with attached(test_policy("pressure_drop")) as other:
+            assert other.status.hooks == ("pressure",)
+    finally:
+        subprocess.run(["rmmod", "pcb_blocker"], check=True)
+    with attached(test_policy(policy)) as again:
+        assert hook in again.status.hooks
 
 
 # --- pressure ---
