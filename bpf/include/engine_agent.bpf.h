@@ -11,6 +11,9 @@
  * or a fault, and one that passes a place marked by pagecache_prefetch() as a marker.  Answered
  * markers and orders are not honoured; tracepoints do not know the open file, so one process has
  * one file_id per file.
+ *
+ * evict is never asked: only the module can answer reclaim.  pressure is asked by the agent, when
+ * it learns that memory is short.
  */
 #ifndef ENGINE_AGENT_BPF_H
 #define ENGINE_AGENT_BPF_H
@@ -261,6 +264,12 @@ static __always_inline s64 pagecache_cancel(struct pagecache_ctx *ctx)
 			     PAGECACHE_NODE_ANY, 0, NULL);
 }
 
+/* Nothing is kept here: EOPNOTSUPP. */
+static __always_inline s64 pagecache_keep_budget(struct pagecache_ctx *ctx, u64 pages)
+{
+	return -95;
+}
+
 static __always_inline void pagecache_exit(struct pagecache_ctx *ctx, s64 code, const char *message)
 {
 	struct pagecache_agent_state *all = agent_state();
@@ -453,6 +462,43 @@ static __always_inline int agent_start(const struct pagecache_ops *policy)
 	return policy->init(&call.ctx);
 }
 
+/* Memory is short: what of this file is to be dropped?  Returns 0, or ENOENT, EOPNOTSUPP. */
+static __always_inline int agent_asked(const struct pagecache_ops *policy,
+				       struct pagecache_agent_pressure *args)
+{
+	struct pagecache_agent_state *all = agent_state();
+	struct pagecache_agent_orders *told = agent_orders();
+	struct pagecache_pressure want = args->want;
+	struct agent_call call;
+
+	if (!policy->pressure)
+		return -95;
+	__builtin_memset(&call, 0, sizeof(call));
+	call.key.file = args->file;
+	call.tag = bpf_map_lookup_elem(&tags, &call.key.file);
+	if (!call.tag || !all || !told || all->ended)
+		return -2;
+	call.hook = PAGECACHE_HOOK_PRESSURE;
+	call.ctx.ino = args->file.ino;
+	call.ctx.dev_major = args->file.dev_major;
+	call.ctx.dev_minor = args->file.dev_minor;
+	call.ctx.generation = args->file.generation;
+	call.ctx.nr = want.pages;
+	call.ctx.file_pages = args->file_pages;
+	call.ctx.resident_pages = args->resident_pages;
+	call.ctx.governed_pages = all->governed + told->governed;
+	call.ctx.inflight_pages = all->asked - told->done;
+	call.ctx.time_ns = bpf_ktime_get_ns();
+	call.ctx.cgroup_id = want.cgroup_id;
+	call.ctx.model = call.tag->model;
+	call.ctx.kind = want.cgroup_id ? PAGECACHE_KIND_CGROUP : PAGECACHE_KIND_MACHINE;
+	call.ctx.node = PAGECACHE_NODE_ANY;
+	call.ctx.page_shift = agent_page_shift;
+	agent_count(PAGECACHE_COUNTER_pressure_calls, 1);
+	policy->pressure(&call.ctx, &want);
+	return 0;
+}
+
 /* Programs of tracepoints that this kernel does not have are not loaded. */
 #define PAGECACHE_TABLE(policy, ...)                                                        \
 	static const struct pagecache_ops policy##_ops = { __VA_ARGS__ };                   \
@@ -486,6 +532,11 @@ static __always_inline int agent_start(const struct pagecache_ops *policy)
 	SEC("syscall") int agent_init(void *unused)                                         \
 	{                                                                                   \
 		return agent_start(&policy##_ops);                                          \
+	}                                                                                   \
+	/* Run by the agent for each of its files when memory is short. */                  \
+	SEC("syscall") int agent_pressure(struct pagecache_agent_pressure *args)            \
+	{                                                                                   \
+		return agent_asked(&policy##_ops, args);                                    \
 	}
 
 #endif /* ENGINE_AGENT_BPF_H */
