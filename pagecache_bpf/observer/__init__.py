@@ -14,6 +14,7 @@ A snapshot is a dict that JSON can carry.  Sizes are bytes, times nanoseconds:
       "time_ns": int,             CLOCK_REALTIME
       "level": "full" | "degraded" | "off",
       "missing": [str],           tracepoints that the kernel lacks, or refuses
+      "uncounted": [str],         counters that stay 0 for want of these
       "backend": "libbpf" | "bcc",
       "lost_events": int,         everything that was not counted or told for lack of room
       "models": [
@@ -38,3 +39,7 @@ A snapshot is a dict that JSON can carry.  Sizes are bytes, times nanoseconds:
 and leaves the cache is counted; the counters of reads, mmap and stalls stay 0.  docs/observing.md
 says what each counter means and what cannot be seen.
 """
+
+from pagecache_bpf.observer.core import ENDED_KEPT, Move, Observer
+
+__all__ = ["ENDED_KEPT", "Move", "Observer"]
