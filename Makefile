@@ -122,6 +122,7 @@ bench: build ## all benchmarks, into build/bench (long)
 
 LIB = $(DESTDIR)$(PREFIX)/lib/pagecache-bpf
 SHARE = $(DESTDIR)$(PREFIX)/share
+SYSTEMD = $(DESTDIR)$(PREFIX)/lib/systemd/system
 install: build ## install command, policies, module source for DKMS, man page, completion
 	python3 -m venv $(LIB)
 	mkdir -p pagecache_bpf/bpf/include pagecache_bpf/bpf/agent pagecache_bpf/lib
@@ -142,11 +143,15 @@ install: build ## install command, policies, module source for DKMS, man page, c
 	$(PY) -m pagecache_bpf completion bash >$(SHARE)/bash-completion/completions/pagecache-bpf
 	$(PY) -m pagecache_bpf completion zsh >$(SHARE)/zsh/site-functions/_pagecache-bpf
 	$(PY) -m pagecache_bpf completion fish >$(SHARE)/fish/vendor_completions.d/pagecache-bpf.fish
+	install -d $(SYSTEMD) $(DESTDIR)/etc/pagecache-bpf
+	sed 's|/usr/local|$(PREFIX)|' packaging/systemd/pagecache-bpf.service >$(SYSTEMD)/pagecache-bpf.service
+	[ -e $(DESTDIR)/etc/pagecache-bpf/config.toml ] || install -m 644 packaging/config.toml $(DESTDIR)/etc/pagecache-bpf/
 	@echo "next, as root: dkms install pagecache_bpf/0.1.0 (the module, for this kernel and its updates)"
 
 uninstall: ## remove what `make install` installed
 	rm -rf $(LIB) $(DESTDIR)/usr/src/pagecache_bpf-0.1.0
 	rm -f $(DESTDIR)$(PREFIX)/bin/pagecache-bpf $(SHARE)/man/man1/pagecache-bpf.1
+	rm -f $(SYSTEMD)/pagecache-bpf.service
 	rm -f $(SHARE)/bash-completion/completions/pagecache-bpf $(SHARE)/zsh/site-functions/_pagecache-bpf
 	rm -f $(SHARE)/fish/vendor_completions.d/pagecache-bpf.fish
 
