@@ -26,6 +26,8 @@
 #define PAGECACHE_REASON_LEN 96
 #define PAGECACHE_MESSAGE_LEN 512
 
+#include "pagecache_template.h"
+
 #define PAGECACHE_NODE_ANY (-1) /* no preference: the reader's own node */
 #define PAGECACHE_NO_MARK (~0ULL) /* answer without a readahead marker */
 #define PAGECACHE_ORDER_AUTO (~0U) /* folio order left to the engine */
@@ -234,14 +236,6 @@ enum pagecache_request_kind {
 	PAGECACHE_REQUEST_EXIT = 4, /* the policy ended itself */
 };
 
-struct pagecache_file_key {
-	__u64 ino;
-	__u32 dev_major;
-	__u32 dev_minor;
-	__u32 generation;
-	__u32 reserved;
-};
-
 struct pagecache_request {
 	struct pagecache_file_key file;
 	__u64 start; /* page; of an exit: enum pagecache_hook */
@@ -279,87 +273,91 @@ struct pagecache_agent_orders {
 };
 
 /*
- * I/O templates as policies see them (bpf/include/template.bpf.h).  User space fills the arrays
- * before the hash template_files, by which a policy finds a template.  Numbers of pages are
- * those of this machine; a position is counted in pages from a consumer's first step.
+ * The observer: what a tagged file's readers found in the page cache, counted in the kernel by
+ * programs on tracepoints.  X(name, unit, help) in the order of enum pagecache_observed_counter;
+ * Python, JSON, metrics and the docs take their names and texts from here.  A page counts as its
+ * bytes, however little of it is wanted.  docs/observing.md says what cannot be seen.
+ *
+ * read_bytes = hit + ahead + miss, and so for mmap; each is counted where it is decided.
  */
-#define PAGECACHE_TEMPLATE_NONE (~0U)
+#define PAGECACHE_OBSERVED(X)                                                                     \
+	X(read_bytes, "bytes", "wanted by read() and its like")                                   \
+	X(read_hit_bytes, "bytes", "of these: cached, used before or prefetched for this model")  \
+	X(read_ahead_bytes, "bytes", "of these: first use of what readahead had brought")         \
+	X(read_miss_bytes, "bytes", "of these: absent, read in by the call that wanted them")     \
+	X(mmap_bytes, "bytes", "first touched in a mapping, or mapped along with a touched page") \
+	X(mmap_hit_bytes, "bytes", "of these: cached, used before or prefetched for this model")  \
+	X(mmap_ahead_bytes, "bytes", "of these: first use of what readahead had brought")         \
+	X(mmap_miss_bytes, "bytes", "of these: absent, read in by the fault that wanted them")    \
+	X(read_stall_ns, "ns", "time that read() and its like slept for I/O on tagged files")     \
+	X(mmap_stall_ns, "ns", "time that faults slept for I/O on tagged files")                  \
+	X(added_bytes, "bytes", "entered the page cache, whoever asked")                          \
+	X(demand_bytes, "bytes", "of these: brought by the read or fault that wanted them")       \
+	X(readahead_bytes, "bytes", "of these: brought by the kernel beyond what was wanted")     \
+	X(requested_bytes, "bytes", "of these: asked for by readahead(), fadvise() or madvise()") \
+	X(prefetched_bytes, "bytes", "of these: brought by a policy's prefetch")                  \
+	X(prefetch_useful_bytes, "bytes", "prefetched, first use: it was there in time")          \
+	X(prefetch_late_bytes, "bytes", "prefetched, first use: its reader had to wait for it")   \
+	X(prefetch_wasted_bytes, "bytes", "prefetched, and left the cache unused")                \
+	X(readahead_wasted_bytes, "bytes", "brought by anyone else, and left the cache unused")   \
+	X(removed_bytes, "bytes", "left the page cache, whatever the cause")                      \
+	X(evicted_reclaim_bytes, "bytes", "of these: memory was short")                           \
+	X(evicted_drop_bytes, "bytes", "of these: dropped by a policy")                           \
+	X(evicted_fadvise_bytes, "bytes", "of these: dropped by an application's fadvise()")      \
+	X(evicted_truncate_bytes, "bytes", "of these: the file was truncated or deleted")         \
+	X(evicted_other_bytes, "bytes", "of these: drop_caches, unmount, direct I/O, unknown")
 
-/* template_files: what a file is to the templates. */
-struct pagecache_template_file {
-	__u32 file; /* index of template_targets */
-	__u32 model; /* index of template_models */
-	__u32 spans; /* index of template_spans: one for each consumer of the model, from here */
-	__u32 reserved;
+enum pagecache_observed_counter {
+#define PAGECACHE_X(name, unit, help) PAGECACHE_OBSERVED_##name,
+	PAGECACHE_OBSERVED(PAGECACHE_X)
+#undef PAGECACHE_X
+		PAGECACHE_OBSERVED_NR,
 };
 
-/* template_models: one template.  The second half is the policy's. */
-struct pagecache_template_model {
-	__u32 first_consumer; /* index of template_consumers */
-	__u32 nr_consumers; /* 0: not used */
-	__u32 source; /* enum pagecache_template_source */
-	__u32 failed; /* 1: dropped, since it was wrong too often */
-	__u64 followed; /* pages that were accessed as the template says */
-	__u64 strayed; /* pages accessed otherwise, or prefetched before a jump and passed over */
-	__u64 jumps; /* times that a consumer went on elsewhere */
-	char name[PAGECACHE_MODEL_LEN];
+#define PAGECACHE_COMM_LEN 16
+
+/* A file that is observed: value of the map `observed_files`, by struct pagecache_file_key. */
+struct pagecache_observed_file {
+	__u32 model; /* small number; user space knows the name */
+	__u32 slot; /* small number of the file, part of the keys of its page bits */
+	__s64 resident_pages; /* in the cache: found there when tagged, plus added, less removed */
+	__u64 added_pages;
+	__u64 removed_pages;
+	__u32 folio_pages; /* the largest folio seen */
+	__u32 readers; /* 1: somebody has read or mapped it */
+	__u64 moved_ns; /* when the last cursor move was told */
 };
 
-enum pagecache_template_source {
-	PAGECACHE_TEMPLATE_SOURCE_DERIVED = 1,
-	PAGECACHE_TEMPLATE_SOURCE_RECORDED = 2,
-	PAGECACHE_TEMPLATE_SOURCE_IMPORTED = 3,
+/* Who read: key of the map `observed`.  Consumer 0: what no reader did. */
+struct pagecache_observed_key {
+	__u32 model;
+	__u32 tgid; /* in the initial PID namespace */
 };
 
-/* template_consumers: whose order it is.  The second half is the policy's. */
-struct pagecache_template_consumer {
-	__u32 first_step; /* index of template_steps */
-	__u32 nr_steps;
-	__u32 tgid; /* who reads as this consumer; 0: nobody yet */
-	__u32 reserved;
-	__u64 time_ns; /* when it was seen last, */
-	__u64 position; /* and where */
+struct pagecache_observed_value {
+	__u64 counters[PAGECACHE_OBSERVED_NR];
+	__u64 last_ns; /* CLOCK_MONOTONIC */
+	char comm[PAGECACHE_COMM_LEN];
 };
 
-/* template_targets: a file that can be prefetched.  asked and generation are the policy's. */
-struct pagecache_template_target {
-	struct pagecache_file_key key;
-	__u64 pages;
-	__u64 asked; /* pages, in this generation */
-	__u32 generation; /* grows when what was asked for may be gone */
-	__u32 reserved;
+/* A cursor has moved: record of the ring buffer `moves`. */
+struct pagecache_observed_move {
+	struct pagecache_file_key file;
+	__u64 index; /* first page that is wanted */
+	__u64 nr; /* pages */
+	__u64 time_ns; /* CLOCK_MONOTONIC */
+	__u32 tgid;
+	__u32 tid;
+	__u32 model;
+	__u32 kind; /* enum pagecache_kind: READ, MAP or TOUCH */
 };
 
-/* template_spans: the part of template_index that is of one file and consumer. */
-struct pagecache_template_span {
-	__u32 first;
-	__u32 nr;
-};
-
-/* template_index: from a page to a step; sorted by page within a span. */
-struct pagecache_template_entry {
-	__u32 start; /* page */
-	__u32 step; /* index of template_steps */
-};
-
-/* template_steps: what a consumer reads, one extent after the other. */
-struct pagecache_template_step {
-	__u32 extent; /* index of template_extents */
-	__u32 next; /* the consumer's next step in the same file, or PAGECACHE_TEMPLATE_NONE */
-	__u64 before; /* position */
-};
-
-/* template_extents: shared by the consumers that want the same.  The second half is the policy's.
- */
-struct pagecache_template_extent {
-	__u32 file; /* index of template_targets */
-	__u32 start; /* pages, */
-	__u32 end; /* without this one */
-	__u32 users; /* steps that lead here */
-	__u32 asked; /* pages from start on that have been asked for, */
-	__u32 generation; /* if this is the file's */
-	__u32 passed; /* users that have come to its end */
-	__u32 reserved;
+/* The only element of the map `observer_state`. */
+struct pagecache_observer_state {
+	__u64 moves; /* told */
+	__u64 lost_moves; /* found the ring buffer full */
+	__u64 lost_pages; /* page bits that no memory was left for: their pages count as missed */
+	__u64 lost_consumers; /* accesses counted for consumer 0 since the map was full */
 };
 
 #define PAGECACHE_IOC_MAGIC 0xb9
@@ -379,20 +377,17 @@ _Static_assert(sizeof(struct pagecache_tag_request) == 8 + 32 + 64 + 1024,
 	       "tag request has a hole");
 _Static_assert(sizeof(struct pagecache_untag_request) == 24, "untag request has a hole");
 _Static_assert(sizeof(struct pagecache_tag_record) == 48 + 32 + 64 + 1024, "tag record has a hole");
-_Static_assert(sizeof(struct pagecache_file_key) == 24, "file key has a hole");
 _Static_assert(sizeof(struct pagecache_request) == 24 + 40 + 16 + 64, "request has a hole");
 _Static_assert(sizeof(struct pagecache_agent_tag) == 16, "agent tag has a hole");
 _Static_assert(sizeof(struct pagecache_agent_state) == 32, "agent state has a hole");
 _Static_assert(sizeof(struct pagecache_agent_orders) == 24, "agent orders have a hole");
+_Static_assert(sizeof(struct pagecache_observed_file) == 48, "observed file has a hole");
+_Static_assert(sizeof(struct pagecache_observed_key) == 8, "observed key has a hole");
+_Static_assert(sizeof(struct pagecache_observed_value) == 8 * PAGECACHE_OBSERVED_NR + 24,
+	       "observed value has a hole");
+_Static_assert(sizeof(struct pagecache_observed_move) == 24 + 40, "move has a hole");
+_Static_assert(sizeof(struct pagecache_observer_state) == 32, "observer state has a hole");
 _Static_assert(sizeof(struct pagecache_policy_record) == 40 + 32 + 8 * PAGECACHE_COUNTER_NR,
 	       "policy record has a hole");
-_Static_assert(sizeof(struct pagecache_template_file) == 16, "template file has a hole");
-_Static_assert(sizeof(struct pagecache_template_model) == 40 + 64, "template model has a hole");
-_Static_assert(sizeof(struct pagecache_template_consumer) == 32, "template consumer has a hole");
-_Static_assert(sizeof(struct pagecache_template_target) == 48, "template target has a hole");
-_Static_assert(sizeof(struct pagecache_template_span) == 8, "template span has a hole");
-_Static_assert(sizeof(struct pagecache_template_entry) == 8, "template entry has a hole");
-_Static_assert(sizeof(struct pagecache_template_step) == 16, "template step has a hole");
-_Static_assert(sizeof(struct pagecache_template_extent) == 32, "template extent has a hole");
 
 #endif /* PAGECACHE_ABI_H */

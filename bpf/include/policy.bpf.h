@@ -32,6 +32,7 @@
 
 #include "kernel.bpf.h"
 #include <bpf/bpf_helpers.h>
+#include "pagecache_template.h"
 
 #ifdef PAGECACHE_ENGINE_AGENT
 #include "pagecache_ops.h"

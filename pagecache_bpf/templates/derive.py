@@ -56,7 +56,7 @@ def derive(
     paths = sorted(model.files, key=lambda path: natural(path.name))
     every = [headers.parse(path) for path in paths]
     base = model.root if model.root.is_dir() else model.root.parent
-    files = tuple(each.file(_relative(path, base)) for each, path in zip(every, paths, strict=True))
+    files = tuple(each.file(relative(path, base)) for each, path in zip(every, paths, strict=True))
     places = _listed(every, names) if names is not None else _ordered(every, order)
     config = _config(base)
     ranks = range(tp) if rank is None else (rank,)
@@ -93,7 +93,7 @@ def natural(name: str) -> list[tuple[int, int, str]]:
     ]
 
 
-def _relative(path: Path, base: Path) -> str:
+def relative(path: Path, base: Path) -> str:
     """The file's path below the model's directory; its name where links lead elsewhere."""
     try:
         return str(path.relative_to(os.path.realpath(base)))

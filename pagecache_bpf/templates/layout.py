@@ -18,6 +18,7 @@ import numpy as np
 
 from pagecache_bpf import _abi
 from pagecache_bpf.errors import PagecacheError
+from pagecache_bpf.templates.intervals import Intervals
 from pagecache_bpf.templates.template import Template
 
 PAGE_SIZE = os.sysconf("SC_PAGE_SIZE")
@@ -176,40 +177,12 @@ def _without_repeats(rows: Array) -> Array:
     # Neighbours in the file share a page where one ends and the other begins: no repeat.
     if not np.any(same & (ordered["start"][1:] + 1 < ordered["end"][:-1])):
         return rows
-    seen: dict[tuple[int, int], _Intervals] = {}
+    seen: dict[tuple[int, int], Intervals] = {}
     kept: list[tuple[int, int, int, int]] = []
     for consumer, file, start, end in rows.tolist():
-        intervals = seen.setdefault((consumer, file), _Intervals())
+        intervals = seen.setdefault((consumer, file), Intervals())
         kept += [(consumer, file, *part) for part in intervals.add(start, end)]
     return np.array(kept, _STEP)
-
-
-class _Intervals:
-    """Disjoint intervals, sorted."""
-
-    def __init__(self) -> None:
-        self._starts: list[int] = []
-        self._ends: list[int] = []
-
-    def add(self, start: int, end: int) -> list[tuple[int, int]]:
-        """Add one; what of it is new."""
-        from bisect import bisect_left, bisect_right
-
-        low = bisect_left(self._ends, start)
-        high = bisect_right(self._starts, end)
-        new, at = [], start
-        for number in range(low, high):
-            if at < self._starts[number]:
-                new.append((at, self._starts[number]))
-            at = max(at, self._ends[number])
-        if at < end:
-            new.append((at, end))
-        if low < high:
-            start = min(start, self._starts[low])
-            end = max(end, self._ends[high - 1])
-        self._starts[low:high] = [start]
-        self._ends[low:high] = [end]
-        return new
 
 
 def _cut(rows: Array, pages: int) -> Array:
