@@ -24,7 +24,7 @@ GUEST_KREL = $(shell ls -d /lib/modules/6.12*/build 2>/dev/null | sort -V | tail
 RUNNING := $(shell uname -r)
 KREL ?= $(GUEST_KREL)
 
-.PHONY: help deps build bpf kmod check format docs test test-unit test-native test-vm test-numa \
+.PHONY: help deps build bpf kmod check format docs test test-unit test-native test-vm test-numa test-torch \
 	vm vm-shell vm-debug demo bench install uninstall clean
 
 help: ## list the targets
@@ -94,6 +94,17 @@ test-unit: build ## tests without root
 
 test-native: build ## tests that need root and this kernel
 	$(PY) -m pytest tests/native -rs --junitxml=build/test/native.xml
+
+# Not part of `make test`: torch alone is up to 3 GB.  TORCH names another build of it, for example
+# TORCH=torch==2.13.0+cpu where one is at hand.
+TORCH ?= torch
+TORCH_PY := build/venv-torch/bin/python
+test-torch: build ## tests and examples that need torch and transformers (a venv of its own; large)
+	$(Q)[ -e build/venv-torch/.installed ] || { python3 -m venv build/venv-torch && \
+		$(TORCH_PY) -m pip install -q --disable-pip-version-check '$(TORCH)' transformers \
+			-e '.[test,demo]' && touch build/venv-torch/.installed; }
+	$(TORCH_PY) -m pytest tests/unit/test_api_torch.py tests/unit/test_examples.py -rs \
+		--junitxml=build/test/torch.xml
 
 # The guest's own pytest writes the report; its exit code, a lost guest and every complaint of the
 # kernel come back through benchmarks.guest.

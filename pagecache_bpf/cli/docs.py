@@ -38,6 +38,11 @@ FILES = (
 ENVIRONMENT = (
     ("NO_COLOR", "no colors if it is set to anything"),
     ("CLANG", "the compiler for policies in C (default: clang, or the newest clang-NN)"),
+    (
+        "PAGECACHE_BPF_API",
+        "narrows `run` and the Python API: `alone` to what a process can do by itself, `off` to "
+        "nothing",
+    ),
     ("PAGECACHE_BPF_LIBBPF", "the libbpf to load, instead of looking for one"),
     ("PAGECACHE_BPF_RUN_DIR", "the place of sockets and logs (default: /run/pagecache-bpf)"),
 )

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pagecache_bpf import cgroups
-from pagecache_bpf.agent import executor
+from pagecache_bpf.agent import executor, worker
 from pagecache_bpf.cachestat import PAGE_SIZE
 from pagecache_bpf.errors import PagecacheError
 from pagecache_bpf.loads.progress import Progress, Seen
@@ -307,11 +307,11 @@ class Alone:
             self._threads.add(threading.get_native_id())
             self._bind()
         try:
-            executor.by_populate(fd, start, length)
+            worker.by_populate(fd, start, length)
         except OSError as error:
             if error.errno != errno.EINVAL:
                 raise
-            executor.by_readahead(fd, start, length)  # before Linux 5.14
+            worker.by_readahead(fd, start, length)  # before Linux 5.14
 
     def _bind(self) -> None:
         """Run where the pages should be: they land on the node of whoever reads them."""

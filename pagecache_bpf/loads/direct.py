@@ -145,11 +145,13 @@ class Direct:
         last = self.report()
         self._undo()
         evicted = 0 if keep else self._snapshot.drop_rest()
+        self._snapshot.close()
         resident = resident_of(self._wish.model.files)
         return replace(last, done=True, evicted_bytes=evicted, resident_bytes=resident)
 
     def forget(self) -> None:
-        """Nothing is held open: tags are the kernel's, or the agent's."""
+        """Tags are the kernel's, or the agent's."""
+        self._snapshot.close()
 
     def _status(self, governor: Governor) -> PolicyStatus | None:
         found = (each for _, each in governor.policies() if each.name == self._policy)

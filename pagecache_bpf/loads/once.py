@@ -8,7 +8,7 @@ import threading
 from collections.abc import Sequence
 from pathlib import Path
 
-from pagecache_bpf.agent import executor
+from pagecache_bpf.agent import executor, worker
 from pagecache_bpf.errors import UsageError
 from pagecache_bpf.loads.alone import free_memory
 
@@ -56,7 +56,7 @@ def read(path: Path, parts: Sequence[tuple[int, int]], node: int | None) -> int:
             bound.done = True
             if allowed := os.sched_getaffinity(0) & cpus:
                 os.sched_setaffinity(0, allowed)
-        executor.by_populate(fd, start, length)
+        worker.by_populate(fd, start, length)
 
     settled = [0]
 
