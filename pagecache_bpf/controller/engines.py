@@ -148,6 +148,17 @@ class Engines:
                 with suppress(PagecacheError), Device() as device:
                     device.untag(*placed.identity)
 
+    def observed(self, model: str) -> dict[str, int] | None:
+        """What the observer has counted for a model; None: there is no observer."""
+        stats = getattr(self.service, "stats", None)
+        if stats is None:
+            return None
+        with self.lock, suppress(PagecacheError):
+            for each in stats()["models"]:
+                if each["model"] == model:
+                    return dict(each["counters"])
+        return None
+
     def close(self, keep: bool) -> None:
         """Detach what was attached here; keep: leave what the module runs."""
         with self.lock:

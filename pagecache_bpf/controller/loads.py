@@ -12,7 +12,7 @@ import os
 import secrets
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -56,6 +56,8 @@ class Load:
     dropped: int = 0
     delay_at_open: int | None = None
     delay: int | None = None
+    counted_at_open: dict[str, int] | None = None
+    counted: dict[str, int] | None = None
     template: str | None = None
     template_why: str = ""
 
@@ -68,8 +70,12 @@ class Load:
 class Book:
     """Every open load.  Its methods may be called from any thread."""
 
-    def __init__(self, engines: Engines, budgets: Budgets) -> None:
+    def __init__(
+        self, engines: Engines, budgets: Budgets, changed: Callable[[], None] = lambda: None
+    ) -> None:
+        """changed: called, holding no lock, when tags have been set or taken off."""
         self.engines = engines
+        self._changed = changed
         self.budgets = budgets
         self.loads: dict[str, Load] = {}
         self.templates = Templates(engines)
@@ -163,9 +169,11 @@ class Book:
             except PagecacheError as error:
                 load.why = str(error)
         if governed:
+            load.counted_at_open = self.engines.observed(load.model) or {}
             # What root has put under another policy stays there.
             load.policy = policy if policy in governed else governed[0]
             load.engine = self.engines.attached().get(load.policy)
+        self._changed()
         if assigned is not None and load.policy == policy:
             self._give(load, policy, engine, assigned)
 
@@ -188,6 +196,7 @@ class Book:
                 return
             load.closed = time.monotonic()
             load.delay = self._delay(load)
+            load.counted = self._counted(load)
             del self.loads[load.id]
             self.budgets.release(load.id)
             unused = []
@@ -202,6 +211,7 @@ class Book:
                     self.engines.untag(placed)
                 unused.append(file)
         self.templates.forget(load.id)
+        self._changed()
         if drop:
             for file in unused:
                 load.dropped += drop_file(file)
@@ -211,10 +221,10 @@ class Book:
         with self._lock:
             return set(self._users.get(key, ()))
 
-    def placed(self) -> set[bytes]:
-        """Files that are tagged because of loads."""
+    def placed(self) -> dict[bytes, Placed]:
+        """The tags that were set for loads, by file."""
         with self._lock:
-            return set(self._placed)
+            return dict(self._placed)
 
     def report(self, load: Load) -> dict[str, Any]:
         """A load as the protocol tells it."""
@@ -240,7 +250,7 @@ class Book:
             "io_delay_why": "" if delay is not None else why or "the process has ended",
             "template": load.template,
             "template_why": load.template_why,
-            "counters": None,
+            "counters": load.counted if load.closed is not None else self._counted(load),
         }
 
     def _delay(self, load: Load) -> int | None:
@@ -248,6 +258,14 @@ class Book:
         if now is None or load.delay_at_open is None:
             return None
         return now - load.delay_at_open
+
+    def _counted(self, load: Load) -> dict[str, int] | None:
+        """What the observer has counted for the model since the load was opened."""
+        now = self.engines.observed(load.model)
+        if now is None:
+            return None
+        before = load.counted_at_open or {}
+        return {name: value - before.get(name, 0) for name, value in now.items()}
 
     def _own_name(self, model: str, uid: int) -> str:
         """Names are labels of counters: two users' models of one name must not be mixed."""

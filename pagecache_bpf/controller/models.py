@@ -26,9 +26,9 @@ class Keeper:
         self._engines, self._book = engines, book
         self._placed: dict[bytes, tuple[str, Placed]] = {}  # with the model's name
 
-    def placed(self) -> set[bytes]:
-        """Files that are tagged because of the configuration."""
-        return set(self._placed)
+    def placed(self) -> dict[bytes, Placed]:
+        """The tags that are set because of the configuration, by file."""
+        return {key: placed for key, (_, placed) in self._placed.items()}
 
     def apply(self, settings: Settings) -> list[str]:
         """Tag what is configured and untag what is not any more; returns what failed."""
