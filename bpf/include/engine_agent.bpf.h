@@ -16,6 +16,7 @@
 #define ENGINE_AGENT_BPF_H
 
 #include "core.bpf.h"
+#include "affinity.bpf.h"
 
 /* Beside what it answers, the kernel reads for the reader by itself. */
 #define PAGECACHE_KERNEL_READS 1
@@ -328,7 +329,7 @@ static __always_inline bool agent_begin(struct agent_call *call, struct inode *i
 	ctx->time_ns = bpf_ktime_get_ns();
 	ctx->cgroup_id = bpf_get_current_cgroup_id();
 	ctx->model = call->tag->model;
-	ctx->node = bpf_get_numa_node_id();
+	ctx->node = consumer_node(ctx->tgid, bpf_get_numa_node_id());
 	ctx->ra_pages = BPF_CORE_READ(sb, s_bdi, ra_pages);
 	ctx->io_pages = BPF_CORE_READ(sb, s_bdi, io_pages);
 

@@ -26,8 +26,8 @@ from typing import Any
 from pagecache_bpf._logs import RUN_DIR
 from pagecache_bpf.agent.client import SOCKET as ROOT_SOCKET
 from pagecache_bpf.agent.service import Service
+from pagecache_bpf.controller import affinity, state
 from pagecache_bpf.controller import config as configs
-from pagecache_bpf.controller import state
 from pagecache_bpf.controller.admission import Budgets
 from pagecache_bpf.controller.config import Config
 from pagecache_bpf.controller.engines import Engines
@@ -88,6 +88,7 @@ class Daemon:
         settings = Settings(self.config)
         self._budget(settings)
         state.adopt_kernel(self.engines)
+        affinity.sweep()
         if self.persist:
             self.failed = state.restore(self.service)
             for sentence in self.failed:

@@ -22,6 +22,7 @@ from pagecache_bpf import cgroups
 from pagecache_bpf.agent.executor import drop as drop_pages
 from pagecache_bpf.cachestat import PAGE_SIZE, cached_pages
 from pagecache_bpf.controller.admission import Budgets, Claim, Decision
+from pagecache_bpf.controller.affinity import Hints, node_of
 from pagecache_bpf.controller.engines import Engines, Placed
 from pagecache_bpf.controller.files import File
 from pagecache_bpf.controller.processes import Delays
@@ -58,6 +59,7 @@ class Load:
     delay: int | None = None
     counted_at_open: dict[str, int] | None = None
     counted: dict[str, int] | None = None
+    node: int | None = None
     template: str | None = None
     template_why: str = ""
 
@@ -79,6 +81,7 @@ class Book:
         self.budgets = budgets
         self.loads: dict[str, Load] = {}
         self.templates = Templates(engines)
+        self.hints = Hints(engines)
         self.delays: Delays | None = None
         self._lock = threading.RLock()
         self._users: dict[bytes, set[str]] = {}  # file -> loads that read it
@@ -173,6 +176,9 @@ class Book:
             # What root has put under another policy stays there.
             load.policy = policy if policy in governed else governed[0]
             load.engine = self.engines.attached().get(load.policy)
+            node = node_of(load.devices) if load.devices else None
+            if load.engine and self.hints.give(load.id, load.pid, load.policy, load.engine, node):
+                load.node = node
         self._changed()
         if assigned is not None and load.policy == policy:
             self._give(load, policy, engine, assigned)
@@ -211,6 +217,7 @@ class Book:
                     self.engines.untag(placed)
                 unused.append(file)
         self.templates.forget(load.id)
+        self.hints.forget(load.id, load.pid)
         self._changed()
         if drop:
             for file in unused:
@@ -242,6 +249,7 @@ class Book:
             "budget_bytes": load.budget,
             "admission": load.decision.kind,
             "message": load.decision.message,
+            "node": load.node,
             "seconds": (load.closed or time.monotonic()) - load.opened,
             "resident_at_open_bytes": load.resident_at_open,
             "resident_bytes": sum(resident(file) for file in load.files),

@@ -352,7 +352,12 @@ class PublicDesk:
 
     def _session(self, connection: Connection) -> _Session:
         with self._lock:
-            return self._sessions.setdefault(connection, _Session(gone=not connection.alive))
+            session = self._sessions.get(connection)
+            if session is None:
+                session = _Session(gone=not connection.alive)
+                if connection.alive:  # or nobody would take it out again
+                    self._sessions[connection] = session
+            return session
 
     def _taken(self, session: _Session) -> list[int]:
         """Take the files that wait; their descriptors are the caller's now."""

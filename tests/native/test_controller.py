@@ -491,3 +491,41 @@ def test_pages_of_others_are_not_touched(controller: Controller, files: list[Pat
         assert resident_pages(files[0]) == 101
     drop(files[:1])
     assert json.dumps(report)
+
+
+def test_templates_of_loads(tmp_path: Path) -> None:
+    """Derived where none comes along; one that is passed is used if it is of these files."""
+    np = pytest.importorskip("numpy")
+    numpy_files = pytest.importorskip("safetensors.numpy")
+    from pagecache_bpf import templates
+    from pagecache_bpf.models import resolve
+
+    names = {"a": tmp_path / "a.safetensors", "b": tmp_path / "b.safetensors"}
+    for seed, path in enumerate(names.values()):
+        tensors = {f"layer.{n}": np.full((1021, 1024), seed + n, np.float32) for n in range(4)}
+        numpy_files.save_file(tensors, path)
+    texts = {
+        name: b"".join(templates.text.render(templates.derive(resolve(path))))
+        for name, path in names.items()
+    }
+    with (
+        serving(tmp_path / "run", AGENT.replace('"sequential"', '"maio"')) as controller,
+        controller.client() as client,
+    ):
+        report = load(client, [names["a"]], model="a")
+        assert (report["policy"], report["template"], report["template_why"]) == (
+            *("maio", "derived", ""),
+        )
+        (policy,) = controller.run("status", "--json").data["policies"]
+        assert [each["model"] for each in policy["templates"]] == ["a"]
+        read(names["a"])
+        passed = load(client, [names["b"]], model="b", template=texts["b"])
+        assert passed["template"] == "derived"
+        assert client.close(passed["load"])["state"] == "done"
+        other = load(client, [names["b"]], model="b", template=texts["a"])
+        assert other["template"] is None
+        assert "does not fit the files" in other["template_why"]
+        client.close(other["load"])
+        broken = load(client, [names["b"]], model="b", template="nonsense")
+        assert broken["template"] is None and broken["template_why"]
+        client.done(report["load"])

@@ -23,9 +23,7 @@ pagecache-bpf).
 When it ends, loads end with it and so do policies of engine agent and those that it attached for
 loads or the configuration. With --persist policies and tags are taken up again by the next
 serve."""
-EXAMPLES = (
-    ("pagecache-bpf serve", "with /etc/pagecache-bpf/config.toml, if there is one"),
-)
+EXAMPLES = (("pagecache-bpf serve", "with /etc/pagecache-bpf/config.toml, if there is one"),)
 JSON = {
     "serve": {
         "listen": "the public socket; printed when it answers",
