@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +58,15 @@ def load(client: Client, paths: list[Path], **arguments: Any) -> dict[str, Any]:
     finally:
         for fd in fds:
             os.close(fd)
+
+
+def links(controller: Controller) -> list[str]:
+    """What the controller has open."""
+    found = []
+    for each in Path(f"/proc/{controller.process.pid}/fd").iterdir():
+        with suppress(FileNotFoundError):
+            found.append(os.readlink(each))
+    return found
 
 
 def read(path: Path) -> None:
@@ -115,8 +125,7 @@ def test_what_a_file_has_in_the_cache(controller: Controller, files: list[Path])
         with pytest.raises(PagecacheError, match="multiple"):
             client.residency(fd, 1)
     os.close(fd)
-    held = [os.readlink(each) for each in Path(f"/proc/{controller.process.pid}/fd").iterdir()]
-    assert str(files[0]) not in held
+    wait_for(lambda: str(files[0]) not in links(controller), "the file to be closed")
 
 
 def test_loads_share_files(controller: Controller, files: list[Path]) -> None:
@@ -144,6 +153,21 @@ def test_roots_tags_are_left_alone(controller: Controller, files: list[Path]) ->
         assert report["policy"] == "noop"
         client.done(report["load"])
     assert tagged(controller) == [(str(files[0]), "noop")]
+
+
+def test_the_node_of_the_devices(controller: Controller, files: list[Path]) -> None:
+    """Known where all of them are near one node that there is; else it stays unknown."""
+    here = {"name": "cuda:0", "pci": None, "node": 0}
+    for devices, node in (
+        ([here, here], 0),
+        ([here, {"name": "cuda:1", "node": None}], None),
+        ([{"name": "cuda:0", "node": 1023}], None),
+        ([], None),
+    ):
+        with controller.client() as client:
+            report = load(client, files[:1], devices=devices)
+            assert report["node"] == node
+            assert client.close(report["load"])["state"] == "done"
 
 
 def test_a_policy_that_does_not_exist(controller: Controller, files: list[Path]) -> None:
@@ -474,8 +498,7 @@ def test_a_load_of_a_thousand_files(controller: Controller, tmp_path: Path) -> N
         report = load(client, shards)
         took = time.monotonic() - begin
         assert (report["files"], len(tagged(controller))) == (1000, 1000)
-        held = [os.readlink(each) for each in Path(f"/proc/{controller.process.pid}/fd").iterdir()]
-        assert not [path for path in held if "shard" in path]
+        assert not [path for path in links(controller) if "shard" in path]
         client.done(report["load"])
     assert took < 60
 
@@ -502,7 +525,8 @@ def test_templates_of_loads(tmp_path: Path) -> None:
 
     names = {"a": tmp_path / "a.safetensors", "b": tmp_path / "b.safetensors"}
     for seed, path in enumerate(names.values()):
-        tensors = {f"layer.{n}": np.full((1021, 1024), seed + n, np.float32) for n in range(4)}
+        shape = (1021 + seed, 1024)
+        tensors = {f"layer.{n}": np.full(shape, seed + n, np.float32) for n in range(4)}
         numpy_files.save_file(tensors, path)
     texts = {
         name: b"".join(templates.text.render(templates.derive(resolve(path))))

@@ -17,6 +17,7 @@ from pagecache_bpf.controller.protocol import Client
 from pagecache_bpf.device import Device
 from tests.native.controller import Controller, serving
 from tests.vm.kernel import make_file, read_all, wait_for
+from tests.vm.test_kmod_prefetch import nodes_of
 
 pytestmark = pytest.mark.vm
 
@@ -102,3 +103,29 @@ def test_what_is_to_persist_stays_attached(directory: Path, file: Path) -> None:
     with serving(directory, LOADS + model):
         assert tags() == [(str(file), "sequential")]
     wait_for(lambda: loader.pinned() == [], "the policy to be detached")
+
+
+@pytest.mark.parametrize("engine", ["struct_ops", "agent"])
+def test_pages_land_on_the_node_of_the_device(
+    slow_mount: Path, directory: Path, engine: str
+) -> None:
+    """The reader runs on node 0, its accelerator is near node 1: so are the pages."""
+    if not Path("/sys/devices/system/node/node1").exists():
+        pytest.skip("this guest has one NUMA node; boot it with --numa 2")
+    file = make_file(slow_mount / "model.safetensors", 8191)
+    before = os.sched_getaffinity(0)
+    config = f'[loads]\npolicies = ["sequential"]\nengine = "{engine}"\n'
+    with serving(directory, config) as controller, controller.client() as client:
+        os.sched_setaffinity(0, {0})
+        try:
+            fd = os.open(file, os.O_RDONLY)
+            devices = [{"name": "cuda:0", "pci": "0000:3b:00.0", "node": 1}]
+            report = client.open_load([fd], model="m", devices=devices)
+            os.close(fd)
+            assert (report["engine"], report["node"]) == (engine, 1)
+            read_all(file)
+            counts = nodes_of(file)
+            print(engine, counts)
+            assert counts[1] >= 0.95 * sum(counts.values()), counts
+        finally:
+            os.sched_setaffinity(0, before)

@@ -17,7 +17,6 @@ from pagecache_bpf.units import format_size, plural
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from pagecache_bpf.cli.budget import admit, release
     from pagecache_bpf.cli.tagging import Tagging
     from pagecache_bpf.cli.templating import Chosen
     from pagecache_bpf.governor import Governor
@@ -301,6 +300,7 @@ def _attach_and_tag(
 ) -> tuple[Tagging, list[dict[str, Any]]]:
     """Attach, then tag; on any failure (Ctrl-C too) detach and untag again."""
     from pagecache_bpf import loader
+    from pagecache_bpf.cli.budget import admit, release
     from pagecache_bpf.cli.tagging import Tagging
     from pagecache_bpf.cli.templating import give, sizes_of
 
