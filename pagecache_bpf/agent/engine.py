@@ -291,7 +291,7 @@ class Agent:
         """Run the policy's init.  Raises PolicyRejected if it fails or ends the policy."""
         what = f"the policy {self.info.name} was not attached"
         for program in self._object.programs():
-            if program.section != "syscall":
+            if program.name != "agent_init":
                 continue
             code = program.run()
             self._ring.poll(0)
