@@ -158,19 +158,21 @@ class Book:
             load.why = f"no policy: {error}"
             return
         governed: list[str] = []
-        for fd, file in zip(fds, load.files, strict=True):
-            try:
-                with self._lock:
-                    if load.closed is not None:
-                        return
-                    ours = self._placed.get(file.key)
-                    by = ours.policy if ours else self.engines.governor_of(file.key, fd)
+        with self._lock:
+            if load.closed is not None:
+                return
+            taken = self.engines.governors(load.files)
+            fresh: dict[bytes, Placed] = {}
+            for fd, file in zip(fds, load.files, strict=True):
+                try:
+                    by = taken.get(file.key)
                     if by is None:
-                        placed = self.engines.tag(fd, file, policy, engine, load.model)
-                        self._placed[file.key], by = placed, policy
-                governed.append(by)
-            except PagecacheError as error:
-                load.why = str(error)
+                        fresh[file.key] = self.engines.tag(fd, file, policy, engine, load.model)
+                        by = policy
+                    governed.append(by)
+                except PagecacheError as error:
+                    load.why = str(error)
+            self._placed.update(self.engines.locate(fresh, load.files))
         if governed:
             load.counted_at_open = self.engines.observed(load.model) or {}
             # What root has put under another policy stays there.
