@@ -77,6 +77,46 @@ def cold_table(rows: Sequence[Row], title: str) -> Table:
     return table
 
 
+def one_table(rows: Sequence[Row], title: str) -> Table:
+    """Cold loads of several cases and both kernels in one table; fits 80 columns."""
+    table = Table(
+        title=title,
+        title_justify="left",
+        title_style="bold",
+        box=box.SIMPLE_HEAD,
+        padding=0,
+    )
+    for heading in ("kernel", "model", "loader", "readahead by"):
+        table.add_column(heading, no_wrap=True)
+    for heading in ("median s", "MB/s", "faster", "of limit"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    before: list[str] = []
+    groups = [row for _, group in by_case(rows) for row in group]
+    for number, row in enumerate(groups):
+        loader, state, median, _, speed, faster, share, _ = _cells(row)
+        names = [str(row.extra.get("host", "guest")), row.case, loader]
+        style = "red" if not row.correct else "bold green" if row.policy else ""
+        last = number + 1 == len(groups) or _place(groups[number + 1]) != _place(row)
+        shown = ["" if now == was else now for now, was in zip(names[:2], before, strict=False)]
+        table.add_row(
+            *(shown or names[:2]),
+            loader,
+            state,
+            median,
+            speed,
+            faster,
+            share,
+            style=style,
+            end_section=last,
+        )
+        before = [] if last else names
+    return table
+
+
+def _place(row: Row) -> tuple[object, str]:
+    return row.extra.get("host", "guest"), row.case
+
+
 def verdict(rows: Sequence[Row]) -> str:
     """One line on whether every load got the right bytes."""
     wrong = [f"{row.loader} ({state_text(row)})" for row in rows if not row.correct]
@@ -98,6 +138,8 @@ def by_case(rows: Sequence[Row]) -> list[tuple[str, list[Row]]]:
     groups: dict[str, list[Row]] = {}
     for row in rows:
         title = f"{row.case}, {megabytes(row.wanted_bytes)} MB, {row.fs}"
+        if row.extra.get("host") == "native":
+            title += ", this machine's own kernel"
         if row.extra.get("delay_ms") is not None:
             title += f", {row.extra['delay_ms']:g} ms per request"
         if row.extra.get("cap_bytes_per_s"):
