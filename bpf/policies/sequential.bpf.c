@@ -18,13 +18,14 @@
 #include "policy.bpf.h"
 
 PAGECACHE_KNOB(u32, start_window_kib, 1024, "KiB", 64, 1048576, "first window of a new stream");
-PAGECACHE_KNOB(u32, max_window_mib, 64, "MiB", 1, 4096, "largest window ahead of one reader");
+PAGECACHE_KNOB(u32, max_window_mib, 128, "MiB", 1, 4096, "largest window ahead of one reader");
 PAGECACHE_KNOB(u32, budget_mib, 0, "MiB", 0, 1073741824,
 	       "no prefetch while the governed files hold this much page cache; 0: no bound");
 PAGECACHE_KNOB(u32, confirm_accesses, 3, "accesses", 1, 16, "accesses in order that make a stream");
 
 #define STREAMS 8
-#define TRUSTED 2 /* files of a model streamed to the end before it is trusted */
+#define TRUSTED 1 /* files of a model streamed to the end before it is trusted */
+#define STEEP_BYTES (16 << 20) /* windows below this grow fourfold */
 #define HEAD_PAGES 64 /* a trusted file is expected to be read from here */
 
 struct stream {
@@ -163,7 +164,7 @@ static __always_inline void open_window(struct stream *s, const struct pagecache
 
 /*
  * The reader had to wait.  Judge the present window once it has been read through: while each
- * doubling makes the reader faster by an eighth or more, double it again.
+ * growth makes the reader faster by an eighth or more, grow it again.
  */
 static __always_inline void grow(struct stream *s, const struct pagecache_ctx *ctx)
 {
@@ -180,7 +181,7 @@ static __always_inline void grow(struct stream *s, const struct pagecache_ctx *c
 		return;
 	}
 	s->rate = rate;
-	open_window(s, ctx, s->window * 2);
+	open_window(s, ctx, s->window * (s->window < pages_of(ctx, STEEP_BYTES) ? 4 : 2));
 }
 
 /*

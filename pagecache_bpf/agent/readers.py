@@ -59,7 +59,7 @@ class Readers:
         self._page_size = page_size
         self._changed = changed
         self._known: dict[int, Reader] = {}
-        self._blind = not sees_readers()
+        self.blind = not sees_readers()
         self._several_nodes = len(nodes()) > 1
         self._home: Path | None = None
         with suppress(UsageError):
@@ -85,7 +85,7 @@ class Readers:
     def refresh(self) -> None:
         """Look at all of them again: room may have come, and they may have gone."""
         for tgid in list(self._known):
-            if not self._blind and not os.path.exists(f"/proc/{tgid}"):
+            if not self.blind and not os.path.exists(f"/proc/{tgid}"):
                 del self._known[tgid]
                 self._changed(tgid, None)
             else:
@@ -93,7 +93,7 @@ class Readers:
 
     def _look(self, tgid: int, now: float) -> Reader:
         window = host_window(cgroups.host_memory())
-        if self._blind:
+        if self.blind:
             return Reader(None, window, now)
         try:
             memory = cgroups.of_process(tgid)
