@@ -28,6 +28,10 @@ from dataclasses import dataclass
 #: Bytes read by one system call, and the alignment of chunks.
 CHUNK_BYTES = 2 << 20
 MAX_DEPTH = 32
+#: One chunk in so many is read in small folios.  A huge one is mapped by one fault that no
+#: tracepoint tells of, so a reader that meets nothing else cannot be followed.
+SEEN_CHUNKS = 4
+_SMALL_BYTES = 512 << 10  # less than any device's io_pages, at which one readahead(2) is cut
 
 #: To the worker: operation, number, start, length.  READ carries a descriptor, BIND a list of CPUs.
 ORDER = struct.Struct("=BxxxiQQQ")
@@ -58,18 +62,26 @@ def by_readahead(fd: int, start: int, length: int) -> None:
         raise _error()
 
 
-def by_populate(fd: int, start: int, length: int) -> None:
+def by_populate(fd: int, start: int, length: int, huge: bool = True) -> None:
     """MADV_POPULATE_READ: waits for the pages, huge ones where the file system has them."""
     address = _libc.mmap(None, length, _PROT_READ, _MAP_SHARED, fd, start)
     if address == ctypes.c_void_p(-1).value:
         raise _error()
     try:
-        _libc.madvise(address, length, mmap.MADV_HUGEPAGE)
-        _libc.madvise(address, length, mmap.MADV_RANDOM)
+        if huge:
+            _libc.madvise(address, length, mmap.MADV_HUGEPAGE)
+            _libc.madvise(address, length, mmap.MADV_RANDOM)
         if _libc.madvise(address, length, _MADV_POPULATE_READ):
             raise _error()
     finally:
         _libc.munmap(address, length)
+
+
+def by_small_folios(fd: int, start: int, length: int) -> None:
+    """readahead(2) and then a wait for the pages: the least folios of the file system."""
+    for at in range(start, start + length, _SMALL_BYTES):
+        by_readahead(fd, at, min(_SMALL_BYTES, start + length - at))
+    by_populate(fd, start, length, huge=False)
 
 
 def _error() -> OSError:
@@ -171,7 +183,9 @@ class Worker:
                 prefer_node(node)
             code = 0
             try:
-                by_populate(job.fd, start, end - start)
+                seen = start // CHUNK_BYTES % SEEN_CHUNKS == 0
+                read = by_small_folios if seen else by_populate
+                read(job.fd, start, end - start)
             except OSError as error:
                 code = error.errno or errno.EIO
             with self._wake:
