@@ -30,7 +30,9 @@ CHUNK_BYTES = 2 << 20
 MAX_DEPTH = 32
 #: One chunk in so many is read in small folios.  A huge one is mapped by one fault that no
 #: tracepoint tells of, so a reader that meets nothing else cannot be followed.
-SEEN_CHUNKS = 4
+SEEN_CHUNKS = 8
+#: So much is told at once of a long extent: each message costs the agent a wakeup.
+TOLD_BYTES = 8 << 20
 _SMALL_BYTES = 512 << 10  # less than any device's io_pages, at which one readahead(2) is cut
 
 #: To the worker: operation, number, start, length.  READ carries a descriptor, BIND a list of CPUs.
@@ -108,6 +110,7 @@ class _Job:
     at: int
     end: int
     reading: int = 0
+    untold: int = 0
 
 
 class Worker:
@@ -156,8 +159,11 @@ class Worker:
                 return
             self._jobs.remove(job)
             left, job.at = job.end - job.at, job.end
+            told, job.untold = job.untold, 0
             if not job.reading:
                 os.close(job.fd)
+        if told:
+            self._tell(0, number, told, job.end - left)
         self._tell(errno.ECANCELED, number, left, job.end)
 
     def _take(self) -> tuple[_Job, int, int]:
@@ -191,10 +197,19 @@ class Worker:
             with self._wake:
                 self._busy -= 1
                 job.reading -= 1
-                if job.at >= job.end and not job.reading:
+                ended = job.at >= job.end and not job.reading
+                if ended:
                     os.close(job.fd)
+                told = 0
+                if not code:
+                    job.untold += end - start
+                if job.untold and (ended or job.untold >= TOLD_BYTES):
+                    told, job.untold = job.untold, 0
                 self._wake.notify()
-            self._tell(code, job.number, end - start, end)
+            if code:
+                self._tell(code, job.number, end - start, end)
+            if told:
+                self._tell(0, job.number, told, end)
 
     def _tell(self, code: int, number: int, length: int, end: int) -> None:
         try:
