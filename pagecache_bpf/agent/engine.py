@@ -21,7 +21,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from pagecache_bpf import _abi, libbpf
+from pagecache_bpf import _abi, libbpf, maps
 from pagecache_bpf._abi import COUNTERS, Hook, RequestKind
 from pagecache_bpf._logs import write_log
 from pagecache_bpf._verifier import boil_down
@@ -29,10 +29,10 @@ from pagecache_bpf.agent.depth import DEFAULT_DEPTH, Depths, Tuner
 from pagecache_bpf.agent.executor import Extent, Source
 from pagecache_bpf.agent.pools import Pools
 from pagecache_bpf.agent.readers import Readers
+from pagecache_bpf.cachestat import cached_pages
 from pagecache_bpf.errors import PolicyRejected, UnsupportedError, UsageError
-from pagecache_bpf.loader import set_knobs
+from pagecache_bpf.loader import make_room, set_knobs
 from pagecache_bpf.policies import RODATA, PolicyInfo
-from pagecache_bpf.residency import cached_pages
 
 PAGE_SIZE = os.sysconf("SC_PAGE_SIZE")
 MAX_INFLIGHT_BYTES = 256 << 20
@@ -100,6 +100,7 @@ class Agent:
         obj: Path,
         knobs: Mapping[str, int] | None = None,
         log_dir: Path | None = None,
+        sizes: Mapping[str, int] | None = None,
     ) -> None:
         self.info = info
         self.tags: dict[bytes, FileTag] = {}
@@ -110,19 +111,19 @@ class Agent:
         self.missing: list[str] = []
         self._models: dict[str, int] = {}
         self._lock = threading.Lock()
-        self._object = self._load(obj, knobs or {}, log_dir)
+        self._object = self._load(obj, knobs or {}, sizes or {}, log_dir)
         self._maps = {each.name: each for each in self._object.maps()}
         self._orders = _abi.pagecache_agent_orders(max_inflight=MAX_INFLIGHT_BYTES // PAGE_SIZE)
         self._give_orders()
         self._links: list[libbpf.Link] = []
         self._ring = libbpf.RingBuffer(self._maps["requests"].fd, self._receive)
-        self._own(os.getpid())
+        self.own(os.getpid())
         self._refused_bytes = 0
         self._refreshed = time.monotonic()
         self._depths = Depths()
         self._tuners: dict[str, Tuner] = {}
         self._readers = Readers(PAGE_SIZE, self._bound)
-        self._pools = Pools(self._settled, self._depth_of, self._own)
+        self._pools = Pools(self._settled, self._depth_of, self.own)
         try:
             self._initialize()
             self._links = self._attach()
@@ -257,6 +258,10 @@ class Agent:
             )
         return found
 
+    def map_ids(self) -> dict[str, int]:
+        """The kernel's number of each map, by which root can open it."""
+        return {name: maps.map_id(each.fd) for name, each in self._maps.items()}
+
     @property
     def state(self) -> _abi.pagecache_agent_state:
         """What the programs tell this process."""
@@ -266,7 +271,9 @@ class Agent:
 
     # --- the parts ---
 
-    def _load(self, obj: Path, knobs: Mapping[str, int], log_dir: Path | None) -> libbpf.Object:
+    def _load(
+        self, obj: Path, knobs: Mapping[str, int], sizes: Mapping[str, int], log_dir: Path | None
+    ) -> libbpf.Object:
         with libbpf.Messages() as messages:
             try:
                 opened = libbpf.Object(obj, self.info.name)
@@ -275,6 +282,7 @@ class Agent:
                 raise UsageError(f"{obj} cannot be loaded", why, "Build it anew") from error
             try:
                 set_knobs(opened, knobs)
+                make_room(opened, sizes)
                 _introduce(opened)
                 opened.load()
             except OSError as error:
@@ -298,7 +306,7 @@ class Agent:
         """Run the policy's init.  Raises PolicyRejected if it fails or ends the policy."""
         what = f"the policy {self.info.name} was not attached"
         for program in self._object.programs():
-            if program.section != "syscall":
+            if program.name != "agent_init":
                 continue
             code = program.run()
             self._ring.poll(0)
@@ -334,7 +342,7 @@ class Agent:
                 self._refreshed = time.monotonic()
                 self._readers.refresh()
 
-    def _own(self, pid: int) -> None:
+    def own(self, pid: int) -> None:
         """What this process reads is no access."""
         self._maps["own"].update(pid.to_bytes(4, sys.byteorder), bytes(4))
 

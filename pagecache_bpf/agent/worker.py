@@ -33,7 +33,8 @@ MAX_DEPTH = 32
 SEEN_CHUNKS = 8
 #: So much is told at once of a long extent: each message costs the agent a wakeup.
 TOLD_BYTES = 8 << 20
-_SMALL_BYTES = 512 << 10  # less than any device's io_pages, at which one readahead(2) is cut
+#: Of one readahead(2), which the kernel cuts to what the device takes at once.
+_PIECE_BYTES = 512 << 10
 
 #: To the worker: operation, number, start, length.  READ carries a descriptor, BIND a list of CPUs.
 ORDER = struct.Struct("=BxxxiQQQ")
@@ -65,7 +66,15 @@ def by_readahead(fd: int, start: int, length: int) -> None:
 
 
 def by_populate(fd: int, start: int, length: int, huge: bool = True) -> None:
-    """MADV_POPULATE_READ: waits for the pages, huge ones where the file system has them."""
+    """MADV_POPULATE_READ: waits for the pages, huge ones where the file system has them.
+
+    A huge page is filled whole, so of a part of one just these pages are read, in small folios;
+    so are all of them if huge is False.  Raises OSError.
+    """
+    huge = huge and start % CHUNK_BYTES == 0 and length == CHUNK_BYTES
+    if not huge:
+        for at in range(start, start + length, _PIECE_BYTES):
+            by_readahead(fd, at, min(_PIECE_BYTES, start + length - at))
     address = _libc.mmap(None, length, _PROT_READ, _MAP_SHARED, fd, start)
     if address == ctypes.c_void_p(-1).value:
         raise _error()
@@ -77,13 +86,6 @@ def by_populate(fd: int, start: int, length: int, huge: bool = True) -> None:
             raise _error()
     finally:
         _libc.munmap(address, length)
-
-
-def by_small_folios(fd: int, start: int, length: int) -> None:
-    """readahead(2) and then a wait for the pages: the least folios of the file system."""
-    for at in range(start, start + length, _SMALL_BYTES):
-        by_readahead(fd, at, min(_SMALL_BYTES, start + length - at))
-    by_populate(fd, start, length, huge=False)
 
 
 def _error() -> OSError:
@@ -189,9 +191,8 @@ class Worker:
                 prefer_node(node)
             code = 0
             try:
-                seen = start // CHUNK_BYTES % SEEN_CHUNKS == 0
-                read = by_small_folios if seen else by_populate
-                read(job.fd, start, end - start)
+                huge = start // CHUNK_BYTES % SEEN_CHUNKS != 0
+                by_populate(job.fd, start, end - start, huge)
             except OSError as error:
                 code = error.errno or errno.EIO
             with self._wake:
