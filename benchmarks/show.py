@@ -19,7 +19,6 @@ _STATE_TEXT = {
     "attached": "{policy}",
     "detached": "detached again",
     "limit": "direct I/O",
-    "peer": "kernel default",
     "warm": "(cached)",
 }
 
@@ -31,8 +30,21 @@ def megabytes(count: float) -> str:
 
 def state_text(row: Row) -> str:
     """What was in force when the row was measured, in words."""
+    if row.extra.get("state") == "peer":
+        return names_of(row)[1]
     text = _STATE_TEXT.get(str(row.extra.get("state")), str(row.extra.get("state")))
     return text.format(policy=row.policy)
+
+
+def names_of(row: Row) -> tuple[str, str]:
+    """A row's loader and who read ahead for it; loaders that replace it do so themselves."""
+    if row.extra.get("state") != "peer":
+        return row.loader, state_text(row)
+    for word in (" after ", " + "):
+        loader, found, warmer = row.loader.partition(word)
+        if found:
+            return loader, warmer
+    return "others", row.loader
 
 
 def _cells(row: Row) -> list[str]:
@@ -40,7 +52,7 @@ def _cells(row: Row) -> list[str]:
     speedup, share = row.extra.get("speedup"), row.extra.get("of_limit")
     spread = f"{min(row.seconds):.2f}-{max(row.seconds):.2f}" if len(row.seconds) > 1 else ""
     return [
-        "" if row.loader == "direct" else row.loader,
+        "" if row.loader == "direct" else names_of(row)[0],
         state_text(row),
         f"{median:.2f}" if median else "-",
         spread,
@@ -65,9 +77,9 @@ def cold_table(rows: Sequence[Row], title: str) -> Table:
     for heading in ("median s", "range", "MB/s", "faster", "of limit", "MB read"):
         table.add_column(heading, justify="right", no_wrap=True)
     # By loader in the order of the first, the limit last.
-    names = list(dict.fromkeys(row.loader for row in rows if row.loader != "direct"))
+    names = list(dict.fromkeys(names_of(row)[0] for row in rows if row.loader != "direct"))
     for name in [*names, "direct"]:
-        group = [row for row in rows if row.loader == name]
+        group = [row for row in rows if names_of(row)[0] == name]
         for number, row in enumerate(group):
             style = "red" if not row.correct else "bold green" if row.policy else ""
             cells = _cells(row)

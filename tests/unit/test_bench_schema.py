@@ -106,6 +106,19 @@ def test_table_fits_80_columns_and_says_it_all(report: schema.Report) -> None:
     assert "byte for byte" in text
 
 
+def test_other_peoples_loaders_fit_into_the_table(report: schema.Report) -> None:
+    for name in ("read after vmtouch -t", "read + prefetch threads", "run:ai streamer"):
+        each = row("peer", [3.0, 4.0])
+        each.loader = name
+        report.rows.append(each)
+    console = Console(width=80, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
+    show.print_cold(report, console)
+    text = console.export_text()
+    assert "\u2026" not in text
+    for words in ("vmtouch -t", "prefetch threads", "run:ai streamer"):
+        assert words in text
+
+
 def test_one_table_has_both_kernels(report: schema.Report) -> None:
     here = [schema.Row.from_json(row.as_json()) for row in report.rows]
     for each in here:
