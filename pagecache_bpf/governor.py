@@ -32,6 +32,7 @@ class Governor:
             self.module = stack.enter_context(Device()) if kmodule.is_loaded() else None
             self.agent = stack.enter_context(AgentDevice()) if client.is_running() else None
             self._stack = stack.pop_all()
+        self._targets: dict[str, Device | AgentDevice] = {}
 
     def __enter__(self) -> Governor:
         return self
@@ -75,7 +76,9 @@ class Governor:
 
     def tag(self, fd: int, *, policy: str, model: str, path: str, replace: bool = False) -> None:
         """Let an attached policy govern the open file.  Raises as Device.tag() does."""
-        target = self._device_of(policy)
+        target = self._targets.get(policy)
+        if target is None:  # a model may have 100,000 files
+            target = self._targets[policy] = self._device_of(policy)
         for _, device in self._engines():
             if device is not target and replace:
                 try:
