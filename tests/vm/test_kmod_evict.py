@@ -31,8 +31,8 @@ LIMIT = 48
 GOVERNED = 16
 STREAM = 96
 PAGES = GOVERNED * MIB // PAGE_SIZE
-# Of the stress test, for each kind of lists.  100 in all, by hand:
-# PAGECACHE_BPF_ROUNDS=50 make vm ARGS="--serial -- python -m pytest tests/vm -k unload_under_pressure"
+# Of the stress test, for each kind of lists.  100 in all, by hand: PAGECACHE_BPF_ROUNDS=50 and
+# make vm ARGS="--serial -- python -m pytest tests/vm -k unload_under_pressure"
 ROUNDS = int(os.environ.get("PAGECACHE_BPF_ROUNDS", "4"))
 
 
