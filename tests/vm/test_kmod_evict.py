@@ -114,6 +114,26 @@ def test_keep_yields_to_whoever_needs_memory(
     assert memory.events("oom_kill") == 0
 
 
+def test_a_protected_neighbour_survives(
+    lists: str, memory: Group, files: tuple[Path, Path], mount: Path
+) -> None:
+    """Two in a group at its limit: one keeps everything, the other is below its memory.low."""
+    _, stream = files
+    protected = fill(mount / "protected", GOVERNED // 2)
+    pages = GOVERNED // 2 * MIB // PAGE_SIZE
+    with (
+        group("other", memory.path, low=GOVERNED * MIB) as other,
+        group("greedy", memory.path) as greedy,
+        attached(test_policy("keep_all"), stream) as policy,
+    ):
+        other.read(protected)
+        greedy.read(stream, stream)
+        assert policy.count("keep_overruled_bytes") > 0
+        assert resident(protected) >= pages * 99 // 100
+        assert other.events("low") == 0
+    assert memory.events("oom_kill") == 0
+
+
 def test_evict_now(lists: str, memory: Group, files: tuple[Path, Path]) -> None:
     weights, stream = files
     with attached(test_policy("evict_all"), weights, stream) as policy:
