@@ -273,6 +273,21 @@ def _tracepoints(m: Machine) -> Feature:
     return Feature("tracepoints", True, ", ".join(TRACEPOINTS), lost)
 
 
+def _access_tracepoints(m: Machine) -> Feature:
+    name = "access tracepoints"
+    lost = "the engine agent does not see what readers want"
+    known = {each: m.has_type(f"btf_trace_{each}") for each in ACCESS_TRACEPOINTS}
+    if None in known.values():
+        return Feature(name, None, "no BTF to ask", lost, "See kernel BTF")
+    there = [each for each, found in known.items() if found]
+    missing = [each for each in known if each not in there]
+    if not there:
+        fix = "Boot Linux 6.12 or newer, or use the engine struct_ops"
+        return Feature(name, False, f"missing: {', '.join(missing)}", lost, fix)
+    found = ", ".join(there) + (f"; missing: {', '.join(missing)}" if missing else "")
+    return Feature(name, True, found, lost)
+
+
 def _reclaim(m: Machine) -> Feature:
     name, lost = "hooks in reclaim", "policies with the hooks evict or pressure do not attach"
     known = m.symbols if m.traceable is None else m.traceable
@@ -287,21 +302,6 @@ def _reclaim(m: Machine) -> Feature:
         fix = "Use policies without them; report this kernel to the project"
         return Feature(name, False, found, lost, fix)
     return Feature(name, True, f"reaches {', '.join(RECLAIM_FUNCTIONS)}", lost)
-
-
-def _access_tracepoints(m: Machine) -> Feature:
-    name = "access tracepoints"
-    lost = "the engine agent does not see what readers want"
-    known = {each: m.has_type(f"btf_trace_{each}") for each in ACCESS_TRACEPOINTS}
-    if None in known.values():
-        return Feature(name, None, "no BTF to ask", lost, "See kernel BTF")
-    there = [each for each, found in known.items() if found]
-    missing = [each for each in known if each not in there]
-    if not there:
-        fix = "Boot Linux 6.12 or newer, or use the engine struct_ops"
-        return Feature(name, False, f"missing: {', '.join(missing)}", lost, fix)
-    found = ", ".join(there) + (f"; missing: {', '.join(missing)}" if missing else "")
-    return Feature(name, True, found, lost)
 
 
 def _lockdown(m: Machine) -> Feature:

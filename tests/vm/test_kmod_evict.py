@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import json
 import os
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.cachestat import PAGE_SIZE, drop
+from benchmarks.control import pagecache_bpf
 from benchmarks.guest.cgroups import Group, fill, group, lru
 from pagecache_bpf import _abi, loader
 from pagecache_bpf.device import Device, ExitRecord
@@ -89,6 +91,9 @@ def test_keep_ends_at_the_budget(lists: str, memory: Group, files: tuple[Path, P
         assert budget * 9 // 10 <= policy.status.kept_pages <= budget
         assert budget * 9 // 10 <= resident(weights) <= budget + PAGES // 10
         assert policy.count("keep_over_budget_bytes") > 0
+        (shown,) = json.loads(pagecache_bpf("status", policy.name, "--json"))["policies"]
+        assert shown["keep_max_bytes"] == budget * PAGE_SIZE
+        assert shown["kept_bytes"] == policy.status.kept_pages * PAGE_SIZE
 
 
 def test_a_file_too_big_to_keep(lists: str, memory: Group, files: tuple[Path, Path]) -> None:
