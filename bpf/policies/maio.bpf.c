@@ -316,6 +316,7 @@ static __always_inline bool move(struct pagecache_ctx *ctx, struct place *at, bo
 	u32 file = at->file->file, step = cursor->step, other;
 	struct pagecache_template_step *s;
 	u64 position, advanced = 0;
+	bool in_order = true;
 
 	if (!extent || !consumer)
 		return false;
@@ -324,6 +325,7 @@ static __always_inline bool move(struct pagecache_ctx *ctx, struct place *at, bo
 		extent = step < consumer->first_step + consumer->nr_steps ? template_extent_of(step)
 									  : NULL;
 		if (!extent || !template_touches(extent, file, ctx->index, ctx->nr)) {
+			in_order = false;
 			step = find_step(ctx, at, cursor->consumer);
 			if (step == PAGECACHE_TEMPLATE_NONE) {
 				other = find_consumer(ctx, at, &step);
@@ -338,7 +340,8 @@ static __always_inline bool move(struct pagecache_ctx *ctx, struct place *at, bo
 			if (ctx->index >= extent->start + asked_of(extent, at->target))
 				*jumped = true;
 		}
-		passed(ctx, cursor->step);
+		if (in_order)
+			passed(ctx, cursor->step);
 		cursor->step = step;
 		cursor->refill = 0;
 	}
@@ -346,11 +349,12 @@ static __always_inline bool move(struct pagecache_ctx *ctx, struct place *at, bo
 	if (!s)
 		return false;
 	position = s->before + (ctx->index > extent->start ? ctx->index - extent->start : 0);
-	if (position > cursor->position && !*jumped)
+	if (position > cursor->position)
 		advanced = position - cursor->position;
-	cursor->pending -= min_u64(cursor->pending, advanced);
+	if (!*jumped)
+		cursor->pending -= min_u64(cursor->pending, advanced);
 	/* Of a large folio that is mapped at once only the first access is seen. */
-	__sync_fetch_and_add(&at->model->followed, max_u64(advanced, ctx->nr));
+	__sync_fetch_and_add(&at->model->followed, in_order ? max_u64(advanced, ctx->nr) : ctx->nr);
 	cursor->position = position;
 	consumer = consumer_at(cursor->consumer);
 	if (consumer) {
