@@ -119,7 +119,10 @@ def test_ranks_share_one_prefetch(file: Path) -> None:
 
 
 def test_a_wrong_template_is_dropped(file: Path) -> None:
+    before = client.LOG.stat().st_size if client.LOG.exists() else 0
     cases.drops_a_wrong_template(ENGINE, file)
+    said = client.LOG.read_text()[before:]
+    assert "policy maio: the I/O template of test was wrong too often: dropped" in said
 
 
 def test_drop_behind(file: Path) -> None:
