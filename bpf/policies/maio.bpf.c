@@ -5,10 +5,10 @@
  * When to use: loaders whose order is known and is not that of the file: tensor-parallel ranks,
  *	interleaved shards, layers in an order of their own.  The template is derived from the
  *	headers at attach, or made before (pagecache-bpf template).
- * Limits: engine struct_ops reads ahead in the file that is being read only; what comes next in
- *	another file waits for its first access.  Drop-behind leaves pages alone that are still
- *	mapped.  A file without a template, and one whose template is wrong too often, is
- *	treated as sequential does.
+ * Limits: up to 64 consumers a model.  Engine struct_ops reads ahead in the file that is being
+ *	read only; what comes next in another file waits for its first access.  Drop-behind
+ *	leaves pages alone that are still mapped.  A file without a template, and one whose
+ *	template is wrong too often, is treated as sequential does.
  *
  * How: every access is looked up in the template.  It tells where its consumer is; from there the
  * template is followed up to the window's end.  An extent remembers what has been asked for, so
@@ -16,7 +16,7 @@
  * its window along: what is still queued is forgotten.  Who is which consumer shows by what it
  * reads.
  *
- * After: MAIO in Liu et al., "Rearchitecting the page cache for LLM serving" (FAST '26).
+ * After the policy MAIO of PPC (Liu et al., FAST '26, pp. 117-132).
  */
 #include "policy.bpf.h"
 #include "stream.bpf.h"
