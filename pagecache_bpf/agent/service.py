@@ -7,6 +7,7 @@ comes along with `tag`, so that whoever cannot open a file cannot have it govern
 
 from __future__ import annotations
 
+import logging
 import os
 import time
 from pathlib import Path
@@ -18,6 +19,8 @@ from pagecache_bpf.policies import find
 
 EXITS_KEPT = 64
 
+_log = logging.getLogger(__name__)
+
 
 class Service:
     """What the process holds: policies by name and how the last ones ended."""
@@ -28,6 +31,7 @@ class Service:
         self.exits: list[dict[str, Any]] = []
         self._seq = 0
         self._workers: set[int] = set()
+        self._dropped: set[tuple[str, str]] = set()
 
     # Each request is a method; its arguments are the members of the request.
 
@@ -56,7 +60,9 @@ class Service:
     def detach(self, policy: str) -> dict[str, Any]:
         """End a policy; returns its exit record."""
         agent = self._agent(policy)
+        self.tick()
         del self.agents[policy]
+        self._dropped = {each for each in self._dropped if each[0] != policy}
         agent.close()
         if agent.exit is None:
             self._ended(policy, "detached", 0, "detached", "")
@@ -139,8 +145,16 @@ class Service:
             agent.own(pid)
 
     def tick(self) -> None:
-        """Note policies that have ended themselves."""
+        """Note policies that have ended themselves, and templates that they have given up."""
         for name, agent in self.agents.items():
+            for model in agent.dropped_templates():
+                if (name, model) not in self._dropped:
+                    self._dropped.add((name, model))
+                    _log.warning(
+                        "policy %s: the I/O template of %s was wrong too often: dropped",
+                        name,
+                        model,
+                    )
             if agent.exit is not None and not agent.exit_noted:
                 agent.exit_noted = True
                 code, message, hook = agent.exit
