@@ -134,11 +134,11 @@ static STEP(step_transit)(u32 step, struct working *c)
 
 	if (!(t->pages >> (step & 63) & 1) || index < t->next)
 		return 0;
-	folio = folio_at(t->mapping, index);
+	folio = folio_at(t->mapping, index, &t->leaf);
 	if (!folio)
 		return 0;
 	t->next = READ(folio, index) + folio_pages(folio);
-	if (!folio_uptodate(folio))
+	if (!folio_mappable(folio))
 		t->waiting |= word_mask(t->base / 64, index, t->next);
 	return 0;
 }
@@ -146,7 +146,7 @@ static STEP(step_transit)(u32 step, struct working *c)
 static STEP(step_mapped)(u32 step, struct working *c)
 {
 	struct around *a = &c->state->around;
-	u64 word = a->word + step, mapped, ours;
+	u64 word = a->word + step, window, fresh;
 	struct transit *t = &c->state->transit;
 	u32 at = word % BITS_WORDS;
 	struct page_bits *bits;
@@ -160,20 +160,22 @@ static STEP(step_mapped)(u32 step, struct working *c)
 		a->failed = 1;
 		return 1;
 	}
-	mapped = word_mask(word, a->from, a->to) & bits->resident[at];
-	ours = mapped & bits->ours[at];
-	if (ours) {
+	window = word_mask(word, a->from, a->to);
+	fresh = window & ~seen->seen[at];
+	if (fresh)
+		a->again = 0;
+	fresh &= bits->resident[at];
+	if (fresh && !a->whole) {
 		t->mapping = a->mapping;
+		t->leaf = NULL;
 		t->base = word * 64;
-		t->pages = ours;
+		t->pages = fresh;
 		t->next = 0;
 		t->waiting = 0;
 		WALK(64, step_transit, c);
-		mapped &= ~(t->waiting & ours);
+		fresh &= ~t->waiting;
 	}
-	a->mapped[step] = mapped;
-	if (mapped & ~seen->seen[at])
-		a->again = 0;
+	a->mapped[step] = fresh | (window & seen->seen[at] & bits->resident[at]);
 	return 0;
 }
 

@@ -18,7 +18,7 @@ from pagecache_bpf._abi import OBSERVED
 from pagecache_bpf.agent.engine import key_of
 from pagecache_bpf.errors import PagecacheError, PrivilegeError, UsageError
 from pagecache_bpf.observer.maps import BITS_PAGES, INODE_FILTER
-from pagecache_bpf.observer.programs import ACCESSES, SWITCH, Programs
+from pagecache_bpf.observer.programs import ACCESSES, FAULTS, SWITCH, Programs
 from pagecache_bpf.observer.seed import resident_blocks
 from pagecache_bpf.residency import PAGE_SIZE, cached_pages
 
@@ -117,7 +117,7 @@ class Observer:
     @property
     def level(self) -> str:
         """What can be counted: "full" or "degraded"."""
-        return "degraded" if self._programs.missing else "full"
+        return "degraded" if set(self._programs.missing) - FAULTS else "full"
 
     @property
     def uncounted(self) -> list[str]:
@@ -362,6 +362,10 @@ class Observer:
             if tgid in dead or slot in self._retired:
                 seen.delete(key)
         self._retired.clear()
+        mappers = self._maps["mappers"]
+        for key in list(mappers.keys()):
+            if not _alive(int.from_bytes(key, "little")):
+                mappers.delete(key)
 
     # --- cursors ---
 

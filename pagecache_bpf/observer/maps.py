@@ -31,6 +31,8 @@ MAPS: dict[str, tuple[int, int, int, int, int]] = {
     ),
     "task_states": (_LRU_HASH, 4, 152, 16384, 0),
     "own_processes": (_HASH, 4, 4, 256, _ON_DEMAND),
+    "mappers": (_HASH, 4, 4, 4096, _ON_DEMAND),
+    "any_mappers": (_ARRAY, 4, 4, 1, 0),
     "observer_state": (_ARRAY, 4, ctypes.sizeof(_abi.pagecache_observer_state), 1, 0),
 }
 
