@@ -48,9 +48,14 @@ for what, *how in json.loads(sys.argv[2]):
 """
 
 
+def reader_command(path: Path, *steps: list[object], first: str = "") -> list[str]:
+    """A process that does these steps with a file; first: what it runs before."""
+    return [sys.executable, "-c", first + _READER, str(path), json.dumps(steps)]
+
+
 def reader(path: Path, *steps: list[object]) -> int:
     """Do these steps with a file in a process of its own; returns its number."""
-    with subprocess.Popen([sys.executable, "-c", _READER, path, json.dumps(steps)]) as process:
+    with subprocess.Popen(reader_command(path, *steps)) as process:
         assert process.wait(timeout=300) == 0
     return process.pid
 
@@ -138,6 +143,7 @@ __all__ = [
     "pages",
     "pread",
     "reader",
+    "reader_command",
     "stream",
     "tag",
     "touch",

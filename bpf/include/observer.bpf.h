@@ -146,6 +146,10 @@ struct task_state {
 	struct transit transit;
 };
 
+struct zeroes {
+	u8 bytes[1024];
+};
+
 #ifndef PAGECACHE_BCC
 /* BPF_F_NO_PREALLOC is 1. */
 OBSERVER_MAP(BPF_MAP_TYPE_ARRAY, inode_filter, INODE_FILTER, 0, u32, u8);
@@ -158,6 +162,7 @@ OBSERVER_MAP(BPF_MAP_TYPE_HASH, observed, 16384, 1, struct pagecache_observed_ke
 OBSERVER_MAP(BPF_MAP_TYPE_LRU_HASH, task_states, 8192, 0, u32, struct task_state);
 OBSERVER_MAP(BPF_MAP_TYPE_HASH, own_processes, 256, 1, u32, u32);
 OBSERVER_MAP(BPF_MAP_TYPE_HASH, mappers, 4096, 1, u32, u32);
+OBSERVER_MAP(BPF_MAP_TYPE_ARRAY, zeroes, 1, 0, u32, struct zeroes);
 OBSERVER_MAP(BPF_MAP_TYPE_ARRAY, any_mappers, 1, 0, u32, u32);
 OBSERVER_MAP(BPF_MAP_TYPE_ARRAY, observer_state, 1, 0, u32, struct pagecache_observer_state);
 
@@ -167,21 +172,29 @@ struct {
 } moves SEC(".maps");
 #endif
 
-static const struct page_bits no_bits;
-static const struct seen_bits none_seen;
-static const struct task_state no_state;
-static const struct pagecache_observed_value no_value;
+/* A number kept from the compiler's reasoning, which would make branches of what follows. */
+#define OPAQUE(value) asm volatile("" : "+r"(value))
+
+/* n between 0 and 64, without a branch: the verifier follows both sides of each. */
+static __always_inline u64 clamp_64(s64 n)
+{
+	s64 over;
+
+	OPAQUE(n);
+	n &= ~(n >> 63);
+	over = n - 64;
+	OPAQUE(over);
+	return 64 + (over & over >> 63);
+}
 
 /* Bits of a word, from page `from` to `to` of the file (exclusive). */
 static __always_inline u64 word_mask(u64 word, u64 from, u64 to)
 {
-	u64 start = word * 64, mask = ~0ULL;
+	u64 low = clamp_64(from - word * 64), high = clamp_64(to - word * 64);
+	u64 below_low = ((1ULL << (low & 63)) - 1) | -(low >> 6);
+	u64 below_high = ((1ULL << (high & 63)) - 1) | -(high >> 6);
 
-	if (from > start)
-		mask = from - start < 64 ? mask << ((from - start) & 63) : 0;
-	if (to < start + 64)
-		mask = to > start ? mask & ~0ULL >> ((start + 64 - to) & 63) : 0;
-	return mask;
+	return below_high & ~below_low;
 }
 
 /* BPF has no instruction for it, and the compiler's own code takes 64-bit constants. */
@@ -192,6 +205,21 @@ static __always_inline u32 count_bits(u64 v)
 	v = (v + (v >> 4)) & 0x0f0f0f0f0f0f0f0fULL;
 	return v * 0x0101010101010101ULL >> 56;
 }
+
+/* What every new element begins as; larger than the stack takes. */
+static __always_inline void *some_zeroes(void)
+{
+	u32 zero = 0;
+
+	return MAP_LOOKUP(zeroes, &zero);
+}
+
+#define MAKE_ELEMENT(map, key)                                      \
+	do {                                                        \
+		void *nothing = some_zeroes();                      \
+		if (nothing)                                        \
+			MAP_UPDATE(map, key, nothing, BPF_NOEXIST); \
+	} while (0)
 
 static __always_inline struct pagecache_observer_state *observer(void)
 {
@@ -208,7 +236,7 @@ static __always_inline struct page_bits *bits_of(u32 slot, u64 block, bool make)
 
 	if (bits || !make)
 		return bits;
-	MAP_UPDATE(page_bits, &key, &no_bits, BPF_NOEXIST);
+	MAKE_ELEMENT(page_bits, &key);
 	bits = MAP_LOOKUP(page_bits, &key);
 	if (!bits) {
 		all = observer();
@@ -225,7 +253,7 @@ static __always_inline struct seen_bits *seen_of(u32 slot, u32 tgid, u64 block)
 
 	if (bits)
 		return bits;
-	MAP_UPDATE(seen_bits, &key, &none_seen, BPF_NOEXIST);
+	MAKE_ELEMENT(seen_bits, &key);
 	return MAP_LOOKUP(seen_bits, &key);
 }
 
@@ -235,7 +263,7 @@ static __always_inline struct task_state *state_of(u32 tid)
 
 	if (state)
 		return state;
-	MAP_UPDATE(task_states, &tid, &no_state, BPF_NOEXIST);
+	MAKE_ELEMENT(task_states, &tid);
 	return MAP_LOOKUP(task_states, &tid);
 }
 
@@ -247,7 +275,7 @@ static __always_inline struct pagecache_observed_value *value_of(u32 model, u32 
 	struct pagecache_observer_state *all;
 
 	if (!value) {
-		MAP_UPDATE(observed, &key, &no_value, BPF_NOEXIST);
+		MAKE_ELEMENT(observed, &key);
 		value = MAP_LOOKUP(observed, &key);
 		if (value && tgid)
 			bpf_get_current_comm(value->comm, sizeof(value->comm));

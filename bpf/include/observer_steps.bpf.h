@@ -39,10 +39,8 @@ static __always_inline void classify(struct page_bits *bits, u32 at, u64 wanted,
 	found->hit += count_bits(ours | (rest & bits->touched[at]));
 	found->ahead += count_bits(rest & ~ours & ~bits->touched[at]);
 	__sync_fetch_and_or(&bits->touched[at], wanted);
-	if (ours)
-		__sync_fetch_and_and(&bits->ours[at], ~ours);
-	if (bits->fresh[at] & gone)
-		__sync_fetch_and_and(&bits->fresh[at], ~gone);
+	__sync_fetch_and_and(&bits->ours[at], ~ours);
+	__sync_fetch_and_and(&bits->fresh[at], ~gone);
 }
 
 static STEP(step_read)(u32 step, struct working *c)
@@ -54,21 +52,17 @@ static STEP(step_read)(u32 step, struct working *c)
 
 	if (word * 64 >= w->to)
 		return 1;
-	bits = bits_of(w->slot, word / BITS_WORDS, true);
+	bits = bits_of(w->slot, word / BITS_WORDS, false);
 	if (!bits)
 		return 1;
 	/* What lies before index has been read, and the page there is being read. */
 	absent = wanted & ~bits->resident[at] & ~word_mask(word, 0, w->index + 1);
 	absent &= -absent;
-	if (absent)
-		wanted &= absent - 1;
+	wanted &= absent - 1;
 	classify(bits, at, wanted, word_mask(word, w->add_from, w->add_to), bits->adder == w->tid,
 		 &w->found);
-	if (absent) {
-		w->stopped = word * 64 + count_bits(absent - 1);
-		return 1;
-	}
-	return 0;
+	w->stopped = word * 64 + count_bits(absent - 1); /* all 64 if none is */
+	return absent != 0;
 }
 
 /* What a call has added behind what it wants was brought by readahead. */
@@ -102,14 +96,14 @@ static __always_inline void count_read(struct task_state *state, u64 call, u64 t
 
 	w->from = state->counted;
 	w->to = to;
-	w->stopped = to;
+	w->stopped = w->from;
 	w->word = w->from / 64;
 	if (state->add_slot == w->slot && state->add_call == call) {
 		w->add_from = state->add_from;
 		w->add_to = state->add_to;
 	}
 	WALK(MAX_WORDS, step_read, &working);
-	state->counted = w->stopped;
+	state->counted = w->stopped < to ? w->stopped : to;
 }
 
 static __always_inline u64 count_behind(struct task_state *state, u64 end)

@@ -233,6 +233,7 @@ OBSERVE(mm_filemap_map_pages, observe_map_pages)
 	return 0;
 }
 
+#ifndef PAGECACHE_BCC
 /*
  * Huge pages are mapped whole, and no tracepoint of the page cache tells.  So the faults of
  * processes that map tagged files are looked at when they begin.
@@ -307,6 +308,7 @@ OBSERVE(vm_unmapped_area, observe_mmap)
 		note_mapper(bpf_get_current_pid_tgid() >> 32);
 	return 0;
 }
+#endif
 
 static __always_inline enum added_by added_by(struct pagecache_observed_file *file,
 					      struct task_state *state, u64 index, u64 nr)

@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pagecache_bpf import _abi, libbpf
 from pagecache_bpf._abi import OBSERVED
@@ -21,6 +21,9 @@ from pagecache_bpf.observer.maps import BITS_PAGES, INODE_FILTER
 from pagecache_bpf.observer.programs import ACCESSES, FAULTS, SWITCH, Programs
 from pagecache_bpf.observer.seed import resident_blocks
 from pagecache_bpf.residency import PAGE_SIZE, cached_pages
+
+if TYPE_CHECKING:
+    from pagecache_bpf.observer.bcc import BccPrograms
 
 #: How many consumers of a model are listed after their end.
 ENDED_KEPT = 32
@@ -387,11 +390,15 @@ class Observer:
 
 def _start(
     backend: str | None, moves: int, without: Collection[str], log_dir: Path | None
-) -> Programs:
+) -> Programs | BccPrograms:
     backend = backend or os.environ.get("PAGECACHE_BPF_BACKEND") or "libbpf"
     if backend == "libbpf":
         return Programs(moves, without, log_dir)
-    raise UsageError(f"there is no backend {backend}", "it is libbpf or bcc")
+    if backend != "bcc":
+        raise UsageError(f"there is no backend {backend}", "it is libbpf or bcc")
+    from pagecache_bpf.observer.bcc import BccPrograms
+
+    return BccPrograms(moves, without, log_dir)
 
 
 def _columns(consumers: list[_Consumer]) -> list[list[int]]:

@@ -12,7 +12,6 @@ from pathlib import Path
 PAGE_SIZE = os.sysconf("SC_PAGE_SIZE")
 _BYTES = 4 << 20
 _HUGE = 2 << 20
-_TOUCHED = 3 * _BYTES // 4 + (1 << 16)
 _PLACES = ("/var/tmp", "/tmp")
 _PRESENT = 1 << 63  # bit of /proc/PID/pagemap
 _WINDOW = Path("/sys/kernel/debug/fault_around_bytes")
@@ -36,12 +35,14 @@ def maps_whole_folios() -> bool:
         window = int(_WINDOW.read_text())
     except (OSError, ValueError):
         window = 64 << 10
-    for place in _PLACES:
+    for directory in _PLACES:
         try:
-            with tempfile.TemporaryFile(dir=place, buffering=0) as file:
+            with tempfile.TemporaryFile(dir=directory, buffering=0) as file:
                 _fill(file.fileno())
-                if _mapped_by_one_touch(file.fileno()) > max(window, PAGE_SIZE):
-                    return True
+                # Readahead makes folios of many sizes; a huge one is mapped whole by any kernel.
+                for place in range(0, _BYTES, 128 << 10):
+                    if window < _mapped_by_one_touch(file.fileno(), place) < _HUGE:
+                        return True
         except OSError:
             continue
     return False
@@ -56,17 +57,16 @@ def _fill(fd: int) -> None:
         pass
 
 
-def _mapped_by_one_touch(fd: int) -> int:
+def _mapped_by_one_touch(fd: int, place: int) -> int:
     """Bytes of the file that are in this process's page table after one touch of a mapping."""
     address = _libc.mmap(None, _BYTES, mmap.PROT_READ, mmap.MAP_PRIVATE, fd, 0)
     if address == ctypes.c_void_p(-1).value:
         raise OSError(ctypes.get_errno(), "cannot map")
     try:
-        ctypes.string_at(address + _TOUCHED, 1)
+        ctypes.string_at(address + place, 1)
         with open("/proc/self/pagemap", "rb", buffering=0) as table:
             raw = os.pread(table.fileno(), 8 * _BYTES // PAGE_SIZE, address // PAGE_SIZE * 8)
     finally:
         _libc.munmap(address, _BYTES)
     entries = memoryview(raw).cast("Q")
-    mapped = sum(bool(entry & _PRESENT) for entry in entries) * PAGE_SIZE
-    return mapped if mapped < _HUGE else 0  # huge pages are mapped whole by every kernel
+    return sum(bool(entry & _PRESENT) for entry in entries) * PAGE_SIZE
