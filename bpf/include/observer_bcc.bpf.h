@@ -50,15 +50,18 @@
 #define READ_N(pointer, a, b, name, ...) name
 #define READ(pointer, ...) READ_N(pointer, __VA_ARGS__, READ_2, READ_1)(pointer, __VA_ARGS__)
 
-/* A bit field has no address, but the compiler can say where it lies. */
-#define IN_IOWAIT(task)                                                                        \
-	({                                                                                     \
-		u64 bit_value = 0;                                                             \
-		bpf_probe_read_kernel(                                                         \
-			&bit_value, __builtin_preserve_field_info((task)->in_iowait, 1),       \
-			(void *)(task) + __builtin_preserve_field_info((task)->in_iowait, 0)); \
-		bit_value <<= __builtin_preserve_field_info((task)->in_iowait, 4);             \
-		bit_value >> __builtin_preserve_field_info((task)->in_iowait, 5);              \
+/*
+ * A bit field has no address, so what lies around it is copied, and read through a pointer to
+ * where the whole would begin.
+ */
+#define BITS_START (__builtin_offsetof(struct task_struct, personality) + 4)
+#define BITS_END __builtin_offsetof(struct task_struct, atomic_flags)
+#define IN_IOWAIT(task)                                                                       \
+	({                                                                                    \
+		u64 around[(BITS_END - BITS_START + 7) / 8] = {};                             \
+		bpf_probe_read_kernel(around, BITS_END - BITS_START,                          \
+				      (void *)(task) + BITS_START);                           \
+		((struct task_struct *)((void *)around - BITS_START))->in_iowait;             \
 	})
 #define PAGES_OF(mapping) READ_1(mapping, i_pages.xa_head)
 #define SLOTS_OFFSET __builtin_offsetof(struct xa_node, slots)
