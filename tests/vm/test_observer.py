@@ -124,6 +124,25 @@ def test_a_cold_read_of_more_than_the_memory_hits_nothing(mount: Path, small_gro
         assert found.evicted_reclaim > large / 2
 
 
+def test_bcc_counts_the_same(mount: Path) -> None:
+    """The same programs, compiled by the distribution's BCC against this kernel's headers."""
+    file = make_file(mount / "model.safetensors", PAGES)
+    with observing(file, backend="bcc") as observer:
+        assert observer.snapshot()["backend"] == "bcc"
+        reader(file, stream(), stream(3 * PAGE_SIZE))
+        found = counts(observer)
+        consistent(found, file)
+        assert found.read_miss + found.read_ahead == PAGES == found.added
+        assert found.read_hit == PAGES and found.read_stall_ns > 0
+        drop([file])
+        begun = counts(observer)
+        reader(file, touch())
+        consistent(counts(observer), file)
+        found = counts(observer) - begun
+        assert abs(found.mmap - PAGES) <= 0.01 * PAGES
+        assert found.mmap_hit <= 0.01 * PAGES and found.mmap_stall_ns > 0
+
+
 def test_the_kernel_lacks_nothing_that_is_needed(mount: Path) -> None:
     with observing(make_file(mount / "model.safetensors", 3)) as observer:
         assert (observer.level, observer.missing) == ("full", [])
