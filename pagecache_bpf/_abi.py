@@ -20,7 +20,8 @@ class Counter(NamedTuple):
     help: str
 
 
-ABI_VERSION = 1
+TEMPLATE_NONE = 0xFFFFFFFF
+ABI_VERSION = 2
 NAME_LEN = 32
 MODEL_LEN = 64
 PATH_LEN = 1024
@@ -32,16 +33,30 @@ ORDER_AUTO = 0xFFFFFFFF
 F_LATE = 1
 F_LARGE_FOLIOS = 2
 F_WRITABLE = 4
+F_REFERENCED = 8
+F_MAPPED = 16
+F_WORKINGSET = 32
+F_DIRTY = 64
+F_KEPT = 128
+F_BELOW_LOW = 256
 DEVICE = "pagecache_bpf"
 TAG_REPLACE = 1
 COMM_LEN = 16
 IOC_MAGIC = 185
-IOC_INFO = 0x8030B900
+IOC_INFO = 0x8040B900
 IOC_TAG = 0x4468B901
 IOC_UNTAG = 0x4018B902
 IOC_TAGS = 0xC490B903
-IOC_POLICIES = 0xC0E8B904
+IOC_POLICIES = 0xC148B904
 IOC_EXITS = 0xC2A0B905
+
+
+class TemplateSource(IntEnum):
+    """enum pagecache_template_source"""
+
+    DERIVED = 1
+    RECORDED = 2
+    IMPORTED = 3
 
 
 class Hook(IntEnum):
@@ -65,6 +80,14 @@ class Verdict(IntEnum):
     OVERRIDE = 1
 
 
+class Eviction(IntEnum):
+    """enum pagecache_eviction"""
+
+    EVICT_DEFAULT = 0
+    EVICT_KEEP = 1
+    EVICT_NOW = 2
+
+
 class Kind(IntEnum):
     """enum pagecache_kind"""
 
@@ -77,6 +100,8 @@ class Kind(IntEnum):
     READ = 6
     MAP = 7
     TOUCH = 8
+    CGROUP = 9
+    MACHINE = 10
 
 
 class ExitKind(IntEnum):
@@ -88,6 +113,7 @@ class ExitKind(IntEnum):
     INVALID = 3
     INIT = 4
     HOOK = 5
+    SLOW = 6
 
 
 class RequestKind(IntEnum):
@@ -99,8 +125,166 @@ class RequestKind(IntEnum):
     EXIT = 4
 
 
+class pagecache_file_key(ctypes.Structure):
+    """struct pagecache_file_key, 24 bytes"""
+
+    ino: int
+    dev_major: int
+    dev_minor: int
+    generation: int
+    reserved: int
+
+    _fields_ = (
+        ("ino", ctypes.c_uint64),
+        ("dev_major", ctypes.c_uint32),
+        ("dev_minor", ctypes.c_uint32),
+        ("generation", ctypes.c_uint32),
+        ("reserved", ctypes.c_uint32),
+    )
+
+
+class pagecache_template_file(ctypes.Structure):
+    """struct pagecache_template_file, 16 bytes"""
+
+    file: int
+    model: int
+    spans: int
+    reserved: int
+
+    _fields_ = (
+        ("file", ctypes.c_uint32),
+        ("model", ctypes.c_uint32),
+        ("spans", ctypes.c_uint32),
+        ("reserved", ctypes.c_uint32),
+    )
+
+
+class pagecache_template_model(ctypes.Structure):
+    """struct pagecache_template_model, 104 bytes"""
+
+    first_consumer: int
+    nr_consumers: int
+    source: int
+    failed: int
+    followed: int
+    strayed: int
+    jumps: int
+    name: bytes
+
+    _fields_ = (
+        ("first_consumer", ctypes.c_uint32),
+        ("nr_consumers", ctypes.c_uint32),
+        ("source", ctypes.c_uint32),
+        ("failed", ctypes.c_uint32),
+        ("followed", ctypes.c_uint64),
+        ("strayed", ctypes.c_uint64),
+        ("jumps", ctypes.c_uint64),
+        ("name", ctypes.c_char * 64),
+    )
+
+
+class pagecache_template_consumer(ctypes.Structure):
+    """struct pagecache_template_consumer, 32 bytes"""
+
+    first_step: int
+    nr_steps: int
+    tgid: int
+    reserved: int
+    time_ns: int
+    position: int
+
+    _fields_ = (
+        ("first_step", ctypes.c_uint32),
+        ("nr_steps", ctypes.c_uint32),
+        ("tgid", ctypes.c_uint32),
+        ("reserved", ctypes.c_uint32),
+        ("time_ns", ctypes.c_uint64),
+        ("position", ctypes.c_uint64),
+    )
+
+
+class pagecache_template_target(ctypes.Structure):
+    """struct pagecache_template_target, 48 bytes"""
+
+    key: pagecache_file_key
+    pages: int
+    asked: int
+    generation: int
+    reserved: int
+
+    _fields_ = (
+        ("key", pagecache_file_key),
+        ("pages", ctypes.c_uint64),
+        ("asked", ctypes.c_uint64),
+        ("generation", ctypes.c_uint32),
+        ("reserved", ctypes.c_uint32),
+    )
+
+
+class pagecache_template_span(ctypes.Structure):
+    """struct pagecache_template_span, 8 bytes"""
+
+    first: int
+    nr: int
+
+    _fields_ = (
+        ("first", ctypes.c_uint32),
+        ("nr", ctypes.c_uint32),
+    )
+
+
+class pagecache_template_entry(ctypes.Structure):
+    """struct pagecache_template_entry, 8 bytes"""
+
+    start: int
+    step: int
+
+    _fields_ = (
+        ("start", ctypes.c_uint32),
+        ("step", ctypes.c_uint32),
+    )
+
+
+class pagecache_template_step(ctypes.Structure):
+    """struct pagecache_template_step, 16 bytes"""
+
+    extent: int
+    next: int
+    before: int
+
+    _fields_ = (
+        ("extent", ctypes.c_uint32),
+        ("next", ctypes.c_uint32),
+        ("before", ctypes.c_uint64),
+    )
+
+
+class pagecache_template_extent(ctypes.Structure):
+    """struct pagecache_template_extent, 32 bytes"""
+
+    file: int
+    start: int
+    end: int
+    users: int
+    asked: int
+    generation: int
+    passed: int
+    reserved: int
+
+    _fields_ = (
+        ("file", ctypes.c_uint32),
+        ("start", ctypes.c_uint32),
+        ("end", ctypes.c_uint32),
+        ("users", ctypes.c_uint32),
+        ("asked", ctypes.c_uint32),
+        ("generation", ctypes.c_uint32),
+        ("passed", ctypes.c_uint32),
+        ("reserved", ctypes.c_uint32),
+    )
+
+
 class pagecache_ctx(ctypes.Structure):
-    """struct pagecache_ctx, 128 bytes"""
+    """struct pagecache_ctx, 152 bytes"""
 
     ino: int
     file_id: int
@@ -124,6 +308,10 @@ class pagecache_ctx(ctypes.Structure):
     ra_pages: int
     io_pages: int
     page_shift: int
+    kept_pages: int
+    keep_max_pages: int
+    priority: int
+    reserved: int
 
     _fields_ = (
         ("ino", ctypes.c_uint64),
@@ -148,6 +336,26 @@ class pagecache_ctx(ctypes.Structure):
         ("ra_pages", ctypes.c_uint32),
         ("io_pages", ctypes.c_uint32),
         ("page_shift", ctypes.c_uint32),
+        ("kept_pages", ctypes.c_uint64),
+        ("keep_max_pages", ctypes.c_uint64),
+        ("priority", ctypes.c_uint32),
+        ("reserved", ctypes.c_uint32),
+    )
+
+
+class pagecache_pressure(ctypes.Structure):
+    """struct pagecache_pressure, 24 bytes"""
+
+    pages: int
+    cgroup_id: int
+    round: int
+    files: int
+
+    _fields_ = (
+        ("pages", ctypes.c_uint64),
+        ("cgroup_id", ctypes.c_uint64),
+        ("round", ctypes.c_uint32),
+        ("files", ctypes.c_uint32),
     )
 
 
@@ -194,7 +402,7 @@ class pagecache_exit_record(ctypes.Structure):
 
 
 class pagecache_info(ctypes.Structure):
-    """struct pagecache_info, 48 bytes"""
+    """struct pagecache_info, 64 bytes"""
 
     abi_version: int
     hooks: int
@@ -205,6 +413,9 @@ class pagecache_info(ctypes.Structure):
     max_inflight_pages: int
     workers_per_node: int
     max_invalid: int
+    max_keep_pages: int
+    max_evict_us: int
+    reserved: int
 
     _fields_ = (
         ("abi_version", ctypes.c_uint32),
@@ -216,6 +427,9 @@ class pagecache_info(ctypes.Structure):
         ("max_inflight_pages", ctypes.c_uint64),
         ("workers_per_node", ctypes.c_uint32),
         ("max_invalid", ctypes.c_uint32),
+        ("max_keep_pages", ctypes.c_uint64),
+        ("max_evict_us", ctypes.c_uint32),
+        ("reserved", ctypes.c_uint32),
     )
 
 
@@ -288,7 +502,7 @@ class pagecache_tag_record(ctypes.Structure):
 
 
 class pagecache_policy_record(ctypes.Structure):
-    """struct pagecache_policy_record, 232 bytes"""
+    """struct pagecache_policy_record, 328 bytes"""
 
     seq: int
     attached_ns: int
@@ -297,6 +511,8 @@ class pagecache_policy_record(ctypes.Structure):
     hooks: int
     tags: int
     name: bytes
+    kept_pages: int
+    keep_max_pages: int
     counters: ctypes.Array[ctypes.c_uint64]
 
     _fields_ = (
@@ -307,25 +523,9 @@ class pagecache_policy_record(ctypes.Structure):
         ("hooks", ctypes.c_uint32),
         ("tags", ctypes.c_uint32),
         ("name", ctypes.c_char * 32),
-        ("counters", ctypes.c_uint64 * 20),
-    )
-
-
-class pagecache_file_key(ctypes.Structure):
-    """struct pagecache_file_key, 24 bytes"""
-
-    ino: int
-    dev_major: int
-    dev_minor: int
-    generation: int
-    reserved: int
-
-    _fields_ = (
-        ("ino", ctypes.c_uint64),
-        ("dev_major", ctypes.c_uint32),
-        ("dev_minor", ctypes.c_uint32),
-        ("generation", ctypes.c_uint32),
-        ("reserved", ctypes.c_uint32),
+        ("kept_pages", ctypes.c_uint64),
+        ("keep_max_pages", ctypes.c_uint64),
+        ("counters", ctypes.c_uint64 * 30),
     )
 
 
@@ -400,6 +600,22 @@ class pagecache_agent_orders(ctypes.Structure):
         ("done", ctypes.c_uint64),
         ("max_inflight", ctypes.c_uint64),
         ("governed", ctypes.c_int64),
+    )
+
+
+class pagecache_agent_pressure(ctypes.Structure):
+    """struct pagecache_agent_pressure, 64 bytes"""
+
+    file: pagecache_file_key
+    want: pagecache_pressure
+    file_pages: int
+    resident_pages: int
+
+    _fields_ = (
+        ("file", pagecache_file_key),
+        ("want", pagecache_pressure),
+        ("file_pages", ctypes.c_uint64),
+        ("resident_pages", ctypes.c_uint64),
     )
 
 
@@ -514,6 +730,16 @@ COUNTERS = (
     Counter("refused_calls", "calls", "prefetch and drop requests refused"),
     Counter("clamped_answers", "calls", "answers cut to the file, to a bound or to a known node"),
     Counter("invalid_answers", "calls", "answers that made no sense; the kernel's own were used"),
+    Counter("evict_calls", "calls", "folios that reclaim asked the policy about"),
+    Counter("kept_bytes", "bytes", "kept on the policy's word; again each time reclaim asks"),
+    Counter("keep_ignored_bytes", "bytes", "keep answers that were not honoured"),
+    Counter("keep_over_budget_bytes", "bytes", "of these: the policy's budget was used up"),
+    Counter("keep_overruled_bytes", "bytes", "of these: reclaim could not get on"),
+    Counter("evicted_now_bytes", "bytes", "given to reclaim on the policy's word"),
+    Counter("pressure_calls", "calls", "times the policy was asked what to drop"),
+    Counter("pressure_wanted_bytes", "bytes", "still wanted, summed over these calls"),
+    Counter("pressure_dropped_bytes", "bytes", "pages that went in answer to pressure"),
+    Counter("slow_calls", "calls", "of the evict and pressure hooks that took too long"),
 )
 
 OBSERVED = (

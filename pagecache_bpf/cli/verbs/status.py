@@ -10,6 +10,7 @@ from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
 
 from pagecache_bpf.cli.output import TROUBLESHOOTING, Output, pairs, table
+from pagecache_bpf.cli.templating import REPLAY_JSON, replay_rows, replays
 from pagecache_bpf.cli.verbs.detach import EXIT_JSON, exit_as_json
 from pagecache_bpf.errors import UsageError
 from pagecache_bpf.units import format_count, format_duration, format_size, plural
@@ -50,11 +51,14 @@ JSON = {
         "policies[].tags": "number of files it governs",
         "policies[].resident_bytes": "bytes of these files in the page cache",
         "policies[].inflight_bytes": "bytes queued for asynchronous prefetch",
+        "policies[].kept_bytes": "bytes in the page cache that it keeps from being evicted",
+        "policies[].keep_max_bytes": "how many it may; 0 where nothing can be kept",
         "policies[].counters.*": "each counter (see COUNTERS)",
         "policies[].models[].name": "a model that it governs",
         "policies[].models[].files": "number of its files",
         "policies[].models[].resident_bytes": "bytes of it in the page cache",
         "policies[].models[].size_bytes": "its size now, without files that are gone",
+        **{f"policies[].templates[].{key}": text for key, text in REPLAY_JSON.items()},
         "policies[].exit": "how it ended; null while it is attached",
         **{f"policies[].exit.{key}": text for key, text in EXIT_JSON.items()},
         "inactive_tags": "number of tagged files whose policy is not attached",
@@ -101,7 +105,10 @@ def _collect(governor: Governor) -> dict[str, Any]:
     attached = list(governor.policies())
     names = {policy.name for _, policy in attached}
     policies = [
-        _attached(engine, policy, tags, policy.name in pins, details.get(policy.name, {}))
+        {
+            **_attached(engine, policy, tags, policy.name in pins, details.get(policy.name, {})),
+            "templates": replays(governor, engine, policy.name),
+        }
         for engine, policy in attached
     ]
     policies += [
@@ -148,8 +155,11 @@ def _attached(
         "tags": policy.tags,
         "resident_bytes": policy.governed_pages * PAGE_SIZE,
         "inflight_bytes": policy.inflight_pages * PAGE_SIZE,
+        "kept_bytes": policy.kept_pages * PAGE_SIZE,
+        "keep_max_bytes": policy.keep_max_pages * PAGE_SIZE,
         "counters": policy.counters,
         "models": _models([tag for tag in tags if tag.policy == policy.name]),
+        "templates": [],
         "exit": None,
     }
 
@@ -174,8 +184,11 @@ def _ended(
         "tags": 0,
         "resident_bytes": 0,
         "inflight_bytes": 0,
+        "kept_bytes": 0,
+        "keep_max_bytes": 0,
         "counters": {},
         "models": _models([tag for tag in tags if tag.policy == name]),
+        "templates": [],
         "exit": exit_as_json(record) if record else None,
     }
 
@@ -235,6 +248,9 @@ def _print_policy(console: Console, policy: dict[str, Any], verbose: bool) -> No
             ),
             ("hooks", ", ".join(policy["hooks"])),
         ]
+        if "evict" in policy["hooks"] and policy["keep_max_bytes"]:
+            kept, most = format_size(policy["kept_bytes"]), format_size(policy["keep_max_bytes"])
+            rows.append(("keeps", f"{kept} of at most {most}"))
         if policy["missing_tracepoints"]:
             rows.append(("lacking", f"tracepoints {', '.join(policy['missing_tracepoints'])}"))
         if policy["lost_requests"]:
@@ -242,6 +258,7 @@ def _print_policy(console: Console, policy: dict[str, Any], verbose: bool) -> No
         if policy["read_errors"]:
             failed = (f"{n} x {os.strerror(int(c))}" for c, n in policy["read_errors"].items())
             rows.append(("failed", f"reads: {', '.join(failed)}"))
+    rows += replay_rows(policy["templates"])
     if policy["knobs"]:
         rows.append(("knobs", ", ".join(f"{k} = {v}" for k, v in policy["knobs"].items())))
     console.print(pairs(rows, indent=2))
