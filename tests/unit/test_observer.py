@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 
 from pagecache_bpf import _abi, libbpf
+from pagecache_bpf.cachestat import PAGE_SIZE
 from pagecache_bpf.errors import PrivilegeError, UnsupportedError
 from pagecache_bpf.observer import Observer, bcc, programs, seed
 from pagecache_bpf.observer.maps import BITS_PAGES, MAPS, RING
-from pagecache_bpf.residency import PAGE_SIZE
 
 ROOT = Path(__file__).resolve().parents[2]
 OBJECT = ROOT / "build" / "bpf" / "observer" / "observer.bpf.o"
