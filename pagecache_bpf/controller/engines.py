@@ -159,6 +159,7 @@ class Engines:
             for agent in self.service.agents.values():
                 agent.close()
             self.service.agents.clear()
+            self.service.observed.close()
 
     @staticmethod
     def _identity_of(fd: int) -> tuple[int, int]:
