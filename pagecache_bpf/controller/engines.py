@@ -182,6 +182,7 @@ class Engines:
             for agent in self.service.agents.values():
                 agent.close()
             self.service.agents.clear()
+            self.service.observed.close()
 
 
 def _inode(key: bytes) -> tuple[int, int]:
