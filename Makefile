@@ -24,8 +24,8 @@ GUEST_KREL = $(shell ls -d /lib/modules/6.12*/build 2>/dev/null | sort -V | tail
 RUNNING := $(shell uname -r)
 KREL ?= $(GUEST_KREL)
 
-.PHONY: help deps build bpf kmod check format docs test test-unit test-native test-vm test-numa test-torch \
-	vm vm-shell vm-debug demo bench install uninstall clean
+.PHONY: help deps build peers bpf kmod check format docs test test-unit test-native test-vm test-numa \
+	test-torch vm vm-shell vm-debug demo bench install uninstall clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -132,6 +132,11 @@ vm-debug: build ## tests of the module in a guest whose kernel has lockdep and K
 demo: build ## the main job on real input: cold loads, default against policy (SIZE=, MODEL=)
 	$(PY) -m benchmarks.demo
 
+# Their loaders need torch, which is large; nothing else here does.
+peers: ## other people's loaders, for `python -m benchmarks.cold_load --native` (large)
+	python3 -m venv build/peers
+	build/peers/bin/python -m pip install --disable-pip-version-check -q '.[peers]'
+
 bench: build ## all benchmarks, into build/bench (long)
 	$(PY) -m benchmarks.cold_load
 	$(PY) -m benchmarks.overhead
@@ -139,6 +144,7 @@ bench: build ## all benchmarks, into build/bench (long)
 
 LIB = $(DESTDIR)$(PREFIX)/lib/pagecache-bpf
 SHARE = $(DESTDIR)$(PREFIX)/share
+SYSTEMD = $(DESTDIR)$(PREFIX)/lib/systemd/system
 install: build ## install command, policies, module source for DKMS, man page, completion
 	python3 -m venv $(LIB)
 	mkdir -p pagecache_bpf/bpf/include pagecache_bpf/bpf/agent pagecache_bpf/bpf/observer pagecache_bpf/lib
@@ -160,11 +166,15 @@ install: build ## install command, policies, module source for DKMS, man page, c
 	$(PY) -m pagecache_bpf completion bash >$(SHARE)/bash-completion/completions/pagecache-bpf
 	$(PY) -m pagecache_bpf completion zsh >$(SHARE)/zsh/site-functions/_pagecache-bpf
 	$(PY) -m pagecache_bpf completion fish >$(SHARE)/fish/vendor_completions.d/pagecache-bpf.fish
+	install -d $(SYSTEMD) $(DESTDIR)/etc/pagecache-bpf
+	sed 's|/usr/local|$(PREFIX)|' packaging/systemd/pagecache-bpf.service >$(SYSTEMD)/pagecache-bpf.service
+	[ -e $(DESTDIR)/etc/pagecache-bpf/config.toml ] || install -m 644 packaging/config.toml $(DESTDIR)/etc/pagecache-bpf/
 	@echo "next, as root: dkms install pagecache_bpf/0.1.0 (the module, for this kernel and its updates)"
 
 uninstall: ## remove what `make install` installed
 	rm -rf $(LIB) $(DESTDIR)/usr/src/pagecache_bpf-0.1.0
 	rm -f $(DESTDIR)$(PREFIX)/bin/pagecache-bpf $(SHARE)/man/man1/pagecache-bpf.1
+	rm -f $(SYSTEMD)/pagecache-bpf.service
 	rm -f $(SHARE)/bash-completion/completions/pagecache-bpf $(SHARE)/zsh/site-functions/_pagecache-bpf
 	rm -f $(SHARE)/fish/vendor_completions.d/pagecache-bpf.fish
 

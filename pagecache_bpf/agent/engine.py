@@ -240,12 +240,43 @@ class Agent:
             "refused_bytes": self._refused_bytes,
             "workers": self._pools.pids(),
             "depths": {device: tuner.depth for device, tuner in self._tuners.items()},
-            "not_charged": dict(self._pools.charged.refused),
+            "not_honoured": self.not_honoured(),
         }
+
+    def not_honoured(self) -> list[str]:
+        """What a policy may ask for and is not done here, and what turned out not to work."""
+        found = list(NOT_HONOURED)
+        if self._readers.blind:
+            found.append(
+                "the readers' memory cgroups: the agent is in a PID namespace of its own, so what "
+                "is read ahead is charged to the agent's"
+            )
+        for code, times in self._pools.charged.refused.items():
+            found.append(
+                f"charging a reader's memory cgroup: {times} of {self._pools.charged.moves} "
+                f"workers could not be moved there ({os.strerror(code)})"
+            )
+        return found
 
     def map_ids(self) -> dict[str, int]:
         """The kernel's number of each map, by which root can open it."""
         return {name: maps.map_id(each.fd) for name, each in self._maps.items()}
+
+    def dropped_templates(self) -> list[str]:
+        """Models whose I/O template the policy has given up, since it was wrong too often."""
+        models = self._maps.get("template_models")
+        found: list[str] = []
+        if models is None:
+            return found
+        for index in range(models.max_entries):
+            kind = _abi.pagecache_template_model
+            raw = models.lookup(index.to_bytes(4, sys.byteorder), ctypes.sizeof(kind))
+            model = kind.from_buffer_copy(raw or bytes(ctypes.sizeof(kind)))
+            if not model.nr_consumers:
+                break
+            if model.failed:
+                found.append(model.name.decode(errors="replace"))
+        return found
 
     @property
     def state(self) -> _abi.pagecache_agent_state:
@@ -330,6 +361,15 @@ class Agent:
     def own(self, pid: int) -> None:
         """What this process reads is no access."""
         self._maps["own"].update(pid.to_bytes(4, sys.byteorder), bytes(4))
+
+    def hint(self, tgid: int, node: int | None) -> None:
+        """On which NUMA node a process wants its pages; None: not known, or no more."""
+        key = tgid.to_bytes(4, sys.byteorder)
+        with suppress(OSError):
+            if node is None:
+                self._maps["consumers"].delete(key)
+            else:
+                self._maps["consumers"].update(key, node.to_bytes(4, sys.byteorder, signed=True))
 
     def _bound(self, tgid: int, pages: int | None) -> None:
         """So far may be read ahead of a reader; None: it is gone."""

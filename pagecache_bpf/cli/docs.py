@@ -32,6 +32,8 @@ FILES = (
     ("/dev/pagecache_bpf", "the module's control device; root only"),
     ("/sys/fs/bpf/pagecache/POLICY/link", "keeps a policy attached; removing it detaches it"),
     ("/run/pagecache-bpf/", "whole logs of compiler and verifier, named by the error"),
+    ("/run/pagecache-bpf/control.sock", "the controller's socket for loads (`serve`)"),
+    ("/etc/pagecache-bpf/config.toml", "the controller's configuration (`config show`)"),
 )
 ENVIRONMENT = (
     ("NO_COLOR", "no colors if it is set to anything"),

@@ -169,4 +169,4 @@ def refusal(model: str, decision: Decision) -> PagecacheError:
 
 def _gb(count: int) -> str:
     """A size as people compare models: "61.0 GB"; small ones in MB."""
-    return f"{count / 10**9:.1f} GB" if count >= 10**8 else f"{count / 10**6:.1f} MB"
+    return f"{count / 10**9:.1f} GB" if count >= 10**9 else f"{count / 10**6:.1f} MB"

@@ -11,6 +11,7 @@ import resource
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -35,10 +36,16 @@ AGENT = '[loads]\nengine = "agent"\npolicies = ["sequential"]\n'
 
 
 @pytest.fixture
-def controller(tmp_path: Path) -> Iterator[Controller]:
-    for path in (tmp_path, *tmp_path.parents[:3]):  # other users have to get here
-        path.chmod(path.stat().st_mode | 0o111)
-    with serving(tmp_path / "run", AGENT) as found:
+def place() -> Iterator[Path]:
+    """A directory that other users get to; those of pytest are for its own user."""
+    with tempfile.TemporaryDirectory(prefix="pagecache-bpf-", dir="/var/tmp") as name:
+        os.chmod(name, 0o755)
+        yield Path(name)
+
+
+@pytest.fixture
+def controller(place: Path) -> Iterator[Controller]:
+    with serving(place / "run", AGENT) as found:
         yield found
         with found.client() as client:  # whatever has happened: it lives, and knows no load
             assert client.hello()["pid"] == found.process.pid
@@ -46,9 +53,9 @@ def controller(tmp_path: Path) -> Iterator[Controller]:
 
 
 @pytest.fixture
-def file(tmp_path: Path) -> Path:
+def file(place: Path) -> Path:
     """A file that only root may read."""
-    path = make_file(tmp_path / "secret.safetensors", PAGES)
+    path = make_file(place / "secret.safetensors", PAGES)
     path.chmod(0o600)
     return path
 
@@ -255,10 +262,10 @@ with Client(Path({socket!r})) as client:
 """
 
 
-def test_a_file_system_that_a_user_has_mounted(controller: Controller, tmp_path: Path) -> None:
+def test_a_file_system_that_a_user_has_mounted(controller: Controller, place: Path) -> None:
     """It could be made to hang, and the controller's threads with it: refused unasked."""
-    work = tmp_path / "mounts"
-    program = tmp_path / "mounter.py"
+    work = place / "mounts"
+    program = place / "mounter.py"
     program.write_text(MOUNTER.format(root=str(ROOT), socket=str(controller.socket)))
     script = (
         "mkdir lower upper work merged && echo x >lower/file && "

@@ -17,7 +17,6 @@ from pagecache_bpf.units import format_size, plural
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from pagecache_bpf.cli.budget import admit, release
     from pagecache_bpf.cli.tagging import Tagging
     from pagecache_bpf.cli.templating import Chosen
     from pagecache_bpf.governor import Governor
@@ -145,6 +144,11 @@ def add_tag_options(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="take over files that another policy governs; without it they are an error",
     )
+    parser.add_argument(
+        "--no-observe",
+        action="store_true",
+        help="do not count what the readers of these files find in the page cache",
+    )
 
 
 def _setting(text: str) -> tuple[str, str]:
@@ -178,7 +182,7 @@ def run(args: argparse.Namespace, out: Output) -> int:
     libbpf.library()
     require_root("attach a policy")
     engine = _engine(args.engine, info)
-    with Governor() as governor:
+    with Governor(observe=not args.no_observe) as governor:
         refuse_second(governor, info.name)
         tagging, admission = _attach_and_tag(
             *(governor, engine, info, knobs, models, templates), args.replace, args.budget
@@ -301,6 +305,7 @@ def _attach_and_tag(
 ) -> tuple[Tagging, list[dict[str, Any]]]:
     """Attach, then tag; on any failure (Ctrl-C too) detach and untag again."""
     from pagecache_bpf import loader
+    from pagecache_bpf.cli.budget import admit, release
     from pagecache_bpf.cli.tagging import Tagging
     from pagecache_bpf.cli.templating import give, sizes_of
 
