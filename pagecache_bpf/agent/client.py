@@ -44,7 +44,7 @@ def start() -> None:
     RUN_DIR.mkdir(mode=0o700, parents=True, exist_ok=True)
     with LOG.open("ab") as log:
         process = subprocess.Popen(
-            [sys.executable, "-m", "pagecache_bpf.agent.service"],
+            [sys.executable, "-m", "pagecache_bpf.controller"],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=log,
@@ -155,6 +155,8 @@ class AgentDevice:
                 inflight_pages=each["inflight_pages"],
                 hooks=tuple(each["hooks"]),
                 tags=each["tags"],
+                kept_pages=0,
+                keep_max_pages=0,
                 counters=each["counters"],
             )
 
@@ -171,7 +173,7 @@ class AgentDevice:
                 yield ExitRecord(**each)
 
     def _ask(self, operation: str, fd: int | None = None, **arguments: Any) -> dict[str, Any]:
-        line = json.dumps({"op": operation, **arguments}).encode()
+        line = json.dumps({"op": operation, **arguments}).encode() + b"\n"
         try:
             if fd is None:
                 self._socket.sendall(line)

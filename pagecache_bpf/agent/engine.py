@@ -29,10 +29,10 @@ from pagecache_bpf.agent.depth import DEFAULT_DEPTH, Depths, Tuner
 from pagecache_bpf.agent.executor import Extent, Source
 from pagecache_bpf.agent.pools import Pools
 from pagecache_bpf.agent.readers import Readers
+from pagecache_bpf.cachestat import cached_pages
 from pagecache_bpf.errors import PolicyRejected, UnsupportedError, UsageError
 from pagecache_bpf.loader import make_room, set_knobs
 from pagecache_bpf.policies import RODATA, PolicyInfo
-from pagecache_bpf.residency import cached_pages
 
 PAGE_SIZE = os.sysconf("SC_PAGE_SIZE")
 MAX_INFLIGHT_BYTES = 256 << 20
@@ -117,13 +117,13 @@ class Agent:
         self._give_orders()
         self._links: list[libbpf.Link] = []
         self._ring = libbpf.RingBuffer(self._maps["requests"].fd, self._receive)
-        self._own(os.getpid())
+        self.own(os.getpid())
         self._refused_bytes = 0
         self._refreshed = time.monotonic()
         self._depths = Depths()
         self._tuners: dict[str, Tuner] = {}
         self._readers = Readers(PAGE_SIZE, self._bound)
-        self._pools = Pools(self._settled, self._depth_of, self._own)
+        self._pools = Pools(self._settled, self._depth_of, self.own)
         try:
             self._initialize()
             self._links = self._attach()
@@ -307,7 +307,7 @@ class Agent:
         """Run the policy's init.  Raises PolicyRejected if it fails or ends the policy."""
         what = f"the policy {self.info.name} was not attached"
         for program in self._object.programs():
-            if program.section != "syscall":
+            if program.name != "agent_init":
                 continue
             code = program.run()
             self._ring.poll(0)
@@ -343,7 +343,7 @@ class Agent:
                 self._refreshed = time.monotonic()
                 self._readers.refresh()
 
-    def _own(self, pid: int) -> None:
+    def own(self, pid: int) -> None:
         """What this process reads is no access."""
         self._maps["own"].update(pid.to_bytes(4, sys.byteorder), bytes(4))
 

@@ -16,11 +16,11 @@ from typing import Any
 from pagecache_bpf import _abi, libbpf
 from pagecache_bpf._abi import OBSERVED
 from pagecache_bpf.agent.engine import key_of
+from pagecache_bpf.cachestat import PAGE_SIZE, cached_pages
 from pagecache_bpf.errors import PagecacheError, PrivilegeError, UsageError
 from pagecache_bpf.observer.maps import BITS_PAGES, INODE_FILTER
 from pagecache_bpf.observer.programs import ACCESSES, SWITCH, Programs
 from pagecache_bpf.observer.seed import resident_blocks
-from pagecache_bpf.residency import PAGE_SIZE, cached_pages
 
 #: How many consumers of a model are listed after their end.
 ENDED_KEPT = 32
