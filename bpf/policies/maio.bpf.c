@@ -5,10 +5,10 @@
  * When to use: loaders whose order is known and is not that of the file: tensor-parallel ranks,
  *	interleaved shards, layers in an order of their own.  The template is derived from the
  *	headers at attach, or made before (pagecache-bpf template).
- * Limits: engine struct_ops reads ahead in the file that is being read only; what comes next in
- *	another file waits for its first access.  Drop-behind leaves pages alone that are still
- *	mapped.  A file without a template, and one whose template is wrong too often, is
- *	treated as sequential does.
+ * Limits: up to 64 consumers a model.  Engine struct_ops reads ahead in the file that is being
+ *	read only; what comes next in another file waits for its first access.  Drop-behind
+ *	leaves pages alone that are still mapped.  A file without a template, and one whose
+ *	template is wrong too often, is treated as sequential does.
  *
  * How: every access is looked up in the template.  It tells where its consumer is; from there the
  * template is followed up to the window's end.  An extent remembers what has been asked for, so
@@ -16,7 +16,7 @@
  * its window along: what is still queued is forgotten.  Who is which consumer shows by what it
  * reads.
  *
- * After: MAIO in Liu et al., "Rearchitecting the page cache for LLM serving" (FAST '26).
+ * After the policy MAIO of PPC (Liu et al., FAST '26, pp. 117-132).
  */
 #include "policy.bpf.h"
 #include "stream.bpf.h"
@@ -316,6 +316,7 @@ static __always_inline bool move(struct pagecache_ctx *ctx, struct place *at, bo
 	u32 file = at->file->file, step = cursor->step, other;
 	struct pagecache_template_step *s;
 	u64 position, advanced = 0;
+	bool in_order = true;
 
 	if (!extent || !consumer)
 		return false;
@@ -324,6 +325,7 @@ static __always_inline bool move(struct pagecache_ctx *ctx, struct place *at, bo
 		extent = step < consumer->first_step + consumer->nr_steps ? template_extent_of(step)
 									  : NULL;
 		if (!extent || !template_touches(extent, file, ctx->index, ctx->nr)) {
+			in_order = false;
 			step = find_step(ctx, at, cursor->consumer);
 			if (step == PAGECACHE_TEMPLATE_NONE) {
 				other = find_consumer(ctx, at, &step);
@@ -338,7 +340,8 @@ static __always_inline bool move(struct pagecache_ctx *ctx, struct place *at, bo
 			if (ctx->index >= extent->start + asked_of(extent, at->target))
 				*jumped = true;
 		}
-		passed(ctx, cursor->step);
+		if (in_order)
+			passed(ctx, cursor->step);
 		cursor->step = step;
 		cursor->refill = 0;
 	}
@@ -346,11 +349,12 @@ static __always_inline bool move(struct pagecache_ctx *ctx, struct place *at, bo
 	if (!s)
 		return false;
 	position = s->before + (ctx->index > extent->start ? ctx->index - extent->start : 0);
-	if (position > cursor->position && !*jumped)
+	if (position > cursor->position)
 		advanced = position - cursor->position;
-	cursor->pending -= min_u64(cursor->pending, advanced);
+	if (!*jumped)
+		cursor->pending -= min_u64(cursor->pending, advanced);
 	/* Of a large folio that is mapped at once only the first access is seen. */
-	__sync_fetch_and_add(&at->model->followed, max_u64(advanced, ctx->nr));
+	__sync_fetch_and_add(&at->model->followed, in_order ? max_u64(advanced, ctx->nr) : ctx->nr);
 	cursor->position = position;
 	consumer = consumer_at(cursor->consumer);
 	if (consumer) {

@@ -247,6 +247,22 @@ class Agent:
         """The kernel's number of each map, by which root can open it."""
         return {name: maps.map_id(each.fd) for name, each in self._maps.items()}
 
+    def dropped_templates(self) -> list[str]:
+        """Models whose I/O template the policy has given up, since it was wrong too often."""
+        models = self._maps.get("template_models")
+        found: list[str] = []
+        if models is None:
+            return found
+        for index in range(models.max_entries):
+            kind = _abi.pagecache_template_model
+            raw = models.lookup(index.to_bytes(4, sys.byteorder), ctypes.sizeof(kind))
+            model = kind.from_buffer_copy(raw or bytes(ctypes.sizeof(kind)))
+            if not model.nr_consumers:
+                break
+            if model.failed:
+                found.append(model.name.decode(errors="replace"))
+        return found
+
     @property
     def state(self) -> _abi.pagecache_agent_state:
         """What the programs tell this process."""

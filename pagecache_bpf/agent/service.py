@@ -8,6 +8,7 @@ comes along with `tag`, so that whoever cannot open a file cannot have it govern
 from __future__ import annotations
 
 import os
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ class Service:
         self.attached_ns: dict[str, int] = {}
         self.exits: list[dict[str, Any]] = []
         self._seq = 0
+        self._dropped: set[tuple[str, str]] = set()
         self._workers: set[int] = set()
 
     # Each request is a method; its arguments are the members of the request.
@@ -56,7 +58,9 @@ class Service:
     def detach(self, policy: str) -> dict[str, Any]:
         """End a policy; returns its exit record."""
         agent = self._agent(policy)
+        self.tick()
         del self.agents[policy]
+        self._dropped = {each for each in self._dropped if each[0] != policy}
         agent.close()
         if agent.exit is None:
             self._ended(policy, "detached", 0, "detached", "")
@@ -139,8 +143,12 @@ class Service:
             agent.own(pid)
 
     def tick(self) -> None:
-        """Note policies that have ended themselves."""
+        """Note policies that have ended themselves, and templates that they have given up."""
         for name, agent in self.agents.items():
+            for model in agent.dropped_templates():
+                if (name, model) not in self._dropped:
+                    self._dropped.add((name, model))
+                    _log(f"policy {name}: the I/O template of {model} was wrong too often: dropped")
             if agent.exit is not None and not agent.exit_noted:
                 agent.exit_noted = True
                 code, message, hook = agent.exit
@@ -175,3 +183,8 @@ OPERATIONS = (
     *("attach", "detach", "tag", "untag", "untag_fd"),
     *("maps", "tags", "policies", "ended"),
 )
+
+
+def _log(text: str) -> None:
+    """A line for the log, which is where stderr leads."""
+    print(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}", file=sys.stderr, flush=True)

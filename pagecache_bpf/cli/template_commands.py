@@ -47,13 +47,13 @@ def _names(path: Path) -> list[str]:
 
 def record_template(args: argparse.Namespace, out: Output) -> int:
     """record"""
-    from pagecache_bpf.templates import record
+    from pagecache_bpf.templates.record import record
 
     words = args.words[1:] if args.words[:1] == ["--"] else args.words
     if not words:
         raise UsageError("no command was given", "", "Put it at the end, after --")
     gap = parse_size(args.gap)
-    recording = record.record(resolve(args.path), words, gap)
+    recording = record(resolve(args.path), words, gap)
     templates.write(recording.template, args.output)
     if recording.lost:
         out.warn(f"{recording.lost:,} accesses were not recorded: the buffer was full")

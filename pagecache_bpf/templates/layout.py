@@ -24,6 +24,8 @@ from pagecache_bpf.templates.template import Template
 PAGE_SIZE = os.sysconf("SC_PAGE_SIZE")
 #: Bytes of one step at most, and its alignment where that cuts it.
 PIECE = 8 << 20
+#: Pages that are not worth an extent of their own.
+CRUMB = 16
 _SOURCE = {
     "derived": _abi.TemplateSource.DERIVED,
     "recorded": _abi.TemplateSource.RECORDED,
@@ -141,7 +143,10 @@ def _steps(template: Template, page_size: int) -> tuple[Array, Array]:
     rows["end"] = (
         template.extents["offset"] + template.extents["length"] + (page_size - 1)
     ) // page_size
-    rows = _cut(_without_repeats(_joined(rows)), PIECE // page_size)
+    rows = _without_repeats(_joined(rows))
+    if len(template.consumers) > 1:
+        rows = _cut_alike(rows)
+    rows = _cut(rows, PIECE // page_size)
     unique, which, users = np.unique(
         rows[["file", "start", "end"]], return_inverse=True, return_counts=True
     )
@@ -183,6 +188,37 @@ def _without_repeats(rows: Array) -> Array:
         intervals = seen.setdefault((consumer, file), Intervals())
         kept += [(consumer, file, *part) for part in intervals.add(start, end)]
     return np.array(kept, _STEP)
+
+
+def _cut_alike(rows: Array) -> Array:
+    """Cut where another consumer's steps begin and end, so that what both want is one extent.
+
+    Not so close to another cut that only crumbs would come of it.
+    """
+    parts = []
+    order = np.argsort(rows["file"], kind="stable")
+    for own in np.split(order, np.flatnonzero(np.diff(rows["file"][order])) + 1):
+        some = rows[own]
+        edges, last = [], -CRUMB
+        for edge in np.unique(np.concatenate((some["start"], some["end"]))).tolist():
+            if edge - last >= CRUMB:
+                edges.append(edge)
+                last = edge
+        at = np.array(edges, np.int64)
+        first = np.searchsorted(at, some["start"], side="right")
+        inside = np.maximum(np.searchsorted(at, some["end"], side="left") - first, 0)
+        many = np.repeat(np.arange(len(some)), inside + 1)
+        number = np.arange(len(many)) - np.repeat(np.cumsum(inside + 1) - inside - 1, inside + 1)
+        cut = some[many].copy()
+        later = number > 0
+        cut["start"][later] = at[(first[many] + number - 1)[later]]
+        earlier = number < inside[many]
+        cut["end"][earlier] = at[(first[many] + number)[earlier]]
+        parts.append((own[many], cut))
+    places = np.concatenate([place for place, _ in parts])
+    cut = np.concatenate([part for _, part in parts])
+    joined: Array = cut[np.argsort(places, kind="stable")]
+    return joined
 
 
 def _cut(rows: Array, pages: int) -> Array:

@@ -4,8 +4,10 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -18,6 +20,8 @@ MAX_HEADER = 100_000_000
 #: Values in a header: the parser needs some 100 bytes for each.
 _MAX_VALUES = 8 * MAX_TENSORS
 _DTYPE = re.compile(r"(?:BF|[CFIU])(\d+)|BOOL|F8_E\dM\d(?:FNU?Z?)?|F8_E8M0")
+_MAX_DIMENSIONS = 32
+_NO_SHAPE = "its shape is not a list of sizes"
 _NO_OFFSETS = "its data_offsets are not two numbers in order"
 
 
@@ -104,28 +108,26 @@ def _tensor(entry: Any) -> tuple[int, int, tuple[int, ...], int]:
     """Begin, end, shape and bytes of an element.  Raises ValueError."""
     if not isinstance(entry, dict):
         raise ValueError("it is not described by an object")
-    offsets, shape, dtype = (entry.get(key) for key in ("data_offsets", "shape", "dtype"))
+    offsets, shape, dtype = entry.get("data_offsets"), entry.get("shape"), entry.get("dtype")
     if not isinstance(offsets, list) or len(offsets) != 2:
         raise ValueError(_NO_OFFSETS)
     begin, end = offsets
     if type(begin) is not int or type(end) is not int or not 0 <= begin <= end:
         raise ValueError(_NO_OFFSETS)
-    if not isinstance(shape, list) or not all(type(n) is int and n >= 0 for n in shape):
-        raise ValueError("its shape is not a list of sizes")
+    if not isinstance(shape, list) or len(shape) > _MAX_DIMENSIONS:
+        raise ValueError(_NO_SHAPE)
+    for n in shape:
+        if type(n) is not int or n < 0:
+            raise ValueError(_NO_SHAPE)
     if not isinstance(dtype, str):
         raise ValueError("it has no dtype")
     itemsize = _itemsize(dtype)
-    if itemsize:
-        elements = 1
-        for n in shape:
-            elements *= n
-            if elements > end - begin and 0 not in shape:
-                break
-        if elements * itemsize != end - begin:
-            raise ValueError(f"its shape and dtype {dtype[:20]} do not make {end - begin:,} bytes")
+    if itemsize and math.prod(shape) * itemsize != end - begin:
+        raise ValueError(f"its shape and dtype {dtype[:20]} do not make {end - begin:,} bytes")
     return begin, end, tuple(shape), itemsize
 
 
+@lru_cache(maxsize=64)
 def _itemsize(dtype: str) -> int:
     """Bytes of an element; 0 for types that are not known here or smaller than a byte."""
     match = _DTYPE.fullmatch(dtype)

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,11 +13,12 @@ import pytest
 from benchmarks.native import read_ahead
 from pagecache_bpf.agent import client
 from pagecache_bpf.cli.verbs import attach, status
+from pagecache_bpf.cli.verbs import template as template_verb
 from pagecache_bpf.device import PolicyStatus
 from pagecache_bpf.errors import PagecacheError
 from pagecache_bpf.governor import Governor
 from pagecache_bpf.policies import agent_object, find
-from pagecache_bpf.templates import Template, replay
+from pagecache_bpf.templates import Template, check, read, replay
 from tests import maio_cases as cases
 from tests.unit import weights
 from tests.unit.command import run, undocumented
@@ -117,7 +119,10 @@ def test_ranks_share_one_prefetch(file: Path) -> None:
 
 
 def test_a_wrong_template_is_dropped(file: Path) -> None:
+    before = client.LOG.stat().st_size if client.LOG.exists() else 0
     cases.drops_a_wrong_template(ENGINE, file)
+    said = client.LOG.read_text()[before:]
+    assert "policy maio: the I/O template of test was wrong too often: dropped" in said
 
 
 def test_drop_behind(file: Path) -> None:
@@ -165,6 +170,48 @@ def test_a_template_of_other_files_is_refused(tmp_path: Path) -> None:
     assert "does not fit the files" in refused.err and "model.safetensors" in refused.err
     assert run("status", "--json").data["policies"] == []
     assert run(*words, tmp_path / "one").code == 0
+
+
+RECORDED = """
+import os, sys
+fd = os.open(sys.argv[1], os.O_RDONLY)
+for start in reversed(range(0, 8 << 20, 1 << 20)):
+    for at in range(start, start + (512 << 10), 128 << 10):
+        os.pread(fd, 128 << 10, at)
+if os.fork() == 0:
+    os.pread(fd, 4096, 100 * 4096)
+    os.pread(fd, 4096, 1900 * 4096)
+    os._exit(0)
+os.wait()
+sys.exit(3)
+"""
+
+
+def test_a_load_is_recorded(tmp_path: Path) -> None:
+    """The order of a command and of its child, whatever it exits with, and nobody else's."""
+    path = tmp_path / "model.safetensors"
+    weights.safetensors(path, {"a": (4 << 20,)})
+    out = tmp_path / "template"
+    done = run(
+        *("template", "record", "--json", "--path", path, "-o", out, "--"),
+        *(sys.executable, "-c", RECORDED, path),
+    )
+    assert done.code == 0 and "exit code 3" in done.err
+    assert not undocumented(done.data, template_verb.JSON["template record"])
+    assert (done.data["exit_code"], done.data["lost"]) == (3, 0)
+    template = read(out)
+    assert len(template.consumers) == 2 and check(template, path).whole
+    assert [(int(e["offset"]), int(e["length"])) for e in template.of(0)] == [
+        (start, 512 << 10) for start in reversed(range(0, 8 << 20, 1 << 20))
+    ]
+    assert [(int(e["offset"]) // 4096, int(e["length"])) for e in template.of(1)] == [
+        (100, 4096),
+        (1900, 4096),
+    ]
+    nothing = run("template", "record", "--path", path, "-o", out, "--", "true")
+    assert nothing.code == 1 and "nothing was recorded" in nothing.err
+    absent = run("template", "record", "--path", path, "-o", out, "--", "/no/such/command")
+    assert absent.code == 2 and "cannot be run" in absent.err
 
 
 def test_files_without_a_template_are_told(tmp_path: Path) -> None:

@@ -268,7 +268,9 @@ class FakeLink:
 def attaching(
     monkeypatch: pytest.MonkeyPatch, link: FakeLink, fail: BaseException | None = None
 ) -> None:
-    def load(_info: object, _knobs: object, _device: object, _log: object, maps: Path) -> FakeLink:
+    def load(
+        _info: object, _knobs: object, _sizes: object, _device: object, _log: object, maps: Path
+    ) -> FakeLink:
         assert not (maps.parent / "link").exists()
         (maps / "rodata").touch()
         if fail:

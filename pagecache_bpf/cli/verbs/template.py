@@ -16,7 +16,8 @@ HELP = "derive, record, look at, check and convert I/O templates"
 DESCRIPTION = """\
 An I/O template lists, in the order of a loader, the parts of a model's files that it will read,
 and for which of its processes. Policies such as maio read ahead by it. It knows the files by
-their sizes and headers, and is refused where it does not fit. Only `record` needs root."""
+their sizes and headers, and is refused where it does not fit. Only `record` needs root. Use one
+with `attach maio --template TEMPLATE PATH`."""
 EXAMPLES = (
     ("pagecache-bpf template derive /models/llama-3-8b -o llama.template", "from the headers"),
     (
@@ -29,7 +30,7 @@ EXAMPLES = (
         "from a real load",
     ),
     ("pagecache-bpf template check llama.template /models/llama-3-8b", "does it fit?"),
-    ("pagecache-bpf attach maio --template llama.template /models/llama-3-8b", "use it"),
+    ("pagecache-bpf template diff llama.template mine.template", "in what they differ"),
 )
 _SUMMARY = {
     "file": "where the template lies; null if it was only printed",
