@@ -17,6 +17,7 @@ import pytest
 
 import pagecache_bpf as pc
 from benchmarks.cachestat import PAGE_SIZE, drop, resident_pages
+from pagecache_bpf import kernelfs
 from pagecache_bpf.agent import client
 from pagecache_bpf.loads import alone, remote, window
 from pagecache_bpf.topology import runtime
@@ -170,6 +171,7 @@ def test_nobody_owning_the_files_leaves_the_cache_clean(file: Path, tmp_path: Pa
 def test_who_cannot_open_a_file_learns_nothing(tmp_path: Path) -> None:
     """A user without rights, in a child: nothing is loaded, told or dropped."""
     assert alone and remote and window and runtime  # imported while they can be read
+    assert kernelfs.LIVE.mounts()  # which takes a codec that is imported when it is used
     for directory in (tmp_path, *tmp_path.parents):
         if directory.stat().st_uid == 0 and directory != Path("/"):
             directory.chmod(directory.stat().st_mode | stat.S_IXOTH)

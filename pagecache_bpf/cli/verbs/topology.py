@@ -22,7 +22,7 @@ ASCEND_RT_VISIBLE_DEVICES). With DEVICE, says what that name means here. What th
 tell is unknown, never guessed. Needs no root."""
 EXAMPLES = (
     ("pagecache-bpf topology", "the whole machine"),
-    ("CUDA_VISIBLE_DEVICES=3,2 pagecache-bpf topology cuda:0", "what a process calls cuda:0"),
+    ("pagecache-bpf topology cuda:0", "what a process with this environment calls cuda:0"),
 )
 JSON = {
     "topology": {
