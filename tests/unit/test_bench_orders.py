@@ -1,0 +1,59 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The loaders that read in another order: what they get is right, and the template fits them."""
+
+from __future__ import annotations
+
+import pytest
+
+from benchmarks import loaders, orders
+from benchmarks.checkpoints import Checkpoint, generate
+from pagecache_bpf.models import resolve
+from pagecache_bpf.templates import derive
+
+NAMES = [
+    *("reversed layers", "interleaved shards", "half of the layers, reversed"),
+    *("rank 0 of 2", "two ranks"),
+]
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
+    return generate(tmp_path_factory.mktemp("models") / "tiny", 4 << 20, shards=3)
+
+
+@pytest.fixture(scope="module")
+def reference(checkpoint: Checkpoint) -> loaders.Reference:
+    return loaders.Reference(checkpoint.files)
+
+
+def order(checkpoint: Checkpoint, name: str) -> orders.Order:
+    return next(each for each in orders.make(checkpoint) if each.name == name)
+
+
+def test_the_orders(checkpoint: Checkpoint) -> None:
+    assert [each.name for each in orders.make(checkpoint)] == NAMES
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_what_is_read_is_right(
+    checkpoint: Checkpoint, reference: loaders.Reference, name: str
+) -> None:
+    tested = order(checkpoint, name)
+    outcome = orders.run(tested, reference)
+    assert outcome.correct and outcome.loaded_bytes >= tested.wanted
+    broken = loaders.Reference(checkpoint.files)
+    broken.contents = [memoryview(bytes(len(content))) for content in broken.contents]
+    assert not orders.run(tested, broken).correct
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_template_is_what_it_reads(checkpoint: Checkpoint, name: str) -> None:
+    tested = order(checkpoint, name)
+    tp = 2 if "--tp" in tested.options else 1
+    rank = 0 if "--rank" in tested.options else None
+    template = derive(resolve(checkpoint.root), names=tested.names, tp=tp, rank=rank)
+    headers = sum(each.hashed_bytes for each in template.files)
+    assert len(template.consumers) == len(tested.ranks)
+    if name != "rank 0 of 2":  # whose slices by columns are read with what lies between
+        assert tested.wanted <= template.distinct <= 1.03 * tested.wanted + headers
+    assert template.distinct <= checkpoint.size
