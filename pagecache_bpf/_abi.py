@@ -21,6 +21,8 @@ class Counter(NamedTuple):
 
 
 TEMPLATE_NONE = 0xFFFFFFFF
+TEMPLATE_SHARED_FIRST = 1
+TEMPLATE_SHARED_LAST = 2
 ABI_VERSION = 2
 NAME_LEN = 32
 MODEL_LEN = 64
@@ -269,7 +271,7 @@ class pagecache_template_extent(ctypes.Structure):
     asked: int
     generation: int
     passed: int
-    reserved: int
+    shared: int
 
     _fields_ = (
         ("file", ctypes.c_uint32),
@@ -279,7 +281,7 @@ class pagecache_template_extent(ctypes.Structure):
         ("asked", ctypes.c_uint32),
         ("generation", ctypes.c_uint32),
         ("passed", ctypes.c_uint32),
-        ("reserved", ctypes.c_uint32),
+        ("shared", ctypes.c_uint32),
     )
 
 

@@ -27,6 +27,8 @@ struct pagecache_file_key {
  * those of this machine; a position is counted in pages from a consumer's first step.
  */
 #define PAGECACHE_TEMPLATE_NONE (~0U)
+#define PAGECACHE_TEMPLATE_SHARED_FIRST 1
+#define PAGECACHE_TEMPLATE_SHARED_LAST 2
 
 /* template_files: what a file is to the templates. */
 struct pagecache_template_file {
@@ -102,7 +104,7 @@ struct pagecache_template_extent {
 	__u32 asked; /* pages from start on that have been asked for, */
 	__u32 generation; /* if this is the file's */
 	__u32 passed; /* users that have come to its end */
-	__u32 reserved;
+	__u32 shared; /* PAGECACHE_TEMPLATE_SHARED_*: pages that are of another extent, too */
 };
 
 _Static_assert(sizeof(struct pagecache_file_key) == 24, "file key has a hole");

@@ -214,16 +214,17 @@ static __always_inline void passed(struct pagecache_ctx *ctx, u32 step)
 {
 	struct pagecache_template_extent *extent = template_extent_of(step);
 	struct pagecache_template_target *target = extent ? target_at(extent->file) : NULL;
-	u32 nr;
+	u64 start, end;
 
 	if (!drop_behind || !target || __sync_fetch_and_add(&extent->passed, 1) + 1 < extent->users)
 		return;
 	extent->passed = 0;
 	extent->asked = 0;
-	/* The last page can be the first of the next step. */
-	nr = extent->end - extent->start - 1;
-	if (nr && pagecache_drop_file(ctx, &target->key, target->pages, extent->start, nr) > 0)
-		target->asked -= min_u64(target->asked, nr);
+	start = extent->start + !!(extent->shared & PAGECACHE_TEMPLATE_SHARED_FIRST);
+	end = extent->end - !!(extent->shared & PAGECACHE_TEMPLATE_SHARED_LAST);
+	if (start < end &&
+	    pagecache_drop_file(ctx, &target->key, target->pages, start, end - start) > 0)
+		target->asked -= min_u64(target->asked, end - start);
 }
 
 struct follow {

@@ -154,10 +154,26 @@ def _steps(template: Template, page_size: int) -> tuple[Array, Array]:
     for name in ("file", "start", "end"):
         extents[name] = unique[name]
     extents["users"] = users
+    extents["shared"] = _shared(extents)
     steps = np.zeros(len(rows), [("consumer", "u4"), ("file", "u4"), ("extent", "u4")])
     steps["consumer"], steps["file"] = rows["consumer"], rows["file"]
     steps["extent"] = which.reshape(-1)
     return steps, extents
+
+
+def _shared(extents: Array) -> Array:
+    """Which of an extent's first and last pages lie in another extent as well."""
+    base = extents["file"].astype(np.int64) << 33
+    starts, ends = np.sort(base + extents["start"]), np.sort(base + extents["end"])
+    flags = np.zeros(len(extents), np.uint32)
+    for flag, page in (
+        (_abi.TEMPLATE_SHARED_FIRST, base + extents["start"]),
+        (_abi.TEMPLATE_SHARED_LAST, base + extents["end"] - 1),
+    ):
+        begun = np.searchsorted(starts, page, side="right")
+        over = np.searchsorted(ends, page, side="right")
+        flags[begun - over > 1] |= flag
+    return flags
 
 
 def _joined(rows: Array) -> Array:

@@ -89,6 +89,18 @@ def test_ranks_share_what_they_both_want() -> None:
     assert steps_of(layout, 1) == [(0, 100, 200), (0, 200, 300)]
 
 
+def test_pages_of_two_extents_are_known() -> None:
+    rows = [(0, 0, 20, 10), (0, 0, 0, 10), (0, 0, 9, 5), (0, 1, 0, 10)]
+    extents = lay_out([("m", template([30, 10], rows))], page_size=PAGE).arrays["template_extents"]
+    # The second and the third are joined; a page is shared only where that cannot be.
+    assert extents["shared"].tolist() == [0, 0, 0]
+    rows = [(0, 0, 0, 10), (0, 0, 20, 10), (0, 0, 9, 5)]
+    extents = lay_out([("m", template([30], rows))], page_size=PAGE).arrays["template_extents"]
+    first, last = _abi.TEMPLATE_SHARED_FIRST, _abi.TEMPLATE_SHARED_LAST
+    assert extents["start"].tolist() == [0, 9, 20]
+    assert extents["shared"].tolist() == [last, first, 0]
+
+
 def test_repeats_are_left_out() -> None:
     rows = [(0, 0, 10, 10), (0, 0, 0, 30), (0, 0, 12, 4)]
     layout = lay_out([("m", template([30], rows))], page_size=PAGE)
