@@ -68,11 +68,14 @@
 
 #define WALK_MAX 33 /* the verifier goes through every step */
 #define STEP(name) __always_inline long name
-#define WALK(steps, name, context)                                                             \
-	do {                                                                                   \
-		_Pragma("clang loop unroll(disable)") for (u32 walked = 0; walked < (steps);   \
-							   walked++) if (name(walked,          \
-									      context)) break; \
+#define WALK(steps, name, context)                                                          \
+	do {                                                                                \
+		u32 walk_max = (steps) == 64 || (steps) < WALK_MAX ? (steps) : WALK_MAX;    \
+		_Pragma("clang loop unroll(disable)") for (u32 i_ = 0; i_ < walk_max; i_++) \
+		{                                                                           \
+			if (name(i_, context))                                              \
+				break;                                                      \
+		}                                                                           \
 	} while (0)
 #define FIND_AREA(address, fn, context) (-1)
 
