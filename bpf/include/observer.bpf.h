@@ -115,6 +115,14 @@ struct around {
 	u32 failed;
 };
 
+/* A fault of a process that maps tagged files. */
+struct fault {
+	u64 address;
+	struct address_space *mapping;
+	struct inode *inode;
+	u64 from; /* first page of the huge page */
+};
+
 /* What a task is doing in tagged files. */
 struct task_state {
 	/* read(): the call, what it wants, how much of that is counted */
@@ -316,17 +324,24 @@ static __always_inline bool by_us(struct task_struct *task)
 	       MAP_LOOKUP(own_processes, &ids.tgid);
 }
 
-/* The tag of a file; most files have none, so the cheapest test comes first. */
+/* Whether a file with that inode number may be tagged; most files have none such. */
+static __always_inline bool may_be_tagged(u64 ino)
+{
+	u32 place = ino & (INODE_FILTER - 1);
+	u8 *some = MAP_LOOKUP(inode_filter, &place);
+
+	return some && *some;
+}
+
+/* The tag of a file. */
 static __always_inline struct pagecache_observed_file *tag_of(struct inode *inode,
 							      struct pagecache_file_key *key)
 {
 	u64 ino = READ(inode, i_ino);
-	u32 place = ino & (INODE_FILTER - 1);
-	u8 *some = MAP_LOOKUP(inode_filter, &place);
 	struct super_block *sb;
 	u32 dev;
 
-	if (!some || !*some)
+	if (!may_be_tagged(ino))
 		return NULL;
 	sb = READ(inode, i_sb);
 	dev = READ(sb, s_dev);

@@ -56,7 +56,7 @@
  */
 #define BITS_START (__builtin_offsetof(struct task_struct, personality) + 4)
 #define BITS_END __builtin_offsetof(struct task_struct, atomic_flags)
-#define IN_IOWAIT(task)                                                                            \
+#define in_iowait(task)                                                                            \
 	({                                                                                         \
 		u64 around[(BITS_END - BITS_START + 7) / 8] = {};                                  \
 		bpf_probe_read_kernel(around, BITS_END - BITS_START, (void *)(task) + BITS_START); \
@@ -78,6 +78,14 @@
 		}                                                                           \
 	} while (0)
 #define FIND_AREA(address, fn, context) (-1)
+
+static __always_inline struct inode *host_of(struct address_space *mapping, u64 *number)
+{
+	struct inode *inode = READ_1(mapping, host);
+
+	*number = READ_1(inode, i_ino);
+	return inode;
+}
 
 static __always_inline struct task_struct *current_task(void)
 {
