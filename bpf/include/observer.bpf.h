@@ -21,7 +21,11 @@
 #define BATCH_FOLIOS 31 /* what filemap_get_pages() hands out at once: PAGEVEC_SIZE */
 #define MAX_FOLIO_PAGES 512 /* what a huge page has, too */
 #define MAX_WORDS 256 /* of one walk over page bits */
-#define MAP_WORDS 9 /* of one fault-around: at most a page table's worth, anyhow aligned */
+#ifdef PAGECACHE_BCC
+#define MAP_WORDS 2 /* of one fault-around: 16 pages, anyhow aligned */
+#else
+#define MAP_WORDS 9 /* a page table's worth, anyhow aligned */
+#endif
 #define FOLIO_WORDS (MAX_FOLIO_PAGES / 64 + 1)
 #define REGISTERS 20
 
@@ -90,11 +94,8 @@ struct walk {
 
 /* Which pages of a word are in the cache, but cannot be mapped yet. */
 struct transit {
-	struct address_space *mapping;
-	struct xa_node *leaf;
-	u64 base; /* page of the first bit */
+	struct xa_node *leaf; /* the node of the index that has a slot for each */
 	u64 pages;
-	u64 next; /* what lies before it is looked at */
 	u64 waiting;
 };
 
@@ -112,6 +113,14 @@ struct around {
 	u32 unused;
 	u32 again; /* nothing is new: the file has been mapped once more */
 	u32 failed;
+};
+
+/* A fault of a process that maps tagged files. */
+struct fault {
+	u64 address;
+	struct address_space *mapping;
+	struct inode *inode;
+	u64 from; /* first page of the huge page */
 };
 
 /* What a task is doing in tagged files. */
@@ -315,17 +324,24 @@ static __always_inline bool by_us(struct task_struct *task)
 	       MAP_LOOKUP(own_processes, &ids.tgid);
 }
 
-/* The tag of a file; most files have none, so the cheapest test comes first. */
+/* Whether a file with that inode number may be tagged; most files have none such. */
+static __always_inline bool may_be_tagged(u64 ino)
+{
+	u32 place = ino & (INODE_FILTER - 1);
+	u8 *some = MAP_LOOKUP(inode_filter, &place);
+
+	return some && *some;
+}
+
+/* The tag of a file. */
 static __always_inline struct pagecache_observed_file *tag_of(struct inode *inode,
 							      struct pagecache_file_key *key)
 {
 	u64 ino = READ(inode, i_ino);
-	u32 place = ino & (INODE_FILTER - 1);
-	u8 *some = MAP_LOOKUP(inode_filter, &place);
 	struct super_block *sb;
 	u32 dev;
 
-	if (!some || !*some)
+	if (!may_be_tagged(ino))
 		return NULL;
 	sb = READ(inode, i_sb);
 	dev = READ(sb, s_dev);
@@ -388,30 +404,37 @@ static __always_inline u64 first_page_of_call(struct task_struct *task, struct i
 	return position < otherwise ? position : otherwise;
 }
 
+/* What a slot of a node of the index holds; siblings lead to the slot with the folio. */
+static __always_inline u64 slot_of(struct xa_node *node, u64 at)
+{
+	u64 entry = 0;
+
+	bpf_probe_read_kernel(&entry, 8, (void *)node + SLOTS_OFFSET + 8 * at);
+	if ((entry & 3) == 2 && entry < 4096)
+		bpf_probe_read_kernel(&entry, 8,
+				      (void *)node + SLOTS_OFFSET + 8 * (entry >> 2 & 63));
+	return entry;
+}
+
 /*
  * The folio that holds a page, NULL if none; the caller's tracepoint holds off its freeing.
- * leaf: NULL, or the node of the index that holds the pages around; set when it is found.
+ * leaf: set to the node with a slot for each page around, if there is one.
  */
 static __always_inline struct folio *folio_at(struct address_space *mapping, u64 index,
 					      struct xa_node **leaf)
 {
-	u64 entry = *leaf ? (u64)*leaf + 2 : (u64)PAGES_OF(mapping);
+	u64 entry = (u64)PAGES_OF(mapping);
 
 	for (u32 level = 0; level < 8; level++) {
 		struct xa_node *node = (void *)(entry - 2);
-		u64 at, shift;
+		u64 shift;
 
 		if ((entry & 3) != 2 || entry <= 4096)
 			break;
-		shift = node == *leaf ? 0 : READ(node, shift);
+		shift = READ(node, shift) & 63;
 		if (!shift)
 			*leaf = node;
-		at = index >> (shift & 63) & 63;
-		bpf_probe_read_kernel(&entry, 8, (void *)node + SLOTS_OFFSET + 8 * at);
-		if ((entry & 3) == 2 && entry < 4096) { /* a sibling of the slot with the folio */
-			at = entry >> 2 & 63;
-			bpf_probe_read_kernel(&entry, 8, (void *)node + SLOTS_OFFSET + 8 * at);
-		}
+		entry = slot_of(node, index >> shift & 63);
 		if (!shift)
 			break;
 	}

@@ -56,7 +56,7 @@
  */
 #define BITS_START (__builtin_offsetof(struct task_struct, personality) + 4)
 #define BITS_END __builtin_offsetof(struct task_struct, atomic_flags)
-#define IN_IOWAIT(task)                                                                            \
+#define in_iowait(task)                                                                            \
 	({                                                                                         \
 		u64 around[(BITS_END - BITS_START + 7) / 8] = {};                                  \
 		bpf_probe_read_kernel(around, BITS_END - BITS_START, (void *)(task) + BITS_START); \
@@ -68,13 +68,24 @@
 
 #define WALK_MAX 33 /* the verifier goes through every step */
 #define STEP(name) __always_inline long name
-#define WALK(steps, name, context)                                                             \
-	do {                                                                                   \
-		_Pragma("clang loop unroll(disable)") for (u32 walked = 0; walked < (steps);   \
-							   walked++) if (name(walked,          \
-									      context)) break; \
+#define WALK(steps, name, context)                                                          \
+	do {                                                                                \
+		u32 walk_max = (steps) == 64 || (steps) < WALK_MAX ? (steps) : WALK_MAX;    \
+		_Pragma("clang loop unroll(disable)") for (u32 i_ = 0; i_ < walk_max; i_++) \
+		{                                                                           \
+			if (name(i_, context))                                              \
+				break;                                                      \
+		}                                                                           \
 	} while (0)
 #define FIND_AREA(address, fn, context) (-1)
+
+static __always_inline struct inode *host_of(struct address_space *mapping, u64 *number)
+{
+	struct inode *inode = READ_1(mapping, host);
+
+	*number = READ_1(inode, i_ino);
+	return inode;
+}
 
 static __always_inline struct task_struct *current_task(void)
 {

@@ -116,7 +116,6 @@ const volatile s64 observer_sys_preadv2 = -2;
 #define MAP_LOOKUP(map, key) bpf_map_lookup_elem(&map, key)
 #define MAP_UPDATE(map, key, value, flags) bpf_map_update_elem(&map, key, value, flags)
 #define READ(pointer, ...) BPF_CORE_READ(pointer, __VA_ARGS__)
-#define IN_IOWAIT(task) BPF_CORE_READ_BITFIELD_PROBED(task, in_iowait)
 #define RING_OUTPUT(ring, data, size) bpf_ringbuf_output(&ring, data, size, 0)
 #define PAGES_OF(mapping) BPF_CORE_READ((struct address_space___pages *)(mapping), i_pages.xa_head)
 #define SLOTS_OFFSET bpf_core_field_offset(struct xa_node, slots)
@@ -127,6 +126,36 @@ const volatile s64 observer_sys_preadv2 = -2;
 #define STEP(name) long name
 #define WALK(steps, name, context) bpf_loop(steps, name, context, 0)
 #define OBSERVE(tracepoint, name) SEC("raw_tp/" #tracepoint) int name(u64 *args)
+
+extern void *bpf_rdonly_cast(const void *object, u32 type) __ksym __weak;
+
+/*
+ * The file of a mapping and its inode number: what every read of any file pays for.  Loads where
+ * the kernel allows them (6.2, commit a35b9af4ec2c), calls of a helper where not.
+ */
+static __always_inline struct inode *host_of(struct address_space *mapping, u64 *number)
+{
+	struct inode *inode;
+
+	if (bpf_ksym_exists(bpf_rdonly_cast)) {
+		mapping = bpf_rdonly_cast(mapping, bpf_core_type_id_kernel(struct address_space));
+		inode = mapping->host;
+		*number = inode->i_ino;
+		return inode;
+	}
+	inode = BPF_CORE_READ(mapping, host);
+	*number = BPF_CORE_READ(inode, i_ino);
+	return inode;
+}
+
+static __always_inline bool in_iowait(struct task_struct *task)
+{
+	if (bpf_ksym_exists(bpf_rdonly_cast)) {
+		task = bpf_rdonly_cast(task, bpf_core_type_id_kernel(struct task_struct));
+		return BPF_CORE_READ_BITFIELD(task, in_iowait);
+	}
+	return BPF_CORE_READ_BITFIELD_PROBED(task, in_iowait);
+}
 
 static __always_inline struct task_struct *current_task(void)
 {

@@ -123,17 +123,13 @@ static __always_inline u64 count_behind(struct task_state *state, u64 end)
 static STEP(step_transit)(u32 step, struct working *c)
 {
 	struct transit *t = &c->state->transit;
-	u64 index = t->base + step;
-	struct folio *folio;
+	u64 entry;
 
-	if (!(t->pages >> (step & 63) & 1) || index < t->next)
+	if (!(t->pages >> (step & 63) & 1))
 		return 0;
-	folio = folio_at(t->mapping, index, &t->leaf);
-	if (!folio)
-		return 0;
-	t->next = READ(folio, index) + folio_pages(folio);
-	if (!folio_mappable(folio))
-		t->waiting |= word_mask(t->base / 64, index, t->next);
+	entry = slot_of(t->leaf, step & 63);
+	if (entry && !(entry & 3) && !folio_mappable((struct folio *)entry))
+		t->waiting |= 1ULL << (step & 63);
 	return 0;
 }
 
@@ -160,14 +156,18 @@ static STEP(step_mapped)(u32 step, struct working *c)
 		a->again = 0;
 	fresh &= bits->resident[at];
 	if (fresh && !a->whole) {
-		t->mapping = a->mapping;
-		t->leaf = NULL;
-		t->base = word * 64;
-		t->pages = fresh;
-		t->next = 0;
-		t->waiting = 0;
-		WALK(64, step_transit, c);
-		fresh &= ~t->waiting;
+		struct xa_node *leaf = NULL;
+		struct folio *folio = folio_at(a->mapping, word * 64, &leaf);
+
+		if (leaf) {
+			t->leaf = leaf;
+			t->pages = fresh;
+			t->waiting = 0;
+			WALK(64, step_transit, c);
+			fresh &= ~t->waiting;
+		} else if (folio && !folio_mappable(folio)) {
+			fresh = 0; /* a large folio holds the whole word */
+		}
 	}
 	a->mapped[step] = fresh | (window & seen->seen[at] & bits->resident[at]);
 	return 0;

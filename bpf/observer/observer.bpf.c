@@ -43,8 +43,8 @@ static __always_inline void moved(struct pagecache_observed_file *file,
 
 OBSERVE(mm_filemap_get_pages, observe_get_pages)
 {
-	struct inode *inode = READ((struct address_space *)args[0], host);
-	u64 index = args[1], end = args[2] + 1, to, call, pages, behind;
+	u64 index = args[1], end = args[2] + 1, to, call, pages, behind, ino;
+	struct inode *inode = host_of((void *)args[0], &ino);
 	u32 tid = (u32)bpf_get_current_pid_tgid();
 	struct pagecache_observed_value *value;
 	struct pagecache_observed_file *file;
@@ -54,6 +54,8 @@ OBSERVE(mm_filemap_get_pages, observe_get_pages)
 	struct walk *w;
 	u64 waited = 0;
 
+	if (!may_be_tagged(ino))
+		return 0;
 	file = tag_of(inode, &key);
 	if (!file)
 		return 0;
@@ -228,8 +230,12 @@ OBSERVE(mm_filemap_fault, observe_fault)
 OBSERVE(mm_filemap_map_pages, observe_map_pages)
 {
 	struct address_space *mapping = (void *)args[0];
+	struct inode *inode;
+	u64 ino;
 
-	count_mapped(mapping, READ(mapping, host), args[1], args[2] + 1, false);
+	inode = host_of(mapping, &ino);
+	if (may_be_tagged(ino))
+		count_mapped(mapping, inode, args[1], args[2] + 1, false);
 	return 0;
 }
 
@@ -238,13 +244,6 @@ OBSERVE(mm_filemap_map_pages, observe_map_pages)
  * Huge pages are mapped whole, and no tracepoint of the page cache tells.  So the faults of
  * processes that map tagged files are looked at when they begin.
  */
-struct fault {
-	u64 address;
-	struct address_space *mapping;
-	struct inode *inode;
-	u64 from; /* first page of the huge page */
-};
-
 static long fault_in(struct task_struct *task, struct vm_area_struct *area, struct fault *f)
 {
 	u64 start = READ(area, vm_start), shift = observer_page_shift & 31;
@@ -301,7 +300,7 @@ OBSERVE(vm_unmapped_area, observe_mmap)
 	struct pagecache_file_key key;
 	struct file *file;
 
-	if (syscall_number() != observer_sys_mmap)
+	if (syscall_number() != observer_sys_mmap || (s32)syscall_argument(5) < 0)
 		return 0;
 	file = file_of(current_task(), syscall_argument(5));
 	if (file && tag_of(READ(file, f_inode), &key) && !by_us(current_task()))
@@ -465,7 +464,7 @@ OBSERVE(sched_switch, observe_switch)
 	u64 call, where;
 	u32 tid;
 
-	if (IN_IOWAIT(out) && !(READ(out, flags) & PF_KTHREAD)) {
+	if (in_iowait(out) && !(READ(out, flags) & PF_KTHREAD)) {
 		state = state_of(READ(out, pid));
 		if (state) {
 			call = read_calls(out);
@@ -477,7 +476,7 @@ OBSERVE(sched_switch, observe_switch)
 			state->wait_since = bpf_ktime_get_ns();
 		}
 	}
-	if (IN_IOWAIT(in)) {
+	if (in_iowait(in)) {
 		tid = READ(in, pid);
 		state = MAP_LOOKUP(task_states, &tid);
 		if (!state || !state->wait_since)

@@ -28,7 +28,14 @@ if TYPE_CHECKING:
 #: How many consumers of a model are listed after their end.
 ENDED_KEPT = 32
 _SEED_TRIES = 5
+_LOOK_SECONDS = 10.0  # how long what nobody reads may be gone unnoticed
 _NODES = Path("/sys/devices/system/node")
+
+# Where an observed file's value has the pages that were added and removed.
+_MOVED = slice(
+    _abi.pagecache_observed_file.added_pages.offset,  # type: ignore[attr-defined]
+    _abi.pagecache_observed_file.folio_pages.offset,  # type: ignore[attr-defined]
+)
 
 #: What is counted without the tracepoints of reads and faults.
 _COUNTED_DEGRADED = frozenset(
@@ -49,7 +56,9 @@ class _File:
     model: str
     path: str
     blocks: int
-    asked: tuple[int, int] = (-1, -1)  # what was added and removed when residency was asked for
+    moved: bytes | None = None  # what had been added and removed at the last look
+    looked: float = 0.0  # when that was, in monotonic seconds
+    size: int | None = None  # None: its path does not lead to it any more
     resident_bytes: int = 0
 
 
@@ -260,12 +269,10 @@ class Observer:
     ) -> dict[str, Any]:
         size = resident = gone = 0
         for file in list(model.files.values()):
-            bytes_of = self._size(file)
-            if bytes_of is None:
-                gone += 1
-                continue
-            size += bytes_of
-            resident += self._resident(file, values.get(file.key))
+            self._look(file, values.get(file.key))
+            gone += file.size is None
+            size += file.size or 0
+            resident += file.resident_bytes
         nodes = len(list(_NODES.glob("node[0-9]*")))
         uncounted = set(self.uncounted)
 
@@ -297,6 +304,27 @@ class Observer:
             ],
         }
 
+    def _look(self, file: _File, raw: bytes | None) -> None:
+        """Size and residency of a file, if something came or went, or some time has passed."""
+        moved = file.moved or b""
+        if raw is not None:
+            moved = raw[_MOVED]
+        now = time.monotonic()
+        if moved == file.moved and now < file.looked + _LOOK_SECONDS:
+            return
+        file.size = self._size(file)
+        file.looked = now
+        if file.size is None:
+            file.resident_bytes = 0
+        elif moved != file.moved:
+            with suppress(OSError):
+                fd = os.open(file.path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOATIME)
+                try:
+                    file.resident_bytes = cached_pages(fd) * PAGE_SIZE
+                finally:
+                    os.close(fd)
+        file.moved = moved
+
     @staticmethod
     def _size(file: _File) -> int | None:
         """Bytes of the file, None if its path does not lead to it any more."""
@@ -309,23 +337,6 @@ class Observer:
         if here != (identity.dev_major, identity.dev_minor, identity.ino):
             return None
         return status.st_size
-
-    @staticmethod
-    def _resident(file: _File, raw: bytes | None) -> int:
-        """By cachestat(2), asked for again only when something came or went."""
-        if raw is not None:
-            value = _abi.pagecache_observed_file.from_buffer_copy(raw)
-            now = (value.added_pages, value.removed_pages)
-            if now == file.asked:
-                return file.resident_bytes
-            file.asked = now
-        with suppress(OSError):
-            fd = os.open(file.path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOATIME)
-            try:
-                file.resident_bytes = cached_pages(fd) * PAGE_SIZE
-            finally:
-                os.close(fd)
-        return file.resident_bytes
 
     def _consumers(self) -> dict[int, list[_Consumer]]:
         """Consumers by model number; those that have ended are taken out of the map."""

@@ -29,7 +29,7 @@ MAPS: dict[str, tuple[int, int, int, int, int]] = {
         *(_HASH, ctypes.sizeof(_abi.pagecache_observed_key)),
         *(ctypes.sizeof(_abi.pagecache_observed_value), 16384, _ON_DEMAND),
     ),
-    "task_states": (_LRU_HASH, 4, 328, 8192, 0),
+    "task_states": (_LRU_HASH, 4, 304, 8192, 0),
     "own_processes": (_HASH, 4, 4, 256, _ON_DEMAND),
     "mappers": (_HASH, 4, 4, 4096, _ON_DEMAND),
     "zeroes": (_ARRAY, 4, 1024, 1, 0),

@@ -243,6 +243,16 @@ def test_moves_are_recorded(file: Path) -> None:
         assert found == [(at // PAGE_SIZE, 3) for at, _ in spans]
 
 
+def test_moves_that_find_no_room_are_counted(file: Path) -> None:
+    rounds = 5
+    with observing(file, moves="all") as observer:
+        reader(file, *[stream(PAGE_SIZE)] * rounds)
+        lost = observer.snapshot()["lost_events"]
+        found: list[object] = []
+        observer.poll(found.append, 1000)
+        assert lost > 0 and lost + len(found) == rounds * PAGES
+
+
 def test_without_the_tracepoints_of_accesses(file: Path) -> None:
     """As on Linux before 6.12: what comes and goes is counted, and the rest is said to be not."""
     missing = ["mm_filemap_fault", "mm_filemap_get_pages", "mm_filemap_map_pages"]
