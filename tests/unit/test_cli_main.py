@@ -68,7 +68,7 @@ def test_examples_can_be_parsed() -> None:
     parser = build_parser()
     for name, verb in find_verbs().items():
         for line, _ in verb.EXAMPLES:
-            words = re.sub(r"^source <\(|\)$|^sudo | >.*$", "", line).split()
+            words = re.sub(r"^source <\(|\)$|^sudo |^[A-Z_]+=\S+ | >.*$", "", line).split()
             assert words[:2] == ["pagecache-bpf", name]
             assert parser.parse_args(words[1:]).run is verb.run
 
