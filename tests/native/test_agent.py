@@ -200,7 +200,7 @@ def test_a_killed_agent_leaves_nothing_behind(file: Path) -> None:
     with client.AgentDevice() as agent:
         os.kill(agent.pid, signal.SIGKILL)
     reader.join()
-    assert not client.is_running()
+    wait_for(lambda: not client.is_running(), "the killed process to be gone")
     assert not list(Path("/sys/fs/bpf").glob("pagecache/*"))
     assert done("status", "--json").data["policies"] == []
     done("attach", "sequential", "--engine", "agent", file)

@@ -304,14 +304,15 @@ def test_a_file_deleted_while_tagged_is_let_go(file: Path) -> None:  # noqa: F81
 def test_a_second_agent_gives_way() -> None:
     done("attach", "noop", "--engine", "agent")
     second = subprocess.run(
-        [sys.executable, "-m", "pagecache_bpf.agent.service"],
+        [sys.executable, "-m", "pagecache_bpf.controller"],
         capture_output=True,
         text=True,
         cwd=ROOT,
         timeout=60,
     )
     assert second.returncode == 1
-    assert "another" in second.stdout and "Traceback" not in second.stderr
+    told = second.stdout + second.stderr
+    assert "another controller runs already" in told and "Traceback" not in told
     assert [each["name"] for each in done("status", "--json").data["policies"]] == ["noop"]
 
 
