@@ -14,8 +14,10 @@ import sys
 before = set(sys.modules)
 import pagecache_bpf
 pagecache_bpf.PagecacheError
+pagecache_bpf.load
 loaded = set(sys.modules) - before
-print(*sorted(loaded & {"ctypes", "elftools", "rich", "argparse", "subprocess"}))
+heavy = {"argparse", "ctypes", "elftools", "numpy", "rich", "socket", "subprocess", "torch"}
+print(*sorted(loaded & heavy))
 """
 
 
