@@ -24,8 +24,8 @@ GUEST_KREL = $(shell ls -d /lib/modules/6.12*/build 2>/dev/null | sort -V | tail
 RUNNING := $(shell uname -r)
 KREL ?= $(GUEST_KREL)
 
-.PHONY: help deps build bpf kmod check format docs test test-unit test-native test-vm test-numa test-torch \
-	vm vm-shell vm-debug demo bench install uninstall clean
+.PHONY: help deps build peers bpf kmod check format docs test test-unit test-native test-vm test-numa \
+	test-torch vm vm-shell vm-debug demo bench install uninstall clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -131,6 +131,11 @@ vm-debug: build ## tests of the module in a guest whose kernel has lockdep and K
 
 demo: build ## the main job on real input: cold loads, default against policy (SIZE=, MODEL=)
 	$(PY) -m benchmarks.demo
+
+# Their loaders need torch, which is large; nothing else here does.
+peers: ## other people's loaders, for `python -m benchmarks.cold_load --native` (large)
+	python3 -m venv build/peers
+	build/peers/bin/python -m pip install --disable-pip-version-check -q '.[peers]'
 
 bench: build ## all benchmarks, into build/bench (long)
 	$(PY) -m benchmarks.cold_load

@@ -18,7 +18,6 @@ from benchmarks.control import CommandLine
 from benchmarks.guest.devices import ScaledDevice, scaled_device
 
 READ_AHEAD_KB = 128
-_PICTURE_LOADER = "safe_open"
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -131,31 +130,20 @@ def _measure_case(
     delays += [(ms, options.sweep_rounds) for ms in options.sweep if ms != options.delay]
     for delay, count in delays:
         device.set_delay(delay)
-        case.labels = {"delay_ms": delay, "cap_bytes_per_s": options.cap or None}
+        case.labels = {
+            "host": "guest",
+            "delay_ms": delay,
+            "cap_bytes_per_s": options.cap or None,
+        }
         say(f"{case.fs}: {case.checkpoint.name} at {delay:g} ms per request")
         plan = rounds.best_plan(case, say=say)
         rows += rounds.interleave(
             case, options.policy, control, names, count, plan, options.detached_rounds, say
         )
         if picture and delay == options.delay:
-            _add_pictures(rows, options.policy, case, control)
+            rounds.add_pictures(rows, options.policy, case, control)
     device.set_delay(0)
     return rows
-
-
-def _add_pictures(
-    rows: list[schema.Row], policy: str, case: rounds.Case, control: CommandLine
-) -> None:
-    """Put residency over time into the rows that the picture compares."""
-    for row in rows:
-        if row.loader == _PICTURE_LOADER and row.extra["state"] in (
-            "default",
-            "attached",
-        ):
-            samples, outcome = rounds.picture(case, row.policy, control, row.loader)
-            row.correct = row.correct and outcome.correct
-            row.extra["residency"] = [[round(s.at_s, 4), s.resident] for s in samples]
-            row.extra["residency_end_s"] = outcome.seconds
 
 
 def inputs(options: argparse.Namespace) -> list[checkpoints.Checkpoint]:
@@ -194,20 +182,28 @@ def run(options: argparse.Namespace, sources: list[checkpoints.Checkpoint]) -> s
     return hosted.run_inside("benchmarks.cold_load", argv, options, wanted, options.cap or None)
 
 
-def run_native(options: argparse.Namespace) -> int:
+def run_native(
+    options: argparse.Namespace, sources: list[checkpoints.Checkpoint], with_peers: bool = True
+) -> schema.Report:
     """Measure here, one checkpoint after the other."""
     report: schema.Report | None = None
-    for source in inputs(options):
-        names = options.loader or ["safe_open"]
+    for source in sources:
         part = native.measure(
-            source, options.policy, options.rounds, names, READ_AHEAD_KB, hosted.progress()
+            source,
+            options.policy,
+            options.rounds,
+            options.loader or ["safe_open"],
+            READ_AHEAD_KB,
+            hosted.progress(),
+            with_peers,
+            options.picture and report is None,
         )
         if report is None:
             report = part
         else:
             report.rows += part.rows
     assert report is not None
-    return hosted.finish(report, options, lambda console: show.print_cold(report, console))
+    return report
 
 
 def main() -> int:
@@ -216,7 +212,8 @@ def main() -> int:
     options.size = options.size or (4 << 30 if options.native else 64 << 20)
     options.rounds = options.rounds or (7 if options.native else 5)
     if options.native:
-        return run_native(options)
+        report = run_native(options, inputs(options))
+        return hosted.finish(report, options, lambda console: show.print_cold(report, console))
     if options.inside:
         report = measure(options, inputs(options), hosted.progress())
         schema.write(options.inside, report)

@@ -3,9 +3,9 @@
 
 Loads a real checkpoint (all-MiniLM-L6-v2) and a generated Llama-shaped one, cold, by the
 unmodified safetensors library and by plain read(), with the kernel's own readahead, with the
-policy attached and with it detached again; each load checked byte for byte.  MODEL=dir loads
-your own checkpoint instead, SIZE=256M sizes the generated one.  Results and a picture go to
-build/demo/.
+policy attached and with it detached again; each load checked byte for byte.  First on this
+machine's own kernel with engine agent, then in a guest with the module.  MODEL=dir loads your own
+checkpoint instead, SIZE=256M sizes the generated one.  Results and pictures go to build/demo/.
 """
 
 from __future__ import annotations
@@ -14,15 +14,18 @@ import argparse
 import os
 import sys
 from pathlib import Path
+from shutil import disk_usage
 
 from rich.console import Console
 
 from benchmarks import checkpoints, cold_load, hosted, schema, show
 from benchmarks.cachestat import Sample
-from pagecache_bpf.errors import PagecacheError
+from pagecache_bpf.cgroups import host_memory
+from pagecache_bpf.errors import PagecacheError, PrivilegeError
 
 OUT = hosted.BUILD / "demo"
 _ROUNDS = 3
+_NATIVE_BYTES, _GUEST_BYTES = 2 << 30, 64 << 20
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -44,8 +47,9 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--size",
         type=hosted.size_argument,
-        default=env("SIZE") or "64M",
-        help="of the generated checkpoint (default: 64M; environment: SIZE)",
+        default=env("SIZE") or None,
+        help="of the generated checkpoint (default: 2G here, as far as memory and disk allow, "
+        "64M in the guest; environment: SIZE)",
     )
     parser.add_argument(
         "--rounds",
@@ -58,8 +62,8 @@ def make_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _settings(options: argparse.Namespace, sources: list[checkpoints.Checkpoint]) -> list[str]:
-    """The demo is one cold_load run: the standard scaled device, two loaders, a picture."""
+def _arguments(options: argparse.Namespace, sources: list[checkpoints.Checkpoint]) -> list[str]:
+    """Each half of the demo is one cold_load run: two loaders, a picture."""
     argv = ["--fs", options.fs, "--policy", options.policy, "--rounds", str(options.rounds)]
     argv += ["--loader", "safe_open", "--loader", "read", "--detached-rounds", "1", "--picture"]
     for source in sources:
@@ -67,34 +71,78 @@ def _settings(options: argparse.Namespace, sources: list[checkpoints.Checkpoint]
     return argv
 
 
-def _sources(options: argparse.Namespace, say: hosted.Say) -> list[checkpoints.Checkpoint]:
+def _sources(
+    options: argparse.Namespace, size: int, say: hosted.Say
+) -> list[checkpoints.Checkpoint]:
     if options.model is not None:
         return [checkpoints.load_dir(options.model)]
-    say(f"making a Llama-shaped checkpoint of {options.size >> 20} MiB")
-    llama = checkpoints.generate(hosted.MODELS / f"llama-{options.size >> 20}M", options.size)
+    say(f"making a Llama-shaped checkpoint of {size >> 20} MiB")
+    llama = checkpoints.generate(hosted.MODELS / f"llama-{size >> 20}M", size)
     say("getting all-MiniLM-L6-v2")
     return [llama, checkpoints.minilm(hosted.MODELS / "all-MiniLM-L6-v2")]
 
 
-def draw(report: schema.Report, directory: Path) -> list[Path]:
+def native_size(wanted: int, memory: int, disk: int) -> int:
+    """Bytes of a checkpoint that this machine can take: what was wanted, or a half, and so on.
+
+    A round holds it four times in memory: cached, loaded, as the reference, and read directly.
+    """
+    size = wanted
+    while size > 64 << 20 and (size * 5 > memory or size * 2 > disk):
+        size //= 2
+    return size
+
+
+def on_this_kernel(options: argparse.Namespace, say: hosted.Say) -> schema.Report | None:
+    """The native half; None, with the reason said, where this machine cannot do it."""
+    hosted.MODELS.mkdir(parents=True, exist_ok=True)
+    memory = host_memory().get("MemAvailable", 0)
+    size = options.size or native_size(_NATIVE_BYTES, memory, disk_usage(hosted.MODELS).free)
+    try:
+        if os.geteuid() != 0:
+            raise PrivilegeError("only root can attach a policy", "", "sudo make demo")
+        sources = _sources(options, size, say)
+        say("on this machine's own kernel: policy on tracepoints, its reads by the agent;")
+        say(f"    read_ahead_kb is {cold_load.READ_AHEAD_KB} for the time of it")
+        settings = cold_load.make_parser().parse_args(_arguments(options, sources))
+        return cold_load.run_native(settings, sources, with_peers=False)
+    except PagecacheError as error:
+        say("not on this machine's own kernel:")
+        for line in str(error).splitlines():
+            say(f"    {line}")
+        return None
+
+
+def in_the_guest(options: argparse.Namespace, say: hosted.Say) -> schema.Report:
+    """The other half: a stock kernel with the module, on a slow device."""
+    sources = _sources(options, options.size or _GUEST_BYTES, say)
+    settings = cold_load.make_parser().parse_args(_arguments(options, sources))
+    say("booting a guest with a stock kernel; it stands for a machine with a slow device:")
+    say(
+        f"    {settings.delay:g} ms per request, {show.megabytes(settings.cap)} MB/s, "
+        f"read_ahead_kb {cold_load.READ_AHEAD_KB}; loads start with nothing in the page cache"
+    )
+    return cold_load.run(settings, sources)
+
+
+def draw(report: schema.Report, directory: Path, name: str = "residency") -> list[Path]:
     """Draw the first case's residency over time; returns the files, none without samples."""
     rows = [row for row in report.rows if "residency" in row.extra]
     if not rows:
         return []
     rows = [row for row in rows if row.case == rows[0].case]
-    names = [show.state_text(row) for row in rows]
+    states = [show.state_text(row) for row in rows]
     curves = {
-        name: [Sample(at, resident) for at, resident in row.extra["residency"]]
-        for name, row in zip(names, rows, strict=True)
+        state: [Sample(at, resident) for at, resident in row.extra["residency"]]
+        for state, row in zip(states, rows, strict=True)
     }
-    ends = {name: row.extra["residency_end_s"] for name, row in zip(names, rows, strict=True)}
+    ends = {each: row.extra["residency_end_s"] for each, row in zip(states, rows, strict=True)}
     first = rows[0]
-    delay, cap = first.extra["delay_ms"], show.megabytes(first.extra["cap_bytes_per_s"])
-    title = (
-        f"Cold load of {first.case} by {first.loader}: {first.fs}, "
-        f"{delay:g} ms per request, {cap} MB/s"
-    )
-    outputs = [directory / "residency.svg", directory / "residency.png"]
+    title = f"Cold load of {first.case} by {first.loader}: {first.fs}"
+    if first.extra.get("delay_ms") is not None:
+        cap = show.megabytes(first.extra["cap_bytes_per_s"])
+        title += f", {first.extra['delay_ms']:g} ms per request, {cap} MB/s"
+    outputs = [directory / f"{name}.svg", directory / f"{name}.png"]
     show.plot_residency(curves, first.wanted_bytes, title, outputs, ends)
     return outputs
 
@@ -106,40 +154,40 @@ def summary(report: schema.Report) -> list[str]:
         if row.policy is None:
             continue
         speedup, share = row.extra["speedup"], row.extra["of_limit"]
+        where = "here" if row.extra.get("host") == "native" else "in the guest"
         lines.append(
-            f"{row.case} by {row.loader}: {speedup:.1f} times faster with {row.policy}, "
+            f"{where}, {row.case} by {row.loader}: {speedup:.1f} times faster with {row.policy}, "
             f"{share:.0%} of what direct I/O gets from this device."
         )
     return lines
 
 
 def main() -> int:
-    """Make the input ready, boot the guest, measure, show."""
+    """Make the input ready, boot the guest, measure here and there, show."""
     options = make_parser().parse_args()
     if options.rounds < 1:
         raise PagecacheError("no rounds, no result", f"ROUNDS is {options.rounds}", "Ask for 1")
     say = hosted.progress()
-    sources = _sources(options, say)
-    settings = cold_load.make_parser().parse_args(_settings(options, sources))
-    settings.out = OUT / "results.json"
-    say("booting a guest with a stock kernel; it stands for a machine with a slow device:")
-    say(
-        f"    {settings.delay:g} ms per request, {show.megabytes(settings.cap)} MB/s, "
-        f"read_ahead_kb {cold_load.READ_AHEAD_KB}; loads start with nothing in the page cache"
-    )
-    report = cold_load.run(settings, sources)
+    here = on_this_kernel(options, say)
+    there = in_the_guest(options, say)
     say("done")
+    report = there
+    pictures = draw(there, OUT)
+    if here is not None:
+        pictures = draw(here, OUT, "residency-native") + pictures
+        report = schema.Report(here.machine | {"guest": there.machine}, here.rows + there.rows)
 
     def display(console: Console) -> None:
         console.print()
-        show.print_cold(report, console)
+        console.print(show.one_table(report.rows, "Cold loads"))
+        console.print(show.verdict(report.rows))
+        console.print()
         for line in summary(report):
             console.print(line, highlight=False)
         for path in pictures:
             console.print(f"picture: {path.relative_to(hosted.ROOT)}", highlight=False)
 
-    pictures = draw(report, OUT)
-    return hosted.finish(report, settings, display)
+    return hosted.finish(report, argparse.Namespace(out=OUT / "results.json", json=False), display)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,8 @@ import errno
 import mmap
 import os
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +18,8 @@ from pagecache_bpf.errors import PagecacheError, UnsupportedError
 
 _ALIGN = 4096  # what O_DIRECT asks of offsets and lengths on any device we meet
 _HUGE = 2 << 20
+_MAP_POPULATE, _MAP_HUGETLB = 0x8000, 0x40000  # include/uapi/asm-generic/mman-common.h
+_NR_HUGEPAGES = Path("/proc/sys/vm/nr_hugepages")
 
 
 @dataclass(frozen=True)
@@ -35,6 +38,22 @@ class Plan:
 SWEEP = (Plan(256 << 10, 16), Plan(256 << 10, 32), Plan(1 << 20, 8), Plan(1 << 20, 32))
 
 
+@contextmanager
+def reserved(sizes: Sequence[int]) -> Iterator[bool]:
+    """Huge pages for buffers of these sizes inside the block, the setting as before after it.
+
+    Yields False where the machine has not so many to give: buffers are then of what
+    transparent huge pages there are.
+    """
+    before = int(_NR_HUGEPAGES.read_text())
+    wanted = before + sum(max(1, -(-size // _HUGE)) for size in sizes)
+    try:
+        _NR_HUGEPAGES.write_text(str(wanted))
+        yield int(_NR_HUGEPAGES.read_text()) >= wanted
+    finally:
+        _NR_HUGEPAGES.write_text(str(before))
+
+
 def _open_direct(path: Path) -> int:
     try:
         return os.open(path, os.O_RDONLY | os.O_DIRECT | os.O_CLOEXEC)
@@ -48,13 +67,17 @@ def _open_direct(path: Path) -> int:
         ) from error
 
 
-def _buffer(size: int) -> mmap.mmap:
+def _buffer(size: int, huge: bool = False) -> mmap.mmap:
     """Memory for direct reads: faulted in, and of huge pages where the kernel grants them.
 
-    Scattered 4 KiB pages would split large requests at the device's segment limit.
+    huge: of the reserved ones (see reserved()).  Scattered 4 KiB pages would split large requests
+    at the device's segment limit.
     """
     rounded = max(-(-size // _HUGE) * _HUGE, _HUGE)
-    memory = mmap.mmap(-1, rounded, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
+    if huge:
+        return mmap.mmap(-1, rounded, flags=flags | _MAP_HUGETLB | _MAP_POPULATE)
+    memory = mmap.mmap(-1, rounded, flags=flags)
     if hasattr(mmap, "MADV_HUGEPAGE"):
         try:
             memory.madvise(mmap.MADV_HUGEPAGE)
@@ -65,14 +88,16 @@ def _buffer(size: int) -> mmap.mmap:
     return memory
 
 
-def read_into(files: Sequence[Path], plan: Plan) -> Callable[[], list[memoryview]]:
+def read_into(
+    files: Sequence[Path], plan: Plan, huge: bool = False
+) -> Callable[[], list[memoryview]]:
     """Make ready to read whole files by direct I/O; calling the result does it.
 
     plan.depth threads share one list of requests in file order. The returned views hold the
     files' bytes. Raises OSError when a read fails, PagecacheError when a file shrinks.
     """
     sizes = [path.stat().st_size for path in files]
-    buffers = [_buffer(size) for size in sizes]
+    buffers = [_buffer(size, huge) for size in sizes]
     requests = iter(
         [
             (number, offset, min(plan.block, -(-(size - offset) // _ALIGN) * _ALIGN))

@@ -226,11 +226,16 @@ def run_loader(
     return in_child(work, f"loading with {name}")
 
 
-def run_direct(files: Sequence[Path], reference: Reference, plan: Plan) -> Outcome:
-    """One round of direct I/O by `plan`: what the device gives when nothing is in the way."""
+def run_direct(
+    files: Sequence[Path], reference: Reference, plan: Plan, huge: bool = False
+) -> Outcome:
+    """One round of direct I/O by `plan`: what the device gives when nothing is in the way.
+
+    huge: into reserved huge pages (directio.reserved()).
+    """
 
     def work() -> Outcome:
-        start = read_into(files, plan)
+        start = read_into(files, plan, huge)
 
         def load() -> Loaded:
             buffers = start()

@@ -13,12 +13,13 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
-from benchmarks import hosted, loaders, peers, rounds, schema
+from benchmarks import directio, hosted, loaders, peers, rounds, schema
 from benchmarks.checkpoints import Checkpoint
 from benchmarks.control import CommandLine
 from benchmarks.directio import Plan
 from pagecache_bpf.errors import PagecacheError, PrivilegeError
 
+_LINK = {"prefetch threads": "+"}
 SWEEP = (Plan(1 << 20, 8), Plan(2 << 20, 8), Plan(2 << 20, 16))
 
 
@@ -65,6 +66,8 @@ def measure(
     names: list[str],
     read_ahead_kb: int,
     say: hosted.Say,
+    with_peers: bool = True,
+    picture: bool = False,
 ) -> schema.Report:
     """All rounds; rows as in the guest, and one for each peer and loader."""
     if os.geteuid() != 0:
@@ -72,19 +75,35 @@ def measure(
     loaders.warm_up()
     control = CommandLine("agent")
     fs = file_system(checkpoint.root)
-    case = rounds.Case(checkpoint, fs, loaders.Reference(checkpoint.files), engine="agent")
+    have, lack = peers.replacements() if with_peers else ({}, {})
+    for name, why in lack.items():
+        say(f"without {name}: {why}")
     facts = {"read_ahead_kb": read_ahead_kb, "delay_ms": None, "cap_bytes_per_s": None}
-    report = schema.Report(schema.machine(device=facts))
-    with read_ahead(checkpoint.root, read_ahead_kb):
+    report = schema.Report(schema.machine(device=facts, peers_absent=lack))
+    sizes = [path.stat().st_size for path in checkpoint.files]
+    with read_ahead(checkpoint.root, read_ahead_kb), directio.reserved(sizes) as huge:
+        if not huge:
+            say("too few huge pages: direct I/O goes into transparent ones")
+        case = rounds.Case(
+            checkpoint,
+            fs,
+            loaders.Reference(checkpoint.files),
+            {"host": "native", "delay_ms": None, "cap_bytes_per_s": None},
+            engine="agent",
+            huge_pages=huge,
+        )
         plan = rounds.best_plan(case, SWEEP, say)
         runs = {
-            f"{name} after {peer}" if peer != "prefetch threads" else f"{name} + {peer}": partial(
+            f"{name} {_LINK.get(peer, 'after')} {peer}": partial(
                 loaders.run_loader, name, case.files, case.reference, peers.PEERS[peer]
             )
             for name in names
-            for peer in peers.available()
+            for peer in (peers.available() if with_peers else [])
         }
+        runs |= {name: partial(run, case.files) for name, run in have.items()}
         report.rows = rounds.interleave(
             case, policy, control, names, count, plan, 1, say, others=runs
         )
+        if picture:
+            rounds.add_pictures(report.rows, policy, case, control)
     return report

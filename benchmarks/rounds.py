@@ -23,6 +23,7 @@ from pagecache_bpf.errors import PagecacheError
 
 ENGINE = "struct_ops"
 STATES = ("default", "attached", "detached")
+_PICTURE_LOADER = "safe_open"
 
 
 class Control(Protocol):
@@ -60,7 +61,8 @@ def device_bytes_read(path: Path) -> int | None:
 class Case:
     """A checkpoint on a device, and what makes this case differ from others.
 
-    labels (fs aside) go into every row: delay_ms, cap_bytes_per_s, ...
+    labels (fs aside) go into every row: delay_ms, cap_bytes_per_s, ...  huge_pages: for direct
+    I/O, reserved ones.
     """
 
     checkpoint: Checkpoint
@@ -68,6 +70,7 @@ class Case:
     reference: loaders.Reference
     labels: dict[str, Any] = field(default_factory=dict)
     engine: str = ENGINE
+    huge_pages: bool = False
 
     @property
     def files(self) -> tuple[Path, ...]:
@@ -138,7 +141,7 @@ def best_plan(
 
 
 def _direct(case: Case, plan: Plan) -> loaders.Outcome:
-    return loaders.run_direct(case.files, case.reference, plan)
+    return loaders.run_direct(case.files, case.reference, plan, case.huge_pages)
 
 
 def interleave(
@@ -192,8 +195,10 @@ def interleave(
     result = [*rows.values(), *more.values(), limit]
     schema.fill_limits(result, same=lambda _: None)
     for row in result:
-        name = row.loader.split()[0]  # "safe_open after cat" is compared with safe_open
-        _compare(row, rows.get(("default", name)))
+        # "safe_open after cat" is compared with safe_open, another loader with the first.
+        name = row.loader.split()[0]
+        first = rows["default", loader_names[0]] if row.extra["state"] == "peer" else None
+        _compare(row, rows.get(("default", name), first))
     return [*result, *(_warm(case, name) for name in loader_names)]
 
 
@@ -242,3 +247,16 @@ def picture(
         return run()
     with attached(control, policy, case.checkpoint.root):
         return run()
+
+
+def add_pictures(rows: list[schema.Row], policy: str, case: Case, control: Control) -> None:
+    """Put residency over time into the rows that the picture compares."""
+    for row in rows:
+        if row.loader == _PICTURE_LOADER and row.extra["state"] in (
+            "default",
+            "attached",
+        ):
+            samples, outcome = picture(case, row.policy, control, row.loader)
+            row.correct = row.correct and outcome.correct
+            row.extra["residency"] = [[round(s.at_s, 4), s.resident] for s in samples]
+            row.extra["residency_end_s"] = outcome.seconds

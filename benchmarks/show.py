@@ -19,7 +19,6 @@ _STATE_TEXT = {
     "attached": "{policy}",
     "detached": "detached again",
     "limit": "direct I/O",
-    "peer": "kernel default",
     "warm": "(cached)",
 }
 
@@ -31,8 +30,21 @@ def megabytes(count: float) -> str:
 
 def state_text(row: Row) -> str:
     """What was in force when the row was measured, in words."""
+    if row.extra.get("state") == "peer":
+        return names_of(row)[1]
     text = _STATE_TEXT.get(str(row.extra.get("state")), str(row.extra.get("state")))
     return text.format(policy=row.policy)
+
+
+def names_of(row: Row) -> tuple[str, str]:
+    """A row's loader and who read ahead for it; loaders that replace it do so themselves."""
+    if row.extra.get("state") != "peer":
+        return row.loader, state_text(row)
+    for word in (" after ", " + "):
+        loader, found, warmer = row.loader.partition(word)
+        if found:
+            return loader, warmer
+    return "others", row.loader
 
 
 def _cells(row: Row) -> list[str]:
@@ -40,7 +52,7 @@ def _cells(row: Row) -> list[str]:
     speedup, share = row.extra.get("speedup"), row.extra.get("of_limit")
     spread = f"{min(row.seconds):.2f}-{max(row.seconds):.2f}" if len(row.seconds) > 1 else ""
     return [
-        "" if row.loader == "direct" else row.loader,
+        "" if row.loader == "direct" else names_of(row)[0],
         state_text(row),
         f"{median:.2f}" if median else "-",
         spread,
@@ -65,9 +77,9 @@ def cold_table(rows: Sequence[Row], title: str) -> Table:
     for heading in ("median s", "range", "MB/s", "faster", "of limit", "MB read"):
         table.add_column(heading, justify="right", no_wrap=True)
     # By loader in the order of the first, the limit last.
-    names = list(dict.fromkeys(row.loader for row in rows if row.loader != "direct"))
+    names = list(dict.fromkeys(names_of(row)[0] for row in rows if row.loader != "direct"))
     for name in [*names, "direct"]:
-        group = [row for row in rows if row.loader == name]
+        group = [row for row in rows if names_of(row)[0] == name]
         for number, row in enumerate(group):
             style = "red" if not row.correct else "bold green" if row.policy else ""
             cells = _cells(row)
@@ -75,6 +87,46 @@ def cold_table(rows: Sequence[Row], title: str) -> Table:
                 cells[0] = ""
             table.add_row(*cells, style=style, end_section=number == len(group) - 1)
     return table
+
+
+def one_table(rows: Sequence[Row], title: str) -> Table:
+    """Cold loads of several cases and both kernels in one table; fits 80 columns."""
+    table = Table(
+        title=title,
+        title_justify="left",
+        title_style="bold",
+        box=box.SIMPLE_HEAD,
+        padding=0,
+    )
+    for heading in ("kernel", "model", "loader", "readahead by"):
+        table.add_column(heading, no_wrap=True)
+    for heading in ("median s", "MB/s", "faster", "of limit"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    before: list[str] = []
+    groups = [row for _, group in by_case(rows) for row in group]
+    for number, row in enumerate(groups):
+        loader, state, median, _, speed, faster, share, _ = _cells(row)
+        names = [str(row.extra.get("host", "guest")), row.case, loader]
+        style = "red" if not row.correct else "bold green" if row.policy else ""
+        last = number + 1 == len(groups) or _place(groups[number + 1]) != _place(row)
+        shown = ["" if now == was else now for now, was in zip(names[:2], before, strict=False)]
+        table.add_row(
+            *(shown or names[:2]),
+            loader,
+            state,
+            median,
+            speed,
+            faster,
+            share,
+            style=style,
+            end_section=last,
+        )
+        before = [] if last else names
+    return table
+
+
+def _place(row: Row) -> tuple[object, str]:
+    return row.extra.get("host", "guest"), row.case
 
 
 def verdict(rows: Sequence[Row]) -> str:
@@ -98,6 +150,8 @@ def by_case(rows: Sequence[Row]) -> list[tuple[str, list[Row]]]:
     groups: dict[str, list[Row]] = {}
     for row in rows:
         title = f"{row.case}, {megabytes(row.wanted_bytes)} MB, {row.fs}"
+        if row.extra.get("host") == "native":
+            title += ", this machine's own kernel"
         if row.extra.get("delay_ms") is not None:
             title += f", {row.extra['delay_ms']:g} ms per request"
         if row.extra.get("cap_bytes_per_s"):

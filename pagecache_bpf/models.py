@@ -87,6 +87,7 @@ def resolve(path: str | Path, name: str | None = None) -> Model:
     if name is not None:
         check_name(name)
     status = _stat(root)
+    kinds: dict[int, str | None] = {}
     if stat.S_ISDIR(status.st_mode):
         directory = _snapshot(root)
         found: dict[tuple[int, int], Path] = {}
@@ -96,14 +97,14 @@ def resolve(path: str | Path, name: str | None = None) -> Model:
             if status.st_size == 0 and not required:
                 empty.append(shard)  # a stray empty file is no reason to refuse the others
             else:
-                _check_content(real, status)
+                _check_content(real, status, kinds)
                 found.setdefault((status.st_dev, status.st_ino), real)
         if not found:
             raise _nothing_found(root, directory, empty)
         files = tuple(sorted(found.values()))
     else:
         real, status = _regular(root)
-        _check_content(real, status)
+        _check_content(real, status, kinds)
         files = (real,)
     return Model(name if name is not None else _default_name(root), root, files)
 
@@ -162,9 +163,14 @@ def _regular(path: Path) -> tuple[Path, os.stat_result]:
     return Path(os.path.realpath(path)), status
 
 
-def _check_content(path: Path, status: os.stat_result) -> None:
-    """Refuse a file that has no pages: a virtual one, one in memory, an empty one."""
-    fstype = kernelfs.LIVE.fstype(status.st_dev)
+def _check_content(path: Path, status: os.stat_result, kinds: dict[int, str | None]) -> None:
+    """Refuse a file that has no pages: a virtual one, one in memory, an empty one.
+
+    kinds: file system types by device that are known already.
+    """
+    if status.st_dev not in kinds:
+        kinds[status.st_dev] = kernelfs.LIVE.fstype(status.st_dev)
+    fstype = kinds[status.st_dev]
     if fstype in _IN_MEMORY:
         raise UsageError(
             f"{path} has no pages to read ahead",

@@ -55,6 +55,8 @@ struct folio {
 enum pageflags {
 	PG_head,
 	PG_uptodate,
+	PG_locked,
+	PG_readahead,
 };
 #pragma clang attribute pop
 

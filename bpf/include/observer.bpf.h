@@ -19,7 +19,7 @@
 #define BITS_PAGES 1024 /* pages of one element of page_bits */
 #define BITS_WORDS (BITS_PAGES / 64)
 #define BATCH_FOLIOS 31 /* what filemap_get_pages() hands out at once: PAGEVEC_SIZE */
-#define MAX_FOLIO_PAGES 512
+#define MAX_FOLIO_PAGES 512 /* what a huge page has, too */
 #define MAX_WORDS 256 /* of one walk over page bits */
 #define MAP_WORDS 9 /* of one fault-around: at most a page table's worth, anyhow aligned */
 #define FOLIO_WORDS (MAX_FOLIO_PAGES / 64 + 1)
@@ -88,9 +88,10 @@ struct walk {
 	u32 by; /* enum added_by */
 };
 
-/* Which prefetched pages of a word are in the cache, but not read yet. */
+/* Which pages of a word are in the cache, but cannot be mapped yet. */
 struct transit {
 	struct address_space *mapping;
+	struct xa_node *leaf;
 	u64 base; /* page of the first bit */
 	u64 pages;
 	u64 next; /* what lies before it is looked at */
@@ -107,6 +108,8 @@ struct around {
 	u64 mapped[MAP_WORDS];
 	u32 slot;
 	u32 tgid;
+	u32 whole; /* a huge page: nothing of it can be on its way */
+	u32 unused;
 	u32 again; /* nothing is new: the file has been mapped once more */
 	u32 failed;
 };
@@ -143,6 +146,10 @@ struct task_state {
 	struct transit transit;
 };
 
+struct zeroes {
+	u8 bytes[1024];
+};
+
 #ifndef PAGECACHE_BCC
 /* BPF_F_NO_PREALLOC is 1. */
 OBSERVER_MAP(BPF_MAP_TYPE_ARRAY, inode_filter, INODE_FILTER, 0, u32, u8);
@@ -154,6 +161,9 @@ OBSERVER_MAP(BPF_MAP_TYPE_HASH, observed, 16384, 1, struct pagecache_observed_ke
 	     struct pagecache_observed_value);
 OBSERVER_MAP(BPF_MAP_TYPE_LRU_HASH, task_states, 8192, 0, u32, struct task_state);
 OBSERVER_MAP(BPF_MAP_TYPE_HASH, own_processes, 256, 1, u32, u32);
+OBSERVER_MAP(BPF_MAP_TYPE_HASH, mappers, 4096, 1, u32, u32);
+OBSERVER_MAP(BPF_MAP_TYPE_ARRAY, zeroes, 1, 0, u32, struct zeroes);
+OBSERVER_MAP(BPF_MAP_TYPE_ARRAY, any_mappers, 1, 0, u32, u32);
 OBSERVER_MAP(BPF_MAP_TYPE_ARRAY, observer_state, 1, 0, u32, struct pagecache_observer_state);
 
 struct {
@@ -162,21 +172,29 @@ struct {
 } moves SEC(".maps");
 #endif
 
-static const struct page_bits no_bits;
-static const struct seen_bits none_seen;
-static const struct task_state no_state;
-static const struct pagecache_observed_value no_value;
+/* A number kept from the compiler's reasoning, which would make branches of what follows. */
+#define OPAQUE(value) asm volatile("" : "+r"(value))
+
+/* n between 0 and 64, without a branch: the verifier follows both sides of each. */
+static __always_inline u64 clamp_64(s64 n)
+{
+	s64 over;
+
+	OPAQUE(n);
+	n &= ~(n >> 63);
+	over = n - 64;
+	OPAQUE(over);
+	return 64 + (over & over >> 63);
+}
 
 /* Bits of a word, from page `from` to `to` of the file (exclusive). */
 static __always_inline u64 word_mask(u64 word, u64 from, u64 to)
 {
-	u64 start = word * 64, mask = ~0ULL;
+	u64 low = clamp_64(from - word * 64), high = clamp_64(to - word * 64);
+	u64 below_low = ((1ULL << (low & 63)) - 1) | -(low >> 6);
+	u64 below_high = ((1ULL << (high & 63)) - 1) | -(high >> 6);
 
-	if (from > start)
-		mask = from - start < 64 ? mask << ((from - start) & 63) : 0;
-	if (to < start + 64)
-		mask = to > start ? mask & ~0ULL >> ((start + 64 - to) & 63) : 0;
-	return mask;
+	return below_high & ~below_low;
 }
 
 /* BPF has no instruction for it, and the compiler's own code takes 64-bit constants. */
@@ -187,6 +205,21 @@ static __always_inline u32 count_bits(u64 v)
 	v = (v + (v >> 4)) & 0x0f0f0f0f0f0f0f0fULL;
 	return v * 0x0101010101010101ULL >> 56;
 }
+
+/* What every new element begins as; larger than the stack takes. */
+static __always_inline void *some_zeroes(void)
+{
+	u32 zero = 0;
+
+	return MAP_LOOKUP(zeroes, &zero);
+}
+
+#define MAKE_ELEMENT(map, key)                                      \
+	do {                                                        \
+		void *nothing = some_zeroes();                      \
+		if (nothing)                                        \
+			MAP_UPDATE(map, key, nothing, BPF_NOEXIST); \
+	} while (0)
 
 static __always_inline struct pagecache_observer_state *observer(void)
 {
@@ -203,7 +236,7 @@ static __always_inline struct page_bits *bits_of(u32 slot, u64 block, bool make)
 
 	if (bits || !make)
 		return bits;
-	MAP_UPDATE(page_bits, &key, &no_bits, BPF_NOEXIST);
+	MAKE_ELEMENT(page_bits, &key);
 	bits = MAP_LOOKUP(page_bits, &key);
 	if (!bits) {
 		all = observer();
@@ -220,7 +253,7 @@ static __always_inline struct seen_bits *seen_of(u32 slot, u32 tgid, u64 block)
 
 	if (bits)
 		return bits;
-	MAP_UPDATE(seen_bits, &key, &none_seen, BPF_NOEXIST);
+	MAKE_ELEMENT(seen_bits, &key);
 	return MAP_LOOKUP(seen_bits, &key);
 }
 
@@ -230,7 +263,7 @@ static __always_inline struct task_state *state_of(u32 tid)
 
 	if (state)
 		return state;
-	MAP_UPDATE(task_states, &tid, &no_state, BPF_NOEXIST);
+	MAKE_ELEMENT(task_states, &tid);
 	return MAP_LOOKUP(task_states, &tid);
 }
 
@@ -242,7 +275,7 @@ static __always_inline struct pagecache_observed_value *value_of(u32 model, u32 
 	struct pagecache_observer_state *all;
 
 	if (!value) {
-		MAP_UPDATE(observed, &key, &no_value, BPF_NOEXIST);
+		MAKE_ELEMENT(observed, &key);
 		value = MAP_LOOKUP(observed, &key);
 		if (value && tgid)
 			bpf_get_current_comm(value->comm, sizeof(value->comm));
@@ -318,30 +351,103 @@ static __always_inline u64 whereabouts(void)
 	return sum;
 }
 
-/* The folio that holds a page, NULL if none; the caller's tracepoint holds off its freeing. */
-static __always_inline struct folio *folio_at(struct address_space *mapping, u64 index)
+/* An open file of a task by its descriptor, NULL if it has none such. */
+static __always_inline struct file *file_of(struct task_struct *task, u64 fd)
 {
-	u64 entry = (u64)PAGES_OF(mapping);
+	struct fdtable *table = READ(task, files, fdt);
+	struct file **files = READ(table, fd), *file = NULL;
+
+	if (fd >= READ(table, max_fds))
+		return NULL;
+	bpf_probe_read_kernel(&file, sizeof(file), files + fd);
+	return file;
+}
+
+/*
+ * Where in the file the read call began that this task is in: its argument, or the position of
+ * the open file, which moves at the end of a call.  Returns the page, or `otherwise`.
+ */
+static __always_inline u64 first_page_of_call(struct task_struct *task, struct inode *inode,
+					      u64 otherwise)
+{
+	s64 number = syscall_number();
+	bool told = number == observer_sys_pread || number == observer_sys_preadv ||
+		    number == observer_sys_preadv2;
+	struct file *file;
+	u64 position;
+
+	if (!told && number != observer_sys_read && number != observer_sys_readv)
+		return otherwise;
+	file = file_of(task, syscall_argument(1));
+	if (!file || READ(file, f_inode) != inode)
+		return otherwise;
+	position = told ? syscall_argument(4) : (u64)READ(file, f_pos);
+	if (position == ~0ULL) /* preadv2() at the position of the open file */
+		position = READ(file, f_pos);
+	position >>= observer_page_shift & 31;
+	return position < otherwise ? position : otherwise;
+}
+
+/*
+ * The folio that holds a page, NULL if none; the caller's tracepoint holds off its freeing.
+ * leaf: NULL, or the node of the index that holds the pages around; set when it is found.
+ */
+static __always_inline struct folio *folio_at(struct address_space *mapping, u64 index,
+					      struct xa_node **leaf)
+{
+	u64 entry = *leaf ? (u64)*leaf + 2 : (u64)PAGES_OF(mapping);
 
 	for (u32 level = 0; level < 8; level++) {
 		struct xa_node *node = (void *)(entry - 2);
-		u64 at;
+		u64 at, shift;
 
 		if ((entry & 3) != 2 || entry <= 4096)
 			break;
-		at = index >> (READ(node, shift) & 63) & 63;
+		shift = node == *leaf ? 0 : READ(node, shift);
+		if (!shift)
+			*leaf = node;
+		at = index >> (shift & 63) & 63;
 		bpf_probe_read_kernel(&entry, 8, (void *)node + SLOTS_OFFSET + 8 * at);
 		if ((entry & 3) == 2 && entry < 4096) { /* a sibling of the slot with the folio */
 			at = entry >> 2 & 63;
 			bpf_probe_read_kernel(&entry, 8, (void *)node + SLOTS_OFFSET + 8 * at);
 		}
+		if (!shift)
+			break;
 	}
 	return entry & 3 ? NULL : (struct folio *)entry;
 }
 
-static __always_inline bool folio_uptodate(struct folio *folio)
+/* Whether mapping around a fault takes it: not while it is read, nor with a readahead mark. */
+static __always_inline bool folio_mappable(struct folio *folio)
 {
-	return folio_flags(folio) >> UPTODATE_BIT & 1;
+	u64 bits = FOLIO_BIT(uptodate) | FOLIO_BIT(locked) | FOLIO_BIT(readahead);
+
+	return (folio_flags(folio) & bits) == FOLIO_BIT(uptodate);
+}
+
+/* Where the folio of a page begins, or ends; if there is none, the page itself does. */
+static __always_inline u64 folio_edge(struct address_space *mapping, u64 index, bool end)
+{
+	struct xa_node *leaf = NULL;
+	struct folio *folio = folio_at(mapping, index, &leaf);
+	u64 first = folio ? READ(folio, index) : index;
+	u64 nr = folio ? folio_pages(folio) : 1;
+
+	if (nr > MAX_FOLIO_PAGES || first > index || first + nr <= index)
+		return end ? index + 1 : index;
+	return end ? first + nr : first;
+}
+
+/* Remember that a process maps tagged files: its faults are looked at. */
+static __always_inline void note_mapper(u32 tgid)
+{
+	u32 zero = 0, one = 1, *any = MAP_LOOKUP(any_mappers, &zero);
+
+	if (!MAP_LOOKUP(mappers, &tgid))
+		MAP_UPDATE(mappers, &tgid, &one, BPF_ANY);
+	if (any && !*any)
+		*any = 1;
 }
 
 static __always_inline u64 file_pages_of(struct inode *inode)

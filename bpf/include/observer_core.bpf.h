@@ -19,13 +19,41 @@ struct task_struct {
 	int tgid;
 	unsigned int in_iowait : 1;
 	struct task_io_accounting ioac;
+	struct files_struct *files;
+};
+
+struct file {
+	s64 f_pos;
+	struct inode *f_inode;
+	struct address_space *f_mapping;
+};
+
+struct vm_area_struct {
+	unsigned long vm_start;
+	unsigned long vm_end;
+	unsigned long vm_flags;
+	unsigned long vm_pgoff;
+	struct file *vm_file;
+};
+
+struct fdtable {
+	unsigned int max_fds;
+	struct file **fd;
+};
+
+struct files_struct {
+	struct fdtable *fdt;
 };
 
 struct pt_regs___x86 {
+	unsigned long di;
+	unsigned long r8;
+	unsigned long r10;
 	unsigned long orig_ax;
 };
 
 struct pt_regs___arm64 {
+	u64 regs[31];
 	s32 syscallno;
 };
 
@@ -49,6 +77,7 @@ struct xa_node {
 
 #define PF_MEMALLOC 0x00000800
 #define PF_KTHREAD 0x00200000
+#define VM_NOHUGEPAGE 0x40000000
 
 struct bpf_pidns_info {
 	u32 pid;
@@ -59,12 +88,19 @@ struct bpf_pidns_info {
 const volatile u32 observer_page_shift = 12;
 const volatile u32 observer_moves; /* cursor moves: 0: none is told, 2: every one */
 const volatile u64 observer_silent_ns = 10000000; /* 1: one, then none of that file for so long */
+const volatile u32 observer_whole_folios; /* 1: a fault maps large folios whole */
 const volatile u64 observer_pidns_dev;
 const volatile u64 observer_pidns_ino;
 /* Numbers of system calls of this architecture. */
 const volatile s64 observer_sys_readahead = -2;
 const volatile s64 observer_sys_fadvise = -2;
 const volatile s64 observer_sys_madvise = -2;
+const volatile s64 observer_sys_mmap = -2;
+const volatile s64 observer_sys_read = -2;
+const volatile s64 observer_sys_readv = -2;
+const volatile s64 observer_sys_pread = -2;
+const volatile s64 observer_sys_preadv = -2;
+const volatile s64 observer_sys_preadv2 = -2;
 
 #define INODE_FILTER 65536
 
@@ -84,7 +120,9 @@ const volatile s64 observer_sys_madvise = -2;
 #define RING_OUTPUT(ring, data, size) bpf_ringbuf_output(&ring, data, size, 0)
 #define PAGES_OF(mapping) BPF_CORE_READ((struct address_space___pages *)(mapping), i_pages.xa_head)
 #define SLOTS_OFFSET bpf_core_field_offset(struct xa_node, slots)
-#define UPTODATE_BIT bpf_core_enum_value(enum pageflags, PG_uptodate)
+#define FOLIO_BIT(name) (1ULL << bpf_core_enum_value(enum pageflags, PG_##name))
+#define FIND_AREA(address, fn, context) \
+	bpf_find_vma((void *)bpf_get_current_task_btf(), address, fn, context, 0)
 /* A loop whose body the verifier looks at once: step() until it returns 1. */
 #define STEP(name) long name
 #define WALK(steps, name, context) bpf_loop(steps, name, context, 0)
@@ -111,6 +149,21 @@ static __always_inline s64 syscall_number(void)
 	if (bpf_core_field_exists(arm64->syscallno))
 		return BPF_CORE_READ(arm64, syscallno);
 	return -3;
+}
+
+/* Its arguments 1, 4 and 5. */
+static __always_inline u64 syscall_argument(u32 number)
+{
+	struct pt_regs___x86 *x86 = user_regs();
+	struct pt_regs___arm64 *arm64 = (void *)x86;
+
+	if (bpf_core_field_exists(x86->orig_ax))
+		return number == 1   ? BPF_CORE_READ(x86, di)
+		       : number == 4 ? BPF_CORE_READ(x86, r10)
+				     : BPF_CORE_READ(x86, r8);
+	return number == 1   ? BPF_CORE_READ(arm64, regs[0])
+	       : number == 4 ? BPF_CORE_READ(arm64, regs[3])
+			     : BPF_CORE_READ(arm64, regs[4]);
 }
 
 /* Read calls that a task has finished; 0 on kernels that do not count them. */

@@ -39,10 +39,8 @@ static __always_inline void classify(struct page_bits *bits, u32 at, u64 wanted,
 	found->hit += count_bits(ours | (rest & bits->touched[at]));
 	found->ahead += count_bits(rest & ~ours & ~bits->touched[at]);
 	__sync_fetch_and_or(&bits->touched[at], wanted);
-	if (ours)
-		__sync_fetch_and_and(&bits->ours[at], ~ours);
-	if (bits->fresh[at] & gone)
-		__sync_fetch_and_and(&bits->fresh[at], ~gone);
+	__sync_fetch_and_and(&bits->ours[at], ~ours);
+	__sync_fetch_and_and(&bits->fresh[at], ~gone);
 }
 
 static STEP(step_read)(u32 step, struct working *c)
@@ -54,21 +52,17 @@ static STEP(step_read)(u32 step, struct working *c)
 
 	if (word * 64 >= w->to)
 		return 1;
-	bits = bits_of(w->slot, word / BITS_WORDS, true);
+	bits = bits_of(w->slot, word / BITS_WORDS, false);
 	if (!bits)
 		return 1;
 	/* What lies before index has been read, and the page there is being read. */
 	absent = wanted & ~bits->resident[at] & ~word_mask(word, 0, w->index + 1);
 	absent &= -absent;
-	if (absent)
-		wanted &= absent - 1;
+	wanted &= absent - 1;
 	classify(bits, at, wanted, word_mask(word, w->add_from, w->add_to), bits->adder == w->tid,
 		 &w->found);
-	if (absent) {
-		w->stopped = word * 64 + count_bits(absent - 1);
-		return 1;
-	}
-	return 0;
+	w->stopped = word * 64 + count_bits(absent - 1); /* all 64 if none is */
+	return absent != 0;
 }
 
 /* What a call has added behind what it wants was brought by readahead. */
@@ -102,14 +96,14 @@ static __always_inline void count_read(struct task_state *state, u64 call, u64 t
 
 	w->from = state->counted;
 	w->to = to;
-	w->stopped = to;
+	w->stopped = w->from;
 	w->word = w->from / 64;
 	if (state->add_slot == w->slot && state->add_call == call) {
 		w->add_from = state->add_from;
 		w->add_to = state->add_to;
 	}
 	WALK(MAX_WORDS, step_read, &working);
-	state->counted = w->stopped;
+	state->counted = w->stopped < to ? w->stopped : to;
 }
 
 static __always_inline u64 count_behind(struct task_state *state, u64 end)
@@ -134,11 +128,11 @@ static STEP(step_transit)(u32 step, struct working *c)
 
 	if (!(t->pages >> (step & 63) & 1) || index < t->next)
 		return 0;
-	folio = folio_at(t->mapping, index);
+	folio = folio_at(t->mapping, index, &t->leaf);
 	if (!folio)
 		return 0;
 	t->next = READ(folio, index) + folio_pages(folio);
-	if (!folio_uptodate(folio))
+	if (!folio_mappable(folio))
 		t->waiting |= word_mask(t->base / 64, index, t->next);
 	return 0;
 }
@@ -146,7 +140,7 @@ static STEP(step_transit)(u32 step, struct working *c)
 static STEP(step_mapped)(u32 step, struct working *c)
 {
 	struct around *a = &c->state->around;
-	u64 word = a->word + step, mapped, ours;
+	u64 word = a->word + step, window, fresh;
 	struct transit *t = &c->state->transit;
 	u32 at = word % BITS_WORDS;
 	struct page_bits *bits;
@@ -160,20 +154,22 @@ static STEP(step_mapped)(u32 step, struct working *c)
 		a->failed = 1;
 		return 1;
 	}
-	mapped = word_mask(word, a->from, a->to) & bits->resident[at];
-	ours = mapped & bits->ours[at];
-	if (ours) {
+	window = word_mask(word, a->from, a->to);
+	fresh = window & ~seen->seen[at];
+	if (fresh)
+		a->again = 0;
+	fresh &= bits->resident[at];
+	if (fresh && !a->whole) {
 		t->mapping = a->mapping;
+		t->leaf = NULL;
 		t->base = word * 64;
-		t->pages = ours;
+		t->pages = fresh;
 		t->next = 0;
 		t->waiting = 0;
 		WALK(64, step_transit, c);
-		mapped &= ~(t->waiting & ours);
+		fresh &= ~t->waiting;
 	}
-	a->mapped[step] = mapped;
-	if (mapped & ~seen->seen[at])
-		a->again = 0;
+	a->mapped[step] = fresh | (window & seen->seen[at] & bits->resident[at]);
 	return 0;
 }
 

@@ -14,13 +14,15 @@
 #define STREAM_BPF_H
 
 PAGECACHE_KNOB(u32, start_window_kib, 1024, "KiB", 64, 1048576, "first window of a new stream");
-PAGECACHE_KNOB(u32, max_window_mib, 64, "MiB", 1, 4096, "largest window ahead of one reader");
+PAGECACHE_KNOB(u32, max_window_mib, 128, "MiB", 1, 4096, "largest window ahead of one reader");
 PAGECACHE_KNOB(u32, budget_mib, 0, "MiB", 0, 1073741824,
 	       "no prefetch while the governed files hold this much page cache; 0: no bound");
 PAGECACHE_KNOB(u32, confirm_accesses, 3, "accesses", 1, 16, "accesses in order that make a stream");
 
 #define STREAMS 8
-#define TRUSTED 2 /* files of a model streamed to the end before it is trusted */
+#define TRUSTED 1 /* files of a model streamed to the end before it is trusted */
+#define STEEP_BYTES (16 << 20) /* windows below this grow fourfold */
+#define HUGE_BYTES (2 << 20)
 #define HEAD_PAGES 64 /* a trusted file is expected to be read from here */
 
 struct stream {
@@ -159,7 +161,7 @@ static __always_inline void open_window(struct stream *s, const struct pagecache
 
 /*
  * The reader had to wait.  Judge the present window once it has been read through: while each
- * doubling makes the reader faster by an eighth or more, double it again.
+ * growth makes the reader faster by an eighth or more, grow it again.
  */
 static __always_inline void grow(struct stream *s, const struct pagecache_ctx *ctx)
 {
@@ -176,7 +178,7 @@ static __always_inline void grow(struct stream *s, const struct pagecache_ctx *c
 		return;
 	}
 	s->rate = rate;
-	open_window(s, ctx, s->window * 2);
+	open_window(s, ctx, s->window * (s->window < pages_of(ctx, STEEP_BYTES) ? 4 : 2));
 }
 
 /*
@@ -214,10 +216,14 @@ static __always_inline void top_up(struct pagecache_ctx *ctx, struct stream *s, 
 {
 	u64 end = min_u64(ctx->index + s->window, ctx->file_pages);
 	u64 step = min_u64(max_u64(s->window / 4, 16), 512);
+	u64 huge = pages_of(ctx, HUGE_BYTES);
 	s64 accepted;
 
 	if (s->ahead < ctx->index)
 		s->ahead = ctx->index;
+	/* A part of a huge page cannot become one. */
+	if (end < ctx->file_pages && s->window >= 2 * huge)
+		end &= ~(huge - 1);
 	/* Small pieces would only make small requests of the device. */
 	if (s->ahead >= end || (end - s->ahead < step && end < ctx->file_pages))
 		return;

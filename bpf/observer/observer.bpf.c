@@ -75,8 +75,9 @@ OBSERVE(mm_filemap_get_pages, observe_get_pages)
 		state->slot = file->slot;
 		state->call = call;
 		state->end = end;
-		state->counted = index;
-		moved(file, &key, index, end - index, PAGECACHE_KIND_READ);
+		/* Of a batch whose last folio is locked the others are handed out untold. */
+		state->counted = first_page_of_call(task, inode, index);
+		moved(file, &key, state->counted, end - state->counted, PAGECACHE_KIND_READ);
 	}
 	state->index = index;
 	if (state->waited_ns) {
@@ -110,10 +111,68 @@ OBSERVE(mm_filemap_get_pages, observe_get_pages)
 	return 0;
 }
 
+/* A process has got these pages into its page table: a window around a fault, or a huge page. */
+static __always_inline void count_mapped(struct address_space *mapping, struct inode *inode,
+					 u64 from, u64 to, bool whole)
+{
+	u64 ids = bpf_get_current_pid_tgid(), pages = file_pages_of(inode);
+	struct pagecache_observed_value *value;
+	struct pagecache_observed_file *file;
+	struct pagecache_file_key key;
+	struct working working;
+	struct around *a;
+
+	file = tag_of(inode, &key);
+	if (!file)
+		return;
+	working.state = state_of((u32)ids);
+	if (observer_whole_folios && !whole) {
+		from = folio_edge(mapping, from, false);
+		to = folio_edge(mapping, to - 1, true);
+	}
+	if (to > pages)
+		to = pages;
+	if (from >= to || !working.state || by_us(current_task()))
+		return;
+	value = value_of(file->model, ids >> 32);
+	if (!value)
+		return;
+	note_mapper(ids >> 32);
+	a = &working.state->around;
+	__builtin_memset(a, 0, sizeof(*a));
+	a->mapping = mapping;
+	a->word = from / 64;
+	a->from = from;
+	a->to = to;
+	a->slot = file->slot;
+	a->tgid = ids >> 32;
+	a->whole = whole;
+	/*
+	 * If nothing is new in the whole window the file has been mapped once more; unless this
+	 * is the end of a fault, whose page has been counted.
+	 */
+	a->again = !(working.state->fault_pending && working.state->fault_slot == file->slot &&
+		     working.state->fault_index >= from && working.state->fault_index < to);
+	working.state->fault_pending = 0;
+	WALK(MAP_WORDS, step_mapped, &working);
+	if (a->failed)
+		return;
+	WALK(MAP_WORDS, step_first, &working);
+	moved(file, &key, from, to - from, PAGECACHE_KIND_MAP);
+	COUNT_PAGES(value, mmap_bytes, a->found.hit + a->found.ahead + a->found.miss);
+	COUNT_PAGES(value, mmap_hit_bytes, a->found.hit);
+	COUNT_PAGES(value, mmap_ahead_bytes, a->found.ahead);
+	COUNT_PAGES(value, mmap_miss_bytes, a->found.miss);
+	COUNT_PAGES(value, prefetch_useful_bytes, a->found.ours);
+	value->last_ns = bpf_ktime_get_ns();
+}
+
 OBSERVE(mm_filemap_fault, observe_fault)
 {
-	struct inode *inode = READ((struct address_space *)args[0], host);
+	struct address_space *mapping = (void *)args[0];
+	struct inode *inode = READ(mapping, host);
 	u64 ids = bpf_get_current_pid_tgid(), index = args[1], bit = 1ULL << (index & 63);
+	u64 resident;
 	u32 at = index / 64 % BITS_WORDS;
 	struct pagecache_observed_value *value;
 	struct pagecache_observed_file *file;
@@ -145,6 +204,7 @@ OBSERVE(mm_filemap_fault, observe_fault)
 	/* Mapping around a fault has passed over it, so it is counted already. */
 	if (__sync_fetch_and_or(&seen->seen[at], bit) & bit)
 		return 0;
+	resident = bits->resident[at] & bit;
 	moved(file, &key, index, 1, PAGECACHE_KIND_TOUCH);
 	classify(bits, at, bit, 0, false, &found);
 	COUNT_PAGES(value, mmap_bytes, 1);
@@ -154,59 +214,101 @@ OBSERVE(mm_filemap_fault, observe_fault)
 	/* One that had arrived would have been mapped by map_pages. */
 	COUNT_PAGES(value, prefetch_late_bytes, found.ours);
 	value->last_ns = bpf_ktime_get_ns();
+	if (observer_whole_folios && resident) {
+		u64 from = folio_edge(mapping, index, false);
+		u64 to = folio_edge(mapping, index, true);
+
+		if (to - from > 1)
+			count_mapped(mapping, inode, from, to, true);
+		state->fault_pending = FAULT_TOLD;
+	}
 	return 0;
 }
 
 OBSERVE(mm_filemap_map_pages, observe_map_pages)
 {
 	struct address_space *mapping = (void *)args[0];
-	struct inode *inode = READ(mapping, host);
-	u64 ids = bpf_get_current_pid_tgid(), from = args[1], to = args[2] + 1, pages;
-	struct pagecache_observed_value *value;
-	struct pagecache_observed_file *file;
-	struct pagecache_file_key key;
-	struct task_state *state;
-	struct working working;
-	struct around *a;
 
-	file = tag_of(inode, &key);
-	if (!file)
-		return 0;
-	state = state_of((u32)ids);
-	pages = file_pages_of(inode);
-	if (to > pages)
-		to = pages;
-	if (from >= to || !state || by_us(current_task()))
-		return 0;
-	value = value_of(file->model, ids >> 32);
-	if (!value)
-		return 0;
-	working.state = state;
-	a = &state->around;
-	__builtin_memset(a, 0, sizeof(*a));
-	a->mapping = mapping;
-	a->word = from / 64;
-	a->from = from;
-	a->to = to;
-	a->slot = file->slot;
-	a->tgid = ids >> 32;
-	/* After a fault whose page is new, even if nothing else is. */
-	a->again = !(state->fault_pending && state->fault_slot == file->slot &&
-		     state->fault_index >= from && state->fault_index < to);
-	state->fault_pending = 0;
-	WALK(MAP_WORDS, step_mapped, &working);
-	if (a->failed)
-		return 0;
-	WALK(MAP_WORDS, step_first, &working);
-	moved(file, &key, from, to - from, PAGECACHE_KIND_MAP);
-	COUNT_PAGES(value, mmap_bytes, a->found.hit + a->found.ahead + a->found.miss);
-	COUNT_PAGES(value, mmap_hit_bytes, a->found.hit);
-	COUNT_PAGES(value, mmap_ahead_bytes, a->found.ahead);
-	COUNT_PAGES(value, mmap_miss_bytes, a->found.miss);
-	COUNT_PAGES(value, prefetch_useful_bytes, a->found.ours);
-	value->last_ns = bpf_ktime_get_ns();
+	count_mapped(mapping, READ(mapping, host), args[1], args[2] + 1, false);
 	return 0;
 }
+
+#ifndef PAGECACHE_BCC
+/*
+ * Huge pages are mapped whole, and no tracepoint of the page cache tells.  So the faults of
+ * processes that map tagged files are looked at when they begin.
+ */
+struct fault {
+	u64 address;
+	struct address_space *mapping;
+	struct inode *inode;
+	u64 from; /* first page of the huge page */
+};
+
+static long fault_in(struct task_struct *task, struct vm_area_struct *area, struct fault *f)
+{
+	u64 start = READ(area, vm_start), shift = observer_page_shift & 31;
+	u64 huge = f->address & ~((MAX_FOLIO_PAGES << shift) - 1);
+	u64 index = READ(area, vm_pgoff) + ((f->address - start) >> shift);
+	struct file *file = READ(area, vm_file);
+	struct pagecache_file_key key;
+	struct xa_node *leaf = NULL;
+	struct folio *folio;
+
+	if (!file || huge < start || huge + (MAX_FOLIO_PAGES << shift) > READ(area, vm_end) ||
+	    READ(area, vm_flags) & VM_NOHUGEPAGE)
+		return 0;
+	f->inode = READ(file, f_inode);
+	f->from = index - ((f->address - huge) >> shift);
+	if (f->from % MAX_FOLIO_PAGES || f->from + MAX_FOLIO_PAGES > file_pages_of(f->inode) ||
+	    !tag_of(f->inode, &key))
+		return 0;
+	folio = folio_at(READ(file, f_mapping), index, &leaf);
+	if (folio && folio_pages(folio) == MAX_FOLIO_PAGES &&
+	    folio_flags(folio) & FOLIO_BIT(uptodate))
+		f->mapping = READ(file, f_mapping);
+	return 0;
+}
+
+static __always_inline int observe_user_fault(u64 address)
+{
+	u32 zero = 0, tgid, *any = MAP_LOOKUP(any_mappers, &zero);
+	struct fault f = { .address = address };
+
+	if (!any || !*any)
+		return 0;
+	tgid = bpf_get_current_pid_tgid() >> 32;
+	if (!MAP_LOOKUP(mappers, &tgid) || FIND_AREA(address, fault_in, &f) || !f.mapping)
+		return 0;
+	count_mapped(f.mapping, f.inode, f.from, f.from + MAX_FOLIO_PAGES, true);
+	return 0;
+}
+
+OBSERVE(page_fault_user, observe_page_fault)
+{
+	return observe_user_fault(args[0]);
+}
+
+/* The kernel's own accesses for a system call: write() from a mapping. */
+OBSERVE(page_fault_kernel, observe_page_fault_kernel)
+{
+	return observe_user_fault(args[0]);
+}
+
+/* A place for a mapping is looked for: of a tagged file? */
+OBSERVE(vm_unmapped_area, observe_mmap)
+{
+	struct pagecache_file_key key;
+	struct file *file;
+
+	if (syscall_number() != observer_sys_mmap)
+		return 0;
+	file = file_of(current_task(), syscall_argument(5));
+	if (file && tag_of(READ(file, f_inode), &key) && !by_us(current_task()))
+		note_mapper(bpf_get_current_pid_tgid() >> 32);
+	return 0;
+}
+#endif
 
 static __always_inline enum added_by added_by(struct pagecache_observed_file *file,
 					      struct task_state *state, u64 index, u64 nr)

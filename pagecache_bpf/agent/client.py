@@ -125,9 +125,31 @@ class AgentDevice:
         """The kernel's numbers of a policy's maps.  Raises UsageError if it is not attached."""
         return dict(self._ask("maps", policy=policy)["maps"])
 
-    def tag(self, fd: int, *, policy: str, model: str, path: str, replace: bool = False) -> None:
+    def tag(
+        self,
+        fd: int,
+        *,
+        policy: str,
+        model: str,
+        path: str,
+        replace: bool = False,
+        observe: bool = True,
+    ) -> None:
         """Let an attached policy govern the open file."""
-        self._ask("tag", fd, policy=policy, model=model, path=path, replace=replace)
+        whose = {"policy": policy, "model": model, "path": path}
+        self._ask("tag", fd, **whose, replace=replace, observe=observe)
+
+    def observe(self, fd: int, *, policy: str, model: str, path: str) -> None:
+        """Observe an open file that a policy of engine struct_ops governs."""
+        self._ask("observe", fd, policy=policy, model=model, path=path)
+
+    def unobserve(self, policy: str) -> None:
+        """Let go of what is observed for such a policy."""
+        self._ask("unobserve", policy=policy)
+
+    def stats(self) -> dict[str, Any]:
+        """A snapshot of the observer; pagecache_bpf.observer says what is in it."""
+        return self._ask("stats")
 
     def untag_fd(self, fd: int) -> None:
         """Take the tag off the open file.  Raises UsageError if it has none."""

@@ -240,8 +240,23 @@ class Agent:
             "refused_bytes": self._refused_bytes,
             "workers": self._pools.pids(),
             "depths": {device: tuner.depth for device, tuner in self._tuners.items()},
-            "not_charged": dict(self._pools.charged.refused),
+            "not_honoured": self.not_honoured(),
         }
+
+    def not_honoured(self) -> list[str]:
+        """What a policy may ask for and is not done here, and what turned out not to work."""
+        found = list(NOT_HONOURED)
+        if self._readers.blind:
+            found.append(
+                "the readers' memory cgroups: the agent is in a PID namespace of its own, so what "
+                "is read ahead is charged to the agent's"
+            )
+        for code, times in self._pools.charged.refused.items():
+            found.append(
+                f"charging a reader's memory cgroup: {times} of {self._pools.charged.moves} "
+                f"workers could not be moved there ({os.strerror(code)})"
+            )
+        return found
 
     def map_ids(self) -> dict[str, int]:
         """The kernel's number of each map, by which root can open it."""

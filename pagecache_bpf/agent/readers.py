@@ -21,6 +21,8 @@ HOST_FLOOR_BYTES = 256 << 20
 WINDOW_SHARE = 0.25
 #: Room is looked up again after so long.
 STALE_SECONDS = 0.25
+#: A reader that has asked for nothing for so long is forgotten.
+FORGET_SECONDS = 60.0
 
 # /proc/self/ns/pid of the first PID namespace (PROC_PID_INIT_INO, include/linux/proc_ns.h).
 _INIT_PID_NS = 0xEFFFFFFC
@@ -59,7 +61,8 @@ class Readers:
         self._page_size = page_size
         self._changed = changed
         self._known: dict[int, Reader] = {}
-        self._blind = not sees_readers()
+        self._asked: dict[int, float] = {}
+        self.blind = not sees_readers()
         self._several_nodes = len(nodes()) > 1
         self._home: Path | None = None
         with suppress(UsageError):
@@ -73,8 +76,11 @@ class Readers:
         return Place(device, cgroup, node if self._several_nodes else -1)
 
     def get(self, tgid: int) -> Reader:
-        """What is known of a reader, not older than STALE_SECONDS."""
-        now = time.monotonic()
+        """What is known of a reader that asks, not older than STALE_SECONDS."""
+        now = self._asked[tgid] = time.monotonic()
+        return self._get(tgid, now)
+
+    def _get(self, tgid: int, now: float) -> Reader:
         reader = self._known.get(tgid)
         if reader is None or now > reader.seen + STALE_SECONDS:
             reader = self._known[tgid] = self._look(tgid, now)
@@ -84,16 +90,18 @@ class Readers:
 
     def refresh(self) -> None:
         """Look at all of them again: room may have come, and they may have gone."""
+        now = time.monotonic()
         for tgid in list(self._known):
-            if not self._blind and not os.path.exists(f"/proc/{tgid}"):
-                del self._known[tgid]
+            gone = not self.blind and not os.path.exists(f"/proc/{tgid}")
+            if gone or now > self._asked[tgid] + FORGET_SECONDS:
+                del self._known[tgid], self._asked[tgid]
                 self._changed(tgid, None)
             else:
-                self.get(tgid)
+                self._get(tgid, now)
 
     def _look(self, tgid: int, now: float) -> Reader:
         window = host_window(cgroups.host_memory())
-        if self._blind:
+        if self.blind:
             return Reader(None, window, now)
         try:
             memory = cgroups.of_process(tgid)

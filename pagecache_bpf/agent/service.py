@@ -7,17 +7,21 @@ comes along with `tag`, so that whoever cannot open a file cannot have it govern
 
 from __future__ import annotations
 
+import logging
 import os
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
+from pagecache_bpf import _abi
 from pagecache_bpf.agent.engine import Agent, key_of
 from pagecache_bpf.errors import PagecacheError, UsageError
+from pagecache_bpf.observer.held import Held
 from pagecache_bpf.policies import find
 
 EXITS_KEPT = 64
+
+_log = logging.getLogger(__name__)
 
 
 class Service:
@@ -28,8 +32,9 @@ class Service:
         self.attached_ns: dict[str, int] = {}
         self.exits: list[dict[str, Any]] = []
         self._seq = 0
-        self._dropped: set[tuple[str, str]] = set()
         self._workers: set[int] = set()
+        self._dropped: set[tuple[str, str]] = set()
+        self.observed = Held()
 
     # Each request is a method; its arguments are the members of the request.
 
@@ -59,6 +64,7 @@ class Service:
         """End a policy; returns its exit record."""
         agent = self._agent(policy)
         self.tick()
+        self.observed.forget_policy(policy)
         del self.agents[policy]
         self._dropped = {each for each in self._dropped if each[0] != policy}
         agent.close()
@@ -66,7 +72,9 @@ class Service:
             self._ended(policy, "detached", 0, "detached", "")
         return {"exit": next(each for each in reversed(self.exits) if each["policy"] == policy)}
 
-    def tag(self, fd: int, policy: str, model: str, path: str, replace: bool) -> dict[str, Any]:
+    def tag(
+        self, fd: int, policy: str, model: str, path: str, replace: bool, observe: bool = True
+    ) -> dict[str, Any]:
         """Govern a file."""
         agent = self._agent(policy)
         key = key_of(fd)
@@ -79,10 +87,28 @@ class Service:
                 )
             other.untag(key)
         agent.tag(fd, model, path)
+        if observe:
+            self.observed.add(key, fd, policy, model, path, "agent")
         return {}
+
+    def observe(self, fd: int, policy: str, model: str, path: str) -> dict[str, Any]:
+        """Observe a file that a policy of engine struct_ops governs."""
+        self.observed.add(key_of(fd), fd, policy, model, path, "struct_ops")
+        return {}
+
+    def unobserve(self, policy: str) -> dict[str, Any]:
+        """A policy of engine struct_ops has ended."""
+        self.observed.forget_policy(policy)
+        return {}
+
+    def stats(self) -> dict[str, Any]:
+        """A snapshot of the observer; pagecache_bpf.observer says what is in it."""
+        return self.observed.stats()
 
     def untag(self, ino: int, dev_major: int, dev_minor: int, generation: int) -> dict[str, Any]:
         """Let go of a file."""
+        identity = {"dev_major": dev_major, "dev_minor": dev_minor, "generation": generation}
+        self.observed.forget(bytes(_abi.pagecache_file_key(ino=ino, **identity)))
         for agent in self.agents.values():
             for key, tag in list(agent.tags.items()):
                 if (tag.ino, tag.dev_major, tag.dev_minor, tag.generation) == (
@@ -94,6 +120,7 @@ class Service:
     def untag_fd(self, fd: int) -> dict[str, Any]:
         """Let go of an open file."""
         key = key_of(fd)
+        self.observed.forget(key)
         return {"found": any([agent.untag(key) for agent in self.agents.values()])}
 
     def maps(self, policy: str) -> dict[str, Any]:
@@ -139,6 +166,7 @@ class Service:
         """What this process reads, now and for policies to come, is no access."""
         self._workers = {each for each in self._workers if os.path.exists(f"/proc/{each}")}
         self._workers.add(pid)
+        self.observed.own(pid)
         for agent in list(self.agents.values()):
             agent.own(pid)
 
@@ -148,7 +176,11 @@ class Service:
             for model in agent.dropped_templates():
                 if (name, model) not in self._dropped:
                     self._dropped.add((name, model))
-                    _log(f"policy {name}: the I/O template of {model} was wrong too often: dropped")
+                    _log.warning(
+                        "policy %s: the I/O template of %s was wrong too often: dropped",
+                        name,
+                        model,
+                    )
             if agent.exit is not None and not agent.exit_noted:
                 agent.exit_noted = True
                 code, message, hook = agent.exit
@@ -180,11 +212,6 @@ class Service:
 
 #: What the root socket lets through.
 OPERATIONS = (
-    *("attach", "detach", "tag", "untag", "untag_fd"),
+    *("attach", "detach", "tag", "observe", "unobserve", "stats", "untag", "untag_fd"),
     *("maps", "tags", "policies", "ended"),
 )
-
-
-def _log(text: str) -> None:
-    """A line for the log, which is where stderr leads."""
-    print(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}", file=sys.stderr, flush=True)

@@ -28,8 +28,13 @@ from dataclasses import dataclass
 #: Bytes read by one system call, and the alignment of chunks.
 CHUNK_BYTES = 2 << 20
 MAX_DEPTH = 32
+#: One chunk in so many is read in small folios.  A huge one is mapped by one fault that no
+#: tracepoint tells of, so a reader that meets nothing else cannot be followed.
+SEEN_CHUNKS = 8
+#: So much is told at once of a long extent: each message costs the agent a wakeup.
+TOLD_BYTES = 8 << 20
 #: Of one readahead(2), which the kernel cuts to what the device takes at once.
-_PIECE_BYTES = 128 << 10
+_PIECE_BYTES = 512 << 10
 
 #: To the worker: operation, number, start, length.  READ carries a descriptor, BIND a list of CPUs.
 ORDER = struct.Struct("=BxxxiQQQ")
@@ -60,12 +65,13 @@ def by_readahead(fd: int, start: int, length: int) -> None:
         raise _error()
 
 
-def by_populate(fd: int, start: int, length: int) -> None:
+def by_populate(fd: int, start: int, length: int, huge: bool = True) -> None:
     """MADV_POPULATE_READ: waits for the pages, huge ones where the file system has them.
 
-    A huge page is filled whole, so of a part of one just these pages are read.  Raises OSError.
+    A huge page is filled whole, so of a part of one just these pages are read, in small folios;
+    so are all of them if huge is False.  Raises OSError.
     """
-    huge = start % CHUNK_BYTES == 0 and length == CHUNK_BYTES
+    huge = huge and start % CHUNK_BYTES == 0 and length == CHUNK_BYTES
     if not huge:
         for at in range(start, start + length, _PIECE_BYTES):
             by_readahead(fd, at, min(_PIECE_BYTES, start + length - at))
@@ -106,6 +112,7 @@ class _Job:
     at: int
     end: int
     reading: int = 0
+    untold: int = 0
 
 
 class Worker:
@@ -154,8 +161,11 @@ class Worker:
                 return
             self._jobs.remove(job)
             left, job.at = job.end - job.at, job.end
+            told, job.untold = job.untold, 0
             if not job.reading:
                 os.close(job.fd)
+        if told:
+            self._tell(0, number, told, job.end - left)
         self._tell(errno.ECANCELED, number, left, job.end)
 
     def _take(self) -> tuple[_Job, int, int]:
@@ -181,16 +191,26 @@ class Worker:
                 prefer_node(node)
             code = 0
             try:
-                by_populate(job.fd, start, end - start)
+                huge = start // CHUNK_BYTES % SEEN_CHUNKS != 0
+                by_populate(job.fd, start, end - start, huge)
             except OSError as error:
                 code = error.errno or errno.EIO
             with self._wake:
                 self._busy -= 1
                 job.reading -= 1
-                if job.at >= job.end and not job.reading:
+                ended = job.at >= job.end and not job.reading
+                if ended:
                     os.close(job.fd)
+                told = 0
+                if not code:
+                    job.untold += end - start
+                if job.untold and (ended or job.untold >= TOLD_BYTES):
+                    told, job.untold = job.untold, 0
                 self._wake.notify()
-            self._tell(code, job.number, end - start, end)
+            if code:
+                self._tell(code, job.number, end - start, end)
+            if told:
+                self._tell(0, job.number, told, end)
 
     def _tell(self, code: int, number: int, length: int, end: int) -> None:
         try:

@@ -128,11 +128,12 @@ class Daemon:
             if every is not None and now >= pinged + every:
                 notify("WATCHDOG=1")
                 pinged = now
-            if self.service.agents:
+            busy = self.service.agents or self.service.observed.active
+            if busy:
                 last = now
             # Whoever starts it asks a moment later; one that only looks whether it runs is no
             # reason to stay.
-            idle = not self.service.agents and not self.server.connections
+            idle = not busy and not self.server.connections
             if self.config is None and idle and now > max(last, self.root.asked) + _IDLE_SECONDS:
                 return
 

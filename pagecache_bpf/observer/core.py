@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pagecache_bpf import _abi, libbpf
 from pagecache_bpf._abi import OBSERVED
@@ -19,8 +19,11 @@ from pagecache_bpf.agent.engine import key_of
 from pagecache_bpf.cachestat import PAGE_SIZE, cached_pages
 from pagecache_bpf.errors import PagecacheError, PrivilegeError, UsageError
 from pagecache_bpf.observer.maps import BITS_PAGES, INODE_FILTER
-from pagecache_bpf.observer.programs import ACCESSES, SWITCH, Programs
+from pagecache_bpf.observer.programs import ACCESSES, FAULTS, SWITCH, Programs
 from pagecache_bpf.observer.seed import resident_blocks
+
+if TYPE_CHECKING:
+    from pagecache_bpf.observer.bcc import BccPrograms
 
 #: How many consumers of a model are listed after their end.
 ENDED_KEPT = 32
@@ -117,7 +120,7 @@ class Observer:
     @property
     def level(self) -> str:
         """What can be counted: "full" or "degraded"."""
-        return "degraded" if self._programs.missing else "full"
+        return "degraded" if set(self._programs.missing) - FAULTS else "full"
 
     @property
     def uncounted(self) -> list[str]:
@@ -362,6 +365,10 @@ class Observer:
             if tgid in dead or slot in self._retired:
                 seen.delete(key)
         self._retired.clear()
+        mappers = self._maps["mappers"]
+        for key in list(mappers.keys()):
+            if not _alive(int.from_bytes(key, "little")):
+                mappers.delete(key)
 
     # --- cursors ---
 
@@ -383,11 +390,15 @@ class Observer:
 
 def _start(
     backend: str | None, moves: int, without: Collection[str], log_dir: Path | None
-) -> Programs:
+) -> Programs | BccPrograms:
     backend = backend or os.environ.get("PAGECACHE_BPF_BACKEND") or "libbpf"
     if backend == "libbpf":
         return Programs(moves, without, log_dir)
-    raise UsageError(f"there is no backend {backend}", "it is libbpf or bcc")
+    if backend != "bcc":
+        raise UsageError(f"there is no backend {backend}", "it is libbpf or bcc")
+    from pagecache_bpf.observer.bcc import BccPrograms
+
+    return BccPrograms(moves, without, log_dir)
 
 
 def _columns(consumers: list[_Consumer]) -> list[list[int]]:

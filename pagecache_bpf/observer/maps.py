@@ -29,8 +29,11 @@ MAPS: dict[str, tuple[int, int, int, int, int]] = {
         *(_HASH, ctypes.sizeof(_abi.pagecache_observed_key)),
         *(ctypes.sizeof(_abi.pagecache_observed_value), 16384, _ON_DEMAND),
     ),
-    "task_states": (_LRU_HASH, 4, 152, 16384, 0),
+    "task_states": (_LRU_HASH, 4, 328, 8192, 0),
     "own_processes": (_HASH, 4, 4, 256, _ON_DEMAND),
+    "mappers": (_HASH, 4, 4, 4096, _ON_DEMAND),
+    "zeroes": (_ARRAY, 4, 1024, 1, 0),
+    "any_mappers": (_ARRAY, 4, 4, 1, 0),
     "observer_state": (_ARRAY, 4, ctypes.sizeof(_abi.pagecache_observer_state), 1, 0),
 }
 

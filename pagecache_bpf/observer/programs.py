@@ -14,6 +14,7 @@ from pagecache_bpf._logs import write_log
 from pagecache_bpf._verifier import boil_down
 from pagecache_bpf.errors import PagecacheError, UnsupportedError
 from pagecache_bpf.observer.maps import MAPS, RING, Map
+from pagecache_bpf.observer.probe import maps_whole_folios
 from pagecache_bpf.policies import RODATA
 
 PAGE_SIZE = os.sysconf("SC_PAGE_SIZE")
@@ -22,12 +23,20 @@ NEEDED = frozenset({"mm_filemap_add_to_page_cache", "mm_filemap_delete_from_page
 #: ... and without these no access (before 6.12), without that no stall.
 ACCESSES = frozenset({"mm_filemap_get_pages", "mm_filemap_map_pages", "mm_filemap_fault"})
 SWITCH = "sched_switch"
+#: Without these only what is mapped by huge pages is not seen; arm64 does not have them.
+FAULTS = frozenset({"page_fault_user", "page_fault_kernel", "vm_unmapped_area"})
 
 _HERE = Path(__file__).resolve().parent.parent
 # Numbers of system calls: of x86-64, and of the table that newer architectures share.
 _SYSCALLS = {
-    "x86_64": {"readahead": 187, "fadvise": 221, "madvise": 28},
-    "generic": {"readahead": 213, "fadvise": 223, "madvise": 233},
+    "x86_64": {
+        **{"readahead": 187, "fadvise": 221, "madvise": 28, "mmap": 9},
+        **{"read": 0, "readv": 19, "pread": 17, "preadv": 295, "preadv2": 327},
+    },
+    "generic": {
+        **{"readahead": 213, "fadvise": 223, "madvise": 233, "mmap": 222},
+        **{"read": 63, "readv": 65, "pread": 67, "preadv": 69, "preadv2": 286},
+    },
 }
 
 
@@ -52,6 +61,7 @@ def constants(moves: int) -> dict[str, int]:
     return {
         "observer_page_shift": PAGE_SIZE.bit_length() - 1,
         "observer_moves": moves,
+        "observer_whole_folios": int(maps_whole_folios()),
         "observer_pidns_dev": namespace.st_dev,
         "observer_pidns_ino": namespace.st_ino,
         **{f"observer_sys_{name}": number for name, number in calls.items()},

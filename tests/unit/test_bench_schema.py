@@ -106,6 +106,38 @@ def test_table_fits_80_columns_and_says_it_all(report: schema.Report) -> None:
     assert "byte for byte" in text
 
 
+def test_other_peoples_loaders_fit_into_the_table(report: schema.Report) -> None:
+    for name in ("read after vmtouch -t", "read + prefetch threads", "run:ai streamer"):
+        each = row("peer", [3.0, 4.0])
+        each.loader = name
+        report.rows.append(each)
+    console = Console(width=80, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
+    show.print_cold(report, console)
+    text = console.export_text()
+    assert "\u2026" not in text
+    for words in ("vmtouch -t", "prefetch threads", "run:ai streamer"):
+        assert words in text
+
+
+def test_one_table_has_both_kernels(report: schema.Report) -> None:
+    here = [schema.Row.from_json(row.as_json()) for row in report.rows]
+    for each in here:
+        each.case = "all-MiniLM-L6-v2"
+        each.extra |= {"host": "native", "delay_ms": None, "cap_bytes_per_s": None}
+    console = Console(width=80, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
+    console.print(show.one_table([*here, *report.rows], "Cold loads"))
+    text = console.export_text()
+    assert "\u2026" not in text
+    assert text.count("3.00x") == 2 and text.index("native") < text.index("guest")
+
+
+@pytest.mark.parametrize(
+    ("memory_gib", "disk_gib", "mib"), [(23, 70, 2048), (8, 70, 1024), (23, 3, 1024), (0, 0, 64)]
+)
+def test_the_native_checkpoint_fits_the_machine(memory_gib: int, disk_gib: int, mib: int) -> None:
+    assert demo.native_size(2 << 30, memory_gib << 30, disk_gib << 30) == mib << 20
+
+
 def test_wrong_bytes_show_and_fail(
     report: schema.Report, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -144,7 +176,7 @@ def test_picture_without_samples_is_none(report: schema.Report, tmp_path: Path) 
 
 def test_summary_gives_both_ratios(report: schema.Report) -> None:
     assert demo.summary(report) == [
-        "llama by read: 3.0 times faster with sequential, "
+        "in the guest, llama by read: 3.0 times faster with sequential, "
         "75% of what direct I/O gets from this device."
     ]
 

@@ -236,6 +236,35 @@ Change = Callable[[Kernel], object]
             ),
         ),
         (
+            "hooks in reclaim",
+            False,
+            "cannot reach folio_referenced, try_to_free_mem_cgroup_pages, clear_inode",
+            lambda k: k.put(
+                "sys/kernel/tracing/available_filter_functions", "truncate_inode_pages_final\n"
+            ),
+        ),
+        (
+            "hooks in reclaim",
+            False,
+            "cannot reach tracepoint mm_vmscan_lru_shrink_inactive",
+            lambda k: k.put("sys/kernel/btf/vmlinux", btf("bpf_struct_ops_desc")),
+        ),
+        (
+            "hooks in reclaim",
+            True,
+            "reaches folio_referenced",
+            lambda k: k.remove("sys/kernel/tracing/available_filter_functions"),
+        ),
+        (
+            "hooks in reclaim",
+            None,
+            "not readable",
+            lambda k: (
+                k.remove("sys/kernel/tracing/available_filter_functions"),
+                k.remove("proc/kallsyms"),
+            ),
+        ),
+        (
             "unsigned modules",
             False,
             "locked down (integrity)",

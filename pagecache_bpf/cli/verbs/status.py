@@ -45,6 +45,9 @@ JSON = {
         "policies[].missing_tracepoints[]": "of engine agent: what this kernel does not have",
         "policies[].lost_requests": "of engine agent: requests that found the ring buffer full",
         "policies[].read_errors.*": "of engine agent: failed reads by errno",
+        "policies[].refused_bytes": "of engine agent: asked for, but memory was short",
+        "policies[].depths.*": "of engine agent: chunks read at once, by device (MAJOR:MINOR)",
+        "policies[].workers[]": "of engine agent: the processes that read",
         "policies[].state": "attached, or ended (by itself; not detached yet)",
         "policies[].attached_ns": "since when, in ns since 1970; null if it has ended",
         "policies[].pinned": "whether it stays when the process that attached it ends",
@@ -139,17 +142,19 @@ def _attached(
     engine: str, policy: PolicyStatus, tags: list[Tag], pinned: bool, details: dict[str, Any]
 ) -> dict[str, Any]:
     from pagecache_bpf import loader
-    from pagecache_bpf.agent.engine import NOT_HONOURED
     from pagecache_bpf.cli.tagging import PAGE_SIZE
 
     knobs = details.get("knobs", loader.knobs_of(policy.name) if pinned else {})
     return {
         "name": policy.name,
         "engine": engine,
-        "not_honoured": list(NOT_HONOURED) if engine == "agent" else [],
+        "not_honoured": details.get("not_honoured", []),
         "missing_tracepoints": details.get("missing", []),
         "lost_requests": details.get("lost", 0),
         "read_errors": details.get("errors", {}),
+        "refused_bytes": details.get("refused_bytes", 0),
+        "depths": details.get("depths", {}),
+        "workers": details.get("workers", []),
         "state": "attached",
         "attached_ns": policy.attached_ns,
         "pinned": pinned or engine == "agent",
@@ -179,6 +184,9 @@ def _ended(
         "missing_tracepoints": [],
         "lost_requests": 0,
         "read_errors": {},
+        "refused_bytes": 0,
+        "depths": {},
+        "workers": [],
         "state": "ended",
         "attached_ns": None,
         "pinned": True,
@@ -259,6 +267,8 @@ def _print_policy(console: Console, policy: dict[str, Any], verbose: bool) -> No
             rows.append(("lacking", f"tracepoints {', '.join(policy['missing_tracepoints'])}"))
         if policy["lost_requests"]:
             rows.append(("lost", f"{policy['lost_requests']:,} requests: the buffer was full"))
+        if policy["refused_bytes"]:
+            rows.append(("refused", f"{format_size(policy['refused_bytes'])}: memory was short"))
         if policy["read_errors"]:
             failed = (f"{n} x {os.strerror(int(c))}" for c, n in policy["read_errors"].items())
             rows.append(("failed", f"reads: {', '.join(failed)}"))

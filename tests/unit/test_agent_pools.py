@@ -1,0 +1,144 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Worker processes and their queues, with real files and without a kernel that runs programs."""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from pagecache_bpf.agent.executor import Extent, Source
+from pagecache_bpf.agent.pools import Place, Pools
+from pagecache_bpf.agent.worker import CHUNK_BYTES
+from pagecache_bpf.cachestat import cached_pages
+from tests.vm.kernel import wait_for
+
+PAGE = os.sysconf("SC_PAGE_SIZE")
+
+
+class Log:
+    """What was settled."""
+
+    def __init__(self) -> None:
+        self.parts: list[tuple[Extent, int, int]] = []
+        self.started: list[int] = []
+        self._lock = threading.Lock()
+
+    def settled(self, extent: Extent, start: int, length: int) -> None:
+        with self._lock:
+            self.parts.append((extent, start, length))
+
+    @property
+    def total(self) -> int:
+        with self._lock:
+            return sum(length for _, _, length in self.parts)
+
+
+@pytest.fixture
+def log() -> Log:
+    return Log()
+
+
+@pytest.fixture
+def pools(log: Log) -> Iterator[Pools]:
+    made = Pools(log.settled, lambda device: 4, log.started.append)
+    yield made
+    made.stop()
+    for pid in log.started:
+        assert not Path(f"/proc/{pid}").exists()
+
+
+@pytest.fixture
+def weights(tmp_path: Path) -> Path:
+    path = tmp_path / "weights"
+    with path.open("wb") as out:
+        out.write(os.urandom(1 << 20) * 16 + b"tail")
+        out.flush()
+        os.fsync(out.fileno())
+        os.posix_fadvise(out.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    return path
+
+
+def source(path: Path) -> Source:
+    return Source(lambda: os.open(path, os.O_RDONLY | os.O_CLOEXEC))
+
+
+def test_extents_are_read_whole(pools: Pools, log: Log, weights: Path) -> None:
+    size = weights.stat().st_size
+    pages = -(-size // PAGE)
+    pools.submit(Extent(source(weights), 3 * PAGE, (pages - 3) * PAGE, 1))
+    wait_for(lambda: log.total == (pages - 3) * PAGE, "the extent to be settled")
+    with weights.open("rb") as file:
+        assert cached_pages(file.fileno()) >= pages - 3
+    assert pools.totals.errors == 0 and pools.queued_bytes() == 0
+
+
+def test_a_file_that_is_gone_fails(pools: Pools, log: Log, tmp_path: Path) -> None:
+    pools.submit(Extent(source(tmp_path / "gone"), 0, CHUNK_BYTES, 1))
+    wait_for(lambda: log.total == CHUNK_BYTES, "the extent to be settled")
+    assert pools.totals.by_errno == {errno.ENOENT: 1}
+
+
+def test_what_is_queued_can_be_cancelled(pools: Pools, log: Log, weights: Path) -> None:
+    file = source(weights)
+    for owner in (1, 2):
+        for _ in range(64):
+            pools.submit(Extent(file, 0, 8 * CHUNK_BYTES, owner))
+    pools.cancel(1)
+    wait_for(lambda: log.total == 128 * 8 * CHUNK_BYTES, "all of it to be settled")
+    totals = pools.totals
+    assert totals.read_bytes + totals.cancelled_bytes == 128 * 8 * CHUNK_BYTES
+    assert 0 < totals.cancelled_bytes <= 64 * 8 * CHUNK_BYTES
+
+
+def test_no_file_stays_open(pools: Pools, log: Log, weights: Path) -> None:
+    pools.submit(Extent(source(weights), 0, 8 * CHUNK_BYTES, 1))
+    wait_for(lambda: log.total == 8 * CHUNK_BYTES, "the extent to be settled")
+
+    def held() -> bool:
+        pids = [os.getpid(), *pools.pids()]
+        return any(
+            os.readlink(each) == str(weights)
+            for pid in pids
+            for each in Path(f"/proc/{pid}/fd").iterdir()
+            if each.is_symlink()
+        )
+
+    wait_for(lambda: not held(), "the file to be closed")
+
+
+def test_a_killed_worker_settles_what_it_had(pools: Pools, log: Log, weights: Path) -> None:
+    pools.submit(Extent(source(weights), 0, CHUNK_BYTES, 1))
+    wait_for(lambda: log.total == CHUNK_BYTES, "the extent to be settled")
+    for pid in pools.pids():
+        os.kill(pid, signal.SIGSTOP)
+        pools.submit(Extent(source(weights), 0, 8 * CHUNK_BYTES, 1))
+        os.kill(pid, signal.SIGKILL)
+    wait_for(lambda: pools.queued_bytes() == 0, "the rest to be settled")
+    assert errno.ECHILD in pools.totals.by_errno
+    before = log.total
+    pools.submit(Extent(source(weights), 0, CHUNK_BYTES, 1))
+    wait_for(lambda: log.total == before + CHUNK_BYTES, "another worker")
+
+
+def test_a_cgroup_that_cannot_be_entered_is_told(
+    pools: Pools, log: Log, weights: Path, tmp_path: Path
+) -> None:
+    pools.submit(Extent(source(weights), 0, CHUNK_BYTES, 1), Place("1:2", tmp_path / "gone"))
+    wait_for(lambda: log.total == CHUNK_BYTES, "the extent to be settled")
+    assert pools.charged.refused == {errno.ENOENT: 1} and pools.totals.errors == 0
+
+
+def test_drops_are_carried_out(pools: Pools, log: Log, weights: Path) -> None:
+    weights.read_bytes()
+    pools.submit(Extent(source(weights), 0, 4 * CHUNK_BYTES, 1, drop=True))
+    wait_for(lambda: log.total == 4 * CHUNK_BYTES, "the drop")
+    with weights.open("rb") as file:
+        if cached_pages(file.fileno(), 0, 4 * CHUNK_BYTES):
+            pytest.skip("the temporary directory's file system keeps its pages")
+    assert pools.totals.dropped_bytes == 4 * CHUNK_BYTES
