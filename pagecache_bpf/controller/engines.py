@@ -135,6 +135,7 @@ class Engines:
                 return Placed(AGENT, policy, file.key)
             with Device() as device:
                 device.tag(fd, policy=policy, model=model, path=file.path)
+            self.service.observe(fd, policy, model, file.path)
             return Placed(STRUCT_OPS, policy, file.key)
 
     def locate(self, placed: Mapping[bytes, Placed], files: Sequence[File]) -> dict[bytes, Placed]:
@@ -152,6 +153,7 @@ class Engines:
     def untag(self, placed: Placed) -> None:
         """Take back a tag; one that is gone already is no error."""
         with self.lock:
+            self.service.observed.forget(placed.key)
             if placed.engine == AGENT:
                 agent = self.service.agents.get(placed.policy)
                 if agent is not None:
