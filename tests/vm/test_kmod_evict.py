@@ -336,7 +336,8 @@ def test_attach_load_and_unload_under_pressure(
 ) -> None:
     """Rounds of attach, detach, load and unload while a cgroup thrashes.
 
-    Not of switching the kind of lists: Linux 6.12 by itself has OOM kills when that is done then.
+    The kind of lists is not switched meanwhile: that has OOM kills of its own (a6a8c087dc,
+    "mm/mglru: fix cgroup OOM during MGLRU state switching").
     """
     assert hasattr(module, "load") and hasattr(module, "unload")
     names = ["keep_all", "evict_all", "alternate", "pressure_drop"]
