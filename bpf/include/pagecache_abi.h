@@ -13,7 +13,7 @@
 #ifndef PAGECACHE_ABI_H
 #define PAGECACHE_ABI_H
 
-#ifndef __bpf__
+#if !defined(__bpf__) && !defined(PAGECACHE_ENGINE_SIMULATE)
 #include <linux/types.h>
 #include <linux/ioctl.h>
 #endif
@@ -80,12 +80,14 @@ enum pagecache_kind {
 #define PAGECACHE_F_REFERENCED \
 	(1U << 3) /* used since reclaim saw it last: the kernel may keep it */
 #define PAGECACHE_F_MAPPED (1U << 4) /* part of a mapping */
-#define PAGECACHE_F_WORKINGSET (1U << 5) /* has been active, or came back soon after an eviction \
-					  */
+#define PAGECACHE_F_WORKINGSET                                            \
+	(1U << 5) /* has been active, or came back soon after an eviction \
+		   */
 #define PAGECACHE_F_DIRTY (1U << 6)
 #define PAGECACHE_F_KEPT (1U << 7) /* kept by this policy before: already part of kept_pages */
-#define PAGECACHE_F_BELOW_LOW (1U << 8) /* its cgroup is below memory.low, and is scanned anyway \
-					 */
+#define PAGECACHE_F_BELOW_LOW                                              \
+	(1U << 8) /* its cgroup is below memory.low, and is scanned anyway \
+		   */
 
 /*
  * What every hook is given.  Read-only for policies.  Fields that a hook cannot
