@@ -19,6 +19,7 @@ if TYPE_CHECKING:
         UnsupportedError,
         UsageError,
     )
+    from pagecache_bpf.live import forget, gauges, hint, report
     from pagecache_bpf.loader import Attachment, attach, detach, knobs_of, pinned
     from pagecache_bpf.policies import Knob, PolicyInfo, discover, find, parse_knobs
 
@@ -40,9 +41,13 @@ __all__ = [
     "detach",
     "discover",
     "find",
+    "forget",
+    "gauges",
+    "hint",
     "knobs_of",
     "parse_knobs",
     "pinned",
+    "report",
     "status",
 ]
 
@@ -55,6 +60,7 @@ _HOMES = {
         "UnsupportedError",
         "UsageError",
     ),
+    "live": ("forget", "gauges", "hint", "report"),
     "loader": ("Attachment", "attach", "detach", "knobs_of", "pinned"),
     "policies": ("Knob", "PolicyInfo", "discover", "find", "parse_knobs"),
 }

@@ -25,6 +25,7 @@ from pagecache_bpf._abi import COUNTERS, Hook, RequestKind
 from pagecache_bpf._logs import write_log
 from pagecache_bpf._verifier import boil_down
 from pagecache_bpf.agent.executor import Executor, Extent, Source
+from pagecache_bpf.agent.maps import Hints
 from pagecache_bpf.errors import PolicyRejected, UnsupportedError, UsageError
 from pagecache_bpf.loader import set_knobs
 from pagecache_bpf.policies import RODATA, PolicyInfo
@@ -103,6 +104,7 @@ class Agent:
         self._lock = threading.Lock()
         self._object = self._load(obj, knobs or {}, log_dir)
         self._maps = {each.name: each for each in self._object.maps()}
+        self.hints = Hints(self._object.btf(), self._maps)
         self._orders = _abi.pagecache_agent_orders(max_inflight=MAX_INFLIGHT_BYTES // PAGE_SIZE)
         self._give_orders()
         self._ring = libbpf.RingBuffer(self._maps["requests"].fd, self._receive)

@@ -127,6 +127,20 @@ class Service:
             "ended": [name for name, agent in self.agents.items() if agent.exit is not None],
         }
 
+    def maps(self, policy: str) -> dict[str, Any]:
+        """The maps of a policy that are for user space, and what it counts."""
+        return self._agent(policy).hints.as_json()
+
+    def map_read(self, policy: str, map: str) -> dict[str, Any]:
+        """The elements of a map, in hexadecimal."""
+        found = self._agent(policy).hints.elements(map)
+        return {"elements": [(key.hex(), value.hex()) for key, value in found]}
+
+    def map_write(self, policy: str, map: str, key: str, value: str) -> dict[str, Any]:
+        """Write an element, or remove it: an empty value."""
+        hints = self._agent(policy).hints
+        return {"found": hints.write(map, bytes.fromhex(key), bytes.fromhex(value))}
+
     def ended(self) -> dict[str, Any]:
         """How the last policies ended."""
         return {"exits": self.exits}
@@ -165,7 +179,10 @@ class Service:
         del self.exits[:-EXITS_KEPT]
 
 
-_OPERATIONS = ("attach", "detach", "tag", "untag", "untag_fd", "tags", "policies", "ended")
+_OPERATIONS = (
+    *("attach", "detach", "tag", "untag", "untag_fd", "tags", "policies", "ended"),
+    *("maps", "map_read", "map_write"),
+)
 
 
 def serve(listener: socket.socket) -> None:

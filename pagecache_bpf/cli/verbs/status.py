@@ -15,7 +15,7 @@ from pagecache_bpf.errors import UsageError
 from pagecache_bpf.units import format_count, format_duration, format_size, plural
 
 if TYPE_CHECKING:
-    from rich.console import Console
+    from rich.console import Console, RenderableType
 
     from pagecache_bpf.device import ExitRecord, PolicyStatus, Tag
     from pagecache_bpf.governor import Governor
@@ -51,6 +51,8 @@ JSON = {
         "policies[].resident_bytes": "bytes of these files in the page cache",
         "policies[].inflight_bytes": "bytes queued for asynchronous prefetch",
         "policies[].counters.*": "each counter (see COUNTERS)",
+        "policies[].gauges.*": "what the policy itself keeps count of (`policy show`)",
+        "policies[].alarms[]": "promises that it does not keep",
         "policies[].models[].name": "a model that it governs",
         "policies[].models[].files": "number of its files",
         "policies[].models[].resident_bytes": "bytes of it in the page cache",
@@ -128,11 +130,12 @@ def _collect(governor: Governor) -> dict[str, Any]:
 def _attached(
     engine: str, policy: PolicyStatus, tags: list[Tag], pinned: bool, details: dict[str, Any]
 ) -> dict[str, Any]:
-    from pagecache_bpf import loader
+    from pagecache_bpf import live, loader
     from pagecache_bpf.agent.engine import NOT_HONOURED
     from pagecache_bpf.cli.tagging import PAGE_SIZE
 
     knobs = details.get("knobs", loader.knobs_of(policy.name) if pinned else {})
+    gauges, alarms = live.gauges(policy.name) if pinned or engine == "agent" else ({}, [])
     return {
         "name": policy.name,
         "engine": engine,
@@ -149,6 +152,8 @@ def _attached(
         "resident_bytes": policy.governed_pages * PAGE_SIZE,
         "inflight_bytes": policy.inflight_pages * PAGE_SIZE,
         "counters": policy.counters,
+        "gauges": gauges,
+        "alarms": alarms,
         "models": _models([tag for tag in tags if tag.policy == policy.name]),
         "exit": None,
     }
@@ -175,6 +180,8 @@ def _ended(
         "resident_bytes": 0,
         "inflight_bytes": 0,
         "counters": {},
+        "gauges": {},
+        "alarms": [],
         "models": _models([tag for tag in tags if tag.policy == name]),
         "exit": exit_as_json(record) if record else None,
     }
@@ -216,7 +223,7 @@ def _print_policy(console: Console, policy: dict[str, Any], verbose: bool) -> No
             Text.assemble((policy["name"], "bold"), "  ", ("ended by itself", "bold red"))
         )
         record = policy["exit"]
-        rows = [("why", _reason(record))] if record else []
+        rows: list[tuple[str, RenderableType]] = [("why", _reason(record))] if record else []
         rows.append(("next", f"pagecache-bpf detach {policy['name']}   (or attach it again)"))
     else:
         age = format_duration(max(time.time_ns() - policy["attached_ns"], 0))
@@ -242,6 +249,8 @@ def _print_policy(console: Console, policy: dict[str, Any], verbose: bool) -> No
         if policy["read_errors"]:
             failed = (f"{n} x {os.strerror(int(c))}" for c, n in policy["read_errors"].items())
             rows.append(("failed", f"reads: {', '.join(failed)}"))
+    rows += [(name, f"{value:,}") for name, value in policy["gauges"].items()]
+    rows += [("ALARM", Text(text, "bold red")) for text in policy["alarms"]]
     if policy["knobs"]:
         rows.append(("knobs", ", ".join(f"{k} = {v}" for k, v in policy["knobs"].items())))
     console.print(pairs(rows, indent=2))
