@@ -1,0 +1,135 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * pin - keeps a model, or the first part of its files, or hot pieces, in the page cache
+ *
+ * When to use: weights that have to be there when a request comes: a model behind a latency goal,
+ *	the first layers of one that starts often, the hot experts of a mixture.  Without mlock:
+ *	the pages stay page cache, and no process has to hold them.  `status` compares what is
+ *	resident with what is promised and says so when it is less.
+ * Limits: it keeps what has been read and reads again what was evicted in spite of it, but it
+ *	does not load the model: read it once (cat, vmtouch, the server itself).  What is beyond
+ *	the budget is left to the kernel.  Engine agent cannot refuse an eviction: there pages go
+ *	and are read again, up to reread_mib_per_s.
+ */
+#include "pieces.bpf.h"
+
+PAGECACHE_KNOB(u32, budget_mib, 0, "MiB", 0, 1073741824,
+	       "memory for what is pinned; 0: all that the engine lets a policy keep");
+PAGECACHE_KNOB(u32, first_mib, 0, "MiB", 0, 1073741824, "pin this much of each file; 0: all");
+PAGECACHE_KNOB(u32, hot_only, 0, "flag", 0, 1, "1: pin the pieces of the map `hot` only");
+PAGECACHE_KNOB(u32, reread_mib_per_s, 64, "MiB/s", 0, 65536,
+	       "read again what was evicted, at most this fast; 0: do not");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 65536);
+	__uint(map_flags, 1); /* BPF_F_NO_PREALLOC */
+	__type(key, struct piece_key);
+	__type(value, u32);
+} hot PAGECACHE_HINT("pieces of 1 MiB that are hot; value: 1 pinned, 0 not") SEC(".maps");
+
+struct pinned_file {
+	u64 granted; /* pages */
+	u64 resident; /* of these, as counted in pinned_pages */
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 65536);
+	__uint(map_flags, 1);
+	__type(key, struct piece_key);
+	__type(value, struct pinned_file);
+} pinned SEC(".maps");
+
+PAGECACHE_GAUGE(promised_pages, "pages", "pages that are to stay, of files seen so far");
+PAGECACHE_PROMISED(pinned_pages, "pages", promised_pages, "pages of these that are resident");
+
+static u64 second, reread; /* pages read again in that second */
+
+static __always_inline struct pinned_file *file_of(struct pagecache_ctx *ctx)
+{
+	u64 budget = budget_mib ? pages_of(ctx, (u64)budget_mib << 20) : ctx->keep_max_pages;
+	struct piece_key key = file_key_of(ctx);
+	struct pinned_file *file = bpf_map_lookup_elem(&pinned, &key), fresh = {};
+	u64 promised = promised_pages;
+
+	if (file)
+		return file;
+	fresh.granted = first_mib ? pages_of(ctx, (u64)first_mib << 20) : ctx->file_pages;
+	fresh.granted = min_u64(fresh.granted, ctx->file_pages);
+	fresh.granted = promised < budget ? min_u64(budget - promised, fresh.granted) : 0;
+	if (hot_only)
+		fresh.granted = 0;
+	if (!bpf_map_update_elem(&pinned, &key, &fresh, BPF_NOEXIST))
+		__sync_fetch_and_add(&promised_pages, fresh.granted);
+	return bpf_map_lookup_elem(&pinned, &key);
+}
+
+static __always_inline bool is_pinned(struct pagecache_ctx *ctx, const struct pinned_file *file)
+{
+	struct piece_key key = piece_at(ctx, ctx->index);
+	u32 *wanted;
+
+	if (ctx->index < file->granted)
+		return true;
+	wanted = bpf_map_lookup_elem(&hot, &key);
+	return wanted && *wanted;
+}
+
+/* A file that is pinned as a whole is counted by the kernel, even if it was there before. */
+static __always_inline void count(struct pagecache_ctx *ctx, struct pinned_file *file, s64 change)
+{
+	u64 now = min_u64(ctx->resident_pages, file->granted);
+
+	if (file->granted < ctx->file_pages)
+		now = is_pinned(ctx, file) ? file->resident + change : file->resident;
+	__sync_fetch_and_add(&pinned_pages, now - file->resident);
+	file->resident = now;
+}
+
+PAGECACHE_INIT(pin_init)
+(struct pagecache_ctx *ctx)
+{
+	keep_at_most(ctx, budget_mib);
+	return 0;
+}
+
+PAGECACHE_ADDED(pin_added)
+(struct pagecache_ctx *ctx)
+{
+	struct pinned_file *file = file_of(ctx);
+
+	if (file)
+		count(ctx, file, ctx->nr);
+}
+
+PAGECACHE_REMOVED(pin_removed)
+(struct pagecache_ctx *ctx)
+{
+	struct pinned_file *file = file_of(ctx);
+
+	if (!file)
+		return;
+	count(ctx, file, -ctx->nr);
+	if (!is_pinned(ctx, file))
+		return;
+	if (ctx->time_ns >> 30 != second) {
+		second = ctx->time_ns >> 30;
+		reread = 0;
+	}
+	if (reread < pages_of(ctx, (u64)reread_mib_per_s << 20)) {
+		reread += ctx->nr;
+		pagecache_prefetch(ctx, ctx->index, ctx->nr, PAGECACHE_NODE_ANY, 0);
+	}
+}
+
+PAGECACHE_EVICT(pin_evict)
+(struct pagecache_ctx *ctx)
+{
+	struct pinned_file *file = file_of(ctx);
+
+	return file && is_pinned(ctx, file) ? PAGECACHE_EVICT_KEEP : PAGECACHE_EVICT_DEFAULT;
+}
+
+PAGECACHE_POLICY(pin, .init = (void *)pin_init, .added = (void *)pin_added,
+		 .removed = (void *)pin_removed, .evict = (void *)pin_evict);
