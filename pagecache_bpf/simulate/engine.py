@@ -14,6 +14,7 @@ from pagecache_bpf.compiler import compile_simulation
 from pagecache_bpf.errors import PagecacheError, PolicyRejected, UsageError
 from pagecache_bpf.hints import HintMap, find_map, gauges_of, maps_of, resolve
 from pagecache_bpf.policies import PolicyInfo
+from pagecache_bpf.simulate import TOTALS
 from pagecache_bpf.simulate.optimum import optimum
 from pagecache_bpf.simulate.trace import Access, HintEvent, Trace
 
@@ -36,26 +37,6 @@ class Event(ctypes.Structure):
         ("kind", ctypes.c_uint32),
         ("reserved", ctypes.c_uint32),
     ]
-
-
-#: struct sim_totals: members in their order, and what they are.
-TOTALS = {
-    "wanted_bytes": "read by the trace",
-    "hit_bytes": "of these: in the cache since an earlier use",
-    "ahead_bytes": "of these: in the cache because they were read ahead for this use",
-    "missed_bytes": "of these: not in the cache",
-    "read_bytes": "read from the device, ahead of use or not",
-    "reread_bytes": "of these: not for the first time",
-    "unused_bytes": "read ahead and gone without having been used",
-    "evicted_bytes": "evicted",
-    "dropped_bytes": "dropped at the policy's request",
-    "peak_bytes": "most in the cache at a time",
-    "asked": "answers of the evict hook",
-    "kept": "of these: keep",
-    "now": "of these: evict now",
-    "keep_ignored": "evicted in spite of keep: everything else was kept, too",
-    "invalid_answers": "answers that made no sense",
-}
 
 
 class _Totals(ctypes.Structure):

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from pagecache_bpf.cli.output import Output, table
 from pagecache_bpf.errors import UsageError
+from pagecache_bpf.simulate import TOTALS
 from pagecache_bpf.units import format_size, parse_size
 
 if TYPE_CHECKING:
@@ -36,10 +37,8 @@ EXAMPLES = (
 )
 
 
-def _json() -> dict[str, str]:
-    from pagecache_bpf.simulate.engine import TOTALS
-
-    return {
+JSON = {
+    "simulate": {
         "policy": "the policy",
         "knobs.*": "each knob with its value",
         "trace": "the trace's file",
@@ -53,9 +52,7 @@ def _json() -> dict[str, str]:
         "results[].gauges.*": "what the policy keeps count of, at the end",
         "results[].ended": "how the policy ended itself; null if it did not",
     }
-
-
-JSON = {"simulate": _json()}
+}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
