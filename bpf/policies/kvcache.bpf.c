@@ -5,8 +5,9 @@
  * When to use: key/value caches that are spilled to files and read back (SolidAttention, Bidaw):
  *	most of them is read once, and must not push out the weights beside it.  The serving layer
  *	says in the map `next_use` when it needs a piece again.
- * Limits: what is written stays until it is on the device, whatever the budget.  Ranges that are
- *	mapped cannot be dropped behind; reclaim takes them first.  A piece is 1 MiB.
+ * Limits: what is written stays until it is on the device, whatever the budget; with the module,
+ *	until a reader comes by or memory is short.  Ranges that are mapped cannot be dropped
+ *	behind; reclaim takes them first.  A piece is 1 MiB.
  */
 #include "pieces.bpf.h"
 
@@ -73,14 +74,14 @@ PAGECACHE_ACCESS(kvcache_access)
 		pagecache_drop(ctx, last.start, last.nr);
 }
 
-/* A writer over its budget: what lies a piece behind it is on its way to the device. */
+/* A writer over its budget.  Only engine agent can drop here. */
 PAGECACHE_ADDED(kvcache_added)
 (struct pagecache_ctx *ctx)
 {
 	u64 piece = pages_per_piece(ctx);
 
-	if (ctx->index % piece < ctx->nr && ctx->index >= 4 * piece && over_budget(ctx) &&
-	    !wanted_soon(ctx, ctx->index - 4 * piece))
+	if (ctx->file_id && ctx->index % piece < ctx->nr && ctx->index >= 4 * piece &&
+	    over_budget(ctx) && !wanted_soon(ctx, ctx->index - 4 * piece))
 		pagecache_drop(ctx, ctx->index - 4 * piece, piece);
 }
 

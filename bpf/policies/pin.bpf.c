@@ -111,7 +111,8 @@ PAGECACHE_REMOVED(pin_removed)
 	if (!file)
 		return;
 	count(ctx, file, -ctx->nr);
-	if (!is_pinned(ctx, file))
+	/* Only engine agent can read here; the module has refused the eviction before. */
+	if (!ctx->file_id || !is_pinned(ctx, file))
 		return;
 	if (ctx->time_ns >> 30 != second) {
 		second = ctx->time_ns >> 30;
