@@ -45,6 +45,17 @@ static __always_inline struct piece_key file_key_of(const struct pagecache_ctx *
 	return key;
 }
 
+/*
+ * Where a drop behind a reader at @index begins.  Folios are as large as 2 MiB, and one that is not
+ * in the range as a whole stays; what has gone before costs nothing.
+ */
+static __always_inline u64 drop_from(const struct pagecache_ctx *ctx, u64 index)
+{
+	u64 back = 4 * pages_per_piece(ctx);
+
+	return index > back ? index - back : 0;
+}
+
 /* A knob in MiB as a bound of what is kept; 0: the engine's own bound. */
 static __always_inline void keep_at_most(struct pagecache_ctx *ctx, u64 mib)
 {

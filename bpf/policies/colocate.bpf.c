@@ -65,7 +65,7 @@ PAGECACHE_INIT(colocate_init)
 PAGECACHE_ACCESS(colocate_access)
 (struct pagecache_ctx *ctx)
 {
-	u64 cgroup = ctx->cgroup_id, start = ctx->index > 2 * STEP ? ctx->index - 2 * STEP : 0;
+	u64 cgroup = ctx->cgroup_id, start = drop_from(ctx, ctx->index);
 	struct piece_key key = file_key_of(ctx);
 	u32 role = role_of(cgroup);
 

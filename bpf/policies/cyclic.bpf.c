@@ -20,29 +20,34 @@ PAGECACHE_KNOB(u32, window_kib, 8192, "KiB", 0, 4194304,
 
 #define STEP 64 /* pages between two looks at a reader */
 
+struct part {
+	u64 pages; /* from the first, that are kept */
+	u64 looked; /* where the reader was looked at last */
+};
+
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(max_entries, 65536);
 	__type(key, struct piece_key);
-	__type(value, u64);
+	__type(value, struct part);
 } kept_parts SEC(".maps");
 
 PAGECACHE_GAUGE(granted_pages, "pages", "pages in the parts that are kept");
 
-/* Pages of this file, from its first, that are kept. */
-static __always_inline u64 part_of(struct pagecache_ctx *ctx)
+static __always_inline struct part *part_of(struct pagecache_ctx *ctx)
 {
 	u64 budget = budget_mib ? pages_of(ctx, (u64)budget_mib << 20) : ctx->keep_max_pages;
 	struct piece_key key = file_key_of(ctx);
-	u64 *part = bpf_map_lookup_elem(&kept_parts, &key);
-	u64 granted = granted_pages, mine;
+	struct part *part = bpf_map_lookup_elem(&kept_parts, &key), fresh = {};
+	u64 granted = granted_pages;
 
 	if (part)
-		return *part;
-	mine = granted < budget ? min_u64(budget - granted, ctx->file_pages) : 0;
-	if (!bpf_map_update_elem(&kept_parts, &key, &mine, BPF_NOEXIST))
-		__sync_fetch_and_add(&granted_pages, mine);
-	return mine;
+		return part;
+	fresh.pages = granted < budget ? min_u64(budget - granted, ctx->file_pages) : 0;
+	fresh.looked = ~0ULL;
+	if (!bpf_map_update_elem(&kept_parts, &key, &fresh, BPF_NOEXIST))
+		__sync_fetch_and_add(&granted_pages, fresh.pages);
+	return bpf_map_lookup_elem(&kept_parts, &key);
 }
 
 PAGECACHE_INIT(cyclic_init)
@@ -55,21 +60,29 @@ PAGECACHE_INIT(cyclic_init)
 PAGECACHE_ACCESS(cyclic_access)
 (struct pagecache_ctx *ctx)
 {
-	u64 part = part_of(ctx), window = pages_of(ctx, (u64)window_kib << 10);
-	u64 behind = max_u64(part, ctx->index > 2 * STEP ? ctx->index - 2 * STEP : 0);
-	u64 ahead = ctx->index < STEP ? ctx->index + ctx->nr : ctx->index + window;
+	u64 window = pages_of(ctx, (u64)window_kib << 10), at = ctx->index, behind;
+	struct part *part = part_of(ctx);
+	bool on;
 
-	if (ctx->index > behind)
-		pagecache_drop(ctx, behind, ctx->index - behind);
-	if (window && ctx->index + window >= part)
-		pagecache_prefetch(ctx, ahead, ctx->index < STEP ? window : STEP,
+	if (!part || (at >= part->looked && at < part->looked + STEP))
+		return;
+	on = at >= part->looked && at < part->looked + 2 * STEP;
+	part->looked = at;
+	behind = max_u64(part->pages, drop_from(ctx, at));
+	if (at > behind)
+		pagecache_drop(ctx, behind, at - behind);
+	/* A reader that goes on has asked for the rest of its window before. */
+	if (window && at + window >= part->pages)
+		pagecache_prefetch(ctx, on ? at + window : at + ctx->nr, on ? STEP : window,
 				   PAGECACHE_NODE_ANY, 0);
 }
 
 PAGECACHE_EVICT(cyclic_evict)
 (struct pagecache_ctx *ctx)
 {
-	return ctx->index < part_of(ctx) ? PAGECACHE_EVICT_KEEP : PAGECACHE_EVICT_NOW;
+	struct part *part = part_of(ctx);
+
+	return part && ctx->index < part->pages ? PAGECACHE_EVICT_KEEP : PAGECACHE_EVICT_NOW;
 }
 
 PAGECACHE_POLICY(cyclic, .init = (void *)cyclic_init, .access = (void *)cyclic_access,

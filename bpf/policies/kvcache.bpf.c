@@ -63,6 +63,7 @@ PAGECACHE_ACCESS(kvcache_access)
 {
 	struct piece_key key = file_key_of(ctx);
 	struct range now = { ctx->index, ctx->nr }, last;
+	u64 piece = pages_per_piece(ctx);
 	struct range *found = bpf_map_lookup_elem(&last_read, &key);
 
 	last = found ? *found : now;
@@ -70,8 +71,18 @@ PAGECACHE_ACCESS(kvcache_access)
 	/* The same range read on is not behind yet. */
 	if (last.start + last.nr > now.start && last.start < now.start + now.nr)
 		return;
-	if (over_budget(ctx) || !wanted_soon(ctx, last.start))
-		pagecache_drop(ctx, last.start, last.nr);
+	if (!over_budget(ctx) && wanted_soon(ctx, last.start))
+		return;
+	/* With what lies before it, to cover large folios. */
+	now = last;
+	for (int i = 0; i < 4; i++) {
+		u64 before = now.start > piece ? now.start - piece : 0;
+
+		if (wanted_soon(ctx, before))
+			break;
+		now.start = before;
+	}
+	pagecache_drop(ctx, now.start, last.start + last.nr - now.start);
 }
 
 /* A writer over its budget.  Only engine agent can drop here. */

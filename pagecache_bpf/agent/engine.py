@@ -14,7 +14,7 @@ import fcntl
 import os
 import sys
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +26,7 @@ from pagecache_bpf._logs import write_log
 from pagecache_bpf._verifier import boil_down
 from pagecache_bpf.agent.executor import Executor, Extent, Source
 from pagecache_bpf.agent.maps import Hints
+from pagecache_bpf.agent.pressure import Ask, PressureWatch, ask_all
 from pagecache_bpf.errors import PolicyRejected, UnsupportedError, UsageError
 from pagecache_bpf.loader import set_knobs
 from pagecache_bpf.policies import RODATA, PolicyInfo
@@ -42,7 +43,14 @@ NOT_HONOURED = (
     "the exit hook and access_step_pages",
     "tags do not outlive the policy (detach --keep-tags)",
 )
+#: Hooks that are not asked, and what that means.
+_NOT_ASKED = {"evict": "the hook evict: nothing is kept from reclaim, which evicts as it likes"}
 _FS_IOC_GETVERSION = 0x80087601  # _IOR('v', 1, long)
+
+
+def not_honoured(hooks: Iterable[str]) -> list[str]:
+    """What this engine does not do of what a policy with these hooks may ask for."""
+    return [*(text for hook, text in _NOT_ASKED.items() if hook in hooks), *NOT_HONOURED]
 
 
 @dataclass
@@ -69,6 +77,13 @@ class FileTag:
             return cached_pages(fd)
         finally:
             self.source.release()
+
+    def size_bytes(self) -> int:
+        """Its size now; 0 for a file that is gone."""
+        try:
+            return os.stat(self.path).st_size
+        except OSError:
+            return 0
 
     def as_json(self) -> dict[str, Any]:
         """As the agent's socket tells it."""
@@ -116,6 +131,8 @@ class Agent:
             self._object.close()
             raise
         self._executor = Executor(self._settled)
+        self._pressure = PressureWatch() if "pressure" in info.hooks else None
+        self._given = 0  # pages of drop requests
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="agent", daemon=True)
         self._thread.start()
@@ -134,6 +151,8 @@ class Agent:
         self._stop.set()
         self._thread.join()
         self._executor.stop()
+        if self._pressure:
+            self._pressure.close()
         self._ring.close()
         self._object.close()
 
@@ -216,6 +235,8 @@ class Agent:
             "lost": state.lost,
             "counters": self.counters(),
             "errors": dict(self._executor.totals.by_errno),
+            "not_honoured": not_honoured(self.info.hooks)
+            + (self._pressure.missing if self._pressure else []),
         }
 
     @property
@@ -291,6 +312,31 @@ class Agent:
         while not self._stop.is_set():
             with suppress(InterruptedError):
                 self._ring.poll(200)
+            for short in self._pressure.check() if self._pressure else ():
+                ask_all(short, PAGE_SIZE, [self._asker(tag) for tag in list(self.tags.values())])
+
+    def _asker(self, tag: FileTag) -> Ask:
+        """Asks the policy's hook `pressure` about a file; in the agent's loop only."""
+        program = next(each for each in self._object.programs() if each.name == "agent_pressure")
+
+        def ask(pages: int, cgroup_id: int, turn: int) -> int:
+            resident = tag.resident_pages()
+            if not resident or self.exit is not None:
+                return 0
+            before, size = self._given, tag.size_bytes()
+            arguments = _abi.pagecache_agent_pressure(
+                file=_abi.pagecache_file_key.from_buffer_copy(tag.key),
+                want=_abi.pagecache_pressure(
+                    pages=pages, cgroup_id=cgroup_id, round=turn, files=len(self.tags)
+                ),
+                file_pages=-(-size // PAGE_SIZE),
+                resident_pages=resident,
+            )
+            program.run(arguments)
+            self._ring.poll(0)
+            return min(self._given - before, resident)
+
+        return ask
 
     def _receive(self, record: bytes) -> None:
         request = _abi.pagecache_request.from_buffer_copy(record)
@@ -305,6 +351,10 @@ class Agent:
             if request.kind == RequestKind.PREFETCH:
                 self._finish(request.nr)
         else:
+            if request.kind == RequestKind.DROP:
+                self._given += request.nr
+            if self._pressure:
+                self._pressure.watch_process(request.tgid)
             self._executor.submit(
                 Extent(
                     tag.source,

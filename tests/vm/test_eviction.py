@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import eviction_cases as cases
+from benchmarks.cachestat import resident_bytes
 from benchmarks.cgroups import reclaim_by
 from benchmarks.eviction_cases import MIB, Lab, attached
 from pagecache_bpf import live, loader
@@ -93,11 +94,11 @@ def test_a_role_switch_takes_effect_at_once(lab: Lab, lru: str) -> None:
     with attached("colocate", {"on": [weights], "off": [data]}), lab.cgroup() as it:
         live.hint("colocate", "roles", cgroup_id=str(it.path), value=2)
         it.scan([data])
-        assert cases.resident_bytes([data]) <= 4 * MIB
+        assert resident_bytes([data]) <= 4 * MIB
         live.hint("colocate", "roles", cgroup_id=str(it.path), value=1)
         it.scan([weights])
         it.scan([data])
-        assert cases.resident_bytes([weights]) >= 0.95 * weights.stat().st_size
+        assert resident_bytes([weights]) >= 0.95 * weights.stat().st_size
 
 
 def test_a_load_burns_behind_itself(lab: Lab) -> None:

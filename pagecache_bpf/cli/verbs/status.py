@@ -131,7 +131,6 @@ def _attached(
     engine: str, policy: PolicyStatus, tags: list[Tag], pinned: bool, details: dict[str, Any]
 ) -> dict[str, Any]:
     from pagecache_bpf import live, loader
-    from pagecache_bpf.agent.engine import NOT_HONOURED
     from pagecache_bpf.cli.tagging import PAGE_SIZE
 
     knobs = details.get("knobs", loader.knobs_of(policy.name) if pinned else {})
@@ -139,7 +138,7 @@ def _attached(
     return {
         "name": policy.name,
         "engine": engine,
-        "not_honoured": list(NOT_HONOURED) if engine == "agent" else [],
+        "not_honoured": details.get("not_honoured", []),
         "missing_tracepoints": details.get("missing", []),
         "lost_requests": details.get("lost", 0),
         "read_errors": details.get("errors", {}),
