@@ -5,6 +5,7 @@
 
 struct pagecache_ctx abi_ctx;
 struct pagecache_answer abi_answer;
+struct pagecache_pressure abi_pressure;
 struct pagecache_exit_record abi_exit_record;
 struct pagecache_info abi_info;
 struct pagecache_tag_request abi_tag_request;
@@ -16,9 +17,11 @@ struct pagecache_request abi_request;
 struct pagecache_agent_tag abi_agent_tag;
 struct pagecache_agent_state abi_agent_state;
 struct pagecache_agent_orders abi_agent_orders;
+struct pagecache_agent_pressure abi_agent_pressure;
 enum pagecache_request_kind abi_request_kind;
 enum pagecache_hook abi_hook;
 enum pagecache_verdict abi_verdict;
+enum pagecache_eviction abi_eviction;
 enum pagecache_kind abi_kind;
 enum pagecache_exit_kind abi_exit_kind;
 enum pagecache_counter abi_counter;

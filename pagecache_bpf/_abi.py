@@ -497,7 +497,7 @@ COUNTERS = (
     Counter("keep_overruled_bytes", "bytes", "of these: reclaim could not get on"),
     Counter("evicted_now_bytes", "bytes", "given to reclaim on the policy's word"),
     Counter("pressure_calls", "calls", "times the policy was asked what to drop"),
-    Counter("pressure_wanted_bytes", "bytes", "that were short when it was asked"),
+    Counter("pressure_wanted_bytes", "bytes", "still wanted, summed over these calls"),
     Counter("pressure_dropped_bytes", "bytes", "pages that went in answer to pressure"),
     Counter("slow_calls", "calls", "of the evict and pressure hooks that took too long"),
 )

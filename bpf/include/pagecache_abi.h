@@ -197,7 +197,7 @@ struct pagecache_exit_record {
 	X(keep_overruled_bytes, "bytes", "of these: reclaim could not get on")                 \
 	X(evicted_now_bytes, "bytes", "given to reclaim on the policy's word")                 \
 	X(pressure_calls, "calls", "times the policy was asked what to drop")                  \
-	X(pressure_wanted_bytes, "bytes", "that were short when it was asked")                 \
+	X(pressure_wanted_bytes, "bytes", "still wanted, summed over these calls")             \
 	X(pressure_dropped_bytes, "bytes", "pages that went in answer to pressure")            \
 	X(slow_calls, "calls", "of the evict and pressure hooks that took too long")
 

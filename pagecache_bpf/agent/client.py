@@ -140,6 +140,8 @@ class AgentDevice:
                 inflight_pages=each["inflight_pages"],
                 hooks=tuple(each["hooks"]),
                 tags=each["tags"],
+                kept_pages=0,
+                keep_max_pages=0,
                 counters=each["counters"],
             )
 

@@ -50,6 +50,8 @@ JSON = {
         "policies[].tags": "number of files it governs",
         "policies[].resident_bytes": "bytes of these files in the page cache",
         "policies[].inflight_bytes": "bytes queued for asynchronous prefetch",
+        "policies[].kept_bytes": "bytes in the page cache that it keeps from being evicted",
+        "policies[].keep_max_bytes": "how many it may; 0 where nothing can be kept",
         "policies[].counters.*": "each counter (see COUNTERS)",
         "policies[].gauges.*": "what the policy itself keeps count of (`policy show`)",
         "policies[].alarms[]": "promises that it does not keep",
@@ -150,6 +152,8 @@ def _attached(
         "tags": policy.tags,
         "resident_bytes": policy.governed_pages * PAGE_SIZE,
         "inflight_bytes": policy.inflight_pages * PAGE_SIZE,
+        "kept_bytes": policy.kept_pages * PAGE_SIZE,
+        "keep_max_bytes": policy.keep_max_pages * PAGE_SIZE,
         "counters": policy.counters,
         "gauges": gauges,
         "alarms": alarms,
@@ -178,6 +182,8 @@ def _ended(
         "tags": 0,
         "resident_bytes": 0,
         "inflight_bytes": 0,
+        "kept_bytes": 0,
+        "keep_max_bytes": 0,
         "counters": {},
         "gauges": {},
         "alarms": [],
@@ -241,6 +247,9 @@ def _print_policy(console: Console, policy: dict[str, Any], verbose: bool) -> No
             ),
             ("hooks", ", ".join(policy["hooks"])),
         ]
+        if "evict" in policy["hooks"] and policy["keep_max_bytes"]:
+            kept, most = format_size(policy["kept_bytes"]), format_size(policy["keep_max_bytes"])
+            rows.append(("keeps", f"{kept} of at most {most}"))
         if policy["missing_tracepoints"]:
             rows.append(("lacking", f"tracepoints {', '.join(policy['missing_tracepoints'])}"))
         if policy["lost_requests"]:
