@@ -63,4 +63,12 @@ static __always_inline void keep_at_most(struct pagecache_ctx *ctx, u64 mib)
 		pagecache_keep_budget(ctx, pages_of(ctx, mib << 20));
 }
 
+/* The same in pages; engine agent has no bound of its own. */
+static __always_inline u64 keep_bound(const struct pagecache_ctx *ctx, u64 mib)
+{
+	if (mib)
+		return pages_of(ctx, mib << 20);
+	return ctx->keep_max_pages ? ctx->keep_max_pages : ~0ULL;
+}
+
 #endif /* PIECES_BPF_H */

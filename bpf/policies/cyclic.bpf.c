@@ -36,7 +36,7 @@ PAGECACHE_GAUGE(granted_pages, "pages", "pages in the parts that are kept");
 
 static __always_inline struct part *part_of(struct pagecache_ctx *ctx)
 {
-	u64 budget = budget_mib ? pages_of(ctx, (u64)budget_mib << 20) : ctx->keep_max_pages;
+	u64 budget = keep_bound(ctx, budget_mib);
 	struct piece_key key = file_key_of(ctx);
 	struct part *part = bpf_map_lookup_elem(&kept_parts, &key), fresh = {};
 	u64 granted = granted_pages;

@@ -48,7 +48,7 @@ static u64 second, reread; /* pages read again in that second */
 
 static __always_inline struct pinned_file *file_of(struct pagecache_ctx *ctx)
 {
-	u64 budget = budget_mib ? pages_of(ctx, (u64)budget_mib << 20) : ctx->keep_max_pages;
+	u64 budget = keep_bound(ctx, budget_mib);
 	struct piece_key key = file_key_of(ctx);
 	struct pinned_file *file = bpf_map_lookup_elem(&pinned, &key), fresh = {};
 	u64 promised = promised_pages;

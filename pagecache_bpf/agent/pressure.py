@@ -18,8 +18,10 @@ from pathlib import Path
 
 MACHINE = Path("/proc/pressure/memory")
 CGROUPS = Path("/sys/fs/cgroup")
-#: Tasks have stalled on memory for 50 ms of a second (PSI takes microseconds).
-TRIGGER = b"some 50000 1000000\0"
+#: Tasks have stalled on memory for 100 ms of 2 s (in microseconds).  Other windows than multiples
+#: of 2 s are for CAP_SYS_RESOURCE in the first user namespace only: d82caa273565 ("sched/psi: Allow
+#: unprivileged polling of N*2s period", 6.5).
+TRIGGER = b"some 100000 2000000\0"
 #: Asked for at a time: what the kernel would reclaim meanwhile is not much more.
 WANT_BYTES = 16 << 20
 #: A cgroup is to be this much below its limit.
