@@ -175,6 +175,37 @@ static inline s64 pagecache_drop(struct pagecache_ctx *ctx, u64 start, u64 nr)
 	return sim_wish(sim.drops, &sim.nr_drops, ctx, start, nr, 0);
 }
 
+/* Here, as with engine agent, any governed file can be named. */
+static inline s64 pagecache_prefetch_file(struct pagecache_ctx *ctx,
+					  const struct pagecache_file_key *file, u64 pages,
+					  u64 start, u64 nr, s32 node)
+{
+	struct pagecache_ctx other = { .ino = file->ino, .file_pages = pages };
+
+	if (!file->ino || file->ino > sim.nr_files)
+		return -2; /* ENOENT */
+	return sim_wish(sim.prefetches, &sim.nr_prefetches, &other, start, nr, 0);
+}
+
+static inline s64 pagecache_drop_file(struct pagecache_ctx *ctx,
+				      const struct pagecache_file_key *file, u64 pages, u64 start,
+				      u64 nr)
+{
+	struct pagecache_ctx other = { .ino = file->ino, .file_pages = pages };
+
+	if (!file->ino || file->ino > sim.nr_files)
+		return -2;
+	return sim_wish(sim.drops, &sim.nr_drops, &other, start, nr, 0);
+}
+
+static inline u64 pagecache_allowed_ahead(const struct pagecache_ctx *ctx)
+{
+	return ~0ULL;
+}
+
+/* A miss reads what a policy answers, and nothing beside it. */
+#define PAGECACHE_KERNEL_READS 0
+
 static inline s64 pagecache_cancel(struct pagecache_ctx *ctx)
 {
 	s64 pages = 0;

@@ -103,7 +103,7 @@ def test_a_role_switch_takes_effect_at_once(lab: Lab, lru: str) -> None:
 
 def test_a_load_burns_behind_itself(lab: Lab) -> None:
     default = cases.burn(lab, None)
-    it = cases.burn(lab, "kvcache")
+    it = cases.burn(lab, cases.burner())
     assert it.numbers["neighbour_share"] >= 0.95
     assert default.numbers["neighbour_share"] < it.numbers["neighbour_share"]
 
