@@ -84,6 +84,13 @@ def make_parser() -> argparse.ArgumentParser:
         metavar="READS",
         help=f"measure these only, of {', '.join(WORKLOADS)}; may be repeated",
     )
+    parser.add_argument(
+        "--state",
+        action="append",
+        choices=tuple(STATES),
+        metavar="STATE",
+        help=f"and these beside no module only, of {', '.join(STATES)}; may be repeated",
+    )
     parser.add_argument("--fs", choices=("ext4", "xfs"), default="ext4")
     parser.add_argument(
         "--clock", choices=("instructions", "host"), default="instructions", help="see above"
@@ -163,6 +170,7 @@ def time_reclaim(path: Path, memory: Group, count: int) -> float:
 
 def measure(options: argparse.Namespace, say: hosted.Say) -> schema.Report:
     """In the guest: all rounds; one row per workload and state."""
+    states = [each for each in STATES if not options.state or each in ("no module", *options.state)]
     rows = {
         (work, state): schema.Row(
             case=work,
@@ -174,14 +182,14 @@ def measure(options: argparse.Namespace, say: hosted.Say) -> schema.Report:
             extra={"state": state, "tagged": STATES[state][2], "ns_per_call": []},
         )
         for work in options.only or WORKLOADS
-        for state in STATES
+        for state in states
     }
     with scaled_device(0, options.fs, 0) as device:
         path = device.mount / "weights.bin"
         path.write_bytes(random.Random(1).randbytes(_FILE_BYTES))
         drop([path])
         device.set_delay(options.delay)
-        order = list(STATES)
+        order = states
         for number in range(1, options.rounds + 1):
             for state in order:
                 with in_state(state, path):
@@ -268,6 +276,8 @@ def main() -> int:
     argv += ["--clock", options.clock]
     for work in options.only or ():
         argv += ["--only", work]
+    for state in options.state or ():
+        argv += ["--state", state]
     report = hosted.run_inside(
         "benchmarks.overhead", argv, options, _FILE_BYTES, None, options.clock == "instructions"
     )

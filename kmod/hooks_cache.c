@@ -12,7 +12,7 @@
 
 static struct tracepoint *pcb_tp_added, *pcb_tp_removed;
 
-static void pcb_folio_moved(struct folio *folio, enum pagecache_hook hook)
+static noinline void pcb_folio_moved(struct folio *folio, enum pagecache_hook hook)
 {
 	struct address_space *mapping = folio->mapping;
 	long nr = folio_nr_pages(folio);
@@ -23,8 +23,6 @@ static void pcb_folio_moved(struct folio *folio, enum pagecache_hook hook)
 	struct pcb_tag *tag;
 	bool added = hook == PAGECACHE_HOOK_ADDED;
 
-	if (!mapping || !mapping->host)
-		return;
 	rcu_read_lock();
 	tag = pcb_tag_find(mapping->host);
 	if (!tag)
@@ -58,14 +56,23 @@ out:
 	rcu_read_unlock();
 }
 
+static __always_inline bool pcb_folio_possible(const struct folio *folio)
+{
+	const struct address_space *mapping = folio->mapping;
+
+	return mapping && mapping->host && pcb_tag_possible(mapping->host);
+}
+
 static void pcb_on_added(void *data, struct folio *folio)
 {
-	pcb_folio_moved(folio, PAGECACHE_HOOK_ADDED);
+	if (pcb_folio_possible(folio))
+		pcb_folio_moved(folio, PAGECACHE_HOOK_ADDED);
 }
 
 static void pcb_on_removed(void *data, struct folio *folio)
 {
-	pcb_folio_moved(folio, PAGECACHE_HOOK_REMOVED);
+	if (pcb_folio_possible(folio))
+		pcb_folio_moved(folio, PAGECACHE_HOOK_REMOVED);
 }
 
 static void pcb_match_tracepoint(struct tracepoint *tp, void *data)

@@ -9,6 +9,7 @@
 #include <linux/atomic.h>
 #include <linux/fs.h>
 #include <linux/ftrace.h>
+#include <linux/hash.h>
 #include <linux/kref.h>
 #include <linux/list.h>
 #include <linux/mutex.h>
@@ -162,8 +163,24 @@ int pcb_kfuncs_register(void);
 /* tags.c */
 int pcb_tags_init(void);
 void pcb_tags_free(void);
+#define PCB_TAG_BITS 14
+extern struct hlist_head *pcb_tag_table;
+
+static __always_inline struct hlist_head *pcb_bucket(dev_t dev, u64 ino)
+{
+	return &pcb_tag_table[hash_64(ino ^ ((u64)dev << 40), PCB_TAG_BITS)];
+}
+
+/*
+ * The cheap test: for a file that is not tagged, one load and usually no comparison.  False: not
+ * tagged.  Needs no lock: the table lives as long as the module.
+ */
+static __always_inline bool pcb_tag_possible(const struct inode *inode)
+{
+	return READ_ONCE(pcb_bucket(inode->i_sb->s_dev, inode->i_ino)->first);
+}
+
 struct pcb_tag *pcb_tag_find(const struct inode *inode); /* under RCU */
-bool pcb_tag_possible(const struct inode *inode);
 int pcb_tag_add(struct file *file, const struct pagecache_tag_request *req);
 int pcb_tag_del(struct file *file, const struct pagecache_untag_request *req);
 int pcb_tag_next(struct pagecache_tag_record *rec);

@@ -9,10 +9,9 @@
 
 #include "pagecache.h"
 
-#define PCB_TAG_BITS 14
 #define PCB_MAX_TAGS (1U << 20)
 
-static struct hlist_head *pcb_tag_table;
+struct hlist_head *pcb_tag_table __read_mostly;
 static LIST_HEAD(pcb_tags);
 static LIST_HEAD(pcb_models);
 static u64 pcb_tag_seq;
@@ -20,12 +19,6 @@ static u32 pcb_tag_total;
 static u32 pcb_model_ids;
 static u64 pcb_tag_changes; /* insertions and removals */
 
-static struct hlist_head *pcb_bucket(dev_t dev, u64 ino)
-{
-	return &pcb_tag_table[hash_64(ino ^ ((u64)dev << 40), PCB_TAG_BITS)];
-}
-
-/* The cheap test: for a file that is not tagged, one load and usually no comparison. */
 static struct pcb_tag *pcb_tag_lookup(dev_t dev, u64 ino, u32 generation)
 {
 	struct pcb_tag *tag;
@@ -35,12 +28,6 @@ static struct pcb_tag *pcb_tag_lookup(dev_t dev, u64 ino, u32 generation)
 			return tag;
 	}
 	return NULL;
-}
-
-/* False: not tagged.  Needs no lock: the table lives as long as the module. */
-bool notrace pcb_tag_possible(const struct inode *inode)
-{
-	return READ_ONCE(pcb_bucket(inode->i_sb->s_dev, inode->i_ino)->first);
 }
 
 struct pcb_tag *pcb_tag_find(const struct inode *inode)
