@@ -8,8 +8,9 @@
  *	resident with what is promised and says so when it is less.
  * Limits: it keeps what has been read and reads again what was evicted in spite of it, but it
  *	does not load the model: read it once (cat, vmtouch, the server itself).  What is beyond
- *	the budget is left to the kernel.  Engine agent cannot refuse an eviction: there pages go
- *	and are read again, up to reread_mib_per_s.
+ *	the budget is left to the kernel, and of a file that is pinned in part, what was resident
+ *	before is not counted, nor are hot pieces.  Engine agent cannot refuse an eviction: there
+ *	pages go and are read again, up to reread_mib_per_s.
  */
 #include "pieces.bpf.h"
 
@@ -29,8 +30,7 @@ struct {
 } hot PAGECACHE_HINT("pieces of 1 MiB that are hot; value: 1 pinned, 0 not") SEC(".maps");
 
 struct pinned_file {
-	u64 granted; /* pages */
-	u64 resident; /* of these, as counted in pinned_pages */
+	u64 granted; /* pages, from the first */
 };
 
 struct {
@@ -46,7 +46,8 @@ PAGECACHE_PROMISED(pinned_pages, "pages", promised_pages, "pages of these that a
 
 static u64 second, reread; /* pages read again in that second */
 
-static __always_inline struct pinned_file *file_of(struct pagecache_ctx *ctx)
+/* there: pages of the file that are in the cache already. */
+static __always_inline struct pinned_file *file_of(struct pagecache_ctx *ctx, u64 there)
 {
 	u64 budget = keep_bound(ctx, budget_mib);
 	struct piece_key key = file_key_of(ctx);
@@ -60,8 +61,15 @@ static __always_inline struct pinned_file *file_of(struct pagecache_ctx *ctx)
 	fresh.granted = promised < budget ? min_u64(budget - promised, fresh.granted) : 0;
 	if (hot_only)
 		fresh.granted = 0;
-	if (!bpf_map_update_elem(&pinned, &key, &fresh, BPF_NOEXIST))
+	/* Of a file that is pinned in part nobody knows which pages those are. */
+	if (fresh.granted == ctx->file_pages)
+		there = min_u64(there, fresh.granted);
+	else
+		there = 0;
+	if (!bpf_map_update_elem(&pinned, &key, &fresh, BPF_NOEXIST)) {
 		__sync_fetch_and_add(&promised_pages, fresh.granted);
+		__sync_fetch_and_add(&pinned_pages, there);
+	}
 	return bpf_map_lookup_elem(&pinned, &key);
 }
 
@@ -76,17 +84,6 @@ static __always_inline bool is_pinned(struct pagecache_ctx *ctx, const struct pi
 	return wanted && *wanted;
 }
 
-/* A file that is pinned as a whole is counted by the kernel, even if it was there before. */
-static __always_inline void count(struct pagecache_ctx *ctx, struct pinned_file *file, s64 change)
-{
-	u64 now = min_u64(ctx->resident_pages, file->granted);
-
-	if (file->granted < ctx->file_pages)
-		now = is_pinned(ctx, file) ? file->resident + change : file->resident;
-	__sync_fetch_and_add(&pinned_pages, now - file->resident);
-	file->resident = now;
-}
-
 PAGECACHE_INIT(pin_init)
 (struct pagecache_ctx *ctx)
 {
@@ -97,22 +94,23 @@ PAGECACHE_INIT(pin_init)
 PAGECACHE_ADDED(pin_added)
 (struct pagecache_ctx *ctx)
 {
-	struct pinned_file *file = file_of(ctx);
+	struct pinned_file *file = file_of(ctx, ctx->resident_pages - ctx->nr);
 
-	if (file)
-		count(ctx, file, ctx->nr);
+	if (file && ctx->index < file->granted)
+		__sync_fetch_and_add(&pinned_pages, ctx->nr);
 }
 
 PAGECACHE_REMOVED(pin_removed)
 (struct pagecache_ctx *ctx)
 {
-	struct pinned_file *file = file_of(ctx);
+	struct pinned_file *file = file_of(ctx, ctx->resident_pages);
 
-	if (!file)
+	if (!file || !is_pinned(ctx, file))
 		return;
-	count(ctx, file, -ctx->nr);
+	if (ctx->index < file->granted)
+		__sync_fetch_and_add(&pinned_pages, -ctx->nr);
 	/* Only engine agent can read here; the module has refused the eviction before. */
-	if (!ctx->file_id || !is_pinned(ctx, file))
+	if (!ctx->file_id)
 		return;
 	if (ctx->time_ns >> 30 != second) {
 		second = ctx->time_ns >> 30;
@@ -127,7 +125,7 @@ PAGECACHE_REMOVED(pin_removed)
 PAGECACHE_EVICT(pin_evict)
 (struct pagecache_ctx *ctx)
 {
-	struct pinned_file *file = file_of(ctx);
+	struct pinned_file *file = file_of(ctx, ctx->resident_pages);
 
 	return file && is_pinned(ctx, file) ? PAGECACHE_EVICT_KEEP : PAGECACHE_EVICT_DEFAULT;
 }
