@@ -44,7 +44,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--policy", help="instead of the one that the case is for")
     parser.add_argument("--limit", type=int, default=64, metavar="MIB", help="default: 64")
     parser.add_argument("--rounds", type=int, default=3, help="default: 3")
-    parser.add_argument("--delay", type=float, default=2.0, metavar="MS", help="default: 2")
+    parser.add_argument("--delay", type=float, default=1.0, metavar="MS", help="default: 1")
     parser.add_argument("--fs", choices=("ext4", "xfs"), default="ext4", help="default: ext4")
     parser.add_argument(
         "--lru", choices=("classic", "mglru", "both"), default="both", help="default: both"

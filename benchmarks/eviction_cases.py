@@ -221,7 +221,7 @@ def pin(lab: Lab, policy: str | None) -> Measured:
     return Measured(device, weights.stat().st_size, seconds, numbers=numbers)
 
 
-def switches(count: int, seed: int = 7) -> str:
+def switches(count: int, seed: int = 6) -> str:
     """Zipf-distributed requests for three models."""
     return "".join(random.Random(seed).choices("abc", weights=[6, 3, 2], k=count))
 
@@ -302,7 +302,7 @@ def colocate(lab: Lab, policy: str | None) -> Measured:
     return Measured(device, weights.stat().st_size, seconds, numbers={"resident_share": share})
 
 
-def search(lab: Lab, policy: str | None, rounds: int = 5) -> Measured:
+def search(lab: Lab, policy: str | None, rounds: int = 4) -> Measured:
     """A source tree that does not fit (1.4 times the limit) is searched again and again."""
     files = lab.tree("src", lab.part(1.4))
     size = sum(path.stat().st_size for path in files)
