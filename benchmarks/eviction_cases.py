@@ -247,7 +247,7 @@ def multiplex(lab: Lab, policy: str | None, requests: str = switches(12)) -> Mea
         held = it.stat("file")
         numbers: dict[str, float] = {}
         if policy:
-            rows = live.report(policy, "scores")
+            rows = live.read_map(policy, "scores")
             numbers["score_resident_bytes"] = PAGE * sum(
                 row["value"]["resident_pages"] for row in rows
             )

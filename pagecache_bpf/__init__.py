@@ -11,6 +11,17 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from pagecache_bpf.api import (
+        Load,
+        Residency,
+        Tagged,
+        drop,
+        load,
+        prefetch,
+        report,
+        residency,
+        tag,
+    )
     from pagecache_bpf.device import Device, ExitRecord, PolicyStatus, Tag, status
     from pagecache_bpf.errors import (
         PagecacheError,
@@ -19,8 +30,9 @@ if TYPE_CHECKING:
         UnsupportedError,
         UsageError,
     )
-    from pagecache_bpf.live import forget, gauges, hint, report
+    from pagecache_bpf.live import forget, gauges, hint, read_map
     from pagecache_bpf.loader import Attachment, attach, detach, knobs_of, pinned
+    from pagecache_bpf.loads.report import Report
     from pagecache_bpf.policies import Knob, PolicyInfo, discover, find, parse_knobs
 
 __all__ = [
@@ -28,30 +40,51 @@ __all__ = [
     "Device",
     "ExitRecord",
     "Knob",
+    "Load",
     "PagecacheError",
     "PolicyInfo",
     "PolicyRejected",
     "PolicyStatus",
     "PrivilegeError",
+    "Report",
+    "Residency",
     "Tag",
+    "Tagged",
     "UnsupportedError",
     "UsageError",
     "__version__",
     "attach",
     "detach",
     "discover",
+    "drop",
     "find",
     "forget",
     "gauges",
     "hint",
     "knobs_of",
+    "load",
     "parse_knobs",
     "pinned",
+    "prefetch",
+    "read_map",
     "report",
+    "residency",
     "status",
+    "tag",
 ]
 
 _HOMES = {
+    "api": (
+        "Load",
+        "Residency",
+        "Tagged",
+        "drop",
+        "load",
+        "prefetch",
+        "report",
+        "residency",
+        "tag",
+    ),
     "device": ("Device", "ExitRecord", "PolicyStatus", "Tag", "status"),
     "errors": (
         "PagecacheError",
@@ -60,8 +93,9 @@ _HOMES = {
         "UnsupportedError",
         "UsageError",
     ),
-    "live": ("forget", "gauges", "hint", "report"),
+    "live": ("forget", "gauges", "hint", "read_map"),
     "loader": ("Attachment", "attach", "detach", "knobs_of", "pinned"),
+    "loads.report": ("Report",),
     "policies": ("Knob", "PolicyInfo", "discover", "find", "parse_knobs"),
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}

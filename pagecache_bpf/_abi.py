@@ -13,13 +13,14 @@ from typing import NamedTuple
 
 
 class Counter(NamedTuple):
-    """A counter of a policy; its place in COUNTERS is its index in the policy's record."""
+    """A counter; its place in COUNTERS or OBSERVED is its index in the kernel's record."""
 
     name: str
     unit: str
     help: str
 
 
+TEMPLATE_NONE = 0xFFFFFFFF
 ABI_VERSION = 2
 NAME_LEN = 32
 MODEL_LEN = 64
@@ -40,6 +41,7 @@ F_KEPT = 128
 F_BELOW_LOW = 256
 DEVICE = "pagecache_bpf"
 TAG_REPLACE = 1
+COMM_LEN = 16
 IOC_MAGIC = 185
 IOC_INFO = 0x8040B900
 IOC_TAG = 0x4468B901
@@ -47,6 +49,14 @@ IOC_UNTAG = 0x4018B902
 IOC_TAGS = 0xC490B903
 IOC_POLICIES = 0xC148B904
 IOC_EXITS = 0xC2A0B905
+
+
+class TemplateSource(IntEnum):
+    """enum pagecache_template_source"""
+
+    DERIVED = 1
+    RECORDED = 2
+    IMPORTED = 3
 
 
 class Hook(IntEnum):
@@ -113,6 +123,164 @@ class RequestKind(IntEnum):
     DROP = 2
     CANCEL = 3
     EXIT = 4
+
+
+class pagecache_file_key(ctypes.Structure):
+    """struct pagecache_file_key, 24 bytes"""
+
+    ino: int
+    dev_major: int
+    dev_minor: int
+    generation: int
+    reserved: int
+
+    _fields_ = (
+        ("ino", ctypes.c_uint64),
+        ("dev_major", ctypes.c_uint32),
+        ("dev_minor", ctypes.c_uint32),
+        ("generation", ctypes.c_uint32),
+        ("reserved", ctypes.c_uint32),
+    )
+
+
+class pagecache_template_file(ctypes.Structure):
+    """struct pagecache_template_file, 16 bytes"""
+
+    file: int
+    model: int
+    spans: int
+    reserved: int
+
+    _fields_ = (
+        ("file", ctypes.c_uint32),
+        ("model", ctypes.c_uint32),
+        ("spans", ctypes.c_uint32),
+        ("reserved", ctypes.c_uint32),
+    )
+
+
+class pagecache_template_model(ctypes.Structure):
+    """struct pagecache_template_model, 104 bytes"""
+
+    first_consumer: int
+    nr_consumers: int
+    source: int
+    failed: int
+    followed: int
+    strayed: int
+    jumps: int
+    name: bytes
+
+    _fields_ = (
+        ("first_consumer", ctypes.c_uint32),
+        ("nr_consumers", ctypes.c_uint32),
+        ("source", ctypes.c_uint32),
+        ("failed", ctypes.c_uint32),
+        ("followed", ctypes.c_uint64),
+        ("strayed", ctypes.c_uint64),
+        ("jumps", ctypes.c_uint64),
+        ("name", ctypes.c_char * 64),
+    )
+
+
+class pagecache_template_consumer(ctypes.Structure):
+    """struct pagecache_template_consumer, 32 bytes"""
+
+    first_step: int
+    nr_steps: int
+    tgid: int
+    reserved: int
+    time_ns: int
+    position: int
+
+    _fields_ = (
+        ("first_step", ctypes.c_uint32),
+        ("nr_steps", ctypes.c_uint32),
+        ("tgid", ctypes.c_uint32),
+        ("reserved", ctypes.c_uint32),
+        ("time_ns", ctypes.c_uint64),
+        ("position", ctypes.c_uint64),
+    )
+
+
+class pagecache_template_target(ctypes.Structure):
+    """struct pagecache_template_target, 48 bytes"""
+
+    key: pagecache_file_key
+    pages: int
+    asked: int
+    generation: int
+    reserved: int
+
+    _fields_ = (
+        ("key", pagecache_file_key),
+        ("pages", ctypes.c_uint64),
+        ("asked", ctypes.c_uint64),
+        ("generation", ctypes.c_uint32),
+        ("reserved", ctypes.c_uint32),
+    )
+
+
+class pagecache_template_span(ctypes.Structure):
+    """struct pagecache_template_span, 8 bytes"""
+
+    first: int
+    nr: int
+
+    _fields_ = (
+        ("first", ctypes.c_uint32),
+        ("nr", ctypes.c_uint32),
+    )
+
+
+class pagecache_template_entry(ctypes.Structure):
+    """struct pagecache_template_entry, 8 bytes"""
+
+    start: int
+    step: int
+
+    _fields_ = (
+        ("start", ctypes.c_uint32),
+        ("step", ctypes.c_uint32),
+    )
+
+
+class pagecache_template_step(ctypes.Structure):
+    """struct pagecache_template_step, 16 bytes"""
+
+    extent: int
+    next: int
+    before: int
+
+    _fields_ = (
+        ("extent", ctypes.c_uint32),
+        ("next", ctypes.c_uint32),
+        ("before", ctypes.c_uint64),
+    )
+
+
+class pagecache_template_extent(ctypes.Structure):
+    """struct pagecache_template_extent, 32 bytes"""
+
+    file: int
+    start: int
+    end: int
+    users: int
+    asked: int
+    generation: int
+    passed: int
+    reserved: int
+
+    _fields_ = (
+        ("file", ctypes.c_uint32),
+        ("start", ctypes.c_uint32),
+        ("end", ctypes.c_uint32),
+        ("users", ctypes.c_uint32),
+        ("asked", ctypes.c_uint32),
+        ("generation", ctypes.c_uint32),
+        ("passed", ctypes.c_uint32),
+        ("reserved", ctypes.c_uint32),
+    )
 
 
 class pagecache_ctx(ctypes.Structure):
@@ -361,24 +529,6 @@ class pagecache_policy_record(ctypes.Structure):
     )
 
 
-class pagecache_file_key(ctypes.Structure):
-    """struct pagecache_file_key, 24 bytes"""
-
-    ino: int
-    dev_major: int
-    dev_minor: int
-    generation: int
-    reserved: int
-
-    _fields_ = (
-        ("ino", ctypes.c_uint64),
-        ("dev_major", ctypes.c_uint32),
-        ("dev_minor", ctypes.c_uint32),
-        ("generation", ctypes.c_uint32),
-        ("reserved", ctypes.c_uint32),
-    )
-
-
 class pagecache_request(ctypes.Structure):
     """struct pagecache_request, 144 bytes"""
 
@@ -469,6 +619,96 @@ class pagecache_agent_pressure(ctypes.Structure):
     )
 
 
+class pagecache_observed_file(ctypes.Structure):
+    """struct pagecache_observed_file, 48 bytes"""
+
+    model: int
+    slot: int
+    resident_pages: int
+    added_pages: int
+    removed_pages: int
+    folio_pages: int
+    readers: int
+    moved_ns: int
+
+    _fields_ = (
+        ("model", ctypes.c_uint32),
+        ("slot", ctypes.c_uint32),
+        ("resident_pages", ctypes.c_int64),
+        ("added_pages", ctypes.c_uint64),
+        ("removed_pages", ctypes.c_uint64),
+        ("folio_pages", ctypes.c_uint32),
+        ("readers", ctypes.c_uint32),
+        ("moved_ns", ctypes.c_uint64),
+    )
+
+
+class pagecache_observed_key(ctypes.Structure):
+    """struct pagecache_observed_key, 8 bytes"""
+
+    model: int
+    tgid: int
+
+    _fields_ = (
+        ("model", ctypes.c_uint32),
+        ("tgid", ctypes.c_uint32),
+    )
+
+
+class pagecache_observed_value(ctypes.Structure):
+    """struct pagecache_observed_value, 224 bytes"""
+
+    counters: ctypes.Array[ctypes.c_uint64]
+    last_ns: int
+    comm: bytes
+
+    _fields_ = (
+        ("counters", ctypes.c_uint64 * 25),
+        ("last_ns", ctypes.c_uint64),
+        ("comm", ctypes.c_char * 16),
+    )
+
+
+class pagecache_observed_move(ctypes.Structure):
+    """struct pagecache_observed_move, 64 bytes"""
+
+    file: pagecache_file_key
+    index: int
+    nr: int
+    time_ns: int
+    tgid: int
+    tid: int
+    model: int
+    kind: int
+
+    _fields_ = (
+        ("file", pagecache_file_key),
+        ("index", ctypes.c_uint64),
+        ("nr", ctypes.c_uint64),
+        ("time_ns", ctypes.c_uint64),
+        ("tgid", ctypes.c_uint32),
+        ("tid", ctypes.c_uint32),
+        ("model", ctypes.c_uint32),
+        ("kind", ctypes.c_uint32),
+    )
+
+
+class pagecache_observer_state(ctypes.Structure):
+    """struct pagecache_observer_state, 32 bytes"""
+
+    moves: int
+    lost_moves: int
+    lost_pages: int
+    lost_consumers: int
+
+    _fields_ = (
+        ("moves", ctypes.c_uint64),
+        ("lost_moves", ctypes.c_uint64),
+        ("lost_pages", ctypes.c_uint64),
+        ("lost_consumers", ctypes.c_uint64),
+    )
+
+
 COUNTERS = (
     Counter("readahead_calls", "calls", "readahead decisions asked of the policy"),
     Counter("readahead_miss", "calls", "of these: read() of an absent page"),
@@ -500,4 +740,48 @@ COUNTERS = (
     Counter("pressure_wanted_bytes", "bytes", "still wanted, summed over these calls"),
     Counter("pressure_dropped_bytes", "bytes", "pages that went in answer to pressure"),
     Counter("slow_calls", "calls", "of the evict and pressure hooks that took too long"),
+)
+
+OBSERVED = (
+    Counter("read_bytes", "bytes", "wanted by read() and its like"),
+    Counter(
+        "read_hit_bytes",
+        "bytes",
+        "of these: cached, used before or prefetched for this model",
+    ),
+    Counter("read_ahead_bytes", "bytes", "of these: first use of what readahead had brought"),
+    Counter("read_miss_bytes", "bytes", "of these: absent, read in by the call that wanted them"),
+    Counter(
+        "mmap_bytes",
+        "bytes",
+        "first touched in a mapping, or mapped along with a touched page",
+    ),
+    Counter(
+        "mmap_hit_bytes",
+        "bytes",
+        "of these: cached, used before or prefetched for this model",
+    ),
+    Counter("mmap_ahead_bytes", "bytes", "of these: first use of what readahead had brought"),
+    Counter("mmap_miss_bytes", "bytes", "of these: absent, read in by the fault that wanted them"),
+    Counter("read_stall_ns", "ns", "time that read() and its like slept for I/O on tagged files"),
+    Counter("mmap_stall_ns", "ns", "time that faults slept for I/O on tagged files"),
+    Counter("added_bytes", "bytes", "entered the page cache, whoever asked"),
+    Counter("demand_bytes", "bytes", "of these: brought by the read or fault that wanted them"),
+    Counter("readahead_bytes", "bytes", "of these: brought by the kernel beyond what was wanted"),
+    Counter(
+        "requested_bytes",
+        "bytes",
+        "of these: asked for by readahead(), fadvise() or madvise()",
+    ),
+    Counter("prefetched_bytes", "bytes", "of these: brought by a policy's prefetch"),
+    Counter("prefetch_useful_bytes", "bytes", "prefetched, first use: it was there in time"),
+    Counter("prefetch_late_bytes", "bytes", "prefetched, first use: its reader had to wait for it"),
+    Counter("prefetch_wasted_bytes", "bytes", "prefetched, and left the cache unused"),
+    Counter("readahead_wasted_bytes", "bytes", "brought by anyone else, and left the cache unused"),
+    Counter("removed_bytes", "bytes", "left the page cache, whatever the cause"),
+    Counter("evicted_reclaim_bytes", "bytes", "of these: memory was short"),
+    Counter("evicted_drop_bytes", "bytes", "of these: dropped by a policy"),
+    Counter("evicted_fadvise_bytes", "bytes", "of these: dropped by an application's fadvise()"),
+    Counter("evicted_truncate_bytes", "bytes", "of these: the file was truncated or deleted"),
+    Counter("evicted_other_bytes", "bytes", "of these: drop_caches, unmount, direct I/O, unknown"),
 )

@@ -17,11 +17,16 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Mount:
-    """One line of /proc/self/mountinfo: device number, mount point and file system type."""
+    """One line of /proc/self/mountinfo.
+
+    Device number, mount point, file system type, what of it is mounted, and its options.
+    """
 
     device: int
     target: str
     fstype: str
+    root: str = "/"
+    options: str = ""
 
 
 @dataclass(frozen=True)
@@ -79,8 +84,11 @@ class KernelFS:
             if not separator or len(fields) < 5 or not tail:
                 continue
             major, _, minor = fields[2].partition(":")
-            target = fields[4].encode().decode("unicode_escape")  # octal: a space is \040
-            found.append(Mount(os.makedev(int(major), int(minor)), target, tail.split()[0]))
+            # octal: a space is \040
+            root, target = (each.encode().decode("unicode_escape") for each in fields[3:5])
+            fstype, *rest = tail.split()
+            device = os.makedev(int(major), int(minor))
+            found.append(Mount(device, target, fstype, root, rest[-1] if rest else ""))
         return found
 
     def fstype(self, device: int) -> str | None:

@@ -2,7 +2,7 @@
 """Hints, reports and gauges of policies that are attached, on either engine.  Root only.
 
     pagecache_bpf.hint("multiplex", "plans", model="llama-3-8b", due_ns="+5s")
-    pagecache_bpf.report("multiplex", "scores")
+    pagecache_bpf.read_map("multiplex", "scores")
     pagecache_bpf.gauges("pin")
 
 What maps and gauges a policy has is read from the type information that the kernel keeps with it.
@@ -71,7 +71,7 @@ def forget(policy: str, map: str, /, **key: Any) -> bool:
         return live.remove(found, encoded)
 
 
-def report(policy: str, map: str, /) -> list[dict[str, Any]]:
+def read_map(policy: str, map: str, /) -> list[dict[str, Any]]:
     """The elements of a map: [{"key": {name: number}, "value": {name: number}}].
 
     Those of an array that are all zeros are left out.  Raises UsageError, PrivilegeError.
@@ -174,7 +174,7 @@ class _Remote:
     def __init__(self, governor: Governor, policy: str) -> None:
         assert governor.agent is not None
         self._ask, self._policy = governor.agent.ask, policy
-        self._told = self._ask("maps", policy=policy)
+        self._told = self._ask("hints", policy=policy)
 
     @property
     def maps(self) -> tuple[HintMap, ...]:
@@ -188,14 +188,14 @@ class _Remote:
         return wanted[0] if wanted else None
 
     def write(self, map: HintMap, key: bytes, value: bytes) -> None:
-        self._ask("map_write", policy=self._policy, map=map.name, key=key.hex(), value=value.hex())
+        self._ask("hint_write", policy=self._policy, map=map.name, key=key.hex(), value=value.hex())
 
     def remove(self, map: HintMap, key: bytes) -> bool:
-        reply = self._ask("map_write", policy=self._policy, map=map.name, key=key.hex(), value="")
+        reply = self._ask("hint_write", policy=self._policy, map=map.name, key=key.hex(), value="")
         return bool(reply["found"])
 
     def elements(self, map: HintMap) -> list[tuple[bytes, bytes]]:
-        reply = self._ask("map_read", policy=self._policy, map=map.name)
+        reply = self._ask("hint_read", policy=self._policy, map=map.name)
         return [(bytes.fromhex(key), bytes.fromhex(value)) for key, value in reply["elements"]]
 
 

@@ -57,6 +57,12 @@ class PolicyInfo:
     knobs: tuple[Knob, ...]
     source: Path | None
     object: Path | None
+    maps: tuple[str, ...] = ()
+
+    @property
+    def takes_templates(self) -> bool:
+        """Whether it includes template.bpf.h: whether it can be given I/O templates."""
+        return "template_steps" in self.maps
 
 
 def discover() -> list[PolicyInfo]:
@@ -64,7 +70,7 @@ def discover() -> list[PolicyInfo]:
 
     Raises PagecacheError.
     """
-    return [_shipped(name) for name in _names()]
+    return [_shipped(name) for name in names()]
 
 
 def find(name_or_path: str) -> PolicyInfo:
@@ -74,7 +80,7 @@ def find(name_or_path: str) -> PolicyInfo:
     Raises UsageError (no such policy or file, or one that is not a policy), CompileError,
     UnsupportedError (no compiler).
     """
-    known = _names()
+    known = names()
     if name_or_path in known:
         info = _shipped(name_or_path)
         if info.object is None:
@@ -137,7 +143,7 @@ def _first(directories: list[Path], name: str) -> Path | None:
     return next((path for at in directories if (path := at / name).is_file()), None)
 
 
-def _names() -> list[str]:
+def names() -> list[str]:
     """Names of shipped policies: of every source; an object without one is no policy of ours."""
     sources = (path for at in _source_dirs() for path in at.glob("*" + _SOURCE))
     return sorted({path.name.removesuffix(_SOURCE) for path in sources})
@@ -148,7 +154,8 @@ def _shipped(name: str) -> PolicyInfo:
     obj = _first(_object_dirs(), name + _OBJECT)
     if obj:
         return read_object(obj, source)
-    return PolicyInfo(name, **_texts(source), hooks=(), knobs=(), source=source, object=None)
+    texts = _texts(source)
+    return PolicyInfo(name, **texts, hooks=(), knobs=(), source=source, object=None, maps=())
 
 
 def read_object(path: Path, source: Path | None = None) -> PolicyInfo:
@@ -163,9 +170,13 @@ def read_object(path: Path, source: Path | None = None) -> PolicyInfo:
             btf = elf.btf()
             name, hooks = _table(elf, btf)
             knobs = _knobs(elf, btf)
+            maps = tuple(variable.name for variable in btf.variables(".maps"))
         except BtfError as error:
             raise UsageError(f"{path} is damaged", str(error), "Build it anew") from error
-    return PolicyInfo(name, **_texts(source), hooks=hooks, knobs=knobs, source=source, object=path)
+    texts = _texts(source)
+    return PolicyInfo(
+        name, **texts, hooks=hooks, knobs=knobs, source=source, object=path, maps=maps
+    )
 
 
 def _table(elf: Elf, btf: Btf) -> tuple[str, tuple[str, ...]]:

@@ -27,11 +27,16 @@ from pagecache_bpf.compiler import find_clang  # noqa: E402
 from pagecache_bpf.elf import Elf  # noqa: E402
 
 HEADER = ROOT / "bpf" / "include" / "pagecache_abi.h"
+#: Its text and that of the headers it includes.
+TEXT = HEADER.with_name("pagecache_template.h").read_text() + HEADER.read_text()
 OUTPUT = ROOT / "pagecache_bpf" / "_abi.py"
 PREFIX = "PAGECACHE_"
 LINE = 100
 # Macros that are not values.
-SKIPPED = {"PAGECACHE_ABI_H", "PAGECACHE_COUNTERS"}
+SKIPPED = {
+    *("PAGECACHE_ABI_H", "PAGECACHE_TEMPLATE_H"),
+    *("PAGECACHE_COUNTERS", "PAGECACHE_OBSERVED"),
+}
 
 PREAMBLE = '''\
 # SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
@@ -49,7 +54,7 @@ from typing import NamedTuple
 
 
 class Counter(NamedTuple):
-    """A counter of a policy; its place in COUNTERS is its index in the policy's record."""
+    """A counter; its place in COUNTERS or OBSERVED is its index in the kernel's record."""
 
     name: str
     unit: str
@@ -77,15 +82,15 @@ def macros() -> dict[str, str]:
         for line in clang("", "-E", "-dM").splitlines()
         if " " in line.removeprefix("#define ")
     )
-    names = re.findall(rf"^#define ({PREFIX}\w+)\b(?!\()", HEADER.read_text(), re.M)
+    names = re.findall(rf"^#define ({PREFIX}\w+)\b(?!\()", TEXT, re.M)
     return {name: every[name] for name in names if name not in SKIPPED and name in every}
 
 
-def counters() -> list[tuple[str, str, str]]:
-    """Name, unit and help of each counter."""
+def counters(family: str) -> list[tuple[str, str, str]]:
+    """Name, unit and help of each counter of an X-macro list."""
     text = clang(
         "#define GEN_COUNTER(name, unit, help) GEN(#name, unit, help)\n"
-        f"{PREFIX}COUNTERS(GEN_COUNTER)\n",
+        f"{PREFIX}{family}(GEN_COUNTER)\n",
         *("-E", "-P"),
     )
     return [ast.literal_eval(found) for found in re.findall(r"GEN(\(.*?\"\))", text)]
@@ -93,7 +98,7 @@ def counters() -> list[tuple[str, str, str]]:
 
 def probe_source(values: dict[str, str]) -> str:
     """C that makes the compiler write every type, and every macro's value and sign, down."""
-    types = re.findall(r"^(struct|enum) (pagecache_\w+) \{", HEADER.read_text(), re.M)
+    types = re.findall(r"^(struct|enum) (pagecache_\w+) \{", TEXT, re.M)
     lines = [f"{kind} {name} gen_{name};" for kind, name in types]
     for name, text in values.items():
         if not text.startswith('"'):
@@ -131,8 +136,8 @@ def enums(btf: Btf) -> Iterator[str]:
     """A class for each enum; its names lose what they have in common."""
     for type_id in btf.ids(Kind.ENUM, Kind.ENUM64):
         values = btf.enum_values(type_id)
-        if btf.name(type_id) == f"{PREFIX.lower()}counter":
-            continue  # COUNTERS says more
+        if btf.name(type_id).endswith("counter"):
+            continue  # COUNTERS and OBSERVED say more
         longest = f"{btf.name(type_id).upper()}_"
         # "pagecache_verdict" has PAGECACHE_DEFAULT, "pagecache_kind" has PAGECACHE_KIND_MISS.
         common = next(
@@ -191,12 +196,13 @@ def generate() -> str:
             btf = elf.btf()
             lines = ["\n", *constants(elf, values)]
     lines += [*enums(btf), *structs(btf)]
-    lines.append("\n\nCOUNTERS = (")
-    for name, unit, text in counters():
-        line = f'    Counter("{name}", "{unit}", "{text}"),'
-        words = (f'        "{word}",' for word in (name, unit, text))
-        lines += [line] if len(line) <= LINE else ["    Counter(", *words, "    ),"]
-    lines.append(")")
+    for family in ("COUNTERS", "OBSERVED"):
+        lines += ["\n" if family == "COUNTERS" else "", f"{family} = ("]
+        for name, unit, text in counters(family):
+            line = f'    Counter("{name}", "{unit}", "{text}"),'
+            words = (f'        "{word}",' for word in (name, unit, text))
+            lines += [line] if len(line) <= LINE else ["    Counter(", *words, "    ),"]
+        lines.append(")")
     return PREAMBLE + "\n".join(lines) + "\n"
 
 

@@ -23,7 +23,10 @@
  *	pagecache_cancel(ctx)					forget what is queued for the file
  *	pagecache_keep_budget(ctx, pages)			bound of what evict may keep
  *	pagecache_exit(ctx, code, "why")			end this policy
- * All but the last return pages, or a negative errno (kmod/kfuncs.c says which).
+ * All but the last return pages, or a negative errno (kmod/kfuncs.c says which).  Policies that
+ * know other files (template.bpf.h) can name one, which engine struct_ops refuses (EXDEV):
+ *	pagecache_prefetch_file(ctx, key, pages, start, nr, node)
+ *	pagecache_drop_file(ctx, key, pages, start, nr)
  */
 #ifndef POLICY_BPF_H
 #define POLICY_BPF_H
@@ -32,6 +35,7 @@
 #ifndef PAGECACHE_ENGINE_SIMULATE
 #include <bpf/bpf_helpers.h>
 #endif
+#include "pagecache_template.h"
 
 #if defined(PAGECACHE_ENGINE_AGENT) || defined(PAGECACHE_ENGINE_SIMULATE)
 #include "pagecache_ops.h"

@@ -1,37 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The agent's process: runs policies and answers the command line on a Unix socket.
+"""The policies of engine `agent` in one process, and what root may do with them.
 
-It starts with the first policy of engine `agent` and ends with the last one.  Root only.  One
-request is one line of JSON, the answer another; an open file comes along with `tag`, so that
-whoever cannot open a file cannot have it governed.
+Each operation is a method; controller/root.py takes them from the root socket.  An open file
+comes along with `tag`, so that whoever cannot open a file cannot have it governed.
 """
 
 from __future__ import annotations
 
-import fcntl
-import json
 import os
-import selectors
-import signal
-import socket
-import struct
-import sys
 import time
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from pagecache_bpf._logs import RUN_DIR
 from pagecache_bpf.agent.engine import Agent, key_of
-from pagecache_bpf.errors import PagecacheError, PrivilegeError, UsageError
+from pagecache_bpf.errors import PagecacheError, UsageError
 from pagecache_bpf.policies import find
 
-SOCKET = RUN_DIR / "agent.sock"
-LOCK = RUN_DIR / "agent.lock"
 EXITS_KEPT = 64
-_TICK_SECONDS = 0.2
-_IDLE_SECONDS = 5.0
-_LINE_BYTES = 64 << 10
 
 
 class Service:
@@ -42,10 +27,17 @@ class Service:
         self.attached_ns: dict[str, int] = {}
         self.exits: list[dict[str, Any]] = []
         self._seq = 0
+        self._workers: set[int] = set()
 
     # Each request is a method; its arguments are the members of the request.
 
-    def attach(self, policy: str, object: str, knobs: dict[str, int]) -> dict[str, Any]:
+    def attach(
+        self,
+        policy: str,
+        object: str,
+        knobs: dict[str, int],
+        sizes: dict[str, int] | None = None,
+    ) -> dict[str, Any]:
         """Load and attach a policy."""
         info = find(policy)
         if info.name in self.agents:
@@ -54,7 +46,9 @@ class Service:
                 "a policy of that name is attached already",
                 f"Detach it first (pagecache-bpf detach {info.name})",
             )
-        agent = Agent(info, Path(object), knobs)
+        agent = Agent(info, Path(object), knobs, sizes=sizes)
+        for pid in self._workers:
+            agent.own(pid)
         self.agents[info.name] = agent
         self.attached_ns[info.name] = time.time_ns()
         return {"missing": agent.missing}
@@ -98,6 +92,10 @@ class Service:
         key = key_of(fd)
         return {"found": any([agent.untag(key) for agent in self.agents.values()])}
 
+    def maps(self, policy: str) -> dict[str, Any]:
+        """Numbers of a policy's maps."""
+        return {"maps": self._agent(policy).map_ids()}
+
     def tags(self) -> dict[str, Any]:
         """Every governed file."""
         return {
@@ -127,16 +125,16 @@ class Service:
             "ended": [name for name, agent in self.agents.items() if agent.exit is not None],
         }
 
-    def maps(self, policy: str) -> dict[str, Any]:
+    def hints(self, policy: str) -> dict[str, Any]:
         """The maps of a policy that are for user space, and what it counts."""
         return self._agent(policy).hints.as_json()
 
-    def map_read(self, policy: str, map: str) -> dict[str, Any]:
+    def hint_read(self, policy: str, map: str) -> dict[str, Any]:
         """The elements of a map, in hexadecimal."""
         found = self._agent(policy).hints.elements(map)
         return {"elements": [(key.hex(), value.hex()) for key, value in found]}
 
-    def map_write(self, policy: str, map: str, key: str, value: str) -> dict[str, Any]:
+    def hint_write(self, policy: str, map: str, key: str, value: str) -> dict[str, Any]:
         """Write an element, or remove it: an empty value."""
         hints = self._agent(policy).hints
         return {"found": hints.write(map, bytes.fromhex(key), bytes.fromhex(value))}
@@ -146,6 +144,13 @@ class Service:
         return {"exits": self.exits}
 
     # --- the parts ---
+
+    def ignore(self, pid: int) -> None:
+        """What this process reads, now and for policies to come, is no access."""
+        self._workers = {each for each in self._workers if os.path.exists(f"/proc/{each}")}
+        self._workers.add(pid)
+        for agent in list(self.agents.values()):
+            agent.own(pid)
 
     def tick(self) -> None:
         """Note policies that have ended themselves."""
@@ -179,103 +184,9 @@ class Service:
         del self.exits[:-EXITS_KEPT]
 
 
-_OPERATIONS = (
-    *("attach", "detach", "tag", "untag", "untag_fd", "tags", "policies", "ended"),
-    *("maps", "map_read", "map_write"),
+#: What the root socket lets through.
+OPERATIONS = (
+    *("attach", "detach", "tag", "untag", "untag_fd"),
+    *("maps", "tags", "policies", "ended"),
+    *("hints", "hint_read", "hint_write"),
 )
-
-
-def serve(listener: socket.socket) -> None:
-    """Answer until the last policy is gone, and a moment longer."""
-    service = Service()
-    selector = selectors.DefaultSelector()
-    selector.register(listener, selectors.EVENT_READ)
-    connections, last = 0, time.monotonic()
-    try:
-        # Whoever starts it connects a moment later.
-        while service.agents or connections or time.monotonic() < last + _IDLE_SECONDS:
-            for key, _ in selector.select(_TICK_SECONDS):
-                if key.fileobj is listener:
-                    connection, _ = listener.accept()
-                    connection.settimeout(30)
-                    selector.register(connection, selectors.EVENT_READ)
-                    connections += 1
-                    continue
-                assert isinstance(key.fileobj, socket.socket)
-                try:
-                    alive = _answer(service, key.fileobj)
-                except (OSError, ValueError):
-                    alive = False
-                if alive:
-                    last = time.monotonic()
-                else:
-                    selector.unregister(key.fileobj)
-                    key.fileobj.close()
-                    connections -= 1
-            service.tick()
-    finally:
-        for agent in service.agents.values():
-            agent.close()
-
-
-def _answer(service: Service, connection: socket.socket) -> bool:
-    """Take one request and answer it; False: the other side is gone."""
-    line, fds, _, _ = socket.recv_fds(connection, _LINE_BYTES, 1)
-    try:
-        if not line:
-            return False
-        _, uid, _ = struct.unpack(
-            "3i", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
-        )
-        reply: dict[str, Any]
-        try:
-            if uid != 0:
-                raise PrivilegeError("only root can talk to the agent", f"this is user {uid}")
-            request = json.loads(line)
-            operation = request.pop("op")
-            if operation not in _OPERATIONS:
-                raise UsageError(f"the agent has no operation {operation}")
-            if fds:
-                request["fd"] = fds[0]
-            reply = getattr(service, operation)(**request)
-        except PagecacheError as error:
-            fields = {"what": error.what, "why": error.why, "fix": error.fix, "docs": error.docs}
-            reply = {"error": {**fields, "class": type(error).__name__}}
-        except OSError as error:
-            reply = {"error": {"what": "the agent failed", "why": str(error)}}
-        connection.sendall(json.dumps(reply).encode() + b"\n")
-        return True
-    finally:
-        for fd in fds:
-            os.close(fd)
-
-
-def main() -> int:
-    """Take the place of the one agent, tell the starter by a byte on stdout, serve."""
-    RUN_DIR.mkdir(mode=0o700, parents=True, exist_ok=True)
-    lock = os.open(LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        print("another agent runs already", flush=True)
-        return 1
-    with suppress(FileNotFoundError):
-        SOCKET.unlink()
-    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
-    listener.bind(str(SOCKET))
-    os.chmod(SOCKET, 0o600)
-    listener.listen(16)
-    print("ready", flush=True)
-    os.dup2(os.open(os.devnull, os.O_RDWR), 1)
-    try:
-        serve(listener)
-    finally:
-        with suppress(FileNotFoundError):
-            SOCKET.unlink()
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -16,9 +16,9 @@ from benchmarks.cachestat import PAGE_SIZE, drop, resident_pages
 from pagecache_bpf.agent import client
 from pagecache_bpf.agent.engine import Agent
 from pagecache_bpf.agent.pressure import PressureWatch, Short, ask_all
+from pagecache_bpf.cachestat import cached_pages
 from pagecache_bpf.cli.verbs import hint, status
 from pagecache_bpf.policies import agent_object, find
-from pagecache_bpf.residency import cached_pages
 from tests.unit.command import run, undocumented
 from tests.vm.kernel import make_file, wait_for
 

@@ -34,7 +34,11 @@ AGENT_STRUCTS = [
     *("pagecache_file_key", "pagecache_request"),
     *(name for name in STRUCTS if name.startswith("pagecache_agent_")),
 ]
+# What policies that take I/O templates share with user space.
+TEMPLATE_STRUCTS = [name for name in STRUCTS if name.startswith("pagecache_template_")]
+OBSERVER_STRUCTS = [name for name in STRUCTS if name.startswith("pagecache_observe")]
 ENUMS = {
+    "pagecache_template_source": _abi.TemplateSource,
     "pagecache_hook": _abi.Hook,
     "pagecache_verdict": _abi.Verdict,
     "pagecache_eviction": _abi.Eviction,
@@ -105,7 +109,8 @@ def built(request: pytest.FixtureRequest) -> tuple[Btf, str]:
 
 @pytest.mark.parametrize("name", STRUCTS)
 def test_structs_are_laid_out_alike(built: tuple[Btf, str], name: str) -> None:
-    if name in AGENT_STRUCTS and built[1].endswith(".ko"):
+    foreign = AGENT_STRUCTS + OBSERVER_STRUCTS + TEMPLATE_STRUCTS
+    if name in foreign and built[1].endswith(".ko"):
         assert built[0].find(name, Kind.STRUCT) is None
         return
     assert differences(STRUCTS[name], *built) == []
@@ -124,6 +129,14 @@ def test_the_agent_shares_its_types_with_its_programs(name: str) -> None:
         assert found == []
 
 
+@pytest.mark.parametrize("name", TEMPLATE_STRUCTS)
+def test_policies_share_templates_with_user_space(name: str) -> None:
+    path = ABI_OBJECT.with_name("maio.bpf.o")
+    if not path.exists():
+        pytest.skip("build/bpf/maio.bpf.o is not built: run `make build`")
+    assert differences(STRUCTS[name], load(path), path.name) == []
+
+
 @pytest.mark.parametrize("name", ENUMS)
 def test_enums_have_the_same_values(built: tuple[Btf, str], name: str) -> None:
     btf, where = built
@@ -135,18 +148,24 @@ def test_enums_have_the_same_values(built: tuple[Btf, str], name: str) -> None:
     assert theirs == sorted(each.value for each in ENUMS[name]), f"enum {name} in {where}"
 
 
-def test_counters_are_named_alike(built: tuple[Btf, str]) -> None:
+@pytest.mark.parametrize(
+    ("enum", "prefix", "family"),
+    [
+        ("pagecache_counter", "PAGECACHE_COUNTER_", _abi.COUNTERS),
+        ("pagecache_observed_counter", "PAGECACHE_OBSERVED_", _abi.OBSERVED),
+    ],
+)
+def test_counters_are_named_alike(
+    built: tuple[Btf, str], enum: str, prefix: str, family: tuple[_abi.Counter, ...]
+) -> None:
     btf, where = built
-    type_id = btf.find("pagecache_counter", Kind.ENUM)
+    type_id = btf.find(enum, Kind.ENUM)
     if type_id is None and where.endswith(".ko"):
         pytest.skip("the module has no variable of that type, so its types do not have it")
-    assert type_id is not None, f"{where} has no enum pagecache_counter"
-    theirs = {
-        value: name.removeprefix("PAGECACHE_COUNTER_")
-        for name, value in btf.enum_values(type_id).items()
-    }
-    ours = {place: counter.name for place, counter in enumerate(_abi.COUNTERS)}
-    assert theirs == {**ours, len(ours): "NR"}, f"enum pagecache_counter in {where}"
+    assert type_id is not None, f"{where} has no enum {enum}"
+    theirs = {value: name.removeprefix(prefix) for name, value in btf.enum_values(type_id).items()}
+    ours = {place: counter.name for place, counter in enumerate(family)}
+    assert theirs == {**ours, len(ours): "NR"}, f"enum {enum} in {where}"
 
 
 def test_the_generated_file_is_fresh() -> None:

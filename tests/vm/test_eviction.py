@@ -133,7 +133,7 @@ def test_hints_are_checked(lab: Lab, lru: str) -> None:
             live.hint("multiplex", "scores", key=1, uses=3)
         live.hint("multiplex", "plans", model="llama", mb_per_s=2000)
         live.hint("multiplex", "plans", model="llama", due_ns=7)
-        (row,) = live.report("multiplex", "plans")
+        (row,) = live.read_map("multiplex", "plans")
         assert row["value"] == {"due_ns": 7, "mb_per_s": 2000}
         assert live.forget("multiplex", "plans", model="llama")
         assert not live.forget("multiplex", "plans", model="llama")

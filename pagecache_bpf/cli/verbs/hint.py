@@ -79,7 +79,7 @@ def run(args: argparse.Namespace, out: Output) -> int:
         data["written"] = True
         out.emit(data, lambda console: console.print(f"written to {args.map}"))
         return 0
-    rows = live.report(args.policy, args.map)
+    rows = live.read_map(args.policy, args.map)
     data["elements"] = rows
 
     def human(console: Console) -> None:

@@ -10,6 +10,7 @@ from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
 
 from pagecache_bpf.cli.output import TROUBLESHOOTING, Output, pairs, table
+from pagecache_bpf.cli.templating import REPLAY_JSON, replay_rows, replays
 from pagecache_bpf.cli.verbs.detach import EXIT_JSON, exit_as_json
 from pagecache_bpf.errors import UsageError
 from pagecache_bpf.units import format_count, format_duration, format_size, plural
@@ -59,6 +60,7 @@ JSON = {
         "policies[].models[].files": "number of its files",
         "policies[].models[].resident_bytes": "bytes of it in the page cache",
         "policies[].models[].size_bytes": "its size now, without files that are gone",
+        **{f"policies[].templates[].{key}": text for key, text in REPLAY_JSON.items()},
         "policies[].exit": "how it ended; null while it is attached",
         **{f"policies[].exit.{key}": text for key, text in EXIT_JSON.items()},
         "inactive_tags": "number of tagged files whose policy is not attached",
@@ -105,7 +107,10 @@ def _collect(governor: Governor) -> dict[str, Any]:
     attached = list(governor.policies())
     names = {policy.name for _, policy in attached}
     policies = [
-        _attached(engine, policy, tags, policy.name in pins, details.get(policy.name, {}))
+        {
+            **_attached(engine, policy, tags, policy.name in pins, details.get(policy.name, {})),
+            "templates": replays(governor, engine, policy.name),
+        }
         for engine, policy in attached
     ]
     policies += [
@@ -158,6 +163,7 @@ def _attached(
         "gauges": gauges,
         "alarms": alarms,
         "models": _models([tag for tag in tags if tag.policy == policy.name]),
+        "templates": [],
         "exit": None,
     }
 
@@ -188,6 +194,7 @@ def _ended(
         "gauges": {},
         "alarms": [],
         "models": _models([tag for tag in tags if tag.policy == name]),
+        "templates": [],
         "exit": exit_as_json(record) if record else None,
     }
 
@@ -259,6 +266,7 @@ def _print_policy(console: Console, policy: dict[str, Any], verbose: bool) -> No
             rows.append(("failed", f"reads: {', '.join(failed)}"))
     rows += [(name, f"{value:,}") for name, value in policy["gauges"].items()]
     rows += [("ALARM", Text(text, "bold red")) for text in policy["alarms"]]
+    rows += replay_rows(policy["templates"])
     if policy["knobs"]:
         rows.append(("knobs", ", ".join(f"{k} = {v}" for k, v in policy["knobs"].items())))
     console.print(pairs(rows, indent=2))
