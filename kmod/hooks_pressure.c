@@ -10,9 +10,10 @@
  * The work item asks the policies about their files and drops what they name.  For that it needs
  * the inodes of tagged files, to which nobody holds a reference.  A tag learns its inode when a
  * page is added, and forgets it when the inode is on its way out: truncate_inode_pages_final(), the
- * first thing that happens then, is watched.  Whoever reads the pointer under RCU therefore sees
- * memory that is still an inode; igrab() tells whether it is still in use.  The work item also
- * holds s_umount, so that an unmount waits for it instead of failing.
+ * first thing that happens then, is watched, and clear_inode() for file systems that do it in their
+ * own way.  Whoever reads the pointer under RCU therefore sees memory that is still an inode;
+ * igrab() tells whether it is still in use.  The work item also holds s_umount, so that an unmount
+ * waits for it instead of failing.
  */
 #include <linux/cgroup.h>
 #include <linux/ftrace.h>
@@ -134,20 +135,18 @@ static void notrace pcb_watch_inode_end(unsigned long ip, unsigned long parent_i
 					struct ftrace_ops *ops, struct ftrace_regs *fregs)
 {
 	struct address_space *mapping = (struct address_space *)ftrace_regs_get_argument(fregs, 0);
-	struct pcb_tag *tag;
-	int bit;
 
-	if (!mapping->host || !pcb_tag_possible(mapping->host))
-		return;
-	bit = ftrace_test_recursion_trylock(ip, parent_ip);
-	if (bit < 0)
-		return;
-	rcu_read_lock();
-	tag = pcb_tag_find(mapping->host);
-	if (tag)
-		WRITE_ONCE(tag->inode, NULL);
-	rcu_read_unlock();
-	ftrace_test_recursion_unlock(bit);
+	if (mapping->host && pcb_tag_possible(mapping->host))
+		pcb_tags_forget(mapping->host);
+}
+
+static void notrace pcb_watch_clear(unsigned long ip, unsigned long parent_ip,
+				    struct ftrace_ops *ops, struct ftrace_regs *fregs)
+{
+	struct inode *inode = (struct inode *)ftrace_regs_get_argument(fregs, 0);
+
+	if (pcb_tag_possible(inode))
+		pcb_tags_forget(inode);
 }
 
 /* A page of a governed file has come into the cache.  Under RCU; the folio is locked and charged.
@@ -175,23 +174,43 @@ void pcb_pressure_added(struct pcb_policy *p, struct pcb_tag *tag, struct folio 
 #endif
 }
 
-/* Whether pages of the policy may be charged to @short_one or below it. */
-static bool pcb_concerned(struct pcb_policy *p, struct cgroup *short_one)
+/* One shortage, and what is known of the policy that was asked last. */
+struct pcb_relief {
+	struct pagecache_pressure want;
+	struct cgroup *short_one; /* NULL: the machine */
+	u64 policy; /* its seq */
+	bool concerned;
+};
+
+/* Whether pages of the policy may be charged to the cgroup that is short, or below it. */
+static bool pcb_concerned(struct pcb_policy *p, struct pcb_relief *relief)
 {
 	struct cgroup *charged;
 	bool below = false;
 	int i;
 
-	if (!short_one || READ_ONCE(p->charged_all))
+	if (!relief->short_one || READ_ONCE(p->charged_all))
 		return true;
+	if (relief->policy == p->seq)
+		return relief->concerned;
 	for (i = 0; i < PCB_CHARGED && !below && READ_ONCE(p->charged[i]); i++) {
 		charged = cgroup_get_from_id(p->charged[i]);
 		if (IS_ERR(charged))
 			continue; /* gone, or of version 1 */
-		below = cgroup_is_descendant(charged, short_one);
+		below = cgroup_is_descendant(charged, relief->short_one);
 		cgroup_put(charged);
 	}
+	relief->policy = p->seq;
+	relief->concerned = below;
 	return below;
+}
+
+static void pcb_inode_put(struct inode *inode)
+{
+	struct super_block *sb = inode->i_sb;
+
+	iput(inode);
+	up_read(&sb->s_umount);
 }
 
 /* The tag's inode, with a reference and its file system's s_umount held for reading; or NULL. */
@@ -213,15 +232,12 @@ static struct inode *pcb_inode_get(struct pcb_tag *tag)
 		}
 	}
 	rcu_read_unlock();
+	/* xfs uses the memory of an inode again before RCU lets go of it. */
+	if (got && (got->i_ino != tag->ino || got->i_generation != tag->generation)) {
+		pcb_inode_put(got);
+		got = NULL;
+	}
 	return got;
-}
-
-static void pcb_inode_put(struct inode *inode)
-{
-	struct super_block *sb = inode->i_sb;
-
-	iput(inode);
-	up_read(&sb->s_umount);
 }
 
 static void pcb_ask_pressure(struct pcb_tag *tag, struct pcb_policy *p, struct inode *inode,
@@ -270,8 +286,9 @@ static u64 pcb_carry_out_drops(struct inode *inode, const struct pcb_drops *drop
  * Asks about the next file behind @seq of a policy that this concerns, and drops what it names.
  * Returns the file's seq, or 0 when there is none.
  */
-static u64 pcb_pressure_file(u64 seq, struct cgroup *short_one, struct pagecache_pressure *want)
+static u64 pcb_pressure_file(u64 seq, struct pcb_relief *relief)
 {
+	struct pagecache_pressure *want = &relief->want;
 	static struct pcb_drops drops; /* the work item does not run twice at a time */
 	struct inode *inode = NULL;
 	struct pcb_policy *p = NULL;
@@ -283,7 +300,7 @@ static u64 pcb_pressure_file(u64 seq, struct cgroup *short_one, struct pagecache
 	while (pcb_pressure_live && !inode && (tag = pcb_tag_after(seq))) {
 		seq = tag->seq;
 		p = rcu_dereference_protected(tag->policy, lockdep_is_held(&pcb_mutex));
-		if (p && pcb_asked_for_pressure(p) && pcb_concerned(p, short_one))
+		if (p && pcb_asked_for_pressure(p) && pcb_concerned(p, relief))
 			inode = pcb_inode_get(tag);
 	}
 	if (inode) {
@@ -308,27 +325,28 @@ static u64 pcb_pressure_file(u64 seq, struct cgroup *short_one, struct pagecache
 /* Returns pages dropped. */
 static u64 pcb_relieve(const struct pcb_shortage *shortage)
 {
-	struct pagecache_pressure want = { .cgroup_id = shortage->cgroup_id };
 	u64 wanted = max_t(u64, shortage->pages, PCB_MIN_WANTED), seq;
-	struct cgroup *short_one = NULL;
+	struct pcb_relief relief = {
+		.want = { .cgroup_id = shortage->cgroup_id, .pages = wanted },
+	};
+	struct pagecache_pressure *want = &relief.want;
 	int files;
 
 	if (shortage->cgroup_id) {
-		short_one = cgroup_get_from_id(shortage->cgroup_id);
-		if (IS_ERR(short_one))
+		relief.short_one = cgroup_get_from_id(shortage->cgroup_id);
+		if (IS_ERR(relief.short_one))
 			return 0; /* gone since */
 	}
-	want.pages = wanted;
-	for (want.round = 0; want.round < 2 && want.pages; want.round++) {
-		for (seq = files = 0; want.pages && files < PCB_MAX_FILES; files++) {
-			seq = pcb_pressure_file(seq, short_one, &want);
+	for (; want->round < 2 && want->pages; want->round++) {
+		for (seq = files = 0; want->pages && files < PCB_MAX_FILES; files++) {
+			seq = pcb_pressure_file(seq, &relief);
 			if (!seq)
 				break;
 		}
 	}
-	if (short_one)
-		cgroup_put(short_one);
-	return wanted - want.pages;
+	if (relief.short_one)
+		cgroup_put(relief.short_one);
+	return wanted - want->pages;
 }
 
 static void pcb_pressure_work(struct work_struct *work)
@@ -344,6 +362,7 @@ static void pcb_pressure_work(struct work_struct *work)
 
 static struct pcb_ftrace pcb_pressure_watches[] = {
 	{ .name = "truncate_inode_pages_final", .ops = { .func = pcb_watch_inode_end } },
+	{ .name = "clear_inode", .ops = { .func = pcb_watch_clear } },
 	{ .name = "try_to_free_mem_cgroup_pages", .ops = { .func = pcb_watch_cgroup } },
 };
 

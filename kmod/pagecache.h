@@ -188,6 +188,7 @@ u32 pcb_tag_count(void);
 void pcb_tags_bind(struct pcb_policy *p);
 void pcb_tags_unbind(struct pcb_policy *p);
 struct pcb_tag *pcb_tag_after(u64 seq);
+void pcb_tags_forget(struct inode *inode);
 void pcb_tags_forget_inodes(void);
 
 /* keep.c */

@@ -235,6 +235,19 @@ struct pcb_tag *pcb_tag_after(u64 seq)
 	return tag;
 }
 
+/* An inode is on its way out.  Not by its generation: the file's owner can change that. */
+void notrace pcb_tags_forget(struct inode *inode)
+{
+	struct pcb_tag *tag;
+
+	rcu_read_lock();
+	hlist_for_each_entry_rcu (tag, pcb_bucket(inode->i_sb->s_dev, inode->i_ino), hash) {
+		if (READ_ONCE(tag->inode) == inode)
+			WRITE_ONCE(tag->inode, NULL);
+	}
+	rcu_read_unlock();
+}
+
 /* Under pcb_mutex, when nobody sets them any more. */
 void pcb_tags_forget_inodes(void)
 {

@@ -36,6 +36,7 @@ RECLAIM_FUNCTIONS = (
     "folio_referenced",
     "try_to_free_mem_cgroup_pages",
     "truncate_inode_pages_final",
+    "clear_inode",
 )
 RECLAIM_TRACEPOINT = "mm_vmscan_lru_shrink_inactive"
 CAPABILITIES = {"CAP_SYS_MODULE": 16, "CAP_SYS_ADMIN": 21, "CAP_PERFMON": 38, "CAP_BPF": 39}
@@ -438,8 +439,8 @@ PROBES: dict[Probe, tuple[str, ...]] = {
     _ftrace: _STRUCT_OPS,
     _kprobes: _STRUCT_OPS,
     _tracepoints: (),
-    _access_tracepoints: _AGENT,
     _reclaim: (),
+    _access_tracepoints: _AGENT,
     _bpffs: _STRUCT_OPS,
     _libbpf: ENGINES,
     _clang: (),

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import time
 from collections.abc import Iterator
@@ -117,6 +118,13 @@ def lru(which: str) -> Iterator[None]:
         yield
     finally:
         LRU_GEN.write_text(before)
+
+
+def stretch(path: Path, mib: int) -> Path:
+    """A file of that size that was never written: its pages are filled without the device."""
+    with path.open("wb") as file:
+        os.posix_fallocate(file.fileno(), 0, mib << 20)
+    return path
 
 
 def fill(path: Path, mib: int) -> Path:

@@ -238,7 +238,7 @@ Change = Callable[[Kernel], object]
         (
             "hooks in reclaim",
             False,
-            "cannot reach folio_referenced, try_to_free_mem_cgroup_pages",
+            "cannot reach folio_referenced, try_to_free_mem_cgroup_pages, clear_inode",
             lambda k: k.put(
                 "sys/kernel/tracing/available_filter_functions", "truncate_inode_pages_final\n"
             ),
