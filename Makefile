@@ -141,6 +141,7 @@ bench: build ## all benchmarks, into build/bench (long)
 	$(PY) -m benchmarks.cold_load
 	$(PY) -m benchmarks.overhead
 	$(PY) -m benchmarks.random_read
+	$(PY) -m benchmarks.eviction
 
 LIB = $(DESTDIR)$(PREFIX)/lib/pagecache-bpf
 SHARE = $(DESTDIR)$(PREFIX)/share

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
         UnsupportedError,
         UsageError,
     )
+    from pagecache_bpf.live import forget, gauges, hint, read_map
     from pagecache_bpf.loader import Attachment, attach, detach, knobs_of, pinned
     from pagecache_bpf.loads.report import Report
     from pagecache_bpf.policies import Knob, PolicyInfo, discover, find, parse_knobs
@@ -57,11 +58,15 @@ __all__ = [
     "discover",
     "drop",
     "find",
+    "forget",
+    "gauges",
+    "hint",
     "knobs_of",
     "load",
     "parse_knobs",
     "pinned",
     "prefetch",
+    "read_map",
     "report",
     "residency",
     "status",
@@ -88,6 +93,7 @@ _HOMES = {
         "UnsupportedError",
         "UsageError",
     ),
+    "live": ("forget", "gauges", "hint", "read_map"),
     "loader": ("Attachment", "attach", "detach", "knobs_of", "pinned"),
     "loads.report": ("Report",),
     "policies": ("Knob", "PolicyInfo", "discover", "find", "parse_knobs"),

@@ -134,19 +134,40 @@ def compile_policy(
     out = out or Path(_scratch().name, source.name.removesuffix(".c") + suffix)
     clang = find_clang()
     define = [] if engine == "struct_ops" else [f"-DPAGECACHE_ENGINE_{engine.upper()}"]
-    command = [clang, *flags(), *define, "-c", str(source), "-o", str(out)]
+    _compile(source, [clang, *flags(), *define, "-c", str(source), "-o", str(out)], log_dir)
+    _strip(clang, out)
+    return out
+
+
+def compile_simulation(source: Path, log_dir: Path | None = None) -> Path:
+    """Compile NAME.bpf.c and a model of the page cache for this process (pagecache_bpf.simulate).
+
+    Returns the path of a shared object, which goes when this process ends.  Raises as
+    compile_policy() does.
+    """
+    if not source.is_file():
+        raise UsageError(f"{source} does not exist", "it is to be compiled", "Check the path")
+    out = Path(_scratch().name, source.name.removesuffix(".bpf.c") + ".simulate.so")
+    command = [
+        *(find_clang(), "-O2", "-fPIC", "-shared", "-nostdlib", "-Wl,-Bsymbolic"),
+        *("-Wall", "-Werror", "-DPAGECACHE_ENGINE_SIMULATE", "-I", str(include_dirs()[0])),
+        *(str(source), "-o", str(out)),
+    ]
+    _compile(source, command, log_dir)
+    return out
+
+
+def _compile(source: Path, command: list[str], log_dir: Path | None) -> None:
     try:
         done = subprocess.run(
             command, capture_output=True, text=True, errors="replace", timeout=SECONDS
         )
     except subprocess.TimeoutExpired as error:
         raise PagecacheError(
-            f"{source} was not compiled", f"{clang} did not finish in {SECONDS} s"
+            f"{source} was not compiled", f"{command[0]} did not finish in {SECONDS} s"
         ) from error
     if done.returncode:
         raise _compile_error(source, command, done.stderr, log_dir)
-    _strip(clang, out)
-    return out
 
 
 def _compile_error(

@@ -306,10 +306,13 @@ class Program:
         """Its section, which says what it attaches to."""
         return str(library().bpf_program__section_name(self._pointer).decode())
 
-    def run(self) -> int:
+    def run(self, arguments: ctypes.Structure | None = None) -> int:
         """Run a program of section "syscall" now; what it returned.  Raises OSError."""
         options = _RunOptions()
         options.sz = ctypes.sizeof(options)
+        if arguments is not None:
+            options.ctx_in = ctypes.addressof(arguments)
+            options.ctx_size_in = ctypes.sizeof(arguments)
         fd = library().bpf_program__fd(self._pointer)
         _check(library().bpf_prog_test_run_opts(fd, ctypes.byref(options)))
         return ctypes.c_int32(options.retval).value

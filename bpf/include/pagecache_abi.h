@@ -13,7 +13,7 @@
 #ifndef PAGECACHE_ABI_H
 #define PAGECACHE_ABI_H
 
-#ifndef __bpf__
+#if !defined(__bpf__) && !defined(PAGECACHE_ENGINE_SIMULATE)
 #include <linux/types.h>
 #include <linux/ioctl.h>
 #endif

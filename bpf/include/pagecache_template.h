@@ -9,7 +9,7 @@
 #ifndef PAGECACHE_TEMPLATE_H
 #define PAGECACHE_TEMPLATE_H
 
-#ifndef __bpf__
+#if !defined(__bpf__) && !defined(PAGECACHE_ENGINE_SIMULATE)
 #include <linux/types.h>
 #endif
 

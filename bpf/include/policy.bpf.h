@@ -32,10 +32,12 @@
 #define POLICY_BPF_H
 
 #include "kernel.bpf.h"
+#ifndef PAGECACHE_ENGINE_SIMULATE
 #include <bpf/bpf_helpers.h>
+#endif
 #include "pagecache_template.h"
 
-#ifdef PAGECACHE_ENGINE_AGENT
+#if defined(PAGECACHE_ENGINE_AGENT) || defined(PAGECACHE_ENGINE_SIMULATE)
 #include "pagecache_ops.h"
 #else
 /*
@@ -45,6 +47,13 @@
 #pragma clang attribute push(__attribute__((preserve_access_index)), apply_to = record)
 #include "pagecache_ops.h"
 #pragma clang attribute pop
+#endif
+
+#ifdef PAGECACHE_ENGINE_SIMULATE
+#include "engine_simulate.h"
+#define PAGECACHE_CONST /* set while it runs */
+#else
+#define PAGECACHE_CONST const
 #endif
 
 char LICENSE[] SEC("license") = "GPL";
@@ -58,14 +67,31 @@ char LICENSE[] SEC("license") = "GPL";
  * unit, default, bounds and help are read from the object (BTF), there is no other list.
  */
 #define PAGECACHE_KNOB(type, name, value, unit, min, max, help)                                  \
-	const volatile type name PAGECACHE_NOTE("unit=" unit)                                    \
+	PAGECACHE_CONST volatile type name PAGECACHE_NOTE("unit=" unit)                          \
 		PAGECACHE_NOTE("min=" PAGECACHE_STR(min))                                        \
 			PAGECACHE_NOTE("max=" PAGECACHE_STR(max)) PAGECACHE_NOTE("help=" help) = \
 				value
 
+/*
+ * A map that user space writes, or reads (pagecache_bpf/hints.py); stands before SEC(".maps").
+ * Names of its key's and value's members mean something: model, cgroup_id, ino, ..._ns.
+ */
+#define PAGECACHE_HINT(help) PAGECACHE_NOTE("hint=" help)
+#define PAGECACHE_REPORT(help) PAGECACHE_NOTE("report=" help)
+
+/*
+ * Numbers that `status` shows: variables that begin with 0.  One with a promise must not be
+ * smaller than the other gauge of that name; where it is, `status` says so.
+ */
+#define PAGECACHE_GAUGE(name, unit, help) \
+	u64 name PAGECACHE_NOTE("gauge=" help) PAGECACHE_NOTE("unit=" unit)
+#define PAGECACHE_PROMISED(name, unit, promise, help)                       \
+	u64 name PAGECACHE_NOTE("gauge=" help) PAGECACHE_NOTE("unit=" unit) \
+		PAGECACHE_NOTE("at_least=" PAGECACHE_STR(promise))
+
 #ifdef PAGECACHE_ENGINE_AGENT
 #include "engine_agent.bpf.h"
-#else
+#elif !defined(PAGECACHE_ENGINE_SIMULATE)
 #include "engine_struct_ops.bpf.h"
 #endif
 

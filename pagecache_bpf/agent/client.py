@@ -209,6 +209,10 @@ class AgentDevice:
             if each["seq"] > since:
                 yield ExitRecord(**each)
 
+    def ask(self, operation: str, **arguments: Any) -> dict[str, Any]:
+        """Any operation of the agent's that takes no file.  Raises PagecacheError."""
+        return self._ask(operation, **arguments)
+
     def _ask(self, operation: str, fd: int | None = None, **arguments: Any) -> dict[str, Any]:
         line = json.dumps({"op": operation, **arguments}).encode() + b"\n"
         try:

@@ -15,7 +15,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -27,7 +27,9 @@ from pagecache_bpf._logs import write_log
 from pagecache_bpf._verifier import boil_down
 from pagecache_bpf.agent.depth import DEFAULT_DEPTH, Depths, Tuner
 from pagecache_bpf.agent.executor import Extent, Source
+from pagecache_bpf.agent.maps import Hints
 from pagecache_bpf.agent.pools import Pools
+from pagecache_bpf.agent.pressure import Ask, PressureWatch, ask_all
 from pagecache_bpf.agent.readers import Readers
 from pagecache_bpf.cachestat import cached_pages
 from pagecache_bpf.errors import PolicyRejected, UnsupportedError, UsageError
@@ -45,7 +47,14 @@ NOT_HONOURED = (
     "the exit hook and access_step_pages",
     "tags do not outlive the policy (detach --keep-tags)",
 )
+#: Hooks that are not asked, and what that means.
+_NOT_ASKED = {"evict": "the hook evict: nothing is kept from reclaim, which evicts as it likes"}
 _FS_IOC_GETVERSION = 0x80087601  # _IOR('v', 1, long)
+
+
+def not_honoured(hooks: Iterable[str]) -> list[str]:
+    """What this engine does not do of what a policy with these hooks may ask for."""
+    return [*(text for hook, text in _NOT_ASKED.items() if hook in hooks), *NOT_HONOURED]
 
 
 @dataclass
@@ -77,6 +86,13 @@ class FileTag:
             return cached_pages(fd)
         finally:
             self.source.release()
+
+    def size_bytes(self) -> int:
+        """Its size now; 0 for a file that is gone."""
+        try:
+            return os.stat(self.path).st_size
+        except OSError:
+            return 0
 
     def as_json(self) -> dict[str, Any]:
         """As the agent's socket tells it."""
@@ -113,6 +129,7 @@ class Agent:
         self._lock = threading.Lock()
         self._object = self._load(obj, knobs or {}, sizes or {}, log_dir)
         self._maps = {each.name: each for each in self._object.maps()}
+        self.hints = Hints(self._object.btf(), self._maps)
         self._orders = _abi.pagecache_agent_orders(max_inflight=MAX_INFLIGHT_BYTES // PAGE_SIZE)
         self._give_orders()
         self._links: list[libbpf.Link] = []
@@ -132,6 +149,8 @@ class Agent:
             self._ring.close()
             self._object.close()
             raise
+        self._pressure = PressureWatch() if "pressure" in info.hooks else None
+        self._given = 0  # pages of drop requests
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="agent", daemon=True)
         self._thread.start()
@@ -149,6 +168,8 @@ class Agent:
         self._links = []
         self._stop.set()
         self._thread.join()
+        if self._pressure:
+            self._pressure.close()
         self._pools.stop()
         for device, tuner in self._tuners.items():
             if tuner.learned:
@@ -237,6 +258,8 @@ class Agent:
             "lost": state.lost,
             "counters": self.counters(),
             "errors": dict(self._pools.totals.by_errno),
+            "not_honoured": not_honoured(self.info.hooks)
+            + (self._pressure.missing if self._pressure else []),
             "refused_bytes": self._refused_bytes,
             "workers": self._pools.pids(),
             "depths": {device: tuner.depth for device, tuner in self._tuners.items()},
@@ -357,6 +380,31 @@ class Agent:
             if time.monotonic() >= self._refreshed + REFRESH_SECONDS:
                 self._refreshed = time.monotonic()
                 self._readers.refresh()
+            for short in self._pressure.check() if self._pressure else ():
+                ask_all(short, PAGE_SIZE, [self._asker(tag) for tag in list(self.tags.values())])
+
+    def _asker(self, tag: FileTag) -> Ask:
+        """Asks the policy's hook `pressure` about a file; in the agent's loop only."""
+        program = next(each for each in self._object.programs() if each.name == "agent_pressure")
+
+        def ask(pages: int, cgroup_id: int, turn: int) -> int:
+            resident = tag.resident_pages()
+            if not resident or self.exit is not None:
+                return 0
+            before, size = self._given, tag.size_bytes()
+            arguments = _abi.pagecache_agent_pressure(
+                file=_abi.pagecache_file_key.from_buffer_copy(tag.key),
+                want=_abi.pagecache_pressure(
+                    pages=pages, cgroup_id=cgroup_id, round=turn, files=len(self.tags)
+                ),
+                file_pages=-(-size // PAGE_SIZE),
+                resident_pages=resident,
+            )
+            program.run(arguments)
+            self._ring.poll(0)
+            return min(self._given - before, resident)
+
+        return ask
 
     def own(self, pid: int) -> None:
         """What this process reads is no access."""
@@ -398,6 +446,10 @@ class Agent:
                 self._finish(request.nr)
         else:
             dropping = request.kind == RequestKind.DROP
+            if dropping:
+                self._given += request.nr
+            if self._pressure:
+                self._pressure.watch_process(request.tgid)
             extent = Extent(
                 tag.source,
                 request.start * PAGE_SIZE,

@@ -156,6 +156,20 @@ class Service:
             "ended": [name for name, agent in self.agents.items() if agent.exit is not None],
         }
 
+    def hints(self, policy: str) -> dict[str, Any]:
+        """The maps of a policy that are for user space, and what it counts."""
+        return self._agent(policy).hints.as_json()
+
+    def hint_read(self, policy: str, map: str) -> dict[str, Any]:
+        """The elements of a map, in hexadecimal."""
+        found = self._agent(policy).hints.elements(map)
+        return {"elements": [(key.hex(), value.hex()) for key, value in found]}
+
+    def hint_write(self, policy: str, map: str, key: str, value: str) -> dict[str, Any]:
+        """Write an element, or remove it: an empty value."""
+        hints = self._agent(policy).hints
+        return {"found": hints.write(map, bytes.fromhex(key), bytes.fromhex(value))}
+
     def ended(self) -> dict[str, Any]:
         """How the last policies ended."""
         return {"exits": self.exits}
@@ -214,4 +228,5 @@ class Service:
 OPERATIONS = (
     *("attach", "detach", "tag", "observe", "unobserve", "stats", "untag", "untag_fd"),
     *("maps", "tags", "policies", "ended"),
+    *("hints", "hint_read", "hint_write"),
 )

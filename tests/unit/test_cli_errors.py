@@ -86,7 +86,7 @@ def test_a_file_that_may_not_be_read(weights: Path) -> None:
 
 def test_no_such_policy() -> None:
     result = run("attach", "sequental", "/etc/hostname")
-    refused(result, 2, "there is no policy sequental", "noop, sequential")
+    refused(result, 2, "there is no policy sequental", "pin, s3fifo, sequential")
 
 
 @pytest.mark.parametrize("command", ["attach", "policy show"])

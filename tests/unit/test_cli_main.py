@@ -92,7 +92,7 @@ def test_options_may_stand_between_the_words_of_a_command() -> None:
     ("words", "command"),
     [
         (("policy", "list"), "policy list"),
-        (("policy", "show", "sequential"), "policy show"),
+        (("policy", "show", "pin"), "policy show"),
         (("doctor",), "doctor"),
         (("completion", "bash"), "completion"),
     ],

@@ -217,6 +217,7 @@ def run(args: argparse.Namespace, out: Output) -> int:
         rows.append(("engine", engine.name + (f" ({engine.why})" if engine.why else "")))
         if engine.missing:
             rows.append(("lacking", f"tracepoints {', '.join(engine.missing)}"))
+        rows += [("not done", text) for text in engine.not_honoured if text.startswith("the hook")]
         rows += [("knob", f"{name} = {values[name]} {units[name]}".rstrip()) for name in knobs]
         rows += tagged_rows(tagging)
         rows += [("template", str(each)) for each in templates]
@@ -241,13 +242,14 @@ class Engine:
     loaded_from: Path | None = None
     object: Path | None = None
     missing: list[str] = field(default_factory=list)
+    hooks: tuple[str, ...] = ()
 
     @property
     def not_honoured(self) -> tuple[str, ...]:
         """What a policy may ask for and this engine does not do."""
-        from pagecache_bpf.agent.engine import NOT_HONOURED
+        from pagecache_bpf.agent.engine import not_honoured
 
-        return NOT_HONOURED if self.name == "agent" else ()
+        return tuple(not_honoured(self.hooks)) if self.name == "agent" else ()
 
 
 def _engine(wanted: str, info: PolicyInfo) -> Engine:
@@ -263,7 +265,7 @@ def _engine(wanted: str, info: PolicyInfo) -> Engine:
             if wanted == "struct_ops":
                 raise
             why = f"no struct_ops: {error.what}"
-    engine = Engine("agent", why, object=policies.agent_object(info))
+    engine = Engine("agent", why, object=policies.agent_object(info), hooks=info.hooks)
     client.start()
     return engine
 

@@ -45,6 +45,13 @@ JSON = {
         "when": "when to use it",
         "limits": "what it does not do",
         **{f"knobs[].{key}": text for key, text in _KNOB_JSON.items()},
+        "maps[].name": "a map for `hint`",
+        "maps[].kind": "hint (others write it) or report (others read it)",
+        "maps[].help": "what for",
+        "maps[].usage": "the members of its key and value",
+        "gauges[].name": "a number it keeps, which `status` shows",
+        "gauges[].unit": "its unit",
+        "gauges[].help": "what it is",
     },
 }
 
@@ -97,6 +104,9 @@ def _summary(info: PolicyInfo) -> dict[str, Any]:
 
 
 def _details(info: PolicyInfo) -> dict[str, Any]:
+    from pagecache_bpf.cli.verbs.hint import describe
+    from pagecache_bpf.hints import gauges_of, maps_of
+
     return {
         **_summary(info),
         "when": info.when,
@@ -113,10 +123,17 @@ def _details(info: PolicyInfo) -> dict[str, Any]:
             }
             for knob in info.knobs
         ],
+        "maps": [describe(each) for each in maps_of(info)],
+        "gauges": [
+            {"name": each.name, "unit": each.unit, "help": each.help} for each in gauges_of(info)
+        ],
     }
 
 
 def _print_details(console: Console, info: PolicyInfo, given: str) -> None:
+    from pagecache_bpf.cli.verbs.hint import print_maps
+    from pagecache_bpf.hints import maps_of
+
     rows = [
         ("policy", info.name),
         ("purpose", info.purpose),
@@ -127,6 +144,9 @@ def _print_details(console: Console, info: PolicyInfo, given: str) -> None:
     ]
     console.print(pairs([(name, text) for name, text in rows if text]))
     console.print()
+    if found := maps_of(info):
+        print_maps(console, found)
+        console.print()
     if not info.knobs:
         console.print("It has no knobs.")
         return

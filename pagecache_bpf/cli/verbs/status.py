@@ -17,7 +17,7 @@ from pagecache_bpf.errors import UsageError
 from pagecache_bpf.units import format_count, format_duration, format_size, plural
 
 if TYPE_CHECKING:
-    from rich.console import Console
+    from rich.console import Console, RenderableType
 
     from pagecache_bpf.device import ExitRecord, PolicyStatus, Tag
     from pagecache_bpf.governor import Governor
@@ -59,6 +59,8 @@ JSON = {
         "policies[].kept_bytes": "bytes in the page cache that it keeps from being evicted",
         "policies[].keep_max_bytes": "how many it may; 0 where nothing can be kept",
         "policies[].counters.*": "each counter (see COUNTERS)",
+        "policies[].gauges.*": "what the policy itself keeps count of (`policy show`)",
+        "policies[].alarms[]": "promises that it does not keep",
         "policies[].models[].name": "a model that it governs",
         "policies[].models[].files": "number of its files",
         "policies[].models[].resident_bytes": "bytes of it in the page cache",
@@ -141,10 +143,11 @@ def _collect(governor: Governor) -> dict[str, Any]:
 def _attached(
     engine: str, policy: PolicyStatus, tags: list[Tag], pinned: bool, details: dict[str, Any]
 ) -> dict[str, Any]:
-    from pagecache_bpf import loader
+    from pagecache_bpf import live, loader
     from pagecache_bpf.cli.tagging import PAGE_SIZE
 
     knobs = details.get("knobs", loader.knobs_of(policy.name) if pinned else {})
+    gauges, alarms = live.gauges(policy.name) if pinned or engine == "agent" else ({}, [])
     return {
         "name": policy.name,
         "engine": engine,
@@ -166,6 +169,8 @@ def _attached(
         "kept_bytes": policy.kept_pages * PAGE_SIZE,
         "keep_max_bytes": policy.keep_max_pages * PAGE_SIZE,
         "counters": policy.counters,
+        "gauges": gauges,
+        "alarms": alarms,
         "models": _models([tag for tag in tags if tag.policy == policy.name]),
         "templates": [],
         "exit": None,
@@ -198,6 +203,8 @@ def _ended(
         "kept_bytes": 0,
         "keep_max_bytes": 0,
         "counters": {},
+        "gauges": {},
+        "alarms": [],
         "models": _models([tag for tag in tags if tag.policy == name]),
         "templates": [],
         "exit": exit_as_json(record) if record else None,
@@ -241,7 +248,7 @@ def _print_policy(console: Console, policy: dict[str, Any], verbose: bool) -> No
             Text.assemble((policy["name"], "bold"), "  ", ("ended by itself", "bold red"))
         )
         record = policy["exit"]
-        rows = [("why", _reason(record))] if record else []
+        rows: list[tuple[str, RenderableType]] = [("why", _reason(record))] if record else []
         rows.append(("next", f"pagecache-bpf detach {policy['name']}   (or attach it again)"))
     else:
         age = format_duration(max(time.time_ns() - policy["attached_ns"], 0))
@@ -272,6 +279,8 @@ def _print_policy(console: Console, policy: dict[str, Any], verbose: bool) -> No
         if policy["read_errors"]:
             failed = (f"{n} x {os.strerror(int(c))}" for c, n in policy["read_errors"].items())
             rows.append(("failed", f"reads: {', '.join(failed)}"))
+    rows += [(name, f"{value:,}") for name, value in policy["gauges"].items()]
+    rows += [("ALARM", Text(text, "bold red")) for text in policy["alarms"]]
     rows += replay_rows(policy["templates"])
     if policy["knobs"]:
         rows.append(("knobs", ", ".join(f"{k} = {v}" for k, v in policy["knobs"].items())))

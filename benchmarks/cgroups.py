@@ -1,0 +1,106 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Memory cgroups (version 2) for benchmarks, and which of the kernel's two LRUs reclaims."""
+
+from __future__ import annotations
+
+import subprocess
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from pagecache_bpf.errors import PagecacheError
+
+CGROUPS = Path("/sys/fs/cgroup")
+LRU_GEN = Path("/sys/kernel/mm/lru_gen/enabled")
+_ENTER = 'echo $$ >"$0/cgroup.procs" && exec "$@"'
+_SCAN = 'for f in "$@"; do dd if="$f" of=/dev/null bs=128k status=none || exit 1; done'
+
+
+class Group:
+    """One memory cgroup."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @property
+    def id(self) -> int:
+        """Its number, as policies see it."""
+        return self.path.stat().st_ino
+
+    def run(self, *command: str, timeout_s: float = 300) -> float:
+        """Run a command that is charged to it from its first page on; seconds.
+
+        Raises PagecacheError when it fails.
+        """
+        begun = time.monotonic()
+        done = subprocess.run(
+            ["sh", "-c", _ENTER, str(self.path), *command],
+            capture_output=True,
+            text=True,
+            timeout=timeout_s,
+        )
+        seconds = time.monotonic() - begun
+        if done.returncode:
+            raise PagecacheError(f"`{command[0]}` failed in {self.path}", done.stderr.strip())
+        return seconds
+
+    def scan(self, files: Sequence[Path]) -> float:
+        """read() files from front to back in pieces of 128 KiB, by a small process; seconds."""
+        return self.run("sh", "-c", _SCAN, "scan", *map(str, files))
+
+    def search(self, root: Path) -> float:
+        """Search all files below a directory for what is not there; seconds."""
+        return self.run(
+            "sh", "-c", 'grep -rqF -- "$2" "$1"; test $? = 1', "x", str(root), "n0t here"
+        )
+
+    def stat(self, name: str) -> int:
+        """One line of memory.stat."""
+        return self._table("memory.stat")[name]
+
+    def events(self, name: str) -> int:
+        """One line of memory.events."""
+        return self._table("memory.events")[name]
+
+    def _table(self, name: str) -> dict[str, int]:
+        lines = (self.path / name).read_text().splitlines()
+        return {key: int(value) for key, value in (line.split() for line in lines)}
+
+
+@contextmanager
+def group(name: str, max_bytes: int | None = None, parent: Path = CGROUPS) -> Iterator[Group]:
+    """A group for the block.  Raises PagecacheError where there is no memory controller."""
+    control = parent / "cgroup.subtree_control"
+    path = parent / name
+    try:
+        if "memory" not in control.read_text().split():
+            control.write_text("+memory")
+        path.mkdir()
+    except OSError as error:
+        raise PagecacheError("no memory cgroup can be made", str(error)) from error
+    try:
+        if max_bytes is not None:
+            (path / "memory.max").write_text(str(max_bytes))
+        yield Group(path)
+    finally:
+        deadline = time.monotonic() + 20
+        while True:
+            try:
+                path.rmdir()
+                break
+            except OSError:
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(0.02)
+
+
+@contextmanager
+def reclaim_by(generations: bool) -> Iterator[None]:
+    """Multi-generational LRU on or off for the block."""
+    before = LRU_GEN.read_text()
+    LRU_GEN.write_text("y" if generations else "0")
+    try:
+        yield
+    finally:
+        LRU_GEN.write_text(before)

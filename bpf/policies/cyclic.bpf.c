@@ -1,0 +1,89 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * cyclic - keeps a fixed part of a model that is scanned again and again, streams the rest
+ *
+ * When to use: a model larger than its memory that is read from front to back in every round:
+ *	llama.cpp with mmap, FlexGen, ZeRO-Inference.  LRU then evicts each page just before it is
+ *	wanted again and hits nothing; a fixed part of the budget's size is hit in every round.
+ * Limits: set budget_mib to what the model may keep, less the window and 1 MiB for the stream.
+ *	Files get their parts in the order in which reclaim or a reader meets them first.  Mapped
+ * pages of the stream cannot be dropped behind the reader; they go when reclaim comes to them,
+ * which engine agent has no say in.  A reader that runs behind another one in the same file may
+ *	find the stream gone.
+ */
+#include "pieces.bpf.h"
+
+PAGECACHE_KNOB(u32, budget_mib, 0, "MiB", 0, 1073741824,
+	       "memory for the part that is kept; 0: all that the engine lets a policy keep");
+PAGECACHE_KNOB(u32, window_kib, 8192, "KiB", 0, 4194304,
+	       "read ahead in the part that is not kept; 0: as the kernel does");
+
+#define STEP 64 /* pages between two looks at a reader */
+
+struct part {
+	u64 pages; /* from the first, that are kept */
+	u64 looked; /* where the reader was looked at last */
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 65536);
+	__type(key, struct piece_key);
+	__type(value, struct part);
+} kept_parts SEC(".maps");
+
+PAGECACHE_GAUGE(granted_pages, "pages", "pages in the parts that are kept");
+
+static __always_inline struct part *part_of(struct pagecache_ctx *ctx)
+{
+	u64 budget = keep_bound(ctx, budget_mib);
+	struct piece_key key = file_key_of(ctx);
+	struct part *part = bpf_map_lookup_elem(&kept_parts, &key), fresh = {};
+	u64 granted = granted_pages;
+
+	if (part)
+		return part;
+	fresh.pages = granted < budget ? min_u64(budget - granted, ctx->file_pages) : 0;
+	fresh.looked = ~0ULL;
+	if (!bpf_map_update_elem(&kept_parts, &key, &fresh, BPF_NOEXIST))
+		__sync_fetch_and_add(&granted_pages, fresh.pages);
+	return bpf_map_lookup_elem(&kept_parts, &key);
+}
+
+PAGECACHE_INIT(cyclic_init)
+(struct pagecache_ctx *ctx)
+{
+	keep_at_most(ctx, budget_mib);
+	return 0;
+}
+
+PAGECACHE_ACCESS(cyclic_access)
+(struct pagecache_ctx *ctx)
+{
+	u64 window = pages_of(ctx, (u64)window_kib << 10), at = ctx->index, behind;
+	struct part *part = part_of(ctx);
+	bool on;
+
+	if (!part || (at >= part->looked && at < part->looked + STEP))
+		return;
+	on = at >= part->looked && at < part->looked + 2 * STEP;
+	part->looked = at;
+	behind = max_u64(part->pages, drop_from(ctx, at));
+	if (at > behind)
+		pagecache_drop(ctx, behind, at - behind);
+	/* A reader that goes on has asked for the rest of its window before. */
+	if (window && at + window >= part->pages)
+		pagecache_prefetch(ctx, on ? at + window : at + ctx->nr, on ? STEP : window,
+				   PAGECACHE_NODE_ANY, 0);
+}
+
+PAGECACHE_EVICT(cyclic_evict)
+(struct pagecache_ctx *ctx)
+{
+	struct part *part = part_of(ctx);
+
+	return part && ctx->index < part->pages ? PAGECACHE_EVICT_KEEP : PAGECACHE_EVICT_NOW;
+}
+
+PAGECACHE_POLICY(cyclic, .init = (void *)cyclic_init, .access = (void *)cyclic_access,
+		 .evict = (void *)cyclic_evict, .access_step_pages = STEP);

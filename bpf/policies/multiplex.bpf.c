@@ -1,0 +1,218 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * multiplex - several models under one memory budget: the one wanted last goes first
+ *
+ * When to use: a node that switches between more models than fit its memory (AlpaServe,
+ *	ServerlessLLM style).  The serving layer writes into the map `plans` when it expects to
+ *	need a model and how fast that can be read; without that, each model's own rhythm is
+ *	learned.  The map `scores` tells a scheduler how much of each model is here.
+ * Limits: up to 64 models at a time.  A model's files count as one: within it, the oldest pages
+ *	go first.  Models are taken to be read from front to back: what a reader has passed counts
+ *	by the model's next use, what it has not reached is wanted now.
+ *	Engine agent drops from the files of the worst model when memory is short.
+ *
+ * How: what a model is worth is the time that reading it again takes, over the time until it is
+ * wanted.  Reclaim gets the pages of the model that is worth least; the others are kept.
+ */
+#include "pieces.bpf.h"
+
+PAGECACHE_KNOB(u32, budget_mib, 0, "MiB", 0, 1073741824,
+	       "memory for all models together; 0: all that the engine lets a policy keep");
+PAGECACHE_KNOB(u32, idle_ms, 500, "ms", 1, 3600000, "a model unread for so long is not in use");
+PAGECACHE_KNOB(u32, device_mb_per_s, 1000, "MB/s", 1, 1000000,
+	       "speed of reading a model whose plan names none");
+
+#define MODELS 64
+#define STEP 256
+#define UNKNOWN (1ULL << 42) /* ns: more than an hour */
+
+struct model_key {
+	u32 model;
+};
+
+struct plan {
+	u64 due_ns; /* CLOCK_MONOTONIC; 0: unknown */
+	u64 mb_per_s; /* 0: device_mb_per_s */
+};
+
+struct score {
+	u64 resident_pages;
+	u64 last_use_ns;
+	u64 every_ns; /* from one use to the next, smoothed; 0: unknown */
+	u64 uses;
+	u64 cost_to_keep; /* the higher, the sooner it is evicted */
+	u32 model;
+	u32 reserved;
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 1024);
+	__type(key, struct model_key);
+	__type(value, struct plan);
+} plans PAGECACHE_HINT("when a model is wanted next, and how fast it can be read") SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, MODELS);
+	__type(key, u32);
+	__type(value, struct score);
+} scores PAGECACHE_REPORT("how much of each model is resident, and what it is worth") SEC(".maps");
+
+/* How far a file has been read in the present use of its model. */
+struct cursor {
+	u64 use;
+	u64 next;
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, 16384);
+	__type(key, struct piece_key);
+	__type(value, struct cursor);
+} progress SEC(".maps");
+
+static u64 worst_cost, judged_ns;
+
+static __always_inline struct score *score_at(u32 slot)
+{
+	return bpf_map_lookup_elem(&scores, &slot);
+}
+
+static __always_inline struct score *score_of(const struct pagecache_ctx *ctx)
+{
+	struct score *s = score_at(ctx->model % MODELS);
+
+	if (s)
+		s->model = ctx->model;
+	return s;
+}
+
+static __always_inline bool in_use(const struct score *s, u64 now)
+{
+	return now - s->last_use_ns < (u64)idle_ms * 1000000;
+}
+
+/* Time until a model (of one in use: what was read already) is wanted, times its speed. */
+static __always_inline u64 cost_of(const struct score *s, u64 now)
+{
+	struct model_key key = { s->model };
+	struct plan *plan = bpf_map_lookup_elem(&plans, &key);
+	u64 wait, speed = device_mb_per_s;
+
+	if (plan && plan->mb_per_s)
+		speed = plan->mb_per_s;
+	if (plan && plan->due_ns > now)
+		wait = plan->due_ns - now;
+	else if ((plan && plan->due_ns) || in_use(s, now))
+		wait = 0;
+	else
+		wait = max_u64(s->every_ns ?: UNKNOWN, now - s->last_use_ns);
+	return (min_u64(wait, UNKNOWN * 2) >> 10) * min_u64(speed, 1 << 20);
+}
+
+static __always_inline void judge(u64 now)
+{
+	u64 worst = 0;
+
+	for (u32 slot = 0; slot < MODELS; slot++) {
+		struct score *s = score_at(slot);
+
+		if (!s || !s->model || (s64)s->resident_pages <= 0)
+			continue;
+		s->cost_to_keep = cost_of(s, now);
+		worst = max_u64(worst, s->cost_to_keep);
+	}
+	worst_cost = worst;
+	judged_ns = now;
+}
+
+/* Whether a reader is on its way to this page. */
+static __always_inline bool not_reached(const struct pagecache_ctx *ctx, const struct score *s)
+{
+	struct piece_key key = file_key_of(ctx);
+	struct cursor *cursor = bpf_map_lookup_elem(&progress, &key);
+
+	return in_use(s, ctx->time_ns) &&
+	       (!cursor || cursor->use != s->uses || ctx->index >= cursor->next);
+}
+
+/* Whether the pages of this model go first. */
+static __always_inline bool is_worst(const struct pagecache_ctx *ctx)
+{
+	struct score *s = score_of(ctx);
+
+	if (!s || not_reached(ctx, s))
+		return false;
+	if (ctx->time_ns > judged_ns + 5000000)
+		judge(ctx->time_ns);
+	return cost_of(s, judged_ns) >= worst_cost;
+}
+
+PAGECACHE_INIT(multiplex_init)
+(struct pagecache_ctx *ctx)
+{
+	keep_at_most(ctx, budget_mib);
+	return 0;
+}
+
+PAGECACHE_ACCESS(multiplex_access)
+(struct pagecache_ctx *ctx)
+{
+	struct piece_key key = file_key_of(ctx);
+	struct score *s = score_of(ctx);
+	u64 since = s ? ctx->time_ns - s->last_use_ns : 0;
+	struct cursor cursor;
+
+	if (!s)
+		return;
+	if (!s->last_use_ns || since > (u64)idle_ms * 1000000) {
+		if (s->last_use_ns)
+			s->every_ns = s->every_ns ? (3 * s->every_ns + since) / 4 : since;
+		s->uses++;
+		judged_ns = 0;
+	}
+	s->last_use_ns = ctx->time_ns;
+	cursor = (struct cursor){ s->uses, ctx->index };
+	bpf_map_update_elem(&progress, &key, &cursor, BPF_ANY);
+}
+
+PAGECACHE_ADDED(multiplex_added)
+(struct pagecache_ctx *ctx)
+{
+	struct score *s = score_of(ctx);
+
+	if (s)
+		__sync_fetch_and_add(&s->resident_pages, ctx->nr);
+}
+
+PAGECACHE_REMOVED(multiplex_removed)
+(struct pagecache_ctx *ctx)
+{
+	struct score *s = score_of(ctx);
+
+	if (s)
+		__sync_fetch_and_add(&s->resident_pages, -ctx->nr);
+}
+
+PAGECACHE_EVICT(multiplex_evict)
+(struct pagecache_ctx *ctx)
+{
+	return is_worst(ctx) ? PAGECACHE_EVICT_NOW : PAGECACHE_EVICT_KEEP;
+}
+
+/* From the end of a file to its beginning: it is read again from the front. */
+PAGECACHE_PRESSURE(multiplex_pressure)
+(struct pagecache_ctx *ctx, struct pagecache_pressure *want)
+{
+	u64 pages = min_u64(max_u64(want->pages, STEP), ctx->resident_pages);
+
+	if (pages && (want->round || is_worst(ctx)))
+		pagecache_drop(ctx, ctx->resident_pages - pages,
+			       ctx->file_pages - ctx->resident_pages + pages);
+}
+
+PAGECACHE_POLICY(multiplex, .init = (void *)multiplex_init, .access = (void *)multiplex_access,
+		 .added = (void *)multiplex_added, .removed = (void *)multiplex_removed,
+		 .evict = (void *)multiplex_evict, .pressure = (void *)multiplex_pressure,
+		 .access_step_pages = STEP);

@@ -1,0 +1,185 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How engine agent learns that memory is short, and asks the policy what to drop first.
+
+The kernel tells by triggers on pressure stall information (Documentation/accounting/psi.rst, Linux
+5.2 and newer): /proc/pressure/memory for the machine, memory.pressure for a memory cgroup, and by
+changes of a cgroup's memory.events (version 2).  Version 1 has neither; there the machine's alone
+counts.  Nothing here waits: whoever runs the agent's loop looks at it between two requests.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+MACHINE = Path("/proc/pressure/memory")
+CGROUPS = Path("/sys/fs/cgroup")
+#: Tasks have stalled on memory for 100 ms of 2 s (in microseconds).  Other windows than multiples
+#: of 2 s are for CAP_SYS_RESOURCE in the first user namespace only: d82caa273565 ("sched/psi: Allow
+#: unprivileged polling of N*2s period", 6.5).
+TRIGGER = b"some 100000 2000000\0"
+#: Asked for at a time: what the kernel would reclaim meanwhile is not much more.
+WANT_BYTES = 16 << 20
+#: A cgroup is to be this much below its limit.
+SLACK = 0.03
+MAX_CGROUPS = 256
+
+
+@dataclass(frozen=True)
+class Short:
+    """Memory is short: in a cgroup (0: the machine), by so many bytes."""
+
+    cgroup_id: int
+    wanted_bytes: int
+
+
+@dataclass
+class _Source:
+    fd: int
+    group: Path | None
+    limited: int = 0  # how often it has met its limit: `max` and `high` of memory.events
+
+
+class PressureWatch:
+    """Triggers of the machine and of the cgroups of readers.
+
+    missing: why there is less than that, in sentences for people.
+    """
+
+    def __init__(self, machine: Path = MACHINE, cgroups: Path = CGROUPS) -> None:
+        self.missing: list[str] = []
+        self._poll = select.poll()
+        self._sources: dict[int, _Source] = {}
+        self._groups: set[Path] = set()
+        self._seen: set[int] = set()
+        self._cgroups = cgroups
+        try:
+            self._add(_trigger(machine), None)
+        except OSError as error:
+            self.missing.append(f"no trigger on {machine} ({error.strerror})")
+        if not (cgroups / "cgroup.controllers").exists():
+            self.missing.append("no pressure of memory cgroups (cgroup version 1)")
+
+    def watch_process(self, pid: int) -> None:
+        """Watch the memory cgroup of a process, too, and those above it."""
+        if pid in self._seen or len(self._groups) >= MAX_CGROUPS:
+            return
+        self._seen.add(pid)
+        with suppress(OSError, ValueError):
+            lines = Path(f"/proc/{pid}/cgroup").read_text().splitlines()
+            name = next((line[3:] for line in lines if line.startswith("0::")), "/")
+            self.watch(self._cgroups / name.lstrip("/"))
+
+    def watch(self, group: Path) -> None:
+        """Watch a memory cgroup and those above it; without memory.events there is nothing."""
+        while group != self._cgroups and group not in self._groups:
+            self._groups.add(group)
+            with suppress(OSError):
+                self._add(os.open(group / "memory.events", os.O_RDONLY | os.O_CLOEXEC), group)
+            with suppress(OSError):
+                self._add(_trigger(group / "memory.pressure"), group)
+            group = group.parent
+
+    def check(self) -> list[Short]:
+        """Who is short of memory since the last call; does not wait."""
+        found: dict[int, Short] = {}
+        for fd, events in self._poll.poll(0):
+            source = self._sources[fd]
+            if events & (select.POLLHUP | select.POLLNVAL) or not self._still(source):
+                self._remove(fd)
+                continue
+            short = self._judge(source)
+            if short is not None:
+                found.setdefault(short.cgroup_id, short)
+        return list(found.values())
+
+    def close(self) -> None:
+        """Let go of the triggers."""
+        for fd in list(self._sources):
+            self._remove(fd)
+
+    def _add(self, fd: int, group: Path | None) -> None:
+        source = _Source(fd, group)
+        if group is not None:
+            source.limited = _limited(group)
+            with suppress(OSError):
+                os.pread(fd, 4096, 0)  # what has happened is no news
+        self._sources[fd] = source
+        self._poll.register(fd, select.POLLPRI | select.POLLERR)
+
+    def _remove(self, fd: int) -> None:
+        source = self._sources.pop(fd)
+        self._poll.unregister(fd)
+        os.close(fd)
+        if source.group is not None:
+            self._groups.discard(source.group)
+
+    @staticmethod
+    def _still(source: _Source) -> bool:
+        return source.group is None or source.group.is_dir()
+
+    @staticmethod
+    def _judge(source: _Source) -> Short | None:
+        if source.group is None:
+            return Short(0, WANT_BYTES)
+        with suppress(OSError):
+            os.pread(source.fd, 4096, 0)  # ready again for the next event
+        try:
+            identity = source.group.stat().st_ino
+            used = int((source.group / "memory.current").read_text())
+        except (OSError, ValueError):
+            return None
+        limited, before = _limited(source.group), source.limited
+        source.limited = limited
+        limits = [_number(source.group / name) for name in ("memory.high", "memory.max")]
+        limit = min((each for each in limits if each is not None), default=None)
+        if limit is None or (limited == before and used < limit * (1 - SLACK)):
+            return None
+        return Short(identity, max(int(used - limit * (1 - SLACK)), WANT_BYTES // 8))
+
+
+def _trigger(path: Path) -> int:
+    fd = os.open(path, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        os.write(fd, TRIGGER)
+    except OSError:
+        os.close(fd)
+        raise
+    return fd
+
+
+def _limited(group: Path) -> int:
+    """How often a cgroup has met its limits."""
+    try:
+        lines = (group / "memory.events").read_text().splitlines()
+        return sum(int(line.split()[1]) for line in lines if line.split()[0] in ("max", "high"))
+    except (OSError, ValueError, IndexError):
+        return 0
+
+
+def _number(path: Path) -> int | None:
+    """A limit; None for "max" and for one that cannot be read."""
+    try:
+        return int(path.read_text())
+    except (OSError, ValueError):
+        return None
+
+
+#: Asks the policy about one file: pages wanted, cgroup, round; returns pages that it gave up.
+Ask = Callable[[int, int, int], int]
+
+
+def ask_all(short: Short, page_size: int, files: list[Ask]) -> int:
+    """Ask about one file after another, twice round, until enough is given up; pages given up."""
+    wanted = -(-short.wanted_bytes // page_size)
+    given = 0
+    for turn in (0, 1):
+        for ask in files:
+            if given >= wanted:
+                return given
+            given += ask(wanted - given, short.cgroup_id, turn)
+    return given

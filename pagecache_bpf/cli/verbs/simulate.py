@@ -1,0 +1,160 @@
+# SPDX-License-Identifier: Apache-2.0
+"""pagecache-bpf simulate: replay a trace against a policy, LRU and the optimum."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pagecache_bpf.cli.output import Output, table
+from pagecache_bpf.errors import UsageError
+from pagecache_bpf.simulate import TOTALS
+from pagecache_bpf.units import format_size, parse_size
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from pagecache_bpf.simulate.engine import Result
+
+HELP = "replay a trace against a policy, LRU and the optimum"
+DESCRIPTION = """\
+Replays who read what against a policy, without a kernel and without root: the policy's own C,
+compiled for this machine, decides over a model of the page cache. Beside it stand the kernel's
+two lists as they are without a policy, LRU, and Belady's optimum, which knows the future.
+
+A trace has lines `TIME CONSUMER FILE OFFSET LENGTH` (seconds, sizes in bytes or as 2MiB), or JSON
+objects with t, consumer, file, offset, length and cgroup. Other JSON lines describe a file (file,
+size, model, governed) or write to a map of the policy (t, hint, key, value). docs/policies.md
+says it in full. What the model does not have: the kernel's own readahead, mappings, dirty pages,
+and the time that reading takes."""
+EXAMPLES = (
+    ("pagecache-bpf simulate --policy cyclic --trace scan.trace --memory 64GiB", ""),
+    (
+        "pagecache-bpf simulate --policy ./mine.bpf.c --trace t.jsonl --memory 40G --json",
+        "your own policy, compiled first",
+    ),
+)
+
+
+JSON = {
+    "simulate": {
+        "policy": "the policy",
+        "knobs.*": "each knob with its value",
+        "trace": "the trace's file",
+        "memory_bytes": "the cache's size",
+        "unit_bytes": "size of the model's pages",
+        "files": "files in the trace",
+        "distinct_bytes": "different bytes that the trace reads, in whole pages",
+        "results[].name": "the policy's name, default (the kernel's lists), lru or optimum",
+        **{f"results[].{name}": text for name, text in TOTALS.items()},
+        "results[].of_optimum": "hit_bytes as a part of the optimum's; null if that has none",
+        "results[].gauges.*": "what the policy keeps count of, at the end",
+        "results[].ended": "how the policy ended itself; null if it did not",
+    }
+}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of simulate."""
+    parser.add_argument(
+        "--policy",
+        required=True,
+        help="name of a policy (`policy list`), or the path of a .bpf.c file",
+    )
+    parser.add_argument("--trace", required=True, type=Path, metavar="FILE", help="the trace")
+    parser.add_argument(
+        "--memory", required=True, metavar="SIZE", help="the page cache there is: 64GiB"
+    )
+    parser.add_argument(
+        "--knob",
+        metavar="NAME=VALUE",
+        action="append",
+        type=_setting,
+        default=[],
+        help="set a knob (`policy show POLICY` lists them); may be given several times",
+    )
+    parser.add_argument(
+        "--unit",
+        metavar="SIZE",
+        help="size of the model's pages (default: 4KiB, more for traces of more than 8 GB)",
+    )
+
+
+def _setting(text: str) -> tuple[str, str]:
+    name, separator, value = text.partition("=")
+    if not separator or not name or not value:
+        raise argparse.ArgumentTypeError(f"{text!r} is not NAME=VALUE")
+    return name, value
+
+
+def run(args: argparse.Namespace, out: Output) -> int:
+    """Replay and print."""
+    from pagecache_bpf import policies
+    from pagecache_bpf.simulate import engine, trace
+
+    info = policies.find(args.policy)
+    knobs = policies.parse_knobs(info, dict(args.knob))
+    memory = parse_size(args.memory)
+    recorded = trace.read(args.trace)
+    unit = parse_size(args.unit) if args.unit else engine.unit_for(recorded)
+    if unit & (unit - 1) or unit < engine.SMALLEST_UNIT:
+        raise UsageError(f"{args.unit} is not a page size", "it has to be a power of 2, from 4KiB")
+    results = engine.compare(info, recorded, memory, knobs, unit)
+    first = results[-1].totals
+    data = {
+        "policy": info.name,
+        "knobs": {knob.name: knobs.get(knob.name, knob.default) for knob in info.knobs},
+        "trace": str(args.trace),
+        "memory_bytes": memory,
+        "unit_bytes": unit,
+        "files": len(recorded.files),
+        "distinct_bytes": first["read_bytes"] - first["reread_bytes"],
+        "results": [_result(each, results[-1]) for each in results],
+    }
+    for each in results:
+        if each.ended:
+            out.warn(f"the policy ended itself: {each.ended}")
+    out.emit(data, lambda console: _print(console, data, results))
+    return 0
+
+
+def _share(result: Result, optimum: Result) -> float | None:
+    return result.hit_bytes / optimum.hit_bytes if optimum.hit_bytes else None
+
+
+def _result(result: Result, optimum: Result) -> dict[str, Any]:
+    return {
+        "name": result.name,
+        **result.totals,
+        "of_optimum": _share(result, optimum),
+        "gauges": result.gauges,
+        "ended": result.ended,
+    }
+
+
+def _print(console: Console, data: dict[str, Any], results: list[Result]) -> None:
+    console.print(
+        f"{format_size(results[-1].totals['wanted_bytes'])} read of "
+        f"{format_size(data['distinct_bytes'])} in {data['files']} files, "
+        f"{format_size(data['memory_bytes'])} of cache, "
+        f"pages of {format_size(data['unit_bytes'])}\n"
+    )
+    lines = []
+    for each in results:
+        wanted, share = each.totals["wanted_bytes"], _share(each, results[-1])
+        lines.append(
+            [
+                each.name,
+                format_size(each.hit_bytes),
+                f"{each.hit_bytes / wanted:.1%}",
+                format_size(each.totals["ahead_bytes"]),
+                format_size(each.totals["read_bytes"]),
+                format_size(each.reread_bytes),
+                f"{share:.1%}" if share is not None else "-",
+            ]
+        )
+    kinds = ("hit", "of reads", "read ahead", "device read", "reread", "of optimum")
+    console.print(table([("evicted by", "text"), *((kind, "number") for kind in kinds)], lines))
+    for name, value in results[0].gauges.items():
+        console.print(f"{name} at the end: {value:,}")

@@ -1,0 +1,58 @@
+# SPDX-License-Identifier: Apache-2.0
+"""mru, fifo and s3fifo: each does what its name says."""
+
+from __future__ import annotations
+
+import random
+
+from tests.unit.policies.traces import MIB, Script, compare
+
+
+def tree(script: Script, files: int = 400, kib: int = 96) -> list[str]:
+    """Many small files, as a source tree has them."""
+    names = []
+    for number in range(files):
+        name = f"/src/d{number % 20}/f{number}.c"
+        script.files[script.file(name)].size = kib << 10
+        names.append(name)
+    return names
+
+
+def test_mru_searches_a_tree_that_does_not_fit() -> None:
+    script = Script()
+    names = tree(script)
+    for _ in range(5):
+        for name in names:
+            script.scan(name)
+    found = compare("mru", script, 25 * MIB, skip_kib=128, recent_mib=1)
+    assert found.lru.hit_bytes == 0
+    assert found.policy.totals["read_bytes"] <= 0.6 * found.default.totals["read_bytes"]
+    assert found.policy.hit_bytes >= 0.85 * found.optimum.hit_bytes
+
+
+def test_fifo_forgets_what_came_first_however_often_it_is_used() -> None:
+    script = Script()
+    hot, cold = script.has("/d/hot.bin", 4), script.has("/d/cold.bin", 40)
+    script.scan(hot)
+    for start in range(0, 40, 4):
+        script.scan(hot)
+        script.scan(cold, start * MIB, (start + 4) * MIB)
+    found = compare("fifo", script, 16 * MIB)
+    assert found.lru.hit_bytes == 10 * 4 * MIB
+    # The hot file leaves about every fourth time.
+    assert 5 * 4 * MIB <= found.policy.hit_bytes <= 9 * 4 * MIB
+
+
+def test_s3fifo_keeps_what_is_used_again_from_one_hit_wonders() -> None:
+    script, choose = Script(), random.Random(3)
+    hot = [script.has(f"/hot/{n}", 1) for n in range(10)]
+    wonders = [script.has(f"/once/{n}", 1) for n in range(200)]
+    for name in hot * 2:
+        script.scan(name)
+    for number, name in enumerate(wonders):
+        script.scan(name)
+        if number % 4 == 0:
+            script.scan(choose.choice(hot))
+    found = compare("s3fifo", script, 16 * MIB)
+    assert found.policy.hit_bytes >= 0.9 * found.optimum.hit_bytes
+    assert found.policy.hit_bytes > found.lru.hit_bytes

@@ -1,0 +1,37 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Pressure as engine agent sees it: triggers, cgroups, and who is asked in which order."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from pagecache_bpf.agent.pressure import PressureWatch, Short, ask_all
+
+
+def test_files_are_asked_in_turn_until_enough_is_given_up() -> None:
+    asked: list[tuple[str, int, int]] = []
+
+    def file(name: str, gives: tuple[int, int]):  # type: ignore[no-untyped-def]
+        def ask(pages: int, cgroup: int, turn: int) -> int:
+            assert cgroup == 7
+            asked.append((name, pages, turn))
+            return min(gives[turn], pages)
+
+        return ask
+
+    files = [file("a", (0, 3)), file("b", (4, 9)), file("c", (0, 9))]
+    assert ask_all(Short(7, 10 * 4096), 4096, files) == 10
+    assert asked == [("a", 10, 0), ("b", 10, 0), ("c", 6, 0), ("a", 6, 1), ("b", 3, 1)]
+    assert ask_all(Short(7, 4096), 4096, []) == 0
+
+
+def test_what_this_machine_lacks_is_said(tmp_path: Path) -> None:
+    watch = PressureWatch(tmp_path / "none", tmp_path)
+    assert len(watch.missing) == 2
+    assert "No such file" in watch.missing[0] and "version 1" in watch.missing[1]
+    assert watch.check() == []
+    watch.watch(tmp_path / "a" / "b")  # no such cgroup: nothing to watch
+    watch.watch_process(os.getpid())
+    watch.watch_process(2**22 + 1)
+    watch.close()

@@ -1,0 +1,227 @@
+# SPDX-License-Identifier: Apache-2.0
+"""simulate: the optimum against brute force, LRU against a dictionary, traces, the command."""
+
+from __future__ import annotations
+
+import json
+from collections import OrderedDict
+from functools import cache
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pagecache_bpf.errors import UsageError
+from pagecache_bpf.policies import find
+from pagecache_bpf.simulate import engine
+from pagecache_bpf.simulate.optimum import optimum
+from pagecache_bpf.simulate.trace import Trace, parse
+from tests.unit.command import run
+
+PAGE = 4096
+
+
+def brute_force(pages: tuple[int, ...], capacity: int) -> int:
+    """Most hits that any choice of victims gets."""
+
+    @cache
+    def most(at: int, resident: frozenset[int]) -> int:
+        if at == len(pages):
+            return 0
+        page = pages[at]
+        if page in resident:
+            return 1 + most(at + 1, resident)
+        if len(resident) < capacity:
+            return most(at + 1, resident | {page})
+        return max(most(at + 1, resident - {victim} | {page}) for victim in resident)
+
+    return most(0, frozenset())
+
+
+@given(
+    pages=st.lists(st.integers(0, 6), max_size=14).map(tuple),
+    capacity=st.integers(1, 5),
+)
+@settings(max_examples=300, deadline=None)
+def test_the_optimum_is_what_brute_force_finds(pages: tuple[int, ...], capacity: int) -> None:
+    assert optimum(pages, capacity).hits == brute_force(pages, capacity)
+
+
+def test_the_optimum_of_a_cyclic_scan() -> None:
+    # 3 of 4 pages fit: each round after the first hits three.
+    assert optimum([0, 1, 2, 3] * 3, 3).hits == brute_force((0, 1, 2, 3) * 3, 3) == 6
+    assert optimum([1, 1], 0).hits == 0
+    assert optimum([1, 2, 1], 2, weights=[10, 20, 30]).hit_weight == 30
+
+
+def lru_hits(pages: list[int], capacity: int) -> int:
+    cache: OrderedDict[int, None] = OrderedDict()
+    hits = 0
+    for page in pages:
+        hits += page in cache
+        cache[page] = None
+        cache.move_to_end(page)
+        if len(cache) > capacity:
+            cache.popitem(last=False)
+    return hits
+
+
+@pytest.fixture(scope="module")
+def noop() -> engine.Simulator:
+    return engine.Simulator(find("noop"))
+
+
+def page_trace(pages: list[int], file_pages: int = 16) -> Trace:
+    trace = Trace()
+    trace.file("m/f")
+    trace.files[0].size = file_pages * PAGE
+    for at, page in enumerate(pages):
+        trace.add(at, "c", "m/f", page * PAGE, PAGE)
+    return trace.settle()
+
+
+@given(pages=st.lists(st.integers(0, 11), max_size=60), capacity=st.integers(1, 10))
+@settings(max_examples=100, deadline=None)
+def test_lru_is_a_dictionary_in_the_order_of_use(
+    noop: engine.Simulator, pages: list[int], capacity: int
+) -> None:
+    result = noop.replay(page_trace(pages), capacity * PAGE, policy=False, order=engine.LRU)
+    assert result.hit_bytes == lru_hits(pages, capacity) * PAGE
+    assert result.totals["peak_bytes"] <= capacity * PAGE
+    assert result.totals["read_bytes"] - result.reread_bytes == len(set(pages)) * PAGE
+
+
+@given(pages=st.lists(st.integers(0, 11), max_size=60), capacity=st.integers(1, 10))
+@settings(max_examples=100, deadline=None)
+def test_nothing_beats_the_optimum_and_bytes_add_up(
+    noop: engine.Simulator, pages: list[int], capacity: int
+) -> None:
+    trace = page_trace(pages)
+    best = engine.best(trace, capacity * PAGE)
+    for policy in (False, True):
+        result = noop.replay(trace, capacity * PAGE, policy=policy)
+        totals = result.totals
+        assert result.hit_bytes <= best.hit_bytes
+        assert (
+            totals["hit_bytes"] + totals["ahead_bytes"] + totals["missed_bytes"]
+            == (totals["wanted_bytes"])
+        )
+        assert totals["peak_bytes"] <= capacity * PAGE
+
+
+def test_parts_of_pages_count_as_what_they_are(noop: engine.Simulator) -> None:
+    trace = Trace()
+    trace.add(0, "c", "f", 100, 50)
+    trace.add(1, "c", "f", 120, 5000)
+    result = noop.replay(trace.settle(), 8 * PAGE)
+    assert result.totals["wanted_bytes"] == 5050
+    assert result.hit_bytes == PAGE - 120  # what the first read has left of its page
+    assert engine.best(trace, 8 * PAGE).hit_bytes == result.hit_bytes
+
+
+def test_what_is_kept_beyond_the_memory_is_evicted(tmp_path: Path) -> None:
+    """A policy that keeps everything loses, and the replay ends."""
+    source = tmp_path / "hoard.bpf.c"
+    source.write_text(
+        "/*\n * hoard - keeps all\n */\n"
+        '#include "policy.bpf.h"\n'
+        "PAGECACHE_EVICT(hoard_evict)\n(struct pagecache_ctx *ctx)\n"
+        "{\n\treturn PAGECACHE_EVICT_KEEP;\n}\n"
+        "PAGECACHE_POLICY(hoard, .evict = (void *)hoard_evict);\n"
+    )
+    result = engine.Simulator(find(str(source))).replay(page_trace([*range(12)] * 2), 4 * PAGE)
+    assert result.totals["peak_bytes"] == 4 * PAGE
+    assert result.totals["keep_ignored"] > 0
+
+
+def test_the_forms_of_a_trace() -> None:
+    trace = parse(
+        [
+            "# a comment",
+            "",
+            '{"file": "/m/b.bin", "size": 16384, "model": "two", "governed": false}',
+            "0.5 rank0 /m/a.bin 4KiB 4096",
+            '{"t": 1, "consumer": "rank1", "file": "/m/b.bin", "offset": 0, "length": 10,'
+            ' "cgroup": "x"}',
+            '{"t": 1.5, "hint": "plans", "key": {"model": "two"}, "value": {"due_ns": "+5s"}}',
+        ]
+    )
+    assert [(file.name, file.size, file.model, file.governed) for file in trace.files] == [
+        ("/m/b.bin", 16384, "two", False),
+        ("/m/a.bin", 8192, "m", True),
+    ]
+    first, second = trace.accesses
+    assert (first.time_ns, first.offset, first.length) == (500_000_000, 4096, 4096)
+    assert (second.consumer, second.cgroup) == (1, 1)
+    assert trace.models == ["two", "m"]
+
+
+@pytest.mark.parametrize(
+    ("line", "why"),
+    [
+        ("1 c f 0", "not enough values"),
+        ("x c f 0 1", "could not convert"),
+        ("1 c f 0 1parsec", "not a size"),
+        ('{"t": 1, "file": "f", "length": 3}', "it lacks 'offset'"),
+        ('{"t": 1', "Expecting"),
+        ('{"t": 1, "file": "f", "offset": -1, "length": 1}', "below 0"),
+        ("-1 c f 0 1", "not a time"),
+        ("nan c f 0 1", "not a time"),
+    ],
+)
+def test_bad_lines_are_named(line: str, why: str) -> None:
+    with pytest.raises(UsageError, match=rf"line 2 of trace.*{why}"):
+        parse(["0 c f 0 1", line])
+
+
+def test_time_does_not_go_back() -> None:
+    with pytest.raises(UsageError, match="before that of the line above"):
+        parse(["5 c f 0 1", "4 c f 0 1"])
+    with pytest.raises(UsageError, match="nothing is read"):
+        parse(["# empty"])
+
+
+def cyclic_trace(tmp_path: Path, rounds: int = 3) -> Path:
+    path = tmp_path / "scan.trace"
+    steps = [f"{r}.{i:02} c0 /m/w.bin {i}MiB 1MiB" for r in range(rounds) for i in range(12)]
+    path.write_text("\n".join(steps))
+    return path
+
+
+def test_the_command(tmp_path: Path) -> None:
+    trace = cyclic_trace(tmp_path)
+    words = ["simulate", "--policy", "pin", "--trace", str(trace), "--memory", "8MiB"]
+    done = run(*words, "--knob", "budget_mib=6", "--json")
+    assert done.code == 0, done.err
+    data = json.loads(done.out)
+    by_name = {each["name"]: each for each in data["results"]}
+    assert list(by_name) == ["pin", "default", "lru", "optimum"]
+    assert data["distinct_bytes"] == 12 << 20 and data["knobs"]["budget_mib"] == 6
+    assert by_name["lru"]["hit_bytes"] == 0
+    assert by_name["pin"]["hit_bytes"] >= 2 * (6 << 20)
+    assert by_name["pin"]["gauges"] == {"promised_pages": 1536, "pinned_pages": 1536}
+    done = run(*words)
+    assert done.code == 0 and "optimum" in done.out
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["--memory", "1KiB"], "are no memory"),
+        (["--memory", "8MiB", "--unit", "5000"], "not a page size"),
+        (["--memory", "much"], "not a size"),
+        (["--memory", "8MiB", "--knob", "nothing=1"], "has no knob"),
+    ],
+)
+def test_wrong_use(tmp_path: Path, words: list[str], says: str) -> None:
+    trace = cyclic_trace(tmp_path)
+    done = run("simulate", "--policy", "pin", "--trace", str(trace), *words)
+    assert done.code == 2 and says in done.err, done.err
+    assert "Traceback" not in done.err
+
+
+def test_a_missing_trace(tmp_path: Path) -> None:
+    words = ["--trace", str(tmp_path / "none"), "--memory", "8MiB"]
+    done = run("simulate", "--policy", "pin", *words)
+    assert done.code == 2 and "cannot be read" in done.err
