@@ -110,7 +110,7 @@ def _numbers(governor: Governor, words: Mapping[str, Any]) -> dict[str, int]:
 
     def file_fields(path: str) -> dict[str, int]:
         from pagecache_bpf import _abi
-        from pagecache_bpf.agent.engine import key_of
+        from pagecache_bpf.agent.files import key_of
 
         try:
             fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)

@@ -10,14 +10,13 @@ from __future__ import annotations
 import array
 import ctypes
 import errno
-import fcntl
 import os
 import sys
 import threading
 import time
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +26,7 @@ from pagecache_bpf._logs import write_log
 from pagecache_bpf._verifier import boil_down
 from pagecache_bpf.agent.depth import DEFAULT_DEPTH, Depths, Tuner
 from pagecache_bpf.agent.executor import Extent, Source
+from pagecache_bpf.agent.files import FileTag, key_of
 from pagecache_bpf.agent.maps import Hints
 from pagecache_bpf.agent.pools import Pools
 from pagecache_bpf.agent.pressure import Ask, PressureWatch, ask_all
@@ -49,58 +49,11 @@ NOT_HONOURED = (
 )
 #: Hooks that are not asked, and what that means.
 _NOT_ASKED = {"evict": "the hook evict: nothing is kept from reclaim, which evicts as it likes"}
-_FS_IOC_GETVERSION = 0x80087601  # _IOR('v', 1, long)
 
 
 def not_honoured(hooks: Iterable[str]) -> list[str]:
     """What this engine does not do of what a policy with these hooks may ask for."""
     return [*(text for hook, text in _NOT_ASKED.items() if hook in hooks), *NOT_HONOURED]
-
-
-@dataclass
-class FileTag:
-    """A governed file; model_id is its model's number, path is for people."""
-
-    key: bytes
-    dev_major: int
-    dev_minor: int
-    ino: int
-    generation: int
-    model: str
-    model_id: int
-    path: str
-    source: Source
-
-    @property
-    def device(self) -> str:
-        """The device, MAJOR:MINOR."""
-        return f"{self.dev_major}:{self.dev_minor}"
-
-    def resident_pages(self) -> int:
-        """Pages of it in the cache now; 0 for a file that is gone."""
-        try:
-            fd = self.source.acquire()
-        except OSError:
-            return 0
-        try:
-            return cached_pages(fd)
-        finally:
-            self.source.release()
-
-    def size_bytes(self) -> int:
-        """Its size now; 0 for a file that is gone."""
-        try:
-            return os.stat(self.path).st_size
-        except OSError:
-            return 0
-
-    def as_json(self) -> dict[str, Any]:
-        """As the agent's socket tells it."""
-        names = ("dev_major", "dev_minor", "ino", "generation", "model", "model_id", "path")
-        return {
-            **{name: getattr(self, name) for name in names},
-            "resident_pages": self.resident_pages(),
-        }
 
 
 class Agent:
@@ -258,8 +211,6 @@ class Agent:
             "lost": state.lost,
             "counters": self.counters(),
             "errors": dict(self._pools.totals.by_errno),
-            "not_honoured": not_honoured(self.info.hooks)
-            + (self._pressure.missing if self._pressure else []),
             "refused_bytes": self._refused_bytes,
             "workers": self._pools.pids(),
             "depths": {device: tuner.depth for device, tuner in self._tuners.items()},
@@ -268,7 +219,9 @@ class Agent:
 
     def not_honoured(self) -> list[str]:
         """What a policy may ask for and is not done here, and what turned out not to work."""
-        found = list(NOT_HONOURED)
+        found = not_honoured(self.info.hooks)
+        if self._pressure:
+            found += self._pressure.missing
         if self._readers.blind:
             found.append(
                 "the readers' memory cgroups: the agent is in a PID namespace of its own, so what "
@@ -513,19 +466,3 @@ def _introduce(opened: libbpf.Object) -> None:
             size = btf.size(variable.type_id)
             data = values[variable.name].to_bytes(size, sys.byteorder)
             rodata.write_initial(variable.offset, data)
-
-
-def key_of(fd: int) -> bytes:
-    """How the programs know a file: device, inode number and generation.  Raises OSError."""
-    status = os.fstat(fd)
-    version = array.array("L", [0])
-    with suppress(OSError):
-        fcntl.ioctl(fd, _FS_IOC_GETVERSION, version)
-    return bytes(
-        _abi.pagecache_file_key(
-            ino=status.st_ino,
-            dev_major=os.major(status.st_dev),
-            dev_minor=os.minor(status.st_dev),
-            generation=version[0] & 0xFFFFFFFF,
-        )
-    )

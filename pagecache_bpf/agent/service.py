@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from pagecache_bpf import _abi
-from pagecache_bpf.agent.engine import Agent, key_of
+from pagecache_bpf.agent.engine import Agent
+from pagecache_bpf.agent.files import key_of
 from pagecache_bpf.errors import PagecacheError, UsageError
 from pagecache_bpf.observer.held import Held
 from pagecache_bpf.policies import find

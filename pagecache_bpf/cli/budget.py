@@ -65,7 +65,7 @@ def release(governor: Governor, models: Sequence[str]) -> None:
 
 
 def _admit_one(governor: Governor, model: Model, budget: int | None) -> dict[str, Any]:
-    from pagecache_bpf.agent.engine import key_of
+    from pagecache_bpf.agent.files import key_of
     from pagecache_bpf.cli.tagging import open_file
 
     files: dict[str, int] = {}

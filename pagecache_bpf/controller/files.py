@@ -10,7 +10,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from pagecache_bpf.agent.engine import key_of
+from pagecache_bpf.agent.files import key_of
 from pagecache_bpf.errors import PrivilegeError, UsageError
 from pagecache_bpf.kernelfs import LIVE
 

@@ -18,7 +18,7 @@ from typing import Any
 
 from pagecache_bpf import policies
 from pagecache_bpf._logs import RUN_DIR
-from pagecache_bpf.agent.engine import key_of
+from pagecache_bpf.agent.files import key_of
 from pagecache_bpf.agent.service import Service
 from pagecache_bpf.controller.engines import STRUCT_OPS, Engines, Placed
 from pagecache_bpf.errors import PagecacheError

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from pagecache_bpf import _abi, libbpf
 from pagecache_bpf._abi import OBSERVED
-from pagecache_bpf.agent.engine import key_of
+from pagecache_bpf.agent.files import key_of
 from pagecache_bpf.cachestat import PAGE_SIZE, cached_pages
 from pagecache_bpf.errors import PagecacheError, PrivilegeError, UsageError
 from pagecache_bpf.observer.maps import BITS_PAGES, INODE_FILTER

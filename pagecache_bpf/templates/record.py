@@ -139,7 +139,7 @@ def record(model: Model, command: Sequence[str], gap: int = GAP) -> Recording:
     gap: bytes between two accesses that are joined.  Raises UsageError (no such command),
     UnsupportedError (no tracepoint of reads here), PagecacheError (nothing was read).
     """
-    from pagecache_bpf.agent.engine import key_of
+    from pagecache_bpf.agent.files import key_of
     from pagecache_bpf.observer import Move, Observer
 
     numbers: dict[bytes, int] = {}
