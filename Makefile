@@ -16,6 +16,7 @@ BPF_CFLAGS := -O2 -g -Wall -Werror -target bpf -mcpu=v3 -I bpf/include $(LIBBPF_
 BPF_HEADERS := $(wildcard bpf/include/*.h)
 POLICIES := $(patsubst bpf/policies/%.bpf.c,build/bpf/%.bpf.o,$(wildcard bpf/policies/*.bpf.c))
 AGENT_POLICIES := $(patsubst bpf/policies/%.bpf.c,build/bpf/agent/%.bpf.o,$(wildcard bpf/policies/*.bpf.c))
+OBSERVER := $(patsubst bpf/observer/%.bpf.c,build/bpf/observer/%.bpf.o,$(wildcard bpf/observer/*.bpf.c))
 TEST_POLICIES := $(patsubst tests/policies/%.bpf.c,build/bpf/test/%.bpf.o,$(wildcard tests/policies/*.bpf.c))
 
 # The newest 6.12 kernel with headers is the guest's; the running one is built for where it can be.
@@ -36,7 +37,7 @@ deps: ## install what building, testing and the demo need (root: apt packages)
 build: deps ## build policies and module (for the guest's kernel; for the running one if it has headers)
 	$(Q)$(MAKE) --no-print-directory bpf kmod
 
-bpf: $(POLICIES) $(AGENT_POLICIES) $(TEST_POLICIES) build/bpf/abi.bpf.o ## compile the policies
+bpf: $(POLICIES) $(AGENT_POLICIES) $(OBSERVER) $(TEST_POLICIES) build/bpf/abi.bpf.o ## compile the policies
 
 build/bpf/%.bpf.o: bpf/policies/%.bpf.c $(BPF_HEADERS)
 	@mkdir -p $(@D)
@@ -47,6 +48,11 @@ build/bpf/agent/%.bpf.o: bpf/policies/%.bpf.c $(BPF_HEADERS)
 	@mkdir -p $(@D)
 	@echo "  BPF     agent/$(*F)"
 	$(Q)$(CLANG) $(BPF_CFLAGS) -DPAGECACHE_ENGINE_AGENT -c $< -o $@
+
+build/bpf/observer/%.bpf.o: bpf/observer/%.bpf.c $(BPF_HEADERS)
+	@mkdir -p $(@D)
+	@echo "  BPF     observer/$(*F)"
+	$(Q)$(CLANG) $(BPF_CFLAGS) -c $< -o $@
 
 build/bpf/test/%.bpf.o: tests/policies/%.bpf.c $(BPF_HEADERS)
 	@mkdir -p $(@D)
@@ -124,9 +130,10 @@ LIB = $(DESTDIR)$(PREFIX)/lib/pagecache-bpf
 SHARE = $(DESTDIR)$(PREFIX)/share
 install: build ## install command, policies, module source for DKMS, man page, completion
 	python3 -m venv $(LIB)
-	mkdir -p pagecache_bpf/bpf/include pagecache_bpf/bpf/agent pagecache_bpf/lib
+	mkdir -p pagecache_bpf/bpf/include pagecache_bpf/bpf/agent pagecache_bpf/bpf/observer pagecache_bpf/lib
 	cp bpf/policies/*.bpf.c $(POLICIES) pagecache_bpf/bpf/
 	cp $(AGENT_POLICIES) pagecache_bpf/bpf/agent/
+	cp bpf/observer/*.bpf.c $(OBSERVER) pagecache_bpf/bpf/observer/
 	cp bpf/include/*.h pagecache_bpf/bpf/include/
 	if [ -d build/deps/usr/include ]; then \
 		cp -L build/deps/usr/lib/*/libbpf.so.1 pagecache_bpf/lib/ && \

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 
 class Counter(NamedTuple):
-    """A counter of a policy; its place in COUNTERS is its index in the policy's record."""
+    """A counter; its place in COUNTERS or OBSERVED is its index in the kernel's record."""
 
     name: str
     unit: str
@@ -34,6 +34,7 @@ F_LARGE_FOLIOS = 2
 F_WRITABLE = 4
 DEVICE = "pagecache_bpf"
 TAG_REPLACE = 1
+COMM_LEN = 16
 IOC_MAGIC = 185
 IOC_INFO = 0x8030B900
 IOC_TAG = 0x4468B901
@@ -402,6 +403,96 @@ class pagecache_agent_orders(ctypes.Structure):
     )
 
 
+class pagecache_observed_file(ctypes.Structure):
+    """struct pagecache_observed_file, 48 bytes"""
+
+    model: int
+    slot: int
+    resident_pages: int
+    added_pages: int
+    removed_pages: int
+    folio_pages: int
+    readers: int
+    moved_ns: int
+
+    _fields_ = (
+        ("model", ctypes.c_uint32),
+        ("slot", ctypes.c_uint32),
+        ("resident_pages", ctypes.c_int64),
+        ("added_pages", ctypes.c_uint64),
+        ("removed_pages", ctypes.c_uint64),
+        ("folio_pages", ctypes.c_uint32),
+        ("readers", ctypes.c_uint32),
+        ("moved_ns", ctypes.c_uint64),
+    )
+
+
+class pagecache_observed_key(ctypes.Structure):
+    """struct pagecache_observed_key, 8 bytes"""
+
+    model: int
+    tgid: int
+
+    _fields_ = (
+        ("model", ctypes.c_uint32),
+        ("tgid", ctypes.c_uint32),
+    )
+
+
+class pagecache_observed_value(ctypes.Structure):
+    """struct pagecache_observed_value, 224 bytes"""
+
+    counters: ctypes.Array[ctypes.c_uint64]
+    last_ns: int
+    comm: bytes
+
+    _fields_ = (
+        ("counters", ctypes.c_uint64 * 25),
+        ("last_ns", ctypes.c_uint64),
+        ("comm", ctypes.c_char * 16),
+    )
+
+
+class pagecache_observed_move(ctypes.Structure):
+    """struct pagecache_observed_move, 64 bytes"""
+
+    file: pagecache_file_key
+    index: int
+    nr: int
+    time_ns: int
+    tgid: int
+    tid: int
+    model: int
+    kind: int
+
+    _fields_ = (
+        ("file", pagecache_file_key),
+        ("index", ctypes.c_uint64),
+        ("nr", ctypes.c_uint64),
+        ("time_ns", ctypes.c_uint64),
+        ("tgid", ctypes.c_uint32),
+        ("tid", ctypes.c_uint32),
+        ("model", ctypes.c_uint32),
+        ("kind", ctypes.c_uint32),
+    )
+
+
+class pagecache_observer_state(ctypes.Structure):
+    """struct pagecache_observer_state, 32 bytes"""
+
+    moves: int
+    lost_moves: int
+    lost_pages: int
+    lost_consumers: int
+
+    _fields_ = (
+        ("moves", ctypes.c_uint64),
+        ("lost_moves", ctypes.c_uint64),
+        ("lost_pages", ctypes.c_uint64),
+        ("lost_consumers", ctypes.c_uint64),
+    )
+
+
 COUNTERS = (
     Counter("readahead_calls", "calls", "readahead decisions asked of the policy"),
     Counter("readahead_miss", "calls", "of these: read() of an absent page"),
@@ -423,4 +514,48 @@ COUNTERS = (
     Counter("refused_calls", "calls", "prefetch and drop requests refused"),
     Counter("clamped_answers", "calls", "answers cut to the file, to a bound or to a known node"),
     Counter("invalid_answers", "calls", "answers that made no sense; the kernel's own were used"),
+)
+
+OBSERVED = (
+    Counter("read_bytes", "bytes", "wanted by read() and its like"),
+    Counter(
+        "read_hit_bytes",
+        "bytes",
+        "of these: cached, used before or prefetched for this model",
+    ),
+    Counter("read_ahead_bytes", "bytes", "of these: first use of what readahead had brought"),
+    Counter("read_miss_bytes", "bytes", "of these: absent, read in by the call that wanted them"),
+    Counter(
+        "mmap_bytes",
+        "bytes",
+        "first touched in a mapping, or mapped along with a touched page",
+    ),
+    Counter(
+        "mmap_hit_bytes",
+        "bytes",
+        "of these: cached, used before or prefetched for this model",
+    ),
+    Counter("mmap_ahead_bytes", "bytes", "of these: first use of what readahead had brought"),
+    Counter("mmap_miss_bytes", "bytes", "of these: absent, read in by the fault that wanted them"),
+    Counter("read_stall_ns", "ns", "time that read() and its like slept for I/O on tagged files"),
+    Counter("mmap_stall_ns", "ns", "time that faults slept for I/O on tagged files"),
+    Counter("added_bytes", "bytes", "entered the page cache, whoever asked"),
+    Counter("demand_bytes", "bytes", "of these: brought by the read or fault that wanted them"),
+    Counter("readahead_bytes", "bytes", "of these: brought by the kernel beyond what was wanted"),
+    Counter(
+        "requested_bytes",
+        "bytes",
+        "of these: asked for by readahead(), fadvise() or madvise()",
+    ),
+    Counter("prefetched_bytes", "bytes", "of these: brought by a policy's prefetch"),
+    Counter("prefetch_useful_bytes", "bytes", "prefetched, first use: it was there in time"),
+    Counter("prefetch_late_bytes", "bytes", "prefetched, first use: its reader had to wait for it"),
+    Counter("prefetch_wasted_bytes", "bytes", "prefetched, and left the cache unused"),
+    Counter("readahead_wasted_bytes", "bytes", "brought by anyone else, and left the cache unused"),
+    Counter("removed_bytes", "bytes", "left the page cache, whatever the cause"),
+    Counter("evicted_reclaim_bytes", "bytes", "of these: memory was short"),
+    Counter("evicted_drop_bytes", "bytes", "of these: dropped by a policy"),
+    Counter("evicted_fadvise_bytes", "bytes", "of these: dropped by an application's fadvise()"),
+    Counter("evicted_truncate_bytes", "bytes", "of these: the file was truncated or deleted"),
+    Counter("evicted_other_bytes", "bytes", "of these: drop_caches, unmount, direct I/O, unknown"),
 )

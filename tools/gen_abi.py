@@ -31,7 +31,7 @@ OUTPUT = ROOT / "pagecache_bpf" / "_abi.py"
 PREFIX = "PAGECACHE_"
 LINE = 100
 # Macros that are not values.
-SKIPPED = {"PAGECACHE_ABI_H", "PAGECACHE_COUNTERS"}
+SKIPPED = {"PAGECACHE_ABI_H", "PAGECACHE_COUNTERS", "PAGECACHE_OBSERVED"}
 
 PREAMBLE = '''\
 # SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
@@ -49,7 +49,7 @@ from typing import NamedTuple
 
 
 class Counter(NamedTuple):
-    """A counter of a policy; its place in COUNTERS is its index in the policy's record."""
+    """A counter; its place in COUNTERS or OBSERVED is its index in the kernel's record."""
 
     name: str
     unit: str
@@ -81,11 +81,11 @@ def macros() -> dict[str, str]:
     return {name: every[name] for name in names if name not in SKIPPED and name in every}
 
 
-def counters() -> list[tuple[str, str, str]]:
-    """Name, unit and help of each counter."""
+def counters(family: str) -> list[tuple[str, str, str]]:
+    """Name, unit and help of each counter of an X-macro list."""
     text = clang(
         "#define GEN_COUNTER(name, unit, help) GEN(#name, unit, help)\n"
-        f"{PREFIX}COUNTERS(GEN_COUNTER)\n",
+        f"{PREFIX}{family}(GEN_COUNTER)\n",
         *("-E", "-P"),
     )
     return [ast.literal_eval(found) for found in re.findall(r"GEN(\(.*?\"\))", text)]
@@ -131,8 +131,8 @@ def enums(btf: Btf) -> Iterator[str]:
     """A class for each enum; its names lose what they have in common."""
     for type_id in btf.ids(Kind.ENUM, Kind.ENUM64):
         values = btf.enum_values(type_id)
-        if btf.name(type_id) == f"{PREFIX.lower()}counter":
-            continue  # COUNTERS says more
+        if btf.name(type_id).endswith("counter"):
+            continue  # COUNTERS and OBSERVED say more
         longest = f"{btf.name(type_id).upper()}_"
         # "pagecache_verdict" has PAGECACHE_DEFAULT, "pagecache_kind" has PAGECACHE_KIND_MISS.
         common = next(
@@ -191,12 +191,13 @@ def generate() -> str:
             btf = elf.btf()
             lines = ["\n", *constants(elf, values)]
     lines += [*enums(btf), *structs(btf)]
-    lines.append("\n\nCOUNTERS = (")
-    for name, unit, text in counters():
-        line = f'    Counter("{name}", "{unit}", "{text}"),'
-        words = (f'        "{word}",' for word in (name, unit, text))
-        lines += [line] if len(line) <= LINE else ["    Counter(", *words, "    ),"]
-    lines.append(")")
+    for family in ("COUNTERS", "OBSERVED"):
+        lines += ["\n" if family == "COUNTERS" else "", f"{family} = ("]
+        for name, unit, text in counters(family):
+            line = f'    Counter("{name}", "{unit}", "{text}"),'
+            words = (f'        "{word}",' for word in (name, unit, text))
+            lines += [line] if len(line) <= LINE else ["    Counter(", *words, "    ),"]
+        lines.append(")")
     return PREAMBLE + "\n".join(lines) + "\n"
 
 

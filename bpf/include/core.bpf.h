@@ -54,19 +54,24 @@ struct folio {
 
 enum pageflags {
 	PG_head,
+	PG_uptodate,
+	PG_locked,
+	PG_readahead,
 };
 #pragma clang attribute pop
 
-static __always_inline u64 folio_pages(struct folio *folio)
+static __always_inline u64 folio_flags(struct folio *folio)
 {
 	struct folio___plain *plain = (void *)folio;
-	u64 flags;
 
 	if (bpf_core_field_exists(plain->flags))
-		flags = BPF_CORE_READ(plain, flags);
-	else
-		flags = BPF_CORE_READ(folio, flags.f);
-	if (!(flags >> bpf_core_enum_value(enum pageflags, PG_head) & 1))
+		return BPF_CORE_READ(plain, flags);
+	return BPF_CORE_READ(folio, flags.f);
+}
+
+static __always_inline u64 folio_pages(struct folio *folio)
+{
+	if (!(folio_flags(folio) >> bpf_core_enum_value(enum pageflags, PG_head) & 1))
 		return 1;
 	return 1ULL << (BPF_CORE_READ(folio, _flags_1) & 31);
 }

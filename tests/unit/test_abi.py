@@ -34,6 +34,7 @@ AGENT_STRUCTS = [
     *("pagecache_file_key", "pagecache_request"),
     *(name for name in STRUCTS if name.startswith("pagecache_agent_")),
 ]
+OBSERVER_STRUCTS = [name for name in STRUCTS if name.startswith("pagecache_observe")]
 ENUMS = {
     "pagecache_hook": _abi.Hook,
     "pagecache_verdict": _abi.Verdict,
@@ -104,7 +105,7 @@ def built(request: pytest.FixtureRequest) -> tuple[Btf, str]:
 
 @pytest.mark.parametrize("name", STRUCTS)
 def test_structs_are_laid_out_alike(built: tuple[Btf, str], name: str) -> None:
-    if name in AGENT_STRUCTS and built[1].endswith(".ko"):
+    if name in AGENT_STRUCTS + OBSERVER_STRUCTS and built[1].endswith(".ko"):
         assert built[0].find(name, Kind.STRUCT) is None
         return
     assert differences(STRUCTS[name], *built) == []
@@ -134,18 +135,24 @@ def test_enums_have_the_same_values(built: tuple[Btf, str], name: str) -> None:
     assert theirs == sorted(each.value for each in ENUMS[name]), f"enum {name} in {where}"
 
 
-def test_counters_are_named_alike(built: tuple[Btf, str]) -> None:
+@pytest.mark.parametrize(
+    ("enum", "prefix", "family"),
+    [
+        ("pagecache_counter", "PAGECACHE_COUNTER_", _abi.COUNTERS),
+        ("pagecache_observed_counter", "PAGECACHE_OBSERVED_", _abi.OBSERVED),
+    ],
+)
+def test_counters_are_named_alike(
+    built: tuple[Btf, str], enum: str, prefix: str, family: tuple[_abi.Counter, ...]
+) -> None:
     btf, where = built
-    type_id = btf.find("pagecache_counter", Kind.ENUM)
+    type_id = btf.find(enum, Kind.ENUM)
     if type_id is None and where.endswith(".ko"):
         pytest.skip("the module has no variable of that type, so its types do not have it")
-    assert type_id is not None, f"{where} has no enum pagecache_counter"
-    theirs = {
-        value: name.removeprefix("PAGECACHE_COUNTER_")
-        for name, value in btf.enum_values(type_id).items()
-    }
-    ours = {place: counter.name for place, counter in enumerate(_abi.COUNTERS)}
-    assert theirs == {**ours, len(ours): "NR"}, f"enum pagecache_counter in {where}"
+    assert type_id is not None, f"{where} has no enum {enum}"
+    theirs = {value: name.removeprefix(prefix) for name, value in btf.enum_values(type_id).items()}
+    ours = {place: counter.name for place, counter in enumerate(family)}
+    assert theirs == {**ours, len(ours): "NR"}, f"enum {enum} in {where}"
 
 
 def test_the_generated_file_is_fresh() -> None:

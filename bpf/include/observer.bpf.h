@@ -1,0 +1,460 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/*
+ * observer.bpf.h - what the observer's programs stand on: the kernel's types, maps, helpers.
+ *
+ * Two compilers take the same programs.  clang makes an object whose places in the kernel's
+ * structs libbpf finds by BTF.  BCC (PAGECACHE_BCC) compiles on the machine, against the kernel's
+ * own headers, for kernels without BTF: places are constants then, and maps are file descriptors
+ * that user space made before.
+ */
+#ifndef OBSERVER_BPF_H
+#define OBSERVER_BPF_H
+
+#ifdef PAGECACHE_BCC
+#include "observer_bcc.bpf.h"
+#else
+#include "observer_core.bpf.h"
+#endif
+
+#define BITS_PAGES 1024 /* pages of one element of page_bits */
+#define BITS_WORDS (BITS_PAGES / 64)
+#define BATCH_FOLIOS 31 /* what filemap_get_pages() hands out at once: PAGEVEC_SIZE */
+#define MAX_FOLIO_PAGES 512 /* what a huge page has, too */
+#define MAX_WORDS 256 /* of one walk over page bits */
+#define MAP_WORDS 9 /* of one fault-around: at most a page table's worth, anyhow aligned */
+#define FOLIO_WORDS (MAX_FOLIO_PAGES / 64 + 1)
+#define REGISTERS 20
+
+#define FAULT_TOLD 1 /* of the page, which is not there */
+#define FAULT_READ 2 /* it has been added since */
+
+/* Which pages of a file ... */
+struct bits_key {
+	u32 slot;
+	u32 block;
+};
+
+struct page_bits {
+	u64 resident[BITS_WORDS]; /* are in the cache */
+	u64 touched[BITS_WORDS]; /* have been used since they came, or came before the tag */
+	u64 ours[BITS_WORDS]; /* came by a policy's prefetch and are not used yet */
+	u64 fresh[BITS_WORDS]; /* came in a read() that has not told yet what it wanted */
+	u32 adder; /* the task that made the last one fresh */
+	u32 unused;
+};
+
+/* Which pages of a file a process has been seen to map. */
+struct seen_key {
+	u32 slot;
+	u32 tgid;
+	u32 block;
+};
+
+struct seen_bits {
+	u64 seen[BITS_WORDS];
+};
+
+/* What wanted pages were. */
+struct found {
+	u32 hit;
+	u32 ahead;
+	u32 miss;
+	u32 demand; /* of miss: added by this very call */
+	u32 ours; /* of hit: prefetched, first use */
+};
+
+/* Who brought pages into the cache. */
+enum added_by {
+	BY_FAULT, /* one of them is wanted */
+	BY_READ, /* how many are wanted is told at its end */
+	BY_REQUEST,
+	BY_OTHERS, /* readahead of another fault, a write */
+	BY_US,
+};
+
+/* A walk over the pages [from, to) of a file, a word of page bits a step. */
+struct walk {
+	struct found found;
+	u64 word; /* the next */
+	u64 from;
+	u64 to;
+	u64 index;
+	u64 add_from;
+	u64 add_to;
+	u64 stopped; /* where, if short of `to` */
+	u32 slot;
+	u32 tid;
+	u32 pages;
+	u32 by; /* enum added_by */
+};
+
+/* Which pages of a word are in the cache, but cannot be mapped yet. */
+struct transit {
+	struct address_space *mapping;
+	struct xa_node *leaf;
+	u64 base; /* page of the first bit */
+	u64 pages;
+	u64 next; /* what lies before it is looked at */
+	u64 waiting;
+};
+
+/* One fault-around. */
+struct around {
+	struct found found;
+	struct address_space *mapping;
+	u64 word;
+	u64 from;
+	u64 to;
+	u64 mapped[MAP_WORDS];
+	u32 slot;
+	u32 tgid;
+	u32 whole; /* a huge page: nothing of it can be on its way */
+	u32 unused;
+	u32 again; /* nothing is new: the file has been mapped once more */
+	u32 failed;
+};
+
+/* What a task is doing in tagged files. */
+struct task_state {
+	/* read(): the call, what it wants, how much of that is counted */
+	u64 call; /* number of read calls that the task had finished when this one began */
+	u64 index;
+	u64 end;
+	u64 counted;
+	/* pages that the task has added in a call */
+	u64 add_call;
+	u64 add_from;
+	u64 add_to;
+	/* sleeping for I/O: since when, in which call or fault, how long so far */
+	u64 wait_since;
+	u64 wait_where;
+	u64 wait_call;
+	u64 waited_ns;
+	/* the last fault, until it is known what became of it */
+	u64 fault_where;
+	u64 fault_index;
+	u32 slot; /* of the read; 0: none */
+	u32 add_slot;
+	u32 fault_slot;
+	u32 fault_model;
+	u32 fault_pending; /* FAULT_* */
+	u32 unused;
+	union {
+		struct walk walk;
+		struct around around;
+	};
+	struct transit transit;
+};
+
+struct zeroes {
+	u8 bytes[1024];
+};
+
+#ifndef PAGECACHE_BCC
+/* BPF_F_NO_PREALLOC is 1. */
+OBSERVER_MAP(BPF_MAP_TYPE_ARRAY, inode_filter, INODE_FILTER, 0, u32, u8);
+OBSERVER_MAP(BPF_MAP_TYPE_HASH, observed_files, 131072, 1, struct pagecache_file_key,
+	     struct pagecache_observed_file);
+OBSERVER_MAP(BPF_MAP_TYPE_HASH, page_bits, 1 << 18, 1, struct bits_key, struct page_bits);
+OBSERVER_MAP(BPF_MAP_TYPE_HASH, seen_bits, 1 << 18, 1, struct seen_key, struct seen_bits);
+OBSERVER_MAP(BPF_MAP_TYPE_HASH, observed, 16384, 1, struct pagecache_observed_key,
+	     struct pagecache_observed_value);
+OBSERVER_MAP(BPF_MAP_TYPE_LRU_HASH, task_states, 8192, 0, u32, struct task_state);
+OBSERVER_MAP(BPF_MAP_TYPE_HASH, own_processes, 256, 1, u32, u32);
+OBSERVER_MAP(BPF_MAP_TYPE_HASH, mappers, 4096, 1, u32, u32);
+OBSERVER_MAP(BPF_MAP_TYPE_ARRAY, zeroes, 1, 0, u32, struct zeroes);
+OBSERVER_MAP(BPF_MAP_TYPE_ARRAY, any_mappers, 1, 0, u32, u32);
+OBSERVER_MAP(BPF_MAP_TYPE_ARRAY, observer_state, 1, 0, u32, struct pagecache_observer_state);
+
+struct {
+	__uint(type, BPF_MAP_TYPE_RINGBUF);
+	__uint(max_entries, 1 << 20);
+} moves SEC(".maps");
+#endif
+
+/* A number kept from the compiler's reasoning, which would make branches of what follows. */
+#define OPAQUE(value) asm volatile("" : "+r"(value))
+
+/* n between 0 and 64, without a branch: the verifier follows both sides of each. */
+static __always_inline u64 clamp_64(s64 n)
+{
+	s64 over;
+
+	OPAQUE(n);
+	n &= ~(n >> 63);
+	over = n - 64;
+	OPAQUE(over);
+	return 64 + (over & over >> 63);
+}
+
+/* Bits of a word, from page `from` to `to` of the file (exclusive). */
+static __always_inline u64 word_mask(u64 word, u64 from, u64 to)
+{
+	u64 low = clamp_64(from - word * 64), high = clamp_64(to - word * 64);
+	u64 below_low = ((1ULL << (low & 63)) - 1) | -(low >> 6);
+	u64 below_high = ((1ULL << (high & 63)) - 1) | -(high >> 6);
+
+	return below_high & ~below_low;
+}
+
+/* BPF has no instruction for it, and the compiler's own code takes 64-bit constants. */
+static __always_inline u32 count_bits(u64 v)
+{
+	v -= v >> 1 & 0x5555555555555555ULL;
+	v = (v & 0x3333333333333333ULL) + (v >> 2 & 0x3333333333333333ULL);
+	v = (v + (v >> 4)) & 0x0f0f0f0f0f0f0f0fULL;
+	return v * 0x0101010101010101ULL >> 56;
+}
+
+/* What every new element begins as; larger than the stack takes. */
+static __always_inline void *some_zeroes(void)
+{
+	u32 zero = 0;
+
+	return MAP_LOOKUP(zeroes, &zero);
+}
+
+#define MAKE_ELEMENT(map, key)                                      \
+	do {                                                        \
+		void *nothing = some_zeroes();                      \
+		if (nothing)                                        \
+			MAP_UPDATE(map, key, nothing, BPF_NOEXIST); \
+	} while (0)
+
+static __always_inline struct pagecache_observer_state *observer(void)
+{
+	u32 zero = 0;
+
+	return MAP_LOOKUP(observer_state, &zero);
+}
+
+static __always_inline struct page_bits *bits_of(u32 slot, u64 block, bool make)
+{
+	struct bits_key key = { .slot = slot, .block = block };
+	struct page_bits *bits = MAP_LOOKUP(page_bits, &key);
+	struct pagecache_observer_state *all;
+
+	if (bits || !make)
+		return bits;
+	MAKE_ELEMENT(page_bits, &key);
+	bits = MAP_LOOKUP(page_bits, &key);
+	if (!bits) {
+		all = observer();
+		if (all)
+			__sync_fetch_and_add(&all->lost_pages, BITS_PAGES);
+	}
+	return bits;
+}
+
+static __always_inline struct seen_bits *seen_of(u32 slot, u32 tgid, u64 block)
+{
+	struct seen_key key = { .slot = slot, .tgid = tgid, .block = block };
+	struct seen_bits *bits = MAP_LOOKUP(seen_bits, &key);
+
+	if (bits)
+		return bits;
+	MAKE_ELEMENT(seen_bits, &key);
+	return MAP_LOOKUP(seen_bits, &key);
+}
+
+static __always_inline struct task_state *state_of(u32 tid)
+{
+	struct task_state *state = MAP_LOOKUP(task_states, &tid);
+
+	if (state)
+		return state;
+	MAKE_ELEMENT(task_states, &tid);
+	return MAP_LOOKUP(task_states, &tid);
+}
+
+/* The counters of a consumer; 0: what no reader did. */
+static __always_inline struct pagecache_observed_value *value_of(u32 model, u32 tgid)
+{
+	struct pagecache_observed_key key = { .model = model, .tgid = tgid };
+	struct pagecache_observed_value *value = MAP_LOOKUP(observed, &key);
+	struct pagecache_observer_state *all;
+
+	if (!value) {
+		MAKE_ELEMENT(observed, &key);
+		value = MAP_LOOKUP(observed, &key);
+		if (value && tgid)
+			bpf_get_current_comm(value->comm, sizeof(value->comm));
+	}
+	if (!value && tgid) {
+		all = observer();
+		if (all)
+			__sync_fetch_and_add(&all->lost_consumers, 1);
+		key.tgid = 0; /* made by user space with the model */
+		value = MAP_LOOKUP(observed, &key);
+	}
+	return value;
+}
+
+static __always_inline void count(struct pagecache_observed_value *value, u32 counter, u64 n)
+{
+	if (n && counter < PAGECACHE_OBSERVED_NR)
+		__sync_fetch_and_add(&value->counters[counter], n);
+}
+
+#define COUNT_PAGES(value, name, pages) \
+	count(value, PAGECACHE_OBSERVED_##name, (u64)(pages) << (observer_page_shift & 31))
+
+/* Whether the observer's own process, the agent, is at work, or a worker of the module. */
+static __always_inline bool by_us(struct task_struct *task)
+{
+	struct bpf_pidns_info ids = {};
+	char comm[16] = {};
+
+	if (READ(task, flags) & PF_KTHREAD) {
+		bpf_get_current_comm(comm, sizeof(comm));
+		return comm[0] == 'p' && comm[1] == 'a' && comm[2] == 'g' && comm[3] == 'e' &&
+		       comm[4] == 'c' && comm[9] == '/';
+	}
+	return !bpf_get_ns_current_pid_tgid(observer_pidns_dev, observer_pidns_ino, &ids,
+					    sizeof(ids)) &&
+	       MAP_LOOKUP(own_processes, &ids.tgid);
+}
+
+/* The tag of a file; most files have none, so the cheapest test comes first. */
+static __always_inline struct pagecache_observed_file *tag_of(struct inode *inode,
+							      struct pagecache_file_key *key)
+{
+	u64 ino = READ(inode, i_ino);
+	u32 place = ino & (INODE_FILTER - 1);
+	u8 *some = MAP_LOOKUP(inode_filter, &place);
+	struct super_block *sb;
+	u32 dev;
+
+	if (!some || !*some)
+		return NULL;
+	sb = READ(inode, i_sb);
+	dev = READ(sb, s_dev);
+	key->ino = ino;
+	key->dev_major = dev >> 20;
+	key->dev_minor = dev & 0xfffff;
+	key->generation = READ(inode, i_generation);
+	key->reserved = 0;
+	return MAP_LOOKUP(observed_files, key);
+}
+
+/*
+ * Where a task has entered the kernel: one number of its registers.  With the number of finished
+ * read calls it tells one system call from the next, and one fault from another.
+ */
+static __always_inline u64 whereabouts(void)
+{
+	u64 registers[REGISTERS] = {}, sum = 0;
+
+	bpf_probe_read_kernel(registers, sizeof(registers), user_regs());
+	for (u32 i = 0; i < REGISTERS; i++)
+		sum = sum * 0x9e3779b97f4a7c15ULL + registers[i];
+	return sum;
+}
+
+/* An open file of a task by its descriptor, NULL if it has none such. */
+static __always_inline struct file *file_of(struct task_struct *task, u64 fd)
+{
+	struct fdtable *table = READ(task, files, fdt);
+	struct file **files = READ(table, fd), *file = NULL;
+
+	if (fd >= READ(table, max_fds))
+		return NULL;
+	bpf_probe_read_kernel(&file, sizeof(file), files + fd);
+	return file;
+}
+
+/*
+ * Where in the file the read call began that this task is in: its argument, or the position of
+ * the open file, which moves at the end of a call.  Returns the page, or `otherwise`.
+ */
+static __always_inline u64 first_page_of_call(struct task_struct *task, struct inode *inode,
+					      u64 otherwise)
+{
+	s64 number = syscall_number();
+	bool told = number == observer_sys_pread || number == observer_sys_preadv ||
+		    number == observer_sys_preadv2;
+	struct file *file;
+	u64 position;
+
+	if (!told && number != observer_sys_read && number != observer_sys_readv)
+		return otherwise;
+	file = file_of(task, syscall_argument(1));
+	if (!file || READ(file, f_inode) != inode)
+		return otherwise;
+	position = told ? syscall_argument(4) : (u64)READ(file, f_pos);
+	if (position == ~0ULL) /* preadv2() at the position of the open file */
+		position = READ(file, f_pos);
+	position >>= observer_page_shift & 31;
+	return position < otherwise ? position : otherwise;
+}
+
+/*
+ * The folio that holds a page, NULL if none; the caller's tracepoint holds off its freeing.
+ * leaf: NULL, or the node of the index that holds the pages around; set when it is found.
+ */
+static __always_inline struct folio *folio_at(struct address_space *mapping, u64 index,
+					      struct xa_node **leaf)
+{
+	u64 entry = *leaf ? (u64)*leaf + 2 : (u64)PAGES_OF(mapping);
+
+	for (u32 level = 0; level < 8; level++) {
+		struct xa_node *node = (void *)(entry - 2);
+		u64 at, shift;
+
+		if ((entry & 3) != 2 || entry <= 4096)
+			break;
+		shift = node == *leaf ? 0 : READ(node, shift);
+		if (!shift)
+			*leaf = node;
+		at = index >> (shift & 63) & 63;
+		bpf_probe_read_kernel(&entry, 8, (void *)node + SLOTS_OFFSET + 8 * at);
+		if ((entry & 3) == 2 && entry < 4096) { /* a sibling of the slot with the folio */
+			at = entry >> 2 & 63;
+			bpf_probe_read_kernel(&entry, 8, (void *)node + SLOTS_OFFSET + 8 * at);
+		}
+		if (!shift)
+			break;
+	}
+	return entry & 3 ? NULL : (struct folio *)entry;
+}
+
+/* Whether mapping around a fault takes it: not while it is read, nor with a readahead mark. */
+static __always_inline bool folio_mappable(struct folio *folio)
+{
+	u64 bits = FOLIO_BIT(uptodate) | FOLIO_BIT(locked) | FOLIO_BIT(readahead);
+
+	return (folio_flags(folio) & bits) == FOLIO_BIT(uptodate);
+}
+
+/* Where the folio of a page begins, or ends; if there is none, the page itself does. */
+static __always_inline u64 folio_edge(struct address_space *mapping, u64 index, bool end)
+{
+	struct xa_node *leaf = NULL;
+	struct folio *folio = folio_at(mapping, index, &leaf);
+	u64 first = folio ? READ(folio, index) : index;
+	u64 nr = folio ? folio_pages(folio) : 1;
+
+	if (nr > MAX_FOLIO_PAGES || first > index || first + nr <= index)
+		return end ? index + 1 : index;
+	return end ? first + nr : first;
+}
+
+/* Remember that a process maps tagged files: its faults are looked at. */
+static __always_inline void note_mapper(u32 tgid)
+{
+	u32 zero = 0, one = 1, *any = MAP_LOOKUP(any_mappers, &zero);
+
+	if (!MAP_LOOKUP(mappers, &tgid))
+		MAP_UPDATE(mappers, &tgid, &one, BPF_ANY);
+	if (any && !*any)
+		*any = 1;
+}
+
+static __always_inline u64 file_pages_of(struct inode *inode)
+{
+	u32 shift = observer_page_shift & 31;
+
+	return (READ(inode, i_size) + (1ULL << shift) - 1) >> shift;
+}
+
+#endif /* OBSERVER_BPF_H */

@@ -1,0 +1,244 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/*
+ * observer_steps.bpf.h - how the observer's programs walk over the bits of a file's pages.
+ *
+ * What a walk knows lies with the task's state, in a map: of numbers there the verifier has no
+ * history, and a loop's body is looked at once, not once for each value of a sum.
+ */
+#ifndef OBSERVER_STEPS_BPF_H
+#define OBSERVER_STEPS_BPF_H
+
+#include "observer.bpf.h"
+
+struct working {
+	struct task_state *state;
+};
+
+static __always_inline struct walk *start_walk(struct task_state *state, u32 slot, u32 tid)
+{
+	struct walk *w = &state->walk;
+
+	__builtin_memset(w, 0, sizeof(*w));
+	w->slot = slot;
+	w->tid = tid;
+	return w;
+}
+
+/* A word of wanted pages: what were they?  Returns how many of them, from the first, are counted.
+ */
+static __always_inline void classify(struct page_bits *bits, u32 at, u64 wanted, u64 added,
+				     bool adder, struct found *found)
+{
+	u64 resident = bits->resident[at], fresh = bits->fresh[at] & added;
+	u64 rest = wanted & resident & ~fresh, ours = rest & bits->ours[at];
+	u64 gone = adder ? wanted : wanted & fresh;
+
+	found->miss += count_bits(wanted & (fresh | ~resident));
+	found->demand += count_bits(wanted & fresh);
+	found->ours += count_bits(ours);
+	found->hit += count_bits(ours | (rest & bits->touched[at]));
+	found->ahead += count_bits(rest & ~ours & ~bits->touched[at]);
+	__sync_fetch_and_or(&bits->touched[at], wanted);
+	__sync_fetch_and_and(&bits->ours[at], ~ours);
+	__sync_fetch_and_and(&bits->fresh[at], ~gone);
+}
+
+static STEP(step_read)(u32 step, struct working *c)
+{
+	struct walk *w = &c->state->walk;
+	u64 word = w->word++, wanted = word_mask(word, w->from, w->to), absent;
+	u32 at = word % BITS_WORDS;
+	struct page_bits *bits;
+
+	if (word * 64 >= w->to)
+		return 1;
+	bits = bits_of(w->slot, word / BITS_WORDS, false);
+	if (!bits)
+		return 1;
+	/* What lies before index has been read, and the page there is being read. */
+	absent = wanted & ~bits->resident[at] & ~word_mask(word, 0, w->index + 1);
+	absent &= -absent;
+	wanted &= absent - 1;
+	classify(bits, at, wanted, word_mask(word, w->add_from, w->add_to), bits->adder == w->tid,
+		 &w->found);
+	w->stopped = word * 64 + count_bits(absent - 1); /* all 64 if none is */
+	return absent != 0;
+}
+
+/* What a call has added behind what it wants was brought by readahead. */
+static STEP(step_behind)(u32 step, struct working *c)
+{
+	struct walk *w = &c->state->walk;
+	u64 word = w->word++, fresh;
+	u32 at = word % BITS_WORDS;
+	struct page_bits *bits;
+
+	if (word * 64 >= w->to)
+		return 1;
+	bits = bits_of(w->slot, word / BITS_WORDS, false);
+	if (!bits)
+		return 0;
+	fresh = bits->fresh[at] & word_mask(word, w->from, w->to);
+	w->pages += count_bits(fresh);
+	if (fresh)
+		__sync_fetch_and_and(&bits->fresh[at], ~fresh);
+	return 0;
+}
+
+/*
+ * A read has got a batch of pages at index.  How many they are is not told; they are resident, so
+ * at most the run of resident pages that starts there.  Absent ones will be seen when they come.
+ */
+static __always_inline void count_read(struct task_state *state, u64 call, u64 to)
+{
+	struct working working = { state };
+	struct walk *w = &state->walk;
+
+	w->from = state->counted;
+	w->to = to;
+	w->stopped = w->from;
+	w->word = w->from / 64;
+	if (state->add_slot == w->slot && state->add_call == call) {
+		w->add_from = state->add_from;
+		w->add_to = state->add_to;
+	}
+	WALK(MAX_WORDS, step_read, &working);
+	state->counted = w->stopped < to ? w->stopped : to;
+}
+
+static __always_inline u64 count_behind(struct task_state *state, u64 end)
+{
+	struct working working = { state };
+	struct walk *w = &state->walk;
+
+	w->from = state->add_from > end ? state->add_from : end;
+	w->to = state->add_to;
+	w->word = w->from / 64;
+	w->pages = 0;
+	WALK(MAX_WORDS, step_behind, &working);
+	state->add_to = end;
+	return w->pages;
+}
+
+static STEP(step_transit)(u32 step, struct working *c)
+{
+	struct transit *t = &c->state->transit;
+	u64 index = t->base + step;
+	struct folio *folio;
+
+	if (!(t->pages >> (step & 63) & 1) || index < t->next)
+		return 0;
+	folio = folio_at(t->mapping, index, &t->leaf);
+	if (!folio)
+		return 0;
+	t->next = READ(folio, index) + folio_pages(folio);
+	if (!folio_mappable(folio))
+		t->waiting |= word_mask(t->base / 64, index, t->next);
+	return 0;
+}
+
+static STEP(step_mapped)(u32 step, struct working *c)
+{
+	struct around *a = &c->state->around;
+	u64 word = a->word + step, window, fresh;
+	struct transit *t = &c->state->transit;
+	u32 at = word % BITS_WORDS;
+	struct page_bits *bits;
+	struct seen_bits *seen;
+
+	if (word * 64 >= a->to || step >= MAP_WORDS)
+		return 1;
+	bits = bits_of(a->slot, word / BITS_WORDS, true);
+	seen = seen_of(a->slot, a->tgid, word / BITS_WORDS);
+	if (!bits || !seen) {
+		a->failed = 1;
+		return 1;
+	}
+	window = word_mask(word, a->from, a->to);
+	fresh = window & ~seen->seen[at];
+	if (fresh)
+		a->again = 0;
+	fresh &= bits->resident[at];
+	if (fresh && !a->whole) {
+		t->mapping = a->mapping;
+		t->leaf = NULL;
+		t->base = word * 64;
+		t->pages = fresh;
+		t->next = 0;
+		t->waiting = 0;
+		WALK(64, step_transit, c);
+		fresh &= ~t->waiting;
+	}
+	a->mapped[step] = fresh | (window & seen->seen[at] & bits->resident[at]);
+	return 0;
+}
+
+static STEP(step_first)(u32 step, struct working *c)
+{
+	struct around *a = &c->state->around;
+	u64 word = a->word + step, first;
+	u32 at = word % BITS_WORDS;
+	struct page_bits *bits;
+	struct seen_bits *seen;
+
+	if (word * 64 >= a->to || step >= MAP_WORDS)
+		return 1;
+	bits = bits_of(a->slot, word / BITS_WORDS, false);
+	seen = seen_of(a->slot, a->tgid, word / BITS_WORDS);
+	if (!bits || !seen)
+		return 1;
+	first = a->mapped[step];
+	if (!a->again)
+		first &= ~seen->seen[at];
+	__sync_fetch_and_or(&seen->seen[at], a->mapped[step]);
+	classify(bits, at, first, 0, false, &a->found);
+	return 0;
+}
+
+static STEP(step_added)(u32 step, struct working *c)
+{
+	struct walk *w = &c->state->walk;
+	u64 word = w->word++, mask = word_mask(word, w->from, w->to);
+	u32 at = word % BITS_WORDS;
+	struct page_bits *bits;
+
+	if (word * 64 >= w->to)
+		return 1;
+	bits = bits_of(w->slot, word / BITS_WORDS, true);
+	if (!bits)
+		return 1;
+	__sync_fetch_and_or(&bits->resident[at], mask);
+	__sync_fetch_and_and(&bits->touched[at], ~mask | word_mask(word, w->index, w->index + 1));
+	if (w->by == BY_US) {
+		__sync_fetch_and_or(&bits->ours[at], mask);
+	} else if (w->by == BY_READ) {
+		bits->adder = w->tid;
+		__sync_fetch_and_or(&bits->fresh[at], mask);
+	}
+	return 0;
+}
+
+static STEP(step_removed)(u32 step, struct working *c)
+{
+	struct walk *w = &c->state->walk;
+	u64 word = w->word++, mask = word_mask(word, w->from, w->to), ours, unused;
+	u32 at = word % BITS_WORDS;
+	struct page_bits *bits;
+
+	if (word * 64 >= w->to)
+		return 1;
+	bits = bits_of(w->slot, word / BITS_WORDS, false);
+	if (!bits)
+		return 0;
+	ours = mask & bits->ours[at];
+	unused = mask & bits->resident[at] & ~bits->touched[at] & ~ours;
+	w->found.ours += count_bits(ours);
+	w->found.ahead += count_bits(unused);
+	__sync_fetch_and_and(&bits->resident[at], ~mask);
+	__sync_fetch_and_and(&bits->touched[at], ~mask);
+	__sync_fetch_and_and(&bits->ours[at], ~mask);
+	__sync_fetch_and_and(&bits->fresh[at], ~mask);
+	return 0;
+}
+
+#endif /* OBSERVER_STEPS_BPF_H */

@@ -1,0 +1,72 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the observer has to find out about the kernel by trying."""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+import os
+import tempfile
+from pathlib import Path
+
+PAGE_SIZE = os.sysconf("SC_PAGE_SIZE")
+_BYTES = 4 << 20
+_HUGE = 2 << 20
+_PLACES = ("/var/tmp", "/tmp")
+_PRESENT = 1 << 63  # bit of /proc/PID/pagemap
+_WINDOW = Path("/sys/kernel/debug/fault_around_bytes")
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_libc.mmap.restype = ctypes.c_void_p
+_libc.mmap.argtypes = (
+    *(ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int),
+    *(ctypes.c_int, ctypes.c_int, ctypes.c_int64),
+)
+_libc.munmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t)
+
+
+def maps_whole_folios() -> bool:
+    """Whether a fault maps a large folio whole, beyond the window around the fault (6.18).
+
+    No tracepoint tells how far.  Large folios are made by reading a small file that readahead
+    follows; where no file system at hand makes any, the answer is False.
+    """
+    try:
+        window = int(_WINDOW.read_text())
+    except (OSError, ValueError):
+        window = 64 << 10
+    for directory in _PLACES:
+        try:
+            with tempfile.TemporaryFile(dir=directory, buffering=0) as file:
+                _fill(file.fileno())
+                # Readahead makes folios of many sizes; a huge one is mapped whole by any kernel.
+                for place in range(0, _BYTES, 128 << 10):
+                    if window < _mapped_by_one_touch(file.fileno(), place) < _HUGE:
+                        return True
+        except OSError:
+            continue
+    return False
+
+
+def _fill(fd: int) -> None:
+    os.write(fd, bytes(_BYTES))
+    os.fsync(fd)
+    os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+    os.lseek(fd, 0, os.SEEK_SET)
+    while os.read(fd, 128 << 10):
+        pass
+
+
+def _mapped_by_one_touch(fd: int, place: int) -> int:
+    """Bytes of the file that are in this process's page table after one touch of a mapping."""
+    address = _libc.mmap(None, _BYTES, mmap.PROT_READ, mmap.MAP_PRIVATE, fd, 0)
+    if address == ctypes.c_void_p(-1).value:
+        raise OSError(ctypes.get_errno(), "cannot map")
+    try:
+        ctypes.string_at(address + place, 1)
+        with open("/proc/self/pagemap", "rb", buffering=0) as table:
+            raw = os.pread(table.fileno(), 8 * _BYTES // PAGE_SIZE, address // PAGE_SIZE * 8)
+    finally:
+        _libc.munmap(address, _BYTES)
+    entries = memoryview(raw).cast("Q")
+    return sum(bool(entry & _PRESENT) for entry in entries) * PAGE_SIZE

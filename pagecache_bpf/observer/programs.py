@@ -1,0 +1,158 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Loads the observer's programs with libbpf and puts them on their tracepoints."""
+
+from __future__ import annotations
+
+import os
+import platform
+import sys
+from collections.abc import Collection
+from pathlib import Path
+
+from pagecache_bpf import libbpf
+from pagecache_bpf._logs import write_log
+from pagecache_bpf._verifier import boil_down
+from pagecache_bpf.errors import PagecacheError, UnsupportedError
+from pagecache_bpf.observer.maps import MAPS, RING, Map
+from pagecache_bpf.observer.probe import maps_whole_folios
+from pagecache_bpf.policies import RODATA
+
+PAGE_SIZE = os.sysconf("SC_PAGE_SIZE")
+#: Without these nothing can be counted ...
+NEEDED = frozenset({"mm_filemap_add_to_page_cache", "mm_filemap_delete_from_page_cache"})
+#: ... and without these no access (before 6.12), without that no stall.
+ACCESSES = frozenset({"mm_filemap_get_pages", "mm_filemap_map_pages", "mm_filemap_fault"})
+SWITCH = "sched_switch"
+#: Without these only what is mapped by huge pages is not seen; arm64 does not have them.
+FAULTS = frozenset({"page_fault_user", "page_fault_kernel", "vm_unmapped_area"})
+
+_HERE = Path(__file__).resolve().parent.parent
+# Numbers of system calls: of x86-64, and of the table that newer architectures share.
+_SYSCALLS = {
+    "x86_64": {
+        **{"readahead": 187, "fadvise": 221, "madvise": 28, "mmap": 9},
+        **{"read": 0, "readv": 19, "pread": 17, "preadv": 295, "preadv2": 327},
+    },
+    "generic": {
+        **{"readahead": 213, "fadvise": 223, "madvise": 233, "mmap": 222},
+        **{"read": 63, "readv": 65, "pread": 67, "preadv": 69, "preadv2": 286},
+    },
+}
+
+
+def object_path() -> Path:
+    """The compiled programs: built in this tree, or installed.  Raises UnsupportedError."""
+    places = [
+        _HERE.parent / "build" / "bpf" / "observer" / "observer.bpf.o",
+        _HERE / "bpf" / "observer" / "observer.bpf.o",
+    ]
+    for place in places:
+        if place.is_file():
+            return place
+    raise UnsupportedError(
+        "the observer is not built", f"there is no {places[0]}", "Run `make build`"
+    )
+
+
+def constants(moves: int) -> dict[str, int]:
+    """What the programs are told before they are loaded."""
+    namespace = os.stat("/proc/self/ns/pid")
+    calls = _SYSCALLS.get(platform.machine(), _SYSCALLS["generic"])
+    return {
+        "observer_page_shift": PAGE_SIZE.bit_length() - 1,
+        "observer_moves": moves,
+        "observer_whole_folios": int(maps_whole_folios()),
+        "observer_pidns_dev": namespace.st_dev,
+        "observer_pidns_ino": namespace.st_ino,
+        **{f"observer_sys_{name}": number for name, number in calls.items()},
+    }
+
+
+class Programs:
+    """The loaded and attached programs.
+
+    moves: 0, 1 or 2, as in bpf/include/observer_core.bpf.h.  without: tracepoints to leave out.
+
+    Raises UnsupportedError where the kernel has not even the two tracepoints without which
+    nothing can be counted, or refuses the programs.
+    """
+
+    backend = "libbpf"
+
+    def __init__(self, moves: int, without: Collection[str] = (), log_dir: Path | None = None):
+        self.missing: list[str] = []
+        self.ring_fd = -1
+        self._links: list[libbpf.Link] = []
+        path = object_path()
+        with libbpf.Messages() as messages:
+            try:
+                self._object = libbpf.Object(path, "observer")
+            except OSError as error:
+                why = "; ".join(messages.lines[:2]) or str(error)
+                raise PagecacheError(f"{path} cannot be loaded", why, "Build it anew") from error
+            try:
+                self._tell(constants(moves))
+                self._object.load()
+            except OSError as error:
+                log = self._object.kernel_log
+                text = "\n".join([*messages.lines, "", log])
+                written = write_log("observer-load.log", text, log_dir)
+                why = boil_down(log) or "; ".join(messages.lines[:2]) or str(error)
+                self._object.close()
+                raise UnsupportedError(
+                    "the kernel refused to load the observer",
+                    why,
+                    f"The whole log is in {written}" if written else "",
+                ) from error
+        try:
+            self._attach(without)
+        except BaseException:
+            self.close()
+            raise
+        self.maps: dict[str, Map] = {}
+        for each in self._object.maps():
+            if each.name == RING:
+                self.ring_fd = each.fd
+            elif each.name in MAPS:
+                self.maps[each.name] = Map(each.fd, *MAPS[each.name][1:3])
+
+    def close(self) -> None:
+        """Detach and free everything."""
+        for link in self._links:
+            link.close()
+        self._links = []
+        self._object.close()
+
+    def _tell(self, values: dict[str, int]) -> None:
+        btf = self._object.btf()
+        rodata = next(each for each in self._object.maps() if each.name.endswith(RODATA))
+        for variable in btf.variables(RODATA):
+            if variable.name in values:
+                size = btf.size(variable.type_id)
+                data = values[variable.name].to_bytes(size, sys.byteorder)
+                rodata.write_initial(variable.offset, data)
+
+    def _attach(self, without: Collection[str]) -> None:
+        with libbpf.Messages():
+            for program in self._object.programs():
+                tracepoint = program.section.rpartition("/")[2]
+                if tracepoint in without:
+                    self.missing.append(tracepoint)
+                    continue
+                try:
+                    self._links.append(program.attach())
+                except OSError:
+                    self.missing.append(tracepoint)
+        check_tracepoints(self.missing)
+
+
+def check_tracepoints(missing: Collection[str]) -> None:
+    """Raises UnsupportedError if nothing can be counted without the missing ones."""
+    needed = sorted(NEEDED.intersection(missing))
+    if needed:
+        raise UnsupportedError(
+            "the observer cannot run on this kernel",
+            f"it does not have, or does not let this process use, the tracepoints "
+            f"{', '.join(needed)}",
+            "It needs root, Linux 5.15 or newer, and CONFIG_BPF_EVENTS",
+        )

@@ -1,0 +1,129 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The observer on a stock 6.12: known counts, large folios on xfs, the module's prefetch."""
+
+from __future__ import annotations
+
+import os
+import random
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.observing import (
+    PAGE_SIZE,
+    consistent,
+    counts,
+    drop,
+    observing,
+    pages,
+    pread,
+    reader,
+    reader_command,
+    stream,
+    touch,
+)
+from tests.vm.kernel import attached, make_file
+
+pytestmark = pytest.mark.vm
+
+PAGES = 2039
+
+
+@pytest.fixture(params=["ext4", "xfs"])
+def file(request: pytest.FixtureRequest) -> Path:
+    mount = request.getfixturevalue("mount" if request.param == "ext4" else "xfs_mount")
+    return make_file(mount / "model.safetensors", PAGES)
+
+
+def test_reads_and_mappings(file: Path) -> None:
+    """Everything in one observer: starting Python takes seconds here."""
+    some = random.Random(4711)
+    size = PAGES * PAGE_SIZE
+    spans = [(some.randrange(size - 9_000), some.randrange(1, 9_000)) for _ in range(307)]
+    wanted = {page for at, n in spans for page in range(at // PAGE_SIZE, -(-(at + n) // PAGE_SIZE))}
+    with observing(file) as observer:
+        begun = counts(observer)
+        reader(file, stream(), stream(3 * PAGE_SIZE))
+        found = counts(observer)
+        consistent(found, file)
+        assert found.read_miss + found.read_ahead == PAGES == found.added
+        assert found.read_hit == PAGES and found.read_stall_ns > 0
+
+        drop([file])
+        begun = counts(observer)
+        reader(file, ["advise", 0, 0, os.POSIX_FADV_RANDOM], pread(*spans))
+        consistent(counts(observer), file)
+        found = counts(observer) - begun
+        assert found.read == pages(*spans)
+        assert found.read_miss + found.read_ahead == len(wanted) <= found.added
+        assert found.read_hit == found.read - len(wanted)
+
+        drop([file])
+        begun = counts(observer)
+        reader(file, touch())
+        consistent(counts(observer), file)
+        found = counts(observer) - begun
+        assert abs(found.mmap - PAGES) <= 0.01 * PAGES
+        assert found.mmap_hit <= 0.01 * PAGES and found.mmap_stall_ns > 0
+        begun = counts(observer)
+        reader(file, touch(), touch())
+        found = counts(observer) - begun
+        assert abs(found.mmap_hit - 2 * PAGES) <= 0.01 * 2 * PAGES
+        assert found.mmap == found.mmap_hit
+
+
+def test_the_modules_prefetch(xfs_mount: Path) -> None:
+    file = make_file(xfs_mount / "model.safetensors", PAGES)
+    with attached("sequential", file), observing(file) as observer:
+        reader(file, stream())
+        found = counts(observer)
+        consistent(found, file)
+        assert found.prefetched > 0.5 * PAGES
+        assert found.read == PAGES
+        assert found.read_hit == found.prefetch_useful + found.prefetch_late
+        assert found.prefetched >= found.read_hit > 0
+        drop([file])
+        found = counts(observer)
+        consistent(found, file)
+        assert found.prefetch_wasted == found.prefetched - found.read_hit
+
+
+@pytest.fixture
+def small_group() -> Iterator[Path]:
+    """A memory cgroup of 40 MiB."""
+    top = Path("/sys/fs/cgroup")
+    (top / "cgroup.subtree_control").write_text("+memory")
+    group = top / "observed"
+    group.mkdir()
+    (group / "memory.max").write_text(str(40 << 20))
+    yield group
+    group.rmdir()
+
+
+def test_a_cold_read_of_more_than_the_memory_hits_nothing(mount: Path, small_group: Path) -> None:
+    """Where cachestat(8) says 50%: nothing hit, readahead covered nearly all, reclaim took it."""
+    file = mount / "model.safetensors"
+    large = 24_593
+    with file.open("wb") as out:
+        for _ in range(large):
+            out.write(bytes(PAGE_SIZE))
+        out.flush()
+        os.fsync(out.fileno())
+    drop([file])
+    join = f"import os; open({str(small_group / 'cgroup.procs')!r}, 'w').write(str(os.getpid()))\n"
+    command = reader_command(file, stream(), first=join)
+    with observing(file) as observer:
+        subprocess.run(command, check=True, timeout=300)
+        found = counts(observer)
+        consistent(found, file)
+        assert found.read == large == found.read_miss + found.read_ahead
+        assert found.read_hit == 0
+        assert found.read_ahead > 0.9 * large
+        assert found.evicted_reclaim > large / 2
+
+
+def test_the_kernel_lacks_nothing_that_is_needed(mount: Path) -> None:
+    with observing(make_file(mount / "model.safetensors", 3)) as observer:
+        assert (observer.level, observer.missing) == ("full", [])
