@@ -149,7 +149,7 @@ LOADERS: dict[str, Callable[[Sequence[Path], Sequence[int]], Callable[[], Loaded
 }
 
 
-def _in_child(work: Callable[[], Outcome], what: str) -> Outcome:
+def in_child(work: Callable[[], Outcome], what: str) -> Outcome:
     """Run `work` in a fork and hand its outcome back; raises PagecacheError when it fails."""
     out_r, out_w = os.pipe()
     pid = os.fork()
@@ -223,7 +223,7 @@ def run_loader(
         # safe_open delivers tensors, which leaves out headers; the others deliver all bytes.
         return _measure(warmed, reference, whole=name != "safe_open")
 
-    return _in_child(work, f"loading with {name}")
+    return in_child(work, f"loading with {name}")
 
 
 def run_direct(files: Sequence[Path], reference: Reference, plan: Plan) -> Outcome:
@@ -238,4 +238,4 @@ def run_direct(files: Sequence[Path], reference: Reference, plan: Plan) -> Outco
 
         return _measure(load, reference, whole=True)
 
-    return _in_child(work, f"direct I/O ({plan})")
+    return in_child(work, f"direct I/O ({plan})")

@@ -20,6 +20,7 @@ class Counter(NamedTuple):
     help: str
 
 
+TEMPLATE_NONE = 0xFFFFFFFF
 ABI_VERSION = 1
 NAME_LEN = 32
 MODEL_LEN = 64
@@ -42,6 +43,14 @@ IOC_UNTAG = 0x4018B902
 IOC_TAGS = 0xC490B903
 IOC_POLICIES = 0xC0E8B904
 IOC_EXITS = 0xC2A0B905
+
+
+class TemplateSource(IntEnum):
+    """enum pagecache_template_source"""
+
+    DERIVED = 1
+    RECORDED = 2
+    IMPORTED = 3
 
 
 class Hook(IntEnum):
@@ -97,6 +106,164 @@ class RequestKind(IntEnum):
     DROP = 2
     CANCEL = 3
     EXIT = 4
+
+
+class pagecache_file_key(ctypes.Structure):
+    """struct pagecache_file_key, 24 bytes"""
+
+    ino: int
+    dev_major: int
+    dev_minor: int
+    generation: int
+    reserved: int
+
+    _fields_ = (
+        ("ino", ctypes.c_uint64),
+        ("dev_major", ctypes.c_uint32),
+        ("dev_minor", ctypes.c_uint32),
+        ("generation", ctypes.c_uint32),
+        ("reserved", ctypes.c_uint32),
+    )
+
+
+class pagecache_template_file(ctypes.Structure):
+    """struct pagecache_template_file, 16 bytes"""
+
+    file: int
+    model: int
+    spans: int
+    reserved: int
+
+    _fields_ = (
+        ("file", ctypes.c_uint32),
+        ("model", ctypes.c_uint32),
+        ("spans", ctypes.c_uint32),
+        ("reserved", ctypes.c_uint32),
+    )
+
+
+class pagecache_template_model(ctypes.Structure):
+    """struct pagecache_template_model, 104 bytes"""
+
+    first_consumer: int
+    nr_consumers: int
+    source: int
+    failed: int
+    followed: int
+    strayed: int
+    jumps: int
+    name: bytes
+
+    _fields_ = (
+        ("first_consumer", ctypes.c_uint32),
+        ("nr_consumers", ctypes.c_uint32),
+        ("source", ctypes.c_uint32),
+        ("failed", ctypes.c_uint32),
+        ("followed", ctypes.c_uint64),
+        ("strayed", ctypes.c_uint64),
+        ("jumps", ctypes.c_uint64),
+        ("name", ctypes.c_char * 64),
+    )
+
+
+class pagecache_template_consumer(ctypes.Structure):
+    """struct pagecache_template_consumer, 32 bytes"""
+
+    first_step: int
+    nr_steps: int
+    tgid: int
+    reserved: int
+    time_ns: int
+    position: int
+
+    _fields_ = (
+        ("first_step", ctypes.c_uint32),
+        ("nr_steps", ctypes.c_uint32),
+        ("tgid", ctypes.c_uint32),
+        ("reserved", ctypes.c_uint32),
+        ("time_ns", ctypes.c_uint64),
+        ("position", ctypes.c_uint64),
+    )
+
+
+class pagecache_template_target(ctypes.Structure):
+    """struct pagecache_template_target, 48 bytes"""
+
+    key: pagecache_file_key
+    pages: int
+    asked: int
+    generation: int
+    reserved: int
+
+    _fields_ = (
+        ("key", pagecache_file_key),
+        ("pages", ctypes.c_uint64),
+        ("asked", ctypes.c_uint64),
+        ("generation", ctypes.c_uint32),
+        ("reserved", ctypes.c_uint32),
+    )
+
+
+class pagecache_template_span(ctypes.Structure):
+    """struct pagecache_template_span, 8 bytes"""
+
+    first: int
+    nr: int
+
+    _fields_ = (
+        ("first", ctypes.c_uint32),
+        ("nr", ctypes.c_uint32),
+    )
+
+
+class pagecache_template_entry(ctypes.Structure):
+    """struct pagecache_template_entry, 8 bytes"""
+
+    start: int
+    step: int
+
+    _fields_ = (
+        ("start", ctypes.c_uint32),
+        ("step", ctypes.c_uint32),
+    )
+
+
+class pagecache_template_step(ctypes.Structure):
+    """struct pagecache_template_step, 16 bytes"""
+
+    extent: int
+    next: int
+    before: int
+
+    _fields_ = (
+        ("extent", ctypes.c_uint32),
+        ("next", ctypes.c_uint32),
+        ("before", ctypes.c_uint64),
+    )
+
+
+class pagecache_template_extent(ctypes.Structure):
+    """struct pagecache_template_extent, 32 bytes"""
+
+    file: int
+    start: int
+    end: int
+    users: int
+    asked: int
+    generation: int
+    passed: int
+    reserved: int
+
+    _fields_ = (
+        ("file", ctypes.c_uint32),
+        ("start", ctypes.c_uint32),
+        ("end", ctypes.c_uint32),
+        ("users", ctypes.c_uint32),
+        ("asked", ctypes.c_uint32),
+        ("generation", ctypes.c_uint32),
+        ("passed", ctypes.c_uint32),
+        ("reserved", ctypes.c_uint32),
+    )
 
 
 class pagecache_ctx(ctypes.Structure):
@@ -308,24 +475,6 @@ class pagecache_policy_record(ctypes.Structure):
         ("tags", ctypes.c_uint32),
         ("name", ctypes.c_char * 32),
         ("counters", ctypes.c_uint64 * 20),
-    )
-
-
-class pagecache_file_key(ctypes.Structure):
-    """struct pagecache_file_key, 24 bytes"""
-
-    ino: int
-    dev_major: int
-    dev_minor: int
-    generation: int
-    reserved: int
-
-    _fields_ = (
-        ("ino", ctypes.c_uint64),
-        ("dev_major", ctypes.c_uint32),
-        ("dev_minor", ctypes.c_uint32),
-        ("generation", ctypes.c_uint32),
-        ("reserved", ctypes.c_uint32),
     )
 
 

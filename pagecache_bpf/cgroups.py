@@ -77,6 +77,26 @@ def of_process(pid: int | None = None, kernel: KernelFS = LIVE) -> Memory:
 
     Raises UsageError when there is no such process.
     """
+    version, mount, path = _place(pid, kernel)
+    if mount is None:
+        return Memory(None, path)
+    return _read(kernel, version, mount, path)
+
+
+def directory_of(pid: int, kernel: KernelFS = LIVE) -> Path | None:
+    """The directory of a process's memory cgroup, to move others there.
+
+    None where memory is not accounted, and for one outside the cgroup namespace.  Raises
+    UsageError when there is no such process.
+    """
+    _, mount, path = _place(pid, kernel)
+    if mount is None:
+        return None
+    return next((Path(directory) for directory, _ in _directories(mount, path)), None)
+
+
+def _place(pid: int | None, kernel: KernelFS) -> tuple[int, Mount | None, str]:
+    """Version and mount of the hierarchy, and a process's path in it."""
     text = kernel.read(f"/proc/{'self' if pid is None else pid}/cgroup")
     if text is None:
         raise UsageError(f"there is no process {pid}", "", "Check the number with `ps`")
@@ -85,11 +105,11 @@ def of_process(pid: int | None = None, kernel: KernelFS = LIVE) -> Memory:
         _, _, rest = line.partition(":")
         controllers, _, path = rest.partition(":")
         for controller in controllers.split(","):
-            paths[controller] = path  # v2 names no controller
+            paths[controller] = path.removesuffix(" (deleted)")  # v2 names no controller
     version, mount = _hierarchy(kernel)
     if mount is None:
-        return Memory(None, paths.get("", "/"))
-    return _read(kernel, version, mount, paths.get("" if version == 2 else "memory", "/"))
+        return version, None, paths.get("", "/")
+    return version, mount, paths.get("" if version == 2 else "memory", "/")
 
 
 def of_path(path: str | Path, kernel: KernelFS = LIVE) -> Memory:

@@ -17,8 +17,8 @@ import shutil
 import struct
 import subprocess
 import zlib
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -33,6 +33,11 @@ READAHEAD_FUNCTIONS = ("page_cache_sync_ra", "page_cache_async_ra", "page_cache_
 TRACEPOINTS = ("mm_filemap_add_to_page_cache", "mm_filemap_delete_from_page_cache")
 CAPABILITIES = {"CAP_SYS_MODULE": 16, "CAP_SYS_ADMIN": 21, "CAP_PERFMON": 38, "CAP_BPF": 39}
 
+#: The tracepoints that tell engine agent what readers want ("filemap: add trace events for
+#: get_pages, map_pages, and fault", 6.12); any of them is enough to run.
+ACCESS_TRACEPOINTS = ("mm_filemap_get_pages", "mm_filemap_map_pages", "mm_filemap_fault")
+ENGINES = ("struct_ops", "agent")
+
 _DISTRIBUTION_KERNEL = "Boot a distribution kernel (Debian and Ubuntu set it) or rebuild yours with"
 
 
@@ -42,7 +47,7 @@ class Feature:
 
     ok: True, False, or None where it could not be found out; found: what was seen;
     lost: what does not work without it; fix: the next step, empty when there is nothing to do;
-    needed: policies cannot be attached without it.
+    engines: those that cannot run a policy without it.
     """
 
     name: str
@@ -50,7 +55,7 @@ class Feature:
     found: str
     lost: str
     fix: str = ""
-    needed: bool = True
+    engines: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -117,7 +122,13 @@ Probe = Callable[[Machine], Feature]
 def probe(machine: Machine | None = None) -> list[Feature]:
     """Ask everything; never raises for what is missing.  Without root some answers are None."""
     machine = machine or Machine()
-    return [ask(machine) for ask in PROBES]
+    return [replace(ask(machine), engines=engines) for ask, engines in PROBES.items()]
+
+
+def lacking(features: Iterable[Feature]) -> dict[str, list[Feature]]:
+    """What each engine needs and this machine does not have; nothing: it can run policies."""
+    missing = [feature for feature in features if feature.ok is False]
+    return {engine: [each for each in missing if engine in each.engines] for engine in ENGINES}
 
 
 def load_module() -> None:
@@ -129,7 +140,7 @@ def load_module() -> None:
 
 
 def _kernel(m: Machine) -> Feature:
-    return Feature("kernel", True, f"{m.release} on {platform.machine()}", "", needed=False)
+    return Feature("kernel", True, f"{m.release} on {platform.machine()}", "")
 
 
 def _privileges(m: Machine) -> Feature:
@@ -159,7 +170,7 @@ def _btf(m: Machine) -> Feature:
 
 
 def _bpffs(m: Machine) -> Feature:
-    lost = "a policy would end with the command that attached it"
+    lost = "the engine struct_ops: a policy would end with the command that attached it"
     for mount in m.fs.mounts():
         if mount.fstype == "bpf":
             return Feature("bpffs", True, f"mounted at {mount.target}", lost)
@@ -170,7 +181,7 @@ def _bpffs(m: Machine) -> Feature:
 
 
 def _modules(m: Machine) -> Feature:
-    lost = "the kernel module, and with it every policy"
+    lost = "the kernel module, and with it the engine struct_ops"
     if not m.fs.exists("/proc/modules"):
         fix = f"{_DISTRIBUTION_KERNEL} CONFIG_MODULES=y"
         found = "the kernel cannot load modules (no CONFIG_MODULES)"
@@ -187,14 +198,14 @@ def _struct_ops(m: Machine) -> Feature:
     known = m.has_type("bpf_struct_ops_desc")
     if known is None:
         known = "__register_bpf_struct_ops" in m.symbols or None
-    lost = "the module has nothing to offer its hooks through: no policy attaches"
+    lost = "the engine struct_ops: the module has nothing to offer its hooks through"
     found = {True: "yes", False: "the kernel keeps struct_ops to itself", None: "no BTF to ask"}
     fix = "" if known else "Boot a kernel with struct_ops in modules (Linux 6.9 brought it)"
     return Feature("struct_ops in modules", known, found[known], lost, fix)
 
 
 def _ftrace(m: Machine) -> Feature:
-    lost = "the readahead hook cannot be attached"
+    lost = "the engine struct_ops: its readahead hook cannot be attached"
     name = "ftrace with IPMODIFY"
     fix = f"{_DISTRIBUTION_KERNEL} CONFIG_FUNCTION_TRACER=y and CONFIG_LIVEPATCH=y"
     if m.symbols and "register_ftrace_function" not in m.symbols:
@@ -254,6 +265,21 @@ def _tracepoints(m: Machine) -> Feature:
     return Feature("tracepoints", True, ", ".join(TRACEPOINTS), lost)
 
 
+def _access_tracepoints(m: Machine) -> Feature:
+    name = "access tracepoints"
+    lost = "the engine agent does not see what readers want"
+    known = {each: m.has_type(f"btf_trace_{each}") for each in ACCESS_TRACEPOINTS}
+    if None in known.values():
+        return Feature(name, None, "no BTF to ask", lost, "See kernel BTF")
+    there = [each for each, found in known.items() if found]
+    missing = [each for each in known if each not in there]
+    if not there:
+        fix = "Boot Linux 6.12 or newer, or use the engine struct_ops"
+        return Feature(name, False, f"missing: {', '.join(missing)}", lost, fix)
+    found = ", ".join(there) + (f"; missing: {', '.join(missing)}" if missing else "")
+    return Feature(name, True, found, lost)
+
+
 def _lockdown(m: Machine) -> Feature:
     lost = "unsigned modules: the module has to be signed with a key this machine trusts"
     secure = {True: "on", False: "off", None: "no EFI"}[kmodule.secure_boot(m.fs)]
@@ -262,24 +288,24 @@ def _lockdown(m: Machine) -> Feature:
     barrier = kmodule.signature_barrier(m.fs)
     if barrier:
         fix = "Sign the module (docs/troubleshooting.md), or switch Secure Boot off"
-        return Feature("unsigned modules", False, f"{found}: {barrier}", lost, fix, needed=False)
+        return Feature("unsigned modules", False, f"{found}: {barrier}", lost, fix)
     if state is None and m.config.get("CONFIG_SECURITY_LOCKDOWN_LSM") == "y":
         fix = "Run `mount -t securityfs x /sys/kernel/security` to see it"
-        return Feature("unsigned modules", None, found, lost, fix, needed=False)
-    return Feature("unsigned modules", True, found, lost, needed=False)
+        return Feature("unsigned modules", None, found, lost, fix)
+    return Feature("unsigned modules", True, found, lost)
 
 
 def _headers(m: Machine) -> Feature:
     lost = "the module cannot be built for this kernel here"
     base = f"/lib/modules/{m.release}/build"
     if m.fs.exists(f"{base}/Makefile"):
-        return Feature("kernel headers", True, base, lost, needed=False)
+        return Feature("kernel headers", True, base, lost)
     fix = f"Install them (apt install linux-headers-{m.release})"
-    return Feature("kernel headers", False, f"{base} is missing", lost, fix, needed=False)
+    return Feature("kernel headers", False, f"{base} is missing", lost, fix)
 
 
 def _module(m: Machine) -> Feature:
-    lost = "no policy can be attached"
+    lost = "the engine struct_ops"
     name = f"module {kmodule.NAME}"
     if kmodule.is_loaded(m.fs):
         version = m.fs.read(f"/sys/module/{kmodule.NAME}/version")
@@ -323,9 +349,9 @@ def _clang(m: Machine) -> Feature:
 
     lost = "policies given as C source; compiled ones still load"
     try:
-        return Feature("clang", True, compiler.find_clang(), lost, needed=False)
+        return Feature("clang", True, compiler.find_clang(), lost)
     except PagecacheError as error:
-        return Feature("clang", False, error.why, lost, error.fix, needed=False)
+        return Feature("clang", False, error.why, lost, error.fix)
 
 
 def _pahole(m: Machine) -> Feature:
@@ -333,13 +359,13 @@ def _pahole(m: Machine) -> Feature:
     path = shutil.which("pahole")
     if path is None:
         fix = "Install it (apt install dwarves)"
-        return Feature("pahole", False, "not found", lost, fix, needed=False)
+        return Feature("pahole", False, "not found", lost, fix)
     try:
         done = subprocess.run([path, "--version"], capture_output=True, text=True, timeout=10)
         version = done.stdout.strip()
     except (OSError, subprocess.TimeoutExpired):
         version = ""
-    return Feature("pahole", True, f"{path} {version}".rstrip(), lost, needed=False)
+    return Feature("pahole", True, f"{path} {version}".rstrip(), lost)
 
 
 def _cachestat(m: Machine) -> Feature:
@@ -349,22 +375,22 @@ def _cachestat(m: Machine) -> Feature:
     libc.syscall(ctypes.c_long(number), -1, None, None, 0)
     code = ctypes.get_errno()
     if code == errno.ENOSYS:
-        return Feature(name, False, "the kernel has none", lost, "Boot Linux 6.5 or newer", False)
+        return Feature(name, False, "the kernel has none", lost, "Boot Linux 6.5 or newer")
     if code == errno.EPERM:
         fix = "Allow it in the container's seccomp profile"
-        return Feature(name, False, "blocked by a seccomp profile", lost, fix, False)
-    return Feature(name, True, "yes", lost, needed=False)
+        return Feature(name, False, "blocked by a seccomp profile", lost, fix)
+    return Feature(name, True, "yes", lost)
 
 
 def _memcg(m: Machine) -> Feature:
     lost = "prefetched bytes are not charged to the reader's container"
     name = "memory cgroup"
     if "memory" in (m.fs.read("/sys/fs/cgroup/cgroup.controllers") or "").split():
-        return Feature(name, True, "v2", lost, needed=False)
+        return Feature(name, True, "v2", lost)
     if any(line.split()[0] == "memory" and line.split()[1] != "0" for line in _controllers(m)):
-        return Feature(name, True, "v1", lost, needed=False)
+        return Feature(name, True, "v1", lost)
     fix = "Boot without cgroup_disable=memory, on a kernel with CONFIG_MEMCG=y"
-    return Feature(name, False, "there is no memory controller", lost, fix, needed=False)
+    return Feature(name, False, "there is no memory controller", lost, fix)
 
 
 def _controllers(m: Machine) -> list[str]:
@@ -372,23 +398,27 @@ def _controllers(m: Machine) -> list[str]:
     return [line for line in lines if len(line.split()) >= 2 and not line.startswith("#")]
 
 
-#: The whole table, in the order in which a person would fix things.
-PROBES: tuple[Probe, ...] = (
-    _kernel,
-    _privileges,
-    _modules,
-    _module,
-    _headers,
-    _pahole,
-    _lockdown,
-    _btf,
-    _struct_ops,
-    _ftrace,
-    _kprobes,
-    _tracepoints,
-    _bpffs,
-    _libbpf,
-    _clang,
-    _cachestat,
-    _memcg,
-)
+_STRUCT_OPS = ("struct_ops",)
+_AGENT = ("agent",)
+
+#: The whole table, in the order in which a person would fix things; which engines need it.
+PROBES: dict[Probe, tuple[str, ...]] = {
+    _kernel: (),
+    _privileges: ENGINES,
+    _modules: _STRUCT_OPS,
+    _module: _STRUCT_OPS,
+    _headers: (),
+    _pahole: (),
+    _lockdown: (),
+    _btf: ENGINES,
+    _struct_ops: _STRUCT_OPS,
+    _ftrace: _STRUCT_OPS,
+    _kprobes: _STRUCT_OPS,
+    _tracepoints: (),
+    _access_tracepoints: _AGENT,
+    _bpffs: _STRUCT_OPS,
+    _libbpf: ENGINES,
+    _clang: (),
+    _cachestat: (),
+    _memcg: (),
+}

@@ -47,13 +47,14 @@ class _OpenOptions(ctypes.Structure):
     )
 
 
-class _MapInfo(ctypes.Structure):
+class MapInfo(ctypes.Structure):
     """The start of struct bpf_map_info, up to the last member that is used here"""
 
     type: int
     id: int
     key_size: int
     value_size: int
+    max_entries: int
     btf_id: int
 
     _fields_ = (
@@ -126,6 +127,8 @@ _PROTOTYPES: dict[str, tuple[type | None, tuple[type, ...]]] = {
     "bpf_map__name": (_S, (_P,)),
     "bpf_map__fd": (_I, (_P,)),
     "bpf_map__type": (_I, (_P,)),
+    "bpf_map__max_entries": (ctypes.c_uint32, (_P,)),
+    "bpf_map__set_max_entries": (_I, (_P, ctypes.c_uint32)),
     "bpf_map__initial_value": (_P, (_P, ctypes.POINTER(ctypes.c_size_t))),
     "bpf_map__attach_struct_ops": (_P, (_P,)),
     "bpf_object__next_program": (_P, (_P, _P)),
@@ -147,6 +150,7 @@ _PROTOTYPES: dict[str, tuple[type | None, tuple[type, ...]]] = {
     "ring_buffer__poll": (_I, (_P, _I)),
     "ring_buffer__consume": (_I, (_P,)),
     "ring_buffer__free": (None, (_P,)),
+    "bpf_map_get_fd_by_id": (_I, (ctypes.c_uint32,)),
     "bpf_btf_get_fd_by_id": (_I, (ctypes.c_uint32,)),
     "bpf_obj_get_info_by_fd": (_I, (_I, _P, ctypes.POINTER(ctypes.c_uint32))),
 }
@@ -248,6 +252,15 @@ class Map:
         if not start or offset + len(data) > size.value:
             raise PagecacheError(f"{self.name} cannot be set", "its data is not as described")
         ctypes.memmove(start + offset, data, len(data))
+
+    @property
+    def max_entries(self) -> int:
+        """How many elements it has room for."""
+        return int(library().bpf_map__max_entries(self._pointer))
+
+    def resize(self, entries: int) -> None:
+        """Set how many elements it will have when it is loaded.  Raises OSError."""
+        _check(library().bpf_map__set_max_entries(self._pointer, entries))
 
     def attach_struct_ops(self) -> Link:
         """Attach it.  Raises OSError."""
@@ -413,13 +426,19 @@ def read_pinned(path: Path) -> tuple[bytes, Btf]:
     """The first element of a pinned map, and the types it was made with.  Raises OSError."""
     fd = _check(library().bpf_obj_get(os.fsencode(path)), path)
     try:
-        info = _MapInfo()
-        _info(fd, info)
+        info = map_info(fd)
         key, value = ctypes.c_uint32(0), ctypes.create_string_buffer(info.value_size)
         _check(library().bpf_map_lookup_elem(fd, ctypes.byref(key), value), path)
         return value.raw, _kernel_btf(info.btf_id)
     finally:
         os.close(fd)
+
+
+def map_info(fd: int) -> MapInfo:
+    """What the kernel says about an open map.  Raises OSError."""
+    info = MapInfo()
+    _info(fd, info)
+    return info
 
 
 def _kernel_btf(btf_id: int) -> Btf:

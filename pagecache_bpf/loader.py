@@ -87,16 +87,17 @@ def attach(
     *,
     pin: bool = True,
     log_dir: Path | None = None,
+    sizes: Mapping[str, int] | None = None,
 ) -> Attachment:
     """Load a policy with these knobs and attach it.
 
     pin: keep it attached when this process ends.  log_dir: where the verifier's whole log goes
-    if the policy is refused (default: /run/pagecache-bpf).  Raises PrivilegeError,
-    UnsupportedError (no module, no libbpf), UsageError (knobs, a damaged object), PolicyRejected
-    (the verifier, the policy's own init, a hook that cannot be attached) and PagecacheError (it
-    is attached already).
+    if the policy is refused (default: /run/pagecache-bpf).  sizes: elements that maps must have
+    room for, by name.  Raises PrivilegeError, UnsupportedError (no module, no libbpf),
+    UsageError (knobs, a damaged object), PolicyRejected (the verifier, the policy's own init, a
+    hook that cannot be attached) and PagecacheError (it is attached already).
     """
-    knobs = knobs or {}
+    knobs, sizes = knobs or {}, sizes or {}
     _require_root("attach a policy")
     check_knobs(info, knobs)
     if info.object is None:
@@ -106,10 +107,10 @@ def attach(
     libbpf.library()
     with Device() as device:
         if not pin:
-            return Attachment(info.name, _load_and_attach(info, knobs, device, log_dir))
+            return Attachment(info.name, _load_and_attach(info, knobs, sizes, device, log_dir))
         with _locked():
             _make_room(info.name, device)
-            _attach_pinned(info, knobs, device, log_dir)
+            _attach_pinned(info, knobs, sizes, device, log_dir)
             return Attachment(info.name, None)
 
 
@@ -182,12 +183,16 @@ def knobs_of(name: str) -> dict[str, int]:
 
 
 def _attach_pinned(
-    info: PolicyInfo, knobs: Mapping[str, int], device: Device, log_dir: Path | None
+    info: PolicyInfo,
+    knobs: Mapping[str, int],
+    sizes: Mapping[str, int],
+    device: Device,
+    log_dir: Path | None,
 ) -> None:
     directory = PIN_ROOT / info.name
     (directory / "maps").mkdir(parents=True, mode=0o700)
     try:
-        link = _load_and_attach(info, knobs, device, log_dir, directory / "maps")
+        link = _load_and_attach(info, knobs, sizes, device, log_dir, directory / "maps")
         try:
             link.pin(directory / "link")
         finally:
@@ -206,6 +211,7 @@ def _attach_pinned(
 def _load_and_attach(
     info: PolicyInfo,
     knobs: Mapping[str, int],
+    sizes: Mapping[str, int],
     device: Device,
     log_dir: Path | None,
     maps: Path | None = None,
@@ -220,6 +226,7 @@ def _load_and_attach(
             raise UsageError(f"{info.object} cannot be loaded", why, "Build it anew") from error
         with opened:
             set_knobs(opened, knobs)
+            make_room(opened, sizes)
             try:
                 opened.load()
             except OSError as error:
@@ -250,6 +257,13 @@ def set_knobs(opened: libbpf.Object, knobs: Mapping[str, int]) -> None:
                 f"{value} does not fit the knob {name}", f"it has {knob.size} bytes"
             ) from None
         rodata.write_initial(knob.offset, data)
+
+
+def make_room(opened: libbpf.Object, sizes: Mapping[str, int]) -> None:
+    """Enlarge maps of an object that is not loaded yet; none becomes smaller."""
+    for each in opened.maps():
+        if sizes.get(each.name, 0) > each.max_entries:
+            each.resize(sizes[each.name])
 
 
 def _pin_maps(opened: libbpf.Object, directory: Path) -> None:

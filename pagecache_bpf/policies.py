@@ -57,6 +57,12 @@ class PolicyInfo:
     knobs: tuple[Knob, ...]
     source: Path | None
     object: Path | None
+    maps: tuple[str, ...] = ()
+
+    @property
+    def takes_templates(self) -> bool:
+        """Whether it includes template.bpf.h: whether it can be given I/O templates."""
+        return "template_steps" in self.maps
 
 
 def discover() -> list[PolicyInfo]:
@@ -148,7 +154,8 @@ def _shipped(name: str) -> PolicyInfo:
     obj = _first(_object_dirs(), name + _OBJECT)
     if obj:
         return read_object(obj, source)
-    return PolicyInfo(name, **_texts(source), hooks=(), knobs=(), source=source, object=None)
+    texts = _texts(source)
+    return PolicyInfo(name, **texts, hooks=(), knobs=(), source=source, object=None, maps=())
 
 
 def read_object(path: Path, source: Path | None = None) -> PolicyInfo:
@@ -163,9 +170,13 @@ def read_object(path: Path, source: Path | None = None) -> PolicyInfo:
             btf = elf.btf()
             name, hooks = _table(elf, btf)
             knobs = _knobs(elf, btf)
+            maps = tuple(variable.name for variable in btf.variables(".maps"))
         except BtfError as error:
             raise UsageError(f"{path} is damaged", str(error), "Build it anew") from error
-    return PolicyInfo(name, **_texts(source), hooks=hooks, knobs=knobs, source=source, object=path)
+    texts = _texts(source)
+    return PolicyInfo(
+        name, **texts, hooks=hooks, knobs=knobs, source=source, object=path, maps=maps
+    )
 
 
 def _table(elf: Elf, btf: Btf) -> tuple[str, tuple[str, ...]]:

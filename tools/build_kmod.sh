@@ -20,7 +20,7 @@ if [ -e "$module" ] && [ -z "$newest" ] && [ ! "$kernel/Makefile" -nt "$module" 
 fi
 mkdir -p "$out/include"
 cp kmod/*.[ch] kmod/Kbuild "$out"
-cp bpf/include/pagecache_abi.h bpf/include/pagecache_ops.h "$out/include"
+cp bpf/include/pagecache_*.h "$out/include"
 echo "  KMOD    $release"
 log=$out/build.log
 # A warning of the compiler is a failure; pahole's are not ours.

@@ -27,11 +27,16 @@ from pagecache_bpf.compiler import find_clang  # noqa: E402
 from pagecache_bpf.elf import Elf  # noqa: E402
 
 HEADER = ROOT / "bpf" / "include" / "pagecache_abi.h"
+#: Its text and that of the headers it includes.
+TEXT = HEADER.with_name("pagecache_template.h").read_text() + HEADER.read_text()
 OUTPUT = ROOT / "pagecache_bpf" / "_abi.py"
 PREFIX = "PAGECACHE_"
 LINE = 100
 # Macros that are not values.
-SKIPPED = {"PAGECACHE_ABI_H", "PAGECACHE_COUNTERS", "PAGECACHE_OBSERVED"}
+SKIPPED = {
+    *("PAGECACHE_ABI_H", "PAGECACHE_TEMPLATE_H"),
+    *("PAGECACHE_COUNTERS", "PAGECACHE_OBSERVED"),
+}
 
 PREAMBLE = '''\
 # SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
@@ -77,7 +82,7 @@ def macros() -> dict[str, str]:
         for line in clang("", "-E", "-dM").splitlines()
         if " " in line.removeprefix("#define ")
     )
-    names = re.findall(rf"^#define ({PREFIX}\w+)\b(?!\()", HEADER.read_text(), re.M)
+    names = re.findall(rf"^#define ({PREFIX}\w+)\b(?!\()", TEXT, re.M)
     return {name: every[name] for name in names if name not in SKIPPED and name in every}
 
 
@@ -93,7 +98,7 @@ def counters(family: str) -> list[tuple[str, str, str]]:
 
 def probe_source(values: dict[str, str]) -> str:
     """C that makes the compiler write every type, and every macro's value and sign, down."""
-    types = re.findall(r"^(struct|enum) (pagecache_\w+) \{", HEADER.read_text(), re.M)
+    types = re.findall(r"^(struct|enum) (pagecache_\w+) \{", TEXT, re.M)
     lines = [f"{kind} {name} gen_{name};" for kind, name in types]
     for name, text in values.items():
         if not text.startswith('"'):

@@ -17,12 +17,14 @@
 
 #include "core.bpf.h"
 
+/* Beside what it answers, the kernel reads for the reader by itself. */
+#define PAGECACHE_KERNEL_READS 1
+
 #define PAGECACHE_AGENT_MAX_EXTENT (1U << 18) /* pages of one request */
 
 /* Set by the agent before it loads this. */
 const volatile u32 agent_page_shift = 12;
-const volatile u32 agent_tgid; /* its own accesses are none, */
-const volatile u64 agent_pidns_dev; /* by the numbers of this PID namespace */
+const volatile u64 agent_pidns_dev; /* its PID namespace, for the map `own` */
 const volatile u64 agent_pidns_ino;
 
 struct {
@@ -32,6 +34,22 @@ struct {
 	__type(key, struct pagecache_file_key);
 	__type(value, struct pagecache_agent_tag);
 } tags SEC(".maps");
+
+/* The agent and its workers, whose accesses are none; by the numbers of its PID namespace. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 1024);
+	__type(key, u32);
+	__type(value, u32);
+} own SEC(".maps");
+
+/* How many pages may be read ahead of a process: what its memory cgroup and the host allow. */
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, 8192);
+	__type(key, u32); /* tgid */
+	__type(value, u64);
+} windows SEC(".maps");
 
 struct {
 	__uint(type, BPF_MAP_TYPE_RINGBUF);
@@ -117,10 +135,10 @@ static __always_inline struct pagecache_agent_orders *agent_orders(void)
 	return bpf_map_lookup_elem(&orders, &zero);
 }
 
-static __always_inline s64 agent_request(struct pagecache_ctx *ctx, u32 kind, u64 start, u64 nr,
-					 s32 node, s64 code, const char *message)
+static __always_inline s64 agent_request(struct pagecache_ctx *ctx,
+					 const struct pagecache_file_key *file, u32 kind, u64 start,
+					 u64 nr, s32 node, s64 code, const char *message)
 {
-	struct agent_call *call = agent_call_of(ctx);
 	struct pagecache_request *r = bpf_ringbuf_reserve(&requests, sizeof(*r), 0);
 	struct pagecache_agent_state *all;
 
@@ -131,14 +149,14 @@ static __always_inline s64 agent_request(struct pagecache_ctx *ctx, u32 kind, u6
 		agent_count(PAGECACHE_COUNTER_refused_calls, 1);
 		return -28; /* ENOSPC */
 	}
-	r->file = call->key.file;
+	r->file = *file;
 	r->start = start;
 	r->nr = nr;
 	r->time_ns = ctx->time_ns;
 	r->cgroup_id = ctx->cgroup_id;
 	r->code = code;
 	r->kind = kind;
-	r->node = node;
+	r->node = node == PAGECACHE_NODE_ANY ? ctx->node : node;
 	r->tgid = ctx->tgid;
 	r->tid = ctx->tid;
 	r->message[0] = 0;
@@ -148,19 +166,31 @@ static __always_inline s64 agent_request(struct pagecache_ctx *ctx, u32 kind, u6
 	return nr;
 }
 
-static __always_inline s64 pagecache_prefetch(struct pagecache_ctx *ctx, u64 start, u64 nr,
-					      s32 node, u32 mark_step)
+/* Pages that memory allows to read ahead of this reader. */
+static __always_inline u64 pagecache_allowed_ahead(const struct pagecache_ctx *ctx)
 {
-	struct agent_cursor *cursor = agent_call_of(ctx)->cursor;
+	u64 *pages = bpf_map_lookup_elem(&windows, &ctx->tgid);
+
+	return pages ? *pages : ~0ULL;
+}
+
+/*
+ * Prefetch of any tagged file, which has so many pages.  The caller minds
+ * pagecache_allowed_ahead(): only it knows how far ahead of the reader this is.
+ */
+static __always_inline s64 pagecache_prefetch_file(struct pagecache_ctx *ctx,
+						   const struct pagecache_file_key *file, u64 pages,
+						   u64 start, u64 nr, s32 node)
+{
 	struct pagecache_agent_state *all = agent_state();
 	struct pagecache_agent_orders *told = agent_orders();
 	s64 accepted;
 	u64 room;
 
-	if (!all || !told || start >= ctx->file_pages || !nr)
+	if (!all || !told || start >= pages || !nr)
 		return -22; /* EINVAL */
-	if (nr > ctx->file_pages - start)
-		nr = ctx->file_pages - start;
+	if (nr > pages - start)
+		nr = pages - start;
 	if (nr > PAGECACHE_AGENT_MAX_EXTENT)
 		nr = PAGECACHE_AGENT_MAX_EXTENT;
 	room = all->asked - told->done;
@@ -171,13 +201,25 @@ static __always_inline s64 pagecache_prefetch(struct pagecache_ctx *ctx, u64 sta
 	}
 	if (nr > room)
 		nr = room;
-	accepted = agent_request(ctx, PAGECACHE_REQUEST_PREFETCH, start, nr, node, 0, NULL);
+	accepted = agent_request(ctx, file, PAGECACHE_REQUEST_PREFETCH, start, nr, node, 0, NULL);
 	if (accepted < 0)
 		return accepted;
 	__sync_fetch_and_add(&all->asked, nr);
 	agent_count(PAGECACHE_COUNTER_prefetch_calls, 1);
 	agent_count(PAGECACHE_COUNTER_prefetch_bytes, nr << ctx->page_shift);
-	if (cursor) {
+	return accepted;
+}
+
+static __always_inline s64 pagecache_prefetch(struct pagecache_ctx *ctx, u64 start, u64 nr,
+					      s32 node, u32 mark_step)
+{
+	struct agent_call *call = agent_call_of(ctx);
+	struct agent_cursor *cursor = call->cursor;
+	s64 accepted =
+		pagecache_prefetch_file(ctx, &call->key.file, ctx->file_pages, start, nr, node);
+
+	if (accepted > 0 && cursor) {
+		nr = accepted;
 		if (start <= cursor->to && start + nr >= cursor->from) {
 			cursor->from = start < cursor->from ? start : cursor->from;
 			cursor->to = start + nr > cursor->to ? start + nr : cursor->to;
@@ -195,19 +237,28 @@ static __always_inline s64 pagecache_prefetch(struct pagecache_ctx *ctx, u64 sta
 	return accepted;
 }
 
+static __always_inline s64 pagecache_drop_file(struct pagecache_ctx *ctx,
+					       const struct pagecache_file_key *file, u64 pages,
+					       u64 start, u64 nr)
+{
+	if (start >= pages || !nr)
+		return -22;
+	if (nr > pages - start)
+		nr = pages - start;
+	agent_count(PAGECACHE_COUNTER_drop_calls, 1);
+	return agent_request(ctx, file, PAGECACHE_REQUEST_DROP, start, nr, PAGECACHE_NODE_ANY, 0,
+			     NULL);
+}
+
 static __always_inline s64 pagecache_drop(struct pagecache_ctx *ctx, u64 start, u64 nr)
 {
-	if (start >= ctx->file_pages || !nr)
-		return -22;
-	if (nr > ctx->file_pages - start)
-		nr = ctx->file_pages - start;
-	agent_count(PAGECACHE_COUNTER_drop_calls, 1);
-	return agent_request(ctx, PAGECACHE_REQUEST_DROP, start, nr, PAGECACHE_NODE_ANY, 0, NULL);
+	return pagecache_drop_file(ctx, &agent_call_of(ctx)->key.file, ctx->file_pages, start, nr);
 }
 
 static __always_inline s64 pagecache_cancel(struct pagecache_ctx *ctx)
 {
-	return agent_request(ctx, PAGECACHE_REQUEST_CANCEL, 0, 0, PAGECACHE_NODE_ANY, 0, NULL);
+	return agent_request(ctx, &agent_call_of(ctx)->key.file, PAGECACHE_REQUEST_CANCEL, 0, 0,
+			     PAGECACHE_NODE_ANY, 0, NULL);
 }
 
 static __always_inline void pagecache_exit(struct pagecache_ctx *ctx, s64 code, const char *message)
@@ -216,8 +267,8 @@ static __always_inline void pagecache_exit(struct pagecache_ctx *ctx, s64 code, 
 
 	if (all && !all->ended) {
 		all->ended = 1;
-		agent_request(ctx, PAGECACHE_REQUEST_EXIT, agent_call_of(ctx)->hook, 0,
-			      PAGECACHE_NODE_ANY, code, message);
+		agent_request(ctx, &agent_call_of(ctx)->key.file, PAGECACHE_REQUEST_EXIT,
+			      agent_call_of(ctx)->hook, 0, PAGECACHE_NODE_ANY, code, message);
 	}
 }
 
@@ -234,7 +285,7 @@ static __always_inline bool agent_itself(void)
 	struct bpf_pidns_info ids = {};
 
 	return !bpf_get_ns_current_pid_tgid(agent_pidns_dev, agent_pidns_ino, &ids, sizeof(ids)) &&
-	       ids.tgid == agent_tgid;
+	       bpf_map_lookup_elem(&own, &ids.tgid);
 }
 
 /* Fills in a call; false: the file is not tagged. */

@@ -14,6 +14,39 @@ extern void bpf_pagecache_exit(struct pagecache_ctx *ctx, s64 code, const char *
 #define pagecache_cancel bpf_pagecache_cancel
 #define pagecache_exit bpf_pagecache_exit
 
+/* The kernel reads what a policy answers, and nothing beside it. */
+#define PAGECACHE_KERNEL_READS 0
+
+/* The reader's cgroup is charged, and reclaims for itself. */
+static __always_inline u64 pagecache_allowed_ahead(const struct pagecache_ctx *ctx)
+{
+	return ~0ULL;
+}
+
+/* A reader holds its own file only, so no other can be prefetched or dropped: EXDEV. */
+static __always_inline bool pagecache_is_file(const struct pagecache_ctx *ctx,
+					      const struct pagecache_file_key *file)
+{
+	return file->ino == ctx->ino && file->dev_major == ctx->dev_major &&
+	       file->dev_minor == ctx->dev_minor && file->generation == ctx->generation;
+}
+
+static __always_inline s64 pagecache_prefetch_file(struct pagecache_ctx *ctx,
+						   const struct pagecache_file_key *file, u64 pages,
+						   u64 start, u64 nr, s32 node)
+{
+	if (!pagecache_is_file(ctx, file))
+		return -18;
+	return bpf_pagecache_prefetch(ctx, start, nr, node, 0);
+}
+
+static __always_inline s64 pagecache_drop_file(struct pagecache_ctx *ctx,
+					       const struct pagecache_file_key *file, u64 pages,
+					       u64 start, u64 nr)
+{
+	return pagecache_is_file(ctx, file) ? bpf_pagecache_drop(ctx, start, nr) : -18;
+}
+
 /* The kernel hands the arguments over in an array; hooks are written with real ones. */
 #define PAGECACHE_HOOK_1(ret, fn, type)                      \
 	static __always_inline ret fn##__body(type);         \

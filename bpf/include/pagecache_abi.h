@@ -26,6 +26,8 @@
 #define PAGECACHE_REASON_LEN 96
 #define PAGECACHE_MESSAGE_LEN 512
 
+#include "pagecache_template.h"
+
 #define PAGECACHE_NODE_ANY (-1) /* no preference: the reader's own node */
 #define PAGECACHE_NO_MARK (~0ULL) /* answer without a readahead marker */
 #define PAGECACHE_ORDER_AUTO (~0U) /* folio order left to the engine */
@@ -234,14 +236,6 @@ enum pagecache_request_kind {
 	PAGECACHE_REQUEST_EXIT = 4, /* the policy ended itself */
 };
 
-struct pagecache_file_key {
-	__u64 ino;
-	__u32 dev_major;
-	__u32 dev_minor;
-	__u32 generation;
-	__u32 reserved;
-};
-
 struct pagecache_request {
 	struct pagecache_file_key file;
 	__u64 start; /* page; of an exit: enum pagecache_hook */
@@ -383,7 +377,6 @@ _Static_assert(sizeof(struct pagecache_tag_request) == 8 + 32 + 64 + 1024,
 	       "tag request has a hole");
 _Static_assert(sizeof(struct pagecache_untag_request) == 24, "untag request has a hole");
 _Static_assert(sizeof(struct pagecache_tag_record) == 48 + 32 + 64 + 1024, "tag record has a hole");
-_Static_assert(sizeof(struct pagecache_file_key) == 24, "file key has a hole");
 _Static_assert(sizeof(struct pagecache_request) == 24 + 40 + 16 + 64, "request has a hole");
 _Static_assert(sizeof(struct pagecache_agent_tag) == 16, "agent tag has a hole");
 _Static_assert(sizeof(struct pagecache_agent_state) == 32, "agent state has a hole");

@@ -22,13 +22,17 @@
  *	pagecache_drop(ctx, start, nr)				drop pages, asynchronously
  *	pagecache_cancel(ctx)					forget what is queued for the file
  *	pagecache_exit(ctx, code, "why")			end this policy
- * The first three return pages, or a negative errno (kmod/kfuncs.c says which).
+ * The first three return pages, or a negative errno (kmod/kfuncs.c says which).  Policies that
+ * know other files (template.bpf.h) can name one, which engine struct_ops refuses (EXDEV):
+ *	pagecache_prefetch_file(ctx, key, pages, start, nr, node)
+ *	pagecache_drop_file(ctx, key, pages, start, nr)
  */
 #ifndef POLICY_BPF_H
 #define POLICY_BPF_H
 
 #include "kernel.bpf.h"
 #include <bpf/bpf_helpers.h>
+#include "pagecache_template.h"
 
 #ifdef PAGECACHE_ENGINE_AGENT
 #include "pagecache_ops.h"

@@ -99,16 +99,31 @@ class AgentDevice:
         raw = self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, size)
         return int(struct.unpack("3i", raw)[0])
 
-    def attach(self, info: PolicyInfo, obj: Path, knobs: Mapping[str, int]) -> list[str]:
-        """Attach a policy; returns the tracepoints that this kernel lacks."""
+    def attach(
+        self,
+        info: PolicyInfo,
+        obj: Path,
+        knobs: Mapping[str, int],
+        sizes: Mapping[str, int] | None = None,
+    ) -> list[str]:
+        """Attach a policy; returns the tracepoints that this kernel lacks.
+
+        sizes: elements that maps must have room for, by name.
+        """
         # The agent's process finds the policy by itself: a shipped one by its name.
         source = info.name if info.object is None else str(info.object)
-        reply = self._ask("attach", policy=source, object=str(obj), knobs=dict(knobs))
+        reply = self._ask(
+            "attach", policy=source, object=str(obj), knobs=dict(knobs), sizes=dict(sizes or {})
+        )
         return list(reply["missing"])
 
     def detach(self, name: str) -> ExitRecord:
         """End a policy."""
         return ExitRecord(**self._ask("detach", policy=name)["exit"])
+
+    def map_ids(self, policy: str) -> dict[str, int]:
+        """The kernel's numbers of a policy's maps.  Raises UsageError if it is not attached."""
+        return dict(self._ask("maps", policy=policy)["maps"])
 
     def tag(self, fd: int, *, policy: str, model: str, path: str, replace: bool = False) -> None:
         """Let an attached policy govern the open file."""

@@ -14,30 +14,34 @@ import fcntl
 import os
 import sys
 import threading
+import time
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from pagecache_bpf import _abi, libbpf
+from pagecache_bpf import _abi, libbpf, maps
 from pagecache_bpf._abi import COUNTERS, Hook, RequestKind
 from pagecache_bpf._logs import write_log
 from pagecache_bpf._verifier import boil_down
-from pagecache_bpf.agent.executor import Executor, Extent, Source
+from pagecache_bpf.agent.depth import DEFAULT_DEPTH, Depths, Tuner
+from pagecache_bpf.agent.executor import Extent, Source
+from pagecache_bpf.agent.pools import Pools
+from pagecache_bpf.agent.readers import Readers
 from pagecache_bpf.errors import PolicyRejected, UnsupportedError, UsageError
-from pagecache_bpf.loader import set_knobs
+from pagecache_bpf.loader import make_room, set_knobs
 from pagecache_bpf.policies import RODATA, PolicyInfo
 from pagecache_bpf.residency import cached_pages
 
 PAGE_SIZE = os.sysconf("SC_PAGE_SIZE")
 MAX_INFLIGHT_BYTES = 256 << 20
+#: The readers' memory is looked at so often; a window of 0 opens again only then.
+REFRESH_SECONDS = 0.5
 #: What a policy may ask for and this engine does not do.
 NOT_HONOURED = (
     "the kernel's own readahead goes on: an answer adds to it",
     "the marker and the folio order of an answer",
-    "the reader's memory cgroup: what is read ahead is charged to the agent's",
-    "the NUMA node of a request",
     "the exit hook and access_step_pages",
     "tags do not outlive the policy (detach --keep-tags)",
 )
@@ -57,6 +61,11 @@ class FileTag:
     model_id: int
     path: str
     source: Source
+
+    @property
+    def device(self) -> str:
+        """The device, MAJOR:MINOR."""
+        return f"{self.dev_major}:{self.dev_minor}"
 
     def resident_pages(self) -> int:
         """Pages of it in the cache now; 0 for a file that is gone."""
@@ -91,6 +100,7 @@ class Agent:
         obj: Path,
         knobs: Mapping[str, int] | None = None,
         log_dir: Path | None = None,
+        sizes: Mapping[str, int] | None = None,
     ) -> None:
         self.info = info
         self.tags: dict[bytes, FileTag] = {}
@@ -101,19 +111,27 @@ class Agent:
         self.missing: list[str] = []
         self._models: dict[str, int] = {}
         self._lock = threading.Lock()
-        self._object = self._load(obj, knobs or {}, log_dir)
+        self._object = self._load(obj, knobs or {}, sizes or {}, log_dir)
         self._maps = {each.name: each for each in self._object.maps()}
         self._orders = _abi.pagecache_agent_orders(max_inflight=MAX_INFLIGHT_BYTES // PAGE_SIZE)
         self._give_orders()
+        self._links: list[libbpf.Link] = []
         self._ring = libbpf.RingBuffer(self._maps["requests"].fd, self._receive)
+        self._own(os.getpid())
+        self._refused_bytes = 0
+        self._refreshed = time.monotonic()
+        self._depths = Depths()
+        self._tuners: dict[str, Tuner] = {}
+        self._readers = Readers(PAGE_SIZE, self._bound)
+        self._pools = Pools(self._settled, self._depth_of, self._own)
         try:
             self._initialize()
             self._links = self._attach()
         except BaseException:
+            self._pools.stop()
             self._ring.close()
             self._object.close()
             raise
-        self._executor = Executor(self._settled)
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="agent", daemon=True)
         self._thread.start()
@@ -131,7 +149,10 @@ class Agent:
         self._links = []
         self._stop.set()
         self._thread.join()
-        self._executor.stop()
+        self._pools.stop()
+        for device, tuner in self._tuners.items():
+            if tuner.learned:
+                self._depths.learned(device, tuner.depth, int(tuner.bytes_per_second))
         self._ring.close()
         self._object.close()
 
@@ -170,6 +191,8 @@ class Agent:
             path,
             source,
         )
+        if tag.device not in self._tuners:
+            self._tuners[tag.device] = Tuner(self._depths.of(fd).depth)
         self.tags[key] = tag
         self._tag_of[source] = tag
         with self._lock:
@@ -185,7 +208,7 @@ class Agent:
             return False
         self._tag_of.pop(tag.source, None)
         self._maps["tags"].delete(key)
-        self._executor.cancel(None, tag.source)
+        self._pools.cancel(None, tag.source)
         with self._lock:
             self._orders.governed -= tag.resident_pages()
             self._give_orders()
@@ -200,9 +223,9 @@ class Agent:
         for index, counter in enumerate(COUNTERS):
             raw = self._maps["counters"].lookup(index.to_bytes(4, sys.byteorder), 8 * cpus)
             values[counter.name] = sum(array.array("Q", raw or b""))
-        values["prefetch_issued_bytes"] = self._executor.totals.read_bytes
-        values["prefetch_cancelled_bytes"] = self._executor.totals.cancelled_bytes
-        values["drop_bytes"] = self._executor.totals.dropped_bytes
+        values["prefetch_issued_bytes"] = self._pools.totals.read_bytes
+        values["prefetch_cancelled_bytes"] = self._pools.totals.cancelled_bytes
+        values["drop_bytes"] = self._pools.totals.dropped_bytes
         return values
 
     def numbers(self) -> dict[str, Any]:
@@ -213,8 +236,16 @@ class Agent:
             "inflight_pages": max(0, state.asked - self._orders.done),
             "lost": state.lost,
             "counters": self.counters(),
-            "errors": dict(self._executor.totals.by_errno),
+            "errors": dict(self._pools.totals.by_errno),
+            "refused_bytes": self._refused_bytes,
+            "workers": self._pools.pids(),
+            "depths": {device: tuner.depth for device, tuner in self._tuners.items()},
+            "not_charged": dict(self._pools.charged.refused),
         }
+
+    def map_ids(self) -> dict[str, int]:
+        """The kernel's number of each map, by which root can open it."""
+        return {name: maps.map_id(each.fd) for name, each in self._maps.items()}
 
     @property
     def state(self) -> _abi.pagecache_agent_state:
@@ -225,7 +256,9 @@ class Agent:
 
     # --- the parts ---
 
-    def _load(self, obj: Path, knobs: Mapping[str, int], log_dir: Path | None) -> libbpf.Object:
+    def _load(
+        self, obj: Path, knobs: Mapping[str, int], sizes: Mapping[str, int], log_dir: Path | None
+    ) -> libbpf.Object:
         with libbpf.Messages() as messages:
             try:
                 opened = libbpf.Object(obj, self.info.name)
@@ -234,6 +267,7 @@ class Agent:
                 raise UsageError(f"{obj} cannot be loaded", why, "Build it anew") from error
             try:
                 set_knobs(opened, knobs)
+                make_room(opened, sizes)
                 _introduce(opened)
                 opened.load()
             except OSError as error:
@@ -289,6 +323,26 @@ class Agent:
         while not self._stop.is_set():
             with suppress(InterruptedError):
                 self._ring.poll(200)
+            if time.monotonic() >= self._refreshed + REFRESH_SECONDS:
+                self._refreshed = time.monotonic()
+                self._readers.refresh()
+
+    def _own(self, pid: int) -> None:
+        """What this process reads is no access."""
+        self._maps["own"].update(pid.to_bytes(4, sys.byteorder), bytes(4))
+
+    def _bound(self, tgid: int, pages: int | None) -> None:
+        """So far may be read ahead of a reader; None: it is gone."""
+        key = tgid.to_bytes(4, sys.byteorder)
+        with suppress(OSError):
+            if pages is None:
+                self._maps["windows"].delete(key)
+            else:
+                self._maps["windows"].update(key, pages.to_bytes(8, sys.byteorder))
+
+    def _depth_of(self, device: str) -> int:
+        tuner = self._tuners.get(device)
+        return tuner.depth if tuner else DEFAULT_DEPTH
 
     def _receive(self, record: bytes) -> None:
         request = _abi.pagecache_request.from_buffer_copy(record)
@@ -298,21 +352,36 @@ class Agent:
             message = request.message.decode(errors="replace")
             self.exit = (request.code, message, Hook(request.start).name.lower())
         elif request.kind == RequestKind.CANCEL:
-            self._executor.cancel(request.tgid, tag.source if tag else None)
+            self._pools.cancel(request.tgid, tag.source if tag else None)
         elif tag is None:
             if request.kind == RequestKind.PREFETCH:
                 self._finish(request.nr)
         else:
-            self._executor.submit(
-                Extent(
-                    tag.source,
-                    request.start * PAGE_SIZE,
-                    request.nr * PAGE_SIZE,
-                    request.tgid,
-                    request.node,
-                    request.kind == RequestKind.DROP,
-                )
+            dropping = request.kind == RequestKind.DROP
+            extent = Extent(
+                tag.source,
+                request.start * PAGE_SIZE,
+                request.nr * PAGE_SIZE,
+                request.tgid,
+                request.node,
+                dropping,
             )
+            if dropping:
+                self._pools.submit(extent)
+            else:
+                self._prefetch(tag, extent)
+
+    def _prefetch(self, tag: FileTag, extent: Extent) -> None:
+        """Read what fits into the memory that the reader may use; the rest is refused."""
+        window = self._readers.get(extent.owner).window
+        if window is not None and extent.length > window:
+            fits = window // PAGE_SIZE * PAGE_SIZE
+            self._refused_bytes += extent.length - fits
+            self._finish((extent.length - fits) // PAGE_SIZE)
+            extent = replace(extent, length=fits)
+        if extent.length:
+            place = self._readers.place(extent.owner, extent.node, tag.device)
+            self._pools.submit(extent, place)
 
     def _settled(self, extent: Extent, start: int, length: int) -> None:
         if extent.drop:
@@ -323,6 +392,9 @@ class Agent:
             value = _abi.pagecache_agent_tag(model=tag.model_id, done=extent.file.done // PAGE_SIZE)
             with suppress(OSError):
                 self._maps["tags"].update(tag.key, bytes(value), existing=True)
+            tuner = self._tuners[tag.device]
+            if tuner.observe(length, self._pools.queued_bytes(tag.device), time.monotonic()):
+                self._pools.set_depth(tag.device)
         self._finish(-(-length // PAGE_SIZE))
 
     def _finish(self, pages: int) -> None:
@@ -339,7 +411,6 @@ def _introduce(opened: libbpf.Object) -> None:
     namespace = os.stat("/proc/self/ns/pid")
     values = {
         "agent_page_shift": PAGE_SIZE.bit_length() - 1,
-        "agent_tgid": os.getpid(),
         "agent_pidns_dev": namespace.st_dev,
         "agent_pidns_ino": namespace.st_ino,
     }

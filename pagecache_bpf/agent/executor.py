@@ -8,52 +8,16 @@ with a part of the file each get half the speed.
 
 from __future__ import annotations
 
-import ctypes
-import mmap
 import os
 import threading
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from pagecache_bpf.agent.worker import CHUNK_BYTES, by_populate
 from pagecache_bpf.residency import PAGE_SIZE, cached_pages
 
-#: Bytes read by one system call, and the alignment of chunks.
-CHUNK_BYTES = 2 << 20
 WORKERS = 8
-
-_MADV_POPULATE_READ = 22  # include/uapi/asm-generic/mman-common.h, since 5.14
-_PROT_READ, _MAP_SHARED = 1, 1
-
-_libc = ctypes.CDLL(None, use_errno=True)
-_libc.mmap.restype = ctypes.c_void_p
-_libc.mmap.argtypes = (
-    *(ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int),
-    *(ctypes.c_int, ctypes.c_int, ctypes.c_int64),
-)
-_libc.madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
-_libc.munmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t)
-_libc.readahead.argtypes = (ctypes.c_int, ctypes.c_int64, ctypes.c_size_t)
-
-
-def by_readahead(fd: int, start: int, length: int) -> None:
-    """readahead(2): asynchronous where the device's queue has room.  Raises OSError."""
-    if _libc.readahead(fd, start, length):
-        raise _error()
-
-
-def by_populate(fd: int, start: int, length: int) -> None:
-    """MADV_POPULATE_READ: waits for the pages, huge ones where the file system has them."""
-    address = _libc.mmap(None, length, _PROT_READ, _MAP_SHARED, fd, start)
-    if address == ctypes.c_void_p(-1).value:
-        raise _error()
-    try:
-        _libc.madvise(address, length, mmap.MADV_HUGEPAGE)
-        _libc.madvise(address, length, mmap.MADV_RANDOM)
-        if _libc.madvise(address, length, _MADV_POPULATE_READ):
-            raise _error()
-    finally:
-        _libc.munmap(address, length)
 
 
 def drop(fd: int, start: int, length: int) -> int:
@@ -61,11 +25,6 @@ def drop(fd: int, start: int, length: int) -> int:
     before = cached_pages(fd, start, length)
     os.posix_fadvise(fd, start, length, os.POSIX_FADV_DONTNEED)
     return max(0, before - cached_pages(fd, start, length)) * PAGE_SIZE
-
-
-def _error() -> OSError:
-    code = ctypes.get_errno()
-    return OSError(code, os.strerror(code))
 
 
 @dataclass(frozen=True)

@@ -45,7 +45,9 @@ class Service:
 
     # Each request is a method; its arguments are the members of the request.
 
-    def attach(self, policy: str, object: str, knobs: dict[str, int]) -> dict[str, Any]:
+    def attach(
+        self, policy: str, object: str, knobs: dict[str, int], sizes: dict[str, int]
+    ) -> dict[str, Any]:
         """Load and attach a policy."""
         info = find(policy)
         if info.name in self.agents:
@@ -54,7 +56,7 @@ class Service:
                 "a policy of that name is attached already",
                 f"Detach it first (pagecache-bpf detach {info.name})",
             )
-        agent = Agent(info, Path(object), knobs)
+        agent = Agent(info, Path(object), knobs, sizes=sizes)
         self.agents[info.name] = agent
         self.attached_ns[info.name] = time.time_ns()
         return {"missing": agent.missing}
@@ -97,6 +99,10 @@ class Service:
         """Let go of an open file."""
         key = key_of(fd)
         return {"found": any([agent.untag(key) for agent in self.agents.values()])}
+
+    def maps(self, policy: str) -> dict[str, Any]:
+        """Numbers of a policy's maps."""
+        return {"maps": self._agent(policy).map_ids()}
 
     def tags(self) -> dict[str, Any]:
         """Every governed file."""
@@ -165,7 +171,7 @@ class Service:
         del self.exits[:-EXITS_KEPT]
 
 
-_OPERATIONS = ("attach", "detach", "tag", "untag", "untag_fd", "tags", "policies", "ended")
+_OPERATIONS = ("attach", "detach", "tag", "untag", "untag_fd", "maps", "tags", "policies", "ended")
 
 
 def serve(listener: socket.socket) -> None:

@@ -27,7 +27,8 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
 def test_doctor_describes_this_kernel() -> None:
     done = run("doctor", "--json")
     assert "Traceback" not in done.stderr
-    assert json.loads(done.stdout)
+    told = json.loads(done.stdout)
+    assert told["engines"]["agent"] == [] and told["ready"] and done.returncode == 0
 
 
 def test_attach_without_a_loadable_module_says_so(tmp_path: Path) -> None:

@@ -34,8 +34,11 @@ AGENT_STRUCTS = [
     *("pagecache_file_key", "pagecache_request"),
     *(name for name in STRUCTS if name.startswith("pagecache_agent_")),
 ]
+# What policies that take I/O templates share with user space.
+TEMPLATE_STRUCTS = [name for name in STRUCTS if name.startswith("pagecache_template_")]
 OBSERVER_STRUCTS = [name for name in STRUCTS if name.startswith("pagecache_observe")]
 ENUMS = {
+    "pagecache_template_source": _abi.TemplateSource,
     "pagecache_hook": _abi.Hook,
     "pagecache_verdict": _abi.Verdict,
     "pagecache_kind": _abi.Kind,
@@ -105,7 +108,8 @@ def built(request: pytest.FixtureRequest) -> tuple[Btf, str]:
 
 @pytest.mark.parametrize("name", STRUCTS)
 def test_structs_are_laid_out_alike(built: tuple[Btf, str], name: str) -> None:
-    if name in AGENT_STRUCTS + OBSERVER_STRUCTS and built[1].endswith(".ko"):
+    foreign = AGENT_STRUCTS + OBSERVER_STRUCTS + TEMPLATE_STRUCTS
+    if name in foreign and built[1].endswith(".ko"):
         assert built[0].find(name, Kind.STRUCT) is None
         return
     assert differences(STRUCTS[name], *built) == []
@@ -122,6 +126,14 @@ def test_the_agent_shares_its_types_with_its_programs(name: str) -> None:
             assert "has no struct" in found[0]
             continue
         assert found == []
+
+
+@pytest.mark.parametrize("name", TEMPLATE_STRUCTS)
+def test_policies_share_templates_with_user_space(name: str) -> None:
+    path = ABI_OBJECT.with_name("maio.bpf.o")
+    if not path.exists():
+        pytest.skip("build/bpf/maio.bpf.o is not built: run `make build`")
+    assert differences(STRUCTS[name], load(path), path.name) == []
 
 
 @pytest.mark.parametrize("name", ENUMS)

@@ -101,8 +101,9 @@ def test_json_is_what_the_manual_says(words: tuple[str, ...], command: str) -> N
     documented = find_verbs()[words[0]].JSON[command]
     data = run(*words, "--json").data
     assert undocumented(data, documented) == set()
-    # and nothing is documented that is not there
-    assert set(documented) - set(key_paths(data)) == set()
+    # and nothing is documented that is not there; an empty list stands for what it would hold
+    there = set(key_paths(data))
+    assert {key for key in documented if not {key, key.removesuffix("[]")} & there} == set()
 
 
 def test_json_keys_are_documented_for_every_command() -> None:

@@ -43,7 +43,9 @@ class Kernel:
         self.put("sys/kernel/security/lockdown", "[none] integrity confidentiality\n")
         self.put("sys/module/module/parameters/sig_enforce", "N\n")
         self.put("sys/fs/cgroup/cgroup.controllers", "cpu memory io\n")
-        tracepoints = (f"btf_trace_{name}" for name in features.TRACEPOINTS)
+        tracepoints = (
+            f"btf_trace_{name}" for name in features.TRACEPOINTS + features.ACCESS_TRACEPOINTS
+        )
         self.put("sys/kernel/btf/vmlinux", btf("bpf_struct_ops_desc", *tracepoints))
         self.put(f"lib/modules/{RELEASE}/build/Makefile", "")
         self.put(f"lib/modules/{RELEASE}/modules.dep", "updates/dkms/pagecache_bpf.ko:\n")
@@ -97,6 +99,19 @@ def test_a_kernel_that_has_everything(kernel: Kernel) -> None:
     table = [each for each in features.probe(kernel.machine()) if each.name not in tools]
     assert [each for each in table if not each.ok] == []
     assert len(table) == len(features.PROBES) - len(tools)
+
+
+def test_what_an_engine_lacks_is_told_apart(kernel: Kernel) -> None:
+    """A locked kernel still runs the agent; one without its tracepoints still takes the module."""
+    kernel.remove("proc/modules")
+    lacking = features.lacking(features.probe(kernel.machine()))
+    assert "loadable modules" in [each.name for each in lacking["struct_ops"]]
+    assert not [each for each in lacking["agent"] if each.name != "libbpf"]
+    names = ("bpf_struct_ops_desc", *(f"btf_trace_{each}" for each in features.TRACEPOINTS))
+    kernel.put("sys/kernel/btf/vmlinux", btf(*names))
+    lacking = features.lacking(features.probe(kernel.machine()))
+    assert "access tracepoints" in [each.name for each in lacking["agent"]]
+    assert "access tracepoints" not in [each.name for each in lacking["struct_ops"]]
 
 
 def test_every_line_says_what_is_lost_and_what_to_do(tmp_path: Path) -> None:
@@ -193,6 +208,18 @@ Change = Callable[[Kernel], object]
                 k.remove("sys/kernel/livepatch"),
                 k.put("proc/config.gz", gzip.compress(b"CONFIG_DYNAMIC_FTRACE_WITH_ARGS=y\n")),
             ),
+        ),
+        (
+            "access tracepoints",
+            False,
+            "missing: mm_filemap_get_pages, mm_filemap_map_pages, mm_filemap_fault",
+            lambda k: k.put("sys/kernel/btf/vmlinux", btf("bpf_struct_ops_desc")),
+        ),
+        (
+            "access tracepoints",
+            True,
+            "mm_filemap_fault; missing: mm_filemap_get_pages, mm_filemap_map_pages",
+            lambda k: k.put("sys/kernel/btf/vmlinux", btf("btf_trace_mm_filemap_fault")),
         ),
         (
             "tracepoints",

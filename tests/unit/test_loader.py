@@ -158,7 +158,7 @@ def test_objects_that_libbpf_refuses(
     path.write_bytes(content)
     info = PolicyInfo("bad", "", "", "", (), (), None, path)
     with pytest.raises(UsageError, match="cannot be loaded") as caught:
-        loader._load_and_attach(info, {}, Any, None)  # type: ignore[arg-type]
+        loader._load_and_attach(info, {}, {}, Any, None)  # type: ignore[arg-type]
     assert str(path) in str(caught.value)
     # libbpf talks to stderr unless it is caught.
     assert capfd.readouterr() == ("", "")
@@ -268,7 +268,9 @@ class FakeLink:
 def attaching(
     monkeypatch: pytest.MonkeyPatch, link: FakeLink, fail: BaseException | None = None
 ) -> None:
-    def load(_info: object, _knobs: object, _device: object, _log: object, maps: Path) -> FakeLink:
+    def load(
+        _info: object, _knobs: object, _sizes: object, _device: object, _log: object, maps: Path
+    ) -> FakeLink:
         assert not (maps.parent / "link").exists()
         (maps / "rodata").touch()
         if fail:

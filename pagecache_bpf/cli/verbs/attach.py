@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from pagecache_bpf.cli.tagging import Tagging
+    from pagecache_bpf.cli.templating import Chosen
     from pagecache_bpf.governor import Governor
     from pagecache_bpf.models import Model
     from pagecache_bpf.policies import PolicyInfo
@@ -35,6 +36,10 @@ EXAMPLES = (
     (
         "pagecache-bpf attach sequential --knob max_window_mib=256 model.gguf",
         "one file, with a larger window",
+    ),
+    (
+        "pagecache-bpf attach maio --template llama.tp2 /models/llama-3-8b",
+        "read ahead in the order of a template made before",
     ),
     (
         "pagecache-bpf attach ./mine.bpf.c ~/.cache/huggingface/hub/models--org--name",
@@ -59,6 +64,15 @@ JSON = {
         "engine.missing_tracepoints[]": "of engine agent: what this kernel does not have",
         "module_loaded_from": "the module file, null if it was loaded already or is not needed",
         **MODELS_JSON,
+        "templates[].model": "the model that an I/O template is for",
+        "templates[].file": "the template's file, null if it was derived now",
+        "templates[].source": "derived, recorded or imported",
+        "templates[].loader": "whose order it is",
+        "templates[].tp": "tensor-parallel ranks of the load",
+        "templates[].consumers": "processes that it is for",
+        "templates[].extents": "ranges that it lists",
+        "templates[].bytes": "bytes that it reads, each once",
+        "templates[].fitting_bytes": "of these, those that fit the files",
         "undo": "the command that takes it all back",
     }
 }
@@ -92,6 +106,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=[],
         help="set a knob (`policy show POLICY` lists them); may be given several times",
     )
+    parser.add_argument(
+        "--template",
+        metavar="FILE",
+        action="append",
+        default=[],
+        help="I/O template that the policy follows (`template derive`, `template record`), one for "
+        "each PATH; auto: derived from the headers, none: the policy does without; by default auto "
+        "where the policy takes one",
+    )
+    parser.add_argument(
+        "--partial",
+        action="store_true",
+        help="take of a template what fits the files; without it one that does not fit is refused",
+    )
     add_tag_options(parser)
 
 
@@ -120,17 +148,19 @@ def run(args: argparse.Namespace, out: Output) -> int:
     """Check everything that needs no root, then change the system."""
     from pagecache_bpf import libbpf, policies
     from pagecache_bpf.cli.tagging import require_root, resolve_all
+    from pagecache_bpf.cli.templating import choose
     from pagecache_bpf.governor import Governor
 
     info = policies.find(args.policy)
     knobs = policies.parse_knobs(info, dict(args.knob))
     models = resolve_all(args.paths, args.model)
+    templates = choose(info, models, args.template, args.partial, out)
     libbpf.library()
     require_root("attach a policy")
     engine = _engine(args.engine, info)
     with Governor() as governor:
         refuse_second(governor, info.name)
-        tagging = _attach_and_tag(governor, engine, info, knobs, models, args.replace)
+        tagging = _attach_and_tag(governor, engine, info, knobs, models, templates, args.replace)
     values = {knob.name: knobs.get(knob.name, knob.default) for knob in info.knobs}
     undo = f"pagecache-bpf detach {info.name}"
     data = {
@@ -148,6 +178,7 @@ def run(args: argparse.Namespace, out: Output) -> int:
         },
         "module_loaded_from": str(engine.loaded_from) if engine.loaded_from else None,
         "models": tagging.as_json(),
+        "templates": [each.as_json() for each in templates],
         "undo": undo,
     }
 
@@ -161,6 +192,7 @@ def run(args: argparse.Namespace, out: Output) -> int:
             rows.append(("lacking", f"tracepoints {', '.join(engine.missing)}"))
         rows += [("knob", f"{name} = {values[name]} {units[name]}".rstrip()) for name in knobs]
         rows += tagged_rows(tagging)
+        rows += [("template", str(each)) for each in templates]
         if not models:
             rows.append(
                 ("tagged", f"nothing yet; next: pagecache-bpf tag PATH --policy {info.name}")
@@ -239,21 +271,25 @@ def _attach_and_tag(
     info: PolicyInfo,
     knobs: dict[str, int],
     models: Sequence[Model],
+    templates: Sequence[Chosen],
     replace: bool,
 ) -> Tagging:
     """Attach, then tag; on any failure (Ctrl-C too) detach and untag again."""
     from pagecache_bpf import loader
     from pagecache_bpf.cli.tagging import Tagging
+    from pagecache_bpf.cli.templating import give, sizes_of
 
     tagging = Tagging(governor, info.name, replace)
+    sizes = sizes_of(templates)
     if engine.object is None:
-        loader.attach(info, knobs)
+        loader.attach(info, knobs, sizes=sizes)
     else:
         assert governor.agent is not None
-        engine.missing = governor.agent.attach(info, engine.object, knobs)
+        engine.missing = governor.agent.attach(info, engine.object, knobs, sizes)
     try:
         for model in models:
             tagging.add(model)
+        give(governor, info.name, templates)
     except BaseException as error:
         untagged = tagging.rollback()
         try:

@@ -17,16 +17,18 @@ if TYPE_CHECKING:
 HELP = "check what this machine has and lacks, with the next step for each"
 DESCRIPTION = """\
 Asks the kernel and looks for tools, changes nothing, and prints for each thing whether it is
-there, what is lost without it and the next step to gain it. Without root some answers are
-unknown. The exit code is 0 when policies can be attached, 3 when this machine lacks something
-that they need, and 4 when only the privilege is missing."""
+there, what is lost without it and the next step to gain it; at the end, which engines can run
+policies here. Without root some answers are unknown. The exit code is 0 when one of the engines
+can, 3 when none can, and 4 when only the privilege is missing."""
 EXAMPLES = (("sudo pagecache-bpf doctor", ""),)
 JSON = {
     "doctor": {
-        "ready": "whether policies can be attached, as far as can be known",
+        "ready": "whether policies can be attached on one of the engines, as far as can be known",
+        "engines.struct_ops[]": "what that engine needs and is not there; empty if it can run",
+        "engines.agent[]": "the same of engine agent",
         "features[].name": "what was looked for",
         "features[].ok": "true, false, or null where it could not be found out",
-        "features[].needed": "whether policies cannot be attached without it",
+        "features[].engines[]": "the engines that cannot run a policy without it",
         "features[].found": "what was seen",
         "features[].lost": "what does not work without it",
         "features[].fix": "the next step; empty if there is nothing to do",
@@ -43,14 +45,16 @@ def run(args: argparse.Namespace, out: Output) -> int:
     from pagecache_bpf import features
 
     table_of = features.probe()
-    missing = [feature for feature in table_of if feature.needed and feature.ok is False]
+    lacking = features.lacking(table_of)
+    ready = not all(lacking.values())
     data = {
-        "ready": not missing,
+        "ready": ready,
+        "engines": {engine: [each.name for each in what] for engine, what in lacking.items()},
         "features": [
             {
                 "name": feature.name,
                 "ok": feature.ok,
-                "needed": feature.needed,
+                "engines": list(feature.engines),
                 "found": feature.found,
                 "lost": feature.lost,
                 "fix": feature.fix,
@@ -58,14 +62,16 @@ def run(args: argparse.Namespace, out: Output) -> int:
             for feature in table_of
         ],
     }
-    out.emit(data, lambda console: _human(console, table_of, missing))
-    if not missing:
+    out.emit(data, lambda console: _human(console, table_of, lacking))
+    if ready:
         return 0
-    only_privilege = [feature.name for feature in missing] == ["privileges"]
+    only_privilege = any(
+        [each.name for each in what] == ["privileges"] for what in lacking.values()
+    )
     return (PrivilegeError if only_privilege else UnsupportedError).exit_code
 
 
-def _human(console: Console, features: list[Feature], missing: list[Feature]) -> None:
+def _human(console: Console, features: list[Feature], lacking: dict[str, list[Feature]]) -> None:
     from rich.text import Text
 
     marks = {
@@ -85,8 +91,7 @@ def _human(console: Console, features: list[Feature], missing: list[Feature]) ->
         rows = [("lost", feature.lost), ("next", feature.fix)]
         console.print(pairs([(name, text) for name, text in rows if text], indent=2))
     console.print()
-    if missing:
-        names = ", ".join(feature.name for feature in missing)
-        console.print(Text.assemble(("Policies cannot be attached here: ", "bold red"), names))
-    else:
-        console.print(Text("Policies can be attached here.", "bold green"))
+    for engine, what in lacking.items():
+        names = ", ".join(feature.name for feature in what)
+        verdict = Text(f"not here: {names}", "bold red") if what else Text("ready", "bold green")
+        console.print(Text.assemble((f"engine {engine}  ", "bold"), verdict))

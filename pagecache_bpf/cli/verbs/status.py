@@ -10,6 +10,7 @@ from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
 
 from pagecache_bpf.cli.output import TROUBLESHOOTING, Output, pairs, table
+from pagecache_bpf.cli.templating import REPLAY_JSON, replay_rows, replays
 from pagecache_bpf.cli.verbs.detach import EXIT_JSON, exit_as_json
 from pagecache_bpf.errors import UsageError
 from pagecache_bpf.units import format_count, format_duration, format_size, plural
@@ -55,6 +56,7 @@ JSON = {
         "policies[].models[].files": "number of its files",
         "policies[].models[].resident_bytes": "bytes of it in the page cache",
         "policies[].models[].size_bytes": "its size now, without files that are gone",
+        **{f"policies[].templates[].{key}": text for key, text in REPLAY_JSON.items()},
         "policies[].exit": "how it ended; null while it is attached",
         **{f"policies[].exit.{key}": text for key, text in EXIT_JSON.items()},
         "inactive_tags": "number of tagged files whose policy is not attached",
@@ -101,7 +103,10 @@ def _collect(governor: Governor) -> dict[str, Any]:
     attached = list(governor.policies())
     names = {policy.name for _, policy in attached}
     policies = [
-        _attached(engine, policy, tags, policy.name in pins, details.get(policy.name, {}))
+        {
+            **_attached(engine, policy, tags, policy.name in pins, details.get(policy.name, {})),
+            "templates": replays(governor, engine, policy.name),
+        }
         for engine, policy in attached
     ]
     policies += [
@@ -150,6 +155,7 @@ def _attached(
         "inflight_bytes": policy.inflight_pages * PAGE_SIZE,
         "counters": policy.counters,
         "models": _models([tag for tag in tags if tag.policy == policy.name]),
+        "templates": [],
         "exit": None,
     }
 
@@ -176,6 +182,7 @@ def _ended(
         "inflight_bytes": 0,
         "counters": {},
         "models": _models([tag for tag in tags if tag.policy == name]),
+        "templates": [],
         "exit": exit_as_json(record) if record else None,
     }
 
@@ -242,6 +249,7 @@ def _print_policy(console: Console, policy: dict[str, Any], verbose: bool) -> No
         if policy["read_errors"]:
             failed = (f"{n} x {os.strerror(int(c))}" for c, n in policy["read_errors"].items())
             rows.append(("failed", f"reads: {', '.join(failed)}"))
+    rows += replay_rows(policy["templates"])
     if policy["knobs"]:
         rows.append(("knobs", ", ".join(f"{k} = {v}" for k, v in policy["knobs"].items())))
     console.print(pairs(rows, indent=2))

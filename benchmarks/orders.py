@@ -1,0 +1,198 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Loaders that read tensors in another order than the file's: what they read, and running them.
+
+Each is a list of pieces (shard, tensor, which part of it), read through safetensors as inference
+servers do, in processes of their own, and compared with the files' true bytes afterwards.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors import safe_open
+
+from benchmarks import loaders
+from benchmarks.checkpoints import Checkpoint, data_offsets
+from benchmarks.loaders import Outcome
+from pagecache_bpf.errors import PagecacheError
+
+_LAYER = re.compile(r"\.layers\.(\d+)\.")
+_ROWS = ("q_proj", "k_proj", "v_proj", "gate_proj", "up_proj", "embed_tokens", "lm_head")
+_COLUMNS = ("o_proj", "down_proj")
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A part of a tensor: the share [part, part + 1) of `parts` along an axis; -1: all of it."""
+
+    path: Path
+    name: str
+    axis: int = -1
+    part: int = 0
+    parts: int = 1
+
+
+@dataclass(frozen=True)
+class Order:
+    """What each process of a loader reads, and how `template derive` is told of it."""
+
+    name: str
+    ranks: tuple[tuple[Piece, ...], ...]
+    names: tuple[str, ...]
+    options: tuple[str, ...] = ()
+
+    @property
+    def wanted(self) -> int:
+        """Bytes that the processes get, those that several of them get counted once."""
+        bytes_of = {(p.path, p.name, p.axis, p.part): _bytes(p) for r in self.ranks for p in r}
+        return sum(bytes_of.values())
+
+
+def _bytes(piece: Piece) -> int:
+    length = data_offsets(piece.path)[piece.name][1]
+    return length // piece.parts if piece.axis >= 0 else length
+
+
+def _layers(checkpoint: Checkpoint) -> dict[int, list[tuple[Path, str]]]:
+    """Tensors by their layer; those of none come as -1 (first) and 1 << 30 (last)."""
+    found: dict[int, list[tuple[Path, str]]] = {}
+    for path in checkpoint.files:
+        for name in sorted(data_offsets(path)):
+            match = _LAYER.search(name)
+            layer = int(match[1]) if match else -1 if "embed" in name else 1 << 30
+            found.setdefault(layer, []).append((path, name))
+    return found
+
+
+def make(checkpoint: Checkpoint) -> list[Order]:
+    """The orders of a Llama-shaped, sharded checkpoint."""
+    layers = _layers(checkpoint)
+    backwards = [piece for layer in sorted(layers, reverse=True) for piece in layers[layer]]
+    half = max(1, len(layers) // 2)
+    stage = [piece for layer in sorted(layers, reverse=True)[:half] for piece in layers[layer]]
+    shards = [[(path, name) for name in sorted(data_offsets(path))] for path in checkpoint.files]
+    turns = [
+        shard[turn]
+        for turn in range(max(map(len, shards)))
+        for shard in shards
+        if turn < len(shard)
+    ]
+    every = [piece for shard in shards for piece in shard]
+
+    def whole(pieces: Sequence[tuple[Path, str]]) -> tuple[tuple[Piece, ...], ...]:
+        return (tuple(Piece(path, name) for path, name in pieces),)
+
+    def names(pieces: Sequence[tuple[Path, str]]) -> tuple[str, ...]:
+        return tuple(name for _, name in pieces)
+
+    ranks = tuple(tuple(_slice(path, name, rank) for path, name in every) for rank in range(2))
+    rank0 = ("--tp", "2", "--rank", "0")
+    return [
+        Order("reversed layers", whole(backwards), names(backwards)),
+        Order("interleaved shards", whole(turns), names(turns)),
+        Order("half of the layers, reversed", whole(stage), names(stage)),
+        Order("rank 0 of 2", ranks[:1], names(every), rank0),
+        Order("two ranks", ranks, names(every), ("--tp", "2")),
+    ]
+
+
+def _slice(path: Path, name: str, rank: int) -> Piece:
+    kind = name.rsplit(".", 2)[-2]
+    axis = 0 if kind in _ROWS else 1 if kind in _COLUMNS else -1
+    return Piece(path, name, axis, rank, 2)
+
+
+def _shapes(path: Path) -> dict[str, list[int]]:
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(length))
+    return {name: entry["shape"] for name, entry in header.items() if name != "__metadata__"}
+
+
+def _index(piece: Piece, shape: Sequence[int]) -> tuple[slice, ...]:
+    share = shape[piece.axis] // piece.parts
+    cut = slice(piece.part * share, (piece.part + 1) * share)
+    return (slice(None),) * piece.axis + (cut,)
+
+
+def _read(pieces: Sequence[Piece]) -> list[Any]:
+    """Read the pieces in their order; every shard stays open once it was opened."""
+    opened: dict[Path, Any] = {}
+    got = []
+    for piece in pieces:
+        if piece.path not in opened:
+            handle: Any = safe_open(str(piece.path), framework="numpy")
+            opened[piece.path] = handle.__enter__()
+        file = opened[piece.path]
+        if piece.axis < 0:
+            got.append(file.get_tensor(piece.name))
+            continue
+        part = file.get_slice(piece.name)
+        got.append(part[_index(piece, part.get_shape())])
+    return got
+
+
+def _right(pieces: Sequence[Piece], got: Sequence[Any], reference: loaders.Reference) -> bool:
+    contents = dict(zip(reference.files, reference.contents, strict=True))
+    shapes = {path: _shapes(path) for path in {piece.path for piece in pieces}}
+    offsets = {path: data_offsets(path) for path in shapes}
+    for piece, array in zip(pieces, got, strict=True):
+        offset, length = offsets[piece.path][piece.name]
+        true = np.frombuffer(contents[piece.path], np.uint16, length // 2, offset)
+        true = true.reshape(shapes[piece.path][piece.name])
+        if piece.axis >= 0:
+            true = true[_index(piece, true.shape)]
+        if not np.array_equal(np.ascontiguousarray(array).view(np.uint16), true):
+            return False
+    return True
+
+
+def run(
+    order: Order,
+    reference: loaders.Reference,
+    warmer: Callable[[Sequence[Path]], Callable[[], None]] | None = None,
+) -> Outcome:
+    """One load: all ranks at once, each in a process of its own, from the first begin to the
+    last end.  warmer: see loaders.run_loader().  Raises PagecacheError when a rank fails.
+    """
+    outcomes: dict[int, Outcome | PagecacheError] = {}
+
+    def rank(number: int) -> None:
+        pieces = order.ranks[number]
+
+        def work() -> Outcome:
+            begun = time.monotonic()
+            stop = warmer(reference.files) if warmer and number == 0 else None
+            got = _read(pieces)
+            ended = time.monotonic()
+            if stop:
+                stop()
+            size = sum(array.nbytes for array in got)
+            return Outcome(ended - begun, size, _right(pieces, got, reference), begun, ended)
+
+        try:
+            outcomes[number] = loaders.in_child(work, f"loading {order.name}")
+        except PagecacheError as error:
+            outcomes[number] = error
+
+    threads = [threading.Thread(target=rank, args=(n,)) for n in range(len(order.ranks))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    good = []
+    for outcome in outcomes.values():
+        if isinstance(outcome, PagecacheError):
+            raise outcome
+        good.append(outcome)
+    begun, ended = min(each.begun_s for each in good), max(each.ended_s for each in good)
+    size = sum(each.loaded_bytes for each in good)
+    return Outcome(ended - begun, size, all(each.correct for each in good), begun, ended)

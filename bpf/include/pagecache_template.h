@@ -1,0 +1,118 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/*
+ * pagecache_template.h - the part of the ABI that the kernel module does not know: files and I/O
+ * templates, as BPF programs and user space share them.
+ *
+ * Included by pagecache_abi.h.  It is a file of its own since policies look the module's types up
+ * in its type information, where these are not.
+ */
+#ifndef PAGECACHE_TEMPLATE_H
+#define PAGECACHE_TEMPLATE_H
+
+#ifndef __bpf__
+#include <linux/types.h>
+#endif
+
+struct pagecache_file_key {
+	__u64 ino;
+	__u32 dev_major;
+	__u32 dev_minor;
+	__u32 generation;
+	__u32 reserved;
+};
+
+/*
+ * I/O templates as policies see them (bpf/include/template.bpf.h).  User space fills the arrays
+ * before the hash template_files, by which a policy finds a template.  Numbers of pages are
+ * those of this machine; a position is counted in pages from a consumer's first step.
+ */
+#define PAGECACHE_TEMPLATE_NONE (~0U)
+
+/* template_files: what a file is to the templates. */
+struct pagecache_template_file {
+	__u32 file; /* index of template_targets */
+	__u32 model; /* index of template_models */
+	__u32 spans; /* index of template_spans: one for each consumer of the model, from here */
+	__u32 reserved;
+};
+
+/* template_models: one template.  The second half is the policy's. */
+struct pagecache_template_model {
+	__u32 first_consumer; /* index of template_consumers */
+	__u32 nr_consumers; /* 0: not used */
+	__u32 source; /* enum pagecache_template_source */
+	__u32 failed; /* 1: dropped, since it was wrong too often */
+	__u64 followed; /* pages that were accessed as the template says */
+	__u64 strayed; /* pages accessed otherwise, or prefetched before a jump and passed over */
+	__u64 jumps; /* times that a consumer went on elsewhere */
+	char name[64];
+};
+
+enum pagecache_template_source {
+	PAGECACHE_TEMPLATE_SOURCE_DERIVED = 1,
+	PAGECACHE_TEMPLATE_SOURCE_RECORDED = 2,
+	PAGECACHE_TEMPLATE_SOURCE_IMPORTED = 3,
+};
+
+/* template_consumers: whose order it is.  The second half is the policy's. */
+struct pagecache_template_consumer {
+	__u32 first_step; /* index of template_steps */
+	__u32 nr_steps;
+	__u32 tgid; /* who reads as this consumer; 0: nobody yet */
+	__u32 reserved;
+	__u64 time_ns; /* when it was seen last, */
+	__u64 position; /* and where */
+};
+
+/* template_targets: a file that can be prefetched.  asked and generation are the policy's. */
+struct pagecache_template_target {
+	struct pagecache_file_key key;
+	__u64 pages;
+	__u64 asked; /* pages, in this generation */
+	__u32 generation; /* grows when what was asked for may be gone */
+	__u32 reserved;
+};
+
+/* template_spans: the part of template_index that is of one file and consumer. */
+struct pagecache_template_span {
+	__u32 first;
+	__u32 nr;
+};
+
+/* template_index: from a page to a step; sorted by page within a span. */
+struct pagecache_template_entry {
+	__u32 start; /* page */
+	__u32 step; /* index of template_steps */
+};
+
+/* template_steps: what a consumer reads, one extent after the other. */
+struct pagecache_template_step {
+	__u32 extent; /* index of template_extents */
+	__u32 next; /* the consumer's next step in the same file, or PAGECACHE_TEMPLATE_NONE */
+	__u64 before; /* position */
+};
+
+/* template_extents: shared by the consumers that want the same.  The second half is the policy's.
+ */
+struct pagecache_template_extent {
+	__u32 file; /* index of template_targets */
+	__u32 start; /* pages, */
+	__u32 end; /* without this one */
+	__u32 users; /* steps that lead here */
+	__u32 asked; /* pages from start on that have been asked for, */
+	__u32 generation; /* if this is the file's */
+	__u32 passed; /* users that have come to its end */
+	__u32 reserved;
+};
+
+_Static_assert(sizeof(struct pagecache_file_key) == 24, "file key has a hole");
+_Static_assert(sizeof(struct pagecache_template_file) == 16, "template file has a hole");
+_Static_assert(sizeof(struct pagecache_template_model) == 40 + 64, "template model has a hole");
+_Static_assert(sizeof(struct pagecache_template_consumer) == 32, "template consumer has a hole");
+_Static_assert(sizeof(struct pagecache_template_target) == 48, "template target has a hole");
+_Static_assert(sizeof(struct pagecache_template_span) == 8, "template span has a hole");
+_Static_assert(sizeof(struct pagecache_template_entry) == 8, "template entry has a hole");
+_Static_assert(sizeof(struct pagecache_template_step) == 16, "template step has a hole");
+_Static_assert(sizeof(struct pagecache_template_extent) == 32, "template extent has a hole");
+
+#endif /* PAGECACHE_TEMPLATE_H */

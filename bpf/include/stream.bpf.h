@@ -1,0 +1,283 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/*
+ * stream.bpf.h - finds readers that stream and keeps a growing window ahead of each.
+ *
+ * What the policy sequential is made of, and what others fall back to.
+ *
+ * A few accesses in order make a stream; from then on a window is kept ahead of it, with
+ * readahead markers that tell where the reader has come to.  A marker that is reached before
+ * its data has arrived means that the reader waits: the window doubles, until that no longer
+ * makes the reader faster, which is what the device can take.  A model whose files have been
+ * streamed to their ends is trusted: its next file starts with the window of the last.
+ */
+#ifndef STREAM_BPF_H
+#define STREAM_BPF_H
+
+PAGECACHE_KNOB(u32, start_window_kib, 1024, "KiB", 64, 1048576, "first window of a new stream");
+PAGECACHE_KNOB(u32, max_window_mib, 64, "MiB", 1, 4096, "largest window ahead of one reader");
+PAGECACHE_KNOB(u32, budget_mib, 0, "MiB", 0, 1073741824,
+	       "no prefetch while the governed files hold this much page cache; 0: no bound");
+PAGECACHE_KNOB(u32, confirm_accesses, 3, "accesses", 1, 16, "accesses in order that make a stream");
+
+#define STREAMS 8
+#define TRUSTED 2 /* files of a model streamed to the end before it is trusted */
+#define HEAD_PAGES 64 /* a trusted file is expected to be read from here */
+
+struct stream {
+	u64 from; /* its last access began here, */
+	u64 next; /* and the next one should be here */
+	u64 ahead; /* asked for up to here */
+	u64 window; /* pages; 0: not a stream yet */
+	u64 since_ns; /* the window has been what it is since then, */
+	u64 since; /* when the reader was here, */
+	u64 rate; /* and before that it did so many pages a second */
+	u32 run; /* accesses in order */
+	u32 settled; /* a larger window would not help */
+};
+
+struct file_state {
+	struct stream streams[STREAMS];
+	u32 victim;
+	u32 reserved;
+};
+
+struct file_key {
+	u64 ino;
+	u64 file_id;
+	u32 dev_major;
+	u32 dev_minor;
+};
+
+struct model_state {
+	u64 window;
+	u32 streamed;
+	u32 reserved;
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, 4096);
+	__type(key, struct file_key);
+	__type(value, struct file_state);
+} files SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, 1024);
+	__type(key, u32);
+	__type(value, struct model_state);
+} models SEC(".maps");
+
+static const struct file_state no_file;
+static const struct model_state no_model;
+
+static __always_inline struct file_state *file_of(const struct pagecache_ctx *ctx)
+{
+	struct file_key key = {
+		.ino = ctx->ino,
+		.file_id = ctx->file_id,
+		.dev_major = ctx->dev_major,
+		.dev_minor = ctx->dev_minor,
+	};
+	struct file_state *file = bpf_map_lookup_elem(&files, &key);
+
+	if (file)
+		return file;
+	bpf_map_update_elem(&files, &key, &no_file, BPF_NOEXIST);
+	return bpf_map_lookup_elem(&files, &key);
+}
+
+static __always_inline struct model_state *model_of(const struct pagecache_ctx *ctx)
+{
+	u32 key = ctx->model;
+	struct model_state *model = bpf_map_lookup_elem(&models, &key);
+
+	if (model)
+		return model;
+	bpf_map_update_elem(&models, &key, &no_model, BPF_NOEXIST);
+	return bpf_map_lookup_elem(&models, &key);
+}
+
+static __always_inline bool is_marker(const struct pagecache_ctx *ctx)
+{
+	return ctx->kind == PAGECACHE_KIND_MARKER || ctx->kind == PAGECACHE_KIND_FAULT_MARKER;
+}
+
+/*
+ * Whether this access goes on with a stream: in its window, shortly behind its end, or up to a
+ * window back, since memcpy() from a mapping touches the last page of a range before the pages on
+ * the way.  As long as it is not one yet, only the very next page will do, or the marker that the
+ * kernel's own readahead has left for it: random readers meet their neighbourhoods, too.
+ */
+static __always_inline bool goes_on(const struct stream *s, const struct pagecache_ctx *ctx)
+{
+	u64 slack = min_u64(ctx->ra_pages, 64);
+
+	if (!s->run)
+		return false;
+	if (s->window)
+		return ctx->index + s->window + slack >= s->from && ctx->index <= s->ahead + slack;
+	if (is_marker(ctx))
+		return ctx->index >= s->from &&
+		       ctx->index <= s->next + max_u64(ctx->ra_pages, ctx->io_pages);
+	return ctx->index + 1 >= s->next && ctx->index <= s->next + 1;
+}
+
+static __always_inline struct stream *stream_at(struct file_state *file,
+						const struct pagecache_ctx *ctx)
+{
+	for (int i = 0; i < STREAMS; i++) {
+		struct stream *s = &file->streams[i];
+
+		if (goes_on(s, ctx))
+			return s;
+	}
+	return NULL;
+}
+
+static __always_inline struct stream *stream_new(struct file_state *file,
+						 const struct pagecache_ctx *ctx)
+{
+	struct stream *s = &file->streams[file->victim++ % STREAMS];
+
+	*s = (struct stream){
+		.from = ctx->index,
+		.next = ctx->index + ctx->nr,
+		.ahead = ctx->index + ctx->nr,
+		.run = 1,
+	};
+	return s;
+}
+
+static __always_inline void open_window(struct stream *s, const struct pagecache_ctx *ctx,
+					u64 pages)
+{
+	s->window = min_u64(pages, pages_of(ctx, (u64)max_window_mib << 20));
+	s->since = ctx->index;
+	s->since_ns = ctx->time_ns;
+}
+
+/*
+ * The reader had to wait.  Judge the present window once it has been read through: while each
+ * doubling makes the reader faster by an eighth or more, double it again.
+ */
+static __always_inline void grow(struct stream *s, const struct pagecache_ctx *ctx)
+{
+	u64 limit = pages_of(ctx, (u64)max_window_mib << 20);
+	u64 pages = ctx->index - s->since;
+	u64 ns = ctx->time_ns - s->since_ns;
+	u64 rate;
+
+	if (s->settled || s->window >= limit || ctx->index < s->since + s->window || !ns)
+		return;
+	rate = pages * 1000000000ULL / ns;
+	if (s->rate && rate < s->rate + s->rate / 8) {
+		s->settled = 1;
+		return;
+	}
+	s->rate = rate;
+	open_window(s, ctx, s->window * 2);
+}
+
+/*
+ * The page is absent, though it was asked for, and nothing is on its way: what was read has been
+ * dropped since, and the reader goes through it again.
+ */
+static __always_inline bool starts_again(const struct stream *s, const struct pagecache_ctx *ctx)
+{
+	return s->window && !is_marker(ctx) && ctx->index < s->ahead && !ctx->inflight_pages;
+}
+
+static __always_inline void trust(const struct pagecache_ctx *ctx, const struct stream *s)
+{
+	struct model_state *model = model_of(ctx);
+
+	if (!model)
+		return;
+	model->window = s->window;
+	if (model->streamed < TRUSTED)
+		model->streamed++;
+}
+
+static __always_inline u64 room_in_budget(const struct pagecache_ctx *ctx)
+{
+	u64 budget = pages_of(ctx, (u64)budget_mib << 20);
+	u64 used = ctx->governed_pages + ctx->inflight_pages;
+
+	if (!budget)
+		return ~0ULL;
+	return used < budget ? budget - used : 0;
+}
+
+/* Ask for what is missing of the window.  Markers lie a quarter of it apart. */
+static __always_inline void top_up(struct pagecache_ctx *ctx, struct stream *s, u64 room)
+{
+	u64 end = min_u64(ctx->index + s->window, ctx->file_pages);
+	u64 step = min_u64(max_u64(s->window / 4, 16), 512);
+	s64 accepted;
+
+	if (s->ahead < ctx->index)
+		s->ahead = ctx->index;
+	/* Small pieces would only make small requests of the device. */
+	if (s->ahead >= end || (end - s->ahead < step && end < ctx->file_pages))
+		return;
+	accepted = pagecache_prefetch(ctx, s->ahead, min_u64(end - s->ahead, room),
+				      PAGECACHE_NODE_ANY, step);
+	if (accepted <= 0)
+		return;
+	s->ahead += accepted;
+	if (s->ahead >= ctx->file_pages)
+		trust(ctx, s);
+}
+
+static __always_inline s32 stream_readahead(struct pagecache_ctx *ctx,
+					    struct pagecache_answer *answer)
+{
+	struct file_state *file = file_of(ctx);
+	struct model_state *model;
+	struct stream *s;
+	u64 room;
+
+	if (!file)
+		return PAGECACHE_DEFAULT;
+	s = stream_at(file, ctx);
+	if (!s) {
+		if (is_marker(ctx))
+			return PAGECACHE_DEFAULT;
+		s = stream_new(file, ctx);
+		model = ctx->index < HEAD_PAGES ? model_of(ctx) : NULL;
+		if (model && model->streamed >= TRUSTED)
+			open_window(s, ctx, model->window);
+	} else {
+		if (starts_again(s, ctx)) {
+			s->ahead = ctx->index;
+			open_window(s, ctx, s->window);
+		}
+		s->run++;
+		s->from = ctx->index;
+		s->next = ctx->index + (is_marker(ctx) ? 0 : ctx->nr);
+	}
+	if (!s->window) {
+		if (s->run < confirm_accesses) {
+			s->ahead = max_u64(s->ahead, ctx->index + ctx->nr);
+			return PAGECACHE_DEFAULT;
+		}
+		open_window(s, ctx, pages_of(ctx, (u64)start_window_kib << 10));
+	}
+	if (!is_marker(ctx) || (ctx->flags & PAGECACHE_F_LATE))
+		grow(s, ctx);
+	room = room_in_budget(ctx);
+	if (!room)
+		return PAGECACHE_DEFAULT;
+
+	if (!is_marker(ctx)) {
+		/* The reader needs these now, the rest can follow. */
+		answer->start = ctx->index;
+		answer->nr = min_u64(max_u64(ctx->nr, 64), s->window);
+		s->ahead = max_u64(s->ahead, ctx->index + answer->nr);
+	}
+	top_up(ctx, s, room);
+	return PAGECACHE_OVERRIDE;
+}
+
+#endif /* STREAM_BPF_H */

@@ -1,0 +1,447 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * maio - reads ahead in the order of an I/O template, a window ahead of each consumer
+ *
+ * When to use: loaders whose order is known and is not that of the file: tensor-parallel ranks,
+ *	interleaved shards, layers in an order of their own.  The template is derived from the
+ *	headers at attach, or made before (pagecache-bpf template).
+ * Limits: engine struct_ops reads ahead in the file that is being read only; what comes next in
+ *	another file waits for its first access.  Drop-behind leaves pages alone that are still
+ *	mapped.  A file without a template, and one whose template is wrong too often, is
+ *	treated as sequential does.
+ *
+ * How: every access is looked up in the template.  It tells where its consumer is; from there the
+ * template is followed up to the window's end.  An extent remembers what has been asked for, so
+ * ranks that want the same bytes share one prefetch.  A consumer that goes on elsewhere takes
+ * its window along: what is still queued is forgotten.  Who is which consumer shows by what it
+ * reads.
+ *
+ * After: MAIO in Liu et al., "Rearchitecting the page cache for LLM serving" (FAST '26).
+ */
+#include "policy.bpf.h"
+#include "stream.bpf.h"
+#include "template.bpf.h"
+
+PAGECACHE_KNOB(u32, window_mib, 64, "MiB", 1, 65536,
+	       "ahead of each consumer, in the order of the template");
+PAGECACHE_KNOB(u32, accuracy_percent, 50, "percent", 0, 100,
+	       "a template that is right less often than this is dropped; 0: never");
+PAGECACHE_KNOB(u32, drop_behind, 0, "0 or 1", 0, 1,
+	       "1: drop an extent when the last of its consumers has passed it");
+
+#define TOP_UP_STEPS 64 /* extents that one access can ask for */
+#define CONSUMERS 64 /* of one model that are tried */
+#define IDLE_NS 10000000000ULL /* after this a consumer's place can be taken by another process */
+#define FIRST_PAGES 64 /* read at once on a miss, before the rest follows */
+
+struct cursor_key {
+	u32 tgid;
+	u32 model;
+};
+
+struct cursor {
+	u32 consumer;
+	u32 step; /* it is in this step, */
+	u64 position; /* here */
+	u64 refill; /* the window is topped up when it comes to this position */
+	u64 pending; /* pages asked for on its behalf and not reached yet */
+	u64 room; /* left by the budget; here, as the verifier would count on the stack */
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, 4096);
+	__type(key, struct cursor_key);
+	__type(value, struct cursor);
+} template_cursors SEC(".maps");
+
+/* How far a process has asked, in one file or (where it can) in all. */
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, 16384);
+	__type(key, struct cursor_key);
+	__type(value, u32);
+} template_aheads SEC(".maps");
+
+/* What one access is about. */
+struct place {
+	struct pagecache_template_file *file;
+	struct pagecache_template_model *model;
+	struct pagecache_template_target *target; /* of the accessed file */
+	struct cursor *cursor;
+};
+
+static __always_inline struct pagecache_template_consumer *consumer_at(u32 number)
+{
+	return bpf_map_lookup_elem(&template_consumers, &number);
+}
+
+static __always_inline struct pagecache_template_target *target_at(u32 number)
+{
+	return bpf_map_lookup_elem(&template_targets, &number);
+}
+
+static __always_inline u64 window_pages(const struct pagecache_ctx *ctx)
+{
+	return pages_of(ctx, (u64)window_mib << 20);
+}
+
+/* What was asked for may be gone: ask again. */
+static __always_inline void forget(struct pagecache_template_target *target)
+{
+	target->generation++;
+	target->asked = 0;
+}
+
+static __always_inline u32 asked_of(const struct pagecache_template_extent *extent,
+				    const struct pagecache_template_target *target)
+{
+	return extent->generation == target->generation ? extent->asked : 0;
+}
+
+static __always_inline u32 span_of(const struct place *at, u32 consumer)
+{
+	return at->file->spans + consumer - at->model->first_consumer;
+}
+
+/* The step of a consumer that an access lies in.  Mapping tells a range around the page only. */
+static __always_inline u32 find_step(const struct pagecache_ctx *ctx, const struct place *at,
+				     u32 consumer)
+{
+	u32 step = template_find(span_of(at, consumer), ctx->index);
+
+	if (step == PAGECACHE_TEMPLATE_NONE && ctx->nr > 1)
+		step = template_find(span_of(at, consumer), ctx->index + ctx->nr - 1);
+	return step;
+}
+
+struct consumer_search {
+	struct pagecache_ctx *ctx;
+	struct place *at;
+	u32 found;
+	u32 step;
+};
+
+static long try_consumer(u32 i, struct consumer_search *search)
+{
+	struct pagecache_ctx *ctx = search->ctx;
+	u32 number = search->at->model->first_consumer + i, step;
+	struct pagecache_template_consumer *consumer = consumer_at(number);
+	bool taken;
+
+	if (!consumer || i >= search->at->model->nr_consumers)
+		return 1;
+	taken = consumer->tgid && consumer->tgid != ctx->tgid &&
+		ctx->time_ns < consumer->time_ns + IDLE_NS;
+	if (taken && search->found != PAGECACHE_TEMPLATE_NONE)
+		return 0;
+	step = find_step(ctx, search->at, number);
+	if (step == PAGECACHE_TEMPLATE_NONE)
+		return 0;
+	search->found = number;
+	search->step = step;
+	return !taken;
+}
+
+/*
+ * A consumer that wants what is accessed: one without a process of its own, or else (again: this
+ * process was taken for another one) any.  Its step goes to @step.
+ */
+static __noinline u32 find_consumer(struct pagecache_ctx *ctx, struct place *at, u32 *step)
+{
+	struct consumer_search search = { ctx, at, PAGECACHE_TEMPLATE_NONE, 0 };
+
+	bpf_loop(CONSUMERS, try_consumer, &search, 0);
+	*step = search.step;
+	return search.found;
+}
+
+static __always_inline void bind(const struct pagecache_ctx *ctx, struct cursor *cursor, u32 number)
+{
+	struct pagecache_template_consumer *consumer = consumer_at(cursor->consumer);
+
+	if (consumer && consumer->tgid == ctx->tgid)
+		consumer->tgid = 0;
+	cursor->consumer = number;
+	consumer = consumer_at(number);
+	if (consumer)
+		consumer->tgid = ctx->tgid;
+}
+
+/* A process begins: what earlier ones asked for may have been dropped since. */
+static __always_inline struct cursor *new_cursor(struct pagecache_ctx *ctx, struct place *at,
+						 const struct cursor_key *key)
+{
+	struct cursor fresh = { .consumer = PAGECACHE_TEMPLATE_NONE };
+
+	fresh.consumer = find_consumer(ctx, at, &fresh.step);
+	if (fresh.consumer == PAGECACHE_TEMPLATE_NONE)
+		return NULL;
+	bpf_map_update_elem(&template_cursors, key, &fresh, BPF_NOEXIST);
+	at->cursor = bpf_map_lookup_elem(&template_cursors, key);
+	if (at->cursor)
+		bind(ctx, at->cursor, fresh.consumer);
+	return at->cursor;
+}
+
+static __always_inline void check_resident(const struct pagecache_ctx *ctx, struct place *at)
+{
+	u64 there = ctx->resident_pages + ctx->inflight_pages + 512;
+
+	if (there < at->target->asked - at->target->asked / 4)
+		forget(at->target);
+}
+
+/* The accuracy of a template, in pages: those that came as it said against the others. */
+static __always_inline void judge(const struct pagecache_ctx *ctx, struct place *at)
+{
+	struct pagecache_template_model *model = at->model;
+	u64 all = model->followed + model->strayed;
+
+	if (accuracy_percent && all >= 4 * window_pages(ctx) &&
+	    model->followed * 100 < all * accuracy_percent)
+		model->failed = 1;
+}
+
+static __always_inline void stray(const struct pagecache_ctx *ctx, struct place *at, u64 pages)
+{
+	__sync_fetch_and_add(&at->model->strayed, pages);
+	judge(ctx, at);
+}
+
+/* The consumer has come to the end of a step. */
+static __always_inline void passed(struct pagecache_ctx *ctx, u32 step)
+{
+	struct pagecache_template_extent *extent = template_extent_of(step);
+	struct pagecache_template_target *target = extent ? target_at(extent->file) : NULL;
+	u32 nr;
+
+	if (!drop_behind || !target || __sync_fetch_and_add(&extent->passed, 1) + 1 < extent->users)
+		return;
+	extent->passed = 0;
+	extent->asked = 0;
+	/* The last page can be the first of the next step. */
+	nr = extent->end - extent->start - 1;
+	if (nr && pagecache_drop_file(ctx, &target->key, target->pages, extent->start, nr) > 0)
+		target->asked -= min_u64(target->asked, nr);
+}
+
+struct follow {
+	struct pagecache_ctx *ctx;
+	struct cursor *cursor;
+	u64 limit; /* the window ends at this position */
+	u32 number; /* of the step that is next */
+	u32 last; /* behind the consumer's last one */
+};
+
+/* Ask for what is missing of one step.  Returns 1 when there is no more to ask for. */
+static long follow_step(u32 i, struct follow *f)
+{
+	struct pagecache_template_step *step = template_step(f->number);
+	struct pagecache_template_extent *extent;
+	struct pagecache_template_target *target;
+	struct pagecache_ctx *ctx = f->ctx;
+	u64 start, end;
+	s64 got;
+
+	if (!step || f->number >= f->last || step->before >= f->limit || !f->cursor->room)
+		return 1;
+	extent = template_extent(step->extent);
+	target = extent ? target_at(extent->file) : NULL;
+	if (!target)
+		return 1;
+	start = extent->start + asked_of(extent, target);
+	/* What is being accessed is read without us. */
+	if (f->number == f->cursor->step && start < ctx->index + ctx->nr)
+		start = min_u64(ctx->index + ctx->nr, extent->end);
+	end = min_u64(extent->end, extent->start + (f->limit - step->before));
+	if (start < end) {
+		got = pagecache_prefetch_file(ctx, &target->key, target->pages, start,
+					      min_u64(end - start, f->cursor->room),
+					      PAGECACHE_NODE_ANY);
+		if (got <= 0)
+			return 1;
+		f->cursor->room -= got;
+		f->cursor->pending += got;
+		target->asked += got;
+		start += got;
+		extent->asked = start - extent->start;
+		extent->generation = target->generation;
+	}
+	if (start < extent->end)
+		return 1;
+	if (!PAGECACHE_KERNEL_READS && step->next == PAGECACHE_TEMPLATE_NONE)
+		return 1;
+	f->number = PAGECACHE_KERNEL_READS ? f->number + 1 : step->next;
+	return 0;
+}
+
+/*
+ * Ask for what is missing of the window.  In the order of the template, in all its files where
+ * the engine can name them, else in the one that is accessed.
+ */
+static __noinline int follow(struct pagecache_ctx *ctx, struct place *at, bool jumped)
+{
+	struct cursor *cursor = at->cursor;
+	struct pagecache_template_consumer *consumer = consumer_at(cursor->consumer);
+	struct follow f = {
+		.ctx = ctx,
+		.cursor = cursor,
+		.limit =
+			cursor->position + min_u64(window_pages(ctx), pagecache_allowed_ahead(ctx)),
+		.number = cursor->step,
+	};
+	struct cursor_key key = { .tgid = ctx->tgid };
+	u32 *ahead;
+
+	if (!consumer)
+		return 0;
+	cursor->room = room_in_budget(ctx);
+	key.model = PAGECACHE_KERNEL_READS ? ~at->file->model : at->file->file;
+	ahead = bpf_map_lookup_elem(&template_aheads, &key);
+	f.last = consumer->first_step + consumer->nr_steps;
+	if (ahead && !jumped && *ahead > f.number && *ahead < f.last)
+		f.number = *ahead;
+	bpf_loop(TOP_UP_STEPS, follow_step, &f, 0);
+	bpf_map_update_elem(&template_aheads, &key, &f.number, BPF_ANY);
+	return 0;
+}
+
+/* Set the cursor to where the access is.  Returns false when the template does not have it. */
+static __always_inline bool move(struct pagecache_ctx *ctx, struct place *at, bool *jumped)
+{
+	struct cursor *cursor = at->cursor;
+	struct pagecache_template_extent *extent = template_extent_of(cursor->step);
+	struct pagecache_template_consumer *consumer = consumer_at(cursor->consumer);
+	u32 file = at->file->file, step = cursor->step, other;
+	struct pagecache_template_step *s;
+	u64 position, advanced = 0;
+
+	if (!extent || !consumer)
+		return false;
+	if (!template_touches(extent, file, ctx->index, ctx->nr)) {
+		step = cursor->step + 1;
+		extent = step < consumer->first_step + consumer->nr_steps ? template_extent_of(step)
+									  : NULL;
+		if (!extent || !template_touches(extent, file, ctx->index, ctx->nr)) {
+			step = find_step(ctx, at, cursor->consumer);
+			if (step == PAGECACHE_TEMPLATE_NONE) {
+				other = find_consumer(ctx, at, &step);
+				if (other == PAGECACHE_TEMPLATE_NONE)
+					return false;
+				bind(ctx, cursor, other);
+				*jumped = true;
+			}
+			extent = template_extent_of(step);
+			if (!extent)
+				return false;
+			if (ctx->index >= extent->start + asked_of(extent, at->target))
+				*jumped = true;
+		}
+		passed(ctx, cursor->step);
+		cursor->step = step;
+		cursor->refill = 0;
+	}
+	s = template_step(step);
+	if (!s)
+		return false;
+	position = s->before + (ctx->index > extent->start ? ctx->index - extent->start : 0);
+	if (position > cursor->position && !*jumped)
+		advanced = position - cursor->position;
+	cursor->pending -= min_u64(cursor->pending, advanced);
+	/* Of a large folio that is mapped at once only the first access is seen. */
+	__sync_fetch_and_add(&at->model->followed, max_u64(advanced, ctx->nr));
+	cursor->position = position;
+	consumer = consumer_at(cursor->consumer);
+	if (consumer) {
+		consumer->position = position;
+		consumer->time_ns = ctx->time_ns;
+	}
+	return true;
+}
+
+/* Finds template and cursor of an access; false: there are none. */
+static __always_inline bool find_place(struct pagecache_ctx *ctx, struct place *at, bool create,
+				       bool *created)
+{
+	struct cursor_key key = { .tgid = ctx->tgid };
+
+	at->file = template_file_of(ctx);
+	if (!at->file)
+		return false;
+	at->model = bpf_map_lookup_elem(&template_models, &at->file->model);
+	at->target = target_at(at->file->file);
+	if (!at->model || !at->target || at->model->failed)
+		return false;
+	key.model = at->file->model;
+	at->cursor = bpf_map_lookup_elem(&template_cursors, &key);
+	if (at->cursor || !create)
+		return at->cursor;
+	*created = true;
+	return new_cursor(ctx, at, &key);
+}
+
+PAGECACHE_ACCESS(maio_access)
+(struct pagecache_ctx *ctx)
+{
+	bool created = false, jumped = false;
+	struct place at = {};
+
+	if (!find_place(ctx, &at, true, &created))
+		return;
+	if (!move(ctx, &at, &jumped)) {
+		/* The range that mapping tells of can lie between two extents. */
+		if (ctx->kind != PAGECACHE_KIND_MAP)
+			stray(ctx, &at, ctx->nr);
+		return;
+	}
+	if (created || jumped)
+		check_resident(ctx, &at);
+	if (jumped && !created) {
+		__sync_fetch_and_add(&at.model->jumps, 1);
+		if (at.cursor->pending) {
+			if (pagecache_cancel(ctx) > 0 || PAGECACHE_KERNEL_READS)
+				forget(at.target);
+			stray(ctx, &at, at.cursor->pending);
+			at.cursor->pending = 0;
+		}
+	}
+	if (at.cursor->position < at.cursor->refill && !created && !jumped)
+		return;
+	at.cursor->refill = at.cursor->position + min_u64(window_pages(ctx) / 4, 512);
+	follow(ctx, &at, created || jumped);
+}
+
+PAGECACHE_READAHEAD(maio_readahead)
+(struct pagecache_ctx *ctx, struct pagecache_answer *answer)
+{
+	struct pagecache_template_extent *extent;
+	struct place at = {};
+	bool created;
+	u32 step;
+
+	if (!find_place(ctx, &at, false, &created))
+		return stream_readahead(ctx, answer);
+	/* The access hook has asked for what comes next. */
+	if (PAGECACHE_KERNEL_READS)
+		return PAGECACHE_DEFAULT;
+	step = template_find(span_of(&at, at.cursor->consumer), ctx->index);
+	if (step == PAGECACHE_TEMPLATE_NONE)
+		return stream_readahead(ctx, answer);
+	if (is_marker(ctx))
+		return PAGECACHE_OVERRIDE;
+	extent = template_extent_of(step);
+	if (!extent)
+		return PAGECACHE_DEFAULT;
+	if (!ctx->inflight_pages && ctx->index < extent->start + asked_of(extent, at.target)) {
+		/* It was asked for, and is not there. */
+		forget(at.target);
+		follow(ctx, &at, true);
+	}
+	answer->start = ctx->index;
+	answer->nr = max_u64(min_u64(extent->end - ctx->index, FIRST_PAGES), ctx->nr);
+	return PAGECACHE_OVERRIDE;
+}
+
+PAGECACHE_POLICY(maio, .readahead = (void *)maio_readahead, .access = (void *)maio_access,
+		 .access_step_pages = 32);

@@ -1,0 +1,215 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A process that reads pages for the agent, from several threads.
+
+Page cache is charged to the memory cgroup of the process that brings it in (of its mm's owner:
+moving single threads changes nothing) and comes from the node that its task prefers, so the agent
+has one such process for each cgroup and node of its readers and moves it there.  It holds a file
+for as long as it reads it, and ends with the agent, however that ends.
+
+Run by its path, with the number of a SOCK_SEQPACKET socket; it imports the standard library
+only, so that it starts quickly and stays small.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import mmap
+import os
+import resource
+import signal
+import socket
+import struct
+import sys
+import threading
+from collections import deque
+from dataclasses import dataclass
+
+#: Bytes read by one system call, and the alignment of chunks.
+CHUNK_BYTES = 2 << 20
+MAX_DEPTH = 32
+#: Of one readahead(2), which the kernel cuts to what the device takes at once.
+_PIECE_BYTES = 128 << 10
+
+#: To the worker: operation, number, start, length.  READ carries a descriptor, BIND a list of CPUs.
+ORDER = struct.Struct("=BxxxiQQQ")
+READ, CANCEL, BIND, DEPTH = range(4)
+#: From the worker: errno, number, length, end of a settled chunk; ECANCELED: nobody took it.
+DONE = struct.Struct("=i4xQQQ")
+
+_MADV_POPULATE_READ = 22  # include/uapi/asm-generic/mman-common.h, since 5.14
+_PROT_READ, _MAP_SHARED = 1, 1
+_PR_SET_NAME = 15
+_MPOL_DEFAULT, _MPOL_PREFERRED = 0, 1
+_SET_MEMPOLICY = {"x86_64": 238, "aarch64": 237}.get(os.uname().machine)
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_libc.mmap.restype = ctypes.c_void_p
+_libc.mmap.argtypes = (
+    *(ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int),
+    *(ctypes.c_int, ctypes.c_int, ctypes.c_int64),
+)
+_libc.madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
+_libc.munmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t)
+_libc.readahead.argtypes = (ctypes.c_int, ctypes.c_int64, ctypes.c_size_t)
+
+
+def by_readahead(fd: int, start: int, length: int) -> None:
+    """readahead(2): asynchronous where the device's queue has room.  Raises OSError."""
+    if _libc.readahead(fd, start, length):
+        raise _error()
+
+
+def by_populate(fd: int, start: int, length: int) -> None:
+    """MADV_POPULATE_READ: waits for the pages, huge ones where the file system has them.
+
+    A huge page is filled whole, so of a part of one just these pages are read.  Raises OSError.
+    """
+    huge = start % CHUNK_BYTES == 0 and length == CHUNK_BYTES
+    if not huge:
+        for at in range(start, start + length, _PIECE_BYTES):
+            by_readahead(fd, at, min(_PIECE_BYTES, start + length - at))
+    address = _libc.mmap(None, length, _PROT_READ, _MAP_SHARED, fd, start)
+    if address == ctypes.c_void_p(-1).value:
+        raise _error()
+    try:
+        if huge:
+            _libc.madvise(address, length, mmap.MADV_HUGEPAGE)
+            _libc.madvise(address, length, mmap.MADV_RANDOM)
+        if _libc.madvise(address, length, _MADV_POPULATE_READ):
+            raise _error()
+    finally:
+        _libc.munmap(address, length)
+
+
+def _error() -> OSError:
+    code = ctypes.get_errno()
+    return OSError(code, os.strerror(code))
+
+
+def prefer_node(node: int) -> None:
+    """Let this thread's allocations come from a NUMA node while it has memory; -1: as usual."""
+    if _SET_MEMPOLICY is None:
+        return
+    mask = ctypes.c_ulong(1 << node) if 0 <= node < 64 else None
+    mode = _MPOL_DEFAULT if mask is None else _MPOL_PREFERRED
+    _libc.syscall(
+        *(ctypes.c_long(_SET_MEMPOLICY), ctypes.c_int(mode)),
+        *(ctypes.byref(mask) if mask else None, ctypes.c_ulong(64 if mask else 0)),
+    )
+
+
+@dataclass
+class _Job:
+    number: int
+    fd: int
+    at: int
+    end: int
+    reading: int = 0
+
+
+class Worker:
+    """The process: its main thread takes orders, the others read."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        self._connection = connection
+        self._jobs: deque[_Job] = deque()
+        self._wake = threading.Condition()
+        self._depth = 1
+        self._busy = 0
+        self._threads = 0
+        self._binding: tuple[int, int, frozenset[int]] = (0, -1, frozenset())
+
+    def run(self) -> None:
+        """Take orders until the agent is gone."""
+        while True:
+            data, fds, _, _ = socket.recv_fds(self._connection, 4096, 1)
+            if not data:
+                return
+            operation, argument, number, start, length = ORDER.unpack_from(data)
+            if operation == READ:
+                self._read(_Job(number, fds[0], start, start + length))
+            elif operation == CANCEL:
+                self._cancel(number)
+            elif operation == BIND:
+                cpus = frozenset(map(int, data[ORDER.size :].split()))
+                self._binding = (self._binding[0] + 1, argument, cpus)
+            elif operation == DEPTH:
+                with self._wake:
+                    self._depth = max(1, min(argument, MAX_DEPTH))
+                    self._wake.notify_all()
+
+    def _read(self, job: _Job) -> None:
+        with self._wake:
+            self._jobs.append(job)
+            while self._threads < self._depth:
+                self._threads += 1
+                threading.Thread(target=self._work, daemon=True).start()
+            self._wake.notify_all()
+
+    def _cancel(self, number: int) -> None:
+        with self._wake:
+            job = next((each for each in self._jobs if each.number == number), None)
+            if job is None:
+                return
+            self._jobs.remove(job)
+            left, job.at = job.end - job.at, job.end
+            if not job.reading:
+                os.close(job.fd)
+        self._tell(errno.ECANCELED, number, left, job.end)
+
+    def _take(self) -> tuple[_Job, int, int]:
+        """The next chunk.  Chunks end where aligned ones do: huge pages cannot begin elsewhere."""
+        with self._wake:
+            while not self._jobs or self._busy >= self._depth:
+                self._wake.wait()
+            job, start = self._jobs[0], self._jobs[0].at
+            job.at = min(job.end, (start // CHUNK_BYTES + 1) * CHUNK_BYTES)
+            if job.at >= job.end:
+                self._jobs.popleft()
+            job.reading += 1
+            self._busy += 1
+            return job, start, job.at
+
+    def _work(self) -> None:
+        bound = 0
+        while True:
+            job, start, end = self._take()
+            if bound != self._binding[0]:
+                bound, node, cpus = self._binding
+                os.sched_setaffinity(0, cpus)
+                prefer_node(node)
+            code = 0
+            try:
+                by_populate(job.fd, start, end - start)
+            except OSError as error:
+                code = error.errno or errno.EIO
+            with self._wake:
+                self._busy -= 1
+                job.reading -= 1
+                if job.at >= job.end and not job.reading:
+                    os.close(job.fd)
+                self._wake.notify()
+            self._tell(code, job.number, end - start, end)
+
+    def _tell(self, code: int, number: int, length: int, end: int) -> None:
+        try:
+            self._connection.send(DONE.pack(code, number, length, end))
+        except OSError:
+            os._exit(0)  # the agent is gone
+
+
+def main() -> None:
+    """Serve the socket whose number is the only argument."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    _libc.prctl(_PR_SET_NAME, b"pagecache-read", 0, 0, 0)
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    try:
+        Worker(socket.socket(fileno=int(sys.argv[1]))).run()
+    finally:
+        os._exit(0)  # without waiting for what is being read
+
+
+if __name__ == "__main__":
+    main()

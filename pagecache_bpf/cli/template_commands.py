@@ -1,0 +1,274 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the commands below `pagecache-bpf template` do."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pagecache_bpf import templates
+from pagecache_bpf.cli.output import Output, pairs, table
+from pagecache_bpf.errors import UsageError
+from pagecache_bpf.models import resolve
+from pagecache_bpf.templates import Template
+from pagecache_bpf.units import format_size, parse_size, plural
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+_NAMES_BYTES = 256 << 20
+
+
+def derive_template(args: argparse.Namespace, out: Output) -> int:
+    """derive"""
+    names = None if args.list is None else _names(args.list)
+    made = templates.derive(
+        resolve(args.path),
+        args.order,
+        names=names,
+        tp=args.tp,
+        rank=args.rank,
+        gap=parse_size(args.gap),
+    )
+    _deliver(made, args.output, out)
+    return 0
+
+
+def _names(path: Path) -> list[str]:
+    try:
+        with path.open(encoding="utf-8") as file:
+            text = file.read(_NAMES_BYTES)
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path} cannot be read", str(error)) from error
+    return [line for line in text.splitlines() if line]
+
+
+def record_template(args: argparse.Namespace, out: Output) -> int:
+    """record"""
+    from pagecache_bpf.templates import record
+
+    words = args.words[1:] if args.words[:1] == ["--"] else args.words
+    if not words:
+        raise UsageError("no command was given", "", "Put it at the end, after --")
+    gap = parse_size(args.gap)
+    recording = record.record(resolve(args.path), words, gap)
+    templates.write(recording.template, args.output)
+    if recording.lost:
+        out.warn(f"{recording.lost:,} accesses were not recorded: the buffer was full")
+    if recording.exit_code:
+        out.warn(f"the command ended with exit code {recording.exit_code}")
+    extra = {"exit_code": recording.exit_code, "lost": recording.lost}
+    _show(recording.template, args.output, out, extra)
+    return 0
+
+
+def show_template(args: argparse.Namespace, out: Output) -> int:
+    """show"""
+    template = templates.read(args.template)
+    extra: dict[str, Any] = {}
+    if args.order:
+        extra["order"] = [
+            {
+                "consumer": int(each["consumer"]),
+                "path": template.files[int(each["file"])].path,
+                "offset": int(each["offset"]),
+                "length": int(each["length"]),
+            }
+            for each in template.extents
+        ]
+    _show(template, args.template, out, extra)
+    return 0
+
+
+def check_template(args: argparse.Namespace, out: Output) -> int:
+    """check: 1 when it does not fit"""
+    template = templates.read(args.template)
+    model = resolve(args.path)
+    fit = templates.check(template, model.root, model.files)
+    data = {
+        "fits": fit.whole,
+        "fitting_bytes": fit.fitting_bytes,
+        "total_bytes": fit.total_bytes,
+        "mismatches": [{"path": each.path, "why": each.why} for each in fit.mismatches],
+    }
+
+    def human(console: Console) -> None:
+        if fit.whole:
+            console.print(
+                f"{args.template} fits: {plural(len(template.files), 'file')}, "
+                f"{format_size(fit.total_bytes)} in its ranges"
+            )
+            return
+        console.print(
+            f"{args.template} does not fit: {format_size(fit.fitting_bytes)} of "
+            f"{format_size(fit.total_bytes)} do\n"
+        )
+        rows = [[each.path, each.why] for each in fit.mismatches]
+        console.print(table([("file", "path"), ("difference", "text")], rows))
+
+    out.emit(data, human)
+    return 0 if fit.whole else 1
+
+
+def import_template(args: argparse.Namespace, out: Output) -> int:
+    """import"""
+    from pagecache_bpf.templates.traces import read_trace
+
+    _deliver(read_trace(args.trace, args.path), args.output, out)
+    return 0
+
+
+def export_template(args: argparse.Namespace, out: Output) -> int:
+    """export"""
+    from pagecache_bpf.templates.template import locate
+    from pagecache_bpf.templates.traces import render_trace
+
+    template = templates.read(args.template)
+    paths = dict(enumerate(locate(template, Path(args.path).absolute())))
+    lines = render_trace(template, paths)
+    if args.output is None:
+        for line in lines:
+            sys.stdout.write(line)
+        return 0
+    count = 0
+    try:
+        with args.output.open("w", encoding="utf-8", errors="surrogateescape") as file:
+            for line in lines:
+                file.write(line)
+                count += 1
+    except OSError as error:
+        raise UsageError(f"{args.output} cannot be written", error.strerror or "") from error
+    out.emit(
+        {"file": str(args.output), "lines": count},
+        lambda console: console.print(f"{args.output}: {plural(count, 'line')}"),
+    )
+    return 0
+
+
+def diff_template(args: argparse.Namespace, out: Output) -> int:
+    """diff: 1 when they differ"""
+    from pagecache_bpf.templates.compare import compare
+
+    found = compare(templates.read(args.left), templates.read(args.right))
+    data = {
+        "same": found.same,
+        "only_left_files": list(found.only_left_files),
+        "only_right_files": list(found.only_right_files),
+        "changed_files": list(found.changed),
+        "common_bytes": found.common,
+        "only_left_bytes": found.only_left,
+        "only_right_bytes": found.only_right,
+        "in_order_bytes": found.in_order,
+        "left_consumers": found.consumers[0],
+        "right_consumers": found.consumers[1],
+    }
+
+    def human(console: Console) -> None:
+        if found.same:
+            console.print("the same bytes of the same files, in the same order")
+            return
+        order = "nothing in common" if found.in_order is None else format_size(found.in_order)
+        rows = [
+            (f"only in {args.left}", _files(found.only_left_files)),
+            (f"only in {args.right}", _files(found.only_right_files)),
+            ("other contents", _files(found.changed)),
+            ("in both", format_size(found.common)),
+            ("in the same order", order),
+            (f"only {args.left}", format_size(found.only_left)),
+            (f"only {args.right}", format_size(found.only_right)),
+            ("consumers", f"{found.consumers[0]} and {found.consumers[1]}"),
+        ]
+        console.print(pairs([row for row in rows if row[1]]))
+
+    out.emit(data, human)
+    return 0 if found.same else 1
+
+
+def _files(paths: tuple[str, ...]) -> str:
+    return f"{plural(len(paths), 'file')}: {', '.join(paths[:3])}" if paths else ""
+
+
+def _deliver(template: Template, output: Path | None, out: Output) -> None:
+    """Write it and say what it is, or print it."""
+    if output is not None:
+        templates.write(template, output)
+    if output is not None or out.json:
+        _show(template, output, out, {})
+        return
+    from pagecache_bpf.templates.text import render
+
+    sys.stdout.flush()
+    for piece in render(template):
+        sys.stdout.buffer.write(piece)
+    sys.stdout.buffer.flush()
+
+
+def _show(template: Template, file: Path | None, out: Output, extra: dict[str, Any]) -> None:
+    consumers: list[dict[str, Any]] = []
+    for number, name in enumerate(template.consumers):
+        own = template.of(number)
+        consumers.append(
+            {
+                "name": name,
+                "extents": len(own),
+                "bytes": int(own["length"].sum()),
+                "wanted_bytes": int(own["wanted"].sum()),
+            }
+        )
+    data = {
+        "file": None if file is None else str(file),
+        "source": template.source,
+        "loader": template.loader,
+        "tp": template.tp,
+        "bytes": template.distinct,
+        "wanted_bytes": template.wanted,
+        "size_bytes": template.size,
+        "extents": len(template.extents),
+        "files": [
+            {
+                "path": each.path,
+                "bytes": each.size,
+                "sha256": each.digest,
+                "hashed_from": each.hashed_from,
+                "hashed_bytes": each.hashed_bytes,
+            }
+            for each in template.files
+        ],
+        "consumers": consumers,
+        **extra,
+    }
+
+    def human(console: Console) -> None:
+        rows = [
+            ("template", str(file)),
+            ("source", f"{template.source} ({template.loader})"),
+            ("files", f"{len(template.files):,}, {format_size(template.size)}"),
+            ("reads", f"{format_size(data['bytes'])} in {plural(len(template.extents), 'extent')}"),
+        ]
+        if template.tp > 1:
+            rows.insert(2, ("ranks", f"{template.tp}"))
+        console.print(pairs(rows))
+        console.print()
+        lines = [
+            [
+                each["name"],
+                f"{each['extents']:,}",
+                format_size(each["bytes"]),
+                format_size(each["wanted_bytes"]),
+            ]
+            for each in consumers
+        ]
+        columns = [
+            ("consumer", "text"),
+            ("extents", "number"),
+            ("reads", "number"),
+            ("uses", "number"),
+        ]
+        console.print(table(columns, lines))
+        for each in extra.get("order", ()):
+            name = template.consumers[each["consumer"]]
+            console.print(f"{name}: {each['path']} {each['offset']} +{each['length']}")
+
+    out.emit(data, human)

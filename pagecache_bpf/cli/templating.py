@@ -1,0 +1,182 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which I/O templates a policy is given when it is attached."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pagecache_bpf.cli.output import Output
+from pagecache_bpf.errors import PagecacheError, UsageError
+from pagecache_bpf.units import format_size, plural
+
+if TYPE_CHECKING:
+    from pagecache_bpf.governor import Governor
+    from pagecache_bpf.models import Model
+    from pagecache_bpf.policies import PolicyInfo
+    from pagecache_bpf.templates.replay import Assigned
+
+AUTO, NONE = "auto", "none"
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """A template for a model, and where it comes from."""
+
+    assigned: Assigned
+    file: Path | None
+    fitting_bytes: int
+    total_bytes: int
+
+    def __str__(self) -> str:
+        template = self.assigned.template
+        text = (
+            f"model {self.assigned.name}: {template.source} ({template.loader}), "
+            f"{plural(len(template.extents), 'extent')}, {format_size(template.distinct)}"
+        )
+        if len(template.consumers) > 1:
+            text += f", {plural(len(template.consumers), 'consumer')}"
+        if self.fitting_bytes < self.total_bytes:
+            text += f"; only {format_size(self.fitting_bytes)} of it fit"
+        return text
+
+    def as_json(self) -> dict[str, Any]:
+        """As attach prints it."""
+        template = self.assigned.template
+        return {
+            "model": self.assigned.name,
+            "file": str(self.file) if self.file else None,
+            "source": template.source,
+            "loader": template.loader,
+            "tp": template.tp,
+            "consumers": len(template.consumers),
+            "extents": len(template.extents),
+            "bytes": template.distinct,
+            "fitting_bytes": self.fitting_bytes,
+        }
+
+
+def choose(
+    info: PolicyInfo, models: Sequence[Model], wanted: Sequence[str], partial: bool, out: Output
+) -> list[Chosen]:
+    """The templates for these models; wanted: as the options name them, one a model.
+
+    Without a wish they are derived where the policy takes templates, and a model of which none
+    can be derived goes without, with a warning.  Raises UsageError, PagecacheError.
+    """
+    if any(each != NONE for each in wanted) and not info.takes_templates:
+        raise UsageError(
+            f"the policy {info.name} takes no I/O template",
+            "it includes no template.bpf.h",
+            "Leave --template away, or attach maio",
+        )
+    if len(wanted) > 1 and len(wanted) != len(models):
+        raise UsageError(
+            f"{plural(len(wanted), 'template')} were given for {plural(len(models), 'path')}",
+            "",
+            "Give one for each PATH, in their order",
+        )
+    if len(wanted) == 1 and wanted[0] not in (AUTO, NONE) and len(models) != 1:
+        raise UsageError(
+            f"one template was given for {plural(len(models), 'path')}",
+            "a template is for one model",
+            "Give one for each PATH, in their order",
+        )
+    if not info.takes_templates:
+        return []
+    wishes = list(wanted) * (len(models) if len(wanted) == 1 else 1) or [""] * len(models)
+    found = []
+    for model, wish in zip(models, wishes, strict=True):
+        if wish == NONE:
+            continue
+        try:
+            found.append(_one(model, wish, partial))
+        except PagecacheError as error:
+            if wish:
+                raise
+            out.warn(f"{model.name} has no I/O template: {error.what}: {error.why}")
+    return found
+
+
+def _one(model: Model, wish: str, partial: bool) -> Chosen:
+    from pagecache_bpf import templates
+    from pagecache_bpf.templates.replay import Assigned
+
+    if wish in ("", AUTO):
+        template = templates.derive(model)
+        paths = dict(enumerate(templates.template.locate(template, model.root, model.files)))
+        assigned = Assigned(model.name, template, paths)
+        return Chosen(assigned, None, template.length, template.length)
+    file = Path(wish)
+    template = templates.read(file)
+    fit = templates.check(template, model.root, model.files)
+    template = templates.require_fit(template, fit, str(file), partial)
+    return Chosen(
+        Assigned(model.name, template, fit.paths), file, fit.fitting_bytes, fit.total_bytes
+    )
+
+
+def sizes_of(chosen: Sequence[Chosen]) -> dict[str, int]:
+    """Elements that the policy's maps need."""
+    if not chosen:
+        return {}
+    from pagecache_bpf.templates.replay import sizes_for
+
+    return sizes_for([(each.assigned.name, each.assigned.template) for each in chosen])
+
+
+def give(governor: Governor, policy: str, chosen: Sequence[Chosen]) -> None:
+    """Give them to the policy.  Raises PagecacheError."""
+    if chosen:
+        from pagecache_bpf.templates import replay
+
+        replay.give(governor, policy, [each.assigned for each in chosen])
+
+
+REPLAY_JSON = {
+    "model": "the model that an I/O template of the policy is for",
+    "source": "derived, recorded or imported",
+    "accuracy": "share of the accessed bytes that came as it says; null before the first access",
+    "followed_bytes": "bytes that were accessed as it says",
+    "strayed_bytes": "bytes accessed otherwise, and bytes prefetched and passed over",
+    "jumps": "times that a consumer went on elsewhere",
+    "dropped": "whether the policy has given it up, since it was wrong too often",
+    "consumers[].tgid": "the process that reads as this consumer; 0: none yet",
+    "consumers[].position_bytes": "how far it has come in its order",
+    "consumers[].bytes": "what it reads in all",
+}
+
+
+def replays(governor: Governor, engine: str, policy: str) -> list[dict[str, Any]]:
+    """How the templates of an attached policy do."""
+    from pagecache_bpf import loader
+
+    if engine == "agent":
+        assert governor.agent is not None
+        if "template_steps" not in governor.agent.map_ids(policy):
+            return []
+    elif not (loader.PIN_ROOT / policy / "maps" / "template_steps").exists():
+        return []
+    from pagecache_bpf.templates.replay import state
+
+    return [each.as_json() for each in state(governor, policy)]
+
+
+def replay_rows(templates: Sequence[dict[str, Any]]) -> list[tuple[str, str]]:
+    """The same as status prints it."""
+    rows = []
+    for each in templates:
+        text = f"{each['model']} ({each['source']}): "
+        if each["accuracy"] is None:
+            text += "not used yet"
+        else:
+            text += (
+                f"{each['accuracy']:.1%} accurate, {format_size(each['followed_bytes'])} "
+                f"read as it says, {plural(each['jumps'], 'jump')}"
+            )
+        if each["dropped"]:
+            text += "; dropped: it was wrong too often"
+        rows.append(("template", text))
+    return rows

@@ -1,0 +1,194 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Records a template from a real load: what the observer tells becomes extents.
+
+An access that goes on where the process was, or shortly behind, prolongs its extent; one
+elsewhere begins another.  What a process has read before is cached by then and left out.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from pagecache_bpf.errors import PagecacheError, UsageError
+from pagecache_bpf.models import Model
+from pagecache_bpf.templates.derive import relative
+from pagecache_bpf.templates.intervals import Intervals
+from pagecache_bpf.templates.template import (
+    EXTENT,
+    MAX_CONSUMERS,
+    MAX_EXTENTS,
+    Template,
+)
+from pagecache_bpf.templates.traces import describe
+
+PAGE_SIZE = os.sysconf("SC_PAGE_SIZE")
+GAP = 128 << 10
+_POLL_MS = 50
+
+
+@dataclass
+class _Run:
+    """Pages that one process reads one after the other."""
+
+    file: int
+    start: int
+    end: int
+
+
+@dataclass
+class _Process:
+    name: str
+    runs: list[_Run] = field(default_factory=list)
+
+
+@dataclass
+class Recorder:
+    """Collects accesses in the order in which they come, in pages.
+
+    gap: pages between two accesses that are joined.  wanted: whether a process, by its number,
+    is to be recorded.
+    """
+
+    gap: int = GAP // PAGE_SIZE
+    wanted: Callable[[int], bool] = lambda tgid: True
+    overflown: int = 0
+    _processes: dict[int, _Process | None] = field(default_factory=dict)
+    _runs: int = 0
+
+    def add(self, file: int, tgid: int, index: int, nr: int) -> None:
+        """A process accesses pages [index, index + nr) of a file."""
+        if tgid not in self._processes:
+            known = self.wanted(tgid) and len(self._processes) < MAX_CONSUMERS
+            self._processes[tgid] = _Process(_name_of(tgid)) if known else None
+        process = self._processes[tgid]
+        if process is None or nr <= 0:
+            return
+        end = index + nr
+        # memcpy() from a mapping touches the last page of a range first, and threads take turns.
+        for run in reversed(process.runs[-8:]):
+            near = run.start - self.gap <= index and index <= run.end + self.gap
+            if run.file == file and near and end + self.gap >= run.start:
+                run.start, run.end = min(run.start, index), max(run.end, end)
+                return
+        if self._runs >= MAX_EXTENTS:
+            self.overflown += 1
+            return
+        self._runs += 1
+        process.runs.append(_Run(file, index, end))
+
+    def template(self, paths: Sequence[Path], base: Path, loader: str) -> Template:
+        """The template of what has been collected.  Raises PagecacheError when that is nothing."""
+        files = tuple(describe(path, relative(path, base)) for path in paths)
+        rows: list[tuple[int, int, int, int, int]] = []
+        names: list[str] = []
+        for process in self._processes.values():
+            own = _extents(process.runs, [each.size for each in files]) if process else []
+            if not own:
+                continue
+            rows += [(len(names), file, at, length, length) for file, at, length in own]
+            names.append(f"{len(names)} {process.name}" if process else "")
+        if not rows:
+            raise PagecacheError(
+                "nothing was recorded",
+                "no process of the command read any of the files",
+                "Check --path, and that the command does not read with O_DIRECT",
+            )
+        return Template(files, tuple(names), np.array(rows, EXTENT), "recorded", loader)
+
+
+def _extents(runs: Sequence[_Run], sizes: Sequence[int]) -> list[tuple[int, int, int]]:
+    """File, offset and length of what is new in each run."""
+    seen: dict[int, Intervals] = {}
+    found = []
+    for run in runs:
+        size = sizes[run.file]
+        for start, end in seen.setdefault(run.file, Intervals()).add(run.start, run.end):
+            begin, stop = start * PAGE_SIZE, min(end * PAGE_SIZE, size)
+            if begin < stop:
+                found.append((run.file, begin, stop - begin))
+    return found
+
+
+def _name_of(tgid: int) -> str:
+    try:
+        return Path(f"/proc/{tgid}/comm").read_text(errors="replace").strip()
+    except OSError:
+        return "process"
+
+
+@dataclass(frozen=True)
+class Recording:
+    """A template, how the command ended, and how many accesses are missing."""
+
+    template: Template
+    exit_code: int
+    lost: int
+
+
+def record(model: Model, command: Sequence[str], gap: int = GAP) -> Recording:
+    """Run a command and record what its processes read of a model's files.  Root only.
+
+    gap: bytes between two accesses that are joined.  Raises UsageError (no such command),
+    UnsupportedError (no tracepoint of reads here), PagecacheError (nothing was read).
+    """
+    from pagecache_bpf.agent.engine import key_of
+    from pagecache_bpf.observer import Move, Observer
+
+    numbers: dict[bytes, int] = {}
+    recorder = Recorder(max(0, gap) // PAGE_SIZE)
+    with Observer(moves="all") as observer:
+        for number, path in enumerate(model.files):
+            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                observer.tag(fd, model.name, path=str(path))
+                numbers[key_of(fd)] = number
+            finally:
+                os.close(fd)
+        with _running(command) as process:
+            recorder.wanted = lambda tgid: _in_session(tgid, process.pid)
+
+            def receive(move: Move) -> None:
+                number = numbers.get(bytes(move.file))
+                if number is not None:
+                    recorder.add(number, move.tgid, move.index, move.nr)
+
+            while process.poll() is None:
+                observer.poll(receive, _POLL_MS)
+            while observer.poll(receive, 0):
+                pass
+        lost = int(observer.snapshot()["lost_events"]) + recorder.overflown
+    base = model.root if model.root.is_dir() else model.root.parent
+    template = recorder.template(model.files, base, Path(command[0]).name)
+    return Recording(template, process.returncode, lost)
+
+
+@contextmanager
+def _running(command: Sequence[str]) -> Iterator[subprocess.Popen[bytes]]:
+    """The command in a session of its own, by which its children are known; gone afterwards."""
+    try:
+        process = subprocess.Popen(command, start_new_session=True)
+    except OSError as error:
+        raise UsageError(f"{command[0]} cannot be run", error.strerror or str(error)) from error
+    try:
+        yield process
+    finally:
+        if process.poll() is None:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGTERM)
+        process.wait()
+
+
+def _in_session(tgid: int, session: int) -> bool:
+    """Whether a process belongs to the command; one that is gone already is taken for one."""
+    try:
+        return os.getsid(tgid) == session
+    except (ProcessLookupError, PermissionError):
+        return True

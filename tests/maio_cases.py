@@ -1,0 +1,283 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the policy `maio` has to do, whichever engine runs it; tests/vm and tests/native run it.
+
+Files have known contents and readers check every byte.  The reader is this process, so it is
+one consumer, unless a case forks.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from benchmarks.cachestat import PAGE_SIZE, drop
+from pagecache_bpf.templates import EXTENT, Template
+from pagecache_bpf.templates.replay import Replay
+from pagecache_bpf.templates.traces import describe
+from tests.vm.kernel import check, resident, wait_for
+
+PAGES = 8191
+MIB = (1 << 20) // PAGE_SIZE
+#: The kernel's own window, and what one answer reads.
+SLACK = 96
+
+Range = tuple[int, int, int]  # file, first page, pages
+
+
+class Attached(Protocol):
+    """An attached maio."""
+
+    def count(self, counter: str) -> int:
+        """One counter."""
+
+    def idle(self) -> None:
+        """Wait until nothing is on its way."""
+
+    def replay(self) -> Replay:
+        """How its template does."""
+
+
+class Engine(Protocol):
+    """Attaches maio with a template for these files."""
+
+    #: Whether other files than the one that is read can be prefetched.
+    across: bool
+
+    def attach(
+        self, template: Template | None, files: Sequence[Path], **knobs: int
+    ) -> AbstractContextManager[Attached]:
+        """In the block."""
+
+
+def template_of(files: Sequence[Path], *consumers: Sequence[Range]) -> Template:
+    """A template of ranges of pages."""
+    sizes = [path.stat().st_size for path in files]
+    rows = []
+    for consumer, ranges in enumerate(consumers):
+        for file, start, pages in ranges:
+            length = min(pages * PAGE_SIZE, sizes[file] - start * PAGE_SIZE)
+            rows.append((consumer, file, start * PAGE_SIZE, length, length))
+    names = tuple(f"rank {number}" for number in range(len(consumers)))
+    described = tuple(describe(path, path.name) for path in files)
+    return Template(described, names, np.array(rows, EXTENT), "recorded", "test")
+
+
+def backwards(pages: int = PAGES, piece: int = 512) -> list[Range]:
+    """The pieces of a file from its end to its front, each from front to back."""
+    starts = range(0, pages, piece)
+    return [(0, start, min(piece, pages - start)) for start in reversed(starts)]
+
+
+def read(fd: int, start: int, pages: int, piece: int = 32) -> None:
+    """Read a range of pages, and check it."""
+    for page in range(start, start + pages, piece):
+        many = min(piece, start + pages - page)
+        check(os.pread(fd, many * PAGE_SIZE, page * PAGE_SIZE), page * PAGE_SIZE)
+
+
+def follows_the_order(engine: Engine, file: Path, through_mmap: bool) -> None:
+    """What comes next in the template is read ahead, as far as the window goes, nothing else."""
+    order = backwards()
+    with engine.attach(template_of([file], order), [file], window_mib=8) as policy:
+        drop([file])
+        with file.open("rb") as opened:
+            fd = opened.fileno()
+            first = order[0]
+            if through_mmap:
+                with mmap.mmap(fd, 0, prot=mmap.PROT_READ) as mapping:
+                    at = first[1] * PAGE_SIZE
+                    check(mapping[at : at + 16 * PAGE_SIZE], at)
+                    policy.idle()
+            else:
+                read(fd, first[1], 16)
+                policy.idle()
+            assert resident(file, *first[1:]) >= first[2] - 1
+            assert resident(file, *order[1][1:]) == order[1][2]
+            # 8 MiB from the start of the first piece on
+            beyond = order[1 + 8 * MIB // 512][1]
+            assert resident(file, 0, beyond) <= SLACK
+            assert 7 * MIB <= resident(file) <= 8 * MIB + SLACK
+            for _, start, pages in order:
+                read(fd, start, pages)
+        policy.idle()
+        assert resident(file) == PAGES
+        replay = policy.replay()
+        assert replay.accuracy == 1.0 and replay.jumps == 0 and not replay.dropped
+        # each page came once
+        assert policy.count("added_bytes") - policy.count("removed_bytes") <= PAGES * PAGE_SIZE
+
+
+def stays_within_the_window(engine: Engine, file: Path) -> None:
+    """A consumer that is throttled, stops and goes on never has more than the window ahead."""
+    order = backwards(piece=256)
+    window = 4 * MIB
+    with engine.attach(template_of([file], order), [file], window_mib=4) as policy:
+        drop([file])
+        fd = os.open(file, os.O_RDONLY)
+        done, most = 0, 0
+        for number, (_, start, pages) in enumerate(order[:20]):
+            for page in range(start, start + pages, 32):
+                many = min(32, start + pages - page)
+                read(fd, page, many)
+                done += many
+                ahead = resident(file) - done
+                most = max(most, ahead)
+                assert ahead <= window + SLACK
+            if number in (5, 12):  # it stops: what was asked for arrives, and no more
+                policy.idle()
+                assert 0 < resident(file) - done <= window + SLACK
+        os.close(fd)
+        assert most > window // 2, "the window was never used"
+
+
+def moves_when_the_consumer_jumps(engine: Engine, file: Path) -> None:
+    """A jump forgets what is queued; the window goes on from there."""
+    order = backwards(piece=256)
+    with engine.attach(template_of([file], order), [file], window_mib=2) as policy:
+        drop([file])
+        fd = os.open(file, os.O_RDONLY)
+        read(fd, order[0][1], 32)
+        policy.idle()
+        _, start, pages = order[20]
+        read(fd, start, 32)
+        policy.idle()
+        assert resident(file, start, pages) == pages
+        assert resident(file, *order[21][1:]) == order[21][2]
+        assert resident(file, *order[12][1:]) <= SLACK  # was passed over
+        os.close(fd)
+        assert policy.replay().jumps == 1
+
+
+def ranks_share(engine: Engine, file: Path) -> None:
+    """Two processes with the halves of each piece, and common pieces: every page comes once."""
+    piece = 256
+    halves: list[list[Range]] = [[], []]
+    for number, start in enumerate(range(0, PAGES, piece)):
+        pages = min(piece, PAGES - start)
+        for rank in range(2):
+            if number % 4 == 3:  # both want all of it
+                halves[rank].append((0, start, pages))
+                continue
+            cut = pages // 2
+            part = (start, cut) if rank == 0 else (start + cut, pages - cut)
+            halves[rank].append((0, *part))
+    with engine.attach(template_of([file], *halves), [file], window_mib=4) as policy:
+        drop([file])
+        before = policy.count("added_bytes")
+        children = []
+        for rank in range(2):
+            pid = os.fork()
+            if pid == 0:
+                code = 1
+                try:
+                    fd = os.open(file, os.O_RDONLY)
+                    for _, start, pages in halves[rank]:
+                        read(fd, start, pages)
+                    code = 0
+                finally:
+                    os._exit(code)
+            children.append(pid)
+        assert [os.waitpid(pid, 0)[1] for pid in children] == [0, 0]
+        policy.idle()
+        assert resident(file) == PAGES
+        assert policy.count("added_bytes") - before <= 1.03 * PAGES * PAGE_SIZE
+        asked = policy.count("prefetch_bytes")
+        assert 0.5 * PAGES * PAGE_SIZE < asked <= 1.05 * PAGES * PAGE_SIZE
+        replay = policy.replay()
+        assert replay.accuracy is not None and replay.accuracy > 0.9
+        positions = [each.position for each in replay.consumers]
+        assert all(at > 0.9 * c.length for at, c in zip(positions, replay.consumers, strict=True))
+
+
+def drops_a_wrong_template(engine: Engine, file: Path) -> None:
+    """A template whose order is wrong is given up, and streams are found as sequential does."""
+    order = backwards(piece=16)
+    with engine.attach(template_of([file], order), [file], window_mib=1) as policy:
+        drop([file])
+        fd = os.open(file, os.O_RDONLY)
+        # Nothing of it is true: strides that always land outside of what was asked for.
+        places = [(number * 1811) % (PAGES - 1) for number in range(400)]
+        for page in places:
+            if policy.replay().dropped:
+                break
+            read(fd, page, 1)
+            policy.idle()
+        replay = policy.replay()
+        assert replay.dropped and replay.accuracy is not None and replay.accuracy < 0.5
+        drop([file])
+        asked = policy.count("prefetch_bytes")
+        for page in range(0, 2048, 32):
+            read(fd, page, 32)
+        policy.idle()
+        os.close(fd)
+        assert policy.count("prefetch_bytes") - asked > 1024 * PAGE_SIZE
+
+
+def drops_behind(engine: Engine, file: Path) -> None:
+    """With drop_behind=1 little but the window is left of what was read."""
+    order = backwards(piece=512)
+    with engine.attach(template_of([file], order), [file], window_mib=4, drop_behind=1) as policy:
+        drop([file])
+        fd = os.open(file, os.O_RDONLY)
+        for _, start, pages in order:
+            read(fd, start, pages)
+        os.close(fd)
+        policy.idle()
+        # the last piece, and a page of each
+        wait_for(lambda: resident(file) <= 512 + 2 * len(order) + SLACK, "the pages to go")
+        assert policy.count("added_bytes") <= 1.05 * PAGES * PAGE_SIZE
+
+
+def reads_again_what_was_dropped(engine: Engine, file: Path) -> None:
+    """A second load after the pages have gone is read ahead like the first."""
+    order = backwards()
+    with engine.attach(template_of([file], order), [file], window_mib=8) as policy:
+        asked = []
+        for _ in range(3):
+            drop([file])
+            before = policy.count("prefetch_bytes")
+            fd = os.open(file, os.O_RDONLY)
+            for _, start, pages in order:
+                read(fd, start, pages)
+            os.close(fd)
+            policy.idle()
+            asked.append(policy.count("prefetch_bytes") - before)
+        assert min(asked) > 0.8 * PAGES * PAGE_SIZE, asked
+
+
+def streams_without_a_template(engine: Engine, file: Path) -> None:
+    """Without a template it does what sequential does."""
+    with engine.attach(None, [file]) as policy:
+        drop([file])
+        fd = os.open(file, os.O_RDONLY)
+        read(fd, 0, PAGES)
+        os.close(fd)
+        policy.idle()
+        assert policy.count("prefetch_bytes") > 0.5 * PAGES * PAGE_SIZE
+
+
+def alternates_between_files(engine: Engine, files: Sequence[Path]) -> None:
+    """Two shards in turns: each is read ahead as far as it is in the window."""
+    pages = min(path.stat().st_size for path in files) // PAGE_SIZE
+    order = [(n % 2, start, 128) for start in range(0, pages - 128, 128) for n in range(2)]
+    with engine.attach(template_of(files, order), files, window_mib=2) as policy:
+        drop(files)
+        fds = [os.open(path, os.O_RDONLY) for path in files]
+        read(fds[0], 0, 32)
+        policy.idle()
+        assert resident(files[0], 0, 256) == 256
+        if engine.across:
+            assert resident(files[1], 0, 128) == 128
+        for file, start, many in order:
+            read(fds[file], start, many)
+        for fd in fds:
+            os.close(fd)
+        policy.idle()
+        replay = policy.replay()
+        assert replay.accuracy == 1.0 and replay.jumps == 0

@@ -1,0 +1,182 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The policy `maio` on engine agent, on this machine's own kernel."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from benchmarks.native import read_ahead
+from pagecache_bpf.agent import client
+from pagecache_bpf.cli.verbs import attach, status
+from pagecache_bpf.device import PolicyStatus
+from pagecache_bpf.errors import PagecacheError
+from pagecache_bpf.governor import Governor
+from pagecache_bpf.policies import agent_object, find
+from pagecache_bpf.templates import Template, replay
+from tests import maio_cases as cases
+from tests.unit import weights
+from tests.unit.command import run, undocumented
+from tests.vm.kernel import make_file, wait_for
+
+pytestmark = pytest.mark.native
+
+
+class Attached:
+    """As a case looks at it."""
+
+    @property
+    def status(self) -> PolicyStatus:
+        """Its record now."""
+        with client.AgentDevice() as agent:
+            return next(each for each in agent.policies() if each.name == "maio")
+
+    def count(self, counter: str) -> int:
+        """One counter."""
+        return self.status.counters[counter]
+
+    def idle(self) -> None:
+        """Wait until nothing is on its way."""
+        wait_for(lambda: self.status.inflight_pages == 0, "the prefetch queue to run empty")
+
+    def replay(self) -> replay.Replay:
+        """How its template does."""
+        with Governor() as governor:
+            (found,) = replay.state(governor, "maio")
+        return found
+
+
+class AgentEngine:
+    """Attaches as the command does."""
+
+    across = True
+
+    @contextmanager
+    def attach(
+        self, template: Template | None, files: Sequence[Path], **knobs: int
+    ) -> Iterator[Attached]:
+        """In the block."""
+        info = find("maio")
+        named = [] if template is None else [("test", template)]
+        client.start()
+        with Governor() as governor:
+            assert governor.agent is not None
+            governor.agent.attach(info, agent_object(info), knobs, replay.sizes_for(named))
+            try:
+                for path in files:
+                    with path.open("rb") as file:
+                        governor.tag(file.fileno(), policy="maio", model="test", path=str(path))
+                if template is not None:
+                    given = replay.Assigned("test", template, dict(enumerate(files)))
+                    assert replay.give(governor, "maio", [given]) == len(files)
+                yield Attached()
+            finally:
+                governor.agent.detach("maio")
+
+
+ENGINE = AgentEngine()
+
+
+@pytest.fixture(autouse=True)
+def _usual(tmp_path: Path) -> Iterator[None]:
+    """The readahead window that distributions ship, and nothing attached afterwards."""
+    try:
+        with read_ahead(tmp_path, 128):
+            yield
+    except PagecacheError:
+        yield
+    if client.is_running():
+        with client.AgentDevice() as agent:
+            for name in agent.details():
+                agent.detach(name)
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    return make_file(tmp_path / "weights.safetensors", cases.PAGES)
+
+
+@pytest.mark.parametrize("through_mmap", [False, True], ids=["read", "mmap"])
+def test_the_order_is_followed(file: Path, through_mmap: bool) -> None:
+    cases.follows_the_order(ENGINE, file, through_mmap)
+
+
+def test_the_window_is_never_exceeded(file: Path) -> None:
+    cases.stays_within_the_window(ENGINE, file)
+
+
+def test_a_jump_moves_the_window(file: Path) -> None:
+    cases.moves_when_the_consumer_jumps(ENGINE, file)
+
+
+def test_ranks_share_one_prefetch(file: Path) -> None:
+    cases.ranks_share(ENGINE, file)
+
+
+def test_a_wrong_template_is_dropped(file: Path) -> None:
+    cases.drops_a_wrong_template(ENGINE, file)
+
+
+def test_drop_behind(file: Path) -> None:
+    cases.drops_behind(ENGINE, file)
+
+
+def test_a_second_load(file: Path) -> None:
+    cases.reads_again_what_was_dropped(ENGINE, file)
+
+
+def test_without_a_template(file: Path) -> None:
+    cases.streams_without_a_template(ENGINE, file)
+
+
+def test_two_files_in_turns(tmp_path: Path) -> None:
+    files = [make_file(tmp_path / f"shard-{number}", 1024) for number in range(2)]
+    cases.alternates_between_files(ENGINE, files)
+
+
+def test_the_command_derives_and_shows_it(tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    weights.safetensors(path, {"b": (512, 512), "a": (512, 512)})
+    shown = run("attach", "maio", "--engine", "agent", path, "--json")
+    assert (shown.code, shown.err) == (0, "")
+    assert not undocumented(shown.data, attach.JSON["attach"])
+    (given,) = shown.data["templates"]
+    assert given["source"] == "derived" and given["file"] is None
+    assert given["bytes"] == path.stat().st_size
+    listed = run("status", "--json").data
+    assert not undocumented(listed, status.JSON["status"])
+    (each,) = listed["policies"][0]["templates"]
+    assert each["accuracy"] is None and not each["dropped"]
+    assert "not used yet" in run("status").out
+
+
+def test_a_template_of_other_files_is_refused(tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        weights.safetensors(tmp_path / name / "model.safetensors", {name: (64, 64)})
+    template = tmp_path / "template"
+    assert run("template", "derive", tmp_path / "one", "-o", template).code == 0
+    words = ("attach", "maio", "--engine", "agent", "--template", template)
+    refused = run(*words, tmp_path / "two")
+    assert refused.code == 1
+    assert "does not fit the files" in refused.err and "model.safetensors" in refused.err
+    assert run("status", "--json").data["policies"] == []
+    assert run(*words, tmp_path / "one").code == 0
+
+
+def test_files_without_a_template_are_told(tmp_path: Path) -> None:
+    path = tmp_path / "model.bin"
+    path.write_bytes(b"\x80\x02" + bytes(8192))
+    told = run("attach", "maio", "--engine", "agent", path)
+    assert told.code == 0 and "has no I/O template" in told.err
+    assert run("detach", "maio").code == 0
+    failed = run("attach", "maio", "--engine", "agent", path, "--template", "auto")
+    assert failed.code == 2 and "no template can be derived" in failed.err
+
+
+def test_policies_that_take_none_say_so(file: Path) -> None:
+    failed = run("attach", "noop", "--engine", "agent", file, "--template", "auto")
+    assert failed.code == 2 and "takes no I/O template" in failed.err

@@ -1,0 +1,193 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The arrays that policies get: steps in order, shared extents, an index that finds every page."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pagecache_bpf import _abi
+from pagecache_bpf.errors import PagecacheError
+from pagecache_bpf.templates import EXTENT, Template, TemplateFile
+from pagecache_bpf.templates.intervals import Intervals
+from pagecache_bpf.templates.layout import Identity, Layout, check_room, lay_out
+
+PAGE = 4096
+PIECE = 2048  # pages
+DIGEST = "00" * 32
+
+
+def template(
+    sizes: list[int], rows: list[tuple[int, int, int, int]], consumers: int = 1
+) -> Template:
+    """Sizes and extents in pages."""
+    files = tuple(TemplateFile(f"f{n}", size * PAGE, 0, 0, DIGEST) for n, size in enumerate(sizes))
+    table = [(c, f, at * PAGE, length * PAGE, length * PAGE) for c, f, at, length in rows]
+    names = tuple(f"rank {n}" for n in range(consumers))
+    return Template(files, names, np.array(table, EXTENT), "derived", "test", consumers)
+
+
+def steps_of(layout: Layout, consumer: int) -> list[tuple[int, int, int]]:
+    """File, first page and end of each step."""
+    own = layout.arrays["template_consumers"][consumer]
+    first = int(own["first_step"])
+    steps = layout.arrays["template_steps"][first : first + int(own["nr_steps"])]
+    extents = layout.arrays["template_extents"][steps["extent"]]
+    return [(int(e["file"]), int(e["start"]), int(e["end"])) for e in extents]
+
+
+def find(layout: Layout, span: int, page: int) -> int | None:
+    """As the policy finds a step."""
+    arrays = layout.arrays
+    part = arrays["template_spans"][span]
+    entries = arrays["template_index"][int(part["first"]) : int(part["first"]) + int(part["nr"])]
+    at = int(np.searchsorted(entries["start"], page, side="right")) - 1
+    if at < 0:
+        return None
+    step = int(entries["step"][at])
+    extent = arrays["template_extents"][int(arrays["template_steps"]["extent"][step])]
+    return step if page < extent["end"] else None
+
+
+def test_order_neighbours_and_pieces() -> None:
+    rows = [(0, 0, 100, 50), (0, 0, 150, 50), (0, 1, 0, 5000), (0, 0, 0, 100)]
+    layout = lay_out([("m", template([200, 5000], rows))], page_size=PAGE)
+    assert steps_of(layout, 0) == [
+        (0, 100, 200),
+        *((1, 0, PIECE), (1, PIECE, 2 * PIECE), (1, 2 * PIECE, 5000)),
+        (0, 0, 100),
+    ]
+    steps = layout.arrays["template_steps"]
+    assert steps["before"].tolist() == [0, 100, 100 + PIECE, 100 + 2 * PIECE, 5100]
+    none = _abi.TEMPLATE_NONE
+    assert steps["next"].tolist() == [4, 2, 3, none, none]
+
+
+def test_parts_of_pages_are_whole_pages() -> None:
+    files = (TemplateFile("f", 10_000, 0, 0, DIGEST),)
+    table = np.array([(0, 0, 4095, 2, 2), (0, 0, 9_999, 1, 1), (0, 0, 0, 1, 1)], EXTENT)
+    made = Template(files, ("x",), table, "derived", "test")
+    layout = lay_out([("m", made)], page_size=PAGE)
+    # Pages that touch are joined, and the last one was part of the first one's.
+    assert steps_of(layout, 0) == [(0, 0, 3)]
+
+
+def test_ranks_share_what_they_both_want() -> None:
+    rows = [(0, 0, 0, 10), (0, 0, 20, 10), (1, 0, 10, 10), (1, 0, 20, 10)]
+    layout = lay_out([("m", template([30], rows, 2))], page_size=PAGE)
+    extents = layout.arrays["template_extents"]
+    # What touches is joined within a rank, so 10 to 30 is one of the second rank's.
+    assert [(int(e["start"]), int(e["end"]), int(e["users"])) for e in extents] == [
+        (0, 10, 1),
+        (10, 30, 1),
+        (20, 30, 1),
+    ]
+    shared = [(0, 0, 0, 5), (0, 0, 20, 10), (1, 0, 10, 5), (1, 0, 20, 10)]
+    extents = lay_out([("m", template([30], shared, 2))]).arrays["template_extents"]
+    assert extents["users"].tolist() == [1, 1, 2]
+
+
+def test_repeats_are_left_out() -> None:
+    rows = [(0, 0, 10, 10), (0, 0, 0, 30), (0, 0, 12, 4)]
+    layout = lay_out([("m", template([30], rows))], page_size=PAGE)
+    assert steps_of(layout, 0) == [(0, 10, 20), (0, 0, 10), (0, 20, 30)]
+
+
+def test_several_models_and_identities() -> None:
+    one = template([100, 50], [(0, 0, 0, 10), (1, 1, 0, 10)], 2)
+    other = template([70], [(0, 0, 60, 10), (0, 0, 0, 60)])
+
+    def identity(name: str, file: int) -> Identity | None:
+        return None if (name, file) == ("one", 1) else Identity(8, 1, 100 + file, len(name))
+
+    layout = lay_out([("one", one), ("other", other)], identity, PAGE)
+    values = {key: _abi.pagecache_template_file.from_buffer_copy(v) for key, v in layout.files}
+    keys = [_abi.pagecache_file_key.from_buffer_copy(key) for key in values]
+    assert [(k.ino, k.generation, k.dev_major, k.dev_minor) for k in keys] == [
+        (100, 3, 8, 1),
+        (100, 5, 8, 1),
+    ]
+    assert [(v.file, v.model, v.spans) for v in values.values()] == [(0, 0, 0), (2, 1, 4)]
+    models = layout.arrays["template_models"]
+    assert models["first_consumer"].tolist() == [0, 2]
+    assert [each.tobytes().rstrip(b"\0") for each in models["name"]] == [b"one", b"other"]
+    assert steps_of(layout, 2) == [(2, 60, 70), (2, 0, 60)]
+    assert find(layout, 4, 65) == int(layout.arrays["template_consumers"]["first_step"][2])
+    assert layout.arrays["template_targets"]["pages"].tolist() == [100, 50, 70]
+
+
+def test_maps_that_are_too_small() -> None:
+    layout = lay_out([("m", template([10], [(0, 0, 0, 10)]))])
+    room = {name: 1 for name in layout.sizes()}
+    check_room(layout, room)
+    room["template_steps"] = 0
+    try:
+        check_room(layout, room)
+    except PagecacheError as error:
+        assert "template_steps has room for 0 elements, not for 1" in error.why
+    else:
+        raise AssertionError
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.data())
+def test_every_page_is_found_where_it_is_first_wanted(data: st.DataObject) -> None:
+    sizes = data.draw(st.lists(st.integers(1, 5000), min_size=1, max_size=3))
+    rows: list[tuple[int, int, int, int]] = []
+    for consumer in range(2):
+        for _ in range(data.draw(st.integers(1, 6))):
+            file = data.draw(st.integers(0, len(sizes) - 1))
+            start = data.draw(st.integers(0, sizes[file] - 1))
+            rows.append((consumer, file, start, data.draw(st.integers(1, sizes[file] - start))))
+    layout = lay_out([("m", template(sizes, rows, 2))], page_size=PAGE)
+    check(layout, sizes, rows)
+
+
+def check(layout: Layout, sizes: list[int], rows: list[tuple[int, int, int, int]]) -> None:
+    for consumer in range(2):
+        wanted = {
+            (file, page)
+            for c, file, start, length in rows
+            for page in range(start, start + length)
+            if c == consumer
+        }
+        steps = steps_of(layout, consumer)
+        pages = [(file, page) for file, start, end in steps for page in range(start, end)]
+        # Neighbours may share the page in which one ends and the other begins.
+        assert set(pages) == wanted and len(pages) - len(wanted) <= len(steps)
+        assert all(end - start <= PIECE for _, start, end in steps)
+        first = int(layout.arrays["template_consumers"]["first_step"][consumer])
+        for file in range(len(sizes)):
+            for page in {
+                0,
+                sizes[file] // 2,
+                sizes[file] - 1,
+                *(s for f, s, _ in steps if f == file),
+            }:
+                step = find(layout, file * 2 + consumer, page)
+                if (file, page) in wanted:
+                    assert step is not None
+                    f, start, end = steps[step - first]
+                    assert f == file and start <= page < end
+                else:
+                    assert step is None
+
+
+@given(st.lists(st.tuples(st.integers(0, 60), st.integers(1, 20)), max_size=20))
+def test_intervals(parts: list[tuple[int, int]]) -> None:
+    intervals, seen = Intervals(), set[int]()
+    for start, length in parts:
+        new = intervals.add(start, start + length)
+        pages = {page for begin, end in new for page in range(begin, end)}
+        assert pages == set(range(start, start + length)) - seen
+        seen |= pages
+
+
+def test_layout_is_quick_to_describe(tmp_path: Path) -> None:
+    """Element sizes are those that maps with BPF_F_MMAPABLE have: multiples of 8."""
+    arrays: dict[str, Any] = lay_out([("m", template([10], [(0, 0, 0, 10)]))]).arrays
+    assert all(array.dtype.itemsize % 8 == 0 for array in arrays.values())
