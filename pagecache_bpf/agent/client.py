@@ -164,6 +164,10 @@ class AgentDevice:
         found = {each["name"]: each for each in answer["policies"]}
         return {**found, **{name: {"ended": True} for name in answer["ended"]}}
 
+    def stats(self) -> dict[str, Any]:
+        """A snapshot of the observer; pagecache_bpf.observer says what is in it."""
+        return self._ask("stats")
+
     def exits(self, since: int = 0) -> Iterator[ExitRecord]:
         """How the last policies ended; only records behind seq `since`."""
         for each in self._ask("ended")["exits"]:

@@ -24,6 +24,7 @@ from typing import Any
 from pagecache_bpf._logs import RUN_DIR
 from pagecache_bpf.agent.engine import Agent, key_of
 from pagecache_bpf.errors import PagecacheError, PrivilegeError, UsageError
+from pagecache_bpf.observer import Observer
 from pagecache_bpf.policies import find
 
 SOCKET = RUN_DIR / "agent.sock"
@@ -42,6 +43,16 @@ class Service:
         self.attached_ns: dict[str, int] = {}
         self.exits: list[dict[str, Any]] = []
         self._seq = 0
+        self._observer: Observer | None = None
+        self._blind = ""  # why there is no observer
+        self._own: set[int] = set()  # this process, and the agents' workers
+
+    def close(self) -> None:
+        """End every policy, and the observer."""
+        for agent in self.agents.values():
+            agent.close()
+        if self._observer:
+            self._observer.close()
 
     # Each request is a method; its arguments are the members of the request.
 
@@ -56,7 +67,7 @@ class Service:
                 "a policy of that name is attached already",
                 f"Detach it first (pagecache-bpf detach {info.name})",
             )
-        agent = Agent(info, Path(object), knobs, sizes=sizes)
+        agent = Agent(info, Path(object), knobs, sizes=sizes, started=self._started)
         self.agents[info.name] = agent
         self.attached_ns[info.name] = time.time_ns()
         return {"missing": agent.missing}
@@ -65,6 +76,8 @@ class Service:
         """End a policy; returns its exit record."""
         agent = self._agent(policy)
         del self.agents[policy]
+        for key in list(agent.tags):
+            self._forget(key)
         agent.close()
         if agent.exit is None:
             self._ended(policy, "detached", 0, "detached", "")
@@ -83,6 +96,7 @@ class Service:
                 )
             other.untag(key)
         agent.tag(fd, model, path)
+        self._observe(fd, policy, model, path)
         return {}
 
     def untag(self, ino: int, dev_major: int, dev_minor: int, generation: int) -> dict[str, Any]:
@@ -92,12 +106,14 @@ class Service:
                 if (tag.ino, tag.dev_major, tag.dev_minor, tag.generation) == (
                     *(ino, dev_major, dev_minor, generation),
                 ):
+                    self._forget(key)
                     return {"found": agent.untag(key)}
         return {"found": False}
 
     def untag_fd(self, fd: int) -> dict[str, Any]:
         """Let go of an open file."""
         key = key_of(fd)
+        self._forget(key)
         return {"found": any([agent.untag(key) for agent in self.agents.values()])}
 
     def maps(self, policy: str) -> dict[str, Any]:
@@ -137,7 +153,41 @@ class Service:
         """How the last policies ended."""
         return {"exits": self.exits}
 
+    def stats(self) -> dict[str, Any]:
+        """A snapshot of the observer; pagecache_bpf.observer says what is in it."""
+        if self._observer:
+            return self._observer.snapshot()
+        return {
+            "time_ns": time.time_ns(),
+            "level": "off",
+            "missing": [self._blind] if self._blind else [],
+            "uncounted": [],
+            "lost_events": 0,
+            "models": [],
+        }
+
     # --- the parts ---
+
+    def _observe(self, fd: int, policy: str, model: str, path: str) -> None:
+        """Count what the file's readers find; a policy works without, too."""
+        try:
+            if self._observer is None:
+                self._observer = Observer()
+                for pid in self._own:
+                    self._observer.own(pid)
+            self._observer.tag(fd, model, path=path, policy=policy, engine="agent")
+        except (PagecacheError, OSError) as error:
+            self._blind = str(error)
+
+    def _started(self, pid: int) -> None:
+        """What this process reads is prefetched and no access."""
+        self._own.add(pid)
+        if self._observer:
+            self._observer.own(pid)
+
+    def _forget(self, key: bytes) -> None:
+        if self._observer:
+            self._observer.untag(key)
 
     def tick(self) -> None:
         """Note policies that have ended themselves."""
@@ -171,7 +221,10 @@ class Service:
         del self.exits[:-EXITS_KEPT]
 
 
-_OPERATIONS = ("attach", "detach", "tag", "untag", "untag_fd", "maps", "tags", "policies", "ended")
+_OPERATIONS = (
+    *("attach", "detach", "tag", "untag", "untag_fd"),
+    *("maps", "tags", "policies", "ended", "stats"),
+)
 
 
 def serve(listener: socket.socket) -> None:
@@ -203,8 +256,7 @@ def serve(listener: socket.socket) -> None:
                     connections -= 1
             service.tick()
     finally:
-        for agent in service.agents.values():
-            agent.close()
+        service.close()
 
 
 def _answer(service: Service, connection: socket.socket) -> bool:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from pagecache_bpf.agent import executor
+from pagecache_bpf.agent import worker
 from pagecache_bpf.agent.engine import key_of
 from tests.observing import (
     PAGE_SIZE,
@@ -144,7 +144,7 @@ def test_prefetch_is_useful_or_wasted(file: Path) -> None:
     some, used = 1021, 499
     fd = os.open(file, os.O_RDONLY)
     with observing(file) as observer:
-        executor.by_populate(fd, 0, some * PAGE_SIZE)
+        worker.by_populate(fd, 0, some * PAGE_SIZE)
         found = counts(observer)
         assert found.prefetched == found.added >= some
         assert found.read == found.mmap == 0
