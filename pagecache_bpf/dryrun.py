@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pagecache_bpf import cgroups, probe
@@ -48,7 +48,8 @@ class Place:
 class DryRun:
     """What a load of the model would do, at best; sizes in bytes, seconds None if unknown.
 
-    speed_source: "probe", "last" or "none", and then speed_why says why.
+    speed_source: "probe", "last" or "none", and then speed_why says why.  window: no more than
+    this is kept at a time, as by a policy that drops behind its readers; None: all is kept.
     """
 
     model: Model
@@ -58,6 +59,12 @@ class DryRun:
     speed_why: str
     memory: Memory
     places: tuple[Place, ...]
+    window: int | None = None
+
+    @property
+    def peak(self) -> int:
+        """Bytes of it that are in the page cache at most."""
+        return self.size if self.window is None else min(self.size, self.window)
 
     @property
     def size(self) -> int:
@@ -89,11 +96,13 @@ class DryRun:
 
     @property
     def fits(self) -> bool:
-        """Whether the whole model can be in the cache at its end."""
+        """Whether the peak fits into every place."""
         return not any(place.missing for place in self.places)
 
 
-def dry_run(model: Model, memory: Memory, *, may_probe: bool = True) -> DryRun:
+def dry_run(
+    model: Model, memory: Memory, *, may_probe: bool = True, window: int | None = None
+) -> DryRun:
     """Look at the model's files, the device and the memory.
 
     may_probe: read from the device to measure it; otherwise its last measured speed is taken.
@@ -101,9 +110,9 @@ def dry_run(model: Model, memory: Memory, *, may_probe: bool = True) -> DryRun:
     """
     files = tuple(_look(path) for path in model.files)
     speed, source, why = _speed(model, files, may_probe)
-    partial = DryRun(model, files, speed, source, why, memory, ())
-    places = _places(memory, partial.to_read, partial.resident or 0)
-    return DryRun(model, files, speed, source, why, memory, tuple(places))
+    found = DryRun(model, files, speed, source, why, memory, (), window)
+    places = _places(memory, min(found.to_read, found.peak), found.resident or 0)
+    return replace(found, places=tuple(places))
 
 
 def _look(path: Path) -> File:

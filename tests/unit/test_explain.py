@@ -157,6 +157,18 @@ def test_it_does_not_fit_into_the_cgroup(file: Path, monkeypatch: pytest.MonkeyP
     assert found.tightest.missing == file.stat().st_size - 2 * MIB
 
 
+def test_a_policy_that_drops_behind_needs_less(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    host(monkeypatch, 32 * MIB, 40 * MIB)
+    memory = Memory(2, "/job", (Level("/job", 3 * MIB, None, MIB, 0),))
+    assert not look(file, memory).fits
+    found = dry_run(resolve(file), memory, may_probe=False, window=2 * MIB)
+    assert found.fits and found.peak == 2 * MIB
+    assert found.to_read == file.stat().st_size
+    shown = run("explain", file, "--no-probe", "--window", "2MiB", "--json").data
+    assert shown["peak_cache_bytes"] == 2 * MIB
+    assert run("explain", file, "--window", "much").code == 2
+
+
 def test_the_models_own_pages_are_to_stay(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """They could be reclaimed, but are no room for the rest of the model."""
     host(monkeypatch, 32 * MIB, 40 * MIB)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from pagecache_bpf.cli.output import Output, pairs, table
 from pagecache_bpf.errors import PagecacheError
-from pagecache_bpf.units import format_duration, format_size, plural
+from pagecache_bpf.units import format_duration, format_size, parse_size, plural
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -31,6 +31,10 @@ tells its owner, root and those who may write it; for others it counts as absent
 EXAMPLES = (
     ("pagecache-bpf explain /models/llama-3-8b", ""),
     ("pagecache-bpf explain /models/llama-3-8b --pid 4711", "in the cgroup of that server"),
+    (
+        "pagecache-bpf explain /models/llama-3-8b --window 64MiB",
+        "with a policy that drops behind: maio, drop_behind=1",
+    ),
     ("pagecache-bpf explain model.gguf --no-probe --json", "for scripts"),
 )
 _PLACE_JSON = {
@@ -40,7 +44,7 @@ _PLACE_JSON = {
     "free_bytes": "what fits in without anything having to go",
     "room_bytes": "what fits in when all that can be reclaimed is, but for the model's own pages",
     "reclaimed_bytes": "what would have to go",
-    "missing_bytes": "what does not fit even so: as much of the model goes before it is loaded",
+    "missing_bytes": "what does not fit even so: as much of the model goes before it is wanted",
 }
 JSON = {
     "explain": {
@@ -57,11 +61,11 @@ JSON = {
         "speed.measured_bytes": "by reading how much; null if it is not known",
         "speed.why": "why it is not known; null if it is",
         "seconds": "time to read at that speed; null if the speed is not known",
-        "peak_cache_bytes": "the model in the page cache at the end, if nothing drops it behind",
+        "peak_cache_bytes": "bytes of it in the page cache at most: its size, or --window",
         "cgroup.path": "the memory cgroup looked at",
         "cgroup.version": "1 or 2: of the hierarchy; null if there is no memory controller",
         **{f"places[].{key}": text for key, text in _PLACE_JSON.items()},
-        "fits": "whether the whole model can be in the cache at the end",
+        "fits": "whether the peak fits into each place",
         "limited_by": "the place where most does not fit or has to go; null if all is free",
         "at_risk[].model": "a governed model (root only) that is among what could have to go",
         "at_risk[].policy": "its policy",
@@ -75,6 +79,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("path", metavar="PATH", help="file, directory or Hugging Face snapshot")
     parser.add_argument(
         "--no-probe", action="store_true", help="do not read; take the last measured speed"
+    )
+    parser.add_argument(
+        "--window",
+        metavar="SIZE",
+        type=parse_size,
+        help="no more than this stays in the cache, as with a policy that drops behind its "
+        "readers (default: all of it)",
     )
     group = parser.add_mutually_exclusive_group()
     group.add_argument(
@@ -96,7 +107,7 @@ def run(args: argparse.Namespace, out: Output) -> int:
         memory = cgroups.of_path(args.cgroup)
     else:
         memory = cgroups.of_process(args.pid)
-    found = dry_run(model, memory, may_probe=not args.no_probe)
+    found = dry_run(model, memory, may_probe=not args.no_probe, window=args.window)
     data = _as_json(found, _at_risk(found) if found.tightest else [])
     out.emit(data, lambda console: _human(console, data))
     return 0
@@ -125,7 +136,7 @@ def _as_json(found: DryRun, at_risk: list[dict[str, Any]]) -> dict[str, Any]:
             "why": None if speed else found.speed_why,
         },
         "seconds": None if found.seconds is None else round(found.seconds, 3),
-        "peak_cache_bytes": found.size,
+        "peak_cache_bytes": found.peak,
         "cgroup": {"path": found.memory.path, "version": found.memory.version},
         "places": [
             {
@@ -240,5 +251,5 @@ def _verdict(data: dict[str, Any]) -> str:
         return f"fits in after {format_size(place['reclaimed_bytes'])} of other files have gone"
     return (
         f"does not fit into {place['name']}: {format_size(place['missing_bytes'])} of the model "
-        "leave the cache before its end is read"
+        "leave the cache before they are wanted"
     )
