@@ -121,9 +121,14 @@ def _consumer(consumer: Consumer) -> str:
 def _print_counters(console: Console, model: ModelStats) -> None:
     from pagecache_bpf._abi import OBSERVED
 
+    def value(name: str, unit: str) -> str:
+        number = model.counters[name]
+        return format_duration(number) if unit == "ns" else format_count(number, unit)
+
     lines = [
-        [each.name, format_count(model.counters.get(each.name, 0), each.unit), each.help]
+        [each.name, value(each.name, each.unit), each.help]
         for each in OBSERVED
+        if each.name in model.counters
     ]
     console.print(table([("counter", "text"), ("value", "number"), ("", "text")], lines))
     console.print()
