@@ -2,7 +2,8 @@
 """What the framework costs readers it does nothing for.
 
 Paired runs in a guest: each round measures cached reads (1 MiB and 4 KiB pread, page touches
-of a fresh mapping) and a cold read in every state, one after the other, in an order that
+of a fresh mapping), cold reads, cold reads in a memory cgroup of half the file's size and plain
+reclaim (memory.reclaim of cached pages) in every state, one after the other, in an order that
 rotates; a state's cost is the median over the rounds of its ratio to the same round's "no
 module". The guest's clock counts instructions (1 ns each) while a CPU runs, so that costs below
 the noise of an emulated machine show; --clock host takes the host's instead. Writes
@@ -16,6 +17,7 @@ import random
 import statistics
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -27,6 +29,7 @@ from rich.table import Table
 from benchmarks import hosted, schema
 from benchmarks.cachestat import drop, resident_bytes
 from benchmarks.control import pagecache_bpf
+from benchmarks.guest.cgroups import LRU_GEN, Group, group
 from benchmarks.guest.devices import scaled_device
 from benchmarks.rounds import ENGINE, device_bytes_read
 from pagecache_bpf.errors import PagecacheError
@@ -37,6 +40,7 @@ _MIB = 1 << 20
 _FILE_BYTES = 16 * _MIB
 
 _EVERY_ACCESS = str(hosted.BUILD / "bpf" / "test" / "every_access.bpf.o")
+_RECLAIM = str(hosted.BUILD / "bpf" / "test" / "reclaim_default.bpf.o")
 
 # State: (words for people, policy attached, whether the file is tagged).
 STATES: dict[str, tuple[str, str | None, bool]] = {
@@ -44,7 +48,10 @@ STATES: dict[str, tuple[str, str | None, bool]] = {
     "module": ("module loaded, no policy", None, False),
     "noop tagged": ("noop attached, file tagged", "noop", True),
     "sequential untagged": ("sequential attached, file untagged", "sequential", False),
-    # Not part of the bound: what a policy pays that wants to be told of every access.
+    "reclaim untagged": ("evict and pressure hooks, file untagged", _RECLAIM, False),
+    # Not part of the bound: what a policy's own files pay that is asked about each folio,
+    # and what a policy pays that wants to be told of every access.
+    "reclaim tagged": ("evict and pressure hooks, file tagged", _RECLAIM, True),
     "access untagged": ("access hook, file untagged", _EVERY_ACCESS, False),
     "access tagged": ("access hook, file tagged", _EVERY_ACCESS, True),
 }
@@ -55,7 +62,10 @@ WORKLOADS: dict[str, tuple[str, int, int]] = {
     "cached mmap": ("mmap", 4096, 128 * _MIB),
     "cold pread 128K": ("pread", 128 << 10, _FILE_BYTES),
     "cold mmap": ("mmap", 4096, _FILE_BYTES),
+    "full cgroup": ("pread", 128 << 10, _FILE_BYTES),
+    "reclaim": ("reclaim", 4096, _FILE_BYTES * 3 // 4),
 }
+_FULL_BYTES = _FILE_BYTES // 2
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -66,6 +76,13 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--rounds", type=int, default=11, help="default: 11")
     parser.add_argument(
         "--delay", type=float, default=2.0, metavar="MS", help="of cold requests (default: 2)"
+    )
+    parser.add_argument(
+        "--only",
+        action="append",
+        choices=tuple(WORKLOADS),
+        metavar="READS",
+        help=f"measure these only, of {', '.join(WORKLOADS)}; may be repeated",
     )
     parser.add_argument("--fs", choices=("ext4", "xfs"), default="ext4")
     parser.add_argument(
@@ -108,16 +125,40 @@ def in_state(name: str, path: Path) -> Iterator[None]:
 
 
 def time_reads(path: Path, workload: str) -> float:
-    """Nanoseconds a call (or page touched) of one run of the workload."""
+    """Nanoseconds a call (or page touched or reclaimed) of one run of the workload."""
     mode, block, count = WORKLOADS[workload]
-    if workload.startswith("cold"):
+    command = [str(READBENCH), str(path), mode, str(block), str(count)]
+    if not workload.startswith("cached"):
         drop([path])
-    done = subprocess.run(
-        [str(READBENCH), str(path), mode, str(block), str(count)], capture_output=True, text=True
-    )
-    if done.returncode:
-        raise PagecacheError(f"{workload} failed", done.stderr.strip())
-    return float(done.stdout)
+    if workload == "reclaim":
+        with group("pagecache_bench") as memory:
+            return time_reclaim(path, memory, count)
+    if workload == "full cgroup":
+        with group("pagecache_bench", max=_FULL_BYTES) as memory:
+            process = memory.start(*command)
+            out, errors = process.communicate()
+            returncode = process.returncode
+    else:
+        done = subprocess.run(command, capture_output=True, text=True)
+        out, errors, returncode = done.stdout, done.stderr, done.returncode
+    if returncode:
+        raise PagecacheError(f"{workload} failed", errors.strip())
+    return float(out)
+
+
+def time_reclaim(path: Path, memory: Group, count: int) -> float:
+    """Nanoseconds a page that memory.reclaim takes out of the cache."""
+    memory.read(path)
+    before = resident_bytes([path])
+    knob = memory.path / "memory.reclaim"
+    with knob.open("wb", buffering=0) as out:
+        began = time.perf_counter_ns()
+        out.write(str(count).encode())
+        ns = time.perf_counter_ns() - began
+    gone = before - resident_bytes([path])
+    if gone < count // 2:
+        raise PagecacheError(f"memory.reclaim took {gone} of {count} bytes out of {path}")
+    return ns / (gone / 4096)
 
 
 def measure(options: argparse.Namespace, say: hosted.Say) -> schema.Report:
@@ -132,7 +173,7 @@ def measure(options: argparse.Namespace, say: hosted.Say) -> schema.Report:
             engine=ENGINE if STATES[state][1] else None,
             extra={"state": state, "tagged": STATES[state][2], "ns_per_call": []},
         )
-        for work in WORKLOADS
+        for work in options.only or WORKLOADS
         for state in STATES
     }
     with scaled_device(0, options.fs, 0) as device:
@@ -152,6 +193,7 @@ def measure(options: argparse.Namespace, say: hosted.Say) -> schema.Report:
         "read_ahead_kb": 128,
         "cap_bytes_per_s": None,
         "clock": options.clock,
+        "lru_gen": LRU_GEN.read_text().strip() if LRU_GEN.exists() else None,
     }
     report = schema.Report(schema.machine(device=device_facts), list(rows.values()))
     for (work, _), row in rows.items():
@@ -161,6 +203,8 @@ def measure(options: argparse.Namespace, say: hosted.Say) -> schema.Report:
 
 def _one_state(rows: dict[tuple[str, str], schema.Row], state: str, path: Path) -> None:
     for work, (_, block, count) in WORKLOADS.items():
+        if (work, state) not in rows:
+            continue
         if work.startswith("cached"):
             _fill(path)
         row = rows[work, state]
@@ -222,6 +266,8 @@ def main() -> int:
     build_readbench()
     argv = ["--rounds", str(options.rounds), "--delay", str(options.delay), "--fs", options.fs]
     argv += ["--clock", options.clock]
+    for work in options.only or ():
+        argv += ["--only", work]
     report = hosted.run_inside(
         "benchmarks.overhead", argv, options, _FILE_BYTES, None, options.clock == "instructions"
     )

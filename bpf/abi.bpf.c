@@ -5,6 +5,7 @@
 
 struct pagecache_ctx abi_ctx;
 struct pagecache_answer abi_answer;
+struct pagecache_pressure abi_pressure;
 struct pagecache_exit_record abi_exit_record;
 struct pagecache_info abi_info;
 struct pagecache_tag_request abi_tag_request;
@@ -25,6 +26,7 @@ struct pagecache_template_entry abi_template_entry;
 struct pagecache_template_step abi_template_step;
 struct pagecache_template_extent abi_template_extent;
 enum pagecache_template_source abi_template_source;
+struct pagecache_agent_pressure abi_agent_pressure;
 struct pagecache_observed_file abi_observed_file;
 struct pagecache_observed_key abi_observed_key;
 struct pagecache_observed_value abi_observed_value;
@@ -33,6 +35,7 @@ struct pagecache_observer_state abi_observer_state;
 enum pagecache_request_kind abi_request_kind;
 enum pagecache_hook abi_hook;
 enum pagecache_verdict abi_verdict;
+enum pagecache_eviction abi_eviction;
 enum pagecache_kind abi_kind;
 enum pagecache_exit_kind abi_exit_kind;
 enum pagecache_counter abi_counter;

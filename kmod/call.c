@@ -42,6 +42,7 @@ void pcb_call_init(struct pcb_call *call, struct pcb_policy *p, const struct pcb
 	call->file = file;
 	call->policy = p;
 	call->hook = hook;
+	call->drops = NULL;
 	*ctx = (struct pagecache_ctx){
 		.ino = inode->i_ino,
 		.file_id = file ? (unsigned long)file ^ pcb_file_id_key() : 0,
@@ -63,6 +64,8 @@ void pcb_call_init(struct pcb_call *call, struct pcb_policy *p, const struct pcb
 		.ra_pages = file ? file->f_ra.ra_pages : 0,
 		.io_pages = inode_to_bdi(inode)->io_pages,
 		.page_shift = PAGE_SHIFT,
+		.kept_pages = max_t(s64, atomic64_read(&p->kept), 0),
+		.keep_max_pages = READ_ONCE(p->keep_max),
 	};
 	if (mapping_large_folio_support(mapping))
 		ctx->flags |= PAGECACHE_F_LARGE_FOLIOS;

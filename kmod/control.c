@@ -25,6 +25,8 @@ static long pcb_ioc_info(void __user *arg)
 		.max_inflight_pages = pcb_mib_to_pages(pcb_max_inflight_mib),
 		.workers_per_node = pcb_workers,
 		.max_invalid = pcb_max_invalid,
+		.max_keep_pages = pcb_max_keep_pages(),
+		.max_evict_us = pcb_max_evict_us,
 	};
 	struct pcb_policy *p;
 
@@ -104,6 +106,8 @@ static void pcb_policy_fill(struct pagecache_policy_record *rec, struct pcb_poli
 		.inflight_pages = max_t(s64, atomic64_read(&p->inflight), 0),
 		.hooks = p->hooks,
 		.tags = atomic_read(&p->tags),
+		.kept_pages = max_t(s64, atomic64_read(&p->kept), 0),
+		.keep_max_pages = READ_ONCE(p->keep_max),
 	};
 	strscpy(rec->name, p->name, sizeof(rec->name));
 	pcb_policy_counters(p, rec->counters);

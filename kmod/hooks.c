@@ -6,10 +6,8 @@
 #include "pagecache.h"
 
 static struct pcb_hook_family *const pcb_families[] = {
-	&pcb_readahead_hooks,
-	&pcb_access_hooks,
-	&pcb_cache_hooks,
-	&pcb_umount_hooks,
+	&pcb_readahead_hooks, &pcb_access_hooks, &pcb_cache_hooks,
+	&pcb_umount_hooks,    &pcb_evict_hooks,	 &pcb_pressure_hooks,
 };
 
 int pcb_hooks_prepare(void)
@@ -81,5 +79,7 @@ void pcb_hooks_put(u32 wanted)
 u32 pcb_hooks_available(void)
 {
 	return BIT(PAGECACHE_HOOK_INIT) | BIT(PAGECACHE_HOOK_EXIT) | BIT(PAGECACHE_HOOK_READAHEAD) |
-	       BIT(PAGECACHE_HOOK_ACCESS) | BIT(PAGECACHE_HOOK_ADDED) | BIT(PAGECACHE_HOOK_REMOVED);
+	       BIT(PAGECACHE_HOOK_ACCESS) | BIT(PAGECACHE_HOOK_ADDED) |
+	       BIT(PAGECACHE_HOOK_REMOVED) | (pcb_evict_possible ? BIT(PAGECACHE_HOOK_EVICT) : 0) |
+	       (pcb_pressure_possible ? BIT(PAGECACHE_HOOK_PRESSURE) : 0);
 }

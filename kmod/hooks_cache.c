@@ -18,6 +18,7 @@ static void pcb_folio_moved(struct folio *folio, enum pagecache_hook hook)
 	long nr = folio_nr_pages(folio);
 	struct pagecache_ops *ops;
 	struct pcb_policy *p;
+	struct pcb_kept *kept;
 	struct pcb_call call;
 	struct pcb_tag *tag;
 	bool added = hook == PAGECACHE_HOOK_ADDED;
@@ -32,6 +33,14 @@ static void pcb_folio_moved(struct folio *folio, enum pagecache_hook hook)
 	p = rcu_dereference(tag->policy);
 	if (!p)
 		goto out;
+	if (added) {
+		if (READ_ONCE(pcb_pressure_live))
+			pcb_pressure_added(p, tag, folio);
+	} else {
+		kept = rcu_dereference(tag->kept);
+		if (kept)
+			pcb_kept_del(kept, folio->index, nr);
+	}
 	atomic64_add(added ? nr : -nr, &p->governed);
 	if (added)
 		pcb_count(p, added_bytes, (u64)nr << PAGE_SHIFT);

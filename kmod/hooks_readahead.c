@@ -131,14 +131,6 @@ static void pcb_count_question(struct pcb_policy *p, u32 kind, u32 flags)
 		pcb_count(p, readahead_late, 1);
 }
 
-static void pcb_invalid_answer(struct pcb_policy *p, const char *what)
-{
-	pcb_count(p, invalid_answers, 1);
-	if (atomic_inc_return(&p->invalid) >= pcb_max_invalid)
-		pcb_policy_end(p, PAGECACHE_EXIT_INVALID, -EINVAL, PAGECACHE_HOOK_READAHEAD,
-			       "too many invalid answers", what);
-}
-
 /*
  * Asks the policy.  Returns true when it decided; then *plan says what to do, and *out_policy
  * holds a reference if the plan goes to another node.
@@ -176,9 +168,11 @@ static bool pcb_ask(struct file *file, struct address_space *mapping, u32 kind, 
 	if (verdict == PAGECACHE_OVERRIDE) {
 		decided = pcb_plan_from(p, &call.ctx, &answer, plan);
 		if (!decided)
-			pcb_invalid_answer(p, "readahead: the answer starts behind the file's end");
+			pcb_policy_invalid(p, PAGECACHE_HOOK_READAHEAD,
+					   "readahead: the answer starts behind the file's end");
 	} else if (verdict != PAGECACHE_DEFAULT) {
-		pcb_invalid_answer(p, "readahead: the return value is not a verdict");
+		pcb_policy_invalid(p, PAGECACHE_HOOK_READAHEAD,
+				   "readahead: the return value is not a verdict");
 	}
 	if (decided) {
 		pcb_count(p, readahead_override, 1);

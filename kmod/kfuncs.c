@@ -30,7 +30,8 @@ __bpf_kfunc s64 bpf_pagecache_prefetch(struct pagecache_ctx *ctx, u64 start, u64
 }
 
 /*
- * Drop the clean, unmapped pages of an extent, asynchronously.
+ * Drop the clean, unmapped pages of an extent, asynchronously; possible in hooks that have an open
+ * file, and in pressure.
  *
  * Return: pages looked at (not: dropped), or an error as above.
  */
@@ -45,6 +46,18 @@ __bpf_kfunc s64 bpf_pagecache_cancel(struct pagecache_ctx *ctx)
 	struct pcb_call *call = pcb_call_of(ctx);
 
 	return call->file ? pcb_prefetch_cancel_file(call->file) : -EINVAL;
+}
+
+/*
+ * Bound the pages that this policy's evict hook may keep; until then it is the module's bound, and
+ * never more.  Can be called again at any time: pages above a bound that has fallen are let go of
+ * as reclaim comes to them.
+ *
+ * Return: pages granted.
+ */
+__bpf_kfunc s64 bpf_pagecache_keep_budget(struct pagecache_ctx *ctx, u64 pages)
+{
+	return pcb_keep_budget(pcb_call_of(ctx)->policy, pages);
 }
 
 /*
@@ -76,6 +89,7 @@ BTF_KFUNCS_START(pcb_kfunc_ids)
 BTF_ID_FLAGS(func, bpf_pagecache_prefetch, KF_TRUSTED_ARGS)
 BTF_ID_FLAGS(func, bpf_pagecache_drop, KF_TRUSTED_ARGS)
 BTF_ID_FLAGS(func, bpf_pagecache_cancel, KF_TRUSTED_ARGS)
+BTF_ID_FLAGS(func, bpf_pagecache_keep_budget, KF_TRUSTED_ARGS)
 BTF_ID_FLAGS(func, bpf_pagecache_exit, KF_TRUSTED_ARGS)
 BTF_KFUNCS_END(pcb_kfunc_ids)
 

@@ -19,6 +19,8 @@ PCB_PARAM(max_extent_mib, uint, 256, "MiB one prefetch request may ask for (defa
 PCB_PARAM(max_inflight_mib, uint, 1024, "MiB a policy may have queued for prefetch (default 1024)");
 PCB_PARAM(workers, uint, 2, "prefetch workers per NUMA node (default 2)");
 PCB_PARAM(max_invalid, uint, 100, "invalid answers that end a policy (default 100)");
+PCB_PARAM(max_keep_percent, uint, 50, "percent of the memory one policy may keep (default 50)");
+PCB_PARAM(max_evict_us, uint, 250, "microseconds an evict hook may take, on average (default 250)");
 
 struct workqueue_struct *pcb_wq;
 struct percpu_ref pcb_active;
@@ -42,9 +44,10 @@ static void pcb_active_drain(void)
 static int pcb_check_params(void)
 {
 	if (!pcb_max_answer_mib || !pcb_max_extent_mib || !pcb_max_inflight_mib || !pcb_workers ||
-	    !pcb_max_invalid || pcb_workers > 64 || pcb_max_answer_mib > 4096) {
-		pr_err("a parameter is out of range: workers 1-64, max_answer_mib 1-4096, the "
-		       "others at least 1\n");
+	    !pcb_max_invalid || !pcb_max_evict_us || pcb_workers > 64 ||
+	    pcb_max_answer_mib > 4096 || pcb_max_keep_percent > 90) {
+		pr_err("a parameter is out of range: workers 1-64, max_answer_mib 1-4096, "
+		       "max_keep_percent 0-90, the others at least 1\n");
 		return -EINVAL;
 	}
 	return 0;

@@ -25,6 +25,8 @@ extern unsigned int pcb_max_extent_mib;
 extern unsigned int pcb_max_inflight_mib;
 extern unsigned int pcb_workers;
 extern unsigned int pcb_max_invalid;
+extern unsigned int pcb_max_keep_percent;
+extern unsigned int pcb_max_evict_us;
 
 static inline unsigned long pcb_mib_to_pages(unsigned int mib)
 {
@@ -33,6 +35,8 @@ static inline unsigned long pcb_mib_to_pages(unsigned int mib)
 
 /* One submission to the file system: what force_page_cache_ra() uses, too. */
 #define PCB_CHUNK_PAGES ((2UL << 20) >> PAGE_SHIFT)
+
+#define PCB_CHARGED 8
 
 /*
  * A policy lives from its attachment until its link is released.  @ops is what hooks
@@ -53,6 +57,11 @@ struct pcb_policy {
 	atomic_t invalid;
 	atomic64_t governed; /* pages in the cache */
 	atomic64_t inflight; /* pages queued for prefetch */
+	atomic64_t kept; /* pages in the cache that it keeps from being evicted */
+	u64 keep_max; /* bound of kept */
+	u64 evict_ns, pressure_ns; /* running averages of what a call takes */
+	u64 charged[PCB_CHARGED]; /* ids of memory cgroups that its pages are charged to */
+	bool charged_all; /* too many to list */
 	unsigned long ended; /* bit 0: the record is being or has been written */
 	struct pagecache_exit_record record;
 	struct work_struct end_work;
@@ -64,6 +73,18 @@ struct pcb_model {
 	unsigned int refs;
 	u32 id;
 	char name[PAGECACHE_MODEL_LEN];
+};
+
+/*
+ * Which pages of a file its policy keeps: a bit each, set when a keep is honoured, cleared when the
+ * page leaves the cache or the policy changes its mind.  Belongs to one pair of tag and policy.
+ */
+struct pcb_kept {
+	struct rcu_head rcu;
+	struct pcb_policy *policy;
+	atomic64_t count;
+	unsigned long pages;
+	unsigned long bits[];
 };
 
 /*
@@ -82,6 +103,9 @@ struct pcb_tag {
 	u32 generation;
 	u64 access_end; /* end of the last range told to the access hook */
 	atomic64_t resident;
+	u64 pages; /* size of the file when it was tagged */
+	struct pcb_kept __rcu *kept; /* NULL: its policy has no evict hook */
+	struct inode *inode; /* read under RCU; see hooks_pressure.c */
 	char policy_name[PAGECACHE_NAME_LEN];
 	char path[];
 };
@@ -94,7 +118,17 @@ struct pcb_call {
 	struct pagecache_ctx ctx;
 	struct file *file; /* NULL where the hook has none */
 	struct pcb_policy *policy;
+	struct pcb_drops *drops; /* where pressure's drops go */
 	enum pagecache_hook hook;
+};
+
+/* What a pressure hook wants dropped of one file. */
+struct pcb_drops {
+	unsigned int nr;
+	struct {
+		pgoff_t start;
+		pgoff_t end;
+	} at[64];
 };
 
 extern struct mutex pcb_mutex; /* policies, tags, models, exit records */
@@ -108,6 +142,8 @@ struct pcb_policy *pcb_policy_find(const char *name);
 void pcb_policy_end(struct pcb_policy *p, enum pagecache_exit_kind kind, s64 code,
 		    enum pagecache_hook hook, const char *reason, const char *message);
 void pcb_policy_counters(struct pcb_policy *p, u64 *out);
+void pcb_policy_invalid(struct pcb_policy *p, enum pagecache_hook hook, const char *what);
+void pcb_policy_took(struct pcb_policy *p, enum pagecache_hook hook, u64 since_ns);
 
 static inline void pcb_count_add(struct pcb_policy *p, enum pagecache_counter c, u64 n)
 {
@@ -134,6 +170,17 @@ int pcb_tag_next(struct pagecache_tag_record *rec);
 u32 pcb_tag_count(void);
 void pcb_tags_bind(struct pcb_policy *p);
 void pcb_tags_unbind(struct pcb_policy *p);
+struct pcb_tag *pcb_tag_after(u64 seq);
+void pcb_tags_forget_inodes(void);
+
+/* keep.c */
+u64 pcb_max_keep_pages(void);
+u64 pcb_keep_budget(struct pcb_policy *p, u64 pages);
+struct pcb_kept *pcb_kept_new(struct pcb_policy *p, u64 pages);
+void pcb_kept_free(struct pcb_kept *kept);
+bool pcb_kept_has(const struct pcb_kept *kept, pgoff_t index);
+bool pcb_kept_add(struct pcb_kept *kept, pgoff_t index, unsigned long nr);
+void pcb_kept_del(struct pcb_kept *kept, pgoff_t index, unsigned long nr);
 
 /* call.c */
 void pcb_call_init(struct pcb_call *call, struct pcb_policy *p, const struct pcb_tag *tag,
@@ -170,6 +217,12 @@ extern struct pcb_hook_family pcb_readahead_hooks; /* hooks_readahead.c */
 extern struct pcb_hook_family pcb_access_hooks; /* hooks_access.c */
 extern struct pcb_hook_family pcb_cache_hooks; /* hooks_cache.c */
 extern struct pcb_hook_family pcb_umount_hooks; /* hooks_umount.c */
+extern struct pcb_hook_family pcb_evict_hooks; /* hooks_evict.c */
+extern struct pcb_hook_family pcb_pressure_hooks; /* hooks_pressure.c */
+
+extern bool pcb_evict_possible, pcb_pressure_possible; /* on this kernel */
+extern bool pcb_pressure_live;
+void pcb_pressure_added(struct pcb_policy *p, struct pcb_tag *tag, struct folio *folio);
 
 /* ftrace.c: a set of kernel functions that are watched or redirected together */
 struct pcb_ftrace {
@@ -197,6 +250,7 @@ extern struct percpu_ref pcb_active;
 int pcb_prefetch_start(void);
 void pcb_prefetch_stop(void);
 s64 pcb_prefetch_queue(struct pcb_call *call, pgoff_t start, u64 nr, s32 node, u32 mark_step);
+u64 pcb_drop_now(struct address_space *mapping, pgoff_t start, pgoff_t end);
 s64 pcb_drop_queue(struct pcb_call *call, pgoff_t start, u64 nr);
 s64 pcb_prefetch_cancel_file(struct file *file);
 void pcb_prefetch_cancel_policy(struct pcb_policy *p);

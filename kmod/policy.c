@@ -3,6 +3,7 @@
 #include <linux/bpf.h>
 #include <linux/bpf_verifier.h>
 #include <linux/btf.h>
+#include <linux/rculist.h>
 #include <linux/slab.h>
 #include <linux/static_call.h>
 #include <linux/timekeeping.h>
@@ -13,6 +14,8 @@
 DEFINE_MUTEX(pcb_mutex);
 LIST_HEAD(pcb_policies);
 static u64 pcb_policy_seq;
+
+#define PCB_PRESSURE_LENIENCE 400 /* a worker waits for pressure, not whoever needs memory */
 
 /* Types a policy may write to: the answer, nothing else. */
 static const struct btf_type *pcb_answer_type;
@@ -102,6 +105,38 @@ void pcb_policy_end(struct pcb_policy *p, enum pagecache_exit_kind kind, s64 cod
 	queue_work(pcb_wq, &p->end_work);
 }
 
+/* An answer that makes no sense. */
+void pcb_policy_invalid(struct pcb_policy *p, enum pagecache_hook hook, const char *what)
+{
+	pcb_count(p, invalid_answers, 1);
+	if (atomic_inc_return(&p->invalid) >= pcb_max_invalid)
+		pcb_policy_end(p, PAGECACHE_EXIT_INVALID, -EINVAL, hook, "too many invalid answers",
+			       what);
+}
+
+/*
+ * A hook that others wait for was called at @since_ns and has answered.  One call may have been
+ * interrupted; an average over about 16, each counted as at most four times the bound, tells.
+ */
+void pcb_policy_took(struct pcb_policy *p, enum pagecache_hook hook, u64 since_ns)
+{
+	bool evict = hook == PAGECACHE_HOOK_EVICT;
+	u64 bound = (u64)pcb_max_evict_us * NSEC_PER_USEC * (evict ? 1 : PCB_PRESSURE_LENIENCE);
+	u64 *average = evict ? &p->evict_ns : &p->pressure_ns;
+	u64 took = ktime_get_mono_fast_ns() - since_ns;
+	u64 was = READ_ONCE(*average);
+
+	if (took > bound)
+		pcb_count(p, slow_calls, 1);
+	was = was - was / 16 + min(took, 4 * bound) / 16;
+	WRITE_ONCE(*average, was);
+	if (was > bound)
+		pcb_policy_end(p, PAGECACHE_EXIT_SLOW, -ETIME, hook,
+			       "it took too long over its answers",
+			       evict ? "evict: parameter max_evict_us of the module is the bound"
+				     : "pressure: the bound is 400 times that of evict");
+}
+
 static u32 pcb_hooks_of(const struct pagecache_ops *ops)
 {
 	return (ops->init ? BIT(PAGECACHE_HOOK_INIT) : 0) |
@@ -109,12 +144,14 @@ static u32 pcb_hooks_of(const struct pagecache_ops *ops)
 	       (ops->readahead ? BIT(PAGECACHE_HOOK_READAHEAD) : 0) |
 	       (ops->access ? BIT(PAGECACHE_HOOK_ACCESS) : 0) |
 	       (ops->added ? BIT(PAGECACHE_HOOK_ADDED) : 0) |
-	       (ops->removed ? BIT(PAGECACHE_HOOK_REMOVED) : 0);
+	       (ops->removed ? BIT(PAGECACHE_HOOK_REMOVED) : 0) |
+	       (ops->evict ? BIT(PAGECACHE_HOOK_EVICT) : 0) |
+	       (ops->pressure ? BIT(PAGECACHE_HOOK_PRESSURE) : 0);
 }
 
 #define PCB_DECIDING_HOOKS                                                                        \
 	(BIT(PAGECACHE_HOOK_READAHEAD) | BIT(PAGECACHE_HOOK_ACCESS) | BIT(PAGECACHE_HOOK_ADDED) | \
-	 BIT(PAGECACHE_HOOK_REMOVED))
+	 BIT(PAGECACHE_HOOK_REMOVED) | BIT(PAGECACHE_HOOK_EVICT) | BIT(PAGECACHE_HOOK_PRESSURE))
 
 static struct pcb_policy *pcb_policy_alloc(struct pagecache_ops *ops)
 {
@@ -131,6 +168,7 @@ static struct pcb_policy *pcb_policy_alloc(struct pagecache_ops *ops)
 	INIT_WORK(&p->end_work, pcb_policy_end_work);
 	p->kdata = ops;
 	p->hooks = pcb_hooks_of(ops);
+	p->keep_max = pcb_max_keep_pages();
 	strscpy(p->name, ops->name, sizeof(p->name));
 	return p;
 }
@@ -169,7 +207,7 @@ static int pcb_policy_attach(struct pcb_policy *p)
 	if (!(p->hooks & PCB_DECIDING_HOOKS)) {
 		pcb_record_init(&p->record, p->name, PAGECACHE_EXIT_INIT, -EINVAL,
 				PAGECACHE_HOOK_INIT, "the policy has no hook",
-				"define at least one of readahead, access, added, removed");
+				"define at least one besides init and exit");
 		return -EINVAL;
 	}
 	if (pcb_policy_find(p->name))
@@ -186,7 +224,7 @@ static int pcb_policy_attach(struct pcb_policy *p)
 	p->seq = ++pcb_policy_seq;
 	p->attached_ns = ktime_get_real_ns();
 	rcu_assign_pointer(p->ops, p->kdata);
-	list_add_tail(&p->list, &pcb_policies);
+	list_add_tail_rcu(&p->list, &pcb_policies);
 	pcb_tags_bind(p);
 	return 0;
 }
@@ -236,7 +274,7 @@ static void pcb_unreg(void *kdata, struct bpf_link *link)
 	}
 	if (!test_and_set_bit(1, &p->ended))
 		pcb_policy_bury(p);
-	list_del(&p->list);
+	list_del_rcu(&p->list);
 	pcb_hooks_put(p->hooks);
 	mutex_unlock(&pcb_mutex);
 	/* Hooks that still see the policy or its ops run under RCU. */
@@ -350,6 +388,15 @@ static void pcb_stub_removed(struct pagecache_ctx *ctx)
 {
 }
 
+static s32 pcb_stub_evict(struct pagecache_ctx *ctx)
+{
+	return PAGECACHE_EVICT_DEFAULT;
+}
+
+static void pcb_stub_pressure(struct pagecache_ctx *ctx, struct pagecache_pressure *want)
+{
+}
+
 static struct pagecache_ops pcb_cfi_stubs = {
 	.init = pcb_stub_init,
 	.exit = pcb_stub_exit,
@@ -357,6 +404,8 @@ static struct pagecache_ops pcb_cfi_stubs = {
 	.access = pcb_stub_access,
 	.added = pcb_stub_added,
 	.removed = pcb_stub_removed,
+	.evict = pcb_stub_evict,
+	.pressure = pcb_stub_pressure,
 };
 
 static struct bpf_struct_ops pcb_struct_ops = {

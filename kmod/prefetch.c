@@ -222,15 +222,45 @@ s64 pcb_prefetch_queue(struct pcb_call *call, pgoff_t start, u64 nr, s32 node, u
 	return nr;
 }
 
+/*
+ * Drops what can be dropped of [start, end).  Returns pages; the function's own count has the marks
+ * that evicted pages left behind in it.
+ */
+u64 pcb_drop_now(struct address_space *mapping, pgoff_t start, pgoff_t end)
+{
+	u64 before = READ_ONCE(mapping->nrpages);
+	u64 count = invalidate_mapping_pages(mapping, start, end - 1);
+	u64 after = READ_ONCE(mapping->nrpages);
+
+	return before > after ? min(count, before - after) : 0;
+}
+
+static s64 pcb_drop_note(struct pcb_call *call, pgoff_t start, u64 nr)
+{
+	struct pcb_drops *drops = call->drops;
+
+	if (drops->nr == ARRAY_SIZE(drops->at))
+		return pcb_refuse(call, -ENOSPC);
+	drops->at[drops->nr].start = start;
+	drops->at[drops->nr].end = start + nr;
+	drops->nr++;
+	pcb_count(call->policy, drop_calls, 1);
+	return nr;
+}
+
 s64 pcb_drop_queue(struct pcb_call *call, pgoff_t start, u64 nr)
 {
 	struct pcb_extent e = { .op = PCB_OP_DROP, .mark = PAGECACHE_NO_MARK };
 	s32 node = numa_node_id();
 	int err;
 
-	if (!call->file || start >= call->ctx.file_pages || !nr || !pcb_node_known(node))
+	if (start >= call->ctx.file_pages || !nr)
 		return pcb_refuse(call, -EINVAL);
 	nr = min(nr, call->ctx.file_pages - start);
+	if (call->drops)
+		return pcb_drop_note(call, start, nr);
+	if (!call->file || !pcb_node_known(node))
+		return pcb_refuse(call, -EINVAL);
 	e.start = start;
 	e.end = start + nr;
 	err = pcb_enqueue(call->policy, call->file, node, &e);

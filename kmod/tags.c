@@ -78,9 +78,11 @@ static void pcb_model_put(struct pcb_model *model)
 	kfree(model);
 }
 
-static void pcb_tag_bind(struct pcb_tag *tag, struct pcb_policy *p)
+/* Without memory for the record of what is kept, nothing of the file is. */
+static void pcb_tag_bind(struct pcb_tag *tag, struct pcb_policy *p, struct pcb_kept *kept)
 {
 	atomic_inc(&p->tags);
+	rcu_assign_pointer(tag->kept, kept);
 	rcu_assign_pointer(tag->policy, p);
 	atomic64_add(atomic64_read(&tag->resident), &p->governed);
 }
@@ -92,6 +94,7 @@ static void pcb_tag_unbind(struct pcb_tag *tag)
 	if (!p)
 		return;
 	rcu_assign_pointer(tag->policy, NULL);
+	pcb_kept_free(rcu_replace_pointer(tag->kept, NULL, lockdep_is_held(&pcb_mutex)));
 	atomic64_sub(atomic64_read(&tag->resident), &p->governed);
 	atomic_dec(&p->tags);
 }
@@ -103,7 +106,7 @@ void pcb_tags_bind(struct pcb_policy *p)
 
 	list_for_each_entry (tag, &pcb_tags, list) {
 		if (!strcmp(tag->policy_name, p->name))
-			pcb_tag_bind(tag, p);
+			pcb_tag_bind(tag, p, pcb_kept_new(p, tag->pages));
 	}
 }
 
@@ -164,11 +167,14 @@ static int pcb_tag_insert(struct inode *inode, const struct pagecache_tag_reques
 	tag->dev = inode->i_sb->s_dev;
 	tag->ino = inode->i_ino;
 	tag->generation = inode->i_generation;
+	tag->pages = DIV_ROUND_UP_ULL(i_size_read(inode), PAGE_SIZE);
 	tag->seq = ++pcb_tag_seq;
 	atomic64_set(&tag->resident, inode->i_mapping->nrpages);
 	strscpy(tag->policy_name, req->policy, sizeof(tag->policy_name));
 	memcpy(tag->path, req->path, len);
-	pcb_tag_bind(tag, p);
+	if (pcb_pressure_live)
+		tag->inode = inode;
+	pcb_tag_bind(tag, p, pcb_kept_new(p, tag->pages));
 	hlist_add_head_rcu(&tag->hash, pcb_bucket(tag->dev, tag->ino));
 	list_add_tail(&tag->list, &pcb_tags);
 	pcb_tag_total++;
@@ -217,21 +223,21 @@ int pcb_tag_del(struct file *file, const struct pagecache_untag_request *req)
 }
 
 /*
- * Fills in the first tag behind rec->seq.  Under pcb_mutex.  A list of n tags is read with
- * n calls, so the search starts where the last call stopped.
+ * The first tag behind @seq, or NULL.  Under pcb_mutex.  A list of n tags is read with n calls, so
+ * the search starts where the last call stopped.
  */
-int pcb_tag_next(struct pagecache_tag_record *rec)
+struct pcb_tag *pcb_tag_after(u64 seq)
 {
 	static struct pcb_tag *hint; /* valid while the list has not changed since */
 	static u64 hint_changes;
 	struct pcb_tag *tag = NULL, *it;
 
-	if (hint && hint_changes == pcb_tag_changes && hint->seq == rec->seq) {
+	if (hint && hint_changes == pcb_tag_changes && hint->seq == seq) {
 		if (!list_is_last(&hint->list, &pcb_tags))
 			tag = list_next_entry(hint, list);
 	} else {
 		list_for_each_entry (it, &pcb_tags, list) {
-			if (it->seq > rec->seq) {
+			if (it->seq > seq) {
 				tag = it;
 				break;
 			}
@@ -239,6 +245,23 @@ int pcb_tag_next(struct pagecache_tag_record *rec)
 	}
 	hint = tag;
 	hint_changes = pcb_tag_changes;
+	return tag;
+}
+
+/* Under pcb_mutex, when nobody sets them any more. */
+void pcb_tags_forget_inodes(void)
+{
+	struct pcb_tag *tag;
+
+	list_for_each_entry (tag, &pcb_tags, list)
+		WRITE_ONCE(tag->inode, NULL);
+}
+
+/* Fills in the first tag behind rec->seq.  Under pcb_mutex. */
+int pcb_tag_next(struct pagecache_tag_record *rec)
+{
+	struct pcb_tag *tag = pcb_tag_after(rec->seq);
+
 	if (!tag)
 		return -ENOENT;
 

@@ -40,7 +40,7 @@ static void pcb_work(struct pcb_stream *s, const struct pcb_extent *piece)
 		pcb_count(s->policy, prefetch_issued_bytes,
 			  (u64)(piece->end - piece->start) << PAGE_SHIFT);
 	} else {
-		u64 n = invalidate_mapping_pages(mapping, piece->start, piece->end - 1);
+		u64 n = pcb_drop_now(mapping, piece->start, piece->end);
 
 		pcb_count(s->policy, drop_bytes, n << PAGE_SHIFT);
 	}

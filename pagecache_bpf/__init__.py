@@ -11,6 +11,17 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from pagecache_bpf.api import (
+        Load,
+        Residency,
+        Tagged,
+        drop,
+        load,
+        prefetch,
+        report,
+        residency,
+        tag,
+    )
     from pagecache_bpf.device import Device, ExitRecord, PolicyStatus, Tag, status
     from pagecache_bpf.errors import (
         PagecacheError,
@@ -20,6 +31,7 @@ if TYPE_CHECKING:
         UsageError,
     )
     from pagecache_bpf.loader import Attachment, attach, detach, knobs_of, pinned
+    from pagecache_bpf.loads.report import Report
     from pagecache_bpf.policies import Knob, PolicyInfo, discover, find, parse_knobs
 
 __all__ = [
@@ -27,26 +39,47 @@ __all__ = [
     "Device",
     "ExitRecord",
     "Knob",
+    "Load",
     "PagecacheError",
     "PolicyInfo",
     "PolicyRejected",
     "PolicyStatus",
     "PrivilegeError",
+    "Report",
+    "Residency",
     "Tag",
+    "Tagged",
     "UnsupportedError",
     "UsageError",
     "__version__",
     "attach",
     "detach",
     "discover",
+    "drop",
     "find",
     "knobs_of",
+    "load",
     "parse_knobs",
     "pinned",
+    "prefetch",
+    "report",
+    "residency",
     "status",
+    "tag",
 ]
 
 _HOMES = {
+    "api": (
+        "Load",
+        "Residency",
+        "Tagged",
+        "drop",
+        "load",
+        "prefetch",
+        "report",
+        "residency",
+        "tag",
+    ),
     "device": ("Device", "ExitRecord", "PolicyStatus", "Tag", "status"),
     "errors": (
         "PagecacheError",
@@ -56,6 +89,7 @@ _HOMES = {
         "UsageError",
     ),
     "loader": ("Attachment", "attach", "detach", "knobs_of", "pinned"),
+    "loads.report": ("Report",),
     "policies": ("Knob", "PolicyInfo", "discover", "find", "parse_knobs"),
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}

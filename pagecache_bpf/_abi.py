@@ -21,7 +21,7 @@ class Counter(NamedTuple):
 
 
 TEMPLATE_NONE = 0xFFFFFFFF
-ABI_VERSION = 1
+ABI_VERSION = 2
 NAME_LEN = 32
 MODEL_LEN = 64
 PATH_LEN = 1024
@@ -33,15 +33,21 @@ ORDER_AUTO = 0xFFFFFFFF
 F_LATE = 1
 F_LARGE_FOLIOS = 2
 F_WRITABLE = 4
+F_REFERENCED = 8
+F_MAPPED = 16
+F_WORKINGSET = 32
+F_DIRTY = 64
+F_KEPT = 128
+F_BELOW_LOW = 256
 DEVICE = "pagecache_bpf"
 TAG_REPLACE = 1
 COMM_LEN = 16
 IOC_MAGIC = 185
-IOC_INFO = 0x8030B900
+IOC_INFO = 0x8040B900
 IOC_TAG = 0x4468B901
 IOC_UNTAG = 0x4018B902
 IOC_TAGS = 0xC490B903
-IOC_POLICIES = 0xC0E8B904
+IOC_POLICIES = 0xC148B904
 IOC_EXITS = 0xC2A0B905
 
 
@@ -74,6 +80,14 @@ class Verdict(IntEnum):
     OVERRIDE = 1
 
 
+class Eviction(IntEnum):
+    """enum pagecache_eviction"""
+
+    EVICT_DEFAULT = 0
+    EVICT_KEEP = 1
+    EVICT_NOW = 2
+
+
 class Kind(IntEnum):
     """enum pagecache_kind"""
 
@@ -86,6 +100,8 @@ class Kind(IntEnum):
     READ = 6
     MAP = 7
     TOUCH = 8
+    CGROUP = 9
+    MACHINE = 10
 
 
 class ExitKind(IntEnum):
@@ -97,6 +113,7 @@ class ExitKind(IntEnum):
     INVALID = 3
     INIT = 4
     HOOK = 5
+    SLOW = 6
 
 
 class RequestKind(IntEnum):
@@ -267,7 +284,7 @@ class pagecache_template_extent(ctypes.Structure):
 
 
 class pagecache_ctx(ctypes.Structure):
-    """struct pagecache_ctx, 128 bytes"""
+    """struct pagecache_ctx, 152 bytes"""
 
     ino: int
     file_id: int
@@ -291,6 +308,10 @@ class pagecache_ctx(ctypes.Structure):
     ra_pages: int
     io_pages: int
     page_shift: int
+    kept_pages: int
+    keep_max_pages: int
+    priority: int
+    reserved: int
 
     _fields_ = (
         ("ino", ctypes.c_uint64),
@@ -315,6 +336,26 @@ class pagecache_ctx(ctypes.Structure):
         ("ra_pages", ctypes.c_uint32),
         ("io_pages", ctypes.c_uint32),
         ("page_shift", ctypes.c_uint32),
+        ("kept_pages", ctypes.c_uint64),
+        ("keep_max_pages", ctypes.c_uint64),
+        ("priority", ctypes.c_uint32),
+        ("reserved", ctypes.c_uint32),
+    )
+
+
+class pagecache_pressure(ctypes.Structure):
+    """struct pagecache_pressure, 24 bytes"""
+
+    pages: int
+    cgroup_id: int
+    round: int
+    files: int
+
+    _fields_ = (
+        ("pages", ctypes.c_uint64),
+        ("cgroup_id", ctypes.c_uint64),
+        ("round", ctypes.c_uint32),
+        ("files", ctypes.c_uint32),
     )
 
 
@@ -361,7 +402,7 @@ class pagecache_exit_record(ctypes.Structure):
 
 
 class pagecache_info(ctypes.Structure):
-    """struct pagecache_info, 48 bytes"""
+    """struct pagecache_info, 64 bytes"""
 
     abi_version: int
     hooks: int
@@ -372,6 +413,9 @@ class pagecache_info(ctypes.Structure):
     max_inflight_pages: int
     workers_per_node: int
     max_invalid: int
+    max_keep_pages: int
+    max_evict_us: int
+    reserved: int
 
     _fields_ = (
         ("abi_version", ctypes.c_uint32),
@@ -383,6 +427,9 @@ class pagecache_info(ctypes.Structure):
         ("max_inflight_pages", ctypes.c_uint64),
         ("workers_per_node", ctypes.c_uint32),
         ("max_invalid", ctypes.c_uint32),
+        ("max_keep_pages", ctypes.c_uint64),
+        ("max_evict_us", ctypes.c_uint32),
+        ("reserved", ctypes.c_uint32),
     )
 
 
@@ -455,7 +502,7 @@ class pagecache_tag_record(ctypes.Structure):
 
 
 class pagecache_policy_record(ctypes.Structure):
-    """struct pagecache_policy_record, 232 bytes"""
+    """struct pagecache_policy_record, 328 bytes"""
 
     seq: int
     attached_ns: int
@@ -464,6 +511,8 @@ class pagecache_policy_record(ctypes.Structure):
     hooks: int
     tags: int
     name: bytes
+    kept_pages: int
+    keep_max_pages: int
     counters: ctypes.Array[ctypes.c_uint64]
 
     _fields_ = (
@@ -474,7 +523,9 @@ class pagecache_policy_record(ctypes.Structure):
         ("hooks", ctypes.c_uint32),
         ("tags", ctypes.c_uint32),
         ("name", ctypes.c_char * 32),
-        ("counters", ctypes.c_uint64 * 20),
+        ("kept_pages", ctypes.c_uint64),
+        ("keep_max_pages", ctypes.c_uint64),
+        ("counters", ctypes.c_uint64 * 30),
     )
 
 
@@ -549,6 +600,22 @@ class pagecache_agent_orders(ctypes.Structure):
         ("done", ctypes.c_uint64),
         ("max_inflight", ctypes.c_uint64),
         ("governed", ctypes.c_int64),
+    )
+
+
+class pagecache_agent_pressure(ctypes.Structure):
+    """struct pagecache_agent_pressure, 64 bytes"""
+
+    file: pagecache_file_key
+    want: pagecache_pressure
+    file_pages: int
+    resident_pages: int
+
+    _fields_ = (
+        ("file", pagecache_file_key),
+        ("want", pagecache_pressure),
+        ("file_pages", ctypes.c_uint64),
+        ("resident_pages", ctypes.c_uint64),
     )
 
 
@@ -663,6 +730,16 @@ COUNTERS = (
     Counter("refused_calls", "calls", "prefetch and drop requests refused"),
     Counter("clamped_answers", "calls", "answers cut to the file, to a bound or to a known node"),
     Counter("invalid_answers", "calls", "answers that made no sense; the kernel's own were used"),
+    Counter("evict_calls", "calls", "folios that reclaim asked the policy about"),
+    Counter("kept_bytes", "bytes", "kept on the policy's word; again each time reclaim asks"),
+    Counter("keep_ignored_bytes", "bytes", "keep answers that were not honoured"),
+    Counter("keep_over_budget_bytes", "bytes", "of these: the policy's budget was used up"),
+    Counter("keep_overruled_bytes", "bytes", "of these: reclaim could not get on"),
+    Counter("evicted_now_bytes", "bytes", "given to reclaim on the policy's word"),
+    Counter("pressure_calls", "calls", "times the policy was asked what to drop"),
+    Counter("pressure_wanted_bytes", "bytes", "still wanted, summed over these calls"),
+    Counter("pressure_dropped_bytes", "bytes", "pages that went in answer to pressure"),
+    Counter("slow_calls", "calls", "of the evict and pressure hooks that took too long"),
 )
 
 OBSERVED = (

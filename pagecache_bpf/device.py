@@ -42,6 +42,8 @@ class Info:
     max_inflight_pages: int
     workers_per_node: int
     max_invalid: int
+    max_keep_pages: int
+    max_evict_us: int
 
 
 @dataclass(frozen=True)
@@ -75,6 +77,8 @@ class PolicyStatus:
     inflight_pages: int
     hooks: tuple[str, ...]
     tags: int
+    kept_pages: int
+    keep_max_pages: int
     counters: dict[str, int]
 
 
@@ -164,6 +168,8 @@ class Device:
             max_inflight_pages=raw.max_inflight_pages,
             workers_per_node=raw.workers_per_node,
             max_invalid=raw.max_invalid,
+            max_keep_pages=raw.max_keep_pages,
+            max_evict_us=raw.max_evict_us,
         )
 
     def tag(self, fd: int, *, policy: str, model: str, path: str, replace: bool = False) -> None:
@@ -246,6 +252,8 @@ class Device:
                 inflight_pages=raw.inflight_pages,
                 hooks=_hook_names(raw.hooks),
                 tags=raw.tags,
+                kept_pages=raw.kept_pages,
+                keep_max_pages=raw.keep_max_pages,
                 counters={
                     counter.name: int(value)
                     for counter, value in zip(COUNTERS, raw.counters, strict=True)

@@ -12,10 +12,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pagecache_bpf import cgroups, probe
+from pagecache_bpf.cachestat import PAGE_SIZE, resident_pages_or_none
 from pagecache_bpf.cgroups import Memory
 from pagecache_bpf.errors import PagecacheError, PrivilegeError
 from pagecache_bpf.models import Model
-from pagecache_bpf.residency import PAGE_SIZE, resident_pages_or_none
 
 
 @dataclass(frozen=True)

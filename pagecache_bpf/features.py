@@ -31,6 +31,13 @@ from pagecache_bpf.kmodule import load as _load
 READAHEAD_FUNCTIONS = ("page_cache_sync_ra", "page_cache_async_ra", "page_cache_ra_order")
 #: The tracepoints that tell a policy what enters and leaves the page cache.
 TRACEPOINTS = ("mm_filemap_add_to_page_cache", "mm_filemap_delete_from_page_cache")
+#: The kernel functions through which reclaim asks policies, and tells them that memory is short.
+RECLAIM_FUNCTIONS = (
+    "folio_referenced",
+    "try_to_free_mem_cgroup_pages",
+    "truncate_inode_pages_final",
+)
+RECLAIM_TRACEPOINT = "mm_vmscan_lru_shrink_inactive"
 CAPABILITIES = {"CAP_SYS_MODULE": 16, "CAP_SYS_ADMIN": 21, "CAP_PERFMON": 38, "CAP_BPF": 39}
 
 #: The tracepoints that tell engine agent what readers want ("filemap: add trace events for
@@ -280,6 +287,22 @@ def _access_tracepoints(m: Machine) -> Feature:
     return Feature(name, True, found, lost)
 
 
+def _reclaim(m: Machine) -> Feature:
+    name, lost = "hooks in reclaim", "policies with the hooks evict or pressure do not attach"
+    known = m.symbols if m.traceable is None else m.traceable
+    if not known:
+        fix = "Run doctor as root"
+        return Feature(name, None, "the list of functions is not readable", lost, fix)
+    missing = [function for function in RECLAIM_FUNCTIONS if function not in known]
+    if m.has_type(f"btf_trace_{RECLAIM_TRACEPOINT}") is False:
+        missing.append(f"tracepoint {RECLAIM_TRACEPOINT}")
+    if missing:
+        found = f"ftrace cannot reach {', '.join(missing)}"
+        fix = "Use policies without them; report this kernel to the project"
+        return Feature(name, False, found, lost, fix)
+    return Feature(name, True, f"reaches {', '.join(RECLAIM_FUNCTIONS)}", lost)
+
+
 def _lockdown(m: Machine) -> Feature:
     lost = "unsigned modules: the module has to be signed with a key this machine trusts"
     secure = {True: "on", False: "off", None: "no EFI"}[kmodule.secure_boot(m.fs)]
@@ -416,6 +439,7 @@ PROBES: dict[Probe, tuple[str, ...]] = {
     _kprobes: _STRUCT_OPS,
     _tracepoints: (),
     _access_tracepoints: _AGENT,
+    _reclaim: (),
     _bpffs: _STRUCT_OPS,
     _libbpf: ENGINES,
     _clang: (),

@@ -8,7 +8,7 @@ engine that runs on.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from types import TracebackType
 
 from pagecache_bpf import kmodule, loader
@@ -23,11 +23,13 @@ STRUCT_OPS, AGENT = "struct_ops", "agent"
 class Governor:
     """What is attached and tagged here, on either engine.  Use it as a context manager.
 
-    module, agent: None when the module is not loaded, when no agent runs.  Raises
+    module, agent: None when the module is not loaded, when no agent runs.  observe: whether
+    the readers of files tagged from here are counted.  Raises
     PrivilegeError, UnsupportedError (a module of another version).
     """
 
-    def __init__(self) -> None:
+    def __init__(self, observe: bool = True) -> None:
+        self._observe = observe
         with ExitStack() as stack:
             self.module = stack.enter_context(Device()) if kmodule.is_loaded() else None
             self.agent = stack.enter_context(AgentDevice()) if client.is_running() else None
@@ -82,21 +84,38 @@ class Governor:
                     device.untag_fd(fd)
                 except UsageError:
                     continue
+        if isinstance(target, AgentDevice):
+            observe = self._observe
+            target.tag(fd, policy=policy, model=model, path=path, replace=replace, observe=observe)
+            return
         target.tag(fd, policy=policy, model=model, path=path, replace=replace)
+        if self._observe:
+            self._observe_file(fd, policy, model, path)
+
+    def _observe_file(self, fd: int, policy: str, model: str, path: str) -> None:
+        """Have the agent's process count; the policy works without."""
+        with suppress(PagecacheError):
+            if self.agent is None:
+                client.start()
+                self.agent = self._stack.enter_context(AgentDevice())
+            self.agent.observe(fd, policy=policy, model=model, path=path)
 
     def untag_fd(self, fd: int) -> None:
         """Take the tag off the open file.  Raises UsageError if it has none."""
-        self._first("untag_fd", fd)
+        self._each("untag_fd", fd)
 
     def untag(self, dev_major: int, dev_minor: int, ino: int, generation: int) -> None:
         """Take the tag off a file by its identity.  Raises UsageError if it has none."""
-        self._first("untag", dev_major, dev_minor, ino, generation)
+        self._each("untag", dev_major, dev_minor, ino, generation)
 
     def detach(self, policy: str) -> ExitRecord | None:
         """End a policy on whichever engine; see loader.detach()."""
         if self.agent and policy in self.agent.details():
             return self.agent.detach(policy)
-        return loader.detach(policy)
+        record = loader.detach(policy)
+        if self.agent:
+            self.agent.unobserve(policy)
+        return record
 
     def attached(self) -> list[str]:
         """Names of the policies that `detach` can end."""
@@ -110,13 +129,15 @@ class Governor:
             raise UsageError(f"the policy {policy} is not attached")
         return device
 
-    def _first(self, operation: str, *arguments: int) -> None:
-        error: PagecacheError = UsageError("it is not tagged", "no policy is attached")
+    def _each(self, operation: str, *arguments: int) -> None:
+        error: PagecacheError | None = UsageError("it is not tagged", "no policy is attached")
+        # Both are told: what the module governs the agent's process observes.
         for _, device in self._engines():
             try:
                 getattr(device, operation)(*arguments)
             except UsageError as caught:
-                error = caught
+                error = error and caught
             else:
-                return
-        raise error
+                error = None
+        if error:
+            raise error

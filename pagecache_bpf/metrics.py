@@ -323,6 +323,18 @@ def _gauges() -> Iterator[Metric]:
         _of_policies(lambda policy: [((), policy.inflight_bytes)]),
     )
     yield gauge(
+        "policy_kept_bytes",
+        "Bytes that the policy's evict hook keeps from reclaim",
+        POLICY,
+        _of_policies(lambda policy: [((), policy.kept_bytes)]),
+    )
+    yield gauge(
+        "policy_keep_max_bytes",
+        "Bytes that it may keep",
+        POLICY,
+        _of_policies(lambda policy: [((), policy.keep_max_bytes)]),
+    )
+    yield gauge(
         "model_files", "Files of the model", MODEL, _of_models(lambda model: [((), model.files)])
     )
     yield gauge(

@@ -85,7 +85,7 @@ def resolve(path: str | Path, name: str | None = None) -> Model:
     """
     root = Path(os.path.abspath(path))
     if name is not None:
-        _check_name(name)
+        check_name(name)
     status = _stat(root)
     if stat.S_ISDIR(status.st_mode):
         directory = _snapshot(root)
@@ -345,7 +345,7 @@ def _nothing_found(root: Path, directory: Path, empty: list[Path]) -> UsageError
     )
 
 
-def _check_name(name: str) -> None:
+def check_name(name: str) -> None:
     if len(name) > NAME_BYTES or not _NAME_OK.fullmatch(name):
         raise UsageError(
             f"{name!r} is not a model name",

@@ -70,7 +70,7 @@ def discover() -> list[PolicyInfo]:
 
     Raises PagecacheError.
     """
-    return [_shipped(name) for name in _names()]
+    return [_shipped(name) for name in names()]
 
 
 def find(name_or_path: str) -> PolicyInfo:
@@ -80,7 +80,7 @@ def find(name_or_path: str) -> PolicyInfo:
     Raises UsageError (no such policy or file, or one that is not a policy), CompileError,
     UnsupportedError (no compiler).
     """
-    known = _names()
+    known = names()
     if name_or_path in known:
         info = _shipped(name_or_path)
         if info.object is None:
@@ -143,7 +143,7 @@ def _first(directories: list[Path], name: str) -> Path | None:
     return next((path for at in directories if (path := at / name).is_file()), None)
 
 
-def _names() -> list[str]:
+def names() -> list[str]:
     """Names of shipped policies: of every source; an object without one is no policy of ours."""
     sources = (path for at in _source_dirs() for path in at.glob("*" + _SOURCE))
     return sorted({path.name.removesuffix(_SOURCE) for path in sources})

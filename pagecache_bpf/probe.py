@@ -20,9 +20,9 @@ from pathlib import Path
 from typing import Any
 
 from pagecache_bpf._logs import RUN_DIR
+from pagecache_bpf.cachestat import resident_pages_or_none
 from pagecache_bpf.errors import UnsupportedError
 from pagecache_bpf.kernelfs import LIVE
-from pagecache_bpf.residency import resident_pages_or_none
 
 BLOCK_BYTES = 2 << 20
 DEPTH = 16

@@ -99,7 +99,8 @@ class Template:
 class PolicyStats:
     """A policy; attached_ns is wall-clock time, 0 for one that has ended by itself.
 
-    lost_requests, read_errors (by errno): of engine agent only.
+    lost_requests, read_errors (by errno): of engine agent only.  kept_bytes, keep_max_bytes: what
+    its evict hook keeps from reclaim, and the bound of that.
     """
 
     name: str
@@ -111,6 +112,8 @@ class PolicyStats:
     lost_requests: int = 0
     read_errors: Mapping[int, int] = field(default_factory=dict)
     templates: tuple[Template, ...] = ()
+    kept_bytes: int = 0
+    keep_max_bytes: int = 0
 
     @property
     def ended(self) -> bool:
@@ -266,6 +269,8 @@ def _policy(
         more.get("lost", 0),
         {int(code): number for code, number in more.get("errors", {}).items()},
         tuple(_template(each) for each in replays(engines, engine, status.name)),
+        status.kept_pages * PAGE_SIZE,
+        status.keep_max_pages * PAGE_SIZE,
     )
 
 

@@ -14,7 +14,7 @@ if [ ! -e "$kernel/Makefile" ]; then
 	echo "no headers for kernel $release in $kernel: install linux-headers-$release" >&2
 	exit 3
 fi
-newest=$(find kmod bpf/include -type f -newer "$module" -print -quit 2>/dev/null || echo stale)
+newest=$(find kmod bpf/include tests/kmod -type f -newer "$module" -print -quit 2>/dev/null || echo stale)
 if [ -e "$module" ] && [ -z "$newest" ] && [ ! "$kernel/Makefile" -nt "$module" ]; then
 	exit 0
 fi
@@ -26,6 +26,13 @@ log=$out/build.log
 # A warning of the compiler is a failure; pahole's are not ours.
 if ! make -C "$kernel" M="$out" KCFLAGS=-Werror modules >"$log" 2>&1; then
 	tail -n 40 "$log" >&2
+	exit 1
+fi
+# A module of the tests, which takes what ours needs.
+mkdir -p "$out/test"
+cp tests/kmod/* "$out/test"
+if ! make -C "$kernel" M="$out/test" KCFLAGS=-Werror modules >"$log.test" 2>&1; then
+	tail -n 40 "$log.test" >&2
 	exit 1
 fi
 if ! readelf -S --wide "$module" | grep -q ' \.BTF '; then

@@ -9,8 +9,8 @@ cd "$(dirname "$0")/.."
 
 PACKAGES=(
 	bc busybox-static clang dmsetup dwarves e2fsprogs gcc kmod libc6-dev libelf1
-	linux-headers-6.12-amd64 linux-image-6.12-amd64 make openssl python3 python3-venv
-	qemu-system-x86 qemu-utils xfsprogs
+	linux-headers-6.12-amd64 linux-image-6.12-amd64 make openssl python3 python3-bpfcc
+	python3-venv qemu-system-x86 qemu-utils xfsprogs
 )
 LIBBPF_MIN=1.4
 DEPS=$PWD/build/deps

@@ -11,266 +11,15 @@
  * or a fault, and one that passes a place marked by pagecache_prefetch() as a marker.  Answered
  * markers and orders are not honoured; tracepoints do not know the open file, so one process has
  * one file_id per file.
+ *
+ * evict is never asked: only the module can answer reclaim.  pressure is asked by the agent, when
+ * it learns that memory is short.
  */
 #ifndef ENGINE_AGENT_BPF_H
 #define ENGINE_AGENT_BPF_H
 
 #include "core.bpf.h"
-
-/* Beside what it answers, the kernel reads for the reader by itself. */
-#define PAGECACHE_KERNEL_READS 1
-
-#define PAGECACHE_AGENT_MAX_EXTENT (1U << 18) /* pages of one request */
-
-/* Set by the agent before it loads this. */
-const volatile u32 agent_page_shift = 12;
-const volatile u64 agent_pidns_dev; /* its PID namespace, for the map `own` */
-const volatile u64 agent_pidns_ino;
-
-struct {
-	__uint(type, BPF_MAP_TYPE_HASH);
-	__uint(max_entries, 131072);
-	__uint(map_flags, 1); /* BPF_F_NO_PREALLOC */
-	__type(key, struct pagecache_file_key);
-	__type(value, struct pagecache_agent_tag);
-} tags SEC(".maps");
-
-/* The agent and its workers, whose accesses are none; by the numbers of its PID namespace. */
-struct {
-	__uint(type, BPF_MAP_TYPE_HASH);
-	__uint(max_entries, 1024);
-	__type(key, u32);
-	__type(value, u32);
-} own SEC(".maps");
-
-/* How many pages may be read ahead of a process: what its memory cgroup and the host allow. */
-struct {
-	__uint(type, BPF_MAP_TYPE_LRU_HASH);
-	__uint(max_entries, 8192);
-	__type(key, u32); /* tgid */
-	__type(value, u64);
-} windows SEC(".maps");
-
-struct {
-	__uint(type, BPF_MAP_TYPE_RINGBUF);
-	__uint(max_entries, 1 << 20);
-} requests SEC(".maps");
-
-struct {
-	__uint(type, BPF_MAP_TYPE_ARRAY);
-	__uint(max_entries, 1);
-	__type(key, u32);
-	__type(value, struct pagecache_agent_state);
-} state SEC(".maps");
-
-struct {
-	__uint(type, BPF_MAP_TYPE_ARRAY);
-	__uint(max_entries, 1);
-	__type(key, u32);
-	__type(value, struct pagecache_agent_orders);
-} orders SEC(".maps");
-
-struct {
-	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
-	__uint(max_entries, PAGECACHE_COUNTER_NR);
-	__type(key, u32);
-	__type(value, u64);
-} counters SEC(".maps");
-
-struct agent_cursor_key {
-	struct pagecache_file_key file;
-	u64 consumer;
-};
-
-/* What has been asked for on behalf of one process in one file. */
-struct agent_cursor {
-	u64 from;
-	u64 to;
-	u64 mark; /* the next marked page */
-	u64 step; /* from one mark to the next; 0: no marks */
-};
-
-struct {
-	__uint(type, BPF_MAP_TYPE_LRU_HASH);
-	__uint(max_entries, 8192);
-	__type(key, struct agent_cursor_key);
-	__type(value, struct agent_cursor);
-} cursors SEC(".maps");
-
-static const struct agent_cursor agent_no_cursor;
-
-/* One call of a hook; a policy sees ctx only. */
-struct agent_call {
-	struct pagecache_ctx ctx;
-	struct agent_cursor_key key;
-	struct pagecache_agent_tag *tag;
-	struct agent_cursor *cursor;
-	u32 hook; /* enum pagecache_hook */
-};
-
-static __always_inline struct agent_call *agent_call_of(struct pagecache_ctx *ctx)
-{
-	return (struct agent_call *)ctx;
-}
-
-static __always_inline void agent_count(u32 counter, u64 n)
-{
-	u64 *value = bpf_map_lookup_elem(&counters, &counter);
-
-	if (value)
-		*value += n;
-}
-
-static __always_inline struct pagecache_agent_state *agent_state(void)
-{
-	u32 zero = 0;
-
-	return bpf_map_lookup_elem(&state, &zero);
-}
-
-static __always_inline struct pagecache_agent_orders *agent_orders(void)
-{
-	u32 zero = 0;
-
-	return bpf_map_lookup_elem(&orders, &zero);
-}
-
-static __always_inline s64 agent_request(struct pagecache_ctx *ctx,
-					 const struct pagecache_file_key *file, u32 kind, u64 start,
-					 u64 nr, s32 node, s64 code, const char *message)
-{
-	struct pagecache_request *r = bpf_ringbuf_reserve(&requests, sizeof(*r), 0);
-	struct pagecache_agent_state *all;
-
-	if (!r) {
-		all = agent_state();
-		if (all)
-			__sync_fetch_and_add(&all->lost, 1);
-		agent_count(PAGECACHE_COUNTER_refused_calls, 1);
-		return -28; /* ENOSPC */
-	}
-	r->file = *file;
-	r->start = start;
-	r->nr = nr;
-	r->time_ns = ctx->time_ns;
-	r->cgroup_id = ctx->cgroup_id;
-	r->code = code;
-	r->kind = kind;
-	r->node = node == PAGECACHE_NODE_ANY ? ctx->node : node;
-	r->tgid = ctx->tgid;
-	r->tid = ctx->tid;
-	r->message[0] = 0;
-	if (message)
-		bpf_probe_read_kernel_str(r->message, sizeof(r->message), message);
-	bpf_ringbuf_submit(r, 0);
-	return nr;
-}
-
-/* Pages that memory allows to read ahead of this reader. */
-static __always_inline u64 pagecache_allowed_ahead(const struct pagecache_ctx *ctx)
-{
-	u64 *pages = bpf_map_lookup_elem(&windows, &ctx->tgid);
-
-	return pages ? *pages : ~0ULL;
-}
-
-/*
- * Prefetch of any tagged file, which has so many pages.  The caller minds
- * pagecache_allowed_ahead(): only it knows how far ahead of the reader this is.
- */
-static __always_inline s64 pagecache_prefetch_file(struct pagecache_ctx *ctx,
-						   const struct pagecache_file_key *file, u64 pages,
-						   u64 start, u64 nr, s32 node)
-{
-	struct pagecache_agent_state *all = agent_state();
-	struct pagecache_agent_orders *told = agent_orders();
-	s64 accepted;
-	u64 room;
-
-	if (!all || !told || start >= pages || !nr)
-		return -22; /* EINVAL */
-	if (nr > pages - start)
-		nr = pages - start;
-	if (nr > PAGECACHE_AGENT_MAX_EXTENT)
-		nr = PAGECACHE_AGENT_MAX_EXTENT;
-	room = all->asked - told->done;
-	room = room < told->max_inflight ? told->max_inflight - room : 0;
-	if (!room) {
-		agent_count(PAGECACHE_COUNTER_refused_calls, 1);
-		return -122; /* EDQUOT */
-	}
-	if (nr > room)
-		nr = room;
-	accepted = agent_request(ctx, file, PAGECACHE_REQUEST_PREFETCH, start, nr, node, 0, NULL);
-	if (accepted < 0)
-		return accepted;
-	__sync_fetch_and_add(&all->asked, nr);
-	agent_count(PAGECACHE_COUNTER_prefetch_calls, 1);
-	agent_count(PAGECACHE_COUNTER_prefetch_bytes, nr << ctx->page_shift);
-	return accepted;
-}
-
-static __always_inline s64 pagecache_prefetch(struct pagecache_ctx *ctx, u64 start, u64 nr,
-					      s32 node, u32 mark_step)
-{
-	struct agent_call *call = agent_call_of(ctx);
-	struct agent_cursor *cursor = call->cursor;
-	s64 accepted =
-		pagecache_prefetch_file(ctx, &call->key.file, ctx->file_pages, start, nr, node);
-
-	if (accepted > 0 && cursor) {
-		nr = accepted;
-		if (start <= cursor->to && start + nr >= cursor->from) {
-			cursor->from = start < cursor->from ? start : cursor->from;
-			cursor->to = start + nr > cursor->to ? start + nr : cursor->to;
-		} else {
-			cursor->from = start;
-			cursor->to = start + nr;
-			cursor->mark = 0;
-		}
-		if (mark_step) {
-			cursor->step = mark_step;
-			if (cursor->mark < ctx->index + ctx->nr)
-				cursor->mark = start > ctx->index ? start : ctx->index + ctx->nr;
-		}
-	}
-	return accepted;
-}
-
-static __always_inline s64 pagecache_drop_file(struct pagecache_ctx *ctx,
-					       const struct pagecache_file_key *file, u64 pages,
-					       u64 start, u64 nr)
-{
-	if (start >= pages || !nr)
-		return -22;
-	if (nr > pages - start)
-		nr = pages - start;
-	agent_count(PAGECACHE_COUNTER_drop_calls, 1);
-	return agent_request(ctx, file, PAGECACHE_REQUEST_DROP, start, nr, PAGECACHE_NODE_ANY, 0,
-			     NULL);
-}
-
-static __always_inline s64 pagecache_drop(struct pagecache_ctx *ctx, u64 start, u64 nr)
-{
-	return pagecache_drop_file(ctx, &agent_call_of(ctx)->key.file, ctx->file_pages, start, nr);
-}
-
-static __always_inline s64 pagecache_cancel(struct pagecache_ctx *ctx)
-{
-	return agent_request(ctx, &agent_call_of(ctx)->key.file, PAGECACHE_REQUEST_CANCEL, 0, 0,
-			     PAGECACHE_NODE_ANY, 0, NULL);
-}
-
-static __always_inline void pagecache_exit(struct pagecache_ctx *ctx, s64 code, const char *message)
-{
-	struct pagecache_agent_state *all = agent_state();
-
-	if (all && !all->ended) {
-		all->ended = 1;
-		agent_request(ctx, &agent_call_of(ctx)->key.file, PAGECACHE_REQUEST_EXIT,
-			      agent_call_of(ctx)->hook, 0, PAGECACHE_NODE_ANY, code, message);
-	}
-}
+#include "agent_calls.bpf.h"
 
 #define PAGECACHE_HOOK_1(ret, fn, type) static __always_inline ret fn
 #define PAGECACHE_HOOK_2(ret, fn, type1, type2) static __always_inline ret fn
@@ -453,6 +202,43 @@ static __always_inline int agent_start(const struct pagecache_ops *policy)
 	return policy->init(&call.ctx);
 }
 
+/* Memory is short: what of this file is to be dropped?  Returns 0, or ENOENT, EOPNOTSUPP. */
+static __always_inline int agent_asked(const struct pagecache_ops *policy,
+				       struct pagecache_agent_pressure *args)
+{
+	struct pagecache_agent_state *all = agent_state();
+	struct pagecache_agent_orders *told = agent_orders();
+	struct pagecache_pressure want = args->want;
+	struct agent_call call;
+
+	if (!policy->pressure)
+		return -95;
+	__builtin_memset(&call, 0, sizeof(call));
+	call.key.file = args->file;
+	call.tag = bpf_map_lookup_elem(&tags, &call.key.file);
+	if (!call.tag || !all || !told || all->ended)
+		return -2;
+	call.hook = PAGECACHE_HOOK_PRESSURE;
+	call.ctx.ino = args->file.ino;
+	call.ctx.dev_major = args->file.dev_major;
+	call.ctx.dev_minor = args->file.dev_minor;
+	call.ctx.generation = args->file.generation;
+	call.ctx.nr = want.pages;
+	call.ctx.file_pages = args->file_pages;
+	call.ctx.resident_pages = args->resident_pages;
+	call.ctx.governed_pages = all->governed + told->governed;
+	call.ctx.inflight_pages = all->asked - told->done;
+	call.ctx.time_ns = bpf_ktime_get_ns();
+	call.ctx.cgroup_id = want.cgroup_id;
+	call.ctx.model = call.tag->model;
+	call.ctx.kind = want.cgroup_id ? PAGECACHE_KIND_CGROUP : PAGECACHE_KIND_MACHINE;
+	call.ctx.node = PAGECACHE_NODE_ANY;
+	call.ctx.page_shift = agent_page_shift;
+	agent_count(PAGECACHE_COUNTER_pressure_calls, 1);
+	policy->pressure(&call.ctx, &want);
+	return 0;
+}
+
 /* Programs of tracepoints that this kernel does not have are not loaded. */
 #define PAGECACHE_TABLE(policy, ...)                                                        \
 	static const struct pagecache_ops policy##_ops = { __VA_ARGS__ };                   \
@@ -486,6 +272,11 @@ static __always_inline int agent_start(const struct pagecache_ops *policy)
 	SEC("syscall") int agent_init(void *unused)                                         \
 	{                                                                                   \
 		return agent_start(&policy##_ops);                                          \
+	}                                                                                   \
+	/* Run by the agent for each of its files when memory is short. */                  \
+	SEC("syscall") int agent_pressure(struct pagecache_agent_pressure *args)            \
+	{                                                                                   \
+		return agent_asked(&policy##_ops, args);                                    \
 	}
 
 #endif /* ENGINE_AGENT_BPF_H */

@@ -7,11 +7,13 @@ extern s64 bpf_pagecache_prefetch(struct pagecache_ctx *ctx, u64 start, u64 nr, 
 				  u32 mark_step) __ksym;
 extern s64 bpf_pagecache_drop(struct pagecache_ctx *ctx, u64 start, u64 nr) __ksym;
 extern s64 bpf_pagecache_cancel(struct pagecache_ctx *ctx) __ksym;
+extern s64 bpf_pagecache_keep_budget(struct pagecache_ctx *ctx, u64 pages) __ksym;
 extern void bpf_pagecache_exit(struct pagecache_ctx *ctx, s64 code, const char *message) __ksym;
 
 #define pagecache_prefetch bpf_pagecache_prefetch
 #define pagecache_drop bpf_pagecache_drop
 #define pagecache_cancel bpf_pagecache_cancel
+#define pagecache_keep_budget bpf_pagecache_keep_budget
 #define pagecache_exit bpf_pagecache_exit
 
 /* The kernel reads what a policy answers, and nothing beside it. */

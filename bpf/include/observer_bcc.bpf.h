@@ -56,12 +56,11 @@
  */
 #define BITS_START (__builtin_offsetof(struct task_struct, personality) + 4)
 #define BITS_END __builtin_offsetof(struct task_struct, atomic_flags)
-#define IN_IOWAIT(task)                                                                       \
-	({                                                                                    \
-		u64 around[(BITS_END - BITS_START + 7) / 8] = {};                             \
-		bpf_probe_read_kernel(around, BITS_END - BITS_START,                          \
-				      (void *)(task) + BITS_START);                           \
-		((struct task_struct *)((void *)around - BITS_START))->in_iowait;             \
+#define IN_IOWAIT(task)                                                                            \
+	({                                                                                         \
+		u64 around[(BITS_END - BITS_START + 7) / 8] = {};                                  \
+		bpf_probe_read_kernel(around, BITS_END - BITS_START, (void *)(task) + BITS_START); \
+		((struct task_struct *)((void *)around - BITS_START))->in_iowait;                  \
 	})
 #define PAGES_OF(mapping) READ_1(mapping, i_pages.xa_head)
 #define SLOTS_OFFSET __builtin_offsetof(struct xa_node, slots)

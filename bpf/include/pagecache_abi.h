@@ -18,7 +18,7 @@
 #include <linux/ioctl.h>
 #endif
 
-#define PAGECACHE_ABI_VERSION 1
+#define PAGECACHE_ABI_VERSION 2
 
 #define PAGECACHE_NAME_LEN 32
 #define PAGECACHE_MODEL_LEN 64
@@ -40,8 +40,8 @@ enum pagecache_hook {
 	PAGECACHE_HOOK_ACCESS = 3,
 	PAGECACHE_HOOK_ADDED = 4,
 	PAGECACHE_HOOK_REMOVED = 5,
-	PAGECACHE_HOOK_EVICT = 6, /* reserved for the eviction hooks */
-	PAGECACHE_HOOK_PRESSURE = 7, /* reserved for the eviction hooks */
+	PAGECACHE_HOOK_EVICT = 6,
+	PAGECACHE_HOOK_PRESSURE = 7,
 	PAGECACHE_HOOK_NR = 8,
 };
 
@@ -49,6 +49,14 @@ enum pagecache_hook {
 enum pagecache_verdict {
 	PAGECACHE_DEFAULT = 0, /* the kernel's own readahead */
 	PAGECACHE_OVERRIDE = 1, /* read what the answer says; nr == 0: nothing */
+};
+
+/* What an evict hook returns.  Any other value is an invalid answer. */
+enum pagecache_eviction {
+	PAGECACHE_EVICT_DEFAULT = 0, /* as the kernel would */
+	PAGECACHE_EVICT_KEEP =
+		1, /* not now; within the policy's budget, and while reclaim gets on */
+	PAGECACHE_EVICT_NOW = 2, /* let it go, even if it is in use by a mapping */
 };
 
 /* Why a hook runs: pagecache_ctx.kind. */
@@ -62,12 +70,26 @@ enum pagecache_kind {
 	PAGECACHE_KIND_READ = 6, /* access: read() of a range */
 	PAGECACHE_KIND_MAP = 7, /* access: fault-around mapped a range */
 	PAGECACHE_KIND_TOUCH = 8, /* access: a fault on one page */
+	PAGECACHE_KIND_CGROUP = 9, /* evict, pressure: a memory cgroup is at its limit */
+	PAGECACHE_KIND_MACHINE = 10, /* evict, pressure: the whole machine is short of memory */
 };
 
 /* pagecache_ctx.flags */
 #define PAGECACHE_F_LATE (1U << 0) /* the marked folio is not up to date yet */
 #define PAGECACHE_F_LARGE_FOLIOS (1U << 1) /* the file system takes large folios */
 #define PAGECACHE_F_WRITABLE (1U << 2) /* the file is open for writing */
+/* The rest tells an evict hook about the folio. */
+#define PAGECACHE_F_REFERENCED \
+	(1U << 3) /* used since reclaim saw it last: the kernel may keep it */
+#define PAGECACHE_F_MAPPED (1U << 4) /* part of a mapping */
+#define PAGECACHE_F_WORKINGSET                                            \
+	(1U << 5) /* has been active, or came back soon after an eviction \
+		   */
+#define PAGECACHE_F_DIRTY (1U << 6)
+#define PAGECACHE_F_KEPT (1U << 7) /* kept by this policy before: already part of kept_pages */
+#define PAGECACHE_F_BELOW_LOW                                              \
+	(1U << 8) /* its cgroup is below memory.low, and is scanned anyway \
+		   */
 
 /*
  * What every hook is given.  Read-only for policies.  Fields that a hook cannot
@@ -76,14 +98,14 @@ enum pagecache_kind {
 struct pagecache_ctx {
 	__u64 ino;
 	__u64 file_id; /* tells open files of one inode apart; opaque; 0: the hook has no file */
-	__u64 index; /* first page wanted, accessed, added or removed */
-	__u64 nr; /* pages wanted, accessed, added or removed */
+	__u64 index; /* first page wanted, accessed, added, removed or about to be evicted */
+	__u64 nr; /* pages wanted, accessed, added, removed or about to be evicted */
 	__u64 file_pages; /* size of the file, rounded up */
 	__u64 resident_pages; /* pages of this file in the cache now */
 	__u64 governed_pages; /* pages of all files of this policy in the cache now */
 	__u64 inflight_pages; /* pages this policy has queued for asynchronous prefetch */
 	__u64 time_ns; /* CLOCK_MONOTONIC */
-	__u64 cgroup_id; /* memory cgroup that will be charged */
+	__u64 cgroup_id; /* memory cgroup that will be charged; evict: that is charged */
 	__u32 dev_major;
 	__u32 dev_minor;
 	__u32 generation; /* inode generation: inode numbers are reused */
@@ -92,10 +114,26 @@ struct pagecache_ctx {
 	__u32 flags; /* PAGECACHE_F_* */
 	__u32 tgid;
 	__u32 tid;
-	__s32 node; /* NUMA node the reader runs on, -1: unknown */
+	__s32 node; /* NUMA node the reader runs on, -1: unknown; evict: where the folio is */
 	__u32 ra_pages; /* readahead window of the open file */
 	__u32 io_pages; /* largest request the device takes */
 	__u32 page_shift;
+	__u64 kept_pages; /* pages in the cache that this policy keeps from being evicted */
+	__u64 keep_max_pages; /* bound of kept_pages: pagecache_keep_budget() */
+	__u32 priority; /* evict: 12 when reclaim begins, 0 in its last try before an OOM kill */
+	__u32 reserved;
+};
+
+/*
+ * What a pressure hook is told.  It is asked once for each of the policy's files that have pages
+ * in the cache (the ctx is that file's) and answers with pagecache_drop(); then, in round 1, once
+ * more for each if that was not enough.
+ */
+struct pagecache_pressure {
+	__u64 pages; /* still wanted: less what went so far */
+	__u64 cgroup_id; /* the memory cgroup that is short; 0: the machine is */
+	__u32 round; /* 0, then 1 */
+	__u32 files; /* files of this policy */
 };
 
 /* What the readahead hook fills in.  Preset to "nothing, no marker, any node". */
@@ -115,6 +153,7 @@ enum pagecache_exit_kind {
 	PAGECACHE_EXIT_INVALID = 3, /* too many invalid answers */
 	PAGECACHE_EXIT_INIT = 4, /* its init failed: never attached */
 	PAGECACHE_EXIT_HOOK = 5, /* a hook could not be attached: never attached */
+	PAGECACHE_EXIT_SLOW = 6, /* it took too long over its answers */
 };
 
 struct pagecache_exit_record {
@@ -152,7 +191,17 @@ struct pagecache_exit_record {
 	X(drop_bytes, "bytes", "pages that drop requests removed")                             \
 	X(refused_calls, "calls", "prefetch and drop requests refused")                        \
 	X(clamped_answers, "calls", "answers cut to the file, to a bound or to a known node")  \
-	X(invalid_answers, "calls", "answers that made no sense; the kernel's own were used")
+	X(invalid_answers, "calls", "answers that made no sense; the kernel's own were used")  \
+	X(evict_calls, "calls", "folios that reclaim asked the policy about")                  \
+	X(kept_bytes, "bytes", "kept on the policy's word; again each time reclaim asks")      \
+	X(keep_ignored_bytes, "bytes", "keep answers that were not honoured")                  \
+	X(keep_over_budget_bytes, "bytes", "of these: the policy's budget was used up")        \
+	X(keep_overruled_bytes, "bytes", "of these: reclaim could not get on")                 \
+	X(evicted_now_bytes, "bytes", "given to reclaim on the policy's word")                 \
+	X(pressure_calls, "calls", "times the policy was asked what to drop")                  \
+	X(pressure_wanted_bytes, "bytes", "still wanted, summed over these calls")             \
+	X(pressure_dropped_bytes, "bytes", "pages that went in answer to pressure")            \
+	X(slow_calls, "calls", "of the evict and pressure hooks that took too long")
 
 enum pagecache_counter {
 #define PAGECACHE_X(name, unit, help) PAGECACHE_COUNTER_##name,
@@ -178,6 +227,9 @@ struct pagecache_info {
 	__u64 max_inflight_pages; /* bound of a policy's queued prefetch */
 	__u32 workers_per_node;
 	__u32 max_invalid; /* invalid answers after which a policy is ended */
+	__u64 max_keep_pages; /* bound of what one policy may keep */
+	__u32 max_evict_us; /* microseconds that an evict hook may take, on average */
+	__u32 reserved;
 };
 
 #define PAGECACHE_TAG_REPLACE (1U << 0) /* move a file that another policy governs */
@@ -222,6 +274,8 @@ struct pagecache_policy_record {
 	__u32 hooks; /* bit per enum pagecache_hook the policy defines */
 	__u32 tags;
 	char name[PAGECACHE_NAME_LEN];
+	__u64 kept_pages; /* see pagecache_ctx */
+	__u64 keep_max_pages;
 	__u64 counters[PAGECACHE_COUNTER_NR];
 };
 
@@ -270,6 +324,14 @@ struct pagecache_agent_orders {
 	__u64 done; /* pages of those asked for that are read, refused or cancelled */
 	__u64 max_inflight; /* bound of asked - done */
 	__s64 governed; /* pages that governed files had in the cache when they were tagged */
+};
+
+/* What the agent hands to the program agent_pressure, once for each file it governs. */
+struct pagecache_agent_pressure {
+	struct pagecache_file_key file;
+	struct pagecache_pressure want;
+	__u64 file_pages;
+	__u64 resident_pages;
 };
 
 /*
@@ -368,11 +430,12 @@ struct pagecache_observer_state {
 #define PAGECACHE_IOC_POLICIES _IOWR(PAGECACHE_IOC_MAGIC, 4, struct pagecache_policy_record)
 #define PAGECACHE_IOC_EXITS _IOWR(PAGECACHE_IOC_MAGIC, 5, struct pagecache_exit_record)
 
-_Static_assert(sizeof(struct pagecache_ctx) == 128, "pagecache_ctx has a hole");
+_Static_assert(sizeof(struct pagecache_ctx) == 152, "pagecache_ctx has a hole");
 _Static_assert(sizeof(struct pagecache_answer) == 32, "pagecache_answer has a hole");
+_Static_assert(sizeof(struct pagecache_pressure) == 24, "pagecache_pressure has a hole");
 _Static_assert(sizeof(struct pagecache_exit_record) == 32 + 32 + 96 + 512,
 	       "exit record has a hole");
-_Static_assert(sizeof(struct pagecache_info) == 48, "pagecache_info has a hole");
+_Static_assert(sizeof(struct pagecache_info) == 64, "pagecache_info has a hole");
 _Static_assert(sizeof(struct pagecache_tag_request) == 8 + 32 + 64 + 1024,
 	       "tag request has a hole");
 _Static_assert(sizeof(struct pagecache_untag_request) == 24, "untag request has a hole");
@@ -381,13 +444,14 @@ _Static_assert(sizeof(struct pagecache_request) == 24 + 40 + 16 + 64, "request h
 _Static_assert(sizeof(struct pagecache_agent_tag) == 16, "agent tag has a hole");
 _Static_assert(sizeof(struct pagecache_agent_state) == 32, "agent state has a hole");
 _Static_assert(sizeof(struct pagecache_agent_orders) == 24, "agent orders have a hole");
+_Static_assert(sizeof(struct pagecache_agent_pressure) == 64, "agent pressure has a hole");
 _Static_assert(sizeof(struct pagecache_observed_file) == 48, "observed file has a hole");
 _Static_assert(sizeof(struct pagecache_observed_key) == 8, "observed key has a hole");
 _Static_assert(sizeof(struct pagecache_observed_value) == 8 * PAGECACHE_OBSERVED_NR + 24,
 	       "observed value has a hole");
 _Static_assert(sizeof(struct pagecache_observed_move) == 24 + 40, "move has a hole");
 _Static_assert(sizeof(struct pagecache_observer_state) == 32, "observer state has a hole");
-_Static_assert(sizeof(struct pagecache_policy_record) == 40 + 32 + 8 * PAGECACHE_COUNTER_NR,
+_Static_assert(sizeof(struct pagecache_policy_record) == 40 + 32 + 16 + 8 * PAGECACHE_COUNTER_NR,
 	       "policy record has a hole");
 
 #endif /* PAGECACHE_ABI_H */

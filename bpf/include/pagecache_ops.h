@@ -2,10 +2,10 @@
 /*
  * pagecache_ops.h - the struct_ops type, shared by the module and the policies.
  *
- * Members are found by name in the module's BTF, so the eviction hooks can be added
- * without breaking policies built today.  Every hook runs in the context of the task
- * that reads (removed: also with the page-cache lock held), cannot sleep, and may be
- * absent; at least one of readahead, access, added and removed must be there.
+ * Members are found by name in the module's BTF.  Every hook cannot sleep and may be absent; at
+ * least one besides init and exit must be there.  They run in the context of the task that reads
+ * (removed: also with the page-cache lock held); evict in that of the task that reclaims memory,
+ * which may be any; pressure in a worker.
  */
 #ifndef PAGECACHE_OPS_H
 #define PAGECACHE_OPS_H
@@ -22,6 +22,9 @@ struct pagecache_ops {
 	void (*access)(struct pagecache_ctx *ctx);
 	void (*added)(struct pagecache_ctx *ctx);
 	void (*removed)(struct pagecache_ctx *ctx);
+	/* Returns enum pagecache_eviction. */
+	__s32 (*evict)(struct pagecache_ctx *ctx);
+	void (*pressure)(struct pagecache_ctx *ctx, struct pagecache_pressure *want);
 
 	/* access is called at most once for this many pages read in order; 0: every time. */
 	__u64 access_step_pages;

@@ -21,8 +21,9 @@
  *	pagecache_prefetch(ctx, start, nr, node, mark_step)	read pages, asynchronously
  *	pagecache_drop(ctx, start, nr)				drop pages, asynchronously
  *	pagecache_cancel(ctx)					forget what is queued for the file
+ *	pagecache_keep_budget(ctx, pages)			bound of what evict may keep
  *	pagecache_exit(ctx, code, "why")			end this policy
- * The first three return pages, or a negative errno (kmod/kfuncs.c says which).  Policies that
+ * All but the last return pages, or a negative errno (kmod/kfuncs.c says which).  Policies that
  * know other files (template.bpf.h) can name one, which engine struct_ops refuses (EXDEV):
  *	pagecache_prefetch_file(ctx, key, pages, start, nr, node)
  *	pagecache_drop_file(ctx, key, pages, start, nr)
@@ -75,6 +76,11 @@ char LICENSE[] SEC("license") = "GPL";
 #define PAGECACHE_ACCESS(fn) PAGECACHE_HOOK_1(void, fn, struct pagecache_ctx *)
 #define PAGECACHE_ADDED(fn) PAGECACHE_HOOK_1(void, fn, struct pagecache_ctx *)
 #define PAGECACHE_REMOVED(fn) PAGECACHE_HOOK_1(void, fn, struct pagecache_ctx *)
+/* Reclaim is about to evict a folio (ctx->index, ctx->nr): returns enum pagecache_eviction. */
+#define PAGECACHE_EVICT(fn) PAGECACHE_HOOK_1(s32, fn, struct pagecache_ctx *)
+/* Memory is short: answers with pagecache_drop() on the file of ctx. */
+#define PAGECACHE_PRESSURE(fn) \
+	PAGECACHE_HOOK_2(void, fn, struct pagecache_ctx *, struct pagecache_pressure *)
 #define PAGECACHE_POLICY(policy, ...) PAGECACHE_TABLE(policy, __VA_ARGS__)
 
 static __always_inline u64 min_u64(u64 a, u64 b)

@@ -44,7 +44,7 @@ def start() -> None:
     RUN_DIR.mkdir(mode=0o700, parents=True, exist_ok=True)
     with LOG.open("ab") as log:
         process = subprocess.Popen(
-            [sys.executable, "-m", "pagecache_bpf.agent.service"],
+            [sys.executable, "-m", "pagecache_bpf.controller"],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=log,
@@ -125,9 +125,31 @@ class AgentDevice:
         """The kernel's numbers of a policy's maps.  Raises UsageError if it is not attached."""
         return dict(self._ask("maps", policy=policy)["maps"])
 
-    def tag(self, fd: int, *, policy: str, model: str, path: str, replace: bool = False) -> None:
+    def tag(
+        self,
+        fd: int,
+        *,
+        policy: str,
+        model: str,
+        path: str,
+        replace: bool = False,
+        observe: bool = True,
+    ) -> None:
         """Let an attached policy govern the open file."""
-        self._ask("tag", fd, policy=policy, model=model, path=path, replace=replace)
+        whose = {"policy": policy, "model": model, "path": path}
+        self._ask("tag", fd, **whose, replace=replace, observe=observe)
+
+    def observe(self, fd: int, *, policy: str, model: str, path: str) -> None:
+        """Observe an open file that a policy of engine struct_ops governs."""
+        self._ask("observe", fd, policy=policy, model=model, path=path)
+
+    def unobserve(self, policy: str) -> None:
+        """Let go of what is observed for such a policy."""
+        self._ask("unobserve", policy=policy)
+
+    def stats(self) -> dict[str, Any]:
+        """A snapshot of the observer; pagecache_bpf.observer says what is in it."""
+        return self._ask("stats")
 
     def untag_fd(self, fd: int) -> None:
         """Take the tag off the open file.  Raises UsageError if it has none."""
@@ -155,6 +177,8 @@ class AgentDevice:
                 inflight_pages=each["inflight_pages"],
                 hooks=tuple(each["hooks"]),
                 tags=each["tags"],
+                kept_pages=0,
+                keep_max_pages=0,
                 counters=each["counters"],
             )
 
@@ -164,10 +188,6 @@ class AgentDevice:
         found = {each["name"]: each for each in answer["policies"]}
         return {**found, **{name: {"ended": True} for name in answer["ended"]}}
 
-    def stats(self) -> dict[str, Any]:
-        """A snapshot of the observer; pagecache_bpf.observer says what is in it."""
-        return self._ask("stats")
-
     def exits(self, since: int = 0) -> Iterator[ExitRecord]:
         """How the last policies ended; only records behind seq `since`."""
         for each in self._ask("ended")["exits"]:
@@ -175,7 +195,7 @@ class AgentDevice:
                 yield ExitRecord(**each)
 
     def _ask(self, operation: str, fd: int | None = None, **arguments: Any) -> dict[str, Any]:
-        line = json.dumps({"op": operation, **arguments}).encode()
+        line = json.dumps({"op": operation, **arguments}).encode() + b"\n"
         try:
             if fd is None:
                 self._socket.sendall(line)

@@ -15,7 +15,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -29,10 +29,10 @@ from pagecache_bpf.agent.depth import DEFAULT_DEPTH, Depths, Tuner
 from pagecache_bpf.agent.executor import Extent, Source
 from pagecache_bpf.agent.pools import Pools
 from pagecache_bpf.agent.readers import Readers
+from pagecache_bpf.cachestat import cached_pages
 from pagecache_bpf.errors import PolicyRejected, UnsupportedError, UsageError
 from pagecache_bpf.loader import make_room, set_knobs
 from pagecache_bpf.policies import RODATA, PolicyInfo
-from pagecache_bpf.residency import cached_pages
 
 PAGE_SIZE = os.sysconf("SC_PAGE_SIZE")
 MAX_INFLIGHT_BYTES = 256 << 20
@@ -90,9 +90,8 @@ class FileTag:
 class Agent:
     """A policy at work.  A context manager: leaving it ends the policy.
 
-    started: is told each process that will read for it, this one too.  Raises PolicyRejected
-    (the verifier), UnsupportedError (no tracepoint to sit on, no libbpf), UsageError (knobs, a
-    damaged object).
+    Raises PolicyRejected (the verifier), UnsupportedError (no tracepoint to sit on, no
+    libbpf), UsageError (knobs, a damaged object).
     """
 
     def __init__(
@@ -102,10 +101,8 @@ class Agent:
         knobs: Mapping[str, int] | None = None,
         log_dir: Path | None = None,
         sizes: Mapping[str, int] | None = None,
-        started: Callable[[int], None] = lambda pid: None,
     ) -> None:
         self.info = info
-        self._tell_started = started
         self.tags: dict[bytes, FileTag] = {}
         self._tag_of: dict[Source, FileTag] = {}
         self.knobs = {knob.name: (knobs or {}).get(knob.name, knob.default) for knob in info.knobs}
@@ -120,13 +117,13 @@ class Agent:
         self._give_orders()
         self._links: list[libbpf.Link] = []
         self._ring = libbpf.RingBuffer(self._maps["requests"].fd, self._receive)
-        self._own(os.getpid())
+        self.own(os.getpid())
         self._refused_bytes = 0
         self._refreshed = time.monotonic()
         self._depths = Depths()
         self._tuners: dict[str, Tuner] = {}
         self._readers = Readers(PAGE_SIZE, self._bound)
-        self._pools = Pools(self._settled, self._depth_of, self._own)
+        self._pools = Pools(self._settled, self._depth_of, self.own)
         try:
             self._initialize()
             self._links = self._attach()
@@ -294,7 +291,7 @@ class Agent:
         """Run the policy's init.  Raises PolicyRejected if it fails or ends the policy."""
         what = f"the policy {self.info.name} was not attached"
         for program in self._object.programs():
-            if program.section != "syscall":
+            if program.name != "agent_init":
                 continue
             code = program.run()
             self._ring.poll(0)
@@ -330,10 +327,9 @@ class Agent:
                 self._refreshed = time.monotonic()
                 self._readers.refresh()
 
-    def _own(self, pid: int) -> None:
+    def own(self, pid: int) -> None:
         """What this process reads is no access."""
         self._maps["own"].update(pid.to_bytes(4, sys.byteorder), bytes(4))
-        self._tell_started(pid)
 
     def _bound(self, tgid: int, pages: int | None) -> None:
         """So far may be read ahead of a reader; None: it is gone."""

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from pagecache_bpf.agent.worker import CHUNK_BYTES, by_populate
-from pagecache_bpf.residency import PAGE_SIZE, cached_pages
+from pagecache_bpf.cachestat import PAGE_SIZE, cached_pages
 
 WORKERS = 8
 
@@ -185,7 +185,8 @@ class Executor:
                 fd = extent.file.acquire()
                 try:
                     if extent.drop:
-                        self.totals.dropped_bytes += drop(fd, start, length)
+                        gone = drop(fd, start, length)  # first: += reads the sum before it calls
+                        self.totals.dropped_bytes += gone
                     else:
                         self._read(fd, start, length)
                         self.totals.read_bytes += length

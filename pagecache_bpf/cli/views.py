@@ -135,6 +135,8 @@ JSON = {
     "policies[].attached_ns": "since when, in ns since 1970; 0 if it has ended",
     "policies[].governed_bytes": metrics.find("pagecache_policy_governed_bytes").help,
     "policies[].inflight_bytes": metrics.find("pagecache_policy_inflight_bytes").help,
+    "policies[].kept_bytes": metrics.find("pagecache_policy_kept_bytes").help,
+    "policies[].keep_max_bytes": metrics.find("pagecache_policy_keep_max_bytes").help,
     "policies[].lost_requests": "of engine agent: requests that found the ring buffer full",
     "policies[].read_errors.*": "of engine agent: failed reads by errno",
     **{f"policies[].counters.{each.name}": f"{each.help} ({each.unit})" for each in COUNTERS},

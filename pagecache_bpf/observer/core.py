@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING, Any
 from pagecache_bpf import _abi, libbpf
 from pagecache_bpf._abi import OBSERVED
 from pagecache_bpf.agent.engine import key_of
+from pagecache_bpf.cachestat import PAGE_SIZE, cached_pages
 from pagecache_bpf.errors import PagecacheError, PrivilegeError, UsageError
 from pagecache_bpf.observer.maps import BITS_PAGES, INODE_FILTER
 from pagecache_bpf.observer.programs import ACCESSES, FAULTS, SWITCH, Programs
 from pagecache_bpf.observer.seed import resident_blocks
-from pagecache_bpf.residency import PAGE_SIZE, cached_pages
 
 if TYPE_CHECKING:
     from pagecache_bpf.observer.bcc import BccPrograms

@@ -8,8 +8,8 @@ import mmap
 import os
 from collections.abc import Iterator
 
+from pagecache_bpf.cachestat import PAGE_SIZE, cached_pages
 from pagecache_bpf.observer.maps import BITS_PAGES
-from pagecache_bpf.residency import PAGE_SIZE, cached_pages
 
 _WORDS = BITS_PAGES // 8  # bytes of the bits of one kind
 _DIGITS = bytes.maketrans(bytes(range(256)), b"01" * 128)  # mincore tells by the lowest bit

@@ -309,3 +309,24 @@ def test_only_root_reaches_the_agent() -> None:
     done("attach", "noop", "--engine", "agent")
     for path in (client.SOCKET, client.SOCKET.parent):
         assert path.stat().st_mode & 0o077 == 0
+
+
+def test_what_is_tagged_is_observed(file: Path) -> None:
+    done("attach", "noop", "--engine", "agent", file, "--model", "seen")
+    drop([file])
+    read(file)
+    with client.AgentDevice() as agent:
+        shown = agent.stats()
+    (model,) = shown["models"]
+    assert (model["model"], model["policy"], model["engine"]) == ("seen", "noop", "agent")
+    assert model["counters"]["added_bytes"] == PAGES * PAGE_SIZE == model["resident_bytes"]
+    assert model["counters"]["read_hit_bytes"] == 0 < model["counters"]["read_bytes"]
+    done("untag", file)
+    with client.AgentDevice() as agent:
+        assert agent.stats()["models"][0]["files"] == 0
+
+
+def test_what_nobody_observes(file: Path) -> None:
+    done("attach", "noop", "--engine", "agent", file, "--no-observe")
+    with client.AgentDevice() as agent:
+        assert agent.stats()["level"] == "off"

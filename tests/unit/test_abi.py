@@ -41,6 +41,7 @@ ENUMS = {
     "pagecache_template_source": _abi.TemplateSource,
     "pagecache_hook": _abi.Hook,
     "pagecache_verdict": _abi.Verdict,
+    "pagecache_eviction": _abi.Eviction,
     "pagecache_kind": _abi.Kind,
     "pagecache_exit_kind": _abi.ExitKind,
     "pagecache_request_kind": _abi.RequestKind,

@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 
 from pagecache_bpf import cgroups, dryrun, probe
+from pagecache_bpf.cachestat import PAGE_SIZE, cached_pages
 from pagecache_bpf.cgroups import Level, Memory
 from pagecache_bpf.cli.verbs import explain
 from pagecache_bpf.dryrun import DryRun, dry_run
 from pagecache_bpf.errors import UnsupportedError
 from pagecache_bpf.models import resolve
-from pagecache_bpf.residency import PAGE_SIZE, cached_pages
 from tests.unit.command import NOBODY, run, undocumented
 
 MIB = 1 << 20

@@ -36,15 +36,21 @@ class Kernel:
         self.put("proc/self/status", f"Name:\tx\nCapEff:\t{ALL_CAPABILITIES}\n")
         self.put("proc/self/uid_map", "         0          0 4294967295\n")
         self.mounts("bpf /sys/fs/bpf", "tracefs /sys/kernel/tracing")
-        self.symbols("register_kprobe", "register_ftrace_function", *features.READAHEAD_FUNCTIONS)
-        traceable = "".join(f"{name}\n" for name in features.READAHEAD_FUNCTIONS)
+        functions = (*features.READAHEAD_FUNCTIONS, *features.RECLAIM_FUNCTIONS)
+        self.symbols("register_kprobe", "register_ftrace_function", *functions)
+        traceable = "".join(f"{name}\n" for name in functions)
         self.put("sys/kernel/tracing/available_filter_functions", traceable)
         self.put("sys/kernel/livepatch/.keep", "")
         self.put("sys/kernel/security/lockdown", "[none] integrity confidentiality\n")
         self.put("sys/module/module/parameters/sig_enforce", "N\n")
         self.put("sys/fs/cgroup/cgroup.controllers", "cpu memory io\n")
         tracepoints = (
-            f"btf_trace_{name}" for name in features.TRACEPOINTS + features.ACCESS_TRACEPOINTS
+            f"btf_trace_{name}"
+            for name in (
+                *features.TRACEPOINTS,
+                *features.ACCESS_TRACEPOINTS,
+                features.RECLAIM_TRACEPOINT,
+            )
         )
         self.put("sys/kernel/btf/vmlinux", btf("bpf_struct_ops_desc", *tracepoints))
         self.put(f"lib/modules/{RELEASE}/build/Makefile", "")

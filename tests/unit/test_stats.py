@@ -121,7 +121,7 @@ class _Engine:
 
 
 def status(name: str) -> PolicyStatus:
-    return PolicyStatus(name, 17, 2, 3, ("readahead",), 1, {"drop_calls": 4})
+    return PolicyStatus(name, 17, 2, 3, ("readahead",), 1, 5, 6, {"drop_calls": 4})
 
 
 def engines(monkeypatch: pytest.MonkeyPatch, module: Any, agent: Any) -> None:
@@ -154,6 +154,7 @@ def test_both_engines_are_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     noop, sequential, quitter = found.policies
     assert (noop.engine, noop.lost_requests, noop.counters) == ("struct_ops", 0, {"drop_calls": 4})
     assert noop.governed_bytes == 2 * stats.PAGE_SIZE
+    assert (noop.kept_bytes, noop.keep_max_bytes) == (5 * stats.PAGE_SIZE, 6 * stats.PAGE_SIZE)
     assert (sequential.lost_requests, sequential.read_errors) == (6, {5: 1})
     assert quitter.ended
     llama, gguf = found.models

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from pagecache_bpf.agent import client
 from tests.observing import (
     PAGE_SIZE,
     consistent,
@@ -24,7 +25,8 @@ from tests.observing import (
     stream,
     touch,
 )
-from tests.vm.kernel import attached, make_file
+from tests.unit.command import run
+from tests.vm.kernel import attached, make_file, wait_for
 
 pytestmark = pytest.mark.vm
 
@@ -122,6 +124,41 @@ def test_a_cold_read_of_more_than_the_memory_hits_nothing(mount: Path, small_gro
         assert found.read_hit == 0
         assert found.read_ahead > 0.9 * large
         assert found.evicted_reclaim > large / 2
+
+
+def test_policies_of_the_module_are_observed(mount: Path) -> None:
+    """A process is started for it, lists what it sees, and ends with the policy."""
+    file = make_file(mount / "model.safetensors", 211)
+    assert run("attach", "noop", file, "--model", "seen").code == 0
+    with client.AgentDevice() as agent:
+        (model,) = agent.stats()["models"]
+        assert (model["model"], model["engine"], model["files"]) == ("seen", "struct_ops", 1)
+        reader(file, stream())
+        counters = agent.stats()["models"][0]["counters"]
+        assert counters["read_bytes"] == 211 * PAGE_SIZE == counters["added_bytes"]
+        assert run("untag", file).code == 0
+        assert agent.stats()["models"][0]["files"] == 0
+    assert run("detach", "noop").code == 0
+    wait_for(lambda: not client.is_running(), "the observer to end", 30)
+
+
+def test_bcc_counts_the_same(mount: Path) -> None:
+    """The same programs, compiled by the distribution's BCC against this kernel's headers."""
+    file = make_file(mount / "model.safetensors", PAGES)
+    with observing(file, backend="bcc") as observer:
+        assert observer.snapshot()["backend"] == "bcc"
+        reader(file, stream(), stream(3 * PAGE_SIZE))
+        found = counts(observer)
+        consistent(found, file)
+        assert found.read_miss + found.read_ahead == PAGES == found.added
+        assert found.read_hit == PAGES and found.read_stall_ns > 0
+        drop([file])
+        begun = counts(observer)
+        reader(file, touch())
+        consistent(counts(observer), file)
+        found = counts(observer) - begun
+        assert abs(found.mmap - PAGES) <= 0.01 * PAGES
+        assert found.mmap_hit <= 0.01 * PAGES and found.mmap_stall_ns > 0
 
 
 def test_the_kernel_lacks_nothing_that_is_needed(mount: Path) -> None:

@@ -135,6 +135,11 @@ def add_tag_options(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="take over files that another policy governs; without it they are an error",
     )
+    parser.add_argument(
+        "--no-observe",
+        action="store_true",
+        help="do not count what the readers of these files find in the page cache",
+    )
 
 
 def _setting(text: str) -> tuple[str, str]:
@@ -158,7 +163,7 @@ def run(args: argparse.Namespace, out: Output) -> int:
     libbpf.library()
     require_root("attach a policy")
     engine = _engine(args.engine, info)
-    with Governor() as governor:
+    with Governor(observe=not args.no_observe) as governor:
         refuse_second(governor, info.name)
         tagging = _attach_and_tag(governor, engine, info, knobs, models, templates, args.replace)
     values = {knob.name: knobs.get(knob.name, knob.default) for knob in info.knobs}

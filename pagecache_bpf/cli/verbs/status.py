@@ -51,6 +51,8 @@ JSON = {
         "policies[].tags": "number of files it governs",
         "policies[].resident_bytes": "bytes of these files in the page cache",
         "policies[].inflight_bytes": "bytes queued for asynchronous prefetch",
+        "policies[].kept_bytes": "bytes in the page cache that it keeps from being evicted",
+        "policies[].keep_max_bytes": "how many it may; 0 where nothing can be kept",
         "policies[].counters.*": "each counter (see COUNTERS)",
         "policies[].models[].name": "a model that it governs",
         "policies[].models[].files": "number of its files",
@@ -153,6 +155,8 @@ def _attached(
         "tags": policy.tags,
         "resident_bytes": policy.governed_pages * PAGE_SIZE,
         "inflight_bytes": policy.inflight_pages * PAGE_SIZE,
+        "kept_bytes": policy.kept_pages * PAGE_SIZE,
+        "keep_max_bytes": policy.keep_max_pages * PAGE_SIZE,
         "counters": policy.counters,
         "models": _models([tag for tag in tags if tag.policy == policy.name]),
         "templates": [],
@@ -180,6 +184,8 @@ def _ended(
         "tags": 0,
         "resident_bytes": 0,
         "inflight_bytes": 0,
+        "kept_bytes": 0,
+        "keep_max_bytes": 0,
         "counters": {},
         "models": _models([tag for tag in tags if tag.policy == name]),
         "templates": [],
@@ -242,6 +248,9 @@ def _print_policy(console: Console, policy: dict[str, Any], verbose: bool) -> No
             ),
             ("hooks", ", ".join(policy["hooks"])),
         ]
+        if "evict" in policy["hooks"] and policy["keep_max_bytes"]:
+            kept, most = format_size(policy["kept_bytes"]), format_size(policy["keep_max_bytes"])
+            rows.append(("keeps", f"{kept} of at most {most}"))
         if policy["missing_tracepoints"]:
             rows.append(("lacking", f"tracepoints {', '.join(policy['missing_tracepoints'])}"))
         if policy["lost_requests"]:

@@ -46,7 +46,7 @@ def run(args: argparse.Namespace, out: Output) -> int:
 
     models = resolve_all(args.paths, args.model)
     require_root("tag a file")
-    with Governor() as governor:
+    with Governor(observe=not args.no_observe) as governor:
         attached = [policy.name for _, policy in governor.policies()]
         if args.policy not in attached:
             raise UsageError(

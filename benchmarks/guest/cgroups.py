@@ -1,0 +1,130 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Memory cgroups in the guest: a limit, commands that run below it, what became of them."""
+
+from __future__ import annotations
+
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from benchmarks.cachestat import drop
+
+CGROUPS = Path("/sys/fs/cgroup")
+LRU_GEN = Path("/sys/kernel/mm/lru_gen/enabled")
+_ENTER = 'echo $$ >"$0"/cgroup.procs && exec "$@"'
+
+
+class Group:
+    """A memory cgroup (version 2)."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def start(self, *command: str) -> subprocess.Popen[str]:
+        """Start a command that is charged to it from its first page on."""
+        return subprocess.Popen(
+            ["sh", "-c", _ENTER, str(self.path), *command],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def run(self, *command: str, seconds: float = 120) -> int:
+        """Run a command in it; its exit status, -9 for one that the OOM killer got."""
+        process = self.start(*command)
+        try:
+            process.communicate(timeout=seconds)
+        finally:
+            process.kill()
+            process.wait()
+        return process.returncode
+
+    def read(self, *files: Path) -> None:
+        """Read files from front to back; fails if that does."""
+        for path in files:
+            assert self.run("dd", f"if={path}", "of=/dev/null", "bs=1M") == 0, path
+
+    def read_part(self, path: Path, start: int, mib: int) -> None:
+        """Read so many MiB of a file from MiB `start` on."""
+        part = f"skip={start}", f"count={mib}"
+        assert self.run("dd", f"if={path}", "of=/dev/null", "bs=1M", *part) == 0, path
+
+    def allocate(self, mib: int) -> int:
+        """Fill memory that no file backs; the exit status."""
+        return self.run("dd", "if=/dev/zero", "of=/dev/null", f"bs={mib}M", "count=1")
+
+    @property
+    def id(self) -> int:
+        """Its number, as policies see it."""
+        return self.path.stat().st_ino
+
+    def events(self, name: str) -> int:
+        """One line of memory.events."""
+        return self._table("memory.events")[name]
+
+    def stat(self, name: str) -> int:
+        """One line of memory.stat."""
+        return self._table("memory.stat")[name]
+
+    def _table(self, name: str) -> dict[str, int]:
+        lines = (self.path / name).read_text().splitlines()
+        return {key: int(value) for key, value in (line.split() for line in lines)}
+
+    def set(self, **knobs: int) -> None:
+        """Write memory.KNOB, in bytes."""
+        for name, value in knobs.items():
+            (self.path / f"memory.{name}").write_text(str(value))
+
+
+@contextmanager
+def group(name: str, parent: Path = CGROUPS, **knobs: int) -> Iterator[Group]:
+    """A group for the block; what still runs in it at the end is killed."""
+    control = parent / "cgroup.subtree_control"
+    if "memory" not in control.read_text().split():
+        control.write_text("+memory")
+    path = parent / name
+    path.mkdir()
+    it = Group(path)
+    try:
+        it.set(**knobs)
+        yield it
+    finally:
+        (path / "cgroup.kill").write_text("1")
+        _remove(path)
+
+
+def _remove(path: Path, seconds: float = 20) -> None:
+    """Those who were killed leave a moment later."""
+    deadline = time.monotonic() + seconds
+    while True:
+        try:
+            return path.rmdir()
+        except OSError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.01)
+
+
+@contextmanager
+def lru(which: str) -> Iterator[None]:
+    """Reclaim by the classic lists or by generations, for the block."""
+    before = LRU_GEN.read_text()
+    LRU_GEN.write_text({"classic": "0", "generations": "y"}[which])
+    try:
+        yield
+    finally:
+        LRU_GEN.write_text(before)
+
+
+def fill(path: Path, mib: int) -> Path:
+    """A file of that size, on the device and out of the cache."""
+    subprocess.run(
+        ["dd", "if=/dev/urandom", f"of={path}", "bs=1M", f"count={mib}", "conv=fsync"],
+        check=True,
+        capture_output=True,
+    )
+    drop([path])
+    return path

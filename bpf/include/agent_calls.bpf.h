@@ -1,0 +1,269 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/*
+ * agent_calls.bpf.h - what a policy on engine agent can ask for, and the maps it goes through.
+ */
+#ifndef AGENT_CALLS_BPF_H
+#define AGENT_CALLS_BPF_H
+
+/* Beside what it answers, the kernel reads for the reader by itself. */
+#define PAGECACHE_KERNEL_READS 1
+
+#define PAGECACHE_AGENT_MAX_EXTENT (1U << 18) /* pages of one request */
+
+/* Set by the agent before it loads this. */
+const volatile u32 agent_page_shift = 12;
+const volatile u64 agent_pidns_dev; /* its PID namespace, for the map `own` */
+const volatile u64 agent_pidns_ino;
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 131072);
+	__uint(map_flags, 1); /* BPF_F_NO_PREALLOC */
+	__type(key, struct pagecache_file_key);
+	__type(value, struct pagecache_agent_tag);
+} tags SEC(".maps");
+
+/* The agent and its workers, whose accesses are none; by the numbers of its PID namespace. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 1024);
+	__type(key, u32);
+	__type(value, u32);
+} own SEC(".maps");
+
+/* How many pages may be read ahead of a process: what its memory cgroup and the host allow. */
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, 8192);
+	__type(key, u32); /* tgid */
+	__type(value, u64);
+} windows SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_RINGBUF);
+	__uint(max_entries, 1 << 20);
+} requests SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, u32);
+	__type(value, struct pagecache_agent_state);
+} state SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, u32);
+	__type(value, struct pagecache_agent_orders);
+} orders SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, PAGECACHE_COUNTER_NR);
+	__type(key, u32);
+	__type(value, u64);
+} counters SEC(".maps");
+
+struct agent_cursor_key {
+	struct pagecache_file_key file;
+	u64 consumer;
+};
+
+/* What has been asked for on behalf of one process in one file. */
+struct agent_cursor {
+	u64 from;
+	u64 to;
+	u64 mark; /* the next marked page */
+	u64 step; /* from one mark to the next; 0: no marks */
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, 8192);
+	__type(key, struct agent_cursor_key);
+	__type(value, struct agent_cursor);
+} cursors SEC(".maps");
+
+static const struct agent_cursor agent_no_cursor;
+
+/* One call of a hook; a policy sees ctx only. */
+struct agent_call {
+	struct pagecache_ctx ctx;
+	struct agent_cursor_key key;
+	struct pagecache_agent_tag *tag;
+	struct agent_cursor *cursor;
+	u32 hook; /* enum pagecache_hook */
+};
+
+static __always_inline struct agent_call *agent_call_of(struct pagecache_ctx *ctx)
+{
+	return (struct agent_call *)ctx;
+}
+
+static __always_inline void agent_count(u32 counter, u64 n)
+{
+	u64 *value = bpf_map_lookup_elem(&counters, &counter);
+
+	if (value)
+		*value += n;
+}
+
+static __always_inline struct pagecache_agent_state *agent_state(void)
+{
+	u32 zero = 0;
+
+	return bpf_map_lookup_elem(&state, &zero);
+}
+
+static __always_inline struct pagecache_agent_orders *agent_orders(void)
+{
+	u32 zero = 0;
+
+	return bpf_map_lookup_elem(&orders, &zero);
+}
+
+static __always_inline s64 agent_request(struct pagecache_ctx *ctx,
+					 const struct pagecache_file_key *file, u32 kind, u64 start,
+					 u64 nr, s32 node, s64 code, const char *message)
+{
+	struct pagecache_request *r = bpf_ringbuf_reserve(&requests, sizeof(*r), 0);
+	struct pagecache_agent_state *all;
+
+	if (!r) {
+		all = agent_state();
+		if (all)
+			__sync_fetch_and_add(&all->lost, 1);
+		agent_count(PAGECACHE_COUNTER_refused_calls, 1);
+		return -28; /* ENOSPC */
+	}
+	r->file = *file;
+	r->start = start;
+	r->nr = nr;
+	r->time_ns = ctx->time_ns;
+	r->cgroup_id = ctx->cgroup_id;
+	r->code = code;
+	r->kind = kind;
+	r->node = node == PAGECACHE_NODE_ANY ? ctx->node : node;
+	r->tgid = ctx->tgid;
+	r->tid = ctx->tid;
+	r->message[0] = 0;
+	if (message)
+		bpf_probe_read_kernel_str(r->message, sizeof(r->message), message);
+	bpf_ringbuf_submit(r, 0);
+	return nr;
+}
+
+/* Pages that memory allows to read ahead of this reader. */
+static __always_inline u64 pagecache_allowed_ahead(const struct pagecache_ctx *ctx)
+{
+	u64 *pages = bpf_map_lookup_elem(&windows, &ctx->tgid);
+
+	return pages ? *pages : ~0ULL;
+}
+
+/*
+ * Prefetch of any tagged file, which has so many pages.  The caller minds
+ * pagecache_allowed_ahead(): only it knows how far ahead of the reader this is.
+ */
+static __always_inline s64 pagecache_prefetch_file(struct pagecache_ctx *ctx,
+						   const struct pagecache_file_key *file, u64 pages,
+						   u64 start, u64 nr, s32 node)
+{
+	struct pagecache_agent_state *all = agent_state();
+	struct pagecache_agent_orders *told = agent_orders();
+	s64 accepted;
+	u64 room;
+
+	if (!all || !told || start >= pages || !nr)
+		return -22; /* EINVAL */
+	if (nr > pages - start)
+		nr = pages - start;
+	if (nr > PAGECACHE_AGENT_MAX_EXTENT)
+		nr = PAGECACHE_AGENT_MAX_EXTENT;
+	room = all->asked - told->done;
+	room = room < told->max_inflight ? told->max_inflight - room : 0;
+	if (!room) {
+		agent_count(PAGECACHE_COUNTER_refused_calls, 1);
+		return -122; /* EDQUOT */
+	}
+	if (nr > room)
+		nr = room;
+	accepted = agent_request(ctx, file, PAGECACHE_REQUEST_PREFETCH, start, nr, node, 0, NULL);
+	if (accepted < 0)
+		return accepted;
+	__sync_fetch_and_add(&all->asked, nr);
+	agent_count(PAGECACHE_COUNTER_prefetch_calls, 1);
+	agent_count(PAGECACHE_COUNTER_prefetch_bytes, nr << ctx->page_shift);
+	return accepted;
+}
+
+static __always_inline s64 pagecache_prefetch(struct pagecache_ctx *ctx, u64 start, u64 nr,
+					      s32 node, u32 mark_step)
+{
+	struct agent_call *call = agent_call_of(ctx);
+	struct agent_cursor *cursor = call->cursor;
+	s64 accepted =
+		pagecache_prefetch_file(ctx, &call->key.file, ctx->file_pages, start, nr, node);
+
+	if (accepted > 0 && cursor) {
+		nr = accepted;
+		if (start <= cursor->to && start + nr >= cursor->from) {
+			cursor->from = start < cursor->from ? start : cursor->from;
+			cursor->to = start + nr > cursor->to ? start + nr : cursor->to;
+		} else {
+			cursor->from = start;
+			cursor->to = start + nr;
+			cursor->mark = 0;
+		}
+		if (mark_step) {
+			cursor->step = mark_step;
+			if (cursor->mark < ctx->index + ctx->nr)
+				cursor->mark = start > ctx->index ? start : ctx->index + ctx->nr;
+		}
+	}
+	return accepted;
+}
+
+static __always_inline s64 pagecache_drop_file(struct pagecache_ctx *ctx,
+					       const struct pagecache_file_key *file, u64 pages,
+					       u64 start, u64 nr)
+{
+	if (start >= pages || !nr)
+		return -22;
+	if (nr > pages - start)
+		nr = pages - start;
+	agent_count(PAGECACHE_COUNTER_drop_calls, 1);
+	return agent_request(ctx, file, PAGECACHE_REQUEST_DROP, start, nr, PAGECACHE_NODE_ANY, 0,
+			     NULL);
+}
+
+static __always_inline s64 pagecache_drop(struct pagecache_ctx *ctx, u64 start, u64 nr)
+{
+	return pagecache_drop_file(ctx, &agent_call_of(ctx)->key.file, ctx->file_pages, start, nr);
+}
+
+static __always_inline s64 pagecache_cancel(struct pagecache_ctx *ctx)
+{
+	return agent_request(ctx, &agent_call_of(ctx)->key.file, PAGECACHE_REQUEST_CANCEL, 0, 0,
+			     PAGECACHE_NODE_ANY, 0, NULL);
+}
+
+/* Nothing is kept here: EOPNOTSUPP. */
+static __always_inline s64 pagecache_keep_budget(struct pagecache_ctx *ctx, u64 pages)
+{
+	return -95;
+}
+
+static __always_inline void pagecache_exit(struct pagecache_ctx *ctx, s64 code, const char *message)
+{
+	struct pagecache_agent_state *all = agent_state();
+
+	if (all && !all->ended) {
+		all->ended = 1;
+		agent_request(ctx, &agent_call_of(ctx)->key.file, PAGECACHE_REQUEST_EXIT,
+			      agent_call_of(ctx)->hook, 0, PAGECACHE_NODE_ANY, code, message);
+	}
+}
+
+#endif /* AGENT_CALLS_BPF_H */

@@ -1,0 +1,154 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Who may have how much of the page cache: budgets, claims, and what a new load is told.
+
+A claim is the most that a load may have in the cache at a time.  Files that several loads share
+(the ranks of one model) are charged once, to the load that came first.  All numbers are bytes;
+nothing here asks the kernel.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from pagecache_bpf.errors import PagecacheError
+
+#: What is done with a load that does not fit into what is left.
+RULES = ("stream", "queue", "refuse")
+#: Streaming needs a window; with less than this left nothing is gained by it.
+LEAST_BYTES = 64 << 20
+
+_STREAM = "will stream"
+_DOCS = "docs/troubleshooting.md"
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What becomes of a load.
+
+    kind: fits (all of it may stay), stream (a part at a time may), queue (nothing yet) or refuse;
+    granted: bytes it may claim; message: for people.
+    """
+
+    kind: str
+    granted: int
+    message: str
+
+
+@dataclass
+class Claim:
+    """A load's: its files (by identity, with their sizes) and the most it was granted.
+
+    tagged: of a claim of root's, that its tags have been seen since.
+    """
+
+    model: str
+    uid: int
+    files: Mapping[bytes, int]
+    granted: int
+    since: float = field(default_factory=time.monotonic)
+    tagged: bool = False
+
+    @property
+    def size(self) -> int:
+        """Bytes of its files."""
+        return sum(self.files.values())
+
+
+@dataclass
+class Budgets:
+    """The bounds and what is claimed of them.
+
+    total: for all models together, None for no bound but the memory; models: by name, of those
+    that have one; rule: see RULES.
+    """
+
+    total: int | None = None
+    models: dict[str, int] = field(default_factory=dict)
+    rule: str = "stream"
+    claims: dict[str, Claim] = field(default_factory=dict)
+
+    def charges(self) -> dict[str, int]:
+        """What each claim is charged: shared files count for the first that has them."""
+        seen: set[bytes] = set()
+        charged = {}
+        for name, claim in list(self.claims.items()):
+            new = sum(size for key, size in claim.files.items() if key not in seen)
+            seen.update(claim.files)
+            charged[name] = min(claim.granted, new)
+        return charged
+
+    @property
+    def claimed(self) -> int:
+        """Bytes charged to all claims."""
+        return sum(self.charges().values())
+
+    def of_model(self, model: str, asked: int | None = None) -> int | None:
+        """The budget of a model; a load may ask for less than is configured, never for more."""
+        bounds = [each for each in (self.models.get(model), asked) if each is not None]
+        return min(bounds, default=None)
+
+    def decide(
+        self,
+        model: str,
+        files: Mapping[bytes, int],
+        asked: int | None = None,
+        headroom: int | None = None,
+    ) -> Decision:
+        """Judge a load that wants these files; claims nothing.
+
+        asked: its own bound.  headroom: what memory cgroup and machine leave (None: no bound);
+        pages of files that other loads hold are part of it, as they can be reclaimed, so what
+        is claimed but not yet read is not taken off.
+        """
+        size = sum(files.values())
+        held = {key for claim in list(self.claims.values()) for key in claim.files}
+        new = sum(each for key, each in files.items() if key not in held)
+        budget = self.of_model(model, asked)
+        wanted = size if budget is None else min(size, budget)
+        need = min(wanted, new)
+        bounds = {}
+        if self.total is not None:
+            claimed = self.claimed
+            bounds["budget left" if claimed else "budget"] = max(0, self.total - claimed)
+        if headroom is not None:
+            bounds["memory left"] = headroom
+        which = min(bounds, key=lambda each: bounds[each], default="")
+        left = bounds.get(which, need)
+        if need <= left:
+            if budget is None or size <= budget:
+                return Decision("fits", wanted, f"{_gb(size)} wanted, fits")
+            return Decision(
+                "stream", wanted, f"{_gb(size)} wanted, {_gb(budget)} budget, {_STREAM}"
+            )
+        text = f"{_gb(size)} wanted, {_gb(left)} {which}"
+        may_fit_later = self.total is None or need <= self.total
+        if self.rule == "queue" and may_fit_later:
+            return Decision("queue", 0, f"{text}, waits for room")
+        if self.rule != "refuse" and left >= LEAST_BYTES:
+            return Decision("stream", left, f"{text}, {_STREAM}")
+        return Decision("queue" if self.rule == "queue" else "refuse", 0, text)
+
+    def claim(self, name: str, claim: Claim) -> None:
+        """Take note of a load that was admitted."""
+        self.claims[name] = claim
+
+    def release(self, name: str) -> None:
+        """A load is over."""
+        self.claims.pop(name, None)
+
+
+def refusal(model: str, decision: Decision) -> PagecacheError:
+    """The error for a load that was not admitted."""
+    return PagecacheError(
+        f"the load of {model} was not admitted",
+        decision.message,
+        "Wait until another load ends, or raise the budget (total_budget in the configuration)",
+        f"{_DOCS}#was-not-admitted",
+    )
+
+
+def _gb(count: int) -> str:
+    """A size as people compare models: "61.0 GB"; small ones in MB."""
+    return f"{count / 10**9:.1f} GB" if count >= 10**8 else f"{count / 10**6:.1f} MB"

@@ -1,0 +1,348 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The controller's process, in two forms.
+
+`serve` runs until it is told to end, with a configuration and the public socket.  On demand
+(`attach --engine agent`) it has the root socket only and ends with the last policy.  There is one
+at a time: a lock in the run directory says so.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import grp
+import logging
+import os
+import resource
+import signal
+import socket
+import sys
+import threading
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from pagecache_bpf._logs import RUN_DIR
+from pagecache_bpf.agent.client import SOCKET as ROOT_SOCKET
+from pagecache_bpf.agent.service import Service
+from pagecache_bpf.controller import config as configs
+from pagecache_bpf.controller import state
+from pagecache_bpf.controller.admission import Budgets
+from pagecache_bpf.controller.config import Config
+from pagecache_bpf.controller.engines import Engines
+from pagecache_bpf.controller.loads import Book
+from pagecache_bpf.controller.models import Keeper
+from pagecache_bpf.controller.notify import notify, reloading, watchdog_seconds
+from pagecache_bpf.controller.public import PublicDesk
+from pagecache_bpf.controller.root import LANE, RootDesk
+from pagecache_bpf.controller.settings import Settings
+from pagecache_bpf.controller.transport import Connection, Server
+from pagecache_bpf.errors import PagecacheError, UsageError
+
+LOCK = RUN_DIR / "agent.lock"
+DEFAULT_GROUP = "pagecache"
+_TICK_SECONDS = 0.2
+_IDLE_SECONDS = 5.0
+_SWEEP_SECONDS = 10.0
+_STOP_SECONDS = 5.0  # for system calls on users' files to come back
+
+_log = logging.getLogger(__name__)
+
+
+class Daemon:
+    """The parts, put together.  config: None on demand, without a public socket."""
+
+    def __init__(self, config: Config | None, persist: bool = False) -> None:
+        self.config = config
+        self.persist = persist or bool(config and config.persist)
+        self._override = persist
+        self._lock = threading.RLock()
+        self._stop = False
+        self.failed: list[str] = []  # of what was to be done at the start
+        self.service = Service()
+        self.engines = Engines(self.service, self._lock)
+        self.book = Book(self.engines, Budgets())
+        self.server = Server()
+        self.server.lanes.limit(LANE, 1)
+        self.root = RootDesk(
+            *(self.service, self._lock, self.book),
+            facts=self._facts,
+            reload=self.reload,
+            changed=self._save,
+        )
+        self.desk: PublicDesk | None = None
+        self.keeper: Keeper | None = None
+        self._listener: socket.socket | None = None
+
+    # --- life ---
+
+    def start(self) -> None:
+        """Open the sockets and take up what there was.  Raises PagecacheError."""
+        _raise_descriptors()
+        listener = _listen(ROOT_SOCKET, 0o600)
+        self.server.listen(listener, self.root)
+        if self.config is None:
+            return
+        settings = Settings(self.config)
+        self._budget(settings)
+        if self.persist:
+            self.failed = state.restore(self.service)
+            for sentence in self.failed:
+                _log.warning("%s", sentence)
+        else:
+            state.forget()
+        self.keeper = Keeper(self.engines, self.book)
+        self.failed += self.keeper.apply(settings)
+        self._save()
+        path = Path(self.config.listen)
+        if path.parent == RUN_DIR:
+            RUN_DIR.chmod(0o711)  # others may reach the socket, and list nothing
+        else:
+            path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+        self._listener = _listen(path, 0o600)
+        self._open_to(self.config)
+        self.desk = PublicDesk(self.book, settings, self._hang_up)
+        self.server.listen(self._listener, self.desk)
+
+    def run(self) -> None:
+        """Serve until stop(); on demand, until the last policy is gone and a moment longer."""
+        last = pinged = swept = time.monotonic()
+        every = watchdog_seconds()
+        while not self._stop:
+            self.server.step(_TICK_SECONDS)
+            now = time.monotonic()
+            if self._lock.acquire(blocking=False):
+                try:
+                    self.service.tick()
+                finally:
+                    self._lock.release()
+            if self.desk is not None:
+                self.desk.tick()
+                if now >= swept + _SWEEP_SECONDS:
+                    self.server.lanes.submit("sweep", self.desk.sweep)
+                    swept = now
+            if every is not None and now >= pinged + every:
+                notify("WATCHDOG=1")
+                pinged = now
+            busy = self.service.agents or self.service.observed.active
+            if busy:
+                last = now
+            # Whoever starts it asks a moment later; one that only looks whether it runs is no
+            # reason to stay.
+            idle = not busy and not self.server.connections
+            if self.config is None and idle and now > max(last, self.root.asked) + _IDLE_SECONDS:
+                return
+
+    def stop(self) -> None:
+        """Have run() return.  From any thread, and from signal handlers."""
+        self._stop = True
+        self.server.wake()
+
+    def close(self) -> None:
+        """Undo everything, but for what is to persist."""
+        for path in (ROOT_SOCKET, Path(self.config.listen) if self.config else None):
+            if path is not None:
+                path.unlink(missing_ok=True)
+        if self.persist:
+            self._save()
+        self.server.close()
+        self.server.lanes.wait_idle(_STOP_SECONDS)
+        if self.desk is not None:
+            self.desk.close()
+        self.engines.close(keep=self.persist)
+
+    def describe(self) -> dict[str, Any]:
+        """What `serve` prints when it is ready."""
+        facts = self._facts()
+        names = ("listen", "pid", "config", "persist", "process_events")
+        return {
+            **{name: facts[name] for name in names},
+            "policies": self.engines.attached(),
+            "failed": self.failed,
+        }
+
+    # --- configuration ---
+
+    def reload(self) -> dict[str, Any]:
+        """Read the configuration again; a bad one changes nothing.  Raises UsageError."""
+        if self.config is None or self.desk is None or self.keeper is None:
+            raise UsageError("there is nothing to read again", "no `pagecache-bpf serve` runs")
+        fresh = configs.load(self.config.source)
+        if fresh.listen != self.config.listen:
+            _log.warning("socket.listen changes with the next start")
+        settings = Settings(fresh)
+        with self._lock:
+            self.config = fresh
+            self.persist = self._override or fresh.persist
+            self._budget(settings)
+            self.desk.settings = settings
+            self._open_to(fresh)
+            failed = self.keeper.apply(settings)
+        self._save()
+        _log.info("the configuration was read again")
+        return {"failed": failed}
+
+    def hang_up_signal(self) -> None:
+        """SIGHUP: read the configuration again, and tell the manager."""
+
+        def work() -> None:
+            reloading()
+            try:
+                self.reload()
+            except PagecacheError as error:
+                _log.error("the old configuration stays: %s", error)
+            finally:
+                notify("READY=1")
+
+        self.server.lanes.submit(LANE, work)
+
+    def _budget(self, settings: Settings) -> None:
+        budgets = self.book.budgets
+        budgets.total = settings.config.total_budget
+        budgets.rule = settings.config.admission
+        budgets.models = settings.budgets
+
+    def _open_to(self, config: Config) -> None:
+        """Give the public socket to its group.  Raises UsageError when there is no such group."""
+        group = config.group or DEFAULT_GROUP
+        try:
+            gid = grp.getgrnam(group).gr_gid
+        except KeyError:
+            if config.group:
+                raise UsageError(
+                    "the socket cannot be opened to its group",
+                    f"there is no group {group}",
+                    f"Create it (groupadd --system {group}) or change socket.group",
+                ) from None
+            gid = 0
+        os.chown(config.listen, 0, gid)
+        os.chmod(config.listen, config.mode)
+
+    # --- the parts ---
+
+    def _facts(self) -> dict[str, Any]:
+        return {
+            "pid": os.getpid(),
+            "serving": self.config is not None,
+            "listen": self.config.listen if self.config else None,
+            "config": str(self.config.source) if self.config and self.config.source else None,
+            "persist": self.persist,
+            "process_events": self.desk.watch.how if self.desk else None,
+            "process_events_why": self.desk.watch.why if self.desk else "",
+        }
+
+    def _save(self) -> None:
+        if self.config is None:
+            return
+        if not self.persist:
+            state.forget()
+            return
+        # The book's lock comes before this one.
+        ours = self.book.placed() | (self.keeper.placed() if self.keeper else set())
+        with self._lock:
+            try:
+                state.save(self.service, ours)
+            except OSError as error:
+                _log.error("what is to persist was not written: %s", error)
+
+    def _hang_up(self, connection: Connection) -> None:
+        self.server.call(connection.close)
+
+
+def take_lock() -> int:
+    """Be the one controller.  Raises PagecacheError, naming the one that runs."""
+    RUN_DIR.mkdir(mode=0o700, parents=True, exist_ok=True)
+    lock = os.open(LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        other = os.pread(lock, 64, 0).decode(errors="replace").strip()
+        os.close(lock)
+        kind, _, pid = other.partition(" ")
+        if kind == "serve":
+            fix = "Talk to that one, or end it first (systemctl stop pagecache-bpf)"
+        else:
+            fix = "`pagecache-bpf detach --all` ends it with its policies"
+        raise PagecacheError(
+            "another controller runs already",
+            f"process {pid or 'unknown'}"
+            + ("" if kind == "serve" else ", started by `attach --engine agent`"),
+            fix,
+            "docs/troubleshooting.md#another-controller-runs-already",
+        ) from None
+    RUN_DIR.chmod(0o700)  # a `serve` before may have opened it
+    return lock
+
+
+def serve(config: Config, persist: bool, ready: Any = None) -> None:
+    """Run the controller in this process until SIGTERM or SIGINT.
+
+    ready: called with the Daemon when it answers.  Raises PagecacheError.
+    """
+    lock = take_lock()
+    _describe(lock, "serve")
+    daemon = Daemon(config, persist)
+    signal.signal(signal.SIGTERM, lambda *_: daemon.stop())
+    signal.signal(signal.SIGINT, lambda *_: daemon.stop())
+    signal.signal(signal.SIGHUP, lambda *_: daemon.hang_up_signal())
+    try:
+        daemon.start()
+        notify("READY=1", f"STATUS=listening on {config.listen}")
+        if ready is not None:
+            ready(daemon)
+        daemon.run()
+    finally:
+        notify("STOPPING=1")
+        daemon.close()
+        os.close(lock)
+
+
+def on_demand() -> int:
+    """Start for `attach`, tell the starter by a line on stdout, serve until all is over."""
+    try:
+        lock = take_lock()
+    except PagecacheError as error:
+        print(error, flush=True)
+        return 1
+    _describe(lock, "agent")
+    logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(name)s: %(message)s")
+    daemon = Daemon(None)
+    signal.signal(signal.SIGTERM, lambda *_: daemon.stop())
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        daemon.start()
+        print("ready", flush=True)
+        os.dup2(os.open(os.devnull, os.O_RDWR), 1)
+        daemon.run()
+    finally:
+        daemon.close()
+    return 0
+
+
+def _describe(lock: int, kind: str) -> None:
+    os.ftruncate(lock, 0)
+    os.pwrite(lock, f"{kind} {os.getpid()}\n".encode(), 0)
+
+
+def _listen(path: Path, mode: int) -> socket.socket:
+    path.unlink(missing_ok=True)  # nobody listens there: this process holds the lock
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+    before = os.umask(0o177)
+    try:
+        listener.bind(str(path))
+    except OSError as error:
+        listener.close()
+        raise PagecacheError(
+            f"{path} cannot be listened on", error.strerror or str(error)
+        ) from error
+    finally:
+        os.umask(before)
+    os.chmod(path, mode)
+    return listener
+
+
+def _raise_descriptors() -> None:
+    """Clients pass many: take as many as this process may have."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with suppress(ValueError, OSError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))

@@ -1,0 +1,170 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The controller's hold on both engines: attach what loads need, tag, untag, look up.
+
+The agent's policies run in this process (agent.service.Service); those of the module are the
+kernel's, reached through its control device, and outlive the controller.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+
+from pagecache_bpf import kmodule, loader, policies
+from pagecache_bpf.agent.engine import key_of
+from pagecache_bpf.agent.service import Service
+from pagecache_bpf.controller.files import File
+from pagecache_bpf.device import Device
+from pagecache_bpf.errors import PagecacheError, UnsupportedError, UsageError
+
+STRUCT_OPS, AGENT = "struct_ops", "agent"
+_log = logging.getLogger(__name__)
+_Identity = tuple[int, int, int, int]
+
+
+@dataclass(frozen=True)
+class Placed:
+    """A tag that the controller has set: on which engine, for which policy, of which file."""
+
+    engine: str
+    policy: str
+    key: bytes
+    identity: _Identity | None = None  # the module's
+
+
+class Engines:
+    """Every method takes the lock that the root socket's operations hold too."""
+
+    def __init__(self, service: Service, lock: threading.RLock) -> None:
+        self.service = service
+        self.lock = lock
+        self.own: dict[str, str] = {}  # policies attached here, with their engines
+
+    def best(self, wanted: str = "auto") -> tuple[str, str]:
+        """The engine to attach a policy on, and why not a better one.  Loads the module.
+
+        Raises UnsupportedError when `wanted` is struct_ops and cannot be had.
+        """
+        if wanted == AGENT:
+            return AGENT, "engine agent was asked for"
+        try:
+            kmodule.load()
+        except UnsupportedError as error:
+            if wanted == STRUCT_OPS:
+                raise
+            return AGENT, f"no struct_ops: {error.what}"
+        return STRUCT_OPS, ""
+
+    def expected(self, wanted: str = "auto") -> tuple[str, str]:
+        """The engine that the next policy would get, and why not a better one; changes nothing."""
+        if wanted != AGENT and kmodule.is_loaded():
+            return STRUCT_OPS, ""
+        return AGENT, "" if wanted == AGENT else "the kernel module is not loaded"
+
+    def attached(self) -> dict[str, str]:
+        """Policies that are attached now, with their engines."""
+        with self.lock:
+            found = {
+                name: AGENT for name, agent in self.service.agents.items() if agent.exit is None
+            }
+            if kmodule.is_loaded():
+                with suppress(PagecacheError), Device() as device:
+                    found.update({each.name: STRUCT_OPS for each in device.policies()})
+            return found
+
+    def ensure(
+        self,
+        policy: str,
+        knobs: Mapping[str, int] | None = None,
+        wanted: str = "auto",
+        sizes: Mapping[str, int] | None = None,
+    ) -> tuple[str, str]:
+        """Attach a policy unless it is; returns its engine, and why not a better one.
+
+        sizes: elements that its maps must have room for, by name.  Raises as attaching does.
+        """
+        with self.lock:
+            here = self.attached()
+            info = policies.find(policy)
+            if info.name in here:
+                return here[info.name], ""
+            engine, why = self.best(wanted)
+            if engine == STRUCT_OPS:
+                loader.attach(info, knobs, sizes=sizes)
+            else:
+                if info.name in self.service.agents:  # it has ended by itself
+                    self.service.detach(info.name)
+                source = info.name if info.object is None else str(info.object)
+                built = str(policies.agent_object(info))
+                self.service.attach(source, built, dict(knobs or {}), dict(sizes or {}))
+            self.own[info.name] = engine
+            _log.info("attached %s on engine %s", info.name, engine)
+            return engine, why
+
+    def governor_of(self, key: bytes, fd: int) -> str | None:
+        """The policy that governs an open file; None if none does."""
+        with self.lock:
+            for name, agent in self.service.agents.items():
+                if key in agent.tags and agent.exit is None:
+                    return name
+            if kmodule.is_loaded():
+                identity = self._identity_of(fd)
+                with suppress(PagecacheError), Device() as device:
+                    for tag in device.tags():
+                        if tag.active and tag.identity[2:] == identity:
+                            return tag.policy
+        return None
+
+    def tag(self, fd: int, file: File, policy: str, engine: str, model: str) -> Placed:
+        """Have a policy govern an open file.  Raises UsageError (it is tagged already, ...)."""
+        with self.lock:
+            if engine == AGENT:
+                path = file.reachable_path()
+                if path is None:
+                    raise UsageError(f"{file.path} was not tagged", "its path does not lead to it")
+                self.service.tag(fd, policy, model, path, False)
+                return Placed(AGENT, policy, file.key)
+            with Device() as device:
+                device.tag(fd, policy=policy, model=model, path=file.path)
+                ino, generation = self._identity_of(fd)
+                found = [
+                    each.identity
+                    for each in device.tags()
+                    if (each.ino, each.generation) == (ino, generation) and each.path == file.path
+                ]
+            return Placed(STRUCT_OPS, policy, file.key, found[-1] if found else None)
+
+    def untag(self, placed: Placed) -> None:
+        """Take back a tag; one that is gone already is no error."""
+        with self.lock:
+            if placed.engine == AGENT:
+                agent = self.service.agents.get(placed.policy)
+                if agent is not None:
+                    agent.untag(placed.key)
+            elif placed.identity is not None and kmodule.is_loaded():
+                with suppress(PagecacheError), Device() as device:
+                    device.untag(*placed.identity)
+
+    def close(self, keep: bool) -> None:
+        """Detach what was attached here; keep: leave what the module runs."""
+        with self.lock:
+            for name, engine in self.own.items():
+                if engine == STRUCT_OPS and not keep:
+                    with suppress(PagecacheError):
+                        loader.detach(name)
+            self.own.clear()
+            for agent in self.service.agents.values():
+                agent.close()
+            self.service.agents.clear()
+            self.service.observed.close()
+
+    @staticmethod
+    def _identity_of(fd: int) -> tuple[int, int]:
+        """Inode and generation: the device of the pages may be another one (overlayfs, btrfs)."""
+        from pagecache_bpf import _abi
+
+        key = _abi.pagecache_file_key.from_buffer_copy(key_of(fd))
+        return key.ino, key.generation

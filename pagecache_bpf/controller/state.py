@@ -1,0 +1,89 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a restarted controller takes up again: the policies of engine agent and their tags.
+
+The module's policies, tags and counters live in the kernel and need no file.  Those of the agent
+end with its process; with `persist` they are written down at each change.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any
+
+from pagecache_bpf import policies
+from pagecache_bpf._logs import RUN_DIR
+from pagecache_bpf.agent.engine import key_of
+from pagecache_bpf.agent.service import Service
+from pagecache_bpf.errors import PagecacheError
+
+PATH = RUN_DIR / "state.json"
+VERSION = 1
+_log = logging.getLogger(__name__)
+
+
+def save(service: Service, without: Collection[bytes], path: Path = PATH) -> None:
+    """Write it down, all or nothing.  without: keys of files that are tagged for loads."""
+    attached = []
+    for name, agent in service.agents.items():
+        if agent.exit is None:
+            source = name if agent.info.object is None else str(agent.info.object)
+            attached.append({"policy": source, "name": name, "knobs": agent.knobs})
+    tags = [
+        {"policy": name, "model": tag.model, "path": tag.path, "key": key.hex()}
+        for name, agent in service.agents.items()
+        for key, tag in list(agent.tags.items())
+        if key not in without
+    ]
+    content = {"version": VERSION, "policies": attached, "tags": tags}
+    fresh = path.with_suffix(".new")
+    with open(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as out:
+        json.dump(content, out, indent=1)
+        out.flush()
+        os.fsync(out.fileno())
+    fresh.replace(path)
+
+
+def forget(path: Path = PATH) -> None:
+    """Leave nothing behind."""
+    path.unlink(missing_ok=True)
+
+
+def restore(service: Service, path: Path = PATH) -> list[str]:
+    """Attach and tag what was written down; returns a sentence for each thing that failed."""
+    try:
+        content = json.loads(path.read_bytes())
+        if content["version"] != VERSION:
+            raise ValueError(f"it is of version {content['version']}")
+        attached, tags = list(content["policies"]), list(content["tags"])
+    except FileNotFoundError:
+        return []
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        return [f"{path} cannot be used: {error}"]
+    failed = []
+    for each in attached:
+        try:
+            info = policies.find(each["policy"])
+            service.attach(each["policy"], str(policies.agent_object(info)), each["knobs"])
+        except (PagecacheError, KeyError) as error:
+            failed.append(f"the policy {each.get('name')} was not attached again: {error}")
+    for each in tags:
+        try:
+            _tag(service, each)
+        except (PagecacheError, OSError, KeyError, ValueError) as error:
+            failed.append(f"{each.get('path')} was not tagged again: {error}")
+    _log.info("restored %d policies and %d tags", len(attached), len(tags) - len(failed))
+    return failed
+
+
+def _tag(service: Service, tag: dict[str, Any]) -> None:
+    fd = os.open(tag["path"], os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+    try:
+        if key_of(fd).hex() != tag["key"]:
+            raise ValueError("another file has its name now")
+        service.tag(fd, tag["policy"], tag["model"], tag["path"], False)
+    finally:
+        os.close(fd)

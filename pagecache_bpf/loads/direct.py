@@ -1,0 +1,167 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A load served by a policy that this process, being root, attaches itself."""
+
+from __future__ import annotations
+
+import os
+import time
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+
+from pagecache_bpf import kmodule, loader, policies
+from pagecache_bpf.agent import client
+from pagecache_bpf.device import PolicyStatus
+from pagecache_bpf.errors import PagecacheError, UsageError
+from pagecache_bpf.governor import AGENT, Governor
+from pagecache_bpf.loads.progress import blocked_seconds
+from pagecache_bpf.loads.report import Report
+from pagecache_bpf.loads.snapshot import Snapshot, opened, resident_of
+from pagecache_bpf.loads.ways import Wish
+from pagecache_bpf.policies import PolicyInfo
+
+#: Taken when the caller names none.
+DEFAULT_POLICY = "sequential"
+_MIB = 1 << 20
+
+
+class Direct:
+    """Tags the files, attaching the policy first if it is not; undoes just that at the end.
+
+    The module serves it if it is loaded: loading one is not for a server to do.  Raises
+    PagecacheError, OSError; everything is taken back then.
+    """
+
+    def __init__(self, wish: Wish) -> None:
+        self._policy = wish.policy or DEFAULT_POLICY
+        self._wish = replace(wish, policy=self._policy)
+        self._why = ""
+        self._notes: list[str] = []
+        self._tagged: list[Path] = []
+        self._started = time.monotonic()
+        self._stalled = blocked_seconds()
+        self._snapshot = Snapshot(wish.model.files)
+        self._attached = self._attach()
+        try:
+            with Governor() as governor:
+                engine = governor.engine_of(self._policy)
+                if engine is None:
+                    raise PagecacheError(f"the policy {self._policy} has ended")
+                self._engine = engine
+                self._before = self._status(governor)
+                self._tag(governor)
+        except BaseException:
+            self._undo()
+            raise
+        if engine == AGENT:
+            self._why = "the kernel module is not loaded (pagecache-bpf module load)"
+        if wish.template is not None:
+            self._notes.append("the template is not used: it takes the controller")
+
+    def _attach(self) -> bool:
+        """Attach the policy unless it is; True if that was done here."""
+        info = policies.find(self._policy)
+        with Governor() as governor:
+            if governor.engine_of(info.name) is not None:
+                if self._wish.budget is not None:
+                    self._notes.append(
+                        f"the policy {info.name} was attached already: its own budget holds"
+                    )
+                return False
+        knobs = self._knobs(info)
+        try:
+            if kmodule.is_loaded():
+                loader.attach(info, knobs)
+            else:
+                obj = policies.agent_object(info)
+                client.start()
+                with client.AgentDevice() as agent:
+                    agent.attach(info, obj, knobs)
+        except PagecacheError as error:
+            with Governor() as governor:
+                if governor.engine_of(info.name) is None:
+                    raise
+            self._notes.append(f"somebody else was faster: {error}")
+            return False
+        return True
+
+    def _knobs(self, info: PolicyInfo) -> dict[str, int]:
+        if self._wish.budget is None:
+            return {}
+        knob = next((each for each in info.knobs if each.name == "budget_mib"), None)
+        if knob is None:
+            self._notes.append(f"the policy {info.name} has no knob for a budget")
+            return {}
+        # At least one: 0 is "no bound".
+        return {knob.name: min(max(1, self._wish.budget // _MIB), knob.maximum)}
+
+    def _tag(self, governor: Governor) -> None:
+        ours = {(each.dev_major, each.dev_minor, each.ino): each for each in governor.tags()}
+        for path in self._wish.model.files:
+            with opened(path) as fd:
+                status = os.fstat(fd)
+                key = (os.major(status.st_dev), os.minor(status.st_dev), status.st_ino)
+                if key in ours:
+                    self._notes.append(f"{path} was tagged already, for {ours[key].policy}")
+                    continue
+                try:
+                    governor.tag(
+                        fd,
+                        policy=self._policy,
+                        model=self._wish.model.name,
+                        path=str(path),
+                    )
+                except UsageError as error:
+                    self._notes.append(str(error))
+                    continue
+                self._tagged.append(path)
+
+    def report(self) -> Report:
+        """How it goes; the policy's counters only if it governs nothing else."""
+        with Governor() as governor:
+            now = self._status(governor)
+        notes = list(self._notes)
+        prefetched = None
+        if now is None:
+            notes.append(f"the policy {self._policy} has ended; `pagecache-bpf status` says why")
+        elif self._before is not None and now.tags == len(self._tagged):
+            name = "prefetch_issued_bytes"
+            prefetched = now.counters[name] - self._before.counters[name]
+        stalled = blocked_seconds()
+        return replace(
+            self._wish.blank(self._engine, "direct", self._why),
+            seconds=time.monotonic() - self._started,
+            prefetched_bytes=prefetched,
+            stall_seconds=None
+            if stalled is None or self._stalled is None
+            else max(0.0, stalled - self._stalled),
+            resident_before_bytes=self._snapshot.resident,
+            resident_bytes=resident_of(self._wish.model.files),
+            notes=tuple(notes),
+        )
+
+    def finish(self, keep: bool) -> Report:
+        """Untag, detach if nobody else's files are governed, drop what was not there before."""
+        last = self.report()
+        self._undo()
+        evicted = 0 if keep else self._snapshot.drop_rest()
+        resident = resident_of(self._wish.model.files)
+        return replace(last, done=True, evicted_bytes=evicted, resident_bytes=resident)
+
+    def forget(self) -> None:
+        """Nothing is held open: tags are the kernel's, or the agent's."""
+
+    def _status(self, governor: Governor) -> PolicyStatus | None:
+        found = (each for _, each in governor.policies() if each.name == self._policy)
+        return next(found, None)
+
+    def _undo(self) -> None:
+        with Governor() as governor:
+            for path in self._tagged:
+                with suppress(PagecacheError, OSError), opened(path) as fd:
+                    governor.untag_fd(fd)
+            self._tagged.clear()
+            status = self._status(governor)
+            if self._attached and (status is None or not status.tags):
+                with suppress(PagecacheError):
+                    governor.detach(self._policy)

@@ -1,0 +1,235 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How far the readers of files have come, as an unprivileged process can see it.
+
+What can be seen: the position of each descriptor (/proc/PID/fdinfo), and which pages of a
+mapping the process has touched (/proc/PID/pagemap; the kernel hides the frames from us, not
+that there is one).  Where a reader only uses pread(2), its bytes read in all (/proc/PID/io)
+stand in for a position.  Seen are this process and its descendants, which is where a server's
+workers are.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+PAGE_SIZE = os.sysconf("SC_PAGE_SIZE")
+_ENTRY = 8  # bytes of /proc/PID/pagemap a page
+_MAX_PROCESSES = 64  # tensor-parallel workers of one host; more cost more than they tell
+_FAMILY_SECONDS = 1.0
+_PRESENT = 0x80
+
+
+@dataclass(frozen=True)
+class Mapping:
+    """A part of a file that a process has mapped: its bytes [offset, offset + length)."""
+
+    pid: int
+    address: int
+    offset: int
+    length: int
+
+
+@dataclass
+class Seen:
+    """What is known of one file's readers at one moment.
+
+    position: the furthest of any descriptor.  opened: whether anybody has it open or mapped.
+    direct: somebody reads past the page cache.
+    """
+
+    opened: bool = False
+    position: int = 0
+    direct: bool = False
+    mappings: list[Mapping] = field(default_factory=list)
+
+
+class Progress:
+    """Watches the readers of files, named by (device, inode)."""
+
+    def __init__(self, files: Sequence[tuple[int, int]], proc: Path = Path("/proc")) -> None:
+        self._proc = proc
+        self._number = {identity: number for number, identity in enumerate(files)}
+        inodes = "|".join(str(ino) for _, ino in files)
+        # start-end permissions offset major:minor inode path; the device is that of the path
+        # only on file systems with one device, so the inode has to do.
+        self._line = re.compile(rf"(?m)^(\w+)-(\w+) \S+ (\w+) \S+ ({inodes}) ")
+        self._by_inode = {ino: number for number, (_, ino) in enumerate(files)}
+        self._pagemaps: dict[int, int] = {}
+        self._read_before: dict[int, int] = {}
+        self._pids: list[int] = []
+        self._look_again = 0.0
+
+    def close(self) -> None:
+        """Let go of the processes that were watched."""
+        for fd in self._pagemaps.values():
+            os.close(fd)
+        self._pagemaps.clear()
+
+    def look(
+        self,
+        our_descriptors: frozenset[int] = frozenset(),
+        our_parts: frozenset[tuple[int, int, int]] = frozenset(),
+    ) -> dict[int, Seen]:
+        """What is seen now, by the number of the file.
+
+        Passed over are descriptors of this process, and mappings of it that cover just one of
+        the parts (file, offset, length): those of whoever reads ahead here.
+        """
+        found: dict[int, Seen] = {}
+        for pid in self._processes():
+            try:
+                here = pid == os.getpid()
+                self._look_at_maps(pid, found, our_parts if here else frozenset())
+                self._look_at_descriptors(pid, found, our_descriptors if here else frozenset())
+            except OSError:
+                continue  # it ended, or is not ours to look into
+        return found
+
+    def _processes(self) -> list[int]:
+        """This process and its descendants; looked up once a second, as it takes a while."""
+        if time.monotonic() >= self._look_again:
+            self._look_again = time.monotonic() + _FAMILY_SECONDS
+            self._pids = descendants(os.getpid(), self._proc)
+        return self._pids
+
+    def _look_at_maps(
+        self, pid: int, found: dict[int, Seen], ours: frozenset[tuple[int, int, int]]
+    ) -> None:
+        text = (self._proc / str(pid) / "maps").read_text(errors="replace")
+        for start, end, offset, ino in self._line.findall(text):
+            address, number = int(start, 16), self._by_inode[int(ino)]
+            mapping = Mapping(pid, address, int(offset, 16), int(end, 16) - address)
+            if (number, mapping.offset, mapping.length) in ours:
+                continue
+            seen = found.setdefault(number, Seen())
+            seen.opened = True
+            seen.mappings.append(mapping)
+
+    def _look_at_descriptors(self, pid: int, found: dict[int, Seen], ours: frozenset[int]) -> None:
+        at = self._proc / str(pid)
+        for name in os.listdir(at / "fd"):
+            if int(name) in ours:
+                continue
+            try:
+                status = os.stat(at / "fd" / name)
+                number = self._number.get((status.st_dev, status.st_ino))
+                if number is None:
+                    continue
+                fields = dict(
+                    line.split(":\t", 1)
+                    for line in (at / "fdinfo" / name).read_text().splitlines()
+                    if ":\t" in line
+                )
+            except OSError:
+                continue
+            seen = found.setdefault(number, Seen())
+            seen.opened = True
+            seen.position = max(seen.position, int(fields.get("pos", 0)))
+            seen.direct |= bool(int(fields.get("flags", "0"), 8) & os.O_DIRECT)
+
+    def touched(self, mapping: Mapping, offset: int) -> bool | None:
+        """Whether the process has touched the page of that offset through a mapping.
+
+        None if the mapping does not reach there or the process does not let itself be seen.
+        Faults map the pages around, too, those that are in the cache: 64 KiB in all.
+        """
+        if not mapping.offset <= offset < mapping.offset + mapping.length:
+            return None
+        fd = self._pagemap(mapping.pid)
+        if fd < 0:
+            return None
+        page = (mapping.address + offset - mapping.offset) // PAGE_SIZE
+        try:
+            data = os.pread(fd, _ENTRY, page * _ENTRY)
+        except OSError:
+            return None
+        # Documentation/admin-guide/mm/pagemap.rst: bit 63, so the last byte on what we run on.
+        return bool(data and data[-1] & _PRESENT)
+
+    def _pagemap(self, pid: int) -> int:
+        if pid not in self._pagemaps:
+            try:
+                self._pagemaps[pid] = os.open(
+                    self._proc / str(pid) / "pagemap", os.O_RDONLY | os.O_CLOEXEC
+                )
+            except OSError:
+                return -1
+        return self._pagemaps[pid]
+
+    def read_bytes(self, our_threads: frozenset[int] = frozenset()) -> int:
+        """Bytes that the processes have read with system calls since the first call.
+
+        our_threads: threads of this process whose reading does not count.
+        """
+        total = 0
+        for pid in self._processes():
+            total += self._since(pid, f"{pid}/io")
+        for tid in our_threads:
+            total -= self._since(-tid, f"self/task/{tid}/io")
+        return max(0, total)
+
+    def _since(self, key: int, name: str) -> int:
+        try:
+            text = (self._proc / name).read_text()
+        except OSError:
+            return 0
+        count = re.search(r"(?m)^rchar: (\d+)", text)
+        value = int(count[1]) if count else 0
+        return value - self._read_before.setdefault(key, value)
+
+
+def descendants(pid: int, proc: Path = Path("/proc")) -> list[int]:
+    """The process and those it has started, directly or not; at most _MAX_PROCESSES."""
+    pids = [pid]
+    for parent in pids:
+        try:
+            for task in os.listdir(proc / str(parent) / "task"):
+                text = (proc / str(parent) / "task" / task / "children").read_text()
+                pids += [int(child) for child in text.split()]
+        except FileNotFoundError:  # it ended, or the kernel lacks CONFIG_PROC_CHILDREN
+            if not (proc / str(pid) / "task" / str(pid) / "children").exists():
+                return _descendants_by_parent(pid, proc)
+        except OSError:
+            continue
+        if len(pids) >= _MAX_PROCESSES:
+            break
+    return pids[:_MAX_PROCESSES]
+
+
+def _descendants_by_parent(pid: int, proc: Path) -> list[int]:
+    children: dict[int, list[int]] = {}
+    for name in os.listdir(proc):
+        if name.isdigit():
+            try:
+                text = (proc / name / "stat").read_text(errors="replace")
+                children.setdefault(int(text.rpartition(")")[2].split()[1]), []).append(int(name))
+            except (OSError, IndexError):
+                continue
+    pids = [pid]
+    for parent in pids:
+        pids += children.get(parent, [])
+    return pids[:_MAX_PROCESSES]
+
+
+def blocked_seconds(skip: frozenset[int] = frozenset()) -> float | None:
+    """Time that the threads of this process have waited for disks, those in SKIP left out.
+
+    None unless the kernel accounts for it (sysctl kernel.task_delayacct); from field 42 of
+    /proc/PID/task/TID/stat, in clock ticks.
+    """
+    try:
+        if Path("/proc/sys/kernel/task_delayacct").read_text().strip() != "1":
+            return None
+        ticks = 0
+        for tid in os.listdir("/proc/self/task"):
+            if int(tid) not in skip:
+                text = Path(f"/proc/self/task/{tid}/stat").read_text()
+                ticks += int(text.rpartition(")")[2].split()[39])
+    except (OSError, ValueError, IndexError):
+        return None
+    return ticks / os.sysconf("SC_CLK_TCK")
