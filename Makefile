@@ -24,7 +24,7 @@ GUEST_KREL = $(shell ls -d /lib/modules/6.12*/build 2>/dev/null | sort -V | tail
 RUNNING := $(shell uname -r)
 KREL ?= $(GUEST_KREL)
 
-.PHONY: help deps build bpf kmod check format docs test test-unit test-native test-vm test-numa \
+.PHONY: help deps build bpf kmod check format docs test test-unit test-native test-vm test-numa test-torch \
 	vm vm-shell vm-debug demo bench install uninstall clean
 
 help: ## list the targets
@@ -95,6 +95,17 @@ test-unit: build ## tests without root
 test-native: build ## tests that need root and this kernel
 	$(PY) -m pytest tests/native -rs --junitxml=build/test/native.xml
 
+# Not part of `make test`: torch alone is up to 3 GB.  TORCH names another build of it, for example
+# TORCH=torch==2.13.0+cpu where one is at hand.
+TORCH ?= torch
+TORCH_PY := build/venv-torch/bin/python
+test-torch: build ## tests and examples that need torch and transformers (a venv of its own; large)
+	$(Q)[ -e build/venv-torch/.installed ] || { python3 -m venv build/venv-torch && \
+		$(TORCH_PY) -m pip install -q --disable-pip-version-check '$(TORCH)' transformers \
+			-e '.[test,demo]' && touch build/venv-torch/.installed; }
+	$(TORCH_PY) -m pytest tests/unit/test_api_torch.py tests/unit/test_examples.py -rs \
+		--junitxml=build/test/torch.xml
+
 # The guest's own pytest writes the report; its exit code, a lost guest and every complaint of the
 # kernel come back through benchmarks.guest.
 VM_TESTS = python -m pytest tests/vm -p no:cacheprovider -rsf
@@ -128,6 +139,7 @@ bench: build ## all benchmarks, into build/bench (long)
 
 LIB = $(DESTDIR)$(PREFIX)/lib/pagecache-bpf
 SHARE = $(DESTDIR)$(PREFIX)/share
+SYSTEMD = $(DESTDIR)$(PREFIX)/lib/systemd/system
 install: build ## install command, policies, module source for DKMS, man page, completion
 	python3 -m venv $(LIB)
 	mkdir -p pagecache_bpf/bpf/include pagecache_bpf/bpf/agent pagecache_bpf/bpf/observer pagecache_bpf/lib
@@ -150,11 +162,15 @@ install: build ## install command, policies, module source for DKMS, man page, c
 	$(PY) -m pagecache_bpf completion bash >$(SHARE)/bash-completion/completions/pagecache-bpf
 	$(PY) -m pagecache_bpf completion zsh >$(SHARE)/zsh/site-functions/_pagecache-bpf
 	$(PY) -m pagecache_bpf completion fish >$(SHARE)/fish/vendor_completions.d/pagecache-bpf.fish
+	install -d $(SYSTEMD) $(DESTDIR)/etc/pagecache-bpf
+	sed 's|/usr/local|$(PREFIX)|' packaging/systemd/pagecache-bpf.service >$(SYSTEMD)/pagecache-bpf.service
+	[ -e $(DESTDIR)/etc/pagecache-bpf/config.toml ] || install -m 644 packaging/config.toml $(DESTDIR)/etc/pagecache-bpf/
 	@echo "next, as root: dkms install pagecache_bpf/0.1.0 (the module, for this kernel and its updates)"
 
 uninstall: ## remove what `make install` installed
 	rm -rf $(LIB) $(SHARE)/pagecache-bpf $(DESTDIR)/usr/src/pagecache_bpf-0.1.0
 	rm -f $(DESTDIR)$(PREFIX)/bin/pagecache-bpf $(SHARE)/man/man1/pagecache-bpf.1
+	rm -f $(SYSTEMD)/pagecache-bpf.service
 	rm -f $(SHARE)/bash-completion/completions/pagecache-bpf $(SHARE)/zsh/site-functions/_pagecache-bpf
 	rm -f $(SHARE)/fish/vendor_completions.d/pagecache-bpf.fish
 

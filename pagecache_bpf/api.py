@@ -139,7 +139,7 @@ def load(
         raise UsageError(f"there is no template {template}", "it is not a file", "Check the path")
     if not wait >= 0:
         raise UsageError(f"{wait!r} is not a time to wait", "it has to be 0 or more seconds")
-    model, why = _model(path)
+    model, why = resolve_model(path)
     from pagecache_bpf.topology import node_of
 
     wish = Wish(
@@ -204,7 +204,7 @@ def tag(path: PathLike, *, policy: str | None = None, model: str | None = None) 
     from pagecache_bpf.loads.snapshot import opened
     from pagecache_bpf.models import resolve
 
-    found = resolve(_find(path), model)
+    found = resolve(find(path), model)
     name = policy or DEFAULT_POLICY
     if os.geteuid() != 0:
         why = "tags that outlive a process take root; load() governs files while it lasts"
@@ -247,7 +247,7 @@ def residency(path: PathLike) -> Residency:
     from pagecache_bpf.loads.snapshot import resident_of
 
     files: dict[str, int | None] = {}
-    model, _ = _model(path)
+    model, _ = resolve_model(path)
     for file in model.files:
         count = resident_of([file])
         if count is None:
@@ -268,7 +268,7 @@ def drop(path: PathLike) -> int | None:
     from pagecache_bpf.loads import remote
     from pagecache_bpf.loads.snapshot import opened, resident_bytes
 
-    model, _ = _model(path)
+    model, _ = resolve_model(path)
     asked = is_running()
     total: int | None = 0
     for file in model.files:
@@ -308,7 +308,7 @@ def prefetch(
 
     bound = _budget(budget)
     node = node_of(_placements(devices))
-    model, _ = _model(path)
+    model, _ = resolve_model(path)
     if extents is not None and len(model.files) != 1:
         raise UsageError(
             f"extents of {path} are ambiguous", "it is more than one file", "Name one file"
@@ -357,7 +357,7 @@ def _placements(devices: Device | Iterable[Device] | None) -> tuple[Placement, .
     return tuple(topology.place_or_unknown(each, machine) for each in names)
 
 
-def _find(path: PathLike) -> Path:
+def find(path: PathLike) -> Path:
     """PATH itself, or the Hugging Face cache directory of ORG/NAME."""
     found = Path(path)
     if not found.exists() and isinstance(path, str) and _HUB_NAME.fullmatch(path):
@@ -371,11 +371,11 @@ def _find(path: PathLike) -> Path:
     return found
 
 
-def _model(path: PathLike) -> tuple[Model, str]:
+def resolve_model(path: PathLike) -> tuple[Model, str]:
     """The model at PATH; and why nothing can be read ahead of it, if so.  Raises as resolve()."""
     from pagecache_bpf.models import Model, resolve
 
-    found = _find(path)
+    found = find(path)
     try:
         return resolve(found), ""
     except UsageError as error:

@@ -145,6 +145,7 @@ _PROTOTYPES: dict[str, tuple[type | None, tuple[type, ...]]] = {
     "bpf_map_lookup_elem": (_I, (_I, _P, _P)),
     "bpf_map_update_elem": (_I, (_I, _P, _P, ctypes.c_uint64)),
     "bpf_map_delete_elem": (_I, (_I, _P)),
+    "bpf_map_get_next_key": (_I, (_I, _P, _P)),
     "libbpf_num_possible_cpus": (_I, ()),
     "ring_buffer__new": (_P, (_I, _SAMPLE, _P, _P)),
     "ring_buffer__poll": (_I, (_P, _I)),

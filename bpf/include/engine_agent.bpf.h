@@ -19,6 +19,7 @@
 #define ENGINE_AGENT_BPF_H
 
 #include "core.bpf.h"
+#include "affinity.bpf.h"
 #include "agent_calls.bpf.h"
 
 #define PAGECACHE_HOOK_1(ret, fn, type) static __always_inline ret fn
@@ -77,7 +78,7 @@ static __always_inline bool agent_begin(struct agent_call *call, struct inode *i
 	ctx->time_ns = bpf_ktime_get_ns();
 	ctx->cgroup_id = bpf_get_current_cgroup_id();
 	ctx->model = call->tag->model;
-	ctx->node = bpf_get_numa_node_id();
+	ctx->node = consumer_node(ctx->tgid, bpf_get_numa_node_id());
 	ctx->ra_pages = BPF_CORE_READ(sb, s_bdi, ra_pages);
 	ctx->io_pages = BPF_CORE_READ(sb, s_bdi, io_pages);
 

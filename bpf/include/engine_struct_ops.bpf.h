@@ -3,6 +3,8 @@
 #ifndef ENGINE_STRUCT_OPS_BPF_H
 #define ENGINE_STRUCT_OPS_BPF_H
 
+#include "affinity.bpf.h"
+
 extern s64 bpf_pagecache_prefetch(struct pagecache_ctx *ctx, u64 start, u64 nr, s32 node,
 				  u32 mark_step) __ksym;
 extern s64 bpf_pagecache_drop(struct pagecache_ctx *ctx, u64 start, u64 nr) __ksym;
@@ -10,11 +12,18 @@ extern s64 bpf_pagecache_cancel(struct pagecache_ctx *ctx) __ksym;
 extern s64 bpf_pagecache_keep_budget(struct pagecache_ctx *ctx, u64 pages) __ksym;
 extern void bpf_pagecache_exit(struct pagecache_ctx *ctx, s64 code, const char *message) __ksym;
 
-#define pagecache_prefetch bpf_pagecache_prefetch
 #define pagecache_drop bpf_pagecache_drop
 #define pagecache_cancel bpf_pagecache_cancel
 #define pagecache_keep_budget bpf_pagecache_keep_budget
 #define pagecache_exit bpf_pagecache_exit
+
+static __always_inline s64 pagecache_prefetch(struct pagecache_ctx *ctx, u64 start, u64 nr,
+					      s32 node, u32 mark_step)
+{
+	if (node == PAGECACHE_NODE_ANY)
+		node = consumer_node(ctx->tgid, node);
+	return bpf_pagecache_prefetch(ctx, start, nr, node, mark_step);
+}
 
 /* The kernel reads what a policy answers, and nothing beside it. */
 #define PAGECACHE_KERNEL_READS 0
@@ -39,7 +48,7 @@ static __always_inline s64 pagecache_prefetch_file(struct pagecache_ctx *ctx,
 {
 	if (!pagecache_is_file(ctx, file))
 		return -18;
-	return bpf_pagecache_prefetch(ctx, start, nr, node, 0);
+	return pagecache_prefetch(ctx, start, nr, node, 0);
 }
 
 static __always_inline s64 pagecache_drop_file(struct pagecache_ctx *ctx,
@@ -65,6 +74,23 @@ static __always_inline s64 pagecache_drop_file(struct pagecache_ctx *ctx,
 		return fn##__body((type1)pagecache_args[0], (type2)pagecache_args[1]); \
 	}                                                                              \
 	static __always_inline ret fn##__body
+
+/* An answer that names no node goes to the consumer's. */
+#define PAGECACHE_READAHEAD(fn)                                                                   \
+	static __always_inline s32 fn##__body(struct pagecache_ctx *, struct pagecache_answer *); \
+	SEC("struct_ops/" #fn) s32 fn(__u64 *pagecache_args)                                      \
+	{                                                                                         \
+		struct pagecache_ctx *pagecache_c = (struct pagecache_ctx *)pagecache_args[0];    \
+		struct pagecache_answer *pagecache_a =                                            \
+			(struct pagecache_answer *)pagecache_args[1];                             \
+		s32 pagecache_ret = fn##__body(pagecache_c, pagecache_a);                         \
+                                                                                                  \
+		if (pagecache_ret == PAGECACHE_OVERRIDE &&                                        \
+		    pagecache_a->node == PAGECACHE_NODE_ANY)                                      \
+			pagecache_a->node = consumer_node(pagecache_c->tgid, PAGECACHE_NODE_ANY); \
+		return pagecache_ret;                                                             \
+	}                                                                                         \
+	static __always_inline s32 fn##__body
 
 #define PAGECACHE_TABLE(policy, ...)                  \
 	SEC(".struct_ops.link")                       \

@@ -71,8 +71,10 @@ char LICENSE[] SEC("license") = "GPL";
 
 #define PAGECACHE_INIT(fn) PAGECACHE_HOOK_1(s32, fn, struct pagecache_ctx *)
 #define PAGECACHE_EXIT(fn) PAGECACHE_HOOK_1(void, fn, struct pagecache_exit_record *)
+#ifndef PAGECACHE_READAHEAD
 #define PAGECACHE_READAHEAD(fn) \
 	PAGECACHE_HOOK_2(s32, fn, struct pagecache_ctx *, struct pagecache_answer *)
+#endif
 #define PAGECACHE_ACCESS(fn) PAGECACHE_HOOK_1(void, fn, struct pagecache_ctx *)
 #define PAGECACHE_ADDED(fn) PAGECACHE_HOOK_1(void, fn, struct pagecache_ctx *)
 #define PAGECACHE_REMOVED(fn) PAGECACHE_HOOK_1(void, fn, struct pagecache_ctx *)

@@ -162,6 +162,21 @@ class AgentDevice:
         if not self._ask("untag", ino=ino, **identity)["found"]:
             raise UsageError(f"inode {ino} of device {dev_major}:{dev_minor} is not tagged")
 
+    def admit(self, model: str, files: Mapping[str, int], budget: int | None) -> dict[str, Any]:
+        """Have a model admitted: files by key_of() in hex, with their sizes.
+
+        Raises PagecacheError when it does not fit.
+        """
+        return self._ask("admit", model=model, files=dict(files), budget=budget)
+
+    def release(self, model: str) -> None:
+        """Take back what admit() has noted."""
+        self._ask("release", model=model)
+
+    def controller(self) -> dict[str, Any]:
+        """The controller and who holds what; see pagecache_bpf.cli.budget.HELD_JSON."""
+        return self._ask("controller")
+
     def tags(self) -> Iterator[Tag]:
         """Every governed file."""
         for each in self._ask("tags")["tags"]:

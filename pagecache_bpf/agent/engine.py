@@ -331,6 +331,15 @@ class Agent:
         """What this process reads is no access."""
         self._maps["own"].update(pid.to_bytes(4, sys.byteorder), bytes(4))
 
+    def hint(self, tgid: int, node: int | None) -> None:
+        """On which NUMA node a process wants its pages; None: not known, or no more."""
+        key = tgid.to_bytes(4, sys.byteorder)
+        with suppress(OSError):
+            if node is None:
+                self._maps["consumers"].delete(key)
+            else:
+                self._maps["consumers"].update(key, node.to_bytes(4, sys.byteorder, signed=True))
+
     def _bound(self, tgid: int, pages: int | None) -> None:
         """So far may be read ahead of a reader; None: it is gone."""
         key = tgid.to_bytes(4, sys.byteorder)

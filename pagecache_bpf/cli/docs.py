@@ -37,10 +37,17 @@ FILES = (
     ("/dev/pagecache_bpf", "the module's control device; root only"),
     ("/sys/fs/bpf/pagecache/POLICY/link", "keeps a policy attached; removing it detaches it"),
     ("/run/pagecache-bpf/", "whole logs of compiler and verifier, named by the error"),
+    ("/run/pagecache-bpf/control.sock", "the controller's socket for loads (`serve`)"),
+    ("/etc/pagecache-bpf/config.toml", "the controller's configuration (`config show`)"),
 )
 ENVIRONMENT = (
     ("NO_COLOR", "no colors if it is set to anything"),
     ("CLANG", "the compiler for policies in C (default: clang, or the newest clang-NN)"),
+    (
+        "PAGECACHE_BPF_API",
+        "narrows `run` and the Python API: `alone` to what a process can do by itself, `off` to "
+        "nothing",
+    ),
     ("PAGECACHE_BPF_LIBBPF", "the libbpf to load, instead of looking for one"),
     ("PAGECACHE_BPF_RUN_DIR", "the place of sockets and logs (default: /run/pagecache-bpf)"),
 )

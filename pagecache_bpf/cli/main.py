@@ -26,7 +26,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     words = list(sys.argv[1:] if argv is None else argv)
     # Known before parsing, so that a parse error too is printed as asked.
-    out = Output(json="--json" in words, color="--no-color" not in words)
+    ours = words[: words.index("--")] if "--" in words else words
+    out = Output(json="--json" in ours, color="--no-color" not in ours)
     verbose = False
     try:
         args = build_parser().parse_args(words)

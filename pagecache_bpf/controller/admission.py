@@ -11,6 +11,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from pagecache_bpf.errors import PagecacheError
 
@@ -34,6 +35,10 @@ class Decision:
     kind: str
     granted: int
     message: str
+
+    def as_json(self) -> dict[str, Any]:
+        """As commands print it."""
+        return {"kind": self.kind, "granted_bytes": self.granted, "message": self.message}
 
 
 @dataclass
@@ -130,6 +135,19 @@ class Budgets:
             return Decision("stream", left, f"{text}, {_STREAM}")
         return Decision("queue" if self.rule == "queue" else "refuse", 0, text)
 
+    def decide_for_root(
+        self, model: str, files: Mapping[bytes, int], asked: int | None, headroom: int | None
+    ) -> Decision:
+        """Judge what a command brings: only budgets refuse it, memory that is short does not."""
+        decision = self.decide(model, files, asked, headroom)
+        if decision.kind in ("fits", "stream"):
+            return decision
+        bounded = self.decide(model, files, asked)
+        if bounded.kind in ("fits", "stream"):
+            granted = min(bounded.granted, LEAST_BYTES)
+            return Decision("stream", granted, f"{decision.message}, {_STREAM}")
+        return bounded
+
     def claim(self, name: str, claim: Claim) -> None:
         """Take note of a load that was admitted."""
         self.claims[name] = claim
@@ -151,4 +169,4 @@ def refusal(model: str, decision: Decision) -> PagecacheError:
 
 def _gb(count: int) -> str:
     """A size as people compare models: "61.0 GB"; small ones in MB."""
-    return f"{count / 10**9:.1f} GB" if count >= 10**8 else f"{count / 10**6:.1f} MB"
+    return f"{count / 10**9:.1f} GB" if count >= 10**9 else f"{count / 10**6:.1f} MB"

@@ -19,14 +19,15 @@ import sys
 import threading
 import time
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from pagecache_bpf._logs import RUN_DIR
 from pagecache_bpf.agent.client import SOCKET as ROOT_SOCKET
 from pagecache_bpf.agent.service import Service
+from pagecache_bpf.controller import affinity, state
 from pagecache_bpf.controller import config as configs
-from pagecache_bpf.controller import state
 from pagecache_bpf.controller.admission import Budgets
 from pagecache_bpf.controller.config import Config
 from pagecache_bpf.controller.engines import Engines
@@ -57,11 +58,12 @@ class Daemon:
         self.persist = persist or bool(config and config.persist)
         self._override = persist
         self._lock = threading.RLock()
+        self._saving = threading.Lock()
         self._stop = False
         self.failed: list[str] = []  # of what was to be done at the start
         self.service = Service()
         self.engines = Engines(self.service, self._lock)
-        self.book = Book(self.engines, Budgets())
+        self.book = Book(self.engines, Budgets(), self._save)
         self.server = Server()
         self.server.lanes.limit(LANE, 1)
         self.root = RootDesk(
@@ -85,6 +87,8 @@ class Daemon:
             return
         settings = Settings(self.config)
         self._budget(settings)
+        state.adopt_kernel(self.engines)
+        affinity.sweep()
         if self.persist:
             self.failed = state.restore(self.service)
             for sentence in self.failed:
@@ -100,7 +104,7 @@ class Daemon:
         else:
             path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
         self._listener = _listen(path, 0o600)
-        self._open_to(self.config)
+        self._open_to(self.config, self.config.listen)
         self.desk = PublicDesk(self.book, settings, self._hang_up)
         self.server.listen(self._listener, self.desk)
 
@@ -143,13 +147,14 @@ class Daemon:
         for path in (ROOT_SOCKET, Path(self.config.listen) if self.config else None):
             if path is not None:
                 path.unlink(missing_ok=True)
-        if self.persist:
-            self._save()
         self.server.close()
         self.server.lanes.wait_idle(_STOP_SECONDS)
         if self.desk is not None:
             self.desk.close()
+        self._save()
         self.engines.close(keep=self.persist)
+        if self.config is not None and not self.persist:
+            state.save_kernel({}, ())
 
     def describe(self) -> dict[str, Any]:
         """What `serve` prints when it is ready."""
@@ -171,12 +176,13 @@ class Daemon:
         if fresh.listen != self.config.listen:
             _log.warning("socket.listen changes with the next start")
         settings = Settings(fresh)
+        self._open_to(fresh, self.config.listen)
+        fresh = replace(fresh, listen=self.config.listen)
         with self._lock:
             self.config = fresh
             self.persist = self._override or fresh.persist
             self._budget(settings)
             self.desk.settings = settings
-            self._open_to(fresh)
             failed = self.keeper.apply(settings)
         self._save()
         _log.info("the configuration was read again")
@@ -202,7 +208,7 @@ class Daemon:
         budgets.rule = settings.config.admission
         budgets.models = settings.budgets
 
-    def _open_to(self, config: Config) -> None:
+    def _open_to(self, config: Config, listen: str) -> None:
         """Give the public socket to its group.  Raises UsageError when there is no such group."""
         group = config.group or DEFAULT_GROUP
         try:
@@ -215,8 +221,8 @@ class Daemon:
                     f"Create it (groupadd --system {group}) or change socket.group",
                 ) from None
             gid = 0
-        os.chown(config.listen, 0, gid)
-        os.chmod(config.listen, config.mode)
+        os.chown(listen, 0, gid)
+        os.chmod(listen, config.mode)
 
     # --- the parts ---
 
@@ -232,18 +238,22 @@ class Daemon:
         }
 
     def _save(self) -> None:
+        """Write down what the next controller has to know."""
         if self.config is None:
             return
-        if not self.persist:
-            state.forget()
-            return
-        # The book's lock comes before this one.
-        ours = self.book.placed() | (self.keeper.placed() if self.keeper else set())
-        with self._lock:
-            try:
-                state.save(self.service, ours)
-            except OSError as error:
-                _log.error("what is to persist was not written: %s", error)
+        with self._saving:  # taken before the book's lock, and that before the engines'
+            ours = self.book.placed()
+            if self.keeper is not None:
+                ours = {**ours, **self.keeper.placed()}
+            with self._lock:
+                try:
+                    state.save_kernel(self.engines.own, ours.values())
+                    if self.persist:
+                        state.save(self.service, ours)
+                    else:
+                        state.forget()
+                except OSError as error:
+                    _log.error("what the next controller has to know was not written: %s", error)
 
     def _hang_up(self, connection: Connection) -> None:
         self.server.call(connection.close)

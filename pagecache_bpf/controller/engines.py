@@ -9,12 +9,11 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from pagecache_bpf import kmodule, loader, policies
-from pagecache_bpf.agent.engine import key_of
+from pagecache_bpf import _abi, kmodule, loader, policies
 from pagecache_bpf.agent.service import Service
 from pagecache_bpf.controller.files import File
 from pagecache_bpf.device import Device
@@ -104,19 +103,26 @@ class Engines:
             _log.info("attached %s on engine %s", info.name, engine)
             return engine, why
 
-    def governor_of(self, key: bytes, fd: int) -> str | None:
-        """The policy that governs an open file; None if none does."""
+    def governor_of(self, file: File) -> str | None:
+        """The policy that governs a file; None if none does."""
+        return self.governors([file]).get(file.key)
+
+    def governors(self, files: Sequence[File]) -> dict[bytes, str]:
+        """The policies that govern these files, by key; a file that none governs is left out."""
+        found = {}
         with self.lock:
             for name, agent in self.service.agents.items():
-                if key in agent.tags and agent.exit is None:
-                    return name
+                if agent.exit is None:
+                    found.update({file.key: name for file in files if file.key in agent.tags})
             if kmodule.is_loaded():
-                identity = self._identity_of(fd)
+                # The device of the pages may be another one (overlayfs, btrfs).
+                wanted = {_inode(file.key): file.key for file in files}
                 with suppress(PagecacheError), Device() as device:
                     for tag in device.tags():
-                        if tag.active and tag.identity[2:] == identity:
-                            return tag.policy
-        return None
+                        key = wanted.get((tag.ino, tag.generation))
+                        if tag.active and key is not None:
+                            found[key] = tag.policy
+        return found
 
     def tag(self, fd: int, file: File, policy: str, engine: str, model: str) -> Placed:
         """Have a policy govern an open file.  Raises UsageError (it is tagged already, ...)."""
@@ -129,13 +135,19 @@ class Engines:
                 return Placed(AGENT, policy, file.key)
             with Device() as device:
                 device.tag(fd, policy=policy, model=model, path=file.path)
-                ino, generation = self._identity_of(fd)
-                found = [
-                    each.identity
-                    for each in device.tags()
-                    if (each.ino, each.generation) == (ino, generation) and each.path == file.path
-                ]
-            return Placed(STRUCT_OPS, policy, file.key, found[-1] if found else None)
+            return Placed(STRUCT_OPS, policy, file.key)
+
+    def locate(self, placed: Mapping[bytes, Placed], files: Sequence[File]) -> dict[bytes, Placed]:
+        """The same tags with the identities that the module knows them by, to untag them."""
+        paths = {file.path: file.key for file in files if file.key in placed}
+        found = dict(placed)
+        if any(each.engine == STRUCT_OPS for each in placed.values()):
+            with self.lock, suppress(PagecacheError), Device() as device:
+                for tag in device.tags():
+                    key = paths.get(tag.path)
+                    if key is not None and placed[key].engine == STRUCT_OPS:
+                        found[key] = replace(placed[key], identity=tag.identity)
+        return found
 
     def untag(self, placed: Placed) -> None:
         """Take back a tag; one that is gone already is no error."""
@@ -147,6 +159,17 @@ class Engines:
             elif placed.identity is not None and kmodule.is_loaded():
                 with suppress(PagecacheError), Device() as device:
                     device.untag(*placed.identity)
+
+    def observed(self, model: str) -> dict[str, int] | None:
+        """What the observer has counted for a model; None: there is no observer."""
+        stats = getattr(self.service, "stats", None)
+        if stats is None:
+            return None
+        with self.lock, suppress(PagecacheError):
+            for each in stats()["models"]:
+                if each["model"] == model:
+                    return dict(each["counters"])
+        return None
 
     def close(self, keep: bool) -> None:
         """Detach what was attached here; keep: leave what the module runs."""
@@ -161,10 +184,7 @@ class Engines:
             self.service.agents.clear()
             self.service.observed.close()
 
-    @staticmethod
-    def _identity_of(fd: int) -> tuple[int, int]:
-        """Inode and generation: the device of the pages may be another one (overlayfs, btrfs)."""
-        from pagecache_bpf import _abi
 
-        key = _abi.pagecache_file_key.from_buffer_copy(key_of(fd))
-        return key.ino, key.generation
+def _inode(key: bytes) -> tuple[int, int]:
+    raw = _abi.pagecache_file_key.from_buffer_copy(key)
+    return raw.ino, raw.generation

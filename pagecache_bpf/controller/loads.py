@@ -12,7 +12,7 @@ import os
 import secrets
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,6 +22,7 @@ from pagecache_bpf import cgroups
 from pagecache_bpf.agent.executor import drop as drop_pages
 from pagecache_bpf.cachestat import PAGE_SIZE, cached_pages
 from pagecache_bpf.controller.admission import Budgets, Claim, Decision
+from pagecache_bpf.controller.affinity import Hints, node_of
 from pagecache_bpf.controller.engines import Engines, Placed
 from pagecache_bpf.controller.files import File
 from pagecache_bpf.controller.processes import Delays
@@ -56,6 +57,9 @@ class Load:
     dropped: int = 0
     delay_at_open: int | None = None
     delay: int | None = None
+    counted_at_open: dict[str, int] | None = None
+    counted: dict[str, int] | None = None
+    node: int | None = None
     template: str | None = None
     template_why: str = ""
 
@@ -68,11 +72,16 @@ class Load:
 class Book:
     """Every open load.  Its methods may be called from any thread."""
 
-    def __init__(self, engines: Engines, budgets: Budgets) -> None:
+    def __init__(
+        self, engines: Engines, budgets: Budgets, changed: Callable[[], None] = lambda: None
+    ) -> None:
+        """changed: called, holding no lock, when tags have been set or taken off."""
         self.engines = engines
+        self._changed = changed
         self.budgets = budgets
         self.loads: dict[str, Load] = {}
         self.templates = Templates(engines)
+        self.hints = Hints(engines)
         self.delays: Delays | None = None
         self._lock = threading.RLock()
         self._users: dict[bytes, set[str]] = {}  # file -> loads that read it
@@ -149,23 +158,30 @@ class Book:
             load.why = f"no policy: {error}"
             return
         governed: list[str] = []
-        for fd, file in zip(fds, load.files, strict=True):
-            try:
-                with self._lock:
-                    if load.closed is not None:
-                        return
-                    ours = self._placed.get(file.key)
-                    by = ours.policy if ours else self.engines.governor_of(file.key, fd)
+        with self._lock:
+            if load.closed is not None:
+                return
+            taken = self.engines.governors(load.files)
+            fresh: dict[bytes, Placed] = {}
+            for fd, file in zip(fds, load.files, strict=True):
+                try:
+                    by = taken.get(file.key)
                     if by is None:
-                        placed = self.engines.tag(fd, file, policy, engine, load.model)
-                        self._placed[file.key], by = placed, policy
-                governed.append(by)
-            except PagecacheError as error:
-                load.why = str(error)
+                        fresh[file.key] = self.engines.tag(fd, file, policy, engine, load.model)
+                        by = policy
+                    governed.append(by)
+                except PagecacheError as error:
+                    load.why = str(error)
+            self._placed.update(self.engines.locate(fresh, load.files))
         if governed:
+            load.counted_at_open = self.engines.observed(load.model) or {}
             # What root has put under another policy stays there.
             load.policy = policy if policy in governed else governed[0]
             load.engine = self.engines.attached().get(load.policy)
+            node = node_of(load.devices) if load.devices else None
+            if load.engine and self.hints.give(load.id, load.pid, load.policy, load.engine, node):
+                load.node = node
+        self._changed()
         if assigned is not None and load.policy == policy:
             self._give(load, policy, engine, assigned)
 
@@ -188,6 +204,7 @@ class Book:
                 return
             load.closed = time.monotonic()
             load.delay = self._delay(load)
+            load.counted = self._counted(load)
             del self.loads[load.id]
             self.budgets.release(load.id)
             unused = []
@@ -202,6 +219,8 @@ class Book:
                     self.engines.untag(placed)
                 unused.append(file)
         self.templates.forget(load.id)
+        self.hints.forget(load.id, load.pid)
+        self._changed()
         if drop:
             for file in unused:
                 load.dropped += drop_file(file)
@@ -211,10 +230,10 @@ class Book:
         with self._lock:
             return set(self._users.get(key, ()))
 
-    def placed(self) -> set[bytes]:
-        """Files that are tagged because of loads."""
+    def placed(self) -> dict[bytes, Placed]:
+        """The tags that were set for loads, by file."""
         with self._lock:
-            return set(self._placed)
+            return dict(self._placed)
 
     def report(self, load: Load) -> dict[str, Any]:
         """A load as the protocol tells it."""
@@ -232,6 +251,7 @@ class Book:
             "budget_bytes": load.budget,
             "admission": load.decision.kind,
             "message": load.decision.message,
+            "node": load.node,
             "seconds": (load.closed or time.monotonic()) - load.opened,
             "resident_at_open_bytes": load.resident_at_open,
             "resident_bytes": sum(resident(file) for file in load.files),
@@ -240,7 +260,7 @@ class Book:
             "io_delay_why": "" if delay is not None else why or "the process has ended",
             "template": load.template,
             "template_why": load.template_why,
-            "counters": None,
+            "counters": load.counted if load.closed is not None else self._counted(load),
         }
 
     def _delay(self, load: Load) -> int | None:
@@ -248,6 +268,14 @@ class Book:
         if now is None or load.delay_at_open is None:
             return None
         return now - load.delay_at_open
+
+    def _counted(self, load: Load) -> dict[str, int] | None:
+        """What the observer has counted for the model since the load was opened."""
+        now = self.engines.observed(load.model)
+        if now is None:
+            return None
+        before = load.counted_at_open or {}
+        return {name: value - before.get(name, 0) for name, value in now.items()}
 
     def _own_name(self, model: str, uid: int) -> str:
         """Names are labels of counters: two users' models of one name must not be mixed."""

@@ -26,9 +26,9 @@ class Keeper:
         self._engines, self._book = engines, book
         self._placed: dict[bytes, tuple[str, Placed]] = {}  # with the model's name
 
-    def placed(self) -> set[bytes]:
-        """Files that are tagged because of the configuration."""
-        return set(self._placed)
+    def placed(self) -> dict[bytes, Placed]:
+        """The tags that are set because of the configuration, by file."""
+        return {key: placed for key, (_, placed) in self._placed.items()}
 
     def apply(self, settings: Settings) -> list[str]:
         """Tag what is configured and untag what is not any more; returns what failed."""
@@ -56,21 +56,25 @@ class Keeper:
         engine, _ = self._engines.ensure(policy, knobs)
         name = policies.find(policy).name
         files: dict[bytes, File] = {}
-        for path in model.model.files:
-            fd = open_file(path)
-            try:
-                file = check_descriptor(fd, os.getpid(), None)
-                files[file.key] = file
-                if file.key in self._placed:
-                    continue
-                by = self._engines.governor_of(file.key, fd)
-                if by is None:
-                    placed = self._engines.tag(fd, file, name, engine, model.name)
-                    self._placed[file.key] = (model.name, placed)
-                elif by != name:
-                    raise UsageError(f"{path} was not tagged", f"{by} governs it")
-            finally:
-                os.close(fd)
+        fresh: dict[bytes, Placed] = {}
+        try:
+            for path in model.model.files:
+                fd = open_file(path)
+                try:
+                    file = check_descriptor(fd, os.getpid(), None)
+                    files[file.key] = file
+                    if file.key in self._placed:
+                        continue
+                    by = self._engines.governor_of(file)
+                    if by is None:
+                        fresh[file.key] = self._engines.tag(fd, file, name, engine, model.name)
+                    elif by != name:
+                        raise UsageError(f"{path} was not tagged", f"{by} governs it")
+                finally:
+                    os.close(fd)
+        finally:
+            for key, placed in self._engines.locate(fresh, list(files.values())).items():
+                self._placed[key] = (model.name, placed)
         sizes = {key: file.size for key, file in files.items()}
         budgets = self._book.budgets
         budgets.release(f"config:{model.name}")

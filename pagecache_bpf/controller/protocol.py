@@ -74,6 +74,7 @@ _REPORT = {
     "budget_bytes": "what of it may be in the page cache at a time; null: no bound",
     "admission": "fits, or stream: it is larger than its budget",
     "message": 'the same for people: "61.0 GB wanted, 40.0 GB budget, will stream"',
+    "node": "NUMA node that its pages are meant for, by its devices; null: not known",
     "seconds": "since it was opened; until it was done, if it is",
     "resident_at_open_bytes": "what was in the page cache when it was opened",
     "resident_bytes": "what is now",

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import pagecache_bpf
-from pagecache_bpf import policies
 from pagecache_bpf.cachestat import PAGE_SIZE, cached_pages
 from pagecache_bpf.controller import protocol
 from pagecache_bpf.controller.admission import Decision, refusal
@@ -140,7 +139,7 @@ class PublicDesk:
             "pid": os.getpid(),
             "engines": ["struct_ops", "agent"] if engine == "struct_ops" else ["agent"],
             "why": why,
-            "policies": self._policies(),
+            "policies": self.settings.policies,
             "process_events": self.watch.how,
         }
 
@@ -149,6 +148,8 @@ class PublicDesk:
         try:
             mounts = self._mounts(connection)
             files = [check_descriptor(fd, connection.pid, mounts) for fd in fds]
+            if any(not file.size for file in files):  # procfs, too
+                raise UsageError("the files were refused", "one of them is empty")
             with self._lock:
                 mine = sum(
                     len(each.files)
@@ -179,7 +180,7 @@ class PublicDesk:
             if not session.files:
                 raise UsageError("the load was not opened", "no files were passed before")
             check_name(arguments["model"])
-            known = self._policies()
+            known = self.settings.policies
             policy = arguments.setdefault("policy", known[0] if known else "")
             if policy not in known and policy not in self._book.engines.attached():
                 raise UsageError(
@@ -284,7 +285,7 @@ class PublicDesk:
         return {
             "bytes": stop - start,
             "resident_bytes": cached,
-            "governed": self._book.engines.governor_of(file.key, fd) is not None,
+            "governed": self._book.engines.governor_of(file) is not None,
         }
 
     def _drop(
@@ -350,7 +351,12 @@ class PublicDesk:
 
     def _session(self, connection: Connection) -> _Session:
         with self._lock:
-            return self._sessions.setdefault(connection, _Session(gone=not connection.alive))
+            session = self._sessions.get(connection)
+            if session is None:
+                session = _Session(gone=not connection.alive)
+                if connection.alive:  # or nobody would take it out again
+                    self._sessions[connection] = session
+            return session
 
     def _taken(self, session: _Session) -> list[int]:
         """Take the files that wait; their descriptors are the caller's now."""
@@ -367,10 +373,6 @@ class PublicDesk:
 
     def _mounts(self, connection: Connection) -> Mounts | None:
         return Mounts(connection.pid) if connection.uid else None
-
-    def _policies(self) -> list[str]:
-        known = {each.name for each in policies.discover()}
-        return [name for name in self.settings.config.policies if name in known]
 
     def _watch(self, connection: Connection, session: _Session) -> bool:
         """Watch the process; False if it has ended."""

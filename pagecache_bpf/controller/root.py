@@ -123,21 +123,20 @@ class RootDesk:
         return self._read_again()
 
     def _admit(
-        self, model: str, files: dict[str, int], budget: int | None = None, dry: bool = False
+        self, model: str, files: dict[str, int], budget: int | None = None
     ) -> dict[str, Any]:
         """Judge what `attach` and `tag` bring: files by their keys in hex, with their sizes.
 
-        dry: only judge.  Raises PagecacheError when it does not fit.
+        Raises PagecacheError when it does not fit.
         """
         self.sweep()
         budgets = self._book.budgets
         sizes = {bytes.fromhex(name): size for name, size in files.items()}
-        decision = budgets.decide(model, sizes, budget, headroom(os.getpid()))
+        decision = budgets.decide_for_root(model, sizes, budget, headroom(os.getpid()))
         if decision.kind in ("queue", "refuse"):  # a command does not wait
             raise refusal(model, decision)
-        if not dry:
-            budgets.claim(f"model:{model}", Claim(model, 0, sizes, decision.granted))
-        return {"kind": decision.kind, "granted": decision.granted, "message": decision.message}
+        budgets.claim(f"model:{model}", Claim(model, 0, sizes, decision.granted))
+        return decision.as_json()
 
     def _release(self, model: str) -> dict[str, Any]:
         """Take back what `admit` has noted."""

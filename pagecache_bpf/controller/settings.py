@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from pagecache_bpf import policies
 from pagecache_bpf.controller.config import Config, ModelConfig
 from pagecache_bpf.errors import PagecacheError
 from pagecache_bpf.models import Model, resolve
@@ -32,11 +33,14 @@ class Configured:
 class Settings:
     """A configuration and the models that it names, as their files are now.
 
-    missing: sentences about models that were not found; they are looked for again at a reload.
+    policies: those of loads.policies that there are.  missing: sentences about models that were
+    not found; they are looked for again at a reload.
     """
 
     def __init__(self, config: Config) -> None:
         self.config = config
+        known = {each.name for each in policies.discover()}
+        self.policies = [name for name in config.policies if name in known]
         self.models: list[Configured] = []
         self.missing: list[str] = []
         for each in config.models:

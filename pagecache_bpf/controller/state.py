@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a restarted controller takes up again: the policies of engine agent and their tags.
+"""What a restarted controller takes up again, or clears away.
 
-The module's policies, tags and counters live in the kernel and need no file.  Those of the agent
-end with its process; with `persist` they are written down at each change.
+The module's policies, tags and counters live in the kernel and need no file; which of them the
+controller had made for loads and configured models is written down at each change, so that the
+next one can end what a killed one could not.  Policies of the agent end with its process; with
+`persist` they and their tags are written down too.
 """
 
 from __future__ import annotations
@@ -10,7 +12,7 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Collection
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +20,11 @@ from pagecache_bpf import policies
 from pagecache_bpf._logs import RUN_DIR
 from pagecache_bpf.agent.engine import key_of
 from pagecache_bpf.agent.service import Service
+from pagecache_bpf.controller.engines import STRUCT_OPS, Engines, Placed
 from pagecache_bpf.errors import PagecacheError
 
 PATH = RUN_DIR / "state.json"
+KERNEL = RUN_DIR / "kernel.json"
 VERSION = 1
 _log = logging.getLogger(__name__)
 
@@ -38,7 +42,10 @@ def save(service: Service, without: Collection[bytes], path: Path = PATH) -> Non
         for key, tag in list(agent.tags.items())
         if key not in without
     ]
-    content = {"version": VERSION, "policies": attached, "tags": tags}
+    _write({"version": VERSION, "policies": attached, "tags": tags}, path)
+
+
+def _write(content: dict[str, Any], path: Path) -> None:
     fresh = path.with_suffix(".new")
     with open(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as out:
         json.dump(content, out, indent=1)
@@ -50,6 +57,34 @@ def save(service: Service, without: Collection[bytes], path: Path = PATH) -> Non
 def forget(path: Path = PATH) -> None:
     """Leave nothing behind."""
     path.unlink(missing_ok=True)
+
+
+def save_kernel(own: Mapping[str, str], placed: Iterable[Placed], path: Path = KERNEL) -> None:
+    """Write down which of the kernel's policies and tags are this controller's."""
+    mine = [name for name, engine in own.items() if engine == STRUCT_OPS]
+    tags = [each.identity for each in placed if each.identity is not None]
+    if mine or tags:
+        _write({"version": VERSION, "policies": mine, "tags": tags}, path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def adopt_kernel(engines: Engines, path: Path = KERNEL) -> None:
+    """Take over a killed controller's policies; its loads have ended, so their tags go."""
+    try:
+        content = json.loads(path.read_bytes())
+        mine = [str(name) for name in content["policies"]]
+        tags = [(int(a), int(b), int(c), int(d)) for a, b, c, d in content["tags"]]
+    except FileNotFoundError:
+        return
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        _log.warning("%s cannot be used: %s", path, error)
+        return
+    for identity in tags:
+        engines.untag(Placed(STRUCT_OPS, "", b"", identity))
+    attached = engines.attached()
+    engines.own.update({name: STRUCT_OPS for name in mine if attached.get(name) == STRUCT_OPS})
+    _log.info("took over %d policies, took %d tags of loads away", len(engines.own), len(tags))
 
 
 def restore(service: Service, path: Path = PATH) -> list[str]:

@@ -229,7 +229,7 @@ class Server:
 
     def wake(self) -> None:
         """Make step() return.  From any thread, and from signal handlers."""
-        with suppress(BlockingIOError):
+        with suppress(OSError):  # it is full, or this is over
             self._waker.send(b"\0")
 
     def step(self, seconds: float) -> None:

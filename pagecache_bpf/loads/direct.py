@@ -8,6 +8,7 @@ import time
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pagecache_bpf import kmodule, loader, policies
 from pagecache_bpf.agent import client
@@ -20,8 +21,12 @@ from pagecache_bpf.loads.snapshot import Snapshot, opened, resident_of
 from pagecache_bpf.loads.ways import Wish
 from pagecache_bpf.policies import PolicyInfo
 
-#: Taken when the caller names none.
+if TYPE_CHECKING:
+    from pagecache_bpf.templates.replay import Assigned
+
+#: Taken when the caller names none: without a template, and with one.
 DEFAULT_POLICY = "sequential"
+TEMPLATE_POLICY = "maio"
 _MIB = 1 << 20
 
 
@@ -33,7 +38,7 @@ class Direct:
     """
 
     def __init__(self, wish: Wish) -> None:
-        self._policy = wish.policy or DEFAULT_POLICY
+        self._policy = wish.policy or (TEMPLATE_POLICY if wish.template else DEFAULT_POLICY)
         self._wish = replace(wish, policy=self._policy)
         self._why = ""
         self._notes: list[str] = []
@@ -41,7 +46,9 @@ class Direct:
         self._started = time.monotonic()
         self._stalled = blocked_seconds()
         self._snapshot = Snapshot(wish.model.files)
-        self._attached = self._attach()
+        info = policies.find(self._policy)
+        template = self._template(info)
+        self._attached = self._attach(info, template)
         try:
             with Governor() as governor:
                 engine = governor.engine_of(self._policy)
@@ -50,17 +57,52 @@ class Direct:
                 self._engine = engine
                 self._before = self._status(governor)
                 self._tag(governor)
+                if template is not None:
+                    self._give(governor, template)
         except BaseException:
             self._undo()
             raise
         if engine == AGENT:
             self._why = "the kernel module is not loaded (pagecache-bpf module load)"
-        if wish.template is not None:
-            self._notes.append("the template is not used: it takes the controller")
 
-    def _attach(self) -> bool:
+    def _template(self, info: PolicyInfo) -> Assigned | None:
+        """The template that was asked for, or derived for a policy that lives on one."""
+        if not info.takes_templates:
+            if self._wish.template is not None:
+                self._notes.append(f"the template is not used: {info.name} takes none")
+            return None
+        from pagecache_bpf import templates
+        from pagecache_bpf.templates.replay import Assigned
+
+        model = self._wish.model
+        try:
+            if self._wish.template is None:
+                found = templates.derive(model)
+                paths = dict(enumerate(templates.template.locate(found, model.root, model.files)))
+                return Assigned(model.name, found, paths)
+            found = templates.read(Path(self._wish.template))
+            fit = templates.check(found, model.root, model.files)
+            found = templates.require_fit(found, fit, self._wish.template, partial=True)
+            return Assigned(model.name, found, fit.paths)
+        except PagecacheError as error:
+            self._notes.append(f"no template is used: {error}")
+            return None
+
+    def _give(self, governor: Governor, template: Assigned) -> None:
+        from pagecache_bpf.templates import replay
+
+        if not self._attached:
+            self._notes.append(
+                f"the template is not used: {self._policy} was attached already, perhaps with one"
+            )
+            return
+        try:
+            replay.give(governor, self._policy, [template])
+        except PagecacheError as error:
+            self._notes.append(f"the template is not used: {error}")
+
+    def _attach(self, info: PolicyInfo, template: Assigned | None) -> bool:
         """Attach the policy unless it is; True if that was done here."""
-        info = policies.find(self._policy)
         with Governor() as governor:
             if governor.engine_of(info.name) is not None:
                 if self._wish.budget is not None:
@@ -69,14 +111,19 @@ class Direct:
                     )
                 return False
         knobs = self._knobs(info)
+        sizes: dict[str, int] = {}
+        if template is not None:
+            from pagecache_bpf.templates.replay import sizes_for
+
+            sizes = sizes_for([(template.name, template.template)])
         try:
             if kmodule.is_loaded():
-                loader.attach(info, knobs)
+                loader.attach(info, knobs, sizes=sizes)
             else:
                 obj = policies.agent_object(info)
                 client.start()
                 with client.AgentDevice() as agent:
-                    agent.attach(info, obj, knobs)
+                    agent.attach(info, obj, knobs, sizes)
         except PagecacheError as error:
             with Governor() as governor:
                 if governor.engine_of(info.name) is None:
@@ -145,11 +192,13 @@ class Direct:
         last = self.report()
         self._undo()
         evicted = 0 if keep else self._snapshot.drop_rest()
+        self._snapshot.close()
         resident = resident_of(self._wish.model.files)
         return replace(last, done=True, evicted_bytes=evicted, resident_bytes=resident)
 
     def forget(self) -> None:
-        """Nothing is held open: tags are the kernel's, or the agent's."""
+        """Tags are the kernel's, or the agent's."""
+        self._snapshot.close()
 
     def _status(self, governor: Governor) -> PolicyStatus | None:
         found = (each for _, each in governor.policies() if each.name == self._policy)

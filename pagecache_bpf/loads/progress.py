@@ -20,7 +20,7 @@ from pathlib import Path
 PAGE_SIZE = os.sysconf("SC_PAGE_SIZE")
 _ENTRY = 8  # bytes of /proc/PID/pagemap a page
 _MAX_PROCESSES = 64  # tensor-parallel workers of one host; more cost more than they tell
-_FAMILY_SECONDS = 1.0
+_FAMILY_SECONDS = 0.1
 _PRESENT = 0x80
 
 
@@ -91,10 +91,12 @@ class Progress:
         return found
 
     def _processes(self) -> list[int]:
-        """This process and its descendants; looked up once a second, as it takes a while."""
-        if time.monotonic() >= self._look_again:
-            self._look_again = time.monotonic() + _FAMILY_SECONDS
+        """This process and its descendants; not looked up every time, as it may take a while."""
+        started = time.monotonic()
+        if started >= self._look_again:
             self._pids = descendants(os.getpid(), self._proc)
+            now = time.monotonic()
+            self._look_again = now + max(_FAMILY_SECONDS, 50 * (now - started))
         return self._pids
 
     def _look_at_maps(

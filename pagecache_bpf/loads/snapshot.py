@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -66,6 +67,12 @@ class Snapshot:
         self._paths = tuple(paths)
         self.known = True
         self.resident = 0
+        # A shared lock on the first file tells the loads of other processes (the ranks of one
+        # model) that this one is under way; nobody needs to be asked, and it ends with us.
+        self._claim = -1
+        with suppress(OSError):
+            self._claim = os.open(paths[0], os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+            fcntl.flock(self._claim, fcntl.LOCK_SH | fcntl.LOCK_NB)
         #: Numbers of the chunks that were there, by file; None: all of them.
         self._there: list[frozenset[int] | None] = []
         for path in paths:
@@ -96,10 +103,31 @@ class Snapshot:
         there = self._there[file]
         return there is None or offset // CHUNK in there
 
+    def others(self) -> bool:
+        """Whether another process has a load of these files open."""
+        if self._claim < 0:
+            return False
+        try:
+            fcntl.flock(self._claim, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            return True
+        return False
+
+    def close(self) -> None:
+        """Let go of the claim."""
+        if self._claim >= 0:
+            os.close(self._claim)
+            self._claim = -1
+
     def drop_rest(self) -> int | None:
-        """Drop what was not there, as far as nobody maps it; bytes that went, None if unknown."""
+        """Drop what was not there, as far as nobody maps it; bytes that went, None if unknown.
+
+        Nothing while another process's load needs it: the last one drops.
+        """
         if not self.known:
             return None
+        if self.others():
+            return 0
         dropped = 0
         for path, there in zip(self._paths, self._there, strict=True):
             if there is None:

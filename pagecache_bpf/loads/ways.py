@@ -13,6 +13,9 @@ from pagecache_bpf.loads.report import NONE, Report
 from pagecache_bpf.models import Model
 from pagecache_bpf.topology import Placement
 
+#: Narrows what load() tries; see begin().
+VARIABLE = "PAGECACHE_BPF_API"
+
 
 @dataclass(frozen=True)
 class Wish:
@@ -82,15 +85,18 @@ class Nothing:
 def begin(wish: Wish) -> Way:
     """Serve a load in the best way there is.  Never raises because this machine cannot.
 
-    Raises UsageError for a policy that nobody knows.
+    PAGECACHE_BPF_API in the environment narrows it: "alone" to what this process can do by
+    itself, "off" to nothing.
     """
     reasons: list[str] = []
-    for try_it in (_remote, _direct, _alone):
+    ways = [_remote, _direct, _alone]
+    asked = os.environ.get(VARIABLE, "")
+    if asked in ("alone", "off"):
+        reasons.append(f"{VARIABLE} is {asked}")
+        del ways[: 2 if asked == "alone" else 3]
+    for try_it in ways:
         try:
             return try_it(wish, tuple(reasons))
-        except UsageError as error:
-            # The request is wrong; but what a controller refuses, we may still do ourselves.
-            reasons.append(_reason(error))
         except (PagecacheError, OSError) as error:
             reasons.append(_reason(error))
         except Exception as error:  # a bug of ours must not end a server

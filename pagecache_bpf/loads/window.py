@@ -78,12 +78,16 @@ class Window:
         self._alone.stop()
         evicted = self._alone.dropped_bytes
         dropped = 0 if keep else self._snapshot.drop_rest()
+        if not keep and self._snapshot.known and self._snapshot.others():
+            self._notes.append("another process is loading the same files: it will drop them")
+        self._snapshot.close()
         return replace(
             self.report(), done=True, evicted_bytes=None if dropped is None else evicted + dropped
         )
 
     def forget(self) -> None:
         """Threads do not follow into a child."""
+        self._snapshot.close()
 
     def _read(self, resident: int | None) -> Report:
         stalled = blocked_seconds(self._alone.thread_ids)

@@ -20,6 +20,7 @@ from tests.unit.command import COMMAND, ROOT, Result, environment, run
 
 T = TypeVar("T")
 NOBODY, OTHER = 65534, 65533
+AGENT = '[loads]\nengine = "agent"\npolicies = ["sequential", "noop"]\n'
 
 
 @dataclass
@@ -125,3 +126,22 @@ def as_user(uid: int, action: Callable[[], T]) -> T:
         raise value
     result: T = value
     return result
+
+
+def opened(paths: list[Path]) -> list[int]:
+    return [os.open(path, os.O_RDONLY) for path in paths]
+
+
+def load(client: Client, paths: list[Path], **arguments: Any) -> dict[str, Any]:
+    """Open a load of these files."""
+    fds = opened(paths)
+    try:
+        return client.open_load(fds, **{"model": "m", **arguments})
+    finally:
+        for fd in fds:
+            os.close(fd)
+
+
+def tagged(controller: Controller) -> list[tuple[str, str]]:
+    with controller.root() as root:
+        return sorted((tag.path, tag.policy) for tag in root.tags())

@@ -1,17 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The controller at work: loads, budgets, the ends of processes, restarts."""
+"""The controller at work: loads, budgets, the ends of processes, templates."""
 
 from __future__ import annotations
 
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +20,8 @@ import pytest
 from benchmarks.cachestat import PAGE_SIZE, drop, resident_pages
 from pagecache_bpf.cli.verbs import attach, serve, status
 from pagecache_bpf.controller.processes import CONNECTOR, PIDFD, Delays, Watch
-from pagecache_bpf.controller.protocol import Client
-from pagecache_bpf.errors import PagecacheError, UnsupportedError
-from tests.native.controller import Controller, serving, start
+from pagecache_bpf.errors import PagecacheError
+from tests.native.controller import AGENT, Controller, load, opened, serving, tagged
 from tests.unit.command import undocumented
 from tests.vm.kernel import make_file, wait_for
 
@@ -30,7 +29,6 @@ pytestmark = pytest.mark.native
 
 PAGES = 8191
 ROOT = Path(__file__).resolve().parents[2]
-AGENT = '[loads]\nengine = "agent"\npolicies = ["sequential", "noop"]\n'
 
 
 @pytest.fixture
@@ -45,29 +43,19 @@ def controller(tmp_path: Path) -> Iterator[Controller]:
         yield found
 
 
-def opened(paths: list[Path]) -> list[int]:
-    return [os.open(path, os.O_RDONLY) for path in paths]
-
-
-def load(client: Client, paths: list[Path], **arguments: Any) -> dict[str, Any]:
-    """Open a load of these files."""
-    fds = opened(paths)
-    try:
-        return client.open_load(fds, **{"model": "m", **arguments})
-    finally:
-        for fd in fds:
-            os.close(fd)
+def links(controller: Controller) -> list[str]:
+    """What the controller has open."""
+    found = []
+    for each in Path(f"/proc/{controller.process.pid}/fd").iterdir():
+        with suppress(FileNotFoundError):
+            found.append(os.readlink(each))
+    return found
 
 
 def read(path: Path) -> None:
     command = "import sys\nwhile sys.stdin.buffer.raw.read(131072): pass"
     with path.open("rb", buffering=0) as source:
         subprocess.run([sys.executable, "-c", command], stdin=source, check=True)
-
-
-def tagged(controller: Controller) -> list[tuple[str, str]]:
-    with controller.root() as root:
-        return sorted((tag.path, tag.policy) for tag in root.tags())
 
 
 def test_a_load_from_the_beginning_to_the_end(controller: Controller, files: list[Path]) -> None:
@@ -115,8 +103,7 @@ def test_what_a_file_has_in_the_cache(controller: Controller, files: list[Path])
         with pytest.raises(PagecacheError, match="multiple"):
             client.residency(fd, 1)
     os.close(fd)
-    held = [os.readlink(each) for each in Path(f"/proc/{controller.process.pid}/fd").iterdir()]
-    assert str(files[0]) not in held
+    wait_for(lambda: str(files[0]) not in links(controller), "the file to be closed")
 
 
 def test_loads_share_files(controller: Controller, files: list[Path]) -> None:
@@ -144,6 +131,21 @@ def test_roots_tags_are_left_alone(controller: Controller, files: list[Path]) ->
         assert report["policy"] == "noop"
         client.done(report["load"])
     assert tagged(controller) == [(str(files[0]), "noop")]
+
+
+def test_the_node_of_the_devices(controller: Controller, files: list[Path]) -> None:
+    """Known where all of them are near one node that there is; else it stays unknown."""
+    here = {"name": "cuda:0", "pci": None, "node": 0}
+    for devices, node in (
+        ([here, here], 0),
+        ([here, {"name": "cuda:1", "node": None}], None),
+        ([{"name": "cuda:0", "node": 1023}], None),
+        ([], None),
+    ):
+        with controller.client() as client:
+            report = load(client, files[:1], devices=devices)
+            assert report["node"] == node
+            assert client.close(report["load"])["state"] == "done"
 
 
 def test_a_policy_that_does_not_exist(controller: Controller, files: list[Path]) -> None:
@@ -279,7 +281,7 @@ def test_a_load_beyond_the_budget_streams(tmp_path: Path, files: list[Path]) -> 
         assert not undocumented(details, status.JSON["status"])
         (claim,) = details["controller"]["claims"]
         assert (claim["model"], claim["uid"], claim["charged_bytes"]) == ("m", 0, budget)
-        assert "67.1 MB" in controller.run("status").out
+        assert "64.0 MiB of 64.0 MiB claimed" in controller.run("status").out
         client.done(report["load"])
         assert load(client, files)["admission"] == "fits"
         assert client.status()["budget"]["claimed_bytes"] == 2 * size
@@ -328,158 +330,20 @@ def test_attach_tells_of_the_budget(tmp_path: Path, files: list[Path]) -> None:
         assert data["controller"]["claims"] == []
 
 
-# --- life ---
-
-
-def test_one_at_a_time(controller: Controller, files: list[Path]) -> None:
-    second = start(controller.directory, AGENT)
-    assert second.wait(20) == 1
-    text = (controller.directory / "stderr").read_text()
-    assert "another controller runs already" in text
-    assert f"process {controller.process.pid}" in text
-    # What attach wants is done by the one that runs.
-    assert controller.run("attach", "noop", "--engine", "agent", files[0]).code == 0
-    with controller.root() as root:
-        assert root.pid == controller.process.pid
-    with controller.client() as client:
-        assert client.hello()["pid"] == controller.process.pid
-
-
-def test_an_agent_on_demand_is_named(tmp_path: Path) -> None:
-    directory = tmp_path / "run"
-    env = {"PAGECACHE_BPF_RUN_DIR": str(directory)}
-    from tests.unit.command import run
-
-    assert run("attach", "noop", "--engine", "agent", env=env).code == 0
-    assert start(directory, AGENT).wait(20) == 1
-    assert "pagecache-bpf detach --all" in (directory / "stderr").read_text()
-    assert not (directory / "control.sock").exists()
-    assert run("detach", "--all", env=env).code == 0
-
-
-def test_nothing_is_left_behind(tmp_path: Path, files: list[Path]) -> None:
-    directory = tmp_path / "run"
-    with serving(directory, AGENT) as controller:
-        assert controller.run("attach", "noop", "--engine", "agent", files[0]).code == 0
-        assert controller.stop() == 0
-    assert sorted(path.name for path in directory.iterdir()) == [
-        "agent.lock",
-        "config.toml",
-        "stderr",
-    ]
-    with serving(directory, AGENT) as controller:
-        assert tagged(controller) == []
-
-
-@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
-def test_what_persists_is_taken_up_again(
-    tmp_path: Path, files: list[Path], how: signal.Signals
-) -> None:
-    directory = tmp_path / "run"
-    with serving(directory, AGENT, "--persist") as controller:
-        words = ("attach", "sequential", "--engine", "agent", "--knob", "max_window_mib=8")
-        assert controller.run(*words, *files).code == 0
-        with controller.client() as client:  # a load is not: its process would have to ask again
-            load(client, [make_file(tmp_path / "c.safetensors", 3)])
-            files[1].unlink()
-            make_file(files[1], 5)
-            controller.process.send_signal(how)
-            controller.process.wait(20)
-    with serving(directory, AGENT, "--persist") as controller:
-        assert tagged(controller) == [(str(files[0]), "sequential")]
-        (sentence,) = controller.ready["failed"]
-        assert "another file has its name now" in sentence
-        (policy,) = controller.run("status", "--json").data["policies"]
-        assert policy["knobs"]["max_window_mib"] == 8
-        assert controller.run("detach", "--all").code == 0
-    with serving(directory, AGENT, "--persist") as controller:
-        assert tagged(controller) == [] and controller.ready["policies"] == {}
-
-
-def test_the_configuration_is_read_again(tmp_path: Path, files: list[Path]) -> None:
-    def text(path: Path) -> str:
-        listen = f'[socket]\nmode = "0600"\nlisten = "{directory}/control.sock"\n'
-        model = f'[[model]]\npath = "{path}"\npolicy = "sequential"\nbudget = "16MiB"\n'
-        return f"{listen}{AGENT}{model}"
-
-    directory = tmp_path / "run"
-    with serving(directory, text(files[0])) as controller:
-        assert controller.ready["policies"] == {"sequential": "agent"}
-        assert tagged(controller) == [(str(files[0]), "sequential")]
-        config = directory / "config.toml"
-        config.write_text("nonsense = 1\n")
-        controller.process.send_signal(signal.SIGHUP)
-        wait_for(
-            lambda: "the old configuration stays" in (directory / "stderr").read_text(),
-            "the mistake to be told",
-        )
-        assert tagged(controller) == [(str(files[0]), "sequential")]
-        config.write_text(text(files[1]))
-        controller.process.send_signal(signal.SIGHUP)
-        wait_for(
-            lambda: tagged(controller) == [(str(files[1]), "sequential")],
-            "the other model to be tagged",
-        )
-        with controller.client() as client:  # by its file, whatever the client calls it
-            report = load(client, files[1:], model="another-name")
-            assert (report["model"], report["budget_bytes"]) == ("b.safetensors", 16 << 20)
-
-
-def test_the_service_manager_is_told(tmp_path: Path) -> None:
-    address = str(tmp_path / "notify")
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
-        manager.bind(address)
-        manager.settimeout(20)
-        told = ""
-
-        def expect(what: str) -> None:
-            nonlocal told
-            while what not in told:
-                told += manager.recv(4096).decode() + "\n"
-
-        env = {"NOTIFY_SOCKET": address, "WATCHDOG_USEC": "400000"}
-        with serving(tmp_path / "run", AGENT, **env) as controller:
-            expect("READY=1")
-            expect("WATCHDOG=1")
-            told = ""
-            controller.process.send_signal(signal.SIGHUP)
-            expect("RELOADING=1\nMONOTONIC_USEC=")
-            expect("READY=1")
-            assert controller.stop() == 0
-            expect("STOPPING=1")
-
-
-def test_a_bad_configuration_is_a_usage_error(tmp_path: Path) -> None:
-    process = start(tmp_path / "run", "persist = 1\n")
-    assert process.wait(20) == 2
-    assert "line 1: persist" in (tmp_path / "run" / "stderr").read_text()
-    process = start(tmp_path / "run", '[socket]\ngroup = "nosuchgroup"\n')
-    assert process.wait(20) == 2
-    text = (tmp_path / "run" / "stderr").read_text()
-    assert "there is no group nosuchgroup" in text and "Traceback" not in text
-    assert not (tmp_path / "run" / "control.sock").exists()
-
-
-def test_without_a_controller_the_client_is_told(tmp_path: Path) -> None:
-    with pytest.raises(UnsupportedError, match="no controller runs"):
-        Client(tmp_path / "control.sock")
-
-
 def test_a_load_of_a_thousand_files(controller: Controller, tmp_path: Path) -> None:
     shards = []
     for number in range(1000):
         path = tmp_path / f"shard{number:04}.safetensors"
         path.write_bytes(b"x" * 100)
         shards.append(path)
-    before = controller.descriptors()
     with controller.client() as client:
         begin = time.monotonic()
         report = load(client, shards)
         took = time.monotonic() - begin
         assert (report["files"], len(tagged(controller))) == (1000, 1000)
+        assert not [path for path in links(controller) if "shard" in path]
         client.done(report["load"])
     assert took < 60
-    wait_for(lambda: controller.descriptors() <= before, "the descriptors to be closed")
 
 
 def test_pages_of_others_are_not_touched(controller: Controller, files: list[Path]) -> None:
@@ -493,3 +357,42 @@ def test_pages_of_others_are_not_touched(controller: Controller, files: list[Pat
         assert resident_pages(files[0]) == 101
     drop(files[:1])
     assert json.dumps(report)
+
+
+def test_templates_of_loads(tmp_path: Path) -> None:
+    """Derived where none comes along; one that is passed is used if it is of these files."""
+    np = pytest.importorskip("numpy")
+    numpy_files = pytest.importorskip("safetensors.numpy")
+    from pagecache_bpf import templates
+    from pagecache_bpf.models import resolve
+
+    names = {"a": tmp_path / "a.safetensors", "b": tmp_path / "b.safetensors"}
+    for seed, path in enumerate(names.values()):
+        shape = (1021 + seed, 1024)
+        tensors = {f"layer.{n}": np.full(shape, seed + n, np.float32) for n in range(4)}
+        numpy_files.save_file(tensors, path)
+    texts = {
+        name: b"".join(templates.text.render(templates.derive(resolve(path))))
+        for name, path in names.items()
+    }
+    with (
+        serving(tmp_path / "run", AGENT.replace('"sequential"', '"maio"')) as controller,
+        controller.client() as client,
+    ):
+        report = load(client, [names["a"]], model="a")
+        assert (report["policy"], report["template"], report["template_why"]) == (
+            *("maio", "derived", ""),
+        )
+        (policy,) = controller.run("status", "--json").data["policies"]
+        assert [each["model"] for each in policy["templates"]] == ["a"]
+        read(names["a"])
+        passed = load(client, [names["b"]], model="b", template=texts["b"])
+        assert passed["template"] == "derived"
+        assert client.close(passed["load"])["state"] == "done"
+        other = load(client, [names["b"]], model="b", template=texts["a"])
+        assert other["template"] is None
+        assert "does not fit the files" in other["template_why"]
+        client.close(other["load"])
+        broken = load(client, [names["b"]], model="b", template="nonsense")
+        assert broken["template"] is None and broken["template_why"]
+        client.done(report["load"])

@@ -7,8 +7,9 @@ import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from pagecache_bpf.cli.budget import ADMISSION_JSON, admission_rows
 from pagecache_bpf.cli.output import TROUBLESHOOTING, Output, add_note, pairs
 from pagecache_bpf.errors import PagecacheError, UnsupportedError
 from pagecache_bpf.units import format_size, plural
@@ -73,6 +74,7 @@ JSON = {
         "templates[].extents": "ranges that it lists",
         "templates[].bytes": "bytes that it reads, each once",
         "templates[].fitting_bytes": "of these, those that fit the files",
+        **ADMISSION_JSON,
         "undo": "the command that takes it all back",
     }
 }
@@ -105,6 +107,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=_setting,
         default=[],
         help="set a knob (`policy show POLICY` lists them); may be given several times",
+    )
+    parser.add_argument(
+        "--budget",
+        metavar="SIZE",
+        type=_size,
+        help="how much of its files the policy may have in the page cache, like 40GiB (sets the "
+        "knob budget_mib)",
     )
     parser.add_argument(
         "--template",
@@ -149,15 +158,25 @@ def _setting(text: str) -> tuple[str, str]:
     return name, value
 
 
+def _size(text: str) -> int:
+    from pagecache_bpf.units import parse_size
+
+    try:
+        return parse_size(text)
+    except PagecacheError as error:
+        raise argparse.ArgumentTypeError(f"{error.what}: {error.why}") from None
+
+
 def run(args: argparse.Namespace, out: Output) -> int:
     """Check everything that needs no root, then change the system."""
     from pagecache_bpf import libbpf, policies
+    from pagecache_bpf.cli.budget import budget_knob
     from pagecache_bpf.cli.tagging import require_root, resolve_all
     from pagecache_bpf.cli.templating import choose
     from pagecache_bpf.governor import Governor
 
     info = policies.find(args.policy)
-    knobs = policies.parse_knobs(info, dict(args.knob))
+    knobs = budget_knob(info, args.budget, policies.parse_knobs(info, dict(args.knob)))
     models = resolve_all(args.paths, args.model)
     templates = choose(info, models, args.template, args.partial, out)
     libbpf.library()
@@ -165,7 +184,9 @@ def run(args: argparse.Namespace, out: Output) -> int:
     engine = _engine(args.engine, info)
     with Governor(observe=not args.no_observe) as governor:
         refuse_second(governor, info.name)
-        tagging = _attach_and_tag(governor, engine, info, knobs, models, templates, args.replace)
+        tagging, admission = _attach_and_tag(
+            *(governor, engine, info, knobs, models, templates), args.replace, args.budget
+        )
     values = {knob.name: knobs.get(knob.name, knob.default) for knob in info.knobs}
     undo = f"pagecache-bpf detach {info.name}"
     data = {
@@ -184,6 +205,7 @@ def run(args: argparse.Namespace, out: Output) -> int:
         "module_loaded_from": str(engine.loaded_from) if engine.loaded_from else None,
         "models": tagging.as_json(),
         "templates": [each.as_json() for each in templates],
+        "admission": admission,
         "undo": undo,
     }
 
@@ -198,6 +220,7 @@ def run(args: argparse.Namespace, out: Output) -> int:
         rows += [("knob", f"{name} = {values[name]} {units[name]}".rstrip()) for name in knobs]
         rows += tagged_rows(tagging)
         rows += [("template", str(each)) for each in templates]
+        rows += admission_rows(admission)
         if not models:
             rows.append(
                 ("tagged", f"nothing yet; next: pagecache-bpf tag PATH --policy {info.name}")
@@ -278,9 +301,11 @@ def _attach_and_tag(
     models: Sequence[Model],
     templates: Sequence[Chosen],
     replace: bool,
-) -> Tagging:
+    budget: int | None,
+) -> tuple[Tagging, list[dict[str, Any]]]:
     """Attach, then tag; on any failure (Ctrl-C too) detach and untag again."""
     from pagecache_bpf import loader
+    from pagecache_bpf.cli.budget import admit, release
     from pagecache_bpf.cli.tagging import Tagging
     from pagecache_bpf.cli.templating import give, sizes_of
 
@@ -291,12 +316,15 @@ def _attach_and_tag(
     else:
         assert governor.agent is not None
         engine.missing = governor.agent.attach(info, engine.object, knobs, sizes)
+    admission: list[dict[str, Any]] = []
     try:
+        admission = admit(governor, models, budget)
         for model in models:
             tagging.add(model)
         give(governor, info.name, templates)
     except BaseException as error:
         untagged = tagging.rollback()
+        release(governor, [each["model"] for each in admission])
         try:
             governor.detach(info.name)
             detached = f"the policy {info.name} is detached"
@@ -304,4 +332,4 @@ def _attach_and_tag(
             detached = f"the policy {info.name} could not be detached ({second})"
         add_note(error, f"rolled back: {detached}, {untagged}")
         raise
-    return tagging
+    return tagging, admission

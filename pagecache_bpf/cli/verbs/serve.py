@@ -17,15 +17,13 @@ DESCRIPTION = """\
 Runs the controller in the foreground until SIGTERM or Ctrl-C. It attaches what the configuration
 names and opens a socket on which processes that load models ask to be served; they prove their
 right to a file by passing its open descriptor. SIGHUP has the configuration read again. systemd
-runs it as pagecache-bpf.service and is told when it is ready.
+runs it as pagecache-bpf.service and is told when it is ready (systemctl enable --now
+pagecache-bpf).
 
 When it ends, loads end with it and so do policies of engine agent and those that it attached for
 loads or the configuration. With --persist policies and tags are taken up again by the next
 serve."""
-EXAMPLES = (
-    ("pagecache-bpf serve", "with /etc/pagecache-bpf/config.toml, if there is one"),
-    ("systemctl enable --now pagecache-bpf", "as a service, after `make install`"),
-)
+EXAMPLES = (("pagecache-bpf serve", "with /etc/pagecache-bpf/config.toml, if there is one"),)
 JSON = {
     "serve": {
         "listen": "the public socket; printed when it answers",

@@ -9,6 +9,7 @@ import time
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
 
+from pagecache_bpf.cli.budget import HELD_JSON, held
 from pagecache_bpf.cli.output import TROUBLESHOOTING, Output, pairs, table
 from pagecache_bpf.cli.templating import REPLAY_JSON, replay_rows, replays
 from pagecache_bpf.cli.verbs.detach import EXIT_JSON, exit_as_json
@@ -37,6 +38,7 @@ JSON = {
         "module.abi_version": "its ABI version; null if it is not loaded",
         "module.hooks[]": "the hooks that it can attach",
         "agent.running": "whether the process of engine agent runs",
+        **HELD_JSON,
         "policies[].name": "the policy",
         "policies[].engine": "struct_ops or agent",
         "policies[].not_honoured[]": "what a policy may ask for and this engine does not do",
@@ -126,6 +128,7 @@ def _collect(governor: Governor) -> dict[str, Any]:
             "hooks": list(info.hooks) if info else [],
         },
         "agent": {"running": governor.agent is not None},
+        "controller": held(governor),
         "policies": policies,
         "inactive_tags": sum(not tag.active for tag in tags),
         "exits": [exit_as_json(record) for record in exits[-EXITS_SHOWN:]],
@@ -208,6 +211,7 @@ def _models(tags: list[Tag]) -> list[dict[str, Any]]:
 
 
 def _human(console: Console, data: dict[str, Any], verbose: bool) -> None:
+    _print_controller(console, data["controller"])
     if not data["policies"]:
         console.print("no policy is attached")
     for policy in data["policies"]:
@@ -290,6 +294,29 @@ def _print_counters(console: Console, counters: dict[str, int], verbose: bool) -
     if lines:
         console.print(table([("counter", "text"), ("value", "number"), ("", "text")], lines))
         console.print()
+
+
+def _print_controller(console: Console, controller: dict[str, Any]) -> None:
+    """The controller and who holds what; nothing where there is nothing to say."""
+    claims = controller["claims"]
+    if not controller["serving"] and not claims:
+        return
+    total, claimed = controller["budget"]["total_bytes"], controller["budget"]["claimed_bytes"]
+    of = f" of {format_size(total)}" if total is not None else ""
+    rows = [("budget", f"{format_size(claimed)}{of} claimed")]
+    if controller["serving"]:
+        rows.insert(0, ("controller", f"process {controller['pid']}, on {controller['listen']}"))
+    console.print(pairs(rows))
+    if claims:
+        columns = [("model", "text"), ("user", "number"), ("process", "number")]
+        columns += [("wants", "number"), ("may hold", "number"), ("counted", "number")]
+        lines = []
+        for each in claims:
+            sizes = (each[f"{name}_bytes"] for name in ("wanted", "granted", "charged"))
+            process = str(each["pid"]) if each["pid"] else "-"
+            lines.append([each["model"], str(each["uid"]), process, *map(format_size, sizes)])
+        console.print(table(columns, lines))
+    console.print()
 
 
 def _print_exits(console: Console, exits: list[dict[str, Any]]) -> None:

@@ -4,8 +4,9 @@
 from __future__ import annotations
 
 import argparse
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from pagecache_bpf.cli.budget import ADMISSION_JSON, admission_rows
 from pagecache_bpf.cli.output import TROUBLESHOOTING, Output, add_note, pairs
 from pagecache_bpf.cli.verbs.attach import MODELS_JSON, add_tag_options, tagged_rows
 from pagecache_bpf.errors import UsageError
@@ -22,6 +23,7 @@ JSON = {
     "tag": {
         "policy": "the policy that governs the files",
         **MODELS_JSON,
+        **ADMISSION_JSON,
         "undo": "the command that takes it back",
     }
 }
@@ -41,6 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace, out: Output) -> int:
     """Tag all files or none."""
+    from pagecache_bpf.cli.budget import admit, release
     from pagecache_bpf.cli.tagging import Tagging, require_root, resolve_all
     from pagecache_bpf.governor import Governor
 
@@ -56,17 +59,26 @@ def run(args: argparse.Namespace, out: Output) -> int:
                 f"{TROUBLESHOOTING}#is-not-attached",
             )
         tagging = Tagging(governor, args.policy, args.replace)
+        admission: list[dict[str, Any]] = []
         try:
+            admission = admit(governor, models, None)
             for model in models:
                 tagging.add(model)
         except BaseException as error:
+            release(governor, [each["model"] for each in admission])
             add_note(error, f"rolled back: {tagging.rollback()}")
             raise
     undo = "pagecache-bpf untag " + " ".join(f"--model {name}" for name in tagging.models)
-    data = {"policy": args.policy, "models": tagging.as_json(), "undo": undo}
+    data = {
+        "policy": args.policy,
+        "models": tagging.as_json(),
+        "admission": admission,
+        "undo": undo,
+    }
 
     def human(console: Console) -> None:
-        console.print(pairs([*tagged_rows(tagging), ("policy", args.policy), ("undo", undo)]))
+        rows = [*tagged_rows(tagging), *admission_rows(admission)]
+        console.print(pairs([*rows, ("policy", args.policy), ("undo", undo)]))
 
     out.emit(data, human)
     return 0

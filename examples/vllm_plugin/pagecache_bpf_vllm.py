@@ -1,0 +1,64 @@
+# SPDX-License-Identifier: Apache-2.0
+"""vLLM's weights, read ahead: pip install this next to vLLM, and nothing else.
+
+vLLM's default loader asks DefaultModelLoader.load_weights(model, model_config) for the weights in
+each worker; a load is open around that call, for the worker's own device.  If vLLM has moved it,
+the plugin says so and does nothing.  VLLM_PLUGINS chooses plugins as ever; PAGECACHE_BPF_BUDGET
+("16GiB") bounds what may be in the page cache at a time.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import os
+import sys
+from typing import Any
+
+import pagecache_bpf as pc
+
+_log = logging.getLogger("vllm.pagecache_bpf")  # below vLLM's own logger, so that it is shown
+_MARK = "_read_ahead_by_pagecache_bpf"
+
+
+def register() -> None:
+    """Wrap the loader; may be called several times in a process, as vLLM does."""
+    try:
+        from vllm.model_executor.model_loader.default_loader import DefaultModelLoader
+
+        original = DefaultModelLoader.load_weights
+    except (ImportError, AttributeError) as error:
+        _log.warning(
+            "this vLLM is not known to pagecache-bpf, its weights are not read ahead: %s", error
+        )
+        return
+    if hasattr(original, _MARK):
+        return
+
+    @functools.wraps(original)
+    def load_weights(self: Any, model: Any, model_config: Any) -> Any:
+        load = _open(str(model_config.model))
+        try:
+            return original(self, model, model_config)
+        finally:
+            if load is not None:
+                _log.info("%s", load.done())
+
+    setattr(load_weights, _MARK, True)
+    DefaultModelLoader.load_weights = load_weights
+
+
+def _open(path: str) -> pc.Load | None:
+    """A load for this worker's device; None where there is nothing to read ahead."""
+    try:
+        return pc.load(path, devices=_device(), budget=os.environ.get("PAGECACHE_BPF_BUDGET"))
+    except pc.PagecacheError as error:  # a name that is not downloaded yet, another source
+        _log.warning("not read ahead: %s", error)
+        return None
+
+
+def _device() -> str | None:
+    torch = sys.modules.get("torch")
+    if torch is None or not torch.cuda.is_initialized():
+        return None
+    return f"cuda:{torch.cuda.current_device()}"

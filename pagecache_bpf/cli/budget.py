@@ -1,0 +1,137 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Asks whether a model fits into budgets and memory, when root attaches or tags it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from pagecache_bpf.errors import PagecacheError, UsageError
+
+if TYPE_CHECKING:
+    from pagecache_bpf.governor import Governor
+    from pagecache_bpf.models import Model
+    from pagecache_bpf.policies import PolicyInfo
+
+KNOB = "budget_mib"
+ADMISSION_JSON = {
+    "admission[].model": "a model that was brought",
+    "admission[].kind": "fits, or stream: only a part of it may be in the page cache at a time",
+    "admission[].wanted_bytes": "size of its files",
+    "admission[].granted_bytes": "what of it may be in the page cache",
+    "admission[].message": "the same in words",
+}
+
+
+def budget_knob(info: PolicyInfo, budget: int | None, knobs: dict[str, int]) -> dict[str, int]:
+    """The knobs with --budget among them.  Raises UsageError: the policy has no such bound."""
+    if budget is None:
+        return knobs
+    if not any(knob.name == KNOB for knob in info.knobs):
+        raise UsageError(
+            f"the policy {info.name} takes no budget",
+            f"it has no knob {KNOB}",
+            "Leave --budget away, or attach another policy",
+        )
+    if KNOB in knobs:
+        raise UsageError("the budget was given twice", f"by --budget and by --knob {KNOB}")
+    if budget < 1 << 20:
+        raise UsageError(f"{budget} bytes are no budget", "the least is 1 MiB")
+    return {**knobs, KNOB: budget >> 20}
+
+
+def admit(governor: Governor, models: Sequence[Model], budget: int | None) -> list[dict[str, Any]]:
+    """Have each model admitted; the controller, where one runs, takes note of what it holds.
+
+    budget: of all of them together, in bytes.  Raises PagecacheError for one that does not fit;
+    nothing is noted then.
+    """
+    answers: list[dict[str, Any]] = []
+    try:
+        for model in models:
+            answers.append(_admit_one(governor, model, budget))
+    except BaseException:
+        release(governor, [each["model"] for each in answers])
+        raise
+    return answers
+
+
+def release(governor: Governor, models: Sequence[str]) -> None:
+    """Take back what was noted."""
+    if governor.agent is not None:
+        for name in models:
+            governor.agent.release(name)
+
+
+def _admit_one(governor: Governor, model: Model, budget: int | None) -> dict[str, Any]:
+    from pagecache_bpf.agent.engine import key_of
+    from pagecache_bpf.cli.tagging import open_file
+
+    files: dict[str, int] = {}
+    for path in model.files:
+        fd = open_file(path)
+        try:
+            files[key_of(fd).hex()] = os.fstat(fd).st_size
+        finally:
+            os.close(fd)
+    if governor.agent is not None:
+        answer = governor.agent.admit(model.name, files, budget)
+    else:
+        from pagecache_bpf.controller.admission import Budgets
+        from pagecache_bpf.controller.loads import headroom
+
+        sizes = {bytes.fromhex(key): size for key, size in files.items()}
+        decision = Budgets().decide_for_root(model.name, sizes, budget, headroom(os.getpid()))
+        answer = decision.as_json()
+    return {"model": model.name, "wanted_bytes": sum(files.values()), **answer}
+
+
+def admission_rows(answers: Sequence[dict[str, Any]]) -> list[tuple[str, str]]:
+    """What people have to know: of models that do not fit as a whole."""
+    return [
+        ("budget", f"model {each['model']}: {each['message']}")
+        for each in answers
+        if each["kind"] != "fits"
+    ]
+
+
+def held(governor: Governor) -> dict[str, Any]:
+    """Who holds what, for `status`: of the controller that runs, if one does."""
+    empty: dict[str, Any] = {
+        "serving": False,
+        "pid": None,
+        "listen": None,
+        "config": None,
+        "persist": False,
+        "process_events": None,
+        "process_events_why": "",
+        "budget": {"total_bytes": None, "claimed_bytes": 0},
+        "claims": [],
+    }
+    if governor.agent is None:
+        return empty
+    try:
+        return {**empty, **governor.agent.controller()}
+    except PagecacheError:  # it has ended meanwhile
+        return empty
+
+
+HELD_JSON = {
+    "controller.serving": "whether `serve` runs, with a socket for loads",
+    "controller.pid": "its process, or the agent's; null: none runs",
+    "controller.listen": "its public socket; null: none",
+    "controller.config": "its configuration; null: the defaults",
+    "controller.persist": "whether its policies and tags are taken up again after a restart",
+    "controller.process_events": "how it notices the end of clients: connector or pidfd",
+    "controller.process_events_why": "why not by the connector; empty if it is",
+    "controller.budget.total_bytes": "bound for all models together; null: the memory's",
+    "controller.budget.claimed_bytes": "what is claimed of it",
+    "controller.claims[].id": "a load's id, or model:NAME of what was attached or configured",
+    "controller.claims[].model": "the model",
+    "controller.claims[].uid": "whose it is",
+    "controller.claims[].pid": "the process that loads it; null: attached",
+    "controller.claims[].wanted_bytes": "size of its files",
+    "controller.claims[].granted_bytes": "what of it may be in the page cache at a time",
+    "controller.claims[].charged_bytes": "what counts against the total: shared files count once",
+}

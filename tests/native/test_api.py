@@ -1,0 +1,207 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The Python API on this kernel: as root, through a real controller, and as nobody."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import stat
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import pagecache_bpf as pc
+from benchmarks.cachestat import PAGE_SIZE, drop, resident_pages
+from pagecache_bpf.agent import client
+from pagecache_bpf.loads import alone, remote, window
+from pagecache_bpf.topology import runtime
+from tests.native.controller import NOBODY, as_user, serving
+from tests.unit.command import COMMAND, ROOT, environment
+from tests.unit.command import NOBODY as AS_NOBODY
+from tests.vm.kernel import make_file, wait_for
+
+pytestmark = pytest.mark.native
+
+PAGES = 8191
+SIZE = PAGES * PAGE_SIZE
+
+# What a server does: load with the API around it, and say how it went.
+SERVER = """
+import json, os, sys
+import pagecache_bpf as pc
+path, wishes = sys.argv[1], json.loads(sys.argv[2])
+with pc.load(path, **wishes) as load:
+    with open(path, "rb", buffering=0) as file:
+        got = 0
+        while data := file.read(131072):
+            got += len(data)
+            if got == 131072 * 16 and len(sys.argv) > 3:
+                print("under way", flush=True)
+                sys.stdin.readline()
+    before = load.report()
+print(json.dumps([got, before.as_json(), load.report().as_json(), os.geteuid()]))
+"""
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Iterator[Path]:
+    """A cold file that all may read, on a device with the usual readahead window."""
+    path = make_file(tmp_path / "model.safetensors", PAGES)
+    number = path.stat().st_dev
+    device = Path("/sys/dev/block", f"{os.major(number)}:{os.minor(number)}")
+    queue = device / "queue" / "read_ahead_kb"
+    if not queue.exists():
+        queue = device.resolve().parent / "queue" / "read_ahead_kb"
+    before = queue.read_text() if queue.exists() else None
+    if before is not None:
+        queue.write_text("128")
+    drop([path])
+    yield path
+    if before is not None:
+        queue.write_text(before)
+
+
+def server(
+    file: Path, directory: Path, *rights: str, stop: bool = False, **wishes: Any
+) -> subprocess.Popen[str]:
+    """Start it, with a run directory of its own; stop: it waits in the middle of its load."""
+    command = [sys.executable, "-c", SERVER, str(file), json.dumps(wishes)]
+    return subprocess.Popen(
+        [*rights, *command, *(["stop"] if stop else [])],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+        env=environment(PAGECACHE_BPF_RUN_DIR=str(directory)),
+    )
+
+
+def finish(process: subprocess.Popen[str]) -> tuple[dict[str, Any], dict[str, Any], int]:
+    """Its reports before and after done(), and its user; all bytes have to have come."""
+    out, err = process.communicate("\n", timeout=120)
+    assert process.returncode == 0, err
+    got, before, after, uid = json.loads(out.splitlines()[-1])
+    assert got == SIZE
+    return before, after, uid
+
+
+def test_root_attaches_a_policy_and_takes_it_back(file: Path, tmp_path: Path) -> None:
+    before, after, uid = finish(server(file, tmp_path / "run"))
+    assert uid == 0 and before["via"] == "direct" and before["policy"] == "sequential"
+    if before["engine"] == "agent":
+        assert "module is not loaded" in before["why"]
+        wait_for(
+            lambda: not client.is_running(tmp_path / "run" / "agent.sock"), "the agent to end", 20
+        )
+    assert before["prefetched_bytes"] > 0.5 * SIZE
+    assert before["resident_before_bytes"] == 0
+    assert before["resident_bytes"] == SIZE and not before["done"]
+    assert after["done"] and after["evicted_bytes"] == SIZE and after["resident_bytes"] == 0
+    assert resident_pages(file) == 0
+
+
+def test_root_leaves_a_policy_that_was_attached_before(file: Path, tmp_path: Path) -> None:
+    run_dir = {"PAGECACHE_BPF_RUN_DIR": str(tmp_path / "run")}
+
+    def cli(*words: str) -> Any:
+        done = subprocess.run(
+            [*COMMAND, *words, "--json"], capture_output=True, text=True, cwd=ROOT,
+            env=environment(**run_dir), check=True,
+        )  # fmt: skip
+        return json.loads(done.stdout)
+
+    cli("attach", "sequential", "--engine", "agent")
+    try:
+        _, after, _ = finish(server(file, tmp_path / "run", budget="8MiB", keep=True))
+        assert after["engine"] == "agent" and any("already" in note for note in after["notes"])
+        assert after["evicted_bytes"] == 0 and resident_pages(file) == PAGES
+        (policy,) = cli("status")["policies"]
+        assert policy["tags"] == 0
+    finally:
+        cli("detach", "sequential")
+
+
+def test_nobody_is_served_by_the_controller(file: Path, tmp_path: Path) -> None:
+    with serving(tmp_path / "run", '[loads]\nengine = "agent"\n'):
+        before, after, uid = finish(
+            server(file, tmp_path / "run", *AS_NOBODY, devices=["npu:0"], budget=16 << 20)
+        )
+    assert uid == NOBODY
+    assert (before["via"], before["engine"]) == ("controller", "agent")
+    assert before["policy"] and before["budget_bytes"] == 16 << 20
+    assert before["devices"][0]["node"] is None
+    assert after["done"] and after["evicted_bytes"] is not None
+    assert resident_pages(file) == 0
+
+
+def test_a_controller_that_is_killed_ends_no_server(file: Path, tmp_path: Path) -> None:
+    with serving(tmp_path / "run", '[loads]\nengine = "agent"\n') as controller:
+        process = server(file, tmp_path / "run", *AS_NOBODY, stop=True)
+        assert process.stdout and process.stdout.readline() == "under way\n"
+        controller.process.send_signal(signal.SIGKILL)
+        controller.process.wait(20)
+        before, after, _ = finish(process)
+    assert before["engine"] == "agent"  # the last that is known
+    assert after["done"]
+
+
+def test_nobody_alone_may_not_know_what_is_in_the_cache(file: Path, tmp_path: Path) -> None:
+    before, after, uid = finish(server(file, tmp_path / "none", *AS_NOBODY))
+    assert uid == NOBODY and (before["engine"], before["via"]) == ("unprivileged", "alone")
+    assert "no controller runs" in before["why"] and "takes root" in before["why"]
+    assert before["resident_bytes"] is None and after["evicted_bytes"] is None
+    assert any("belong to somebody else" in note for note in after["notes"])
+    assert resident_pages(file) == PAGES  # nothing was dropped
+
+
+def test_nobody_owning_the_files_leaves_the_cache_clean(file: Path, tmp_path: Path) -> None:
+    os.chown(file, NOBODY, NOBODY)
+    before, after, _ = finish(server(file, tmp_path / "none", *AS_NOBODY, budget="4MiB"))
+    assert before["resident_before_bytes"] == 0 and before["prefetched_bytes"] > 0
+    assert after["evicted_bytes"] > 0 and resident_pages(file) == 0
+
+
+def test_who_cannot_open_a_file_learns_nothing(tmp_path: Path) -> None:
+    """A user without rights, in a child: nothing is loaded, told or dropped."""
+    assert alone and remote and window and runtime  # imported while they can be read
+    for directory in (tmp_path, *tmp_path.parents):
+        if directory.stat().st_uid == 0 and directory != Path("/"):
+            directory.chmod(directory.stat().st_mode | stat.S_IXOTH)
+    secret = make_file(tmp_path / "secret.safetensors", 101)
+    secret.read_bytes()
+    secret.chmod(0o600)
+    for call in (pc.load, pc.residency, pc.drop, pc.prefetch, pc.tag):
+        with pytest.raises(pc.PrivilegeError, match="cannot be opened"):
+            as_user(NOBODY, lambda call=call: call(secret) and None)  # type: ignore[misc]
+    assert resident_pages(secret) == 101
+
+
+def test_run_as_root(file: Path, tmp_path: Path) -> None:
+    done = subprocess.run(
+        [
+            *COMMAND,
+            "run",
+            "--json",
+            "--policy",
+            "sequential",
+            "--",
+            "sh",
+            "-c",
+            "cat $0 | wc -c; exit 7",
+            file,
+        ],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env=environment(PAGECACHE_BPF_RUN_DIR=str(tmp_path / "run")),
+    )
+    assert done.returncode == 7 and int(done.stdout) == SIZE
+    (report,) = json.loads(done.stderr)["reports"]
+    assert report["via"] == "direct" and report["evicted_bytes"] == SIZE
+    assert resident_pages(file) == 0
