@@ -56,6 +56,7 @@ def test_stats_and_export_on_struct_ops(model: Path) -> None:
     (line,) = [line for line in text.splitlines() if line.startswith(added)]
     assert float(line.removeprefix(added)) == PAGES * PAGE_SIZE
     assert "llama" in run("stats").out
+    assert run("detach", "sequential").code == 0
 
 
 @pytest.fixture
