@@ -82,7 +82,7 @@ format: ## format all sources
 	$(PY) -m ruff format .
 	build/venv/bin/clang-format -i $(C_FILES)
 
-docs: ## write what is generated from the code: ABI for Python, man page
+docs: ## write what is generated from the code: ABI for Python, man page, metrics
 	$(PY) tools/gen_abi.py
 	$(PY) -m pagecache_bpf.cli.docs --write
 
@@ -156,13 +156,14 @@ install: build ## install command, policies, module source for DKMS, man page, c
 	if [ -d build/deps/usr/include ]; then \
 		cp -L build/deps/usr/lib/*/libbpf.so.1 pagecache_bpf/lib/ && \
 		cp -r build/deps/usr/include pagecache_bpf/lib/; fi
-	$(LIB)/bin/python -m pip install -q --disable-pip-version-check . ; status=$$?; \
+	$(LIB)/bin/python -m pip install -q --disable-pip-version-check '.[export]' ; status=$$?; \
 		rm -rf pagecache_bpf/bpf pagecache_bpf/lib build/lib build/bdist.*; exit $$status
 	install -d $(DESTDIR)$(PREFIX)/bin $(DESTDIR)/usr/src/pagecache_bpf-0.1.0/include
 	ln -sf $(PREFIX)/lib/pagecache-bpf/bin/pagecache-bpf $(DESTDIR)$(PREFIX)/bin/pagecache-bpf
 	install -m 644 kmod/*.[ch] kmod/Kbuild kmod/dkms.conf $(DESTDIR)/usr/src/pagecache_bpf-0.1.0
 	install -m 644 bpf/include/pagecache_*.h $(DESTDIR)/usr/src/pagecache_bpf-0.1.0/include
 	install -D -m 644 -t $(SHARE)/man/man1 docs/man/*.1
+	install -D -m 644 -t $(SHARE)/pagecache-bpf packaging/grafana/*.json packaging/prometheus/*.yml
 	install -d $(SHARE)/bash-completion/completions $(SHARE)/zsh/site-functions $(SHARE)/fish/vendor_completions.d
 	$(PY) -m pagecache_bpf completion bash >$(SHARE)/bash-completion/completions/pagecache-bpf
 	$(PY) -m pagecache_bpf completion zsh >$(SHARE)/zsh/site-functions/_pagecache-bpf
@@ -173,7 +174,7 @@ install: build ## install command, policies, module source for DKMS, man page, c
 	@echo "next, as root: dkms install pagecache_bpf/0.1.0 (the module, for this kernel and its updates)"
 
 uninstall: ## remove what `make install` installed
-	rm -rf $(LIB) $(DESTDIR)/usr/src/pagecache_bpf-0.1.0
+	rm -rf $(LIB) $(SHARE)/pagecache-bpf $(DESTDIR)/usr/src/pagecache_bpf-0.1.0
 	rm -f $(DESTDIR)$(PREFIX)/bin/pagecache-bpf $(SHARE)/man/man1/pagecache-bpf.1
 	rm -f $(SYSTEMD)/pagecache-bpf.service
 	rm -f $(SHARE)/bash-completion/completions/pagecache-bpf $(SHARE)/zsh/site-functions/_pagecache-bpf

@@ -11,6 +11,7 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
+from contextlib import suppress
 from dataclasses import dataclass
 
 from pagecache_bpf.errors import UnsupportedError
@@ -100,8 +101,23 @@ def cached_pages(fd: int, start: int = 0, length: int = 0) -> int:
         return mincore(fd, start, length)
 
 
+def resident_pages_or_none(fd: int) -> int | None:
+    """Pages of an open file in the page cache; None for a caller whom the kernel does not tell.
+
+    It tells the owner, root and whoever may write the file; mincore(2) tells others that all
+    of it is there (commit 134fca9063ad, Linux 5.2).
+    """
+    with suppress(UnsupportedError, OSError):
+        return cachestat(fd).cached
+    if os.geteuid() not in (0, os.fstat(fd).st_uid):
+        return None
+    with suppress(OSError):
+        return mincore(fd)
+    return None
+
+
 def mincore(fd: int, start: int = 0, length: int = 0) -> int:
-    """The same by mincore(2): slower, and 0 for files that the caller could not write.
+    """The same by mincore(2): slower, and all pages for files that the caller could not write.
 
     Raises OSError.
     """

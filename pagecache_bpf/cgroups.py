@@ -15,6 +15,7 @@ from pathlib import Path, PurePosixPath
 from pagecache_bpf.errors import UsageError
 from pagecache_bpf.kernelfs import LIVE, KernelFS, Mount
 
+_DOCS = "docs/troubleshooting.md#is-not-a-memory-cgroup"
 _UNLIMITED = 1 << 62  # v1 says LONG_MAX, rounded down to a page
 
 
@@ -120,7 +121,9 @@ def of_path(path: str | Path, kernel: KernelFS = LIVE) -> Memory:
     version, mount = _hierarchy(kernel)
     name = str(PurePosixPath("/", path))
     if mount is None:
-        raise UsageError(f"{path} is not a memory cgroup", "no memory controller is mounted")
+        raise UsageError(
+            f"{path} is not a memory cgroup", "no memory controller is mounted", "", _DOCS
+        )
     if name == mount.target or name.startswith(f"{mount.target}/"):
         name = f"/{name[len(mount.target) :].lstrip('/')}"
     if not kernel.exists(f"{mount.target}{name}/cgroup.procs"):
@@ -128,6 +131,7 @@ def of_path(path: str | Path, kernel: KernelFS = LIVE) -> Memory:
             f"{path} is not a memory cgroup",
             f"there is no {mount.target}{name}",
             f"Name one below {mount.target}",
+            _DOCS,
         )
     return _read(kernel, version, mount, str(PurePosixPath(mount.root) / name.lstrip("/")))
 

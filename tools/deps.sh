@@ -1,15 +1,16 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: Apache-2.0
 # Install what building, testing and the demo need: Debian packages (as root, only those that are
-# missing), a virtual environment in build/venv, and libbpf >= 1.4 in build/deps where the
-# system's is older.  The system's own package sources are used and left as they are.
+# missing), a virtual environment in build/venv, and in build/deps the Prometheus server for tests
+# and libbpf >= 1.4 where the system's is older.  The system's own package sources are used and
+# left as they are.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
 PACKAGES=(
 	bc busybox-static clang dmsetup dwarves e2fsprogs gcc kmod libc6-dev libelf1
-	linux-headers-6.12-amd64 linux-image-6.12-amd64 make python3 python3-bpfcc python3-venv
-	qemu-system-x86 qemu-utils vmtouch xfsprogs
+	linux-headers-6.12-amd64 linux-image-6.12-amd64 make openssl python3 python3-bpfcc
+	python3-venv qemu-system-x86 qemu-utils vmtouch xfsprogs
 )
 LIBBPF_MIN=1.4
 DEPS=$PWD/build/deps
@@ -126,6 +127,19 @@ libbpf() {
 	}
 }
 
+# The Prometheus server and promtool, for tests.  Unpacked and not installed: the package would
+# start a service that nobody asked for, on a port that an own one may have.
+prometheus() {
+	[ -x "$DEPS/prometheus/bin/promtool" ] && return
+	say "unpacking Debian's prometheus into build/deps/prometheus"
+	rm -rf build/prometheus && mkdir -p build/prometheus "$DEPS/prometheus/bin"
+	apt-cache show prometheus >/dev/null 2>&1 || apt-get -qq update
+	(cd build/prometheus && apt-get -qq -o APT::Sandbox::User=root download prometheus >&2)
+	dpkg -x build/prometheus/*.deb build/prometheus
+	mv build/prometheus/usr/bin/prom* "$DEPS/prometheus/bin/"
+	rm -rf build/prometheus
+}
+
 environment() {
 	local stamp=$VENV/.installed
 	if [ -e "$stamp" ] && [ ! pyproject.toml -nt "$stamp" ]; then
@@ -133,11 +147,12 @@ environment() {
 	fi
 	say "making the virtual environment build/venv"
 	[ -x "$VENV/bin/python" ] || python3 -m venv "$VENV"
-	"$VENV/bin/python" -m pip install -q --disable-pip-version-check -e '.[test,demo]' >&2
+	"$VENV/bin/python" -m pip install -q --disable-pip-version-check -e '.[test,demo,export]' >&2
 	touch "$stamp"
 }
 
 mkdir -p build
 packages
 libbpf
+prometheus
 environment

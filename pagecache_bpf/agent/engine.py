@@ -14,7 +14,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -59,8 +59,9 @@ def not_honoured(hooks: Iterable[str]) -> list[str]:
 class Agent:
     """A policy at work.  A context manager: leaving it ends the policy.
 
-    Raises PolicyRejected (the verifier), UnsupportedError (no tracepoint to sit on, no
-    libbpf), UsageError (knobs, a damaged object).
+    started: is told each process that will read for it, this one too.  Raises PolicyRejected
+    (the verifier), UnsupportedError (no tracepoint to sit on, no libbpf), UsageError (knobs, a
+    damaged object).
     """
 
     def __init__(
@@ -70,8 +71,10 @@ class Agent:
         knobs: Mapping[str, int] | None = None,
         log_dir: Path | None = None,
         sizes: Mapping[str, int] | None = None,
+        started: Callable[[int], None] = lambda pid: None,
     ) -> None:
         self.info = info
+        self._tell_started = started
         self.tags: dict[bytes, FileTag] = {}
         self._tag_of: dict[Source, FileTag] = {}
         self.knobs = {knob.name: (knobs or {}).get(knob.name, knob.default) for knob in info.knobs}
@@ -362,6 +365,7 @@ class Agent:
     def own(self, pid: int) -> None:
         """What this process reads is no access."""
         self._maps["own"].update(pid.to_bytes(4, sys.byteorder), bytes(4))
+        self._tell_started(pid)
 
     def hint(self, tgid: int, node: int | None) -> None:
         """On which NUMA node a process wants its pages; None: not known, or no more."""

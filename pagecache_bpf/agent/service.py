@@ -54,7 +54,7 @@ class Service:
                 "a policy of that name is attached already",
                 f"Detach it first (pagecache-bpf detach {info.name})",
             )
-        agent = Agent(info, Path(object), knobs, sizes=sizes)
+        agent = Agent(info, Path(object), knobs, sizes=sizes, started=self.observed.own)
         for pid in self._workers:
             agent.own(pid)
         self.agents[info.name] = agent

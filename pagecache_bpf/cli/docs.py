@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Writes the manual page from the parser: `python -m pagecache_bpf.cli.docs`.
+"""Writes the pages that are made from the code: `python -m pagecache_bpf.cli.docs`.
 
---man prints it, --write puts it where it is kept in the source tree, --check fails when the
-one kept there is stale.
+The manual page comes from the parser, docs/metrics.md from the declaration of the metrics.
+
+--man prints the first, --write puts both where they are kept in the source tree, --check fails
+when one kept there is stale.
 """
 
 from __future__ import annotations
@@ -13,10 +15,13 @@ import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-from pagecache_bpf._abi import COUNTERS
+from pagecache_bpf import metrics
+from pagecache_bpf._abi import COUNTERS, OBSERVED
 from pagecache_bpf.cli.parser import PROG, Parser, build_parser, find_verbs
 
-PAGE = Path(__file__).resolve().parents[2] / "docs" / "man" / f"{PROG}.1"
+DOCS = Path(__file__).resolve().parents[2] / "docs"
+PAGE = DOCS / "man" / f"{PROG}.1"
+METRICS = DOCS / "metrics.md"
 
 EXIT_CODES = (
     ("0", "done"),
@@ -78,6 +83,9 @@ def manual_page() -> str:
                 lines += [".PP", ".RS 4", ".nf", _escape(line), ".fi", ".RE"]
     counters = [(each.name, f"{each.help} ({each.unit})") for each in COUNTERS]
     lines += _section("COUNTERS", ["What status counts for each policy.", *_terms(counters)])
+    observed = [(each.name, f"{each.help} ({each.unit})") for each in OBSERVED]
+    lines += [".PP", "What stats counts for each model, and each process that reads it."]
+    lines += _terms(observed)
     lines += _section("ERRORS", _text(ERRORS))
     lines += _section("EXIT STATUS", _terms(EXIT_CODES))
     lines += _section("ENVIRONMENT", _terms(ENVIRONMENT))
@@ -174,23 +182,30 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m pagecache_bpf.cli.docs", description=__doc__)
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--man", action="store_true", help="print the manual page")
-    what.add_argument("--write", action="store_true", help=f"write docs/man/{PROG}.1")
-    what.add_argument("--check", action="store_true", help=f"fail if docs/man/{PROG}.1 is stale")
+    what.add_argument("--write", action="store_true", help="write the pages in docs/")
+    what.add_argument("--check", action="store_true", help="fail if one of them is stale")
     args = parser.parse_args(argv)
-    page = manual_page()
+    pages = {PAGE: manual_page(), METRICS: metrics.page()}
     if args.man:
-        print(page, end="")
-    elif args.write:
-        PAGE.parent.mkdir(parents=True, exist_ok=True)
-        PAGE.write_text(page, encoding="utf-8")
-    elif not PAGE.is_file() or PAGE.read_text(encoding="utf-8") != page:
+        print(pages[PAGE], end="")
+        return 0
+    stale = [
+        path
+        for path, text in pages.items()
+        if not path.is_file() or path.read_text(encoding="utf-8") != text
+    ]
+    if args.write:
+        for path in stale:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(pages[path], encoding="utf-8")
+        return 0
+    for path in stale:
         print(
-            f"docs/man/{PROG}.1 is stale: run `python -m pagecache_bpf.cli.docs --write` and "
-            "commit the result",
+            f"docs/{path.relative_to(DOCS) if path.is_relative_to(DOCS) else path.name} is stale: "
+            "run `python -m pagecache_bpf.cli.docs --write` and commit the result",
             file=sys.stderr,
         )
-        return 1
-    return 0
+    return 1 if stale else 0
 
 
 if __name__ == "__main__":

@@ -147,7 +147,7 @@ def bash_offers(path: str, *words: str) -> set[str]:
 @pytest.mark.skipif(shutil.which("bash") is None, reason="bash is not installed")
 def test_bash_completes(installed: str) -> None:
     assert {"attach", "detach", "status", "doctor"} <= bash_offers(installed, "")
-    assert bash_offers(installed, "sta") == {"status"}
+    assert bash_offers(installed, "statu") == {"status"}
     assert bash_offers(installed, "policy", "") >= {"list", "show"}
     assert "sequential" in bash_offers(installed, "attach", "seq")
     assert "--knob" in bash_offers(installed, "attach", "--k")

@@ -1,0 +1,103 @@
+# SPDX-License-Identifier: Apache-2.0
+"""pagecache-bpf export: serve the metrics to Prometheus."""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import sys
+import threading
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pagecache_bpf.cli.output import TROUBLESHOOTING, Output
+from pagecache_bpf.errors import UsageError
+
+if TYPE_CHECKING:
+    from pagecache_bpf.exporter import Tls
+
+HELP = "serve the metrics to Prometheus"
+DESCRIPTION = """\
+Serves the metrics (docs/metrics.md) over HTTP in the Prometheus format until Ctrl-C or SIGTERM.
+It may be started before anything is attached and goes on when an engine comes or goes.
+
+Only this machine reaches it by default. Any other address needs TLS (--tls-cert and --tls-key;
+with --tls-client-ca only clients with a certificate of that authority are served) or
+--allow-remote. There is no password: use client certificates, or put a proxy in front that
+asks for one (docs/monitoring.md shows both).
+
+Needs prometheus_client: `pip install 'pagecache-bpf[export]'`."""
+EXAMPLES = (
+    ("pagecache-bpf export", ""),
+    (
+        "pagecache-bpf export --listen 0.0.0.0:9743 --tls-cert node.crt --tls-key node.key "
+        "--tls-client-ca prometheus-ca.crt",
+        "to a Prometheus elsewhere that shows a certificate",
+    ),
+)
+JSON = {
+    "export": {
+        "url": "where the metrics are; printed once, when they can be had",
+        "listen": "the address listened on",
+    }
+}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of export."""
+    parser.add_argument(
+        "--listen",
+        metavar="ADDRESS",
+        default="127.0.0.1:9743",
+        help="HOST:PORT to listen on; port 0 is any free one (default: 127.0.0.1:9743)",
+    )
+    parser.add_argument(
+        "--allow-remote",
+        action="store_true",
+        help="let other machines read without TLS, where the network is trusted",
+    )
+    parser.add_argument("--tls-cert", metavar="FILE", type=Path, help="serve HTTPS: certificate")
+    parser.add_argument("--tls-key", metavar="FILE", type=Path, help="serve HTTPS: its key")
+    parser.add_argument(
+        "--tls-client-ca",
+        metavar="FILE",
+        type=Path,
+        help="serve only clients with a certificate of this authority",
+    )
+
+
+def run(args: argparse.Namespace, out: Output) -> int:
+    """Serve until told to stop."""
+    from pagecache_bpf.cli.tagging import require_root
+    from pagecache_bpf.exporter import Exporter, parse_address
+
+    address, tls = parse_address(args.listen), _tls(args)
+    require_root("read the counters")
+    stop = threading.Event()
+    # The end by a signal is the normal one, and has to look like it to systemd.
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+    with Exporter(address, tls=tls, allow_remote=args.allow_remote, warn=out.warn) as exporter:
+        data = {"url": exporter.url, "listen": str(exporter.address)}
+        out.emit(data, lambda console: console.print(f"serving  {exporter.url}"))
+        sys.stdout.flush()
+        stop.wait()
+    return 0
+
+
+def _tls(args: argparse.Namespace) -> Tls | None:
+    from pagecache_bpf.exporter import Tls
+
+    given = {
+        name: getattr(args, name) is not None for name in ("tls_cert", "tls_key", "tls_client_ca")
+    }
+    if not any(given.values()):
+        return None
+    if not (given["tls_cert"] and given["tls_key"]):
+        raise UsageError(
+            "TLS needs both a certificate and its key",
+            "",
+            "Give --tls-cert and --tls-key",
+            f"{TROUBLESHOOTING}#tls-needs-both-a-certificate-and-its-key",
+        )
+    return Tls(args.tls_cert, args.tls_key, args.tls_client_ca)

@@ -1,0 +1,270 @@
+# SPDX-License-Identifier: Apache-2.0
+"""pagecache-bpf top: the models, live."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import select
+import sys
+import termios
+import time
+import tty
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from pagecache_bpf.cli import views
+from pagecache_bpf.cli.output import TROUBLESHOOTING, Output
+from pagecache_bpf.cli.verbs.watch import seconds
+from pagecache_bpf.errors import PagecacheError, PrivilegeError, UsageError
+from pagecache_bpf.units import plural
+
+if TYPE_CHECKING:
+    from rich.console import Console, RenderableType
+    from rich.table import Table
+
+    from pagecache_bpf.cli.views import Row
+    from pagecache_bpf.stats import Snapshot
+
+HELP = "show the models live: residency, hit ratio, MB/s, stalls"
+_SORTS = "\n".join(f"  {column.key}  by {column.title}: {column.help}" for column in views.COLUMNS)
+DESCRIPTION = f"""\
+Shows the models on the whole screen, live: what of each is cached, as a bar too, how its readers
+find it, what they want and what comes in, how long they sleep for I/O, and the engine.
+
+Keys:
+  q  quits (so does Ctrl-C)
+  m  sorts by the model's name
+{_SORTS}
+  i  turns the order around
+  ?  shows what the columns mean"""
+EXAMPLES = (("pagecache-bpf top --interval 0.5", ""),)
+JSON: dict[str, dict[str, str]] = {}
+_SEQUENCE = re.compile(r"\x1b(\[[0-9;?]*.|O.|)")  # what arrows and the like send
+BAR, GAP = 16, 3  # characters; GAP: between two columns
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of top."""
+    parser.add_argument(
+        "--interval", metavar="S", type=seconds, default=1.0, help="seconds between (default: 1)"
+    )
+
+
+def run(args: argparse.Namespace, out: Output) -> int:
+    """Show until q or Ctrl-C; the terminal is left as it was."""
+    from pagecache_bpf.cli.tagging import require_root
+
+    if out.json or not (sys.stdin.isatty() and sys.stdout.isatty()):
+        raise UsageError(
+            "top needs a terminal",
+            "--json is given" if out.json else "its input or its output is none",
+            "Run `pagecache-bpf watch` for lines, `pagecache-bpf watch --json` for scripts",
+            f"{TROUBLESHOOTING}#top-needs-a-terminal",
+        )
+    require_root("read the counters")
+    screen = Screen(args.interval)
+    screen.look()
+    if screen.trouble:
+        raise screen.trouble
+    with suppress(KeyboardInterrupt):  # the other way to quit
+        _show(screen, out.color)
+    return 0
+
+
+def _show(screen: Screen, color: bool) -> None:
+    from rich.console import Console
+    from rich.live import Live
+
+    console = Console(
+        markup=False, highlight=False, emoji=False, no_color=not color, force_terminal=True
+    )
+    with _keys() as read_key, Live(console=console, screen=True, auto_refresh=False) as live:
+        due = time.monotonic() + screen.interval
+        while True:
+            live.update(screen.render(console), refresh=True)
+            key = read_key(max(0.0, due - time.monotonic()))
+            if key is None:
+                screen.look()
+                due = time.monotonic() + screen.interval
+            elif not screen.press(key):
+                return
+
+
+@contextmanager
+def _keys() -> Iterator[Any]:
+    """Keys one by one, without echo; gives a function that waits for one and may return None."""
+    fd = sys.stdin.fileno()
+    before = termios.tcgetattr(fd)
+    try:
+        tty.setcbreak(fd)
+        mode = termios.tcgetattr(fd)
+        mode[6][termios.VSUSP] = b"\0"  # Ctrl-Z would leave the screen behind
+        termios.tcsetattr(fd, termios.TCSANOW, mode)
+
+        def read(timeout: float) -> str | None:
+            ready, _, _ = select.select([fd], [], [], timeout)
+            if not ready:
+                return None
+            data = os.read(fd, 64)
+            # The terminal has gone: nobody looks any more.
+            return data.decode(errors="replace") if data else "q"
+
+        yield read
+    finally:
+        termios.tcsetattr(fd, termios.TCSADRAIN, before)
+
+
+@dataclass
+class Screen:
+    """What is shown: the last two snapshots, and how they are sorted."""
+
+    interval: float
+    sort: str = "w"
+    reverse: bool = False
+    legend: bool = False
+    trouble: PagecacheError | None = None
+    before: Snapshot | None = None
+    now: Snapshot | None = None
+
+    def look(self) -> None:
+        """Take a new snapshot; what fails is shown, as it may come back."""
+        from pagecache_bpf import stats
+
+        try:
+            self.before, self.now = self.now, stats.take()
+            self.trouble = None
+        except PrivilegeError:
+            raise
+        except PagecacheError as error:
+            self.trouble = error
+
+    def press(self, keys: str) -> bool:
+        """Act on what was typed; False: quit."""
+        for key in _SEQUENCE.sub("", keys):
+            if key in "qQ":
+                return False
+            if key in "?":
+                self.legend = not self.legend
+            elif key == "i":
+                self.reverse = not self.reverse
+            elif key == "m" or any(column.key == key for column in views.COLUMNS):
+                self.sort, self.reverse = key, False
+        return True
+
+    def rows(self) -> list[Row]:
+        """The models in the order that is asked for; what is not known comes last."""
+        if self.now is None:
+            return []
+        rows = views.rows(self.before, self.now)
+        rows.sort(key=lambda row: row.model.key)
+        column = next((each for each in views.COLUMNS if each.key == self.sort), None)
+        if column is None:
+            return rows[::-1] if self.reverse else rows
+        known = [row for row in rows if column.value(row) is not None]
+        known.sort(key=lambda row: column.value(row) or 0.0, reverse=not self.reverse)
+        return known + [row for row in rows if column.value(row) is None]
+
+    def render(self, console: Console) -> RenderableType:
+        """The whole screen."""
+        from rich.console import Group
+        from rich.text import Text
+
+        parts: list[RenderableType] = [self._head(), ""]
+        rows = self.rows()
+        room = max(1, console.size.height - 7 - (len(views.COLUMNS) + 2 if self.legend else 0))
+        if rows:
+            parts.append(self._table(rows[:room], console.size.width))
+            if len(rows) > room:
+                parts.append(Text(f"and {len(rows) - room:,} more", style="dim"))
+        elif not self.trouble:
+            parts.append(Text(views.NOTHING))
+        if self.legend:
+            parts += ["", *(Text(f"{each.title:>8}  {each.help}") for each in views.COLUMNS)]
+        keys = "".join(column.key for column in views.COLUMNS)
+        parts += ["", Text(f"q quit   m {' '.join(keys)} sort   i invert   ? meaning", style="dim")]
+        return Group(*parts)
+
+    def _head(self) -> RenderableType:
+        from rich.text import Text
+
+        line = Text.assemble(("pagecache-bpf top", "bold"), "  ", no_wrap=True, overflow="ellipsis")
+        if self.trouble:
+            return line.append(f"{self.trouble.what}: {self.trouble.why}", style="bold red")
+        assert self.now is not None
+        line.append(time.strftime("%H:%M:%S", time.localtime(self.now.time_ns / 1e9)))
+        there = [name for name, is_there in self.now.engines.items() if is_there]
+        line.append(f"  engines: {', '.join(there) or 'none'}")
+        line.append(f"  {plural(len(self.now.models), 'model')}")
+        observer = self.now.observer
+        if observer and observer.level != "full":
+            line.append(f"  observer {observer.level}", style="yellow")
+        if observer and observer.lost_events:
+            line.append(f"  {plural(observer.lost_events, 'event')} lost", style="bold red")
+        ended = [policy.name for policy in self.now.policies if policy.ended]
+        if ended:
+            line.append(f"  ended by itself: {', '.join(ended)}", style="bold red")
+        return line
+
+    def _table(self, rows: list[Row], width: int) -> Table:
+        from rich import box
+        from rich.table import Table
+        from rich.text import Text
+
+        # What there is room for: title, key, width, rank, how a cell is made.
+        extra: list[tuple[str, str, int, float, Any]] = [
+            ("policy", "", 12, 8, lambda row: Text(row.model.policy or views.UNKNOWN)),
+            ("engine", "", 10, 3.5, lambda row: Text(row.model.engine or views.UNKNOWN)),
+            ("residency", "", BAR, 4.5, lambda row: bar(_resident(row))),
+        ]
+        extra += [
+            (each.title, each.key, each.width, each.rank, partial(_cell, each))
+            for each in views.COLUMNS
+        ]
+        name = min(max(len(row.model.model) for row in rows), max(12, width // 4))
+        left, shown = width - name, []
+        for each in sorted(extra, key=lambda each: each[3]):
+            if each[2] + GAP <= left:
+                left -= each[2] + GAP
+                shown.append(each)
+        table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, header_style="bold")
+        table.add_column(self._title("model", "m"), no_wrap=True, max_width=name + left)
+        for each in extra:
+            if each in shown:
+                justify: Any = "right" if each[1] else "left"
+                title = self._title(each[0], each[1])
+                table.add_column(title, justify=justify, no_wrap=True, min_width=each[2])
+        for row in rows:
+            cells = [each[4](row) for each in extra if each in shown]
+            table.add_row(Text(row.model.model), *cells)
+        return table
+
+    def _title(self, title: str, key: str) -> str:
+        return f"{title} {'↑' if self.reverse else '↓'}" if key == self.sort else title
+
+
+def _resident(row: Row) -> float:
+    return row.model.resident_bytes / row.model.bytes if row.model.bytes else 0.0
+
+
+def bar(part: float) -> RenderableType:
+    """A bar of BAR characters; what is there is never shown as nothing, nor too little as all."""
+    from rich.text import Text
+
+    part = min(max(part, 0.0), 1.0)
+    filled = round(part * BAR)
+    if 0 < part < 1:
+        filled = min(max(filled, 1), BAR - 1)
+    return Text.assemble(("█" * filled, "green"), ("░" * (BAR - filled), "dim"))
+
+
+def _cell(column: views.Column, row: Row) -> RenderableType:
+    from rich.text import Text
+
+    text = column.text(row)
+    stalled = column.key == "s" and (column.value(row) or 0.0) > 0.1
+    return Text(text, style="yellow" if stalled else "")

@@ -1,0 +1,172 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What stats, watch and top have in common: columns, numbers as people read them, JSON keys."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from pagecache_bpf import metrics, stats
+from pagecache_bpf._abi import COUNTERS, OBSERVED
+from pagecache_bpf.stats import ModelStats, Rates, Snapshot
+from pagecache_bpf.units import format_size
+
+UNKNOWN = "-"
+NOTHING = "nothing is tagged (`pagecache-bpf attach POLICY PATH`)"
+
+
+@dataclass(frozen=True)
+class Row:
+    """A model at one time, and what happened since the time before; None: there was none."""
+
+    model: ModelStats
+    rates: Rates | None = None
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of watch and top.
+
+    key: sorts by it in top.  width: what its values need.  rank: those with the highest go first
+    where there is no room.  source: the metric it shows, or whose rate;
+    suffix: what its meaning says more.  value: what is sorted
+    by, largest first; None: not known.
+    """
+
+    title: str
+    key: str
+    width: int
+    rank: int
+    source: str
+    suffix: str
+    value: Callable[[Row], float | None]
+    show: Callable[[float], str]
+
+    def text(self, row: Row) -> str:
+        """The value as people read it."""
+        value = self.value(row)
+        return UNKNOWN if value is None else self.show(value)
+
+    @property
+    def help(self) -> str:
+        """What it means, as the metric's declaration says."""
+        known = metrics.find(metrics.PREFIX + self.source).help if self.source else ""
+        return f"{known}{self.suffix}"
+
+
+def percent(ratio: float | None) -> str:
+    """Print a ratio; one that is almost, but not, all or nothing is not rounded to it."""
+    if ratio is None:
+        return UNKNOWN
+    if 0 < ratio < 0.001:
+        return "<0.1%"
+    if 0.999 < ratio < 1:
+        return ">99.9%"
+    return f"{ratio:.1%}"
+
+
+def speed(bytes_per_second: float) -> str:
+    """Print a rate in MB/s, as devices are sold."""
+    return f"{bytes_per_second / 1e6:,.1f} MB/s"
+
+
+def _rate(read: Callable[[Rates], float | None]) -> Callable[[Row], float | None]:
+    """A value of the time since the last look; None for what is not observed."""
+    return lambda row: read(row.rates) if row.rates and row.model.observed else None
+
+
+def _size(value: float) -> str:
+    return format_size(int(value))
+
+
+COLUMNS = (
+    Column("cached", "c", 10, 0, "resident_bytes", "", lambda r: r.model.resident_bytes, _size),
+    Column("size", "z", 10, 5, "model_bytes", "", lambda r: r.model.bytes, _size),
+    Column("hit", "h", 6, 1, "hit_ratio", "", lambda r: r.model.hit_ratio, percent),
+    Column(
+        *("hit now", "n", 9, 4, "", "The same, since the last look"),
+        *(_rate(lambda r: r.hit_ratio), percent),
+    ),
+    Column(
+        *("wanted", "w", 13, 2, "accessed_bytes_total", ", a second"),
+        *(_rate(lambda r: r.accessed), speed),
+    ),
+    Column(
+        *("read in", "r", 13, 6, "added_bytes_total", ", a second"),
+        *(_rate(lambda r: r.added), speed),
+    ),
+    Column(
+        *("stalled", "s", 9, 3, "stall_seconds_total", "; one reader all the time is 100%"),
+        *(_rate(lambda r: r.stalled), percent),
+    ),
+)
+
+
+def rows(before: Snapshot | None, after: Snapshot) -> list[Row]:
+    """A row for each model of the later snapshot."""
+    changes = stats.rates(before, after) if before else {}
+    return [Row(model, changes.get(model.key)) for model in after.models]
+
+
+def as_json(before: Snapshot | None, after: Snapshot) -> dict[str, Any]:
+    """The later snapshot with rates; they are null without an earlier one."""
+    data = stats.as_json(after)
+    changes = stats.rates(before, after) if before else {}
+    for model, row in zip(after.models, data["models"], strict=True):
+        change = changes.get(model.key)
+        row["rates"] = asdict(change) if change and model.observed else None
+    return data
+
+
+#: Keys of `stats --json`, and with those below of each line of `watch --json`.
+JSON = {
+    "time_ns": "when, in ns since 1970",
+    "engines.struct_ops": "whether the module is loaded",
+    "engines.agent": "whether the agent runs",
+    "observer": "null if it does not run",
+    "observer.level": "full, degraded (only what enters and leaves the cache) or off",
+    "observer.missing[]": "tracepoints that this kernel lacks",
+    "observer.uncounted[]": "counters that are left out for want of them",
+    "observer.lost_events": metrics.find("pagecache_observer_lost_events_total").help,
+    "policies[].name": "the policy",
+    "policies[].engine": "struct_ops or agent",
+    "policies[].state": "attached, or ended (by itself; not detached yet)",
+    "policies[].attached_ns": "since when, in ns since 1970; 0 if it has ended",
+    "policies[].governed_bytes": metrics.find("pagecache_policy_governed_bytes").help,
+    "policies[].inflight_bytes": metrics.find("pagecache_policy_inflight_bytes").help,
+    "policies[].kept_bytes": metrics.find("pagecache_policy_kept_bytes").help,
+    "policies[].keep_max_bytes": metrics.find("pagecache_policy_keep_max_bytes").help,
+    "policies[].lost_requests": "of engine agent: requests that found the ring buffer full",
+    "policies[].read_errors.*": "of engine agent: failed reads by errno",
+    **{f"policies[].counters.{each.name}": f"{each.help} ({each.unit})" for each in COUNTERS},
+    "policies[].templates[].model": "the model that an I/O template of the policy is for",
+    "policies[].templates[].source": "derived, recorded or imported",
+    "policies[].templates[].followed_bytes": "bytes that were accessed as it says",
+    "policies[].templates[].strayed_bytes": "bytes accessed otherwise, or prefetched in vain",
+    "policies[].templates[].jumps": metrics.find("pagecache_template_jumps_total").help,
+    "policies[].templates[].dropped": "whether the policy has given it up",
+    "models[].model": "the model",
+    "models[].policy": "the policy that governs it",
+    "models[].engine": "what runs that policy",
+    "models[].files": metrics.find("pagecache_model_files").help,
+    "models[].bytes": metrics.find("pagecache_model_bytes").help,
+    "models[].resident_bytes": metrics.find("pagecache_resident_bytes").help,
+    "models[].resident_by_node.*": f"{metrics.find('pagecache_resident_node_bytes').help}; "
+    "empty if that is not known",
+    "models[].observed": "whether the observer counts it; counters is empty if not",
+    "models[].hit_ratio": f"{metrics.find('pagecache_hit_ratio').help}; null without any",
+    **{f"models[].counters.{each.name}": f"{each.help} ({each.unit})" for each in OBSERVED},
+    "models[].consumers[].tgid": "a process that has read it",
+    "models[].consumers[].comm": "its name",
+    "models[].consumers[].alive": "whether it still runs",
+    "models[].consumers[].counters.*": "the same counters, of this process",
+}
+RATES_JSON = {
+    "models[].rates": "since the line before; null in the first line and if not observed",
+    "models[].rates.accessed": "bytes wanted, a second",
+    "models[].rates.added": "bytes that entered the page cache, a second",
+    "models[].rates.stalled": "seconds that readers slept for I/O, a second",
+    "models[].rates.hit_ratio": "hits of the bytes wanted; null without any",
+    "models[].rates.ahead_ratio": "first use of readahead of the bytes wanted; null without any",
+}

@@ -1,0 +1,76 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Snapshots with known numbers; run as a script, a command that sees them.
+
+python -m tests.unit.snapshots top      pagecache-bpf top, of a load that never ends
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+
+from pagecache_bpf import stats
+from pagecache_bpf._abi import COUNTERS, OBSERVED
+from pagecache_bpf.stats import (
+    Consumer,
+    ModelStats,
+    Observer,
+    PolicyStats,
+    Snapshot,
+    Template,
+)
+
+LLAMA, GGUF = "meta-llama/Llama-3.1-8B", "phi.gguf"
+BEGIN = time.time_ns()
+
+
+def counters(scale: int) -> dict[str, int]:
+    """Every observed counter: no two are alike."""
+    found = {each.name: scale * (7 + index) for index, each in enumerate(OBSERVED)}
+    for how in ("read", "mmap"):
+        parts = ("hit", "ahead", "miss")
+        found[f"{how}_bytes"] = sum(found[f"{how}_{part}_bytes"] for part in parts)
+    return found
+
+
+def snapshot(scale: int = 1000, *, after_ns: int = 0, level: str = "full") -> Snapshot:
+    """Three models: observed on the agent, tagged but never read, known to the module only."""
+    sequential = {each.name: 3 + index for index, each in enumerate(COUNTERS)}
+    return Snapshot(
+        BEGIN + after_ns,
+        {"struct_ops": True, "agent": True},
+        Observer(level, () if level == "full" else ("mm_filemap_fault",), 5),
+        (
+            PolicyStats(
+                *("sequential", "agent", BEGIN, 4096, 8192, sequential, 3, {5: 2, 9999: 1}),
+                (Template(LLAMA, "derived", 900, 100, 3, True),),
+            ),
+            PolicyStats("noop", "struct_ops", BEGIN, 0, 0, dict.fromkeys(sequential, 0)),
+            PolicyStats("quitter", "agent", 0, 0, 0),
+        ),
+        (
+            ModelStats(
+                *(LLAMA, "sequential", "agent", 4, 1 << 30, 100 << 20),
+                *({"0": 70 << 20, "1": 30 << 20}, True, counters(scale)),
+                (
+                    Consumer(4711, "python3", True, counters(scale)),
+                    Consumer(4712, "cat", False, counters(0)),
+                ),
+            ),
+            ModelStats("cold", "sequential", "agent", 1, 1 << 20, 0, {}, True, counters(0)),
+            ModelStats(GGUF, "noop", "struct_ops", 1, 1 << 20, 1 << 20),
+        ),
+    )
+
+
+def growing() -> Snapshot:
+    """The same, of a load that goes on: each microsecond a little more."""
+    passed = time.time_ns() - BEGIN
+    return snapshot(1000 + passed // 1000, after_ns=passed)
+
+
+if __name__ == "__main__":
+    stats.take = growing
+    from pagecache_bpf.cli.main import main
+
+    sys.exit(main())
