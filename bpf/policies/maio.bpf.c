@@ -184,12 +184,15 @@ static __always_inline struct cursor *new_cursor(struct pagecache_ctx *ctx, stru
 	return at->cursor;
 }
 
-static __always_inline void check_resident(const struct pagecache_ctx *ctx, struct place *at)
+/* True when much of what was asked for in this file is gone; it will be asked for again. */
+static __always_inline bool is_gone(const struct pagecache_ctx *ctx, struct place *at)
 {
 	u64 there = ctx->resident_pages + ctx->inflight_pages + 512;
 
-	if (there < at->target->asked - at->target->asked / 4)
-		forget(at->target);
+	if (there >= at->target->asked - at->target->asked / 4)
+		return false;
+	forget(at->target);
+	return true;
 }
 
 /* The accuracy of a template, in pages: those that came as it said against the others. */
@@ -309,7 +312,8 @@ static __noinline int follow(struct pagecache_ctx *ctx, struct place *at, bool j
 }
 
 /* Set the cursor to where the access is.  Returns false when the template does not have it. */
-static __always_inline bool move(struct pagecache_ctx *ctx, struct place *at, bool *jumped)
+static __always_inline bool move(struct pagecache_ctx *ctx, struct place *at, bool *jumped,
+				 bool *again)
 {
 	struct cursor *cursor = at->cursor;
 	struct pagecache_template_extent *extent = template_extent_of(cursor->step);
@@ -356,6 +360,9 @@ static __always_inline bool move(struct pagecache_ctx *ctx, struct place *at, bo
 		cursor->pending -= min_u64(cursor->pending, advanced);
 	/* Of a large folio that is mapped at once only the first access is seen. */
 	__sync_fetch_and_add(&at->model->followed, in_order ? max_u64(advanced, ctx->nr) : ctx->nr);
+	/* It can have begun anew, after its pages were dropped. */
+	if (!in_order && is_gone(ctx, at))
+		*again = true;
 	cursor->position = position;
 	consumer = consumer_at(cursor->consumer);
 	if (consumer) {
@@ -389,19 +396,19 @@ static __always_inline bool find_place(struct pagecache_ctx *ctx, struct place *
 PAGECACHE_ACCESS(maio_access)
 (struct pagecache_ctx *ctx)
 {
-	bool created = false, jumped = false;
+	bool created = false, jumped = false, again = false;
 	struct place at = {};
 
 	if (!find_place(ctx, &at, true, &created))
 		return;
-	if (!move(ctx, &at, &jumped)) {
+	if (!move(ctx, &at, &jumped, &again)) {
 		/* The range that mapping tells of can lie between two extents. */
 		if (ctx->kind != PAGECACHE_KIND_MAP)
 			stray(ctx, &at, ctx->nr);
 		return;
 	}
-	if (created || jumped)
-		check_resident(ctx, &at);
+	if (created)
+		is_gone(ctx, &at);
 	if (jumped && !created) {
 		__sync_fetch_and_add(&at.model->jumps, 1);
 		if (at.cursor->pending) {
@@ -411,10 +418,10 @@ PAGECACHE_ACCESS(maio_access)
 			at.cursor->pending = 0;
 		}
 	}
-	if (at.cursor->position < at.cursor->refill && !created && !jumped)
+	if (at.cursor->position < at.cursor->refill && !created && !jumped && !again)
 		return;
 	at.cursor->refill = at.cursor->position + min_u64(window_pages(ctx) / 4, 512);
-	follow(ctx, &at, created || jumped);
+	follow(ctx, &at, created || jumped || again);
 }
 
 PAGECACHE_READAHEAD(maio_readahead)

@@ -55,6 +55,7 @@ class AgentEngine:
     """Attaches as the command does."""
 
     across = True
+    beyond = 64
 
     @contextmanager
     def attach(

@@ -31,6 +31,7 @@ class StructOps:
     """Attaches through the loader, as the command does."""
 
     across = False
+    beyond = 0
 
     @contextmanager
     def attach(
