@@ -34,6 +34,7 @@ from pagecache_bpf.agent.readers import Readers
 from pagecache_bpf.cachestat import cached_pages
 from pagecache_bpf.errors import PolicyRejected, UnsupportedError, UsageError
 from pagecache_bpf.loader import make_room, set_knobs
+from pagecache_bpf.own import OwnProcesses
 from pagecache_bpf.policies import RODATA, PolicyInfo
 
 PAGE_SIZE = os.sysconf("SC_PAGE_SIZE")
@@ -90,6 +91,7 @@ class Agent:
         self._give_orders()
         self._links: list[libbpf.Link] = []
         self._ring = libbpf.RingBuffer(self._maps["requests"].fd, self._receive)
+        self._own = OwnProcesses(self._maps["own"])
         self.own(os.getpid())
         self._refused_bytes = 0
         self._refreshed = time.monotonic()
@@ -336,6 +338,7 @@ class Agent:
             if time.monotonic() >= self._refreshed + REFRESH_SECONDS:
                 self._refreshed = time.monotonic()
                 self._readers.refresh()
+                self._own.prune()
             for short in self._pressure.check() if self._pressure else ():
                 ask_all(short, PAGE_SIZE, [self._asker(tag) for tag in list(self.tags.values())])
 
@@ -364,7 +367,7 @@ class Agent:
 
     def own(self, pid: int) -> None:
         """What this process reads is no access."""
-        self._maps["own"].update(pid.to_bytes(4, sys.byteorder), bytes(4))
+        self._own.add(pid)
         self._tell_started(pid)
 
     def hint(self, tgid: int, node: int | None) -> None:

@@ -21,6 +21,7 @@ from pagecache_bpf.errors import PagecacheError, PrivilegeError, UsageError
 from pagecache_bpf.observer.maps import BITS_PAGES, INODE_FILTER
 from pagecache_bpf.observer.programs import ACCESSES, FAULTS, SWITCH, Programs
 from pagecache_bpf.observer.seed import resident_blocks
+from pagecache_bpf.own import OwnProcesses
 
 if TYPE_CHECKING:
     from pagecache_bpf.observer.bcc import BccPrograms
@@ -106,6 +107,7 @@ class Observer:
         self._programs = _start(backend, ("off", "limited", "all").index(moves), without, log_dir)
         self._maps = self._programs.maps
         self._ring: libbpf.RingBuffer | None = None
+        self._own = OwnProcesses(self._maps["own_processes"])
         self.own(os.getpid())
 
     def __enter__(self) -> Observer:
@@ -142,7 +144,7 @@ class Observer:
 
     def own(self, pid: int) -> None:
         """What this process reads into the cache or drops is ours; its reads are no accesses."""
-        self._maps["own_processes"].update(pid.to_bytes(4, "little"), bytes(4))
+        self._own.add(pid)
 
     # --- files ---
 

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from typing import Any
 
@@ -50,7 +51,7 @@ class Held:
 
     def own(self, pid: int) -> None:
         """What this process reads is prefetched and no access."""
-        self._own.add(pid)
+        self._own = {each for each in self._own if os.path.exists(f"/proc/{each}")} | {pid}
         if self._observer:
             self._observer.own(pid)
 
