@@ -19,6 +19,7 @@ from rich.console import Console
 from benchmarks import schema
 from benchmarks.guest import Disk, Guest, GuestError, end_on_sigterm, explain
 from pagecache_bpf.errors import PagecacheError, UsageError
+from pagecache_bpf.observer.switch import VARIABLE
 from pagecache_bpf.units import parse_size
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -107,6 +108,8 @@ def run_inside(
         timeout_s=options.timeout,
         icount=icount,
         name=name,
+        # Policies are measured; what the observer costs is a benchmark of its own.
+        env={VARIABLE: "off"},
     )
     command = ["python", "-m", module, *argv, "--inside", str(answer)]
     try:

@@ -16,6 +16,7 @@ from pagecache_bpf.agent import client
 from pagecache_bpf.agent.client import AgentDevice
 from pagecache_bpf.device import Device, ExitRecord, PolicyStatus, Tag
 from pagecache_bpf.errors import PagecacheError, UsageError
+from pagecache_bpf.observer.switch import wanted
 
 STRUCT_OPS, AGENT = "struct_ops", "agent"
 
@@ -29,7 +30,7 @@ class Governor:
     """
 
     def __init__(self, observe: bool = True) -> None:
-        self._observe = observe
+        self._observe = observe and wanted()
         with ExitStack() as stack:
             self.module = stack.enter_context(Device()) if kmodule.is_loaded() else None
             self.agent = stack.enter_context(AgentDevice()) if client.is_running() else None

@@ -49,6 +49,7 @@ ENVIRONMENT = (
         "nothing",
     ),
     ("PAGECACHE_BPF_LIBBPF", "the libbpf to load, instead of looking for one"),
+    ("PAGECACHE_BPF_OBSERVE", '"off": attach and tag as with --no-observe'),
     ("PAGECACHE_BPF_RUN_DIR", "the place of sockets and logs (default: /run/pagecache-bpf)"),
 )
 ERRORS = """\

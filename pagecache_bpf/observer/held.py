@@ -9,6 +9,7 @@ from typing import Any
 
 from pagecache_bpf.errors import PagecacheError
 from pagecache_bpf.observer.core import Observer
+from pagecache_bpf.observer.switch import VARIABLE, wanted
 
 
 class Held:
@@ -29,6 +30,9 @@ class Held:
 
     def add(self, key: bytes, fd: int, policy: str, model: str, path: str, engine: str) -> None:
         """Count what the readers of an open file find."""
+        if not wanted():
+            self._blind = f"{VARIABLE} is off"
+            return
         try:
             if self._observer is None:
                 self._observer = Observer()

@@ -1,0 +1,13 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Whether the machine's owner wants files to be observed when they are tagged."""
+
+from __future__ import annotations
+
+import os
+
+VARIABLE = "PAGECACHE_BPF_OBSERVE"
+
+
+def wanted() -> bool:
+    """Unless the variable says "off": every `attach` and `tag` is then as with --no-observe."""
+    return os.environ.get(VARIABLE, "on") != "off"
