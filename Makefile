@@ -108,9 +108,15 @@ test-torch: build ## tests and examples that need torch and transformers (a venv
 
 # The guest's own pytest writes the report; its exit code, a lost guest and every complaint of the
 # kernel come back through benchmarks.guest.
-VM_TESTS = python -m pytest tests/vm -p no:cacheprovider -rsf
-test-vm: build ## tests of the module, in a guest with a stock kernel
-	$(PY) -m benchmarks.guest --name test --serial -- $(VM_TESTS) --junitxml=build/test/vm.xml
+VM_TESTS = python -m pytest tests/vm -p no:cacheprovider -rsf --durations=10
+# Each guest is emulated by one thread, so two of them share the work.
+VM_PART = $(PY) -m benchmarks.guest --name test-$(1) --serial -- \
+	$(VM_TESTS) --part $(1)/2 --junitxml=build/test/vm-$(1).xml
+test-vm: build ## tests of the module, in two guests with a stock kernel
+	@mkdir -p build/test && rm -f build/test/vm*.xml
+	$(Q)$(call VM_PART,2) >build/test/vm-2.log 2>&1 & other=$$!; \
+		$(call VM_PART,1); status=$$?; \
+		wait $$other || status=$$?; cat build/test/vm-2.log; exit $$status
 
 test-numa: build ## the tests that need two NUMA nodes, in a guest with two
 	$(PY) -m benchmarks.guest --name numa --numa 2 --serial -- $(VM_TESTS) -k node --junitxml=build/test/numa.xml

@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -19,6 +20,26 @@ from pagecache_bpf.device import Device
 from pagecache_bpf.observer.switch import VARIABLE
 
 LOADED = Path("/sys/module/pagecache_bpf")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """--part 1/2: the tests of one guest where several share the work."""
+    parser.addoption("--part", default="1/1", metavar="K/N", help="run the K-th of N parts")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Deal the files out, the largest first, each to the part that has least."""
+    part, parts = map(int, config.getoption("part").split("/"))
+    sizes = Counter(item.path for item in items)
+    loads = [0] * parts
+    chosen = set()
+    for path, size in sorted(sizes.items(), key=lambda pair: (-pair[1], pair[0])):
+        lightest = loads.index(min(loads))
+        loads[lightest] += size
+        if lightest == part - 1:
+            chosen.add(path)
+    config.hook.pytest_deselected(items=[item for item in items if item.path not in chosen])
+    items[:] = [item for item in items if item.path in chosen]
 
 
 class Module:
