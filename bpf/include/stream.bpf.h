@@ -13,7 +13,7 @@
 #ifndef STREAM_BPF_H
 #define STREAM_BPF_H
 
-PAGECACHE_KNOB(u32, start_window_kib, 1024, "KiB", 64, 1048576, "first window of a new stream");
+PAGECACHE_KNOB(u32, start_window_kib, 4096, "KiB", 64, 1048576, "first window of a new stream");
 PAGECACHE_KNOB(u32, max_window_mib, 128, "MiB", 1, 4096, "largest window ahead of one reader");
 PAGECACHE_KNOB(u32, budget_mib, 0, "MiB", 0, 1073741824,
 	       "no prefetch while the governed files hold this much page cache; 0: no bound");
@@ -21,7 +21,7 @@ PAGECACHE_KNOB(u32, confirm_accesses, 3, "accesses", 1, 16, "accesses in order t
 
 #define STREAMS 8
 #define TRUSTED 1 /* files of a model streamed to the end before it is trusted */
-#define STEEP_BYTES (16 << 20) /* windows below this grow fourfold */
+#define STEEP_BYTES (32 << 20) /* windows below this grow fourfold, without being judged */
 #define HUGE_BYTES (2 << 20)
 #define HEAD_PAGES 64 /* a trusted file is expected to be read from here */
 
@@ -168,17 +168,18 @@ static __always_inline void grow(struct stream *s, const struct pagecache_ctx *c
 	u64 limit = pages_of(ctx, (u64)max_window_mib << 20);
 	u64 pages = ctx->index - s->since;
 	u64 ns = ctx->time_ns - s->since_ns;
+	bool steep = s->window < pages_of(ctx, STEEP_BYTES);
 	u64 rate;
 
 	if (s->settled || s->window >= limit || ctx->index < s->since + s->window || !ns)
 		return;
 	rate = pages * 1000000000ULL / ns;
-	if (s->rate && rate < s->rate + s->rate / 8) {
+	if (!steep && s->rate && rate < s->rate + s->rate / 8) {
 		s->settled = 1;
 		return;
 	}
 	s->rate = rate;
-	open_window(s, ctx, s->window * (s->window < pages_of(ctx, STEEP_BYTES) ? 4 : 2));
+	open_window(s, ctx, s->window * (steep ? 4 : 2));
 }
 
 /*

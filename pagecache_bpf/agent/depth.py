@@ -21,6 +21,9 @@ from pagecache_bpf._logs import RUN_DIR
 from pagecache_bpf.agent.worker import CHUNK_BYTES, MAX_DEPTH
 
 DEFAULT_DEPTH = 8
+#: Direct I/O keeps a device busy with fewer than fills of the page cache do, which also take the
+#: CPU's time between two requests; with two at a time a fill was three times slower than with eight.
+LEAST_DEPTH = 4
 PROBED_DEPTHS = (1, 2, 4, 8, 16)
 STEP_BYTES = 64 << 20
 STEP_SECONDS = 0.1
@@ -151,8 +154,9 @@ class Tuner:
     TRIAL_BYTES = 256 << 20
     LONGEST_PAUSE = 64  # trials' worth of bytes between two tries
 
-    def __init__(self, depth: int) -> None:
+    def __init__(self, depth: int, least: int = 1) -> None:
         self.depth = depth
+        self._least = least
         self.bytes_per_second = 0.0
         self.learned = False
         self._best = depth
@@ -186,7 +190,7 @@ class Tuner:
 
     def _try(self) -> None:
         wanted = self._best * 2 if self._up else self._best // 2
-        self.depth = max(1, min(wanted, MAX_DEPTH))
+        self.depth = max(self._least, min(wanted, MAX_DEPTH))
         self._left = self._pause
 
     def _judge(self, speed: float) -> None:

@@ -24,7 +24,7 @@ from pagecache_bpf import _abi, libbpf, maps
 from pagecache_bpf._abi import COUNTERS, Hook, RequestKind
 from pagecache_bpf._logs import write_log
 from pagecache_bpf._verifier import boil_down
-from pagecache_bpf.agent.depth import DEFAULT_DEPTH, Depths, Tuner
+from pagecache_bpf.agent.depth import DEFAULT_DEPTH, LEAST_DEPTH, Depths, Tuner
 from pagecache_bpf.agent.executor import Extent, Source
 from pagecache_bpf.agent.files import FileTag, key_of
 from pagecache_bpf.agent.maps import Hints
@@ -171,7 +171,8 @@ class Agent:
             source,
         )
         if tag.device not in self._tuners:
-            self._tuners[tag.device] = Tuner(self._depths.of(fd).depth)
+            depth = max(self._depths.of(fd).depth, DEFAULT_DEPTH)
+            self._tuners[tag.device] = Tuner(depth, LEAST_DEPTH)
         self.tags[key] = tag
         self._tag_of[source] = tag
         with self._lock:

@@ -44,6 +44,9 @@ def test_a_shallower_one_where_it_is_as_good() -> None:
     tuner = Tuner(16)
     Device(tuner, at(d1=200, d2=500, d4=500, d8=500, d16=500, d32=500)).read(128 << 30)
     assert tuner._best == 2
+    tuner = Tuner(16, least=4)
+    Device(tuner, at(d4=500, d8=500, d16=500, d32=500)).read(128 << 30)
+    assert tuner._best == 4
 
 
 def test_readers_that_are_the_limit_teach_nothing() -> None:
