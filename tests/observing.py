@@ -37,6 +37,10 @@ for what, *how in json.loads(sys.argv[2]):
                 mapping.madvise(advice)
             for place in places or range(0, size, mmap.PAGESIZE):
                 mapping[place]
+    elif what == "copy":
+        with mmap.mmap(fd, 0, prot=mmap.PROT_READ) as mapping:
+            mapping.madvise(how[0])
+            kept = [bytearray(mapping[at : at + how[1]]) for at in range(0, size, how[1])]
     elif what == "advise":
         os.posix_fadvise(fd, how[0], how[1], how[2])
     elif what == "readahead":
@@ -73,6 +77,11 @@ def pread(*ranges: tuple[int, int]) -> list[object]:
 def touch(*places: int, advice: int = 0) -> list[object]:
     """Touch a byte at each place of a new mapping, by default in every page."""
     return ["touch", advice, places]
+
+
+def copy(piece: int, advice: int) -> list[object]:
+    """Copy a new mapping to memory, so many bytes an allocation."""
+    return ["copy", advice, piece]
 
 
 def pages(*ranges: tuple[int, int]) -> int:

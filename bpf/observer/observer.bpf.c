@@ -11,6 +11,8 @@
 #include "observer_steps.bpf.h"
 
 #ifndef PAGECACHE_BCC
+#include "observer_areas.bpf.h"
+
 char LICENSE[] SEC("license") = "GPL";
 #endif
 
@@ -244,31 +246,6 @@ OBSERVE(mm_filemap_map_pages, observe_map_pages)
  * Huge pages are mapped whole, and no tracepoint of the page cache tells.  So the faults of
  * processes that map tagged files are looked at when they begin.
  */
-static long fault_in(struct task_struct *task, struct vm_area_struct *area, struct fault *f)
-{
-	u64 start = READ(area, vm_start), shift = observer_page_shift & 31;
-	u64 huge = f->address & ~((MAX_FOLIO_PAGES << shift) - 1);
-	u64 index = READ(area, vm_pgoff) + ((f->address - start) >> shift);
-	struct file *file = READ(area, vm_file);
-	struct pagecache_file_key key;
-	struct xa_node *leaf = NULL;
-	struct folio *folio;
-
-	if (!file || huge < start || huge + (MAX_FOLIO_PAGES << shift) > READ(area, vm_end) ||
-	    READ(area, vm_flags) & VM_NOHUGEPAGE)
-		return 0;
-	f->inode = READ(file, f_inode);
-	f->from = index - ((f->address - huge) >> shift);
-	if (f->from % MAX_FOLIO_PAGES || f->from + MAX_FOLIO_PAGES > file_pages_of(f->inode) ||
-	    !tag_of(f->inode, &key))
-		return 0;
-	folio = folio_at(READ(file, f_mapping), index, &leaf);
-	if (folio && folio_pages(folio) == MAX_FOLIO_PAGES &&
-	    folio_flags(folio) & FOLIO_BIT(uptodate))
-		f->mapping = READ(file, f_mapping);
-	return 0;
-}
-
 static __always_inline int observe_user_fault(u64 address)
 {
 	u32 zero = 0, tgid, *any = MAP_LOOKUP(any_mappers, &zero);
@@ -277,9 +254,11 @@ static __always_inline int observe_user_fault(u64 address)
 	if (!any || !*any)
 		return 0;
 	tgid = bpf_get_current_pid_tgid() >> 32;
-	if (!MAP_LOOKUP(mappers, &tgid) || FIND_AREA(address, fault_in, &f) || !f.mapping)
+	if (!MAP_LOOKUP(mappers, &tgid))
 		return 0;
-	count_mapped(f.mapping, f.inode, f.from, f.from + MAX_FOLIO_PAGES, true);
+	huge_page_at(&f);
+	if (f.mapping)
+		count_mapped(f.mapping, f.inode, f.from, f.from + MAX_FOLIO_PAGES, true);
 	return 0;
 }
 

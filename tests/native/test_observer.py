@@ -16,6 +16,7 @@ from pagecache_bpf.agent.files import key_of
 from tests.observing import (
     PAGE_SIZE,
     consistent,
+    copy,
     counts,
     drop,
     observing,
@@ -104,6 +105,16 @@ def test_first_touches_of_mappings(file: Path) -> None:
         assert (warm.mmap, warm.mmap_stall_ns) == (warm.mmap_hit, 0)
         twice = counts(observer, reader(file, touch(), touch()))
         assert abs(twice.mmap_hit - 2 * PAGES) <= 0.01 * PAGES
+
+
+def test_mappings_are_told_from_the_memory_they_are_copied_to(file: Path) -> None:
+    """In huge pages where the kernel makes them, whose faults only their area tells."""
+    with observing(file) as observer:
+        reader(file, copy(1 << 20, mmap.MADV_HUGEPAGE))
+        steps = [copy(size, mmap.MADV_HUGEPAGE) for size in (1 << 20, 3 << 20)]
+        warm = counts(observer, reader(file, *steps))
+        assert abs(warm.mmap - 2 * PAGES) <= 0.01 * PAGES
+        assert warm.mmap_miss == warm.added == 0
 
 
 def test_random_touches_are_misses(file: Path) -> None:
