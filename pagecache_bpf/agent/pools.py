@@ -210,10 +210,12 @@ class Pools:
         """Wait until nothing is being read of files that are over, for so long at most."""
         with self._ended:
             return self._ended.wait_for(
-                lambda: not any(
-                    each.extent.file.over
-                    for pool in self._pools.values()
-                    for each in pool.open.values()
+                lambda: (
+                    not any(
+                        each.extent.file.over
+                        for pool in self._pools.values()
+                        for each in pool.open.values()
+                    )
                 ),
                 seconds,
             )
