@@ -12,6 +12,7 @@ import struct
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -216,10 +217,12 @@ class AgentDevice:
     def _ask(self, operation: str, fd: int | None = None, **arguments: Any) -> dict[str, Any]:
         line = json.dumps({"op": operation, **arguments}).encode() + b"\n"
         try:
-            if fd is None:
-                self._socket.sendall(line)
-            else:
-                socket.send_fds(self._socket, [line], [fd])
+            # Whoever hangs up before the end of a request has said why.
+            with suppress(BrokenPipeError, ConnectionResetError):
+                if fd is None:
+                    self._socket.sendall(line)
+                else:
+                    socket.send_fds(self._socket, [line], [fd])
             reply = json.loads(self._line())
         except (OSError, ValueError) as error:
             raise PagecacheError(

@@ -22,7 +22,8 @@ from pagecache_bpf.agent.worker import CHUNK_BYTES, MAX_DEPTH
 
 DEFAULT_DEPTH = 8
 #: Direct I/O keeps a device busy with fewer than fills of the page cache do, which also take the
-#: CPU's time between two requests; with two at a time a fill was three times slower than with eight.
+#: CPU's time between two requests; with two at a time a fill was three times slower than with
+#: eight.
 LEAST_DEPTH = 4
 PROBED_DEPTHS = (1, 2, 4, 8, 16)
 STEP_BYTES = 64 << 20

@@ -188,11 +188,16 @@ class Agent:
             return False
         self._tag_of.pop(tag.source, None)
         self._maps["tags"].delete(key)
+        tag.source.over = True
         self._pools.cancel(None, tag.source)
         with self._lock:
             self._orders.governed -= tag.resident_pages()
             self._give_orders()
         return True
+
+    def settle(self, seconds: float) -> bool:
+        """Wait for what is being read of files that were let go; False: it takes longer."""
+        return self._pools.settle(seconds)
 
     # --- numbers ---
 

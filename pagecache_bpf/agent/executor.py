@@ -50,6 +50,7 @@ class Source:
 
     def __init__(self, opener: Callable[[], int]) -> None:
         self.done = 0  # bytes: read up to here
+        self.over = False  # nobody wants it any more: nothing of it is begun
         self._opener = opener
         self._lock = threading.Lock()
         self._fd = -1

@@ -145,6 +145,7 @@ class Pools:
         self._started = started
         self._depth_of = depth_of
         self._lock = threading.RLock()
+        self._ended = threading.Condition(self._lock)  # something has been read
         self._pools: dict[Place, Pool] = {}
         self._spare: Pool | None = None
         self._number = 0
@@ -173,10 +174,14 @@ class Pools:
         with self._lock:
             if self._stopping:
                 return
-            pool = self._pool(place or Place())
-            self._number += 1
-            pool.waiting.append((self._number, extent))
-            failed = self._feed(pool)
+            if extent.file.over:  # it came while its file was let go
+                self.totals.cancelled_bytes += extent.length
+                failed = [(extent, extent.start + extent.length, extent.length)]
+            else:
+                pool = self._pool(place or Place())
+                self._number += 1
+                pool.waiting.append((self._number, extent))
+                failed = self._feed(pool)
         self._report(failed)
 
     def cancel(self, owner: int | None, file: object | None = None) -> None:
@@ -200,6 +205,20 @@ class Pools:
                         pool.cancel(number)
         self.totals.cancelled_bytes += sum(length for _, _, length in gone)
         self._report(gone)
+
+    def settle(self, seconds: float) -> bool:
+        """Wait until nothing is being read of files that are over, for so long at most."""
+        with self._ended:
+            return self._ended.wait_for(
+                lambda: (
+                    not any(
+                        each.extent.file.over
+                        for pool in self._pools.values()
+                        for each in pool.open.values()
+                    )
+                ),
+                seconds,
+            )
 
     def set_depth(self, device: str) -> None:
         """How many chunks of a device are read at once has changed."""
@@ -337,6 +356,7 @@ class Pools:
             parts += self._feed(pool) if alive else self._died(pool)
             if not pool.open:
                 pool.idle_since = time.monotonic()
+            self._ended.notify_all()
         return parts
 
     def _died(self, pool: Pool) -> list[tuple[Extent, int, int]]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -161,6 +162,17 @@ class Engines:
             elif placed.identity is not None and kmodule.is_loaded():
                 with suppress(PagecacheError), Device() as device:
                     device.untag(*placed.identity)
+
+    def settle(self, seconds: float) -> None:
+        """Wait until nothing is being read of files that were untagged, for so long at most.
+
+        Pages that are being read cannot be dropped.
+        """
+        until = time.monotonic() + seconds
+        with self.lock:
+            agents = list(self.service.agents.values())
+        for agent in agents:  # without the lock: others go on
+            agent.settle(max(0.0, until - time.monotonic()))
 
     def observed(self, model: str) -> dict[str, int] | None:
         """What the observer has counted for a model; None: there is no observer."""

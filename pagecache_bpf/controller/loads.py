@@ -32,6 +32,9 @@ from pagecache_bpf.errors import PagecacheError
 if TYPE_CHECKING:
     from pagecache_bpf.templates.replay import Assigned
 
+#: For what is being read of a load's files when it is over; the disk gives the rest soon.
+_SETTLE_SECONDS = 10.0
+
 _log = logging.getLogger(__name__)
 
 
@@ -111,6 +114,7 @@ class Book:
                 decision = Decision("queue", 0, f"{decision.message}; others wait already")
             if decision.kind in ("queue", "refuse"):
                 return None, decision
+            bound = self.budgets.of_model(name, budget)
             load = Load(
                 secrets.token_hex(8),
                 name,
@@ -118,7 +122,7 @@ class Book:
                 pid,
                 tuple({file.key: file for file in files}.values()),
                 decision,
-                decision.granted if decision.kind == "stream" else None,
+                decision.granted if decision.kind == "stream" else bound,
                 tuple(devices),
                 keep,
             )
@@ -222,6 +226,7 @@ class Book:
         self.hints.forget(load.id, load.pid)
         self._changed()
         if drop:
+            self.engines.settle(_SETTLE_SECONDS)
             for file in unused:
                 load.dropped += drop_file(file)
 

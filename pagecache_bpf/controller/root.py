@@ -34,7 +34,7 @@ class RootDesk:
     configuration again; changed: called after what the state file has to know.
     """
 
-    line_bytes = 1 << 20
+    line_bytes = 64 << 20  # `admit` names every file of a model: 100,000 take 7 MB
     fds_per_message = 1
 
     def __init__(

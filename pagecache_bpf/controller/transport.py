@@ -111,17 +111,21 @@ class Connection:
     def _take(self, data: bytes) -> None:
         if not self._in:
             self._deadline = time.monotonic() + LINE_SECONDS
+        before = len(self._in)
         self._in += data
-        line, newline, rest = self._in.partition(b"\n")
-        if len(line) >= self.handler.line_bytes:
+        # Only what is new is searched: a long line comes in many pieces.
+        newline = self._in.find(b"\n", before)
+        length = len(self._in) if newline < 0 else newline
+        if length >= self.handler.line_bytes:
             self._refuse(f"a line has to be shorter than {self.handler.line_bytes} bytes")
-        elif rest:
+        elif 0 <= newline < len(self._in) - 1:
             self._refuse("a request came before the last one was answered")
-        elif newline:
+        elif newline >= 0:
             self._deadline = 0.0
+            line = bytes(memoryview(self._in)[:newline])
             self._in, fds, self._fds = bytearray(), self._fds, []
             self._busy = True
-            self.later(lambda: self.handler.request(self, bytes(line), fds))
+            self.later(lambda: self.handler.request(self, line, fds))
 
     def later(self, call: Callable[[], bytes | None]) -> None:
         """Answer the pending request by what the call returns, in one of the lane's threads."""
