@@ -191,13 +191,14 @@ class Guest:
         """Write what the guest runs; the status goes to a file, so that a lost guest shows."""
         env = {
             GUEST_ENV: "1",
-            "PAGECACHE_BPF_RUN_DIR": str(run_dir),
             "PYTHONDONTWRITEBYTECODE": "1",  # the guest's source tree is read-only
             "PYTHONUNBUFFERED": "1",
             "COLUMNS": os.environ.get("COLUMNS", "100"),
             "HOME": "/run",
             "PATH": f"{BUILD}/venv/bin:/usr/sbin:/usr/bin:/sbin:/bin",
             **{k: v for k, v in os.environ.items() if k.startswith("PAGECACHE_BPF_") and v},
+            # Its own: sockets cannot be made on the file system that both sides share.
+            "PAGECACHE_BPF_RUN_DIR": "/run/pagecache-bpf",
             **self.env,
         }
         exports = "\n".join(f"export {k}={shlex.quote(v)}" for k, v in env.items())
@@ -213,6 +214,7 @@ modprobe -q -a virtio_blk loop dm_mod dm_delay ext4 xfs
 {shlex.join(command)} 2>&1
 status=$?
 dmesg >{run_dir}/dmesg.log
+cp /run/pagecache-bpf/*.log {run_dir} 2>/dev/null
 echo $status >{run_dir}/exit-status
 exit $status
 """

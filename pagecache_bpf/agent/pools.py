@@ -25,8 +25,12 @@ from pathlib import Path
 from pagecache_bpf.agent import worker
 from pagecache_bpf.agent.executor import Extent, Settled, Totals, drop
 from pagecache_bpf.agent.worker import DONE, ORDER
+from pagecache_bpf.cachestat import cached_pages
 
 IDLE_SECONDS = 1.0
+#: A page that is locked or mapped stays when it is dropped: it is tried again, so much later.
+DROP_TRIES = 3
+DROP_AGAIN_SECONDS = 0.1
 #: Extents that a worker holds, with an open file each; the others wait here.
 HELD = 32
 
@@ -156,6 +160,7 @@ class Pools:
         self._selector.register(self._bell, selectors.EVENT_READ)
         self._spare = self._start()
         self._drops: deque[Extent] = deque()
+        self._drops_again: deque[tuple[float, int, Extent]] = deque()  # when, tries left
         self._dropping = threading.Condition()
         self._threads = [
             threading.Thread(target=self._receive, name="pools", daemon=True),
@@ -244,6 +249,7 @@ class Pools:
         with self._lock, self._dropping:
             self._stopping = True
             self._drops.clear()
+            self._drops_again.clear()
             self._dropping.notify()
             self._ring()
         for thread in self._threads:
@@ -392,17 +398,29 @@ class Pools:
                 while not self._drops:
                     if self._stopping:
                         return
-                    self._dropping.wait()
-                extent = self._drops.popleft()
+                    wait = self._drops_again[0][0] - time.monotonic() if self._drops_again else None
+                    if wait is not None and wait <= 0:
+                        break
+                    self._dropping.wait(wait)
+                if self._drops:
+                    extent, tries = self._drops.popleft(), DROP_TRIES
+                else:
+                    _, tries, extent = self._drops_again.popleft()
+            left = 0
             try:
                 fd = extent.file.acquire()
                 try:
                     self.totals.dropped_bytes += drop(fd, extent.start, extent.length)
+                    left = cached_pages(fd, extent.start, extent.length)
                 finally:
                     extent.file.release()
             except OSError as error:
                 self._count(error.errno or errno.EIO)
-            self._report([(extent, extent.start + extent.length, extent.length)])
+            if tries == DROP_TRIES:
+                self._report([(extent, extent.start + extent.length, extent.length)])
+            if left and tries > 1:
+                due = time.monotonic() + DROP_AGAIN_SECONDS
+                self._drops_again.append((due, tries - 1, extent))
 
 
 def _move(pool: Pool, cgroup: Path) -> int:
