@@ -16,7 +16,7 @@ from typing import Any, NoReturn
 import pytest
 
 from benchmarks.cachestat import drop
-from pagecache_bpf import libbpf, loader
+from pagecache_bpf import _abi, libbpf, loader
 from pagecache_bpf.compiler import find_clang
 from pagecache_bpf.device import Device, status
 from pagecache_bpf.errors import (
@@ -162,7 +162,8 @@ def test_the_modules_refusal_is_its_record(name: str, reason: str) -> None:
 
 def test_another_abi_is_refused(tmp_path: Path) -> None:
     data = Path(test_policy("minimal")).read_bytes()
-    table = b"\1\0\0\0" + b"\0\0\0\0" + b"minimal\0"  # abi_version, flags, name
+    version = _abi.ABI_VERSION.to_bytes(4, "little")
+    table = version + b"\0\0\0\0" + b"minimal\0"  # abi_version, flags, name
     assert data.count(table) == 1
     path = tmp_path / "minimal.bpf.o"
     path.write_bytes(data.replace(table, b"\x63" + table[1:]))
