@@ -109,22 +109,25 @@ def test_pages_are_charged_to_the_reader_within_its_headroom(mount: Path, cgroup
             text=True,
         ) as process,
     ):
-        assert process.stdin is not None and process.stdout is not None
-        assert process.stdout.readline() == "ready\n"
-        (cgroup / "cgroup.procs").write_text(str(process.pid))
-        headroom = cgroups.of_process(process.pid).headroom
-        assert headroom is not None and headroom <= 48 * MIB
-        process.stdin.write("\n")
-        process.stdin.flush()
-        assert process.stdout.readline() == "done\n"
-        process.send_signal(signal.SIGSTOP)
-        idle(agent)
-        ahead = resident(path, 24 * MIB // PAGE_SIZE) * PAGE_SIZE
-        assert MIB < ahead <= headroom / 4 + 3 * MIB
-        (level, *_) = cgroups.of_process(process.pid).levels
-        # Clean pages of other files may lie there too, but those of this one cannot lie elsewhere.
-        assert level.reclaimable >= 0.95 * resident(path) * PAGE_SIZE
-        assert not any(
-            "could not be moved" in each for each in agent.details()["sequential"]["not_honoured"]
-        )
-        process.kill()
+        try:
+            assert process.stdin is not None and process.stdout is not None
+            assert process.stdout.readline() == "ready\n"
+            (cgroup / "cgroup.procs").write_text(str(process.pid))
+            headroom = cgroups.of_process(process.pid).headroom
+            assert headroom is not None and headroom <= 48 * MIB
+            process.stdin.write("\n")
+            process.stdin.flush()
+            assert process.stdout.readline() == "done\n"
+            process.send_signal(signal.SIGSTOP)
+            idle(agent)
+            ahead = resident(path, 24 * MIB // PAGE_SIZE) * PAGE_SIZE
+            assert MIB < ahead <= headroom / 4 + 3 * MIB
+            (level, *_) = cgroups.of_process(process.pid).levels
+            # Clean pages of other files may lie there too, but those of this one cannot lie elsewhere.
+            assert level.reclaimable >= 0.95 * resident(path) * PAGE_SIZE
+            assert not any(
+                "could not be moved" in each
+                for each in agent.details()["sequential"]["not_honoured"]
+            )
+        finally:
+            process.kill()  # also when it is stopped: leaving the block waits for it
