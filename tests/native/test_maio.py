@@ -127,7 +127,7 @@ def test_a_wrong_template_is_dropped(file: Path) -> None:
 
 
 @pytest.mark.xfail(
-    reason="engine agent: what was asked for before a piece is dropped may be read after it, and stays"
+    reason="agent: what was asked for before a piece is dropped may be read after it and stay"
 )
 def test_drop_behind(file: Path) -> None:
     cases.drops_behind(ENGINE, file)

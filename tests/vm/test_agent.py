@@ -123,7 +123,7 @@ def test_pages_are_charged_to_the_reader_within_its_headroom(mount: Path, cgroup
             ahead = resident(path, 24 * MIB // PAGE_SIZE) * PAGE_SIZE
             assert MIB < ahead <= headroom / 4 + 3 * MIB
             (level, *_) = cgroups.of_process(process.pid).levels
-            # Clean pages of other files may lie there too, but those of this one cannot lie elsewhere.
+            # Pages of other files may lie there too, but those of this one nowhere else.
             assert level.reclaimable >= 0.95 * resident(path) * PAGE_SIZE
             assert not any(
                 "could not be moved" in each
