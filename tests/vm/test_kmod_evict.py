@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import errno
 import hashlib
-import json
 import os
 import subprocess
 import sys
@@ -18,12 +17,12 @@ from pathlib import Path
 import pytest
 
 from benchmarks.cachestat import PAGE_SIZE, drop
-from benchmarks.control import pagecache_bpf
 from benchmarks.guest.cgroups import Group, fill, group, lru, stretch
 from pagecache_bpf import _abi, loader
 from pagecache_bpf.device import Device, ExitRecord
 from pagecache_bpf.errors import PolicyRejected
 from pagecache_bpf.policies import find
+from tests.unit.command import run
 from tests.vm.kernel import ROOT, Policy, attached, resident, test_policy, wait_for
 
 pytestmark = pytest.mark.vm
@@ -91,7 +90,7 @@ def test_keep_ends_at_the_budget(lists: str, memory: Group, files: tuple[Path, P
         assert budget * 9 // 10 <= policy.status.kept_pages <= budget
         assert budget * 9 // 10 <= resident(weights) <= budget + PAGES // 10
         assert policy.count("keep_over_budget_bytes") > 0
-        (shown,) = json.loads(pagecache_bpf("status", policy.name, "--json"))["policies"]
+        (shown,) = run("status", policy.name, "--json").data["policies"]
         assert shown["keep_max_bytes"] == budget * PAGE_SIZE
         assert shown["kept_bytes"] == policy.status.kept_pages * PAGE_SIZE
 
