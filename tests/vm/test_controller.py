@@ -106,7 +106,7 @@ def test_what_is_to_persist_stays_attached(directory: Path, file: Path) -> None:
 
 
 @pytest.mark.xfail(
-    reason="struct_ops reaches 93.7%: the first window lands where the reader is; agent reaches none"
+    reason="struct_ops reaches 93.7%: the first window lands on the reader.s node; agent: none"
 )
 @pytest.mark.parametrize("engine", ["struct_ops", "agent"])
 def test_pages_land_on_the_node_of_the_device(
