@@ -110,7 +110,7 @@ test-torch: build ## tests and examples that need torch and transformers (a venv
 # kernel come back through benchmarks.guest.
 VM_TESTS = python -m pytest tests/vm -p no:cacheprovider -rsf --durations=10
 # Each guest is emulated by one thread, so two of them share the work.
-VM_PART = $(PY) -m benchmarks.guest --name test-$(1) --serial -- \
+VM_PART = $(PY) -m benchmarks.guest --name test-$(1) --serial --timeout 2700 -- \
 	$(VM_TESTS) --part $(1)/2 --junitxml=build/test/vm-$(1).xml
 test-vm: build ## tests of the module, in two guests with a stock kernel
 	@mkdir -p build/test && rm -f build/test/vm*.xml
