@@ -104,7 +104,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--knob",
         metavar="NAME=VALUE",
         action="append",
-        type=_setting,
+        type=setting,
         default=[],
         help="set a knob (`policy show POLICY` lists them); may be given several times",
     )
@@ -151,7 +151,8 @@ def add_tag_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _setting(text: str) -> tuple[str, str]:
+def setting(text: str) -> tuple[str, str]:
+    """NAME=VALUE, for argparse."""
     name, separator, value = text.partition("=")
     if not separator or not name or not value:
         raise argparse.ArgumentTypeError(f"{text!r} is not NAME=VALUE")

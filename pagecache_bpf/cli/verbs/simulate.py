@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pagecache_bpf.cli.output import Output, table
+from pagecache_bpf.cli.verbs.attach import setting
 from pagecache_bpf.errors import UsageError
 from pagecache_bpf.simulate import TOTALS
 from pagecache_bpf.units import format_size, parse_size
@@ -70,7 +71,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--knob",
         metavar="NAME=VALUE",
         action="append",
-        type=_setting,
+        type=setting,
         default=[],
         help="set a knob (`policy show POLICY` lists them); may be given several times",
     )
@@ -79,13 +80,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="SIZE",
         help="size of the model's pages (default: 4KiB, more for traces of more than 8 GB)",
     )
-
-
-def _setting(text: str) -> tuple[str, str]:
-    name, separator, value = text.partition("=")
-    if not separator or not name or not value:
-        raise argparse.ArgumentTypeError(f"{text!r} is not NAME=VALUE")
-    return name, value
 
 
 def run(args: argparse.Namespace, out: Output) -> int:
