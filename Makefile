@@ -86,8 +86,12 @@ docs: ## write what is generated from the code: ABI for Python, man page, metric
 	$(PY) tools/gen_abi.py
 	$(PY) -m pagecache_bpf.cli.docs --write
 
-test: check test-unit test-native test-vm test-numa ## everything; what is skipped says why
-	@$(PY) -m tools.summary
+# A part that fails does not keep the others from being run.
+test: build ## everything; what is skipped says why
+	@failed=; for part in check test-unit test-native test-vm test-numa; do \
+		$(MAKE) $$part || failed="$$failed $$part"; done; \
+		$(PY) -m tools.summary; \
+		[ -z "$$failed" ] || { echo "failed:$$failed" >&2; exit 1; }
 
 test-unit: build ## tests without root
 	$(PY) -m pytest tests/unit tests/repo -rs --junitxml=build/test/unit.xml
