@@ -30,6 +30,23 @@ struct bpf_pidns_info {
 	u32 tgid;
 };
 
+#define AGENT_READ_PAGES 512 /* of a read() that are told of at once: 2 MiB */
+
+/* The read() that a thread is in. */
+struct agent_read {
+	struct pagecache_file_key file;
+	u64 at; /* it has come to here, */
+	u64 end; /* and ends here; */
+	u64 told; /* the policy has been told of what comes before this */
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, 8192);
+	__type(key, u64); /* tgid and tid */
+	__type(value, struct agent_read);
+} reads SEC(".maps");
+
 static __always_inline bool agent_itself(void)
 {
 	struct bpf_pidns_info ids = {};
@@ -126,6 +143,33 @@ static __always_inline void agent_ask(const struct pagecache_ops *policy, struct
 	}
 }
 
+/*
+ * A read() is seen as often as it finds some folios in the page cache (31 at a time), each time
+ * with all that is left of it.  Cut the range to what the policy has not been told of yet and the
+ * reader is about to read; false: that is nothing.
+ */
+static __always_inline bool agent_rest(const struct agent_call *call, u64 *index, u64 *end)
+{
+	u64 id = bpf_get_current_pid_tgid();
+	struct agent_read *r = bpf_map_lookup_elem(&reads, &id);
+	struct agent_read now = { .file = call->key.file, .at = *index, .end = *end };
+	u64 from = *index;
+
+	if (r && r->end == *end && *index > r->at && r->file.ino == now.file.ino &&
+	    r->file.dev_major == now.file.dev_major && r->file.dev_minor == now.file.dev_minor) {
+		r->at = *index;
+		if (*index < r->told)
+			return false;
+		from = r->told;
+	}
+	if (*end > *index + AGENT_READ_PAGES)
+		*end = *index + AGENT_READ_PAGES;
+	*index = from;
+	now.told = *end;
+	bpf_map_update_elem(&reads, &id, &now, BPF_ANY);
+	return true;
+}
+
 /* A range of a file is read or faulted by this task. */
 static __always_inline int agent_accessed(const struct pagecache_ops *policy, struct inode *inode,
 					  u64 index, u64 end, u32 access)
@@ -133,12 +177,15 @@ static __always_inline int agent_accessed(const struct pagecache_ops *policy, st
 	bool fault = access != PAGECACHE_KIND_READ;
 	struct agent_call call;
 	struct agent_cursor *c;
+	u64 at = index;
 
 	if (!inode || !agent_begin(&call, inode) || agent_itself())
 		return 0;
 	if (end > call.ctx.file_pages)
 		end = call.ctx.file_pages;
 	if (index >= end)
+		return 0;
+	if (!fault && end - index > 1 && !agent_rest(&call, &index, &end))
 		return 0;
 	call.ctx.index = index;
 	call.ctx.nr = end - index;
@@ -153,6 +200,12 @@ static __always_inline int agent_accessed(const struct pagecache_ops *policy, st
 	/* Nothing to read ahead of. */
 	if (!policy->readahead || call.ctx.resident_pages >= call.ctx.file_pages)
 		return 0;
+	/* A window is kept ahead of where the reader is, whatever it has been told of. */
+	if (c->to && at > index) {
+		index = at;
+		call.ctx.index = index;
+		call.ctx.nr = end - index;
+	}
 	if (index < c->from || index >= c->to) {
 		agent_ask(policy, &call, fault ? PAGECACHE_KIND_FAULT : PAGECACHE_KIND_MISS);
 	} else if (c->mark && end > c->mark) {

@@ -100,6 +100,12 @@ static __always_inline struct model_state *model_of(const struct pagecache_ctx *
 	return bpf_map_lookup_elem(&models, &key);
 }
 
+/* At least so much of an access is read by the kernel's own readahead. */
+static __always_inline u64 kernel_reads(const struct pagecache_ctx *ctx)
+{
+	return min_u64(ctx->nr, max_u64(ctx->ra_pages, ctx->io_pages));
+}
+
 static __always_inline bool is_marker(const struct pagecache_ctx *ctx)
 {
 	return ctx->kind == PAGECACHE_KIND_MARKER || ctx->kind == PAGECACHE_KIND_FAULT_MARKER;
@@ -145,7 +151,7 @@ static __always_inline struct stream *stream_new(struct file_state *file,
 	*s = (struct stream){
 		.from = ctx->index,
 		.next = ctx->index + ctx->nr,
-		.ahead = ctx->index + ctx->nr,
+		.ahead = ctx->index + kernel_reads(ctx),
 		.run = 1,
 	};
 	return s;
@@ -266,7 +272,7 @@ static __always_inline s32 stream_readahead(struct pagecache_ctx *ctx,
 	}
 	if (!s->window) {
 		if (s->run < confirm_accesses) {
-			s->ahead = max_u64(s->ahead, ctx->index + ctx->nr);
+			s->ahead = max_u64(s->ahead, ctx->index + kernel_reads(ctx));
 			return PAGECACHE_DEFAULT;
 		}
 		open_window(s, ctx, pages_of(ctx, (u64)start_window_kib << 10));

@@ -160,6 +160,7 @@ class Pools:
         self._selector.register(self._bell, selectors.EVENT_READ)
         self._spare = self._start()
         self._drops: deque[Extent] = deque()
+        self._after: list[tuple[Extent, set[int]]] = []  # drops, and the reads they wait for
         self._drops_again: deque[tuple[float, int, Extent]] = deque()  # when, tries left
         self._dropping = threading.Condition()
         self._threads = [
@@ -172,9 +173,7 @@ class Pools:
     def submit(self, extent: Extent, place: Place | None = None) -> None:
         """Queue an extent."""
         if extent.drop:
-            with self._dropping:
-                self._drops.append(extent)
-                self._dropping.notify()
+            self._submit_drop(extent)
             return
         with self._lock:
             if self._stopping:
@@ -194,22 +193,68 @@ class Pools:
 
         What is being read is finished.
         """
-        gone: list[tuple[Extent, int, int]] = []
+        with self._lock:
+            gone = self._forget(
+                lambda extent: owner in (None, extent.owner) and file in (None, extent.file)
+            )
+        self._report(gone)
 
-        def meant(extent: Extent) -> bool:
-            return owner in (None, extent.owner) and file in (None, extent.file)
+    def _forget(self, meant: Callable[[Extent], bool]) -> list[tuple[Extent, int, int]]:
+        """Take these out of the queues, as far as nobody reads them; under the lock."""
+        gone: list[tuple[Extent, int, int]] = []
+        for pool in self._pools.values():
+            for item in [each for each in pool.waiting if meant(each[1])]:
+                pool.waiting.remove(item)
+                extent = item[1]
+                gone.append((extent, extent.start + extent.length, extent.length))
+            for number, each in pool.open.items():
+                if meant(each.extent):
+                    pool.cancel(number)
+        self.totals.cancelled_bytes += sum(length for _, _, length in gone)
+        return gone
+
+    def _submit_drop(self, extent: Extent) -> None:
+        """What was asked for before would come in after it has been dropped, and stay."""
+        end = extent.start + extent.length
+
+        def inside(each: Extent) -> bool:
+            return (
+                each.file is extent.file
+                and extent.start <= each.start
+                and each.start + each.length <= end
+            )
 
         with self._lock:
-            for pool in self._pools.values():
-                for item in [each for each in pool.waiting if meant(each[1])]:
-                    pool.waiting.remove(item)
-                    extent = item[1]
-                    gone.append((extent, extent.start + extent.length, extent.length))
-                for number, each in pool.open.items():
-                    if meant(each.extent):
-                        pool.cancel(number)
-        self.totals.cancelled_bytes += sum(length for _, _, length in gone)
+            gone = self._forget(inside)
+            busy = {
+                number
+                for pool in self._pools.values()
+                for number, each in pool.open.items()
+                if each.extent.file is extent.file
+                and each.extent.start < end
+                and extent.start < each.extent.start + each.extent.length
+            }
+            if busy:
+                self._after.append((extent, busy))
+            else:
+                self._queue_drop(extent)
         self._report(gone)
+
+    def _queue_drop(self, extent: Extent) -> None:
+        with self._dropping:
+            self._drops.append(extent)
+            self._dropping.notify()
+
+    def _is_over(self, number: int) -> None:
+        """Nothing of that extent is being read any more: drops that waited for it can go on."""
+        waiting = []
+        for extent, busy in self._after:
+            busy.discard(number)
+            if busy:
+                waiting.append((extent, busy))
+            else:
+                self._queue_drop(extent)
+        self._after = waiting
 
     def settle(self, seconds: float) -> bool:
         """Wait until nothing is being read of files that are over, for so long at most."""
@@ -349,6 +394,7 @@ class Pools:
                 held.left -= length
                 if not held.left:
                     del pool.open[number]
+                    self._is_over(number)
                 if code == errno.ECANCELED:
                     self.totals.cancelled_bytes += length
                 elif code:
@@ -371,6 +417,8 @@ class Pools:
         self._count(errno.ECHILD)
         lost = [(each.extent, each.left) for each in pool.open.values()]
         lost += [(extent, extent.length) for _, extent in pool.waiting]
+        for number in pool.open:
+            self._is_over(number)
         pool.open.clear()
         pool.waiting.clear()
         if self._pools.get(pool.place) is pool:

@@ -126,9 +126,6 @@ def test_a_wrong_template_is_dropped(file: Path) -> None:
     assert "policy maio: the I/O template of test was wrong too often: dropped" in said
 
 
-@pytest.mark.xfail(
-    reason="agent: what was asked for before a piece is dropped may be read after it and stay"
-)
 def test_drop_behind(file: Path) -> None:
     cases.drops_behind(ENGINE, file)
 

@@ -54,10 +54,7 @@ def idle(agent: AgentDevice) -> None:
     wait_for(lambda: status(agent).inflight_pages == 0, "the prefetch queue to run empty", 30)
 
 
-_READS = pytest.mark.xfail(reason="on 6.12 streams of read() are not recognised: find out why")
-
-
-@pytest.mark.parametrize("how", [pytest.param("read", marks=_READS), "mmap"])
+@pytest.mark.parametrize("how", ["read", "mmap"])
 def test_streams_are_read_ahead(mount: Path, how: str) -> None:
     path = make_file(mount / "model.safetensors", PAGES)
     with governed(path) as agent:
@@ -98,7 +95,6 @@ def cgroup() -> Iterator[Path]:
     path.rmdir()
 
 
-@_READS
 def test_pages_are_charged_to_the_reader_within_its_headroom(mount: Path, cgroup: Path) -> None:
     path = mount / "large.safetensors"
     with path.open("wb") as out:
