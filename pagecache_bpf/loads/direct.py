@@ -10,8 +10,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pagecache_bpf import kmodule, loader, policies
+from pagecache_bpf import kmodule, live, loader, policies
 from pagecache_bpf.agent import client
+from pagecache_bpf.agent.pools import nodes
+from pagecache_bpf.agent.readers import sees_readers
 from pagecache_bpf.device import PolicyStatus
 from pagecache_bpf.errors import PagecacheError, UsageError
 from pagecache_bpf.governor import AGENT, Governor
@@ -43,6 +45,7 @@ class Direct:
         self._why = ""
         self._notes: list[str] = []
         self._tagged: list[Path] = []
+        self._hinted = False
         self._started = time.monotonic()
         self._stalled = blocked_seconds()
         self._snapshot = Snapshot(wish.model.files)
@@ -59,6 +62,7 @@ class Direct:
                 self._tag(governor)
                 if template is not None:
                     self._give(governor, template)
+                self._hint()
         except BaseException:
             self._undo()
             raise
@@ -163,6 +167,20 @@ class Direct:
                     continue
                 self._tagged.append(path)
 
+    def _hint(self) -> None:
+        """Tell the policy the node that the devices of this process are near."""
+        node = self._wish.node
+        if node is None or node not in nodes():
+            return
+        if not sees_readers():
+            self._notes.append("no hint of a node: this is not the host's PID namespace")
+            return
+        try:
+            live.hint(self._policy, "consumers", tgid=os.getpid(), node=node)
+            self._hinted = True
+        except PagecacheError as error:
+            self._notes.append(f"no hint of node {node}: {error}")
+
     def report(self) -> Report:
         """How it goes; the policy's counters only if it governs nothing else."""
         with Governor() as governor:
@@ -205,6 +223,10 @@ class Direct:
         return next(found, None)
 
     def _undo(self) -> None:
+        if self._hinted:
+            self._hinted = False
+            with suppress(PagecacheError):
+                live.forget(self._policy, "consumers", tgid=os.getpid())
         with Governor() as governor:
             for path in self._tagged:
                 with suppress(PagecacheError, OSError), opened(path) as fd:

@@ -17,9 +17,12 @@ import pytest
 
 import pagecache_bpf as pc
 from benchmarks.cachestat import PAGE_SIZE, drop, resident_pages
-from pagecache_bpf import kernelfs
+from pagecache_bpf import kernelfs, live, models
 from pagecache_bpf.agent import client
+from pagecache_bpf.agent.pools import nodes
 from pagecache_bpf.loads import alone, remote, window
+from pagecache_bpf.loads.direct import Direct
+from pagecache_bpf.loads.ways import Wish
 from pagecache_bpf.topology import runtime
 from tests.native.controller import NOBODY, as_user, serving
 from tests.unit.command import COMMAND, ROOT, environment
@@ -31,9 +34,10 @@ pytestmark = pytest.mark.native
 PAGES = 8191
 SIZE = PAGES * PAGE_SIZE
 
-# What a server does: load with the API around it, and say how it went.
+# What a server does: load with the API around it, and say how it went.  It takes its time, so that
+# what reads ahead of it gets its share of a busy machine.
 SERVER = """
-import json, os, sys
+import json, os, sys, time
 import pagecache_bpf as pc
 path, wishes = sys.argv[1], json.loads(sys.argv[2])
 with pc.load(path, **wishes) as load:
@@ -41,6 +45,7 @@ with pc.load(path, **wishes) as load:
         got = 0
         while data := file.read(131072):
             got += len(data)
+            time.sleep(0.002)
             if got == 131072 * 16 and len(sys.argv) > 3:
                 print("under way", flush=True)
                 sys.stdin.readline()
@@ -105,6 +110,17 @@ def test_root_attaches_a_policy_and_takes_it_back(file: Path, tmp_path: Path) ->
     assert before["resident_bytes"] == SIZE and not before["done"]
     assert after["done"] and after["evicted_bytes"] == SIZE and after["resident_bytes"] == 0
     assert resident_pages(file) == 0
+
+
+def test_root_hints_at_the_node_of_its_devices(file: Path) -> None:
+    model = models.resolve(file)
+    way = Direct(Wish(model, node=nodes()[0]))
+    try:
+        mine = {"key": {"tgid": os.getpid()}, "value": {"node": nodes()[0]}}
+        assert mine in live.read_map("sequential", "consumers")
+    finally:
+        way.finish(keep=False)
+    assert not client.is_running() or "sequential" not in client.AgentDevice().details()
 
 
 def test_root_leaves_a_policy_that_was_attached_before(file: Path, tmp_path: Path) -> None:

@@ -26,10 +26,11 @@ def the_map(policy: str, name: str) -> HintMap:
 
 def test_what_is_marked_is_found_and_nothing_else() -> None:
     assert [(each.name, each.kind) for each in maps_of(find("multiplex"))] == [
+        ("consumers", "hint"),
         ("plans", "hint"),
         ("scores", "report"),
     ]
-    assert maps_of(find("sequential")) == ()
+    assert [each.name for each in maps_of(find("sequential"))] == ["consumers"]
     plans = the_map("multiplex", "plans")
     assert [(f.name, f.offset, f.size) for f in plans.value] == [
         ("due_ns", 0, 8),
@@ -97,9 +98,9 @@ def test_names_stand_for_numbers() -> None:
 
 
 def test_wrong_names(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="it has plans, scores"):
+    with pytest.raises(UsageError, match="it has consumers, plans, scores"):
         the_map("multiplex", "plan")
-    with pytest.raises(UsageError, match="it has none"):
+    with pytest.raises(UsageError, match="it has consumers"):
         the_map("sequential", "plan")
     with pytest.raises(UsageError, match="no control group"):
         cgroup_id_of("/no/such/group")
