@@ -16,6 +16,8 @@ JSON, one object a line:
 Times are seconds from any start and do not go back.  The second kind describes a file: its size
 (default: the last byte read), its model (default: its directory, else its name) and whether the
 policy governs it (default: yes).  The third writes to a map of the policy (`policy show`).
+
+An I/O template is a trace, too: see recorded.py.
 """
 
 from __future__ import annotations
@@ -149,7 +151,12 @@ def _number(names: list[str], name: str) -> int:
 
 
 def read(path: Path) -> Trace:
-    """Read a trace.  Raises UsageError that names the line when it is malformed."""
+    """Read a trace, or a template as one.  Raises UsageError that names the line when malformed."""
+    from pagecache_bpf.simulate.recorded import trace_of  # it stands on this module
+    from pagecache_bpf.templates.text import is_template
+
+    if is_template(path):
+        return trace_of(path)
     try:
         with path.open(encoding="utf-8") as lines:
             return parse(lines, str(path))

@@ -95,6 +95,15 @@ def render(template: Template) -> Iterator[bytes]:
     yield b"end\n"
 
 
+def is_template(path: Path) -> bool:
+    """Whether a file begins as a template does; False, too, where it cannot be read."""
+    try:
+        with path.open("rb") as file:
+            return file.read(len(MAGIC)) == MAGIC.encode()
+    except OSError:
+        return False
+
+
 def read(path: Path) -> Template:
     """Read a template.  Raises UsageError (with the line) and PrivilegeError."""
     try:

@@ -8,18 +8,22 @@ from collections import OrderedDict
 from functools import cache
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pagecache_bpf import templates
 from pagecache_bpf.errors import UsageError
 from pagecache_bpf.policies import find
-from pagecache_bpf.simulate import engine
+from pagecache_bpf.simulate import engine, trace
 from pagecache_bpf.simulate.optimum import optimum
 from pagecache_bpf.simulate.trace import Trace, parse
+from pagecache_bpf.templates import EXTENT, Template, TemplateFile
 from tests.unit.command import run
 
 PAGE = 4096
+MIB = 1 << 20
 
 
 def brute_force(pages: tuple[int, ...], capacity: int) -> int:
@@ -190,8 +194,8 @@ def cyclic_trace(tmp_path: Path, rounds: int = 3) -> Path:
 
 
 def test_the_command(tmp_path: Path) -> None:
-    trace = cyclic_trace(tmp_path)
-    words = ["simulate", "--policy", "pin", "--trace", str(trace), "--memory", "8MiB"]
+    recorded = cyclic_trace(tmp_path)
+    words = ["simulate", "--policy", "pin", "--trace", str(recorded), "--memory", "8MiB"]
     done = run(*words, "--knob", "budget_mib=6", "--json")
     assert done.code == 0, done.err
     data = json.loads(done.out)
@@ -215,8 +219,8 @@ def test_the_command(tmp_path: Path) -> None:
     ],
 )
 def test_wrong_use(tmp_path: Path, words: list[str], says: str) -> None:
-    trace = cyclic_trace(tmp_path)
-    done = run("simulate", "--policy", "pin", "--trace", str(trace), *words)
+    recorded = cyclic_trace(tmp_path)
+    done = run("simulate", "--policy", "pin", "--trace", str(recorded), *words)
     assert done.code == 2 and says in done.err, done.err
     assert "Traceback" not in done.err
 
@@ -225,3 +229,28 @@ def test_a_missing_trace(tmp_path: Path) -> None:
     words = ["--trace", str(tmp_path / "none"), "--memory", "8MiB"]
     done = run("simulate", "--policy", "pin", *words)
     assert done.code == 2 and "cannot be read" in done.err
+
+
+def test_a_template_is_a_trace(tmp_path: Path) -> None:
+    """Two ranks that share a file: the second reads what the first has brought in."""
+    path = tmp_path / "llama.template"
+    rows = [(0, 0, 0, 3 * MIB, 3 * MIB), (0, 1, 4096, 8192, 8192), (1, 0, 0, MIB, MIB)]
+    files = tuple(TemplateFile(f"{n}.safetensors", 4 * MIB, 0, 0, "0" * 64) for n in "ab")
+    template = Template(files, ("one", "two"), np.array(rows, EXTENT), "recorded", "test")
+    templates.write(template, path)
+    found = trace.read(path)
+    assert [(each.name, each.model) for each in found.files] == [
+        ("a.safetensors", "llama"),
+        ("b.safetensors", "llama"),
+    ]
+    reads = [(each.consumer, each.file, each.offset, each.length) for each in found.accesses]
+    assert reads == [
+        *((0, 0, 0, MIB), (1, 0, 0, MIB), (0, 0, MIB, MIB), (0, 0, 2 * MIB, MIB)),
+        (0, 1, 4096, 8192),
+    ]
+    words = ["simulate", "--policy", "noop", "--trace", str(path), "--memory", "8MiB"]
+    result = run(*words, "--json")
+    assert result.data["distinct_bytes"] == 3 * MIB + 8192
+    path.write_text("pagecache-bpf template 1\nsource: guessed\n")
+    result = run(*words)
+    assert result.code == 2 and "is not a template" in result.err

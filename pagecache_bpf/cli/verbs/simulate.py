@@ -27,10 +27,15 @@ two lists as they are without a policy, LRU, and Belady's optimum, which knows t
 A trace has lines `TIME CONSUMER FILE OFFSET LENGTH` (seconds, sizes in bytes or as 2MiB), or JSON
 objects with t, consumer, file, offset, length and cgroup. Other JSON lines describe a file (file,
 size, model, governed) or write to a map of the policy (t, hint, key, value). docs/policies.md
-says it in full. What the model does not have: the kernel's own readahead, mappings, dirty pages,
-and the time that reading takes."""
+says it in full. A template (`template record`) is a trace of one load by itself. What the model
+does not have: the kernel's own readahead, mappings, dirty pages, and the time that reading
+takes."""
 EXAMPLES = (
     ("pagecache-bpf simulate --policy cyclic --trace scan.trace --memory 64GiB", ""),
+    (
+        "pagecache-bpf simulate --policy maio --trace llama.template --memory 8GiB",
+        "one load, as `template record` or `template derive` has it",
+    ),
     (
         "pagecache-bpf simulate --policy ./mine.bpf.c --trace t.jsonl --memory 40G --json",
         "your own policy, compiled first",

@@ -1,0 +1,37 @@
+# SPDX-License-Identifier: Apache-2.0
+"""I/O templates (`template record`, `template derive`) as traces."""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Iterator
+from pathlib import Path
+
+from pagecache_bpf import templates
+from pagecache_bpf.simulate.trace import Trace, TraceFile
+
+PIECE_BYTES = 1 << 20
+#: A template says in what order its consumers read, not when: all begin at once and read so fast.
+BYTES_PER_SECOND = 1_000_000_000
+
+
+def trace_of(path: Path) -> Trace:
+    """The reads of a template's consumers.  Raises UsageError when it is damaged."""
+    template = templates.read(path)
+    trace = Trace([TraceFile(each.path, each.size, path.stem) for each in template.files])
+
+    def reads(consumer: int) -> Iterator[tuple[float, int, int, int, int]]:
+        done = 0
+        for extent in template.of(consumer):
+            file, offset, length = (int(extent[name]) for name in ("file", "offset", "length"))
+            for at in range(offset, offset + length, PIECE_BYTES):
+                piece = min(PIECE_BYTES, offset + length - at)
+                yield done / BYTES_PER_SECOND, consumer, file, at, piece
+                done += piece
+
+    for seconds, consumer, file, at, piece in heapq.merge(
+        *(reads(number) for number in range(len(template.consumers)))
+    ):
+        name = f"{consumer}: {template.consumers[consumer]}"
+        trace.add(seconds, name, template.files[file].path, at, piece)
+    return trace.settle()
