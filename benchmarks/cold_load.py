@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from benchmarks import checkpoints, hosted, loaders, native, rounds, schema, show
+from benchmarks import checkpoints, hosted, loaders, memory, native, rounds, schema, show
 from benchmarks.control import CommandLine
 from benchmarks.guest.devices import ScaledDevice, scaled_device
 
@@ -212,6 +212,7 @@ def main() -> int:
     options.size = options.size or (4 << 30 if options.native else 64 << 20)
     options.rounds = options.rounds or (7 if options.native else 5)
     if options.native:
+        memory.with_huge_malloc()
         report = run_native(options, inputs(options))
         return hosted.finish(report, options, lambda console: show.print_cold(report, console))
     if options.inside:

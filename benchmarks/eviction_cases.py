@@ -18,7 +18,7 @@ from pathlib import Path
 from benchmarks.cachestat import drop, resident_bytes
 from benchmarks.cgroups import Group, group
 from benchmarks.control import pagecache_bpf
-from benchmarks.rounds import device_bytes_read
+from benchmarks.disks import device_bytes_read
 from pagecache_bpf import live, loader
 from pagecache_bpf.device import Device
 from pagecache_bpf.policies import discover, find

@@ -24,6 +24,7 @@ import ml_dtypes  # noqa: F401  # gives numpy the type bfloat16, which safe_open
 import numpy as np
 from safetensors import safe_open
 
+from benchmarks import memory
 from benchmarks.checkpoints import data_offsets, generate
 from benchmarks.directio import Plan, read_into, read_whole
 from pagecache_bpf.errors import PagecacheError
@@ -44,7 +45,8 @@ Loaded = Callable[[], "list[list[tuple[int, Any]]]"]
 class Outcome:
     """One round: the loader's seconds, the bytes it delivered, whether they were right.
 
-    begun_s and ended_s are on CLOCK_MONOTONIC, to line up with residency samples.
+    begun_s and ended_s are on CLOCK_MONOTONIC, to line up with residency samples.  device_bytes:
+    read meanwhile, where the process itself has counted them.
     """
 
     seconds: float
@@ -52,6 +54,7 @@ class Outcome:
     correct: bool
     begun_s: float
     ended_s: float
+    device_bytes: int | None = None
 
 
 class Reference:
@@ -179,6 +182,7 @@ def in_child(work: Callable[[], Outcome], what: str) -> Outcome:
 
 
 def _measure(start: Callable[[], Loaded], reference: Reference, whole: bool) -> Outcome:
+    memory.touch()
     begun = time.monotonic()
     loaded = start()
     ended = time.monotonic()

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
-from benchmarks import directio, hosted, loaders, peers, rounds, schema
+from benchmarks import directio, hosted, loaders, memory, peers, rounds, schema
 from benchmarks.checkpoints import Checkpoint
 from benchmarks.control import CommandLine
 from benchmarks.directio import Plan
@@ -78,10 +78,20 @@ def measure(
     have, lack = peers.replacements() if with_peers else ({}, {})
     for name, why in lack.items():
         say(f"without {name}: {why}")
-    facts = {"read_ahead_kb": read_ahead_kb, "delay_ms": None, "cap_bytes_per_s": None}
+    facts = {
+        "read_ahead_kb": read_ahead_kb,
+        "delay_ms": None,
+        "cap_bytes_per_s": None,
+        "malloc": os.environ.get("GLIBC_TUNABLES", ""),
+    }
     report = schema.Report(schema.machine(device=facts, peers_absent=lack))
     sizes = [path.stat().st_size for path in checkpoint.files]
-    with read_ahead(checkpoint.root, read_ahead_kb), directio.reserved(sizes) as huge:
+    with (
+        read_ahead(checkpoint.root, read_ahead_kb),
+        directio.reserved(sizes) as huge,
+        # page cache and tensors
+        memory.backed(2 * sum(sizes) + (1 << 30)),
+    ):
         if not huge:
             say("too few huge pages: direct I/O goes into transparent ones")
         case = rounds.Case(

@@ -29,9 +29,10 @@ from rich.table import Table
 from benchmarks import hosted, schema
 from benchmarks.cachestat import drop, resident_bytes
 from benchmarks.control import pagecache_bpf
+from benchmarks.disks import device_bytes_read
 from benchmarks.guest.cgroups import LRU_GEN, Group, group
 from benchmarks.guest.devices import scaled_device
-from benchmarks.rounds import ENGINE, device_bytes_read
+from benchmarks.rounds import ENGINE
 from pagecache_bpf.errors import PagecacheError
 
 READBENCH = hosted.BUILD / "bench" / "readbench"

@@ -71,14 +71,17 @@ def main() -> int:
     name, files = sys.argv[1], [Path(word) for word in sys.argv[2:]]
     load = LOADERS[name]
     from benchmarks.checkpoints import generate
+    from benchmarks.disks import device_bytes_read
 
     with tempfile.TemporaryDirectory(dir="/dev/shm") as directory:
         load(generate(Path(directory) / "tiny", 1 << 20, shards=1).files)
     print("ready", flush=True)
     sys.stdin.readline()
+    before = device_bytes_read(files[0])
     begun = time.monotonic()
     tensors = load(files)
     ended = time.monotonic()
+    after = device_bytes_read(files[0])
     total, right = compare(files, tensors)
     outcome = {
         "seconds": ended - begun,
@@ -86,6 +89,7 @@ def main() -> int:
         "correct": right,
         "begun_s": begun,
         "ended_s": ended,
+        "device_bytes": None if before is None or after is None else after - before,
     }
     print(json.dumps(outcome), flush=True)
     return 0

@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
-from benchmarks import hosted
+from benchmarks import hosted, memory
 from benchmarks.loaders import Outcome
 from pagecache_bpf.errors import PagecacheError
 
@@ -118,6 +118,7 @@ def run_replacement(name: str, files: Sequence[Path]) -> Outcome:
     with process:
         said = process.stdout.readline()
         if said == "ready\n":
+            memory.touch()
             out, err = process.communicate("\n")
         else:
             out, err = said, process.communicate()[1]

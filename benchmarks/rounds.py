@@ -7,7 +7,6 @@ state and every loader once, cold each time, and the direct-I/O limit beside the
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -19,6 +18,7 @@ from benchmarks import loaders, schema
 from benchmarks.cachestat import Sample, Sampler, drop
 from benchmarks.checkpoints import Checkpoint
 from benchmarks.directio import SWEEP, Plan
+from benchmarks.disks import device_bytes_read
 from pagecache_bpf.errors import PagecacheError
 
 ENGINE = "struct_ops"
@@ -44,17 +44,6 @@ def attached(control: Control, policy: str, root: Path) -> Iterator[None]:
         yield
     finally:
         control.detach(policy, root)
-
-
-def device_bytes_read(path: Path) -> int | None:
-    """Bytes read so far from the block device below `path`; None without one (9p, tmpfs)."""
-    device = os.stat(path).st_dev
-    stat = Path(f"/sys/dev/block/{os.major(device)}:{os.minor(device)}/stat")
-    try:
-        sectors = int(stat.read_text().split()[2])
-    except FileNotFoundError:
-        return None
-    return sectors * 512  # the kernel's unit here, whatever the device's sector size
 
 
 @dataclass
@@ -102,7 +91,9 @@ def cold(case: Case, run: Callable[[], loaders.Outcome]) -> tuple[loaders.Outcom
     before = device_bytes_read(case.files[0])
     outcome = run()
     after = device_bytes_read(case.files[0])
-    return outcome, None if before is None or after is None else after - before
+    if outcome.device_bytes is not None or before is None or after is None:
+        return outcome, outcome.device_bytes
+    return outcome, after - before
 
 
 def _row(case: Case, loader: str, state: str, policy: str | None) -> schema.Row:
