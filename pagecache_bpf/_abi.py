@@ -562,16 +562,20 @@ class pagecache_request(ctypes.Structure):
 
 
 class pagecache_agent_tag(ctypes.Structure):
-    """struct pagecache_agent_tag, 16 bytes"""
+    """struct pagecache_agent_tag, 48 bytes"""
 
     model: int
     flags: int
     done: int
+    next: pagecache_file_key
+    next_pages: int
 
     _fields_ = (
         ("model", ctypes.c_uint32),
         ("flags", ctypes.c_uint32),
         ("done", ctypes.c_uint64),
+        ("next", pagecache_file_key),
+        ("next_pages", ctypes.c_uint64),
     )
 
 

@@ -198,30 +198,67 @@ static __always_inline s64 pagecache_prefetch_file(struct pagecache_ctx *ctx,
 	return accepted;
 }
 
+/* A reader's pages [start, start + nr) of a file are asked for; marked so that it tells of itself.
+ */
+static __always_inline void agent_asked_for(struct agent_cursor *cursor, u64 start, u64 nr,
+					    u64 read_to, u32 mark_step)
+{
+	if (start <= cursor->to && start + nr >= cursor->from) {
+		cursor->from = start < cursor->from ? start : cursor->from;
+		cursor->to = start + nr > cursor->to ? start + nr : cursor->to;
+	} else {
+		cursor->from = start;
+		cursor->to = start + nr;
+		cursor->mark = 0;
+	}
+	if (mark_step) {
+		cursor->step = mark_step;
+		if (cursor->mark < read_to)
+			cursor->mark = start > read_to ? start : read_to;
+	}
+}
+
 static __always_inline s64 pagecache_prefetch(struct pagecache_ctx *ctx, u64 start, u64 nr,
 					      s32 node, u32 mark_step)
 {
 	struct agent_call *call = agent_call_of(ctx);
-	struct agent_cursor *cursor = call->cursor;
 	s64 accepted =
 		pagecache_prefetch_file(ctx, &call->key.file, ctx->file_pages, start, nr, node);
 
-	if (accepted > 0 && cursor) {
-		nr = accepted;
-		if (start <= cursor->to && start + nr >= cursor->from) {
-			cursor->from = start < cursor->from ? start : cursor->from;
-			cursor->to = start + nr > cursor->to ? start + nr : cursor->to;
-		} else {
-			cursor->from = start;
-			cursor->to = start + nr;
-			cursor->mark = 0;
-		}
-		if (mark_step) {
-			cursor->step = mark_step;
-			if (cursor->mark < ctx->index + ctx->nr)
-				cursor->mark = start > ctx->index ? start : ctx->index + ctx->nr;
-		}
+	if (accepted > 0 && call->cursor)
+		agent_asked_for(call->cursor, start, accepted, ctx->index + ctx->nr, mark_step);
+	return accepted;
+}
+
+/* The file of the model that comes after this one, by name; returns its pages, 0 without one. */
+static __always_inline u64 pagecache_next_file(struct pagecache_ctx *ctx,
+					       struct pagecache_file_key *next)
+{
+	struct pagecache_agent_tag *tag = agent_call_of(ctx)->tag;
+
+	*next = tag->next;
+	return tag->next_pages;
+}
+
+/* Prefetch of that file on behalf of the same reader. */
+static __always_inline s64 pagecache_prefetch_next(struct pagecache_ctx *ctx, u64 start, u64 nr,
+						   s32 node, u32 mark_step)
+{
+	struct agent_call *call = agent_call_of(ctx);
+	struct agent_cursor_key key = { .consumer = call->key.consumer };
+	u64 pages = pagecache_next_file(ctx, &key.file);
+	s64 accepted = pagecache_prefetch_file(ctx, &key.file, pages, start, nr, node);
+	struct agent_cursor *cursor;
+
+	if (accepted <= 0)
+		return accepted;
+	cursor = bpf_map_lookup_elem(&cursors, &key);
+	if (!cursor) {
+		bpf_map_update_elem(&cursors, &key, &agent_no_cursor, BPF_NOEXIST);
+		cursor = bpf_map_lookup_elem(&cursors, &key);
 	}
+	if (cursor)
+		agent_asked_for(cursor, start, accepted, start ? 0 : mark_step, mark_step);
 	return accepted;
 }
 

@@ -197,8 +197,10 @@ static __always_inline int agent_accessed(const struct pagecache_ops *policy, st
 		agent_count(PAGECACHE_COUNTER_access_calls, 1);
 		policy->access(&call.ctx);
 	}
-	/* Nothing to read ahead of. */
-	if (!policy->readahead || call.ctx.resident_pages >= call.ctx.file_pages)
+	if (!policy->readahead)
+		return 0;
+	/* Nothing to read ahead of; unless a window goes on into the next file. */
+	if (call.ctx.resident_pages >= call.ctx.file_pages && !(c->mark && call.tag->next_pages))
 		return 0;
 	/* A window is kept ahead of where the reader is, whatever it has been told of. */
 	if (c->to && at > index) {

@@ -51,6 +51,19 @@ static __always_inline s64 pagecache_prefetch_file(struct pagecache_ctx *ctx,
 	return pagecache_prefetch(ctx, start, nr, node, 0);
 }
 
+/* Only the reader's own file can be read here. */
+static __always_inline u64 pagecache_next_file(struct pagecache_ctx *ctx,
+					       struct pagecache_file_key *next)
+{
+	return 0;
+}
+
+static __always_inline s64 pagecache_prefetch_next(struct pagecache_ctx *ctx, u64 start, u64 nr,
+						   s32 node, u32 mark_step)
+{
+	return -18; /* EXDEV */
+}
+
 static __always_inline s64 pagecache_drop_file(struct pagecache_ctx *ctx,
 					       const struct pagecache_file_key *file, u64 pages,
 					       u64 start, u64 nr)

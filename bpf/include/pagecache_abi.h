@@ -309,6 +309,8 @@ struct pagecache_agent_tag {
 	__u32 model;
 	__u32 flags; /* none yet: 0 */
 	__u64 done; /* prefetched up to here, in the order of the requests; written by the agent */
+	struct pagecache_file_key next; /* the model's file after this one, by name */
+	__u64 next_pages; /* 0: there is none */
 };
 
 /* What the programs tell the agent: the only element of the map `state`. */
@@ -441,7 +443,7 @@ _Static_assert(sizeof(struct pagecache_tag_request) == 8 + 32 + 64 + 1024,
 _Static_assert(sizeof(struct pagecache_untag_request) == 24, "untag request has a hole");
 _Static_assert(sizeof(struct pagecache_tag_record) == 48 + 32 + 64 + 1024, "tag record has a hole");
 _Static_assert(sizeof(struct pagecache_request) == 24 + 40 + 16 + 64, "request has a hole");
-_Static_assert(sizeof(struct pagecache_agent_tag) == 16, "agent tag has a hole");
+_Static_assert(sizeof(struct pagecache_agent_tag) == 48, "agent tag has a hole");
 _Static_assert(sizeof(struct pagecache_agent_state) == 32, "agent state has a hole");
 _Static_assert(sizeof(struct pagecache_agent_orders) == 24, "agent orders have a hole");
 _Static_assert(sizeof(struct pagecache_agent_pressure) == 64, "agent pressure has a hole");

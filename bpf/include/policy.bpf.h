@@ -26,6 +26,7 @@
  * All but the last return pages, or a negative errno (kmod/kfuncs.c says which).  Policies that
  * know other files (template.bpf.h) can name one, which engine struct_ops refuses (EXDEV):
  *	pagecache_prefetch_file(ctx, key, pages, start, nr, node)
+ *	pagecache_next_file(ctx, key), pagecache_prefetch_next(ctx, start, nr, node, mark_step)
  *	pagecache_drop_file(ctx, key, pages, start, nr)
  */
 #ifndef POLICY_BPF_H

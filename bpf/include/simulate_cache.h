@@ -198,6 +198,17 @@ static inline s64 pagecache_drop_file(struct pagecache_ctx *ctx,
 	return sim_wish(sim.drops, &sim.nr_drops, &other, start, nr, 0);
 }
 
+static inline u64 pagecache_next_file(struct pagecache_ctx *ctx, struct pagecache_file_key *next)
+{
+	return 0;
+}
+
+static inline s64 pagecache_prefetch_next(struct pagecache_ctx *ctx, u64 start, u64 nr, s32 node,
+					  u32 mark_step)
+{
+	return -18;
+}
+
 static inline u64 pagecache_allowed_ahead(const struct pagecache_ctx *ctx)
 {
 	return ~0ULL;

@@ -52,6 +52,10 @@ struct file_key {
 
 struct model_state {
 	u64 window;
+	u64 head; /* pages asked for of the file that comes next, */
+	u64 head_ino; /* which is this one */
+	u32 head_dev_major;
+	u32 head_dev_minor;
 	u32 streamed;
 	u32 reserved;
 };
@@ -131,16 +135,32 @@ static __always_inline bool goes_on(const struct stream *s, const struct pagecac
 	return ctx->index + 1 >= s->next && ctx->index <= s->next + 1;
 }
 
+/*
+ * The number as it is, but not as the verifier knows it: it would go through what follows once for
+ * each value.
+ */
+static __always_inline u64 any_number(const struct pagecache_ctx *ctx, u64 number)
+{
+	u64 now = ctx->time_ns, same = now;
+
+	asm volatile("" : "+r"(same));
+	return number + (same - now);
+}
+
 static __always_inline struct stream *stream_at(struct file_state *file,
 						const struct pagecache_ctx *ctx)
 {
-	for (int i = 0; i < STREAMS; i++) {
-		struct stream *s = &file->streams[i];
+	u64 found = STREAMS;
 
-		if (goes_on(s, ctx))
-			return s;
+	for (int i = 0; i < STREAMS; i++) {
+		if (goes_on(&file->streams[i], ctx)) {
+			found = i;
+			break;
+		}
 	}
-	return NULL;
+	if (found == STREAMS)
+		return NULL;
+	return &file->streams[any_number(ctx, found) % STREAMS];
 }
 
 static __always_inline struct stream *stream_new(struct file_state *file,
@@ -218,11 +238,55 @@ static __always_inline u64 room_in_budget(const struct pagecache_ctx *ctx)
 	return used < budget ? budget - used : 0;
 }
 
-/* Ask for what is missing of the window.  Markers lie a quarter of it apart. */
+/* Markers lie a quarter of the window apart. */
+static __always_inline u64 mark_step(u64 window)
+{
+	return min_u64(max_u64(window / 4, 16), 512);
+}
+
+/* How much of a file was asked for while the one before it was read. */
+static __always_inline u64 head_of(const struct model_state *model, u64 ino, u32 dev_major,
+				   u32 dev_minor)
+{
+	bool it = model->head_ino == ino && model->head_dev_major == dev_major &&
+		  model->head_dev_minor == dev_minor;
+
+	return it ? model->head : 0;
+}
+
+/* The window reaches beyond the end of the file: into the next one, if this model is streamed. */
+static __noinline int go_on(struct pagecache_ctx *ctx, u64 window, u64 room)
+{
+	struct pagecache_file_key next;
+	u64 pages = pagecache_next_file(ctx, &next), left = ctx->file_pages - ctx->index;
+	struct model_state *model = pages ? model_of(ctx) : NULL;
+	u64 want, head, step = mark_step(window);
+	s64 accepted;
+
+	if (!model || model->streamed < TRUSTED || window <= left)
+		return 0;
+	want = min_u64(window - left, pages);
+	if (want < pages)
+		want &= ~(pages_of(ctx, HUGE_BYTES) - 1);
+	head = head_of(model, next.ino, next.dev_major, next.dev_minor);
+	if (want <= head || (want - head < step && want < pages))
+		return 0;
+	accepted = pagecache_prefetch_next(ctx, head, min_u64(want - head, room),
+					   PAGECACHE_NODE_ANY, step);
+	if (accepted <= 0)
+		return 0;
+	model->head_ino = next.ino;
+	model->head_dev_major = next.dev_major;
+	model->head_dev_minor = next.dev_minor;
+	model->head = head + accepted;
+	return 0;
+}
+
+/* Ask for what is missing of the window. */
 static __always_inline void top_up(struct pagecache_ctx *ctx, struct stream *s, u64 room)
 {
 	u64 end = min_u64(ctx->index + s->window, ctx->file_pages);
-	u64 step = min_u64(max_u64(s->window / 4, 16), 512);
+	u64 step = mark_step(s->window);
 	u64 huge = pages_of(ctx, HUGE_BYTES);
 	s64 accepted;
 
@@ -249,18 +313,26 @@ static __always_inline s32 stream_readahead(struct pagecache_ctx *ctx,
 	struct file_state *file = file_of(ctx);
 	struct model_state *model;
 	struct stream *s;
-	u64 room;
+	u64 room, head;
 
 	if (!file)
 		return PAGECACHE_DEFAULT;
 	s = stream_at(file, ctx);
 	if (!s) {
-		if (is_marker(ctx))
+		model = model_of(ctx);
+		head = model && is_marker(ctx)
+			       ? head_of(model, ctx->ino, ctx->dev_major, ctx->dev_minor)
+			       : 0;
+		/* A marker in what this reader's window has reached of its next file. */
+		if (is_marker(ctx) && ctx->index >= head)
 			return PAGECACHE_DEFAULT;
 		s = stream_new(file, ctx);
-		model = ctx->index < HEAD_PAGES ? model_of(ctx) : NULL;
-		if (model && model->streamed >= TRUSTED)
+		if (model && model->streamed >= TRUSTED &&
+		    (is_marker(ctx) || ctx->index < HEAD_PAGES)) {
 			open_window(s, ctx, model->window);
+			s->ahead = max_u64(s->ahead, head);
+			model->head = 0; /* its reader may come again */
+		}
 	} else {
 		if (starts_again(s, ctx)) {
 			s->ahead = ctx->index;
@@ -290,6 +362,8 @@ static __always_inline s32 stream_readahead(struct pagecache_ctx *ctx,
 		s->ahead = max_u64(s->ahead, ctx->index + answer->nr);
 	}
 	top_up(ctx, s, room);
+	if (s->ahead >= ctx->file_pages)
+		go_on(ctx, s->window, room);
 	return PAGECACHE_OVERRIDE;
 }
 

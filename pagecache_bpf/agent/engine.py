@@ -26,7 +26,7 @@ from pagecache_bpf._logs import write_log
 from pagecache_bpf._verifier import boil_down
 from pagecache_bpf.agent.depth import DEFAULT_DEPTH, LEAST_DEPTH, Depths, Tuner
 from pagecache_bpf.agent.executor import Extent, Source
-from pagecache_bpf.agent.files import FileTag, key_of
+from pagecache_bpf.agent.files import FileTag, Sequence, key_of
 from pagecache_bpf.agent.maps import Hints
 from pagecache_bpf.agent.pools import Pools
 from pagecache_bpf.agent.pressure import Ask, PressureWatch, ask_all
@@ -77,6 +77,7 @@ class Agent:
         self.info = info
         self._tell_started = started
         self.tags: dict[bytes, FileTag] = {}
+        self._sequence = Sequence()
         self._tag_of: dict[Source, FileTag] = {}
         self.knobs = {knob.name: (knobs or {}).get(knob.name, knob.default) for knob in info.knobs}
         self.exit: tuple[int, str, str] | None = None  # code, message, hook
@@ -175,11 +176,21 @@ class Agent:
             self._tuners[tag.device] = Tuner(depth, LEAST_DEPTH)
         self.tags[key] = tag
         self._tag_of[source] = tag
+        before, after = self._sequence.add(tag)
+        tag.next = after
         with self._lock:
             self._orders.governed += cached_pages(fd)
             self._give_orders()
-        self._maps["tags"].update(key, bytes(_abi.pagecache_agent_tag(model=number)))
+        self._maps["tags"].update(key, tag.record())
+        self._follow(before, tag)
         return tag
+
+    def _follow(self, tag: FileTag | None, after: FileTag | None) -> None:
+        """Another file comes after one now."""
+        if tag is not None:
+            tag.next = after
+            with suppress(OSError):
+                self._maps["tags"].update(tag.key, tag.record(), existing=True)
 
     def untag(self, key: bytes) -> bool:
         """Let go of a file; False if it was not governed."""
@@ -187,6 +198,7 @@ class Agent:
         if tag is None:
             return False
         self._tag_of.pop(tag.source, None)
+        self._follow(*self._sequence.remove(tag))
         self._maps["tags"].delete(key)
         tag.source.over = True
         self._pools.cancel(None, tag.source)
@@ -447,9 +459,8 @@ class Agent:
         extent.file.done = max(extent.file.done, start + length)
         tag = self._tag_of.get(extent.file)
         if tag is not None:
-            value = _abi.pagecache_agent_tag(model=tag.model_id, done=extent.file.done // PAGE_SIZE)
             with suppress(OSError):
-                self._maps["tags"].update(tag.key, bytes(value), existing=True)
+                self._maps["tags"].update(tag.key, tag.record(), existing=True)
             tuner = self._tuners[tag.device]
             if tuner.observe(length, self._pools.queued_bytes(tag.device), time.monotonic()):
                 self._pools.set_depth(tag.device)

@@ -4,15 +4,17 @@
 from __future__ import annotations
 
 import array
+import bisect
 import fcntl
 import os
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from pagecache_bpf import _abi
 from pagecache_bpf.agent.executor import Source
-from pagecache_bpf.cachestat import cached_pages
+from pagecache_bpf.cachestat import PAGE_SIZE, cached_pages
 
 _FS_IOC_GETVERSION = 0x80087601  # _IOR('v', 1, long)
 
@@ -30,6 +32,20 @@ class FileTag:
     model_id: int
     path: str
     source: Source
+    next: FileTag | None = None  # what is read after it, if its model is read in order
+
+    def record(self) -> bytes:
+        """What the programs are told of it."""
+        record = _abi.pagecache_agent_tag(model=self.model_id, done=self.source.done // PAGE_SIZE)
+        if self.next is not None:
+            record.next = _abi.pagecache_file_key.from_buffer_copy(self.next.key)
+            record.next_pages = self.next.pages
+        return bytes(record)
+
+    @cached_property
+    def pages(self) -> int:
+        """Its size when that was first asked for."""
+        return -(-self.size_bytes() // PAGE_SIZE)
 
     @property
     def device(self) -> str:
@@ -61,6 +77,36 @@ class FileTag:
             **{name: getattr(self, name) for name in names},
             "resident_pages": self.resident_pages(),
         }
+
+
+class Sequence:
+    """The files of each model in the order of their names, which is that of most loaders."""
+
+    def __init__(self) -> None:
+        self._paths: dict[str, list[str]] = {}
+        self._tags: dict[str, list[FileTag]] = {}
+
+    def add(self, tag: FileTag) -> tuple[FileTag | None, FileTag | None]:
+        """Its neighbours: what comes before it and what after."""
+        paths = self._paths.setdefault(tag.model, [])
+        tags = self._tags.setdefault(tag.model, [])
+        at = bisect.bisect_left(paths, tag.path)
+        paths.insert(at, tag.path)
+        tags.insert(at, tag)
+        return self._at(tag.model, at - 1), self._at(tag.model, at + 1)
+
+    def remove(self, tag: FileTag) -> tuple[FileTag | None, FileTag | None]:
+        """Those that are neighbours now."""
+        paths, tags = self._paths[tag.model], self._tags[tag.model]
+        at = bisect.bisect_left(paths, tag.path)
+        while tags[at] is not tag:  # tagged again under the same name
+            at += 1
+        del paths[at], tags[at]
+        return self._at(tag.model, at - 1), self._at(tag.model, at)
+
+    def _at(self, model: str, at: int) -> FileTag | None:
+        tags = self._tags[model]
+        return tags[at] if 0 <= at < len(tags) else None
 
 
 def key_of(fd: int) -> bytes:

@@ -30,7 +30,7 @@ CHUNK_BYTES = 2 << 20
 MAX_DEPTH = 32
 #: One chunk in so many is read in small folios.  A huge one is mapped by one fault that no
 #: tracepoint tells of, so a reader that meets nothing else cannot be followed.
-SEEN_CHUNKS = 8
+SEEN_CHUNKS = 16
 #: So much is told at once of a long extent: each message costs the agent a wakeup.
 TOLD_BYTES = 8 << 20
 #: Of one readahead(2), which the kernel cuts to what the device takes at once.

@@ -21,12 +21,13 @@ from pagecache_bpf.cli.verbs import attach, detach, status, tags
 from pagecache_bpf.device import PolicyStatus
 from pagecache_bpf.policies import agent_object, find
 from tests.unit.command import Result, run, undocumented
-from tests.vm.kernel import check, make_file, wait_for
+from tests.vm.kernel import check, make_file, read_all, wait_for
 
 pytestmark = pytest.mark.native
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = 8191
+MIB = 1 << 20
 KERNEL_AHEAD = 2 * 32  # pages that the kernel reads ahead by itself, read_ahead_kb being 128
 
 
@@ -120,6 +121,31 @@ def test_streams_are_read_ahead(file: Path, how: str, piece: int) -> None:
     # Each page came once: by the kernel, or by the agent.
     assert counters["added_bytes"] - counters["removed_bytes"] == PAGES * PAGE_SIZE
     assert policy().governed_pages == resident_pages(file) == PAGES
+
+
+def test_the_window_goes_on_into_the_next_file(file: Path, tmp_path: Path) -> None:
+    """The last shards of a model are read ahead before anybody opens them, a window of them."""
+    (tmp_path / "m").mkdir()
+    shards = [make_file(tmp_path / "m" / f"{n}.safetensors", PAGES) for n in range(3)]
+    done("attach", "sequential", "--engine", "agent", "--knob", "max_window_mib=16", tmp_path / "m")
+    drop(shards)
+    read_all(shards[0])
+    idle()
+    head = resident_pages(shards[1])
+    assert 8 * MIB <= head * PAGE_SIZE <= 16 * MIB and resident_pages(shards[2]) == 0
+    before = policy().counters["prefetch_bytes"]
+    read_all(shards[1])
+    idle()
+    assert resident_pages(shards[1]) == PAGES
+    assert resident_pages(shards[2]) * PAGE_SIZE >= 8 * MIB
+    # What was there is not asked for again.
+    rest = PAGES - head + resident_pages(shards[2])
+    assert policy().counters["prefetch_bytes"] - before <= 1.1 * rest * PAGE_SIZE
+    done("untag", shards[1])
+    assert [each["path"] for each in done("tags", "--json").data["tags"]] == [
+        str(shards[0]),
+        str(shards[2]),
+    ]
 
 
 def test_status_tags_and_detach_tell_the_engine(file: Path) -> None:

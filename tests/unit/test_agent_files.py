@@ -1,0 +1,49 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which file of a model comes after which."""
+
+from __future__ import annotations
+
+import random
+
+from pagecache_bpf import _abi
+from pagecache_bpf.agent.executor import Source
+from pagecache_bpf.agent.files import FileTag, Sequence
+
+
+def tag(path: str, model: str = "m") -> FileTag:
+    number = abs(hash((model, path))) % 2**32
+    key = bytes(_abi.pagecache_file_key(ino=number))
+    return FileTag(key, 0, 0, number, 0, model, 1, path, Source(lambda: -1))
+
+
+def test_files_follow_by_name_whatever_the_order_they_are_tagged_in() -> None:
+    names = [f"{n:03}" for n in range(60)]
+    order, sequence = random.Random(5).sample(names, len(names)), Sequence()
+    there: list[str] = []
+    for name in order:
+        there = sorted([*there, name])
+        at = there.index(name)
+        before, after = sequence.add(tag(name))
+        assert (before.path if before else None) == (there[at - 1] if at else None)
+        assert (after.path if after else None) == (there[at + 1] if at + 1 < len(there) else None)
+    assert sequence.add(tag("001", "other")) == (None, None)
+
+
+def test_one_that_goes_leaves_its_neighbours_beside_each_other() -> None:
+    sequence = Sequence()
+    tags = [tag(name) for name in "abc"]
+    for each in tags:
+        sequence.add(each)
+    assert sequence.remove(tags[1]) == (tags[0], tags[2])
+    assert sequence.remove(tags[2]) == (tags[0], None)
+    assert sequence.remove(tags[0]) == (None, None)
+
+
+def test_what_the_programs_are_told() -> None:
+    first, second = tag("a"), tag("b")
+    second.__dict__["pages"] = 77
+    first.next = second
+    record = _abi.pagecache_agent_tag.from_buffer_copy(first.record())
+    assert (record.model, record.next.ino, record.next_pages) == (1, second.ino, 77)
+    first.next = None
+    assert _abi.pagecache_agent_tag.from_buffer_copy(first.record()).next_pages == 0
