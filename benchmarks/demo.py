@@ -18,7 +18,7 @@ from shutil import disk_usage
 
 from rich.console import Console
 
-from benchmarks import checkpoints, cold_load, hosted, schema, show
+from benchmarks import checkpoints, cold_load, hosted, memory, schema, show
 from benchmarks.cachestat import Sample
 from pagecache_bpf.cgroups import host_memory
 from pagecache_bpf.errors import PagecacheError, PrivilegeError
@@ -96,8 +96,8 @@ def native_size(wanted: int, memory: int, disk: int) -> int:
 def on_this_kernel(options: argparse.Namespace, say: hosted.Say) -> schema.Report | None:
     """The native half; None, with the reason said, where this machine cannot do it."""
     hosted.MODELS.mkdir(parents=True, exist_ok=True)
-    memory = host_memory().get("MemAvailable", 0)
-    size = options.size or native_size(_NATIVE_BYTES, memory, disk_usage(hosted.MODELS).free)
+    free = host_memory().get("MemAvailable", 0)
+    size = options.size or native_size(_NATIVE_BYTES, free, disk_usage(hosted.MODELS).free)
     try:
         if os.geteuid() != 0:
             raise PrivilegeError("only root can attach a policy", "", "sudo make demo")
@@ -167,6 +167,7 @@ def main() -> int:
     options = make_parser().parse_args()
     if options.rounds < 1:
         raise PagecacheError("no rounds, no result", f"ROUNDS is {options.rounds}", "Ask for 1")
+    memory.with_huge_malloc()
     say = hosted.progress()
     here = on_this_kernel(options, say)
     there = in_the_guest(options, say)

@@ -78,7 +78,7 @@ class Lab:
             path.parent.mkdir(parents=True, exist_ok=True)
             header = json.dumps(
                 {
-                    f"layer.{n}": {
+                    f"layer.{n:05}": {  # loaders sort names: so that is the file's order
                         "dtype": "U8",
                         "shape": [MIB],
                         "data_offsets": [n * MIB, (n + 1) * MIB],
@@ -191,7 +191,7 @@ def burn(lab: Lab, policy: str | None, limited: bool = True) -> Measured:
         attached(policy, {"load": [path]}, drop_behind=1, window_mib=4, budget_mib=8),
         lab.cgroup(limit=None if limited else 8 * lab.limit) as it,
     ):
-        it.scan([neighbour, neighbour])
+        it.scan([neighbour])
         before = resident_bytes([neighbour])
         with _counted(lab) as count:
             seconds = it.scan([path])
