@@ -23,12 +23,14 @@ PAGECACHE_KNOB(u32, confirm_accesses, 3, "accesses", 1, 16, "accesses in order t
 #define TRUSTED 1 /* files of a model streamed to the end before it is trusted */
 #define STEEP_BYTES (32 << 20) /* windows below this grow fourfold, without being judged */
 #define HUGE_BYTES (2 << 20)
+#define DOWN_PARTS 4
 #define HEAD_PAGES 64 /* a trusted file is expected to be read from here */
 
 struct stream {
 	u64 from; /* its last access began here, */
 	u64 next; /* and the next one should be here */
-	u64 ahead; /* asked for up to here */
+	u64 ahead; /* asked for up to here, */
+	u64 low; /* and down to here, where it goes down */
 	u64 window; /* pages; 0: not a stream yet */
 	u64 since_ns; /* the window has been what it is since then, */
 	u64 since; /* when the reader was here, */
@@ -110,6 +112,11 @@ static __always_inline u64 kernel_reads(const struct pagecache_ctx *ctx)
 	return min_u64(ctx->nr, max_u64(ctx->ra_pages, ctx->io_pages));
 }
 
+static __always_inline bool is_fault(const struct pagecache_ctx *ctx)
+{
+	return ctx->kind == PAGECACHE_KIND_FAULT || ctx->kind == PAGECACHE_KIND_FAULT_MARKER;
+}
+
 static __always_inline bool is_marker(const struct pagecache_ctx *ctx)
 {
 	return ctx->kind == PAGECACHE_KIND_MARKER || ctx->kind == PAGECACHE_KIND_FAULT_MARKER;
@@ -119,7 +126,9 @@ static __always_inline bool is_marker(const struct pagecache_ctx *ctx)
  * Whether this access goes on with a stream: in its window, shortly behind its end, or up to a
  * window back, since memcpy() from a mapping touches the last page of a range before the pages on
  * the way.  As long as it is not one yet, only the very next page will do, or the marker that the
- * kernel's own readahead has left for it: random readers meet their neighbourhoods, too.
+ * kernel's own readahead has left for it: random readers meet their neighbourhoods, too.  In a
+ * mapping it may go down, by what the kernel reads around a fault: glibc's memcpy() copies from the
+ * end where source and destination lie alike in their pages.
  */
 static __always_inline bool goes_on(const struct stream *s, const struct pagecache_ctx *ctx)
 {
@@ -132,6 +141,8 @@ static __always_inline bool goes_on(const struct stream *s, const struct pagecac
 	if (is_marker(ctx))
 		return ctx->index >= s->from &&
 		       ctx->index <= s->next + max_u64(ctx->ra_pages, ctx->io_pages);
+	if (is_fault(ctx) && ctx->index < s->from)
+		return ctx->index + ctx->ra_pages + 1 >= s->from;
 	return ctx->index + 1 >= s->next && ctx->index <= s->next + 1;
 }
 
@@ -172,6 +183,7 @@ static __always_inline struct stream *stream_new(struct file_state *file,
 		.from = ctx->index,
 		.next = ctx->index + ctx->nr,
 		.ahead = ctx->index + kernel_reads(ctx),
+		.low = ctx->index,
 		.run = 1,
 	};
 	return s;
@@ -214,7 +226,8 @@ static __always_inline void grow(struct stream *s, const struct pagecache_ctx *c
  */
 static __always_inline bool starts_again(const struct stream *s, const struct pagecache_ctx *ctx)
 {
-	return s->window && !is_marker(ctx) && ctx->index < s->ahead && !ctx->inflight_pages;
+	return s->window && !is_marker(ctx) && ctx->index >= s->low && ctx->index < s->ahead &&
+	       !ctx->inflight_pages;
 }
 
 static __always_inline void trust(const struct pagecache_ctx *ctx, const struct stream *s)
@@ -307,12 +320,40 @@ static __always_inline void top_up(struct pagecache_ctx *ctx, struct stream *s, 
 		trust(ctx, s);
 }
 
+/*
+ * The reader goes down through a range: what is missing of the window below it, the nearest part
+ * first.  Where the range begins is not known; what lies before it has been read.
+ */
+static __noinline int go_down(struct pagecache_ctx *ctx, struct stream *s, u64 room)
+{
+	u64 limit = pages_of(ctx, (u64)max_window_mib << 20), low, part;
+
+	if (!s)
+		return 0;
+	low = ctx->index > s->window ? ctx->index - s->window : 0;
+	part = max_u64(s->window / DOWN_PARTS, 16);
+	if (low + part > s->low && low)
+		return 0;
+	for (int i = 0; i < DOWN_PARTS && s->low > low; i++) {
+		u64 start = s->low > low + part ? s->low - part : low, nr = s->low - start;
+
+		if (nr > room || pagecache_prefetch(ctx, start, nr, PAGECACHE_NODE_ANY,
+						    mark_step(s->window)) < (s64)nr)
+			return 0;
+		room -= nr;
+		s->low = start;
+	}
+	s->window = min_u64(2 * s->window, limit);
+	return 0;
+}
+
 static __always_inline s32 stream_readahead(struct pagecache_ctx *ctx,
 					    struct pagecache_answer *answer)
 {
 	struct file_state *file = file_of(ctx);
 	struct model_state *model;
 	struct stream *s;
+	bool down = false;
 	u64 room, head;
 
 	if (!file)
@@ -339,6 +380,9 @@ static __always_inline s32 stream_readahead(struct pagecache_ctx *ctx,
 			open_window(s, ctx, s->window);
 		}
 		s->run++;
+		down = is_fault(ctx) && ctx->index < s->from;
+		if (ctx->index < s->low)
+			s->low = ctx->index;
 		s->from = ctx->index;
 		s->next = ctx->index + (is_marker(ctx) ? 0 : ctx->nr);
 	}
@@ -349,11 +393,23 @@ static __always_inline s32 stream_readahead(struct pagecache_ctx *ctx,
 		}
 		open_window(s, ctx, pages_of(ctx, (u64)start_window_kib << 10));
 	}
-	if (!is_marker(ctx) || (ctx->flags & PAGECACHE_F_LATE))
-		grow(s, ctx);
 	room = room_in_budget(ctx);
 	if (!room)
 		return PAGECACHE_DEFAULT;
+	if (down) {
+		if (!is_marker(ctx) && ctx->index <= s->low) {
+			answer->start = ctx->index > 63 ? ctx->index - 63 : 0;
+			answer->nr = ctx->index + ctx->nr - answer->start;
+			s->low = answer->start;
+		} else if (!is_marker(ctx)) {
+			answer->start = ctx->index;
+			answer->nr = ctx->nr;
+		}
+		go_down(ctx, s, room);
+		return PAGECACHE_OVERRIDE;
+	}
+	if (!is_marker(ctx) || (ctx->flags & PAGECACHE_F_LATE))
+		grow(s, ctx);
 
 	if (!is_marker(ctx)) {
 		/* The reader needs these now, the rest can follow. */
