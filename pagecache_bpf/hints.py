@@ -163,6 +163,9 @@ def maps_of(info: PolicyInfo) -> tuple[HintMap, ...]:
             raise UsageError(f"{info.object} is damaged", str(error), "Build it anew") from error
 
 
+_EVERY_POLICY_S = "consumers"  # bpf/include/affinity.bpf.h
+
+
 def maps_in(btf: Btf) -> tuple[HintMap, ...]:
     """The same, from type information."""
     found = []
@@ -190,7 +193,8 @@ def maps_in(btf: Btf) -> tuple[HintMap, ...]:
                 _fields(btf, value, "value"),
             )
         )
-    return tuple(found)
+    # The policy's own first.
+    return tuple(sorted(found, key=lambda each: each.name == _EVERY_POLICY_S))
 
 
 def _fields(btf: Btf, type_id: int, name: str) -> tuple[MapField, ...]:

@@ -111,19 +111,28 @@ static __always_inline u64 cost_of(const struct score *s, u64 now)
 	return (min_u64(wait, UNKNOWN * 2) >> 10) * min_u64(speed, 1 << 20);
 }
 
+struct judgement {
+	u64 now;
+	u64 worst;
+};
+
+static long judge_one(u32 slot, struct judgement *it)
+{
+	struct score *s = score_at(slot);
+
+	if (s && s->model && (s64)s->resident_pages > 0) {
+		s->cost_to_keep = cost_of(s, it->now);
+		it->worst = max_u64(it->worst, s->cost_to_keep);
+	}
+	return 0;
+}
+
 static __always_inline void judge(u64 now)
 {
-	u64 worst = 0;
+	struct judgement it = { .now = now };
 
-	for (u32 slot = 0; slot < MODELS; slot++) {
-		struct score *s = score_at(slot);
-
-		if (!s || !s->model || (s64)s->resident_pages <= 0)
-			continue;
-		s->cost_to_keep = cost_of(s, now);
-		worst = max_u64(worst, s->cost_to_keep);
-	}
-	worst_cost = worst;
+	bpf_loop(MODELS, judge_one, &it, 0);
+	worst_cost = it.worst;
 	judged_ns = now;
 }
 

@@ -97,8 +97,8 @@ class PublicDesk:
         try:
             operation, arguments = protocol.check_request(line, len(fds))
             if operation == "files":
+                kept = True  # also if it fails: they are closed there
                 answer = self._files(connection, fds)
-                kept = True
             elif operation == "open_load":
                 kept = True
                 return self._open_load(connection, arguments, fds)

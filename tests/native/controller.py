@@ -92,7 +92,8 @@ def serving(directory: Path, config: str = "", *words: str, **env: str) -> Itera
             code = controller.stop()
             assert code == 0, (directory / "stderr").read_text()
         process.stdout.close()
-    assert "Traceback" not in (directory / "stderr").read_text()
+    said = (directory / "stderr").read_text()
+    assert "Traceback" not in said, said
 
 
 def as_user(uid: int, action: Callable[[], T]) -> T:

@@ -26,9 +26,9 @@ def the_map(policy: str, name: str) -> HintMap:
 
 def test_what_is_marked_is_found_and_nothing_else() -> None:
     assert [(each.name, each.kind) for each in maps_of(find("multiplex"))] == [
-        ("consumers", "hint"),
         ("plans", "hint"),
         ("scores", "report"),
+        ("consumers", "hint"),
     ]
     assert [each.name for each in maps_of(find("sequential"))] == ["consumers"]
     plans = the_map("multiplex", "plans")
@@ -98,7 +98,7 @@ def test_names_stand_for_numbers() -> None:
 
 
 def test_wrong_names(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="it has consumers, plans, scores"):
+    with pytest.raises(UsageError, match="it has plans, scores, consumers"):
         the_map("multiplex", "plan")
     with pytest.raises(UsageError, match="it has consumers"):
         the_map("sequential", "plan")
