@@ -25,7 +25,7 @@
 #include "pagecache.h"
 
 #define PCB_SHORTAGES 16 /* cgroups that are noted at a time, the machine among them */
-#define PCB_MIN_WANTED 64 /* reclaim goes on by itself: what is given beyond is lost */
+#define PCB_MIN_WANTED PCB_CHUNK_PAGES
 #define PCB_MAX_FILES 1024 /* asked about in one round */
 #define PCB_MAX_PAUSE (HZ / 5) /* between questions that got nothing */
 

@@ -214,7 +214,7 @@ PAGECACHE_EVICT(multiplex_evict)
 PAGECACHE_PRESSURE(multiplex_pressure)
 (struct pagecache_ctx *ctx, struct pagecache_pressure *want)
 {
-	u64 pages = min_u64(want->pages, ctx->resident_pages);
+	u64 pages = min_u64(max_u64(want->pages, STEP), ctx->resident_pages);
 
 	if (pages && (want->round || is_worst(ctx)))
 		pagecache_drop(ctx, ctx->resident_pages - pages,

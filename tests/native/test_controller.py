@@ -98,7 +98,17 @@ def test_what_a_file_has_in_the_cache(controller: Controller, files: list[Path])
             lambda: client.residency(fd, 0, half + PAGE_SIZE)["resident_bytes"] > half,
             "the ranges to be read",
         )
-        assert client.drop(fd, 0, half) == {"dropped_bytes": half, "in_use": False}
+        dropped = []
+
+        def drop_the_rest() -> bool:
+            """A page that is still being read, or mapped by who reads it, stays for now."""
+            answer = client.drop(fd, 0, half)
+            assert answer["in_use"] is False
+            dropped.append(answer["dropped_bytes"])
+            return sum(dropped) >= half
+
+        wait_for(drop_the_rest, "the range to be dropped")
+        assert sum(dropped) == half
         assert client.residency(fd, 0, half)["resident_bytes"] == 0
         assert client.drop(fd)["dropped_bytes"] > 0
         with pytest.raises(PagecacheError, match="multiple"):
