@@ -105,7 +105,7 @@ def test_what_a_file_has_in_the_cache(controller: Controller, files: list[Path])
             answer = client.drop(fd, 0, half)
             assert answer["in_use"] is False
             dropped.append(answer["dropped_bytes"])
-            return sum(dropped) >= half
+            return bool(sum(dropped) >= half)
 
         wait_for(drop_the_rest, "the range to be dropped")
         assert sum(dropped) == half
