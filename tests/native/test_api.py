@@ -120,7 +120,9 @@ def test_root_hints_at_the_node_of_its_devices(file: Path) -> None:
         assert mine in live.read_map("sequential", "consumers")
     finally:
         way.finish(keep=False)
-    assert not client.is_running() or "sequential" not in client.AgentDevice().details()
+    if client.is_running():
+        with client.AgentDevice() as agent:
+            assert "sequential" not in agent.details()
 
 
 def test_root_leaves_a_policy_that_was_attached_before(file: Path, tmp_path: Path) -> None:

@@ -71,7 +71,7 @@ def test_ranks_share_one_prefetch(file: Path) -> None:
     cases.ranks_share(ENGINE, file)
 
 
-@pytest.mark.xfail(reason="one run in four does not give it up; not understood", strict=False)
+@pytest.mark.xfail(reason="one run in four does not give it up; not understood")
 def test_a_wrong_template_is_dropped(file: Path) -> None:
     cases.drops_a_wrong_template(ENGINE, file)
 
