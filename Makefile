@@ -88,10 +88,8 @@ docs: ## write what is generated from the code: ABI for Python, man page, metric
 
 # A part that fails does not keep the others from being run.
 test: build ## everything; what is skipped says why
-	@failed=; for part in check test-unit test-native test-vm test-numa; do \
-		$(MAKE) $$part || failed="$$failed $$part"; done; \
-		$(PY) -m tools.summary; \
-		[ -z "$$failed" ] || { echo "failed:$$failed" >&2; exit 1; }
+	@$(MAKE) --keep-going -j1 check test-unit test-native test-vm test-numa; status=$$?; \
+		$(PY) -m tools.summary || status=1; exit $$status
 
 test-unit: build ## tests without root
 	$(PY) -m pytest tests/unit tests/repo -rs --junitxml=build/test/unit.xml

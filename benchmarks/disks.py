@@ -16,3 +16,8 @@ def device_bytes_read(path: Path) -> int | None:
     except FileNotFoundError:
         return None
     return sectors * 512  # the kernel's unit here, whatever the device's sector size
+
+
+def difference(before: int | None, after: int | None) -> int | None:
+    """Bytes read between two counts; None if there is no device to count."""
+    return None if before is None or after is None else after - before

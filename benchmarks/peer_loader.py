@@ -71,7 +71,7 @@ def main() -> int:
     name, files = sys.argv[1], [Path(word) for word in sys.argv[2:]]
     load = LOADERS[name]
     from benchmarks.checkpoints import generate
-    from benchmarks.disks import device_bytes_read
+    from benchmarks.disks import device_bytes_read, difference
 
     with tempfile.TemporaryDirectory(dir="/dev/shm") as directory:
         load(generate(Path(directory) / "tiny", 1 << 20, shards=1).files)
@@ -89,7 +89,7 @@ def main() -> int:
         "correct": right,
         "begun_s": begun,
         "ended_s": ended,
-        "device_bytes": None if before is None or after is None else after - before,
+        "device_bytes": difference(before, after),
     }
     print(json.dumps(outcome), flush=True)
     return 0

@@ -18,7 +18,7 @@ from benchmarks import loaders, schema
 from benchmarks.cachestat import Sample, Sampler, drop
 from benchmarks.checkpoints import Checkpoint
 from benchmarks.directio import SWEEP, Plan
-from benchmarks.disks import device_bytes_read
+from benchmarks.disks import device_bytes_read, difference
 from pagecache_bpf.errors import PagecacheError
 
 ENGINE = "struct_ops"
@@ -91,9 +91,9 @@ def cold(case: Case, run: Callable[[], loaders.Outcome]) -> tuple[loaders.Outcom
     before = device_bytes_read(case.files[0])
     outcome = run()
     after = device_bytes_read(case.files[0])
-    if outcome.device_bytes is not None or before is None or after is None:
+    if outcome.device_bytes is not None:
         return outcome, outcome.device_bytes
-    return outcome, after - before
+    return outcome, difference(before, after)
 
 
 def _row(case: Case, loader: str, state: str, policy: str | None) -> schema.Row:
@@ -212,7 +212,7 @@ def _warm(case: Case, name: str) -> schema.Row:
     before = device_bytes_read(case.files[0])
     outcome = loaders.run_loader(name, case.files, case.reference)
     after = device_bytes_read(case.files[0])
-    record(row, outcome, None if before is None or after is None else after - before)
+    record(row, outcome, difference(before, after))
     return row
 
 

@@ -29,6 +29,7 @@ CGROUPS = Path("/sys/fs/cgroup")
 FILE_FIELDS = ("ino", "dev_major", "dev_minor", "generation")
 HASH, ARRAY, LRU_HASH = 1, 2, 9  # enum bpf_map_type
 _KINDS = ("hint", "report")
+CONSUMERS = "consumers"  # of every policy: bpf/include/affinity.bpf.h
 
 
 @dataclass(frozen=True)
@@ -163,9 +164,6 @@ def maps_of(info: PolicyInfo) -> tuple[HintMap, ...]:
             raise UsageError(f"{info.object} is damaged", str(error), "Build it anew") from error
 
 
-_EVERY_POLICY_S = "consumers"  # bpf/include/affinity.bpf.h
-
-
 def maps_in(btf: Btf) -> tuple[HintMap, ...]:
     """The same, from type information."""
     found = []
@@ -194,7 +192,7 @@ def maps_in(btf: Btf) -> tuple[HintMap, ...]:
             )
         )
     # The policy's own first.
-    return tuple(sorted(found, key=lambda each: each.name == _EVERY_POLICY_S))
+    return tuple(sorted(found, key=lambda each: each.name == CONSUMERS))
 
 
 def _fields(btf: Btf, type_id: int, name: str) -> tuple[MapField, ...]:

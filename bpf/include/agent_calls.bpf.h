@@ -87,6 +87,17 @@ struct {
 
 static const struct agent_cursor agent_no_cursor;
 
+/* Made if need be; NULL: there is no memory. */
+static __always_inline struct agent_cursor *agent_cursor_of(const struct agent_cursor_key *key)
+{
+	struct agent_cursor *cursor = bpf_map_lookup_elem(&cursors, key);
+
+	if (cursor)
+		return cursor;
+	bpf_map_update_elem(&cursors, key, &agent_no_cursor, BPF_NOEXIST);
+	return bpf_map_lookup_elem(&cursors, key);
+}
+
 /* One call of a hook; a policy sees ctx only. */
 struct agent_call {
 	struct pagecache_ctx ctx;
@@ -198,8 +209,7 @@ static __always_inline s64 pagecache_prefetch_file(struct pagecache_ctx *ctx,
 	return accepted;
 }
 
-/* A reader's pages [start, start + nr) of a file are asked for; marked so that it tells of itself.
- */
+/* Pages [start, start + nr) are asked for; marked, so that their reader tells of itself. */
 static __always_inline void agent_asked_for(struct agent_cursor *cursor, u64 start, u64 nr,
 					    u64 read_to, u32 mark_step)
 {
@@ -252,11 +262,7 @@ static __always_inline s64 pagecache_prefetch_next(struct pagecache_ctx *ctx, u6
 
 	if (accepted <= 0)
 		return accepted;
-	cursor = bpf_map_lookup_elem(&cursors, &key);
-	if (!cursor) {
-		bpf_map_update_elem(&cursors, &key, &agent_no_cursor, BPF_NOEXIST);
-		cursor = bpf_map_lookup_elem(&cursors, &key);
-	}
+	cursor = agent_cursor_of(&key);
 	if (cursor)
 		agent_asked_for(cursor, start, accepted, start ? 0 : mark_step, mark_step);
 	return accepted;

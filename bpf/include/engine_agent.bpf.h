@@ -100,11 +100,7 @@ static __always_inline bool agent_begin(struct agent_call *call, struct inode *i
 	ctx->io_pages = BPF_CORE_READ(sb, s_bdi, io_pages);
 
 	call->key.consumer = ctx->tgid;
-	call->cursor = bpf_map_lookup_elem(&cursors, &call->key);
-	if (!call->cursor) {
-		bpf_map_update_elem(&cursors, &call->key, &agent_no_cursor, BPF_NOEXIST);
-		call->cursor = bpf_map_lookup_elem(&cursors, &call->key);
-	}
+	call->cursor = agent_cursor_of(&call->key);
 	return call->cursor != NULL;
 }
 
@@ -155,8 +151,8 @@ static __always_inline bool agent_rest(const struct agent_call *call, u64 *index
 	struct agent_read now = { .file = call->key.file, .at = *index, .end = *end };
 	u64 from = *index;
 
-	if (r && r->end == *end && *index > r->at && r->file.ino == now.file.ino &&
-	    r->file.dev_major == now.file.dev_major && r->file.dev_minor == now.file.dev_minor) {
+	if (r && r->end == *end && *index > r->at &&
+	    pagecache_same_file(&call->key.file, &r->file)) {
 		r->at = *index;
 		if (*index < r->told)
 			return false;

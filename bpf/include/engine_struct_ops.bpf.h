@@ -35,13 +35,6 @@ static __always_inline u64 pagecache_allowed_ahead(const struct pagecache_ctx *c
 }
 
 /* A reader holds its own file only, so no other can be prefetched or dropped: EXDEV. */
-static __always_inline bool pagecache_is_file(const struct pagecache_ctx *ctx,
-					      const struct pagecache_file_key *file)
-{
-	return file->ino == ctx->ino && file->dev_major == ctx->dev_major &&
-	       file->dev_minor == ctx->dev_minor && file->generation == ctx->generation;
-}
-
 static __always_inline s64 pagecache_prefetch_file(struct pagecache_ctx *ctx,
 						   const struct pagecache_file_key *file, u64 pages,
 						   u64 start, u64 nr, s32 node)

@@ -90,6 +90,31 @@ char LICENSE[] SEC("license") = "GPL";
 	u64 name PAGECACHE_NOTE("gauge=" help) PAGECACHE_NOTE("unit=" unit) \
 		PAGECACHE_NOTE("at_least=" PAGECACHE_STR(promise))
 
+static __always_inline struct pagecache_file_key pagecache_key_of(const struct pagecache_ctx *ctx)
+{
+	return (struct pagecache_file_key){
+		.ino = ctx->ino,
+		.dev_major = ctx->dev_major,
+		.dev_minor = ctx->dev_minor,
+		.generation = ctx->generation,
+	};
+}
+
+static __always_inline bool pagecache_same_file(const struct pagecache_file_key *a,
+						const struct pagecache_file_key *b)
+{
+	return a->ino == b->ino && a->dev_major == b->dev_major && a->dev_minor == b->dev_minor &&
+	       a->generation == b->generation;
+}
+
+static __always_inline bool pagecache_is_file(const struct pagecache_ctx *ctx,
+					      const struct pagecache_file_key *file)
+{
+	struct pagecache_file_key own = pagecache_key_of(ctx);
+
+	return pagecache_same_file(&own, file);
+}
+
 #ifdef PAGECACHE_ENGINE_AGENT
 #include "engine_agent.bpf.h"
 #elif !defined(PAGECACHE_ENGINE_SIMULATE)

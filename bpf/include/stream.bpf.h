@@ -23,14 +23,15 @@ PAGECACHE_KNOB(u32, confirm_accesses, 3, "accesses", 1, 16, "accesses in order t
 #define TRUSTED 1 /* files of a model streamed to the end before it is trusted */
 #define STEEP_BYTES (32 << 20) /* windows below this grow fourfold, without being judged */
 #define HUGE_BYTES (2 << 20)
-#define DOWN_PARTS 4
+#define NOW_PAGES 64 /* of a miss, before the rest follows */
+#define DOWN_PARTS 4 /* requests for the window below a reader that goes down */
 #define HEAD_PAGES 64 /* a trusted file is expected to be read from here */
 
 struct stream {
 	u64 from; /* its last access began here, */
 	u64 next; /* and the next one should be here */
 	u64 ahead; /* asked for up to here, */
-	u64 low; /* and down to here, where it goes down */
+	u64 low; /* and from here on */
 	u64 window; /* pages; 0: not a stream yet */
 	u64 since_ns; /* the window has been what it is since then, */
 	u64 since; /* when the reader was here, */
@@ -55,9 +56,7 @@ struct file_key {
 struct model_state {
 	u64 window;
 	u64 head; /* pages asked for of the file that comes next, */
-	u64 head_ino; /* which is this one */
-	u32 head_dev_major;
-	u32 head_dev_minor;
+	struct pagecache_file_key next; /* which is this one */
 	u32 streamed;
 	u32 reserved;
 };
@@ -257,16 +256,6 @@ static __always_inline u64 mark_step(u64 window)
 	return min_u64(max_u64(window / 4, 16), 512);
 }
 
-/* How much of a file was asked for while the one before it was read. */
-static __always_inline u64 head_of(const struct model_state *model, u64 ino, u32 dev_major,
-				   u32 dev_minor)
-{
-	bool it = model->head_ino == ino && model->head_dev_major == dev_major &&
-		  model->head_dev_minor == dev_minor;
-
-	return it ? model->head : 0;
-}
-
 /* The window reaches beyond the end of the file: into the next one, if this model is streamed. */
 static __noinline int go_on(struct pagecache_ctx *ctx, u64 window, u64 room)
 {
@@ -281,16 +270,14 @@ static __noinline int go_on(struct pagecache_ctx *ctx, u64 window, u64 room)
 	want = min_u64(window - left, pages);
 	if (want < pages)
 		want &= ~(pages_of(ctx, HUGE_BYTES) - 1);
-	head = head_of(model, next.ino, next.dev_major, next.dev_minor);
+	head = pagecache_same_file(&model->next, &next) ? model->head : 0;
 	if (want <= head || (want - head < step && want < pages))
 		return 0;
 	accepted = pagecache_prefetch_next(ctx, head, min_u64(want - head, room),
 					   PAGECACHE_NODE_ANY, step);
 	if (accepted <= 0)
 		return 0;
-	model->head_ino = next.ino;
-	model->head_dev_major = next.dev_major;
-	model->head_dev_minor = next.dev_minor;
+	model->next = next;
 	model->head = head + accepted;
 	return 0;
 }
@@ -318,6 +305,19 @@ static __always_inline void top_up(struct pagecache_ctx *ctx, struct stream *s, 
 	s->ahead += accepted;
 	if (s->ahead >= ctx->file_pages)
 		trust(ctx, s);
+}
+
+/* The last NOW_PAGES up to the page, unless that was asked for: then there is little to wait for.
+ */
+static __always_inline void answer_down(const struct pagecache_ctx *ctx, struct stream *s,
+					struct pagecache_answer *answer)
+{
+	answer->start = ctx->index;
+	if (ctx->index <= s->low) {
+		answer->start -= min_u64(ctx->index, NOW_PAGES - 1);
+		s->low = answer->start;
+	}
+	answer->nr = ctx->index + ctx->nr - answer->start;
 }
 
 /*
@@ -354,22 +354,20 @@ static __always_inline s32 stream_readahead(struct pagecache_ctx *ctx,
 	struct model_state *model;
 	struct stream *s;
 	bool down = false;
-	u64 room, head;
+	u64 room, head = 0;
 
 	if (!file)
 		return PAGECACHE_DEFAULT;
 	s = stream_at(file, ctx);
 	if (!s) {
-		model = model_of(ctx);
-		head = model && is_marker(ctx)
-			       ? head_of(model, ctx->ino, ctx->dev_major, ctx->dev_minor)
-			       : 0;
-		/* A marker in what this reader's window has reached of its next file. */
+		model = is_marker(ctx) || ctx->index < HEAD_PAGES ? model_of(ctx) : NULL;
+		/* A marker may lie in what this reader's window has reached of its next file. */
+		if (is_marker(ctx) && model && pagecache_is_file(ctx, &model->next))
+			head = model->head;
 		if (is_marker(ctx) && ctx->index >= head)
 			return PAGECACHE_DEFAULT;
 		s = stream_new(file, ctx);
-		if (model && model->streamed >= TRUSTED &&
-		    (is_marker(ctx) || ctx->index < HEAD_PAGES)) {
+		if (model && model->streamed >= TRUSTED) {
 			open_window(s, ctx, model->window);
 			s->ahead = max_u64(s->ahead, head);
 			model->head = 0; /* its reader may come again */
@@ -396,25 +394,18 @@ static __always_inline s32 stream_readahead(struct pagecache_ctx *ctx,
 	room = room_in_budget(ctx);
 	if (!room)
 		return PAGECACHE_DEFAULT;
+	/* The reader needs what is answered now, the rest can follow. */
 	if (down) {
-		if (!is_marker(ctx) && ctx->index <= s->low) {
-			answer->start = ctx->index > 63 ? ctx->index - 63 : 0;
-			answer->nr = ctx->index + ctx->nr - answer->start;
-			s->low = answer->start;
-		} else if (!is_marker(ctx)) {
-			answer->start = ctx->index;
-			answer->nr = ctx->nr;
-		}
+		if (!is_marker(ctx))
+			answer_down(ctx, s, answer);
 		go_down(ctx, s, room);
 		return PAGECACHE_OVERRIDE;
 	}
 	if (!is_marker(ctx) || (ctx->flags & PAGECACHE_F_LATE))
 		grow(s, ctx);
-
 	if (!is_marker(ctx)) {
-		/* The reader needs these now, the rest can follow. */
 		answer->start = ctx->index;
-		answer->nr = min_u64(max_u64(ctx->nr, 64), s->window);
+		answer->nr = min_u64(max_u64(ctx->nr, NOW_PAGES), s->window);
 		s->ahead = max_u64(s->ahead, ctx->index + answer->nr);
 	}
 	top_up(ctx, s, room);

@@ -38,12 +38,7 @@ struct {
 static __always_inline struct pagecache_template_file *
 template_file_of(const struct pagecache_ctx *ctx)
 {
-	struct pagecache_file_key key = {
-		.ino = ctx->ino,
-		.dev_major = ctx->dev_major,
-		.dev_minor = ctx->dev_minor,
-		.generation = ctx->generation,
-	};
+	struct pagecache_file_key key = pagecache_key_of(ctx);
 
 	return bpf_map_lookup_elem(&template_files, &key);
 }

@@ -33,6 +33,7 @@ from pagecache_bpf.agent.pressure import Ask, PressureWatch, ask_all
 from pagecache_bpf.agent.readers import Readers
 from pagecache_bpf.cachestat import cached_pages
 from pagecache_bpf.errors import PolicyRejected, UnsupportedError, UsageError
+from pagecache_bpf.hints import CONSUMERS
 from pagecache_bpf.loader import make_room, set_knobs
 from pagecache_bpf.own import OwnProcesses
 from pagecache_bpf.policies import RODATA, PolicyInfo
@@ -393,9 +394,9 @@ class Agent:
         key = tgid.to_bytes(4, sys.byteorder)
         with suppress(OSError):
             if node is None:
-                self._maps["consumers"].delete(key)
+                self._maps[CONSUMERS].delete(key)
             else:
-                self._maps["consumers"].update(key, node.to_bytes(4, sys.byteorder, signed=True))
+                self._maps[CONSUMERS].update(key, node.to_bytes(4, sys.byteorder, signed=True))
 
     def _bound(self, tgid: int, pages: int | None) -> None:
         """So far may be read ahead of a reader; None: it is gone."""

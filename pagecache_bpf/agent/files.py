@@ -83,30 +83,31 @@ class Sequence:
     """The files of each model in the order of their names, which is that of most loaders."""
 
     def __init__(self) -> None:
-        self._paths: dict[str, list[str]] = {}
         self._tags: dict[str, list[FileTag]] = {}
 
     def add(self, tag: FileTag) -> tuple[FileTag | None, FileTag | None]:
         """Its neighbours: what comes before it and what after."""
-        paths = self._paths.setdefault(tag.model, [])
         tags = self._tags.setdefault(tag.model, [])
-        at = bisect.bisect_left(paths, tag.path)
-        paths.insert(at, tag.path)
+        at = bisect.bisect_left(tags, tag.path, key=_path_of)
         tags.insert(at, tag)
-        return self._at(tag.model, at - 1), self._at(tag.model, at + 1)
+        return _at(tags, at - 1), _at(tags, at + 1)
 
     def remove(self, tag: FileTag) -> tuple[FileTag | None, FileTag | None]:
         """Those that are neighbours now."""
-        paths, tags = self._paths[tag.model], self._tags[tag.model]
-        at = bisect.bisect_left(paths, tag.path)
-        while tags[at] is not tag:  # tagged again under the same name
+        tags = self._tags[tag.model]
+        at = bisect.bisect_left(tags, tag.path, key=_path_of)
+        while tags[at] is not tag:  # another file has had this name
             at += 1
-        del paths[at], tags[at]
-        return self._at(tag.model, at - 1), self._at(tag.model, at)
+        del tags[at]
+        return _at(tags, at - 1), _at(tags, at)
 
-    def _at(self, model: str, at: int) -> FileTag | None:
-        tags = self._tags[model]
-        return tags[at] if 0 <= at < len(tags) else None
+
+def _path_of(tag: FileTag) -> str:
+    return tag.path
+
+
+def _at(tags: list[FileTag], at: int) -> FileTag | None:
+    return tags[at] if 0 <= at < len(tags) else None
 
 
 def key_of(fd: int) -> bytes:

@@ -21,9 +21,8 @@ from pagecache_bpf.agent.pools import nodes
 from pagecache_bpf.agent.readers import sees_readers
 from pagecache_bpf.controller.engines import AGENT, Engines
 from pagecache_bpf.errors import PagecacheError
+from pagecache_bpf.hints import CONSUMERS
 from pagecache_bpf.maps import MapFile
-
-MAP = "consumers"
 
 
 def node_of(devices: Sequence[dict[str, Any]]) -> int | None:
@@ -102,4 +101,4 @@ def _keys(found: MapFile) -> Iterator[int]:
 
 
 def _pin(policy: str) -> Path:
-    return loader.PIN_ROOT / policy / "maps" / MAP
+    return loader.PIN_ROOT / policy / "maps" / CONSUMERS

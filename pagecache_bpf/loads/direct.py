@@ -17,6 +17,7 @@ from pagecache_bpf.agent.readers import sees_readers
 from pagecache_bpf.device import PolicyStatus
 from pagecache_bpf.errors import PagecacheError, UsageError
 from pagecache_bpf.governor import AGENT, Governor
+from pagecache_bpf.hints import CONSUMERS
 from pagecache_bpf.loads.progress import blocked_seconds
 from pagecache_bpf.loads.report import Report
 from pagecache_bpf.loads.snapshot import Snapshot, opened, resident_of
@@ -176,7 +177,7 @@ class Direct:
             self._notes.append("no hint of a node: this is not the host's PID namespace")
             return
         try:
-            live.hint(self._policy, "consumers", tgid=os.getpid(), node=node)
+            live.hint(self._policy, CONSUMERS, tgid=os.getpid(), node=node)
             self._hinted = True
         except PagecacheError as error:
             self._notes.append(f"no hint of node {node}: {error}")
@@ -226,7 +227,7 @@ class Direct:
         if self._hinted:
             self._hinted = False
             with suppress(PagecacheError):
-                live.forget(self._policy, "consumers", tgid=os.getpid())
+                live.forget(self._policy, CONSUMERS, tgid=os.getpid())
         with Governor() as governor:
             for path in self._tagged:
                 with suppress(PagecacheError, OSError), opened(path) as fd:

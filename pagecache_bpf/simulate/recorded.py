@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from pagecache_bpf import templates
+from pagecache_bpf.simulate import trace
 from pagecache_bpf.simulate.trace import Trace, TraceFile
 
 PIECE_BYTES = 1 << 20
@@ -15,10 +16,14 @@ PIECE_BYTES = 1 << 20
 BYTES_PER_SECOND = 1_000_000_000
 
 
-def trace_of(path: Path) -> Trace:
-    """The reads of a template's consumers.  Raises UsageError when it is damaged."""
+def read(path: Path) -> Trace:
+    """Read a trace, or a template as one.  Raises UsageError when it is damaged."""
+    return _trace_of(path) if templates.is_template(path) else trace.read(path)
+
+
+def _trace_of(path: Path) -> Trace:
     template = templates.read(path)
-    trace = Trace([TraceFile(each.path, each.size, path.stem) for each in template.files])
+    found = Trace([TraceFile(each.path, each.size, path.stem) for each in template.files])
 
     def reads(consumer: int) -> Iterator[tuple[float, int, int, int, int]]:
         done = 0
@@ -33,5 +38,5 @@ def trace_of(path: Path) -> Trace:
         *(reads(number) for number in range(len(template.consumers)))
     ):
         name = f"{consumer}: {template.consumers[consumer]}"
-        trace.add(seconds, name, template.files[file].path, at, piece)
-    return trace.settle()
+        found.add(seconds, name, template.files[file].path, at, piece)
+    return found.settle()

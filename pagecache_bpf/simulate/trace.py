@@ -17,7 +17,7 @@ Times are seconds from any start and do not go back.  The second kind describes 
 (default: the last byte read), its model (default: its directory, else its name) and whether the
 policy governs it (default: yes).  The third writes to a map of the policy (`policy show`).
 
-An I/O template is a trace, too: see recorded.py.
+An I/O template can stand in a trace's place: see recorded.py.
 """
 
 from __future__ import annotations
@@ -151,12 +151,7 @@ def _number(names: list[str], name: str) -> int:
 
 
 def read(path: Path) -> Trace:
-    """Read a trace, or a template as one.  Raises UsageError that names the line when malformed."""
-    from pagecache_bpf.simulate.recorded import trace_of  # it stands on this module
-    from pagecache_bpf.templates.text import is_template
-
-    if is_template(path):
-        return trace_of(path)
+    """Read a trace.  Raises UsageError that names the line when it is malformed."""
     try:
         with path.open(encoding="utf-8") as lines:
             return parse(lines, str(path))

@@ -16,7 +16,7 @@ from pagecache_bpf.templates.template import (
     check,
     require_fit,
 )
-from pagecache_bpf.templates.text import read, write
+from pagecache_bpf.templates.text import is_template, read, write
 
 __all__ = [
     "EXTENT",
@@ -25,6 +25,7 @@ __all__ = [
     "TemplateFile",
     "check",
     "derive",
+    "is_template",
     "read",
     "require_fit",
     "write",

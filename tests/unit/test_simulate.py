@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from pagecache_bpf import templates
 from pagecache_bpf.errors import UsageError
 from pagecache_bpf.policies import find
-from pagecache_bpf.simulate import engine, trace
+from pagecache_bpf.simulate import engine, recorded
 from pagecache_bpf.simulate.optimum import optimum
 from pagecache_bpf.simulate.trace import Trace, parse
 from pagecache_bpf.templates import EXTENT, Template, TemplateFile
@@ -194,8 +194,8 @@ def cyclic_trace(tmp_path: Path, rounds: int = 3) -> Path:
 
 
 def test_the_command(tmp_path: Path) -> None:
-    recorded = cyclic_trace(tmp_path)
-    words = ["simulate", "--policy", "pin", "--trace", str(recorded), "--memory", "8MiB"]
+    trace = cyclic_trace(tmp_path)
+    words = ["simulate", "--policy", "pin", "--trace", str(trace), "--memory", "8MiB"]
     done = run(*words, "--knob", "budget_mib=6", "--json")
     assert done.code == 0, done.err
     data = json.loads(done.out)
@@ -219,8 +219,8 @@ def test_the_command(tmp_path: Path) -> None:
     ],
 )
 def test_wrong_use(tmp_path: Path, words: list[str], says: str) -> None:
-    recorded = cyclic_trace(tmp_path)
-    done = run("simulate", "--policy", "pin", "--trace", str(recorded), *words)
+    trace = cyclic_trace(tmp_path)
+    done = run("simulate", "--policy", "pin", "--trace", str(trace), *words)
     assert done.code == 2 and says in done.err, done.err
     assert "Traceback" not in done.err
 
@@ -238,7 +238,7 @@ def test_a_template_is_a_trace(tmp_path: Path) -> None:
     files = tuple(TemplateFile(f"{n}.safetensors", 4 * MIB, 0, 0, "0" * 64) for n in "ab")
     template = Template(files, ("one", "two"), np.array(rows, EXTENT), "recorded", "test")
     templates.write(template, path)
-    found = trace.read(path)
+    found = recorded.read(path)
     assert [(each.name, each.model) for each in found.files] == [
         ("a.safetensors", "llama"),
         ("b.safetensors", "llama"),

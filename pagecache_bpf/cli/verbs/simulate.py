@@ -90,16 +90,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace, out: Output) -> int:
     """Replay and print."""
     from pagecache_bpf import policies
-    from pagecache_bpf.simulate import engine, trace
+    from pagecache_bpf.simulate import engine, recorded
 
     info = policies.find(args.policy)
     knobs = policies.parse_knobs(info, dict(args.knob))
     memory = parse_size(args.memory)
-    recorded = trace.read(args.trace)
-    unit = parse_size(args.unit) if args.unit else engine.unit_for(recorded)
+    trace = recorded.read(args.trace)
+    unit = parse_size(args.unit) if args.unit else engine.unit_for(trace)
     if unit & (unit - 1) or unit < engine.SMALLEST_UNIT:
         raise UsageError(f"{args.unit} is not a page size", "it has to be a power of 2, from 4KiB")
-    results = engine.compare(info, recorded, memory, knobs, unit)
+    results = engine.compare(info, trace, memory, knobs, unit)
     first = results[-1].totals
     data = {
         "policy": info.name,
@@ -107,7 +107,7 @@ def run(args: argparse.Namespace, out: Output) -> int:
         "trace": str(args.trace),
         "memory_bytes": memory,
         "unit_bytes": unit,
-        "files": len(recorded.files),
+        "files": len(trace.files),
         "distinct_bytes": first["read_bytes"] - first["reread_bytes"],
         "results": [_result(each, results[-1]) for each in results],
     }
