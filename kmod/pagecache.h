@@ -88,6 +88,8 @@ struct pcb_kept {
 	unsigned long bits[];
 };
 
+#define PCB_NO_ACCESS (~0ULL)
+
 /*
  * A tag names a file by (device, inode, generation) and holds no reference to it: the
  * file can be deleted, the file system unmounted.  Found under RCU from an inode.
@@ -102,7 +104,7 @@ struct pcb_tag {
 	u64 ino;
 	dev_t dev;
 	u32 generation;
-	u64 access_end; /* end of the last range told to the access hook */
+	u64 access_end; /* end of the last range told to the access hook, or PCB_NO_ACCESS */
 	atomic64_t resident;
 	u64 pages; /* size of the file when it was tagged */
 	struct pcb_kept __rcu *kept; /* NULL: its policy has no evict hook */

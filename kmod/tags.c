@@ -69,6 +69,7 @@ static void pcb_model_put(struct pcb_model *model)
 static void pcb_tag_bind(struct pcb_tag *tag, struct pcb_policy *p, struct pcb_kept *kept)
 {
 	atomic_inc(&p->tags);
+	WRITE_ONCE(tag->access_end, PCB_NO_ACCESS);
 	rcu_assign_pointer(tag->kept, kept);
 	rcu_assign_pointer(tag->policy, p);
 	atomic64_add(atomic64_read(&tag->resident), &p->governed);
