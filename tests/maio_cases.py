@@ -205,13 +205,17 @@ def drops_a_wrong_template(engine: Engine, file: Path) -> None:
         fd = os.open(file, os.O_RDONLY)
         # Nothing of it is true: strides that always land outside of what was asked for.
         places = [(number * 1811) % (PAGES - 1) for number in range(400)]
+        reads = 0
         for page in places:
             if policy.replay().dropped:
                 break
             read(fd, page, 1)
+            reads += 1
             policy.idle()
         replay = policy.replay()
         assert replay.dropped and replay.accuracy is not None and replay.accuracy < 0.5
+        # A process that begins in the middle has not followed what lies before it.
+        assert replay.followed <= reads * (1 + engine.beyond) * PAGE_SIZE
         drop([file])
         asked = policy.count("prefetch_bytes")
         for page in range(0, 2048, 32):

@@ -173,10 +173,15 @@ static __always_inline struct cursor *new_cursor(struct pagecache_ctx *ctx, stru
 						 const struct cursor_key *key)
 {
 	struct cursor fresh = { .consumer = PAGECACHE_TEMPLATE_NONE };
+	struct pagecache_template_step *step;
 
 	fresh.consumer = find_consumer(ctx, at, &fresh.step);
 	if (fresh.consumer == PAGECACHE_TEMPLATE_NONE)
 		return NULL;
+	/* What lies before it was not followed: a process can begin anywhere. */
+	step = template_step(fresh.step);
+	if (step)
+		fresh.position = step->before;
 	bpf_map_update_elem(&template_cursors, key, &fresh, BPF_NOEXIST);
 	at->cursor = bpf_map_lookup_elem(&template_cursors, key);
 	if (at->cursor)
