@@ -9,6 +9,8 @@
 #define PAGECACHE_KERNEL_READS 1
 
 #define PAGECACHE_AGENT_MAX_EXTENT (1U << 18) /* pages of one request */
+/* Of a reader whose cgroup has not been looked at yet; its first request makes the agent look. */
+#define PAGECACHE_AGENT_UNKNOWN_BYTES (16 << 20)
 
 /* Set by the agent before it loads this. */
 const volatile u32 agent_page_shift = 12;
@@ -170,7 +172,17 @@ static __always_inline u64 pagecache_allowed_ahead(const struct pagecache_ctx *c
 {
 	u64 *pages = bpf_map_lookup_elem(&windows, &ctx->tgid);
 
-	return pages ? *pages : ~0ULL;
+	return pages ? *pages : PAGECACHE_AGENT_UNKNOWN_BYTES >> (ctx->page_shift & 31);
+}
+
+/* What of the pages from @ahead of the access on may be asked for. */
+static __always_inline u64 agent_cut(const struct pagecache_ctx *ctx, u64 ahead, u64 nr)
+{
+	u64 allowed = pagecache_allowed_ahead(ctx);
+
+	if (ahead >= allowed)
+		return 0;
+	return nr < allowed - ahead ? nr : allowed - ahead;
 }
 
 /*
@@ -232,9 +244,11 @@ static __always_inline s64 pagecache_prefetch(struct pagecache_ctx *ctx, u64 sta
 					      s32 node, u32 mark_step)
 {
 	struct agent_call *call = agent_call_of(ctx);
-	s64 accepted =
-		pagecache_prefetch_file(ctx, &call->key.file, ctx->file_pages, start, nr, node);
+	u64 end = ctx->index + ctx->nr;
+	s64 accepted;
 
+	nr = agent_cut(ctx, start > end ? start - end : 0, nr);
+	accepted = pagecache_prefetch_file(ctx, &call->key.file, ctx->file_pages, start, nr, node);
 	if (accepted > 0 && call->cursor)
 		agent_asked_for(call->cursor, start, accepted, ctx->index + ctx->nr, mark_step);
 	return accepted;
@@ -257,9 +271,13 @@ static __always_inline s64 pagecache_prefetch_next(struct pagecache_ctx *ctx, u6
 	struct agent_call *call = agent_call_of(ctx);
 	struct agent_cursor_key key = { .consumer = call->key.consumer };
 	u64 pages = pagecache_next_file(ctx, &key.file);
-	s64 accepted = pagecache_prefetch_file(ctx, &key.file, pages, start, nr, node);
+	u64 end = ctx->index + ctx->nr;
+	u64 left = ctx->file_pages > end ? ctx->file_pages - end : 0;
 	struct agent_cursor *cursor;
+	s64 accepted;
 
+	nr = agent_cut(ctx, left + start, nr);
+	accepted = pagecache_prefetch_file(ctx, &key.file, pages, start, nr, node);
 	if (accepted <= 0)
 		return accepted;
 	cursor = agent_cursor_of(&key);
