@@ -20,14 +20,17 @@ static unsigned long pcb_file_id_key(void)
 	return key | 1; /* files are aligned: the id is never 0 */
 }
 
-static u64 pcb_current_cgroup(void)
+/* Which memory cgroup is charged for what the current task reads, and what it may hold. */
+static void pcb_describe_cgroup(struct pagecache_ctx *ctx)
 {
 #ifdef CONFIG_MEMCG
 	struct mem_cgroup *memcg = mem_cgroup_from_task(current);
+	unsigned long bound = U32_MAX;
 
-	return memcg ? cgroup_id(memcg->css.cgroup) : 0;
-#else
-	return 0;
+	ctx->cgroup_id = memcg ? cgroup_id(memcg->css.cgroup) : 0;
+	for (; memcg; memcg = parent_mem_cgroup(memcg))
+		bound = min3(bound, READ_ONCE(memcg->memory.max), READ_ONCE(memcg->memory.high));
+	ctx->cgroup_pages = bound < U32_MAX ? max(bound, 1UL) : 0;
 #endif
 }
 
@@ -53,7 +56,6 @@ void pcb_call_init(struct pcb_call *call, struct pcb_policy *p, const struct pcb
 		.governed_pages = max_t(s64, atomic64_read(&p->governed), 0),
 		.inflight_pages = max_t(s64, atomic64_read(&p->inflight), 0),
 		.time_ns = ktime_get_mono_fast_ns(),
-		.cgroup_id = pcb_current_cgroup(),
 		.dev_major = MAJOR(tag->dev),
 		.dev_minor = MINOR(tag->dev),
 		.generation = tag->generation,
@@ -67,6 +69,7 @@ void pcb_call_init(struct pcb_call *call, struct pcb_policy *p, const struct pcb
 		.kept_pages = max_t(s64, atomic64_read(&p->kept), 0),
 		.keep_max_pages = READ_ONCE(p->keep_max),
 	};
+	pcb_describe_cgroup(ctx);
 	if (mapping_large_folio_support(mapping))
 		ctx->flags |= PAGECACHE_F_LARGE_FOLIOS;
 	if (file && (file->f_mode & FMODE_WRITE))

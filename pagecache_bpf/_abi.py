@@ -23,7 +23,7 @@ class Counter(NamedTuple):
 TEMPLATE_NONE = 0xFFFFFFFF
 TEMPLATE_SHARED_FIRST = 1
 TEMPLATE_SHARED_LAST = 2
-ABI_VERSION = 2
+ABI_VERSION = 3
 NAME_LEN = 32
 MODEL_LEN = 64
 PATH_LEN = 1024
@@ -313,7 +313,7 @@ class pagecache_ctx(ctypes.Structure):
     kept_pages: int
     keep_max_pages: int
     priority: int
-    reserved: int
+    cgroup_pages: int
 
     _fields_ = (
         ("ino", ctypes.c_uint64),
@@ -341,7 +341,7 @@ class pagecache_ctx(ctypes.Structure):
         ("kept_pages", ctypes.c_uint64),
         ("keep_max_pages", ctypes.c_uint64),
         ("priority", ctypes.c_uint32),
-        ("reserved", ctypes.c_uint32),
+        ("cgroup_pages", ctypes.c_uint32),
     )
 
 

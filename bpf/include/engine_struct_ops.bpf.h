@@ -31,7 +31,7 @@ static __always_inline s64 pagecache_prefetch(struct pagecache_ctx *ctx, u64 sta
 /* The reader's cgroup is charged, and reclaims for itself. */
 static __always_inline u64 pagecache_allowed_ahead(const struct pagecache_ctx *ctx)
 {
-	return ~0ULL;
+	return pagecache_cgroup_share(ctx);
 }
 
 /* A reader holds its own file only, so no other can be prefetched or dropped: EXDEV. */

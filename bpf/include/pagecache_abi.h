@@ -18,7 +18,7 @@
 #include <linux/ioctl.h>
 #endif
 
-#define PAGECACHE_ABI_VERSION 2
+#define PAGECACHE_ABI_VERSION 3
 
 #define PAGECACHE_NAME_LEN 32
 #define PAGECACHE_MODEL_LEN 64
@@ -121,7 +121,7 @@ struct pagecache_ctx {
 	__u64 kept_pages; /* pages in the cache that this policy keeps from being evicted */
 	__u64 keep_max_pages; /* bound of kept_pages: pagecache_keep_budget() */
 	__u32 priority; /* evict: 12 when reclaim begins, 0 in its last try before an OOM kill */
-	__u32 reserved;
+	__u32 cgroup_pages; /* readahead, access: bound of the reader's cgroup; 0: none, unknown */
 };
 
 /*

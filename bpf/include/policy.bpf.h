@@ -115,6 +115,16 @@ static __always_inline bool pagecache_is_file(const struct pagecache_ctx *ctx,
 	return pagecache_same_file(&own, file);
 }
 
+/* A window of more than a quarter of what the reader's cgroup may hold would push itself out. */
+static __always_inline u64 pagecache_cgroup_share(const struct pagecache_ctx *ctx)
+{
+	u64 quarter = ctx->cgroup_pages / 4;
+
+	if (!ctx->cgroup_pages)
+		return ~0ULL;
+	return quarter ? quarter : 1;
+}
+
 #ifdef PAGECACHE_ENGINE_AGENT
 #include "engine_agent.bpf.h"
 #elif !defined(PAGECACHE_ENGINE_SIMULATE)

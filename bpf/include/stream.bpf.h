@@ -105,6 +105,11 @@ static __always_inline struct model_state *model_of(const struct pagecache_ctx *
 	return bpf_map_lookup_elem(&models, &key);
 }
 
+static __always_inline u64 largest_window(const struct pagecache_ctx *ctx)
+{
+	return min_u64(pages_of(ctx, (u64)max_window_mib << 20), pagecache_cgroup_share(ctx));
+}
+
 /* At least so much of an access is read by the kernel's own readahead. */
 static __always_inline u64 kernel_reads(const struct pagecache_ctx *ctx)
 {
@@ -191,7 +196,7 @@ static __always_inline struct stream *stream_new(struct file_state *file,
 static __always_inline void open_window(struct stream *s, const struct pagecache_ctx *ctx,
 					u64 pages)
 {
-	s->window = min_u64(pages, pages_of(ctx, (u64)max_window_mib << 20));
+	s->window = min_u64(pages, largest_window(ctx));
 	s->since = ctx->index;
 	s->since_ns = ctx->time_ns;
 }
@@ -202,7 +207,7 @@ static __always_inline void open_window(struct stream *s, const struct pagecache
  */
 static __always_inline void grow(struct stream *s, const struct pagecache_ctx *ctx)
 {
-	u64 limit = pages_of(ctx, (u64)max_window_mib << 20);
+	u64 limit = largest_window(ctx);
 	u64 pages = ctx->index - s->since;
 	u64 ns = ctx->time_ns - s->since_ns;
 	bool steep = s->window < pages_of(ctx, STEEP_BYTES);
@@ -326,7 +331,7 @@ static __always_inline void answer_down(const struct pagecache_ctx *ctx, struct 
  */
 static __noinline int go_down(struct pagecache_ctx *ctx, struct stream *s, u64 room)
 {
-	u64 limit = pages_of(ctx, (u64)max_window_mib << 20), low, part;
+	u64 limit = largest_window(ctx), low, part;
 
 	if (!s)
 		return 0;

@@ -9,7 +9,8 @@
  *	was read to its end.
  * Limits: it learns the order from the reader, so a loader that jumps between tensors gains
  *	little (see maio).  Nothing is dropped behind the reader.  Accesses that do not
- *	stream get the kernel's own readahead, and so do streams beyond the budget.
+ *	stream get the kernel's own readahead, and so do streams beyond the budget.  A window is
+ *	at most a quarter of what the reader's memory cgroup may hold.
  */
 #include "policy.bpf.h"
 #include "stream.bpf.h"

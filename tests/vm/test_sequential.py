@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.cachestat import PAGE_SIZE, drop
+from benchmarks.guest.cgroups import group, lru, stretch
 from tests.vm.kernel import (
     Policy,
     attached,
@@ -100,6 +101,18 @@ def test_the_window_follows_the_cursor(file: Path) -> None:
 def test_the_window_has_a_limit(file: Path) -> None:
     with attached("sequential", file, start_window_kib=64, max_window_mib=4) as policy:
         assert ahead(policy, file, 2003) <= 4 * 256 + 64
+
+
+@pytest.mark.parametrize("lists", ["classic", "generations"])
+def test_a_small_cgroup_bounds_the_window(mount: Path, lists: str) -> None:
+    """What is read ahead is not pushed out before the reader comes to it."""
+    path = stretch(mount / "large", 80)
+    drop([path])
+    with lru(lists), attached("sequential", path) as policy, group("small", max=40 << 20) as it:
+        it.read(path)
+        policy.idle()
+        assert policy.count("prefetch_bytes") > 0.5 * (80 << 20)
+        assert policy.count("added_bytes") <= 1.05 * (80 << 20)
 
 
 def test_budget_stops_prefetch(file: Path) -> None:
