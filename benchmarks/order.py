@@ -18,7 +18,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from benchmarks import checkpoints, hosted, loaders, native, orders, peers, rounds, schema
+from benchmarks import checkpoints, hosted, loaders, memory, native, orders, peers, rounds, schema
 from benchmarks.control import CommandLine, pagecache_bpf
 from benchmarks.guest.devices import scaled_device
 from pagecache_bpf.cli.output import table
@@ -179,11 +179,17 @@ def measure_here(options: argparse.Namespace, say: hosted.Say) -> schema.Report:
     case = rounds.Case(
         source, native.file_system(source.root), loaders.Reference(source.files), engine="agent"
     )
-    facts = {"read_ahead_kb": READ_AHEAD_KB, "delay_ms": None, "cap_bytes_per_s": None}
+    facts = {
+        "read_ahead_kb": READ_AHEAD_KB,
+        "delay_ms": None,
+        "cap_bytes_per_s": None,
+        "malloc": os.environ.get("GLIBC_TUNABLES", ""),
+    }
     report = schema.Report(schema.machine(device=facts))
     wanted = _wanted_orders(options, source)
     with (
         native.read_ahead(source.root, READ_AHEAD_KB),
+        memory.backed(2 * source.size + (1 << 30)),
         tempfile.TemporaryDirectory(dir="/dev/shm") as scratch,
     ):
         control = Templates("agent", Path(scratch))
@@ -222,6 +228,7 @@ def main() -> int:
     options.rounds = options.rounds or (5 if options.native else 3)
     say = hosted.progress()
     if options.native:
+        memory.with_huge_malloc()
         report = measure_here(options, say)
         return hosted.finish(report, options, lambda console: print_order(report, console))
     if options.inside:
