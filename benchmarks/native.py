@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from benchmarks import directio, hosted, loaders, memory, peers, rounds, schema
 from benchmarks.checkpoints import Checkpoint
@@ -59,6 +60,21 @@ def read_ahead(path: Path, kib: int) -> Iterator[None]:
         setting.write_text(before)
 
 
+def facts(read_ahead_kb: int) -> dict[str, Any]:
+    """What a report says of the device and of how memory is allocated."""
+    return {
+        "read_ahead_kb": read_ahead_kb,
+        "delay_ms": None,
+        "cap_bytes_per_s": None,
+        "malloc": os.environ.get("GLIBC_TUNABLES", ""),
+    }
+
+
+def memory_of(checkpoint: Checkpoint) -> AbstractContextManager[None]:
+    """The memory of its loads: page cache and tensors (memory.backed())."""
+    return memory.backed(2 * checkpoint.size + (1 << 30))
+
+
 def measure(
     checkpoint: Checkpoint,
     policy: str,
@@ -78,19 +94,12 @@ def measure(
     have, lack = peers.replacements() if with_peers else ({}, {})
     for name, why in lack.items():
         say(f"without {name}: {why}")
-    facts = {
-        "read_ahead_kb": read_ahead_kb,
-        "delay_ms": None,
-        "cap_bytes_per_s": None,
-        "malloc": os.environ.get("GLIBC_TUNABLES", ""),
-    }
-    report = schema.Report(schema.machine(device=facts, peers_absent=lack))
+    report = schema.Report(schema.machine(device=facts(read_ahead_kb), peers_absent=lack))
     sizes = [path.stat().st_size for path in checkpoint.files]
     with (
         read_ahead(checkpoint.root, read_ahead_kb),
         directio.reserved(sizes) as huge,
-        # page cache and tensors
-        memory.backed(2 * sum(sizes) + (1 << 30)),
+        memory_of(checkpoint),
     ):
         if not huge:
             say("too few huge pages: direct I/O goes into transparent ones")

@@ -179,17 +179,11 @@ def measure_here(options: argparse.Namespace, say: hosted.Say) -> schema.Report:
     case = rounds.Case(
         source, native.file_system(source.root), loaders.Reference(source.files), engine="agent"
     )
-    facts = {
-        "read_ahead_kb": READ_AHEAD_KB,
-        "delay_ms": None,
-        "cap_bytes_per_s": None,
-        "malloc": os.environ.get("GLIBC_TUNABLES", ""),
-    }
-    report = schema.Report(schema.machine(device=facts))
+    report = schema.Report(schema.machine(device=native.facts(READ_AHEAD_KB)))
     wanted = _wanted_orders(options, source)
     with (
         native.read_ahead(source.root, READ_AHEAD_KB),
-        memory.backed(2 * source.size + (1 << 30)),
+        native.memory_of(source),
         tempfile.TemporaryDirectory(dir="/dev/shm") as scratch,
     ):
         control = Templates("agent", Path(scratch))
