@@ -172,7 +172,7 @@ static __always_inline u64 pagecache_allowed_ahead(const struct pagecache_ctx *c
 {
 	u64 *pages = bpf_map_lookup_elem(&windows, &ctx->tgid);
 
-	return pages ? *pages : PAGECACHE_AGENT_UNKNOWN_BYTES >> (ctx->page_shift & 31);
+	return pages ? *pages : pages_of(ctx, PAGECACHE_AGENT_UNKNOWN_BYTES);
 }
 
 /* What of the pages from @ahead of the access on may be asked for. */
@@ -180,9 +180,7 @@ static __always_inline u64 agent_cut(const struct pagecache_ctx *ctx, u64 ahead,
 {
 	u64 allowed = pagecache_allowed_ahead(ctx);
 
-	if (ahead >= allowed)
-		return 0;
-	return nr < allowed - ahead ? nr : allowed - ahead;
+	return ahead < allowed ? min_u64(nr, allowed - ahead) : 0;
 }
 
 /*
@@ -250,7 +248,7 @@ static __always_inline s64 pagecache_prefetch(struct pagecache_ctx *ctx, u64 sta
 	nr = agent_cut(ctx, start > end ? start - end : 0, nr);
 	accepted = pagecache_prefetch_file(ctx, &call->key.file, ctx->file_pages, start, nr, node);
 	if (accepted > 0 && call->cursor)
-		agent_asked_for(call->cursor, start, accepted, ctx->index + ctx->nr, mark_step);
+		agent_asked_for(call->cursor, start, accepted, end, mark_step);
 	return accepted;
 }
 

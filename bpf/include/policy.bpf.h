@@ -115,14 +115,26 @@ static __always_inline bool pagecache_is_file(const struct pagecache_ctx *ctx,
 	return pagecache_same_file(&own, file);
 }
 
+static __always_inline u64 min_u64(u64 a, u64 b)
+{
+	return a < b ? a : b;
+}
+
+static __always_inline u64 max_u64(u64 a, u64 b)
+{
+	return a > b ? a : b;
+}
+
+/* Sizes of knobs to pages. */
+static __always_inline u64 pages_of(const struct pagecache_ctx *ctx, u64 bytes)
+{
+	return bytes >> (ctx->page_shift & 31);
+}
+
 /* A window of more than a quarter of what the reader's cgroup may hold would push itself out. */
 static __always_inline u64 pagecache_cgroup_share(const struct pagecache_ctx *ctx)
 {
-	u64 quarter = ctx->cgroup_pages / 4;
-
-	if (!ctx->cgroup_pages)
-		return ~0ULL;
-	return quarter ? quarter : 1;
+	return ctx->cgroup_pages ? max_u64(ctx->cgroup_pages / 4, 1) : ~0ULL;
 }
 
 #ifdef PAGECACHE_ENGINE_AGENT
@@ -146,21 +158,5 @@ static __always_inline u64 pagecache_cgroup_share(const struct pagecache_ctx *ct
 #define PAGECACHE_PRESSURE(fn) \
 	PAGECACHE_HOOK_2(void, fn, struct pagecache_ctx *, struct pagecache_pressure *)
 #define PAGECACHE_POLICY(policy, ...) PAGECACHE_TABLE(policy, __VA_ARGS__)
-
-static __always_inline u64 min_u64(u64 a, u64 b)
-{
-	return a < b ? a : b;
-}
-
-static __always_inline u64 max_u64(u64 a, u64 b)
-{
-	return a > b ? a : b;
-}
-
-/* Sizes of knobs to pages. */
-static __always_inline u64 pages_of(const struct pagecache_ctx *ctx, u64 bytes)
-{
-	return bytes >> (ctx->page_shift & 31);
-}
 
 #endif /* POLICY_BPF_H */
