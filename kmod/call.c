@@ -20,14 +20,19 @@ static unsigned long pcb_file_id_key(void)
 	return key | 1; /* files are aligned: the id is never 0 */
 }
 
-/* Which memory cgroup is charged for what the current task reads, and what it may hold. */
-static void pcb_describe_cgroup(struct pagecache_ctx *ctx)
+/*
+ * Which memory cgroup is charged for what the current task reads, and, of a reader, what that may
+ * hold: reclaim asks for each folio, and has no use for it.
+ */
+static void pcb_describe_cgroup(struct pagecache_ctx *ctx, bool reader)
 {
 #ifdef CONFIG_MEMCG
 	struct mem_cgroup *memcg = mem_cgroup_from_task(current);
 	unsigned long bound = U32_MAX;
 
 	ctx->cgroup_id = memcg ? cgroup_id(memcg->css.cgroup) : 0;
+	if (!reader)
+		return;
 	for (; memcg; memcg = parent_mem_cgroup(memcg))
 		bound = min3(bound, READ_ONCE(memcg->memory.max), READ_ONCE(memcg->memory.high));
 	ctx->cgroup_pages = bound < U32_MAX ? max(bound, 1UL) : 0;
@@ -69,7 +74,7 @@ void pcb_call_init(struct pcb_call *call, struct pcb_policy *p, const struct pcb
 		.kept_pages = max_t(s64, atomic64_read(&p->kept), 0),
 		.keep_max_pages = READ_ONCE(p->keep_max),
 	};
-	pcb_describe_cgroup(ctx);
+	pcb_describe_cgroup(ctx, file);
 	if (mapping_large_folio_support(mapping))
 		ctx->flags |= PAGECACHE_F_LARGE_FOLIOS;
 	if (file && (file->f_mode & FMODE_WRITE))
