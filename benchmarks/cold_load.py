@@ -16,6 +16,7 @@ from typing import Any
 from benchmarks import checkpoints, hosted, loaders, memory, native, rounds, schema, show
 from benchmarks.control import CommandLine
 from benchmarks.guest.devices import ScaledDevice, scaled_device
+from pagecache_bpf.models import Model
 
 READ_AHEAD_KB = 128
 
@@ -86,9 +87,7 @@ def _delays(text: str) -> list[float]:
         raise argparse.ArgumentTypeError(f"{text!r} is not a list of numbers") from error
 
 
-def measure(
-    options: argparse.Namespace, sources: list[checkpoints.Checkpoint], say: hosted.Say
-) -> schema.Report:
+def measure(options: argparse.Namespace, sources: list[Model], say: hosted.Say) -> schema.Report:
     """In the guest: run every case, one file system after the other."""
     control = CommandLine()
     loaders.warm_up()
@@ -146,16 +145,14 @@ def _measure_case(
     return rows
 
 
-def inputs(options: argparse.Namespace) -> list[checkpoints.Checkpoint]:
+def inputs(options: argparse.Namespace) -> list[Model]:
     """The checkpoints to load, made or fetched if need be."""
     if options.model:
         return [checkpoints.load_dir(path) for path in options.model]
     return [checkpoints.generate(hosted.MODELS / f"llama-{options.size}", options.size)]
 
 
-def guest_arguments(
-    options: argparse.Namespace, sources: list[checkpoints.Checkpoint]
-) -> list[str]:
+def guest_arguments(options: argparse.Namespace, sources: list[Model]) -> list[str]:
     """The same run as seen from inside the guest."""
     argv: list[Any] = ["--policy", options.policy, "--rounds", options.rounds]
     argv += ["--delay", options.delay, "--cap", options.cap]
@@ -175,7 +172,7 @@ def guest_arguments(
     return [str(word) for word in argv]
 
 
-def run(options: argparse.Namespace, sources: list[checkpoints.Checkpoint]) -> schema.Report:
+def run(options: argparse.Namespace, sources: list[Model]) -> schema.Report:
     """On the host: boot the guest and measure there."""
     wanted = sum(source.size for source in sources)
     argv = guest_arguments(options, sources)
@@ -183,7 +180,7 @@ def run(options: argparse.Namespace, sources: list[checkpoints.Checkpoint]) -> s
 
 
 def run_native(
-    options: argparse.Namespace, sources: list[checkpoints.Checkpoint], with_peers: bool = True
+    options: argparse.Namespace, sources: list[Model], with_peers: bool = True
 ) -> schema.Report:
     """Measure here, one checkpoint after the other."""
     report: schema.Report | None = None

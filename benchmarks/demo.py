@@ -22,6 +22,7 @@ from benchmarks import checkpoints, cold_load, hosted, memory, schema, show
 from benchmarks.cachestat import Sample
 from pagecache_bpf.cgroups import host_memory
 from pagecache_bpf.errors import PagecacheError, PrivilegeError
+from pagecache_bpf.models import Model
 
 OUT = hosted.BUILD / "demo"
 _ROUNDS = 3
@@ -62,7 +63,7 @@ def make_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _arguments(options: argparse.Namespace, sources: list[checkpoints.Checkpoint]) -> list[str]:
+def _arguments(options: argparse.Namespace, sources: list[Model]) -> list[str]:
     """Each half of the demo is one cold_load run: two loaders, a picture."""
     argv = ["--fs", options.fs, "--policy", options.policy, "--rounds", str(options.rounds)]
     argv += ["--loader", "safe_open", "--loader", "read", "--detached-rounds", "1", "--picture"]
@@ -71,9 +72,7 @@ def _arguments(options: argparse.Namespace, sources: list[checkpoints.Checkpoint
     return argv
 
 
-def _sources(
-    options: argparse.Namespace, size: int, say: hosted.Say
-) -> list[checkpoints.Checkpoint]:
+def _sources(options: argparse.Namespace, size: int, say: hosted.Say) -> list[Model]:
     if options.model is not None:
         return [checkpoints.load_dir(options.model)]
     say(f"making a Llama-shaped checkpoint of {size >> 20} MiB")

@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import directio, hosted, loaders, memory, peers, rounds, schema
-from benchmarks.checkpoints import Checkpoint
 from benchmarks.control import CommandLine
 from benchmarks.directio import Plan
 from pagecache_bpf.errors import PagecacheError, PrivilegeError
+from pagecache_bpf.models import Model
 
 _LINK = {"prefetch threads": "+"}
 SWEEP = (Plan(1 << 20, 8), Plan(2 << 20, 8), Plan(2 << 20, 16))
@@ -70,13 +70,13 @@ def facts(read_ahead_kb: int) -> dict[str, Any]:
     }
 
 
-def memory_of(checkpoint: Checkpoint) -> AbstractContextManager[None]:
+def memory_of(checkpoint: Model) -> AbstractContextManager[None]:
     """The memory of its loads: page cache and tensors (memory.backed())."""
     return memory.backed(2 * checkpoint.size + (1 << 30))
 
 
 def measure(
-    checkpoint: Checkpoint,
+    checkpoint: Model,
     policy: str,
     count: int,
     names: list[str],

@@ -23,6 +23,7 @@ from benchmarks.control import CommandLine, pagecache_bpf
 from benchmarks.guest.devices import scaled_device
 from pagecache_bpf.cli.output import table
 from pagecache_bpf.errors import PagecacheError, PrivilegeError
+from pagecache_bpf.models import Model
 
 READ_AHEAD_KB = 128
 POLICIES = (None, "sequential", "maio")
@@ -74,7 +75,7 @@ def make_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _wanted_orders(options: argparse.Namespace, copy: checkpoints.Checkpoint) -> list[orders.Order]:
+def _wanted_orders(options: argparse.Namespace, copy: Model) -> list[orders.Order]:
     every = orders.make(copy)
     return [
         each

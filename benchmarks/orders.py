@@ -20,9 +20,10 @@ import numpy as np
 from safetensors import safe_open
 
 from benchmarks import loaders
-from benchmarks.checkpoints import Checkpoint, data_offsets
+from benchmarks.checkpoints import data_offsets
 from benchmarks.loaders import Outcome
 from pagecache_bpf.errors import PagecacheError
+from pagecache_bpf.models import Model
 
 _LAYER = re.compile(r"\.layers\.(\d+)\.")
 _ROWS = ("q_proj", "k_proj", "v_proj", "gate_proj", "up_proj", "embed_tokens", "lm_head")
@@ -61,7 +62,7 @@ def _bytes(piece: Piece) -> int:
     return length // piece.parts if piece.axis >= 0 else length
 
 
-def _layers(checkpoint: Checkpoint) -> dict[int, list[tuple[Path, str]]]:
+def _layers(checkpoint: Model) -> dict[int, list[tuple[Path, str]]]:
     """Tensors by their layer; those of none come as -1 (first) and 1 << 30 (last)."""
     found: dict[int, list[tuple[Path, str]]] = {}
     for path in checkpoint.files:
@@ -72,7 +73,7 @@ def _layers(checkpoint: Checkpoint) -> dict[int, list[tuple[Path, str]]]:
     return found
 
 
-def make(checkpoint: Checkpoint) -> list[Order]:
+def make(checkpoint: Model) -> list[Order]:
     """The orders of a Llama-shaped, sharded checkpoint."""
     layers = _layers(checkpoint)
     backwards = [piece for layer in sorted(layers, reverse=True) for piece in layers[layer]]

@@ -25,9 +25,9 @@ from rich.table import Table
 
 from benchmarks import hosted, loaders, rounds, schema, show
 from benchmarks.cachestat import PAGE_SIZE
-from benchmarks.checkpoints import Checkpoint
 from benchmarks.control import CommandLine
 from benchmarks.guest.devices import scaled_device
+from pagecache_bpf.models import Model
 
 READS = 997  # a prime: a count that turns up in the results did not get there by rounding
 _FILE_BYTES = 256 << 20
@@ -91,7 +91,7 @@ def measure(options: argparse.Namespace, say: hosted.Say) -> schema.Report:
                 for _ in range(_FILE_BYTES >> 20):
                     out.write(random_bytes.randbytes(1 << 20))
             case = rounds.Case(
-                Checkpoint("random 4K", path.parent, (path,)), fs, loaders.Reference([path])
+                Model("random 4K", path.parent, (path,)), fs, loaders.Reference([path])
             )
             device.set_delay(options.delay)
             report.rows += _measure_fs(options, case, control, say)

@@ -16,10 +16,10 @@ from typing import Any, Protocol
 
 from benchmarks import loaders, schema
 from benchmarks.cachestat import Sample, Sampler, drop
-from benchmarks.checkpoints import Checkpoint
 from benchmarks.directio import SWEEP, Plan
 from benchmarks.disks import device_bytes_read, difference
 from pagecache_bpf.errors import PagecacheError
+from pagecache_bpf.models import Model
 
 ENGINE = "struct_ops"
 STATES = ("default", "attached", "detached")
@@ -54,7 +54,7 @@ class Case:
     I/O, reserved ones.
     """
 
-    checkpoint: Checkpoint
+    checkpoint: Model
     fs: str
     reference: loaders.Reference
     labels: dict[str, Any] = field(default_factory=dict)
@@ -67,7 +67,7 @@ class Case:
         return self.checkpoint.files
 
 
-def new_case(checkpoint: Checkpoint, fs: str, source: Checkpoint, **labels: Any) -> Case:
+def new_case(checkpoint: Model, fs: str, source: Model, **labels: Any) -> Case:
     """A case whose contents on the device were compared with their source.
 
     Raises PagecacheError when the copy on the device is not the source's bytes.

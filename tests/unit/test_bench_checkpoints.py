@@ -14,17 +14,18 @@ from safetensors import safe_open
 
 from benchmarks import checkpoints
 from pagecache_bpf.errors import PagecacheError, UsageError
+from pagecache_bpf.models import Model
 
 SIZE = 5 << 20
 
 
 @pytest.fixture(scope="module")
-def llama(tmp_path_factory: pytest.TempPathFactory) -> checkpoints.Checkpoint:
+def llama(tmp_path_factory: pytest.TempPathFactory) -> Model:
     """A generated checkpoint of 5 MiB in 3 shards."""
     return checkpoints.generate(tmp_path_factory.mktemp("ck") / "llama", SIZE, shards=3)
 
 
-def test_safetensors_reads_every_tensor_as_the_index_says(llama: checkpoints.Checkpoint) -> None:
+def test_safetensors_reads_every_tensor_as_the_index_says(llama: Model) -> None:
     index = json.loads((llama.root / "model.safetensors.index.json").read_text())
     expected = {tensor.name: tensor.shape for tensor in checkpoints.llama_tensors(SIZE)}
     seen = {}
@@ -56,7 +57,7 @@ def test_shape_ratios_are_llamas() -> None:
     assert shapes["lm_head.weight"] == shapes["model.embed_tokens.weight"]
 
 
-def test_shards_are_about_equal(llama: checkpoints.Checkpoint) -> None:
+def test_shards_are_about_equal(llama: Model) -> None:
     assert [path.name for path in llama.files] == [
         f"model-0000{n}-of-00003.safetensors" for n in (1, 2, 3)
     ]
@@ -64,9 +65,7 @@ def test_shards_are_about_equal(llama: checkpoints.Checkpoint) -> None:
     assert max(sizes) < 1.5 * min(sizes)
 
 
-def test_same_recipe_same_bytes_other_seed_other_bytes(
-    llama: checkpoints.Checkpoint, tmp_path: Path
-) -> None:
+def test_same_recipe_same_bytes_other_seed_other_bytes(llama: Model, tmp_path: Path) -> None:
     again = checkpoints.generate(tmp_path / "again", SIZE, shards=3)
     other = checkpoints.generate(tmp_path / "other", SIZE, shards=3, seed=2)
     first = [path.read_bytes() for path in llama.files]
@@ -82,7 +81,7 @@ def test_a_made_checkpoint_is_reused_and_a_different_one_replaced(tmp_path: Path
     assert len(checkpoints.generate(where, 1 << 20, shards=3).files) == 3
 
 
-def test_offsets_point_at_the_tensors(llama: checkpoints.Checkpoint) -> None:
+def test_offsets_point_at_the_tensors(llama: Model) -> None:
     path = llama.files[1]
     data = path.read_bytes()
     offsets = checkpoints.data_offsets(path)

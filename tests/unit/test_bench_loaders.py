@@ -11,10 +11,11 @@ from benchmarks import checkpoints, loaders, rounds
 from benchmarks.cachestat import NotCold, drop, resident_pages
 from benchmarks.directio import Plan, read_whole
 from pagecache_bpf.errors import PagecacheError, UnsupportedError
+from pagecache_bpf.models import Model
 
 
 @pytest.fixture
-def llama(tmp_path: Path) -> checkpoints.Checkpoint:
+def llama(tmp_path: Path) -> Model:
     """A small checkpoint whose pages can be evicted and read directly."""
     made = checkpoints.generate(tmp_path / "llama", 2 << 20, shards=2)
     try:
@@ -26,7 +27,7 @@ def llama(tmp_path: Path) -> checkpoints.Checkpoint:
 
 
 @pytest.mark.parametrize("name", loaders.LOADERS)
-def test_loader_gets_every_byte_right(llama: checkpoints.Checkpoint, name: str) -> None:
+def test_loader_gets_every_byte_right(llama: Model, name: str) -> None:
     reference = loaders.Reference(llama.files)
     outcome = loaders.run_loader(name, llama.files, reference)
     assert outcome.correct
@@ -39,7 +40,7 @@ def test_loader_gets_every_byte_right(llama: checkpoints.Checkpoint, name: str) 
 
 
 @pytest.mark.parametrize("name", loaders.LOADERS)
-def test_one_wrong_byte_is_noticed(llama: checkpoints.Checkpoint, name: str) -> None:
+def test_one_wrong_byte_is_noticed(llama: Model, name: str) -> None:
     reference = loaders.Reference(llama.files)
     with llama.files[1].open("r+b") as file:
         file.seek(-1, 2)
@@ -50,9 +51,7 @@ def test_one_wrong_byte_is_noticed(llama: checkpoints.Checkpoint, name: str) -> 
 
 
 @pytest.mark.parametrize("plan", [Plan(64 << 10, 1), Plan(1 << 20, 8)])
-def test_direct_io_reads_all_and_leaves_the_cache_alone(
-    llama: checkpoints.Checkpoint, plan: Plan
-) -> None:
+def test_direct_io_reads_all_and_leaves_the_cache_alone(llama: Model, plan: Plan) -> None:
     drop(llama.files)
     outcome = loaders.run_direct(llama.files, loaders.Reference(llama.files), plan)
     assert outcome.correct
@@ -60,12 +59,12 @@ def test_direct_io_reads_all_and_leaves_the_cache_alone(
     assert sum(map(resident_pages, llama.files)) == 0
 
 
-def test_reference_is_what_a_plain_read_gets(llama: checkpoints.Checkpoint) -> None:
+def test_reference_is_what_a_plain_read_gets(llama: Model) -> None:
     for path, content in zip(llama.files, loaders.Reference(llama.files).contents, strict=True):
         assert bytes(content) == path.read_bytes()
 
 
-def test_a_failing_loader_says_what_failed(llama: checkpoints.Checkpoint) -> None:
+def test_a_failing_loader_says_what_failed(llama: Model) -> None:
     reference = loaders.Reference(llama.files)
     llama.files[0].write_bytes(b"\0" * 4096)
     with pytest.raises(PagecacheError, match="loading with safe_open failed: SafetensorError"):
@@ -85,7 +84,7 @@ class Recorder:
         self.calls.append(f"detach {policy}")
 
 
-def test_rounds_measure_every_state_cold(llama: checkpoints.Checkpoint) -> None:
+def test_rounds_measure_every_state_cold(llama: Model) -> None:
     control = Recorder()
     case = rounds.new_case(llama, "any", llama, delay_ms=0)
     plan = Plan(1 << 20, 2)
@@ -110,14 +109,14 @@ def test_rounds_measure_every_state_cold(llama: checkpoints.Checkpoint) -> None:
     assert by_state["default"].limit_s == by_state["limit"].median_s
 
 
-def test_the_policy_goes_when_a_round_fails(llama: checkpoints.Checkpoint) -> None:
+def test_the_policy_goes_when_a_round_fails(llama: Model) -> None:
     control = Recorder()
     with pytest.raises(KeyboardInterrupt), rounds.attached(control, "p", llama.root):
         raise KeyboardInterrupt
     assert control.calls == ["attach p", "detach p"]
 
 
-def test_a_damaged_copy_is_not_measured(llama: checkpoints.Checkpoint, tmp_path: Path) -> None:
+def test_a_damaged_copy_is_not_measured(llama: Model, tmp_path: Path) -> None:
     copy = checkpoints.copy_to(llama, tmp_path / "copy")
     rounds.new_case(copy, "any", llama)
     with copy.files[0].open("r+b") as file:

@@ -6,8 +6,8 @@ from __future__ import annotations
 import pytest
 
 from benchmarks import loaders, orders
-from benchmarks.checkpoints import Checkpoint, generate
-from pagecache_bpf.models import resolve
+from benchmarks.checkpoints import generate
+from pagecache_bpf.models import Model, resolve
 from pagecache_bpf.templates import derive
 
 NAMES = [
@@ -17,27 +17,25 @@ NAMES = [
 
 
 @pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Model:
     return generate(tmp_path_factory.mktemp("models") / "tiny", 4 << 20, shards=3)
 
 
 @pytest.fixture(scope="module")
-def reference(checkpoint: Checkpoint) -> loaders.Reference:
+def reference(checkpoint: Model) -> loaders.Reference:
     return loaders.Reference(checkpoint.files)
 
 
-def order(checkpoint: Checkpoint, name: str) -> orders.Order:
+def order(checkpoint: Model, name: str) -> orders.Order:
     return next(each for each in orders.make(checkpoint) if each.name == name)
 
 
-def test_the_orders(checkpoint: Checkpoint) -> None:
+def test_the_orders(checkpoint: Model) -> None:
     assert [each.name for each in orders.make(checkpoint)] == NAMES
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_what_is_read_is_right(
-    checkpoint: Checkpoint, reference: loaders.Reference, name: str
-) -> None:
+def test_what_is_read_is_right(checkpoint: Model, reference: loaders.Reference, name: str) -> None:
     tested = order(checkpoint, name)
     outcome = orders.run(tested, reference)
     assert outcome.correct and outcome.loaded_bytes >= tested.wanted
@@ -47,7 +45,7 @@ def test_what_is_read_is_right(
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_the_template_is_what_it_reads(checkpoint: Checkpoint, name: str) -> None:
+def test_the_template_is_what_it_reads(checkpoint: Model, name: str) -> None:
     tested = order(checkpoint, name)
     tp = 2 if "--tp" in tested.options else 1
     rank = 0 if "--rank" in tested.options else None
