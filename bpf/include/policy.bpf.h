@@ -139,7 +139,9 @@ static __always_inline u64 pagecache_cgroup_share(const struct pagecache_ctx *ct
 
 #ifdef PAGECACHE_ENGINE_AGENT
 #include "engine_agent.bpf.h"
-#elif !defined(PAGECACHE_ENGINE_SIMULATE)
+#elif defined(PAGECACHE_ENGINE_SIMULATE)
+#include "affinity.bpf.h"
+#else
 #include "engine_struct_ops.bpf.h"
 #endif
 

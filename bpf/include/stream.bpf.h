@@ -8,7 +8,8 @@
  * readahead markers that tell where the reader has come to.  A marker that is reached before
  * its data has arrived means that the reader waits: the window doubles, until that no longer
  * makes the reader faster, which is what the device can take.  A model whose files have been
- * streamed to their ends is trusted: its next file starts with the window of the last.
+ * streamed to their ends is trusted: its next file starts with the window of the last.  So is a
+ * consumer with a node hint: what it reads before it is found to stream would lie on its own node.
  */
 #ifndef STREAM_BPF_H
 #define STREAM_BPF_H
@@ -245,6 +246,17 @@ static __always_inline void trust(const struct pagecache_ctx *ctx, const struct 
 		model->streamed++;
 }
 
+/* The window that a new stream has at once; 0: it has to show first that it is one. */
+static __always_inline u64 first_window(const struct pagecache_ctx *ctx,
+					const struct model_state *model)
+{
+	if (model && model->streamed >= TRUSTED)
+		return model->window;
+	if (model && !is_marker(ctx) && consumer_is_known(ctx->tgid))
+		return pages_of(ctx, (u64)start_window_kib << 10);
+	return 0;
+}
+
 static __always_inline u64 room_in_budget(const struct pagecache_ctx *ctx)
 {
 	u64 budget = pages_of(ctx, (u64)budget_mib << 20);
@@ -359,7 +371,7 @@ static __always_inline s32 stream_readahead(struct pagecache_ctx *ctx,
 	struct model_state *model;
 	struct stream *s;
 	bool down = false;
-	u64 room, head = 0;
+	u64 room, window, head = 0;
 
 	if (!file)
 		return PAGECACHE_DEFAULT;
@@ -372,8 +384,9 @@ static __always_inline s32 stream_readahead(struct pagecache_ctx *ctx,
 		if (is_marker(ctx) && ctx->index >= head)
 			return PAGECACHE_DEFAULT;
 		s = stream_new(file, ctx);
-		if (model && model->streamed >= TRUSTED) {
-			open_window(s, ctx, model->window);
+		window = first_window(ctx, model);
+		if (window) {
+			open_window(s, ctx, window);
 			s->ahead = max_u64(s->ahead, head);
 			model->head = 0; /* its reader may come again */
 		}

@@ -6,7 +6,7 @@
  *	safetensors, transformers, GGUF loaders, cat.  Any number of files; up to 8 places
  *	of one open file are followed at a time.
  *	On engine agent the window goes on into the next file of the model, by name, once one
- *	was read to its end.
+ *	was read to its end.  A consumer with a node hint is read ahead of from its first access.
  * Limits: it learns the order from the reader, so a loader that jumps between tensors gains
  *	little (see maio).  Nothing is dropped behind the reader.  Accesses that do not
  *	stream get the kernel's own readahead, and so do streams beyond the budget.  A window is

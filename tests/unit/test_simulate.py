@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from pagecache_bpf import templates
 from pagecache_bpf.errors import UsageError
-from pagecache_bpf.policies import find
+from pagecache_bpf.policies import discover, find
 from pagecache_bpf.simulate import engine, recorded
 from pagecache_bpf.simulate.optimum import optimum
 from pagecache_bpf.simulate.trace import Trace, parse
@@ -207,6 +207,31 @@ def test_the_command(tmp_path: Path) -> None:
     assert by_name["pin"]["gauges"] == {"promised_pages": 1536, "pinned_pages": 1536}
     done = run(*words)
     assert done.code == 0 and "optimum" in done.out
+
+
+@pytest.mark.parametrize("policy", [each.name for each in discover()])
+def test_every_shipped_policy_can_be_replayed(tmp_path: Path, policy: str) -> None:
+    words = ["--trace", str(cyclic_trace(tmp_path)), "--memory", "8MiB", "--json"]
+    done = run("simulate", "--policy", policy, *words)
+    assert done.code == 0, done.err
+    by_name = {each["name"]: each for each in json.loads(done.out)["results"]}
+    assert by_name[policy]["read_bytes"] >= by_name["optimum"]["read_bytes"] > 0
+
+
+def test_a_consumer_with_a_node_is_read_ahead_of_at_once(tmp_path: Path) -> None:
+    trace = tmp_path / "hinted.trace"
+    lines = ["0 rank0 /m/w.bin 0 64KiB", "1 rank0 /m/w.bin 12MiB 4KiB"]
+    read = []
+    for hints in (
+        [],
+        ['{"t": 0, "hint": "consumers", "key": {"tgid": 1000}, "value": {"node": 1}}'],
+    ):
+        trace.write_text("\n".join([*hints, *lines]))
+        words = ["--policy", "sequential", "--trace", str(trace), "--memory", "64MiB"]
+        done = run("simulate", *words, "--json")
+        assert done.code == 0, done.err
+        read.append(json.loads(done.out)["results"][0]["read_bytes"])
+    assert read == [(64 << 10) + 4096, (4 << 20) + 4096]
 
 
 @pytest.mark.parametrize(
