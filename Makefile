@@ -25,7 +25,7 @@ RUNNING := $(shell uname -r)
 KREL ?= $(GUEST_KREL)
 
 .PHONY: help deps build peers bpf kmod check format docs test test-unit test-native test-vm test-numa \
-	test-torch vm vm-shell vm-debug demo bench install uninstall clean
+	test-torch vm vm-shell vm-debug debug-kernel demo bench install uninstall clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -111,14 +111,17 @@ test-torch: build ## tests and examples that need torch and transformers (a venv
 # The guest's own pytest writes the report; its exit code, a lost guest and every complaint of the
 # kernel come back through benchmarks.guest.
 VM_TESTS = python -m pytest tests/vm -p no:cacheprovider -rsf --durations=10
-# Each guest is emulated by one thread, so two of them share the work.
-VM_PART = $(PY) -m benchmarks.guest --name test-$(1) --serial --timeout 2700 -- \
-	$(VM_TESTS) --part $(1)/2 --junitxml=build/test/vm-$(1).xml
+# Each guest is emulated by one thread, so two of them share the work: NAME,OPTIONS,PYTEST'S.
+VM_PART = $(PY) -m benchmarks.guest --name $(1)-$(4) --serial $(2) -- \
+	$(VM_TESTS) --part $(4)/2 --junitxml=build/test/$(1)-$(4).xml $(3)
+define VM_PARTS
+	$(Q)mkdir -p build/test && rm -f build/test/$(1)-?.xml
+	$(Q)$(call VM_PART,$(1),$(2),$(3),2) >build/test/$(1)-2.log 2>&1 & other=$$!; \
+		$(call VM_PART,$(1),$(2),$(3),1); status=$$?; \
+		wait $$other || status=$$?; cat build/test/$(1)-2.log; exit $$status
+endef
 test-vm: build ## tests of the module, in two guests with a stock kernel
-	@mkdir -p build/test && rm -f build/test/vm*.xml
-	$(Q)$(call VM_PART,2) >build/test/vm-2.log 2>&1 & other=$$!; \
-		$(call VM_PART,1); status=$$?; \
-		wait $$other || status=$$?; cat build/test/vm-2.log; exit $$status
+	$(call VM_PARTS,vm,--timeout 2700)
 
 test-numa: build ## the tests that need two NUMA nodes, in a guest with two
 	$(PY) -m benchmarks.guest --name numa --numa 2 --serial -- $(VM_TESTS) -k node --junitxml=build/test/numa.xml
@@ -132,10 +135,14 @@ vm-shell: build ## an interactive shell in the guest
 # Not part of `make test`: building such a kernel takes half an hour, the tests under it more.
 # Those of the command line start Python hundreds of times, which takes ages there, and do not
 # reach more of the kernel.
-vm-debug: build ## tests of the module in a guest whose kernel has lockdep and KASAN (long)
-	$(Q)tree=$$(tools/debug_kernel.sh) && $(PY) -m benchmarks.guest --name debug --serial \
-		--kernel $$tree --memory 6G --timeout 9000 -- $(VM_TESTS) \
-		--ignore tests/vm/test_cli.py --ignore tests/vm/test_loader.py --junitxml=build/test/debug.xml
+DEBUG_KERNEL := $(CURDIR)/build/debug-kernel/linux-source-6.12
+# PYTEST narrows it: make vm-debug PYTEST="-k evict".
+vm-debug: build debug-kernel ## tests of the module, in guests whose kernel has lockdep and KASAN (long)
+	$(call VM_PARTS,debug,--kernel $(DEBUG_KERNEL) --memory 6G --timeout 9000,--ignore \
+		tests/vm/test_cli.py --ignore tests/vm/test_loader.py $(PYTEST))
+
+debug-kernel: build ## build that kernel, and the module for it
+	$(Q)tools/debug_kernel.sh
 
 demo: build ## the main job on real input: cold loads, default against policy (SIZE=, MODEL=)
 	$(PY) -m benchmarks.demo
