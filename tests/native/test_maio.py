@@ -220,6 +220,10 @@ def test_files_without_a_template_are_told(tmp_path: Path) -> None:
     path.write_bytes(b"\x80\x02" + bytes(8192))
     told = run("attach", "maio", "--engine", "agent", path)
     assert told.code == 0 and "has no I/O template" in told.err
+    other = tmp_path / "other.safetensors"
+    weights.safetensors(other, {"a": (64, 64)})
+    told = run("tag", other, "--policy", "maio")
+    assert told.code == 0 and "other.safetensors: no I/O template" in told.err
     assert run("detach", "maio").code == 0
     failed = run("attach", "maio", "--engine", "agent", path, "--template", "auto")
     assert failed.code == 2 and "no template can be derived" in failed.err

@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 HELP = "put more files under an attached policy"
 DESCRIPTION = """\
 Tags the weight files that each PATH stands for, so that an attached policy governs them from
-now on. A file is known by its device, inode and generation, not by its path."""
+now on. A file is known by its device, inode and generation, not by its path. I/O templates are
+given by `attach` only: a policy that follows them treats these files as it does without one."""
 EXAMPLES = (("pagecache-bpf tag /models/mistral-7b --policy sequential", ""),)
 JSON = {
     "tag": {
@@ -43,6 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace, out: Output) -> int:
     """Tag all files or none."""
+    from pagecache_bpf import policies
     from pagecache_bpf.cli.budget import admit, release
     from pagecache_bpf.cli.tagging import Tagging, require_root, resolve_all
     from pagecache_bpf.governor import Governor
@@ -75,6 +77,12 @@ def run(args: argparse.Namespace, out: Output) -> int:
         "admission": admission,
         "undo": undo,
     }
+
+    if args.policy in policies.names() and policies.find(args.policy).takes_templates:
+        out.warn(
+            f"{' '.join(tagging.models)}: no I/O template, since {args.policy} gets them when it "
+            f"is attached; detach it and attach it with all PATHs to have them"
+        )
 
     def human(console: Console) -> None:
         rows = [*tagged_rows(tagging), *admission_rows(admission)]
