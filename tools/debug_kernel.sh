@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 # Build a kernel that finds mistakes (lockdep, KASAN, debug objects) from Debian's kernel source
 # package, and the module for it, into build/debug-kernel.  The last line printed is the kernel
-# tree, for `python -m benchmarks.guest --kernel`.  Takes about half an hour on two cores.
+# tree, for `python -m benchmarks.guest --kernel`.  Takes about a quarter of an hour on two cores.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
