@@ -131,7 +131,12 @@ def _row(
         wanted_bytes=order.wanted,
         policy=policy,
         engine=case.engine if policy else None,
-        extra={"state": state, "file_bytes": case.reference.size, **case.labels},
+        extra={
+            "state": state,
+            "file_bytes": case.reference.size,
+            "wanted_page_bytes": order.wanted_pages,
+            **case.labels,
+        },
     )
 
 
@@ -205,14 +210,16 @@ def print_order(report: schema.Report, console: Console) -> None:
                 f"{row.median_s:.2f}" if row.median_s else "",
                 f"{over['default']:.2f}" if "default" in over else "",
                 f"{over['sequential']:.2f}" if "sequential" in over else "",
-                f"{row.wanted_bytes / 1e6:.1f}",
                 f"{read / 1e6:.1f}" if read else "",
-                f"{read / row.wanted_bytes:.3f}" if read else "",
+                f"{row.wanted_bytes / 1e6:.1f}",
+                f"{row.extra['wanted_page_bytes'] / 1e6:.1f}",
+                f"{read / row.extra['wanted_page_bytes']:.3f}" if read else "",
             ]
         )
     columns = [("order", "text"), ("state", "text"), ("median s", "number")]
     columns += [("x default", "number"), ("x sequential", "number")]
-    columns += [("wanted MB", "number"), ("read MB", "number"), ("read/wanted", "number")]
+    columns += [("read MB", "number"), ("wanted MB", "number"), ("in pages", "number")]
+    columns += [("read/wanted", "number")]
     console.print(table(columns, lines))
 
 

@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ import numpy as np
 from safetensors import safe_open
 
 from benchmarks import loaders
+from benchmarks.cachestat import PAGE_SIZE
 from benchmarks.checkpoints import data_offsets
 from benchmarks.loaders import Outcome
 from pagecache_bpf.errors import PagecacheError
@@ -56,10 +58,39 @@ class Order:
         bytes_of = {(p.path, p.name, p.axis, p.part): _bytes(p) for r in self.ranks for p in r}
         return sum(bytes_of.values())
 
+    @cached_property
+    def wanted_pages(self) -> int:
+        """Bytes of the pages that hold what the processes get, and the headers.
+
+        A slice of a short row wants a part of every page: no page cache can read less.
+        """
+        pages: dict[Path, Any] = {}
+        for piece in {piece for rank in self.ranks for piece in rank}:
+            path = piece.path
+            if path not in pages:
+                pages[path] = np.zeros(path.stat().st_size // PAGE_SIZE + 2, np.int64)
+                header = min(offset for offset, _ in data_offsets(path).values())
+                _mark(pages[path], np.array([0]), header)
+            _mark(pages[path], *_ranges(piece))
+        return sum(int((np.cumsum(marks) > 0).sum()) for marks in pages.values()) * PAGE_SIZE
+
+
+def _mark(pages: Any, starts: Any, length: int) -> None:
+    """Count in the pages that ranges of a file begin in, and out behind those they end in."""
+    np.add.at(pages, starts // PAGE_SIZE, 1)
+    np.add.at(pages, (starts + length - 1) // PAGE_SIZE + 1, -1)
+
+
+def _ranges(piece: Piece) -> tuple[Any, int]:
+    """Where in its file a piece lies: starts of ranges, and the length of each."""
+    offset, length = data_offsets(piece.path)[piece.name]
+    rows = _shapes(piece.path)[piece.name][0] if piece.axis == 1 else 1
+    part = length // rows // piece.parts
+    return offset + piece.part * part + np.arange(rows) * (length // rows), part
+
 
 def _bytes(piece: Piece) -> int:
-    length = data_offsets(piece.path)[piece.name][1]
-    return length // piece.parts if piece.axis >= 0 else length
+    return data_offsets(piece.path)[piece.name][1] // piece.parts
 
 
 def _layers(checkpoint: Model) -> dict[int, list[tuple[Path, str]]]:
@@ -107,8 +138,9 @@ def make(checkpoint: Model) -> list[Order]:
 
 def _slice(path: Path, name: str, rank: int) -> Piece:
     kind = name.rsplit(".", 2)[-2]
-    axis = 0 if kind in _ROWS else 1 if kind in _COLUMNS else -1
-    return Piece(path, name, axis, rank, 2)
+    if kind not in _ROWS + _COLUMNS:
+        return Piece(path, name)
+    return Piece(path, name, 0 if kind in _ROWS else 1, rank, 2)
 
 
 def _shapes(path: Path) -> dict[str, list[int]]:

@@ -3,10 +3,13 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
+from safetensors import safe_open
 
 from benchmarks import loaders, orders
-from benchmarks.checkpoints import generate
+from benchmarks.cachestat import PAGE_SIZE
+from benchmarks.checkpoints import data_offsets, generate
 from pagecache_bpf.models import Model, resolve
 from pagecache_bpf.templates import derive
 
@@ -42,6 +45,25 @@ def test_what_is_read_is_right(checkpoint: Model, reference: loaders.Reference, 
     broken = loaders.Reference(checkpoint.files)
     broken.contents = [memoryview(bytes(len(content))) for content in broken.contents]
     assert not orders.run(tested, broken).correct
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_what_is_wanted_in_pages(checkpoint: Model, name: str) -> None:
+    """Each element's page, one by one."""
+    tested = order(checkpoint, name)
+    pages = set()
+    for piece in {piece for rank in tested.ranks for piece in rank}:
+        with safe_open(str(piece.path), framework="numpy") as file:
+            shape = file.get_slice(piece.name).get_shape()
+        offset, length = data_offsets(piece.path)[piece.name]
+        places = offset + 2 * np.arange(length // 2).reshape(shape)
+        if piece.axis >= 0:
+            places = np.split(places, piece.parts, piece.axis)[piece.part]
+        pages |= {(piece.path, int(page)) for page in np.unique(places // PAGE_SIZE)}
+        pages.add((piece.path, 0))
+    headers = sum(each.hashed_bytes for each in derive(resolve(checkpoint.root)).files)
+    assert len(pages) * PAGE_SIZE <= tested.wanted_pages <= len(pages) * PAGE_SIZE + headers
+    assert tested.wanted <= tested.wanted_pages <= checkpoint.size + 3 * PAGE_SIZE
 
 
 @pytest.mark.parametrize("name", NAMES)
