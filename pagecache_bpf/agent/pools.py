@@ -9,7 +9,6 @@ container that has ended can be removed.
 from __future__ import annotations
 
 import errno
-import os
 import selectors
 import socket
 import subprocess
@@ -26,6 +25,7 @@ from pagecache_bpf.agent import worker
 from pagecache_bpf.agent.executor import Extent, Settled, Totals, drop
 from pagecache_bpf.agent.worker import DONE, ORDER
 from pagecache_bpf.cachestat import cached_pages
+from pagecache_bpf.numa import cpus_of
 
 IDLE_SECONDS = 1.0
 #: A page that is locked or mapped stays when it is dropped: it is tried again, so much later.
@@ -33,6 +33,8 @@ DROP_TRIES = 3
 DROP_AGAIN_SECONDS = 0.1
 #: Extents that a worker holds, with an open file each; the others wait here.
 HELD = 32
+#: The first worker is waited for: a load may follow at once.
+READY_SECONDS = 30.0
 
 
 @dataclass(frozen=True)
@@ -159,6 +161,7 @@ class Pools:
         self._bell.setblocking(False)
         self._selector.register(self._bell, selectors.EVENT_READ)
         self._spare = self._start()
+        self._selector.select(READY_SECONDS)
         self._drops: deque[Extent] = deque()
         self._after: list[tuple[Extent, set[int]]] = []  # drops, and the reads they wait for
         self._drops_again: deque[tuple[float, int, Extent]] = deque()  # when, tries left
@@ -389,6 +392,8 @@ class Pools:
                 alive = False
                 break
             code, number, length, end = DONE.unpack(data)
+            if number == worker.READY:
+                continue
             with self._lock:
                 held = pool.open[number]
                 held.left -= length
@@ -478,18 +483,3 @@ def _move(pool: Pool, cgroup: Path) -> int:
     except OSError as error:
         return error.errno or errno.EIO
     return 0
-
-
-def nodes() -> list[int]:
-    """The NUMA nodes with memory; one or none where there is nothing to choose."""
-    found = []
-    for path in Path("/sys/devices/system/node").glob("node[0-9]*"):
-        found.append(int(path.name.removeprefix("node")))
-    return sorted(found)
-
-
-def cpus_of(node: int) -> str:
-    """The CPUs of a node that this process may use, separated by spaces; all for -1."""
-    allowed = os.sched_getaffinity(0)
-    cpus = {cpu for cpu in allowed if Path(f"/sys/devices/system/cpu/cpu{cpu}/node{node}").exists()}
-    return " ".join(map(str, sorted(cpus or allowed)))

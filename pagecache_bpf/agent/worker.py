@@ -40,6 +40,8 @@ _PIECE_BYTES = 512 << 10
 ORDER = struct.Struct("=BxxxiQQQ")
 READ, CANCEL, BIND, DEPTH = range(4)
 #: From the worker: errno, number, length, end of a settled chunk; ECANCELED: nobody took it.
+#: Number READY, which is no extent's, comes first: it is there.
+READY = 0
 DONE = struct.Struct("=i4xQQQ")
 
 _MADV_POPULATE_READ = 22  # include/uapi/asm-generic/mman-common.h, since 5.14
@@ -129,6 +131,7 @@ class Worker:
 
     def run(self) -> None:
         """Take orders until the agent is gone."""
+        self._tell(0, READY, 0, 0)
         while True:
             data, fds, _, _ = socket.recv_fds(self._connection, 4096, 1)
             if not data:

@@ -17,12 +17,12 @@ from pathlib import Path
 from typing import Any
 
 from pagecache_bpf import libbpf, loader
-from pagecache_bpf.agent.pools import nodes
 from pagecache_bpf.agent.readers import sees_readers
 from pagecache_bpf.controller.engines import AGENT, Engines
 from pagecache_bpf.errors import PagecacheError
 from pagecache_bpf.hints import CONSUMERS
 from pagecache_bpf.maps import MapFile
+from pagecache_bpf.numa import nodes
 
 
 def node_of(devices: Sequence[dict[str, Any]]) -> int | None:

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING
 
 from pagecache_bpf import kmodule, live, loader, policies
 from pagecache_bpf.agent import client
-from pagecache_bpf.agent.pools import nodes
 from pagecache_bpf.agent.readers import sees_readers
 from pagecache_bpf.device import PolicyStatus
 from pagecache_bpf.errors import PagecacheError, UsageError
@@ -22,6 +21,7 @@ from pagecache_bpf.loads.progress import blocked_seconds
 from pagecache_bpf.loads.report import Report
 from pagecache_bpf.loads.snapshot import Snapshot, opened, resident_of
 from pagecache_bpf.loads.ways import Wish
+from pagecache_bpf.numa import nodes
 from pagecache_bpf.policies import PolicyInfo
 
 if TYPE_CHECKING:

@@ -18,6 +18,7 @@ from pagecache_bpf._abi import OBSERVED
 from pagecache_bpf.agent.files import key_of
 from pagecache_bpf.cachestat import PAGE_SIZE, cached_pages
 from pagecache_bpf.errors import PagecacheError, PrivilegeError, UsageError
+from pagecache_bpf.numa import nodes
 from pagecache_bpf.observer.maps import BITS_PAGES, INODE_FILTER
 from pagecache_bpf.observer.programs import ACCESSES, FAULTS, SWITCH, Programs
 from pagecache_bpf.observer.seed import resident_blocks
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
 ENDED_KEPT = 32
 _SEED_TRIES = 5
 _LOOK_SECONDS = 10.0  # how long what nobody reads may be gone unnoticed
-_NODES = Path("/sys/devices/system/node")
 
 # Where an observed file's value has the pages that were added and removed.
 _MOVED = slice(
@@ -275,7 +275,6 @@ class Observer:
             gone += file.size is None
             size += file.size or 0
             resident += file.resident_bytes
-        nodes = len(list(_NODES.glob("node[0-9]*")))
         uncounted = set(self.uncounted)
 
         def named(counters: list[int]) -> dict[str, int]:
@@ -292,7 +291,7 @@ class Observer:
             "gone": gone,
             "bytes": size,
             "resident_bytes": resident,
-            "resident_by_node": {"0": resident} if nodes <= 1 else "unknown",
+            "resident_by_node": {"0": resident} if len(nodes()) <= 1 else "unknown",
             "counters": named([sum(column) for column in zip(*_columns(consumers), strict=True)]),
             "consumers": [
                 {

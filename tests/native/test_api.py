@@ -19,10 +19,10 @@ import pagecache_bpf as pc
 from benchmarks.cachestat import PAGE_SIZE, drop, resident_pages
 from pagecache_bpf import kernelfs, live, models
 from pagecache_bpf.agent import client
-from pagecache_bpf.agent.pools import nodes
 from pagecache_bpf.loads import alone, remote, window
 from pagecache_bpf.loads.direct import Direct
 from pagecache_bpf.loads.ways import Wish
+from pagecache_bpf.numa import nodes
 from pagecache_bpf.topology import runtime
 from tests.native.controller import NOBODY, as_user, serving
 from tests.unit.command import COMMAND, ROOT, environment

@@ -68,6 +68,11 @@ def source(path: Path) -> Source:
     return Source(lambda: os.open(path, os.O_RDONLY | os.O_CLOEXEC))
 
 
+def test_a_worker_is_there_at_once(pools: Pools) -> None:
+    (pid,) = pools.pids()
+    assert Path(f"/proc/{pid}/comm").read_text() == "pagecache-read\n"
+
+
 def test_extents_are_read_whole(pools: Pools, log: Log, weights: Path) -> None:
     size = weights.stat().st_size
     pages = -(-size // PAGE)

@@ -1,0 +1,22 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The NUMA nodes of this machine, by their numbers; pagecache_bpf.topology tells more of them."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+
+def nodes() -> list[int]:
+    """The NUMA nodes with memory; one or none where there is nothing to choose."""
+    found = []
+    for path in Path("/sys/devices/system/node").glob("node[0-9]*"):
+        found.append(int(path.name.removeprefix("node")))
+    return sorted(found)
+
+
+def cpus_of(node: int) -> str:
+    """The CPUs of a node that this process may use, separated by spaces; all for -1."""
+    allowed = os.sched_getaffinity(0)
+    cpus = {cpu for cpu in allowed if Path(f"/sys/devices/system/cpu/cpu{cpu}/node{node}").exists()}
+    return " ".join(map(str, sorted(cpus or allowed)))
