@@ -59,10 +59,11 @@ struct {
 	__type(value, struct score);
 } scores PAGECACHE_REPORT("how much of each model is resident, and what it is worth") SEC(".maps");
 
-/* How far a file has been read in the present use of its model. */
+/* How far a file has been read in the present use of its model, and up to where it is gone. */
 struct cursor {
 	u64 use;
 	u64 next;
+	u64 gone;
 };
 
 struct {
@@ -86,6 +87,13 @@ static __always_inline struct score *score_of(const struct pagecache_ctx *ctx)
 	if (s)
 		s->model = ctx->model;
 	return s;
+}
+
+static __always_inline struct cursor *cursor_of(const struct pagecache_ctx *ctx)
+{
+	struct piece_key key = file_key_of(ctx);
+
+	return bpf_map_lookup_elem(&progress, &key);
 }
 
 static __always_inline bool in_use(const struct score *s, u64 now)
@@ -139,8 +147,7 @@ static __always_inline void judge(u64 now)
 /* Whether a reader is on its way to this page. */
 static __always_inline bool not_reached(const struct pagecache_ctx *ctx, const struct score *s)
 {
-	struct piece_key key = file_key_of(ctx);
-	struct cursor *cursor = bpf_map_lookup_elem(&progress, &key);
+	struct cursor *cursor = cursor_of(ctx);
 
 	return in_use(s, ctx->time_ns) &&
 	       (!cursor || cursor->use != s->uses || ctx->index >= cursor->next);
@@ -171,7 +178,7 @@ PAGECACHE_ACCESS(multiplex_access)
 	struct piece_key key = file_key_of(ctx);
 	struct score *s = score_of(ctx);
 	u64 since = s ? ctx->time_ns - s->last_use_ns : 0;
-	struct cursor cursor;
+	struct cursor *cursor, fresh = {};
 
 	if (!s)
 		return;
@@ -182,26 +189,39 @@ PAGECACHE_ACCESS(multiplex_access)
 		judged_ns = 0;
 	}
 	s->last_use_ns = ctx->time_ns;
-	cursor = (struct cursor){ s->uses, ctx->index };
-	bpf_map_update_elem(&progress, &key, &cursor, BPF_ANY);
+	cursor = cursor_of(ctx);
+	if (!cursor) {
+		bpf_map_update_elem(&progress, &key, &fresh, BPF_NOEXIST);
+		cursor = cursor_of(ctx);
+	}
+	if (cursor) {
+		cursor->use = s->uses;
+		cursor->next = ctx->index;
+	}
 }
 
 PAGECACHE_ADDED(multiplex_added)
 (struct pagecache_ctx *ctx)
 {
 	struct score *s = score_of(ctx);
+	struct cursor *cursor = cursor_of(ctx);
 
 	if (s)
 		__sync_fetch_and_add(&s->resident_pages, ctx->nr);
+	if (cursor && ctx->index < cursor->gone)
+		cursor->gone = ctx->index;
 }
 
 PAGECACHE_REMOVED(multiplex_removed)
 (struct pagecache_ctx *ctx)
 {
 	struct score *s = score_of(ctx);
+	struct cursor *cursor = cursor_of(ctx);
 
 	if (s)
 		__sync_fetch_and_add(&s->resident_pages, -ctx->nr);
+	if (cursor && ctx->index <= cursor->gone)
+		cursor->gone = max_u64(cursor->gone, ctx->index + ctx->nr);
 }
 
 PAGECACHE_EVICT(multiplex_evict)
@@ -210,15 +230,28 @@ PAGECACHE_EVICT(multiplex_evict)
 	return is_worst(ctx) ? PAGECACHE_EVICT_NOW : PAGECACHE_EVICT_KEEP;
 }
 
-/* From the end of a file to its beginning: it is read again from the front. */
+/*
+ * As much as is wanted, where reclaim takes it, too: from what is left of the file's front.  What
+ * is dropped beyond that would have to be read again.
+ */
 PAGECACHE_PRESSURE(multiplex_pressure)
 (struct pagecache_ctx *ctx, struct pagecache_pressure *want)
 {
-	u64 pages = min_u64(max_u64(want->pages, STEP), ctx->resident_pages);
+	struct score *s = score_of(ctx);
+	struct cursor *cursor = cursor_of(ctx);
+	u64 end = ctx->file_pages, pages;
 
-	if (pages && (want->round || is_worst(ctx)))
-		pagecache_drop(ctx, ctx->resident_pages - pages,
-			       ctx->file_pages - ctx->resident_pages + pages);
+	if (!s || !cursor || !is_worst(ctx))
+		return;
+	if (in_use(s, ctx->time_ns))
+		end = min_u64(end, cursor->next);
+	if (cursor->gone >= ctx->file_pages)
+		cursor->gone = 0; /* some were passed over */
+	if (cursor->gone >= end)
+		return;
+	pages = min_u64(max_u64(want->pages, STEP), end - cursor->gone);
+	pagecache_drop(ctx, cursor->gone, pages);
+	cursor->gone += pages;
 }
 
 PAGECACHE_POLICY(multiplex, .init = (void *)multiplex_init, .access = (void *)multiplex_access,
