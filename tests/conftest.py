@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+import time
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -16,21 +17,36 @@ import pytest
 from _pytest.runner import runtestprotocol
 
 TRIES = 3
+LOOK_SECONDS = 10.0
 
 
-def reclaimed() -> int:
+class Reclaim:
     """What the kernel has taken back so far, in pages and bytes: any change means that it has.
 
-    DAMON's schemes count for themselves, and tell when they are asked to, by root.
+    DAMON's schemes count for themselves, and tell when they are asked to, by root.  They take half
+    a second to answer, so of theirs the answer may be LOOK_SECONDS old unless `now` is asked for.
     """
-    text = Path("/proc/vmstat").read_text()
-    total = sum(map(int, re.findall(r"^pgsteal_file (\d+)$", text, re.M)))
-    for daemon in Path("/sys/kernel/mm/damon/admin/kdamonds").glob("[0-9]*"):
-        with suppress(OSError):
-            (daemon / "state").write_text("update_schemes_stats")
-            for stat in daemon.glob("contexts/*/schemes/*/stats/sz_applied"):
-                total += int(stat.read_text())
-    return total
+
+    def __init__(self) -> None:
+        self._asked = -LOOK_SECONDS
+
+    def so_far(self, now: bool = False) -> int:
+        """A number that only grows."""
+        text = Path("/proc/vmstat").read_text()
+        total = sum(map(int, re.findall(r"^pgsteal_file (\d+)$", text, re.M)))
+        ask = now or time.monotonic() >= self._asked + LOOK_SECONDS
+        for daemon in Path("/sys/kernel/mm/damon/admin/kdamonds").glob("[0-9]*"):
+            with suppress(OSError):
+                if ask:
+                    (daemon / "state").write_text("update_schemes_stats")
+                for stat in daemon.glob("contexts/*/schemes/*/stats/sz_applied"):
+                    total += int(stat.read_text())
+        if ask:
+            self._asked = time.monotonic()
+        return total
+
+
+_RECLAIM = Reclaim()
 
 
 def pytest_runtest_protocol(item: pytest.Item, nextitem: pytest.Item | None) -> bool | None:
@@ -41,9 +57,11 @@ def pytest_runtest_protocol(item: pytest.Item, nextitem: pytest.Item | None) -> 
         return None  # the guest does so only where a test makes it
     item.ihook.pytest_runtest_logstart(nodeid=item.nodeid, location=item.location)
     for left in reversed(range(TRIES)):
-        before = reclaimed()
+        before = _RECLAIM.so_far()
         reports = runtestprotocol(item, nextitem=nextitem, log=False)
-        if not left or not any(each.failed for each in reports) or reclaimed() == before:
+        if not left or not any(each.failed for each in reports):
+            break
+        if _RECLAIM.so_far(now=True) == before:
             break
         item._initrequest()  # type: ignore[attr-defined]
     for each in reports:
