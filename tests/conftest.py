@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import time
 from collections.abc import Iterator
 from contextlib import suppress
@@ -15,6 +16,10 @@ from pathlib import Path
 
 import pytest
 from _pytest.runner import runtestprotocol
+
+# A shell ignores it for what it runs in the background, and so would the commands under test.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 TRIES = 3
 LOOK_SECONDS = 10.0

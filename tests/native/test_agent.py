@@ -347,19 +347,20 @@ def test_only_root_reaches_the_agent() -> None:
 
 
 def test_what_is_tagged_is_observed(file: Path) -> None:
-    done("attach", "noop", "--engine", "agent", file, "--model", "seen")
+    # An agent that was there before still tells of what it has observed.
+    name = file.parent.name
+    done("attach", "noop", "--engine", "agent", file, "--model", name)
     drop([file])
     read(file)
     with client.AgentDevice() as agent:
         shown = agent.stats()
-    # An agent that was there before still tells of what it has observed.
-    (model,) = [each for each in shown["models"] if each["model"] == "seen"]
-    assert (model["model"], model["policy"], model["engine"]) == ("seen", "noop", "agent")
+    (model,) = [each for each in shown["models"] if each["model"] == name]
+    assert (model["model"], model["policy"], model["engine"]) == (name, "noop", "agent")
     assert model["counters"]["added_bytes"] == PAGES * PAGE_SIZE == model["resident_bytes"]
     assert model["counters"]["read_hit_bytes"] == 0 < model["counters"]["read_bytes"]
     done("untag", file)
     with client.AgentDevice() as agent:
-        (model,) = [each for each in agent.stats()["models"] if each["model"] == "seen"]
+        (model,) = [each for each in agent.stats()["models"] if each["model"] == name]
         assert model["files"] == 0
 
 

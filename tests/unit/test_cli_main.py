@@ -183,8 +183,6 @@ def test_signals_end_it_quietly(tmp_path: Path, number: int, code: int, said: st
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
-        # A test run in the background of a shell has inherited "ignore".
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
     deadline = time.monotonic() + 60
     while not started.exists():

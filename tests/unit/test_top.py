@@ -51,8 +51,6 @@ class Terminal:
             env=environment(TERM="xterm-256color"),
             cwd=ROOT,
             start_new_session=True,
-            # What starts the tests in the background may have it ignored.
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
         )
         os.set_blocking(self.master, False)
 
