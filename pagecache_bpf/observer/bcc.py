@@ -71,7 +71,7 @@ class BccPrograms:
         flags = _flags(self.maps, self.ring_fd, moves)
         with _stderr() as said:
             try:
-                self._bpf = bcc.BPF(text=_source(), cflags=flags)
+                self._bpf = bcc.BPF(text=_source().encode(), cflags=flags)
                 self._attach(bcc.BPF, without)
             except Exception as error:
                 self.close()
@@ -85,9 +85,10 @@ class BccPrograms:
             if tracepoint in without:
                 self.missing.append(tracepoint)
                 continue
-            self._bpf.load_func(function, kind.RAW_TRACEPOINT)
+            name = function.encode()
+            self._bpf.load_func(name, kind.RAW_TRACEPOINT)
             try:
-                self._bpf.attach_raw_tracepoint(tp=tracepoint, fn_name=function)
+                self._bpf.attach_raw_tracepoint(tp=tracepoint.encode(), fn_name=name)
             except Exception:
                 self.missing.append(tracepoint)
 
