@@ -13,7 +13,6 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -55,42 +54,47 @@ class Order:
     @property
     def wanted(self) -> int:
         """Bytes that the processes get, those that several of them get counted once."""
-        bytes_of = {(p.path, p.name, p.axis, p.part): _bytes(p) for r in self.ranks for p in r}
-        return sum(bytes_of.values())
+        return sum(
+            layout[piece.name][1] // piece.parts
+            for layout, pieces in self._by_file().values()
+            for piece in pieces
+        )
 
-    @cached_property
+    @property
     def wanted_pages(self) -> int:
         """Bytes of the pages that hold what the processes get, and the headers.
 
         A slice of a short row wants a part of every page: no page cache can read less.
         """
-        pages: dict[Path, Any] = {}
-        for piece in {piece for rank in self.ranks for piece in rank}:
-            path = piece.path
-            if path not in pages:
-                pages[path] = np.zeros(path.stat().st_size // PAGE_SIZE + 2, np.int64)
-                header = min(offset for offset, _ in data_offsets(path).values())
-                _mark(pages[path], np.array([0]), header)
-            _mark(pages[path], *_ranges(piece))
-        return sum(int((np.cumsum(marks) > 0).sum()) for marks in pages.values()) * PAGE_SIZE
+        count = 0
+        for path, (layout, pieces) in self._by_file().items():
+            marks = np.zeros(path.stat().st_size // PAGE_SIZE + 2, np.int64)
+            _mark(marks, np.array([0]), min(offset for offset, _ in layout.values()))
+            shapes = _shapes(path)
+            for piece in pieces:
+                rows = shapes[piece.name][0] if piece.axis == 1 else 1
+                _mark(marks, *_ranges(piece, *layout[piece.name], rows))
+            count += int((np.cumsum(marks) > 0).sum())
+        return count * PAGE_SIZE
+
+    def _by_file(self) -> dict[Path, tuple[dict[str, tuple[int, int]], set[Piece]]]:
+        """Where each file's tensors lie, and what is read of it; each piece once."""
+        pieces: dict[Path, set[Piece]] = {}
+        for piece in (piece for rank in self.ranks for piece in rank):
+            pieces.setdefault(piece.path, set()).add(piece)
+        return {path: (data_offsets(path), each) for path, each in pieces.items()}
 
 
-def _mark(pages: Any, starts: Any, length: int) -> None:
+def _mark(marks: Any, starts: Any, length: int) -> None:
     """Count in the pages that ranges of a file begin in, and out behind those they end in."""
-    np.add.at(pages, starts // PAGE_SIZE, 1)
-    np.add.at(pages, (starts + length - 1) // PAGE_SIZE + 1, -1)
+    np.add.at(marks, starts // PAGE_SIZE, 1)
+    np.add.at(marks, (starts + length - 1) // PAGE_SIZE + 1, -1)
 
 
-def _ranges(piece: Piece) -> tuple[Any, int]:
+def _ranges(piece: Piece, offset: int, length: int, rows: int) -> tuple[Any, int]:
     """Where in its file a piece lies: starts of ranges, and the length of each."""
-    offset, length = data_offsets(piece.path)[piece.name]
-    rows = _shapes(piece.path)[piece.name][0] if piece.axis == 1 else 1
     part = length // rows // piece.parts
     return offset + piece.part * part + np.arange(rows) * (length // rows), part
-
-
-def _bytes(piece: Piece) -> int:
-    return data_offsets(piece.path)[piece.name][1] // piece.parts
 
 
 def _layers(checkpoint: Model) -> dict[int, list[tuple[Path, str]]]:
