@@ -178,7 +178,7 @@ PAGECACHE_ACCESS(multiplex_access)
 	struct piece_key key = file_key_of(ctx);
 	struct score *s = score_of(ctx);
 	u64 since = s ? ctx->time_ns - s->last_use_ns : 0;
-	struct cursor *cursor, fresh = {};
+	struct cursor *cursor = cursor_of(ctx), fresh = {};
 
 	if (!s)
 		return;
@@ -189,15 +189,14 @@ PAGECACHE_ACCESS(multiplex_access)
 		judged_ns = 0;
 	}
 	s->last_use_ns = ctx->time_ns;
-	cursor = cursor_of(ctx);
-	if (!cursor) {
-		bpf_map_update_elem(&progress, &key, &fresh, BPF_NOEXIST);
-		cursor = cursor_of(ctx);
-	}
 	if (cursor) {
 		cursor->use = s->uses;
 		cursor->next = ctx->index;
+		return;
 	}
+	fresh.use = s->uses;
+	fresh.next = ctx->index;
+	bpf_map_update_elem(&progress, &key, &fresh, BPF_NOEXIST);
 }
 
 PAGECACHE_ADDED(multiplex_added)
