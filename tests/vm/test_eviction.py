@@ -19,6 +19,7 @@ from pagecache_bpf import live, loader
 from pagecache_bpf.errors import UsageError
 from tests.vm.kernel import wait_for
 
+SAME = "does not depend on the kind of lists: it runs with the classic ones"
 pytestmark = pytest.mark.vm
 
 LIMIT = 40 * MIB
@@ -56,7 +57,7 @@ def test_pinned_weights_outlive_a_scan(lab: Lab) -> None:
 
 def test_a_promise_that_cannot_be_kept_is_an_alarm(lab: Lab, lru: str) -> None:
     if lru == "generations":
-        pytest.skip("nothing is different")
+        pytest.skip(SAME)
     path = lab.file("large.bin", lab.part(1.5))
     with attached("pin", {"large": [path]}), lab.cgroup() as it:
         it.scan([path])
@@ -91,7 +92,7 @@ def test_offline_scans_do_not_displace_online_weights(lab: Lab, lru: str) -> Non
 
 def test_a_role_switch_takes_effect_at_once(lab: Lab, lru: str) -> None:
     if lru == "generations":
-        pytest.skip("nothing is different")
+        pytest.skip(SAME)
     weights = lab.file("on.bin", lab.part(0.4))
     before, after = (lab.file(name, lab.part(2.0)) for name in ("off.bin", "off2.bin"))
     with (
@@ -137,7 +138,7 @@ def test_baselines_work_under_pressure(lab: Lab, policy: str) -> None:
 
 def test_hints_are_checked(lab: Lab, lru: str) -> None:
     if lru == "generations":
-        pytest.skip("nothing is different")
+        pytest.skip(SAME)
     path = lab.file("w.bin", MIB)
     with attached("multiplex", {"llama": [path]}):
         with pytest.raises(UsageError, match="no model lama"):
