@@ -26,4 +26,14 @@
 #define pcb_ra_order_again(fn, ractl, ra, ord) (fn)(ractl, ra, ord)
 #endif
 
+/*
+ * Direct calls from ftrace take an ftrace_ops since v6.4 (commit 59495740f7ac, "ftrace: Replace
+ * uses of _ftrace_direct APIs with _ftrace_direct_multi"); the code that is called is per
+ * architecture.
+ */
+#if defined(PCB_HAVE_DIRECT_OPS) && defined(CONFIG_DYNAMIC_FTRACE_WITH_DIRECT_CALLS) && \
+	defined(CONFIG_X86_64)
+#define PCB_DIRECT
+#endif
+
 #endif /* PCB_COMPAT_H */

@@ -4,10 +4,11 @@
  *
  * Reclaim takes folios off the end of its lists (of the inactive list, or of the oldest generation)
  * and calls folio_referenced() on each as the last thing before it evicts it, with the folio
- * locked. That call is redirected with ftrace, as livepatch does it.  A folio said to be referenced
- * twice becomes active, or a member of the youngest generation: it comes back after all others have
- * had their turn.  One said not to be referenced goes.  shrink_active_list() asks, too, with the
- * folio unlocked: that only decides how a list is sorted, and is left alone.
+ * locked.  That call is redirected: by a direct call (direct.c) or, where that cannot be had, by
+ * ftrace, as livepatch does it.  A folio said to be referenced twice becomes active, or a member of
+ * the youngest generation: it comes back after all others have had their turn.  One said not to be
+ * referenced goes.  shrink_active_list() asks, too, with the folio unlocked: that only decides how
+ * a list is sorted, and is left alone.
  *
  * A fair fight.  A keep is honoured
  *  - within the policy's budget (keep.c);
@@ -60,6 +61,7 @@ struct pcb_reclaimer {
 static struct pcb_debt pcb_debts[1 << 8];
 static struct pcb_reclaimer pcb_reclaimers[1 << 9];
 static struct tracepoint *pcb_tp_shrunk;
+static bool pcb_direct; /* how folio_referenced() is redirected */
 bool pcb_evict_possible;
 
 static int pcb_no_referenced(struct folio *folio, int is_locked, struct mem_cgroup *memcg,
@@ -258,10 +260,10 @@ out:
 	return refs;
 }
 
-static noinline int pcb_folio_referenced(struct folio *folio, int is_locked,
-					 struct mem_cgroup *target, unsigned long *vm_flags)
+noinline int pcb_folio_referenced(struct folio *folio, int is_locked, struct mem_cgroup *target,
+				  unsigned long *vm_flags)
 {
-	int refs = static_call(pcb_referenced)(folio, is_locked, target, vm_flags);
+	int refs = static_call(pcb_referenced)(folio, PCB_LOCKED_OURS, target, vm_flags);
 
 	/* Locked by mlock: stays, whatever a policy says. */
 	if (!(*vm_flags & VM_LOCKED))
@@ -274,14 +276,9 @@ static void notrace pcb_redirect_referenced(unsigned long ip, unsigned long pare
 					    struct ftrace_ops *ops, struct ftrace_regs *fregs)
 {
 	struct folio *folio = (struct folio *)ftrace_regs_get_argument(fregs, 0);
-	struct address_space *mapping = READ_ONCE(folio->mapping);
 	int bit;
 
-	/* The low bits: anonymous memory. */
-	if (!mapping || ((unsigned long)mapping & 3) || !mapping->host ||
-	    !pcb_tag_possible(mapping->host))
-		return;
-	if (!ftrace_regs_get_argument(fregs, 1) || within_module(parent_ip, THIS_MODULE))
+	if (!pcb_reclaim_asks(folio, ftrace_regs_get_argument(fregs, 1)))
 		return;
 	bit = ftrace_test_recursion_trylock(ip, parent_ip);
 	if (bit < 0)
@@ -310,10 +307,26 @@ static int pcb_evict_prepare(void)
 		pr_warn("hook evict: no tracepoint mm_vmscan_lru_shrink_inactive\n");
 	else if (!pcb_ftrace_prepare(&pcb_evict_redirection, 1))
 		pcb_evict_possible = true;
-	if (pcb_evict_possible)
-		static_call_update(pcb_referenced,
-				   (typeof(&pcb_no_referenced))pcb_evict_redirection.addr);
+	if (!pcb_evict_possible)
+		return 0;
+	static_call_update(pcb_referenced, (typeof(&pcb_no_referenced))pcb_evict_redirection.addr);
+	/* Without it, it cannot be turned on, and ftrace is left. */
+	pcb_direct_prepare(pcb_evict_redirection.addr);
 	return 0;
+}
+
+static int pcb_redirect_on(void)
+{
+	pcb_direct = !pcb_direct_on();
+	return pcb_direct ? 0 : pcb_ftrace_on(&pcb_evict_redirection, 1);
+}
+
+static void pcb_redirect_off(void)
+{
+	if (pcb_direct)
+		pcb_direct_off();
+	else
+		pcb_ftrace_off(&pcb_evict_redirection, 1);
 }
 
 static int pcb_evict_on(const char **failed)
@@ -333,7 +346,7 @@ static int pcb_evict_on(const char **failed)
 		*failed = "evict: the tracepoint of reclaim refuses a probe";
 		return err;
 	}
-	err = pcb_ftrace_on(&pcb_evict_redirection, 1);
+	err = pcb_redirect_on();
 	if (err) {
 		tracepoint_probe_unregister(pcb_tp_shrunk, pcb_on_shrunk, NULL);
 		tracepoint_synchronize_unregister();
@@ -347,15 +360,17 @@ static int pcb_evict_on(const char **failed)
 
 static void pcb_evict_off(void)
 {
-	pcb_ftrace_off(&pcb_evict_redirection, 1);
+	pcb_redirect_off();
 	tracepoint_probe_unregister(pcb_tp_shrunk, pcb_on_shrunk, NULL);
 	tracepoint_synchronize_unregister();
 }
 
 static void pcb_evict_release(void)
 {
-	if (pcb_evict_possible)
-		pcb_ftrace_release(&pcb_evict_redirection, 1);
+	if (!pcb_evict_possible)
+		return;
+	pcb_ftrace_release(&pcb_evict_redirection, 1);
+	pcb_direct_release();
 }
 
 struct pcb_hook_family pcb_evict_hooks = {

@@ -256,6 +256,29 @@ int pcb_ftrace_on(struct pcb_ftrace *set, int n);
 void pcb_ftrace_off(struct pcb_ftrace *set, int n);
 void pcb_ftrace_release(struct pcb_ftrace *set, int n);
 
+/* direct.c: folio_referenced() leads to pcb_folio_referenced() by a direct call */
+int pcb_direct_prepare(unsigned long function);
+int pcb_direct_on(void);
+void pcb_direct_off(void);
+void pcb_direct_release(void);
+
+/* What we hand on as is_locked when we ask ourselves: reclaim says 1. */
+#define PCB_LOCKED_OURS 2
+
+/* Whether it is reclaim that asks, and about a folio of a file that may be tagged. */
+static __always_inline bool pcb_reclaim_asks(const struct folio *folio, int is_locked)
+{
+	const struct address_space *mapping = READ_ONCE(folio->mapping);
+
+	/* The low bits: anonymous memory. */
+	return is_locked == 1 && mapping && !((unsigned long)mapping & 3) && mapping->host &&
+	       pcb_tag_possible(mapping->host);
+}
+
+/* hooks_evict.c */
+int pcb_folio_referenced(struct folio *folio, int is_locked, struct mem_cgroup *target,
+			 unsigned long *vm_flags);
+
 void pcb_readahead_issue(struct file *file, struct address_space *mapping, pgoff_t start,
 			 unsigned long nr, pgoff_t mark, unsigned int order);
 

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -18,7 +18,7 @@ import pytest
 
 from benchmarks.cachestat import PAGE_SIZE, drop
 from benchmarks.guest.cgroups import Group, fill, group, lru, stretch
-from pagecache_bpf import _abi, loader
+from pagecache_bpf import _abi, libbpf, loader
 from pagecache_bpf.device import Device, ExitRecord
 from pagecache_bpf.errors import PolicyRejected
 from pagecache_bpf.policies import find
@@ -228,6 +228,28 @@ def test_a_hook_that_is_taken(function: str, policy: str, hook: str) -> None:
         subprocess.run(["rmmod", "pcb_blocker"], check=True)
     with attached(test_policy(policy)) as again:
         assert hook in again.status.hooks
+
+
+@pytest.mark.parametrize("first", ["tracer", "policy"])
+def test_beside_a_tracer(first: str, memory: Group, files: tuple[Path, Path]) -> None:
+    """BPF's fentry takes the place of the direct call, if it comes first; if not, it is refused."""
+    weights, stream = files
+    with ExitStack() as stack:
+        object_ = stack.enter_context(libbpf.Object(Path(test_policy("tracer")), "tracer"))
+        object_.load()
+        (tracer,) = object_.programs()
+        if first == "tracer":
+            stack.callback(tracer.attach().close)
+        stack.enter_context(attached(test_policy("keep_all"), weights))
+        if first == "policy":
+            with pytest.raises(OSError) as refused:
+                tracer.attach()
+            assert refused.value.errno == errno.EBUSY
+        memory.read(weights, stream, stream)
+        assert resident(weights) >= PAGES * 99 // 100
+        if first == "tracer":
+            counter = next(each for each in object_.maps() if each.name.endswith(".bss"))
+            assert any(counter.lookup(bytes(4), PAGE_SIZE) or b"")
 
 
 # --- pressure ---
