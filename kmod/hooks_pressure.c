@@ -322,9 +322,13 @@ static u64 pcb_pressure_file(u64 seq, struct pcb_relief *relief)
 	return seq;
 }
 
-/* Returns pages dropped. */
+/*
+ * Returns pages dropped.  Files are asked about in the order of their tags; of more than can be
+ * asked about at a time the others come next time.
+ */
 static u64 pcb_relieve(const struct pcb_shortage *shortage)
 {
+	static u64 first; /* the work item does not run twice at a time */
 	u64 wanted = max_t(u64, shortage->pages, PCB_MIN_WANTED), seq;
 	struct pcb_relief relief = {
 		.want = { .cgroup_id = shortage->cgroup_id, .pages = wanted },
@@ -338,12 +342,14 @@ static u64 pcb_relieve(const struct pcb_shortage *shortage)
 			return 0; /* gone since */
 	}
 	for (; want->round < 2 && want->pages; want->round++) {
-		for (seq = files = 0; want->pages && files < PCB_MAX_FILES; files++) {
+		for (seq = first, files = 0; want->pages && files < PCB_MAX_FILES; files++) {
 			seq = pcb_pressure_file(seq, &relief);
 			if (!seq)
 				break;
 		}
 	}
+	if (want->pages)
+		first = seq;
 	if (relief.short_one)
 		cgroup_put(relief.short_one);
 	return wanted - want->pages;

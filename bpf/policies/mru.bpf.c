@@ -6,12 +6,14 @@
  *	source tree that is searched, a data set read in the same order each epoch.  What was there
  *	first stays and is hit in every round.  A baseline to compare other policies with.
  * Limits: wrong for everything that is used again soon.  It cannot know a round's end.  Engine
- *	agent has no say in evictions.
+ *	agent keeps nothing; it drops what was used last when memory is short.
  */
 #include "pieces.bpf.h"
 
 PAGECACHE_KNOB(u32, skip_kib, 512, "KiB", 0, 1048576, "the very last used is left alone");
 PAGECACHE_KNOB(u32, recent_mib, 8, "MiB", 1, 1048576, "what was used after that goes first");
+
+#define MAX_PIECES 65536 /* of a file: 64 GiB */
 
 struct {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);
@@ -31,18 +33,57 @@ PAGECACHE_ACCESS(mru_access)
 	bpf_map_update_elem(&last_use, &key, &now, BPF_ANY);
 }
 
+static __always_inline bool is_recent(const struct pagecache_ctx *ctx, u64 at)
+{
+	u64 skip = pages_of(ctx, (u64)skip_kib << 10), age = used - at;
+
+	return age >= skip && age < skip + pages_of(ctx, (u64)recent_mib << 20);
+}
+
 PAGECACHE_EVICT(mru_evict)
 (struct pagecache_ctx *ctx)
 {
-	u64 skip = pages_of(ctx, (u64)skip_kib << 10),
-	    recent = pages_of(ctx, (u64)recent_mib << 20);
 	struct piece_key key = piece_at(ctx, ctx->index);
-	u64 *at = bpf_map_lookup_elem(&last_use, &key), age;
+	u64 *at = bpf_map_lookup_elem(&last_use, &key);
 
 	if (!at)
 		return PAGECACHE_EVICT_DEFAULT;
-	age = used - *at;
-	return age >= skip && age < skip + recent ? PAGECACHE_EVICT_NOW : PAGECACHE_EVICT_KEEP;
+	return is_recent(ctx, *at) ? PAGECACHE_EVICT_NOW : PAGECACHE_EVICT_KEEP;
 }
 
-PAGECACHE_POLICY(mru, .access = (void *)mru_access, .evict = (void *)mru_evict);
+struct search {
+	struct pagecache_ctx *ctx;
+	u64 wanted;
+};
+
+static long drop_recent(u32 i, struct search *search)
+{
+	struct pagecache_ctx *ctx = search->ctx;
+	u64 pages = pages_per_piece(ctx), start = i * pages, *at;
+	struct piece_key key = piece_at(ctx, start);
+
+	if (start >= ctx->file_pages || !search->wanted)
+		return 1;
+	at = bpf_map_lookup_elem(&last_use, &key);
+	if (at && is_recent(ctx, *at)) {
+		pagecache_drop(ctx, start, pages);
+		search->wanted -= min_u64(search->wanted, pages);
+	}
+	return 0;
+}
+
+/*
+ * Reclaim comes from the other end, where everything is kept, and can pass over only so much: what
+ * goes as a whole here needs not be looked for there.
+ */
+PAGECACHE_PRESSURE(mru_pressure)
+(struct pagecache_ctx *ctx, struct pagecache_pressure *want)
+{
+	struct search search = { ctx, want->pages };
+
+	if (!want->round)
+		bpf_loop(MAX_PIECES, drop_recent, &search, 0);
+}
+
+PAGECACHE_POLICY(mru, .access = (void *)mru_access, .evict = (void *)mru_evict,
+		 .pressure = (void *)mru_pressure);

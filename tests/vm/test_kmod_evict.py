@@ -6,6 +6,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+import resource
 import subprocess
 import sys
 import time
@@ -23,7 +24,7 @@ from pagecache_bpf.device import Device, ExitRecord
 from pagecache_bpf.errors import PolicyRejected
 from pagecache_bpf.policies import find
 from tests.unit.command import run
-from tests.vm.kernel import ROOT, Policy, attached, resident, test_policy, wait_for
+from tests.vm.kernel import ROOT, Policy, attached, mapped, resident, test_policy, wait_for
 
 pytestmark = pytest.mark.vm
 
@@ -272,6 +273,32 @@ def test_pressure_goes_first(lists: str, memory: Group, files: tuple[Path, Path]
         wait_for(lambda: resident(weights, 0, given) < given // 20, "the front to go")
         assert resident(weights, given) > (PAGES - given) * 9 // 10
         assert policy.count("pressure_dropped_bytes") >= given * PAGE_SIZE * 9 // 10
+
+
+def test_pressure_comes_to_all_files_in_the_end(
+    memory: Group, files: tuple[Path, Path], mount: Path
+) -> None:
+    """1024 are asked about at a time; those before the last one are mapped and stay."""
+    weights, stream = files
+    small = [mount / f"small{number}" for number in range(1100)]
+    for path in small:
+        path.write_bytes(b"x")
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with (
+        attached(test_policy("pressure_drop"), *small, weights, drop_pages=PAGES) as policy,
+        ExitStack() as stack,
+    ):
+        # Python's mappings keep their files open.
+        resource.setrlimit(resource.RLIMIT_NOFILE, (min(2048, hard), hard))
+        stack.callback(resource.setrlimit, resource.RLIMIT_NOFILE, (soft, hard))
+        for path in small:
+            assert stack.enter_context(mapped(path))[0] == ord("x")
+        memory.read_part(stream, 0, LIMIT - GOVERNED - 6)  # so that it is the oldest
+        memory.read(weights)
+        assert resident(weights) == PAGES
+        memory.read_part(stream, STREAM // 2, 16)
+        dropped = partial(policy.count, "pressure_dropped_bytes")
+        wait_for(lambda: dropped() >= PAGES * PAGE_SIZE // 2, "the last file's turn", 30)
 
 
 def test_pressure_asks_again_in_round_1(memory: Group, files: tuple[Path, Path]) -> None:
