@@ -158,6 +158,8 @@ bench: build ## all benchmarks, into build/bench (long)
 	$(PY) -m benchmarks.overhead
 	$(PY) -m benchmarks.random_read
 	$(PY) -m benchmarks.eviction
+	$(PY) -m benchmarks.order
+	$(PY) -m benchmarks.startup
 
 LIB = $(DESTDIR)$(PREFIX)/lib/pagecache-bpf
 SHARE = $(DESTDIR)$(PREFIX)/share

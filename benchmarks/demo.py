@@ -4,8 +4,10 @@
 Loads a real checkpoint (all-MiniLM-L6-v2) and a generated Llama-shaped one, cold, by the
 unmodified safetensors library and by plain read(), with the kernel's own readahead, with the
 policy attached and with it detached again; each load checked byte for byte.  First on this
-machine's own kernel with engine agent, then in a guest with the module.  MODEL=dir loads your own
-checkpoint instead, SIZE=256M sizes the generated one.  Results and pictures go to build/demo/.
+machine's own kernel with engine agent, then in a guest with the module.  There the real one is then
+loaded by a user without root inside `with pagecache_bpf.load(path)`, as a server does when it
+starts, and the generated one with its layers backwards.  MODEL=dir loads your own checkpoint
+instead, SIZE=256M sizes the generated one.  Results and pictures go to build/demo/.
 """
 
 from __future__ import annotations
@@ -13,12 +15,13 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from shutil import disk_usage
 
 from rich.console import Console
 
-from benchmarks import checkpoints, cold_load, hosted, memory, schema, show
+from benchmarks import checkpoints, cold_load, hosted, memory, schema, show, startup
 from benchmarks.cachestat import Sample
 from pagecache_bpf.cgroups import host_memory
 from pagecache_bpf.errors import PagecacheError, PrivilegeError
@@ -124,6 +127,19 @@ def in_the_guest(options: argparse.Namespace, say: hosted.Say) -> schema.Report:
     return cold_load.run(settings, sources)
 
 
+def start_up(options: argparse.Namespace, say: hosted.Say) -> schema.Report:
+    """The Python API around a loader, and a load in another order than the file's."""
+    generated, real = (
+        checkpoints.generate(hosted.MODELS / f"llama-{_GUEST_BYTES >> 20}M", _GUEST_BYTES),
+        checkpoints.minilm(hosted.MODELS / "all-MiniLM-L6-v2")
+        if options.model is None
+        else checkpoints.load_dir(options.model),
+    )
+    say("booting it again: a user without root, and a loader that goes backwards")
+    settings = startup.make_parser().parse_args(["--rounds", str(options.rounds)])
+    return startup.run(settings, real, generated)
+
+
 def draw(report: schema.Report, directory: Path, name: str = "residency") -> list[Path]:
     """Draw the first case's residency over time; returns the files, none without samples."""
     rows = [row for row in report.rows if "residency" in row.extra]
@@ -146,10 +162,10 @@ def draw(report: schema.Report, directory: Path, name: str = "residency") -> lis
     return outputs
 
 
-def summary(report: schema.Report) -> list[str]:
+def summary(rows: Sequence[schema.Row]) -> list[str]:
     """The result in a sentence per case and loader."""
     lines = []
-    for row in report.rows:
+    for row in rows:
         if row.policy is None:
             continue
         speedup, share = row.extra["speedup"], row.extra["of_limit"]
@@ -170,20 +186,26 @@ def main() -> int:
     say = hosted.progress()
     here = on_this_kernel(options, say)
     there = in_the_guest(options, say)
+    started = start_up(options, say)
     say("done")
     report = there
     pictures = draw(there, OUT)
     if here is not None:
         pictures = draw(here, OUT, "residency-native") + pictures
         report = schema.Report(here.machine | {"guest": there.machine}, here.rows + there.rows)
+    cold = report.rows
+    report = schema.Report(report.machine, cold + started.rows)
 
     def display(console: Console) -> None:
         console.print()
-        console.print(show.one_table(report.rows, "Cold loads"))
-        console.print(show.verdict(report.rows))
+        console.print(show.one_table(cold, "Cold loads"))
+        console.print(show.verdict(cold))
         console.print()
-        for line in summary(report):
+        for line in summary(cold):
             console.print(line, highlight=False)
+        console.print()
+        startup.print_startup(started, console)
+        console.print()
         for path in pictures:
             console.print(f"picture: {path.relative_to(hosted.ROOT)}", highlight=False)
 

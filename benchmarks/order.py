@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Cold loads in another order than the file's: default, sequential, and maio with a template.
 
-Reversed layers, interleaved shards, half of the model, one tensor-parallel rank, two ranks at
-once; each by safetensors. In a guest on the scaled device (20 ms a request, 64 MB/s,
-read_ahead_kb 128), or with --native on this machine's own kernel and disk, with engine agent
-and beside whole-file warmers. Writes build/bench/order.json.
+Reversed layers, interleaved shards, half of the model, one tensor-parallel rank of two and of
+eight, two ranks at once; each by safetensors. In a guest on the scaled device (20 ms a request,
+64 MB/s, read_ahead_kb 128), or with --native on this machine's own kernel and disk, with engine
+agent and beside whole-file warmers. Writes build/bench/order.json.
 """
 
 from __future__ import annotations

@@ -122,6 +122,7 @@ def make(checkpoint: Model) -> list[Order]:
         if turn < len(shard)
     ]
     every = [piece for shard in shards for piece in shard]
+    shapes = {path: _shapes(path) for path in checkpoint.files}
 
     def whole(pieces: Sequence[tuple[Path, str]]) -> tuple[tuple[Piece, ...], ...]:
         return (tuple(Piece(path, name) for path, name in pieces),)
@@ -129,22 +130,29 @@ def make(checkpoint: Model) -> list[Order]:
     def names(pieces: Sequence[tuple[Path, str]]) -> tuple[str, ...]:
         return tuple(name for _, name in pieces)
 
-    ranks = tuple(tuple(_slice(path, name, rank) for path, name in every) for rank in range(2))
-    rank0 = ("--tp", "2", "--rank", "0")
+    def ranks(parts: int, count: int) -> tuple[tuple[Piece, ...], ...]:
+        return tuple(
+            tuple(_slice(path, name, shapes[path][name], rank, parts) for path, name in every)
+            for rank in range(count)
+        )
+
     return [
         Order("reversed layers", whole(backwards), names(backwards)),
         Order("interleaved shards", whole(turns), names(turns)),
         Order("half of the layers, reversed", whole(stage), names(stage)),
-        Order("rank 0 of 2", ranks[:1], names(every), rank0),
-        Order("two ranks", ranks, names(every), ("--tp", "2")),
+        Order("rank 0 of 2", ranks(2, 1), names(every), ("--tp", "2", "--rank", "0")),
+        Order("rank 0 of 8", ranks(8, 1), names(every), ("--tp", "8", "--rank", "0")),
+        Order("two ranks", ranks(2, 2), names(every), ("--tp", "2")),
     ]
 
 
-def _slice(path: Path, name: str, rank: int) -> Piece:
+def _slice(path: Path, name: str, shape: Sequence[int], rank: int, parts: int) -> Piece:
+    """A rank's part of a tensor; all of one that is not shared out or cannot be evenly."""
     kind = name.rsplit(".", 2)[-2]
-    if kind not in _ROWS + _COLUMNS:
+    axis = 0 if kind in _ROWS else 1
+    if kind not in _ROWS + _COLUMNS or shape[axis] % parts:
         return Piece(path, name)
-    return Piece(path, name, 0 if kind in _ROWS else 1, rank, 2)
+    return Piece(path, name, axis, rank, parts)
 
 
 def _shapes(path: Path) -> dict[str, list[int]]:

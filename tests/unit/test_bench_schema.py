@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from benchmarks import cold_load, demo, hosted, overhead, random_read, schema, show
+from benchmarks import cold_load, demo, hosted, overhead, random_read, schema, show, startup
 from benchmarks.cachestat import Sample
 from pagecache_bpf.errors import PagecacheError, UsageError
 
@@ -175,7 +175,7 @@ def test_picture_without_samples_is_none(report: schema.Report, tmp_path: Path) 
 
 
 def test_summary_gives_both_ratios(report: schema.Report) -> None:
-    assert demo.summary(report) == [
+    assert demo.summary(report.rows) == [
         "in the guest, llama by read: 3.0 times faster with sequential, "
         "75% of what direct I/O gets from this device."
     ]
@@ -206,7 +206,7 @@ def test_a_disk_has_room() -> None:
     assert disk.read_bps == 64_000_000
 
 
-@pytest.mark.parametrize("module", [cold_load, overhead, random_read, demo])
+@pytest.mark.parametrize("module", [cold_load, overhead, random_read, startup, demo])
 def test_bad_options_exit_with_2(module: object, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
         module.make_parser().parse_args(["--nonsense"])  # type: ignore[attr-defined]
