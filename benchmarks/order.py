@@ -27,6 +27,7 @@ from pagecache_bpf.models import Model
 
 READ_AHEAD_KB = 128
 POLICIES = (None, "sequential", "maio")
+_WIDTH = 132
 
 
 class Templates(CommandLine):
@@ -220,7 +221,8 @@ def print_order(report: schema.Report, console: Console) -> None:
     columns += [("x default", "number"), ("x sequential", "number")]
     columns += [("read MB", "number"), ("wanted MB", "number"), ("in pages", "number")]
     columns += [("read/wanted", "number")]
-    console.print(table(columns, lines))
+    # Numbers take what 80 columns have, and would leave nothing for the words.
+    Console(width=max(_WIDTH, console.width)).print(table(columns, lines))
 
 
 def main() -> int:
