@@ -118,6 +118,7 @@ def _case(
             row.extra["optimum_reread_bytes"] = _multiplex_optimum(lab.part(2 / 3), held)
         if unlimited and state:
             row.extra["unlimited_s"] = statistics.median(unlimited)
+            row.extra["unlimited_rounds_s"] = unlimited
     return list(rows.values())
 
 
