@@ -232,7 +232,7 @@ def multiplex(lab: Lab, policy: str | None, requests: str = switches(12)) -> Mea
     paths = {model: lab.file(f"{model}/{model}.bin", size) for model in "abc"}
     budget = lab.part(0.95) // MIB
     with (
-        attached(policy, {m: [p] for m, p in paths.items()}, budget_mib=budget, idle_ms=200),
+        attached(policy, {m: [p] for m, p in paths.items()}, budget_mib=budget, idle_ms=600),
         lab.cgroup() as it,
         _counted(lab) as count,
     ):
@@ -242,7 +242,7 @@ def multiplex(lab: Lab, policy: str | None, requests: str = switches(12)) -> Mea
                 due = f"+{10 * (next(ahead, 1000) - at)}s"
                 live.hint(str(policy), "plans", model=other, due_ns=due)
             it.scan([paths[model]])
-            time.sleep(0.25)  # the model is served from memory of its own: not in use here
+            time.sleep(0.7)  # the model is served from memory of its own: not in use here
         device, seconds = count()
         held = it.stat("file")
         numbers: dict[str, float] = {}

@@ -117,6 +117,7 @@ def _clean(module: Module) -> Iterator[None]:
 
 
 _devices: dict[tuple[int, str, int], ScaledDevice] = {}
+_delays: dict[tuple[int, str, int], float] = {}
 
 
 def device(disk: int, fs: str, part: int = 0, delay_ms: float = 0) -> ScaledDevice:
@@ -124,9 +125,10 @@ def device(disk: int, fs: str, part: int = 0, delay_ms: float = 0) -> ScaledDevi
     key = (disk, fs, part)
     if key not in _devices:
         _devices[key] = open_device(disk, fs, part=(part, 2))
-        if delay_ms:
-            _devices[key].set_delay(delay_ms)
     found = _devices[key]
+    if delay_ms != _delays.get(key, 0):
+        found.set_delay(delay_ms)
+        _delays[key] = delay_ms
     for each in found.mount.iterdir():
         if each.name == "lost+found":
             continue

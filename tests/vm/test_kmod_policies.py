@@ -119,12 +119,16 @@ def test_garbage_never_hurts_a_reader(file: Path) -> None:
 
 @pytest.mark.parametrize("hook", [name for name in HOOKS if name != "init"])
 def test_exit_from_each_hook(file: Path, hook: str) -> None:
+    with Device() as device:
+        before = list(device.exits())
     with attached(test_policy("quitter"), file, quit_hook=HOOKS[hook], quit_code=-17) as policy:
         read_all(file)
         drop([file])
         wait_for(lambda: not policy.alive, "the policy to end")
+        # It is written after the policy has ended.
         record = wait_for(
-            lambda: (last := last_exit()).policy == "quitter" and last, "the exit record"
+            lambda: (last := list(policy.device.exits())[-1:]) != before[-1:] and last[0],
+            "the exit record",
         )
         assert isinstance(record, ExitRecord)
         assert (record.kind, record.code, record.hook) == ("policy", -17, hook)

@@ -142,9 +142,9 @@ def test_policies_of_the_module_are_observed(mount: Path) -> None:
     wait_for(lambda: not client.is_running(), "the observer to end", 30)
 
 
-def test_bcc_counts_the_same(mount: Path) -> None:
+def test_bcc_counts_the_same(slow_mount: Path) -> None:
     """The same programs, compiled by the distribution's BCC against this kernel's headers."""
-    file = make_file(mount / "model.safetensors", PAGES)
+    file = make_file(slow_mount / "model.safetensors", PAGES)
     with observing(file, backend="bcc") as observer:
         assert observer.snapshot()["backend"] == "bcc"
         reader(file, stream(), stream(3 * PAGE_SIZE))
