@@ -79,9 +79,13 @@ def _sources(options: argparse.Namespace, size: int, say: hosted.Say) -> list[Mo
     if options.model is not None:
         return [checkpoints.load_dir(options.model)]
     say(f"making a Llama-shaped checkpoint of {size >> 20} MiB")
-    llama = checkpoints.generate(hosted.MODELS / f"llama-{size >> 20}M", size)
+    llama = _generated(size)
     say("getting all-MiniLM-L6-v2")
     return [llama, checkpoints.minilm(hosted.MODELS / "all-MiniLM-L6-v2")]
+
+
+def _generated(size: int) -> Model:
+    return checkpoints.generate(hosted.MODELS / f"llama-{size >> 20}M", size)
 
 
 def native_size(wanted: int, memory: int, disk: int) -> int:
@@ -129,15 +133,11 @@ def in_the_guest(options: argparse.Namespace, say: hosted.Say) -> schema.Report:
 
 def start_up(options: argparse.Namespace, say: hosted.Say) -> schema.Report:
     """The Python API around a loader, and a load in another order than the file's."""
-    generated, real = (
-        checkpoints.generate(hosted.MODELS / f"llama-{_GUEST_BYTES >> 20}M", _GUEST_BYTES),
-        checkpoints.minilm(hosted.MODELS / "all-MiniLM-L6-v2")
-        if options.model is None
-        else checkpoints.load_dir(options.model),
-    )
+    size = options.size or _GUEST_BYTES
+    real = _sources(options, size, say)[-1]
     say("booting it again: a user without root, and a loader that goes backwards")
     settings = startup.make_parser().parse_args(["--rounds", str(options.rounds)])
-    return startup.run(settings, real, generated)
+    return startup.run(settings, real, _generated(size))
 
 
 def draw(report: schema.Report, directory: Path, name: str = "residency") -> list[Path]:

@@ -26,6 +26,7 @@ from pagecache_bpf.simulate.optimum import optimum
 
 MIB = 1 << 20
 PAGE = 4096
+IDLE_MS = 600  # multiplex takes a model that nobody has read for so long for unused
 
 
 @dataclass
@@ -232,7 +233,7 @@ def multiplex(lab: Lab, policy: str | None, requests: str = switches(12)) -> Mea
     paths = {model: lab.file(f"{model}/{model}.bin", size) for model in "abc"}
     budget = lab.part(0.95) // MIB
     with (
-        attached(policy, {m: [p] for m, p in paths.items()}, budget_mib=budget, idle_ms=600),
+        attached(policy, {m: [p] for m, p in paths.items()}, budget_mib=budget, idle_ms=IDLE_MS),
         lab.cgroup() as it,
         _counted(lab) as count,
     ):
@@ -242,7 +243,9 @@ def multiplex(lab: Lab, policy: str | None, requests: str = switches(12)) -> Mea
                 due = f"+{10 * (next(ahead, 1000) - at)}s"
                 live.hint(str(policy), "plans", model=other, due_ns=due)
             it.scan([paths[model]])
-            time.sleep(0.7)  # the model is served from memory of its own: not in use here
+            time.sleep(
+                (IDLE_MS + 100) / 1000
+            )  # the model is served from memory of its own: not in use here
         device, seconds = count()
         held = it.stat("file")
         numbers: dict[str, float] = {}
@@ -303,7 +306,7 @@ def colocate(lab: Lab, policy: str | None) -> Measured:
 
 
 def search(lab: Lab, policy: str | None, rounds: int = 10) -> Measured:
-    """A source tree of 1.4 times the limit is searched ten times."""
+    """A source tree of 1.4 times the limit is searched again and again."""
     files = lab.tree("src", lab.part(1.4))
     size = sum(path.stat().st_size for path in files)
     with (

@@ -222,7 +222,8 @@ def print_order(report: schema.Report, console: Console) -> None:
     columns += [("read MB", "number"), ("wanted MB", "number"), ("in pages", "number")]
     columns += [("read/wanted", "number")]
     # Numbers take what 80 columns have, and would leave nothing for the words.
-    Console(width=max(_WIDTH, console.width)).print(table(columns, lines))
+    console.width = max(_WIDTH, console.width)
+    console.print(table(columns, lines))
 
 
 def main() -> int:

@@ -133,11 +133,9 @@ def api_rows(case: rounds.Case, count: int, scratch: Path, say: hosted.Say) -> l
 def measure(options: argparse.Namespace, say: hosted.Say) -> schema.Report:
     """In the guest: both parts on one device."""
     loaders.warm_up()
-    device = {"read_ahead_kb": order.READ_AHEAD_KB, "delay_ms": options.delay}
-    report = schema.Report(
-        schema.machine(device={**device, "cap_bytes_per_s": options.cap or None})
-    )
     labels = {"delay_ms": options.delay, "cap_bytes_per_s": options.cap or None}
+    device = {"read_ahead_kb": order.READ_AHEAD_KB, **labels}
+    report = schema.Report(schema.machine(device=device))
     with (
         scaled_device(0, "ext4", 0, order.READ_AHEAD_KB) as disk,
         tempfile.TemporaryDirectory(dir="/dev/shm") as scratch,

@@ -152,6 +152,12 @@ def slow_mount() -> Path:
 
 
 @pytest.fixture
+def paced_mount() -> Path:
+    """The same with 1 ms a read: a device to wait for."""
+    return device(0, "ext4", part=1, delay_ms=1).mount
+
+
+@pytest.fixture
 def xfs_mount() -> Path:
     """An empty xfs, which has large folios."""
     return device(1, "xfs").mount

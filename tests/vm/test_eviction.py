@@ -17,7 +17,6 @@ from benchmarks.cgroups import Group, group, reclaim_by
 from benchmarks.eviction_cases import MIB, Lab, attached
 from pagecache_bpf import live, loader
 from pagecache_bpf.errors import UsageError
-from tests.vm.conftest import device
 from tests.vm.kernel import wait_for
 
 SAME = "does not depend on the kind of lists: it runs with the classic ones"
@@ -68,9 +67,9 @@ def test_a_promise_that_cannot_be_kept_is_an_alarm(lab: Lab, lru: str) -> None:
         assert len(alarms) == 1 and "promised_pages" in alarms[0]
 
 
-def test_multiplex_rereads_little() -> None:
+def test_multiplex_rereads_little(paced_mount: Path) -> None:
     """As in the benchmark: with a device to wait for, and memory that 2 MiB are little of."""
-    lab = Lab(device(0, "ext4", part=1, delay_ms=1).mount, 64 * MIB)
+    lab = Lab(paced_mount, 64 * MIB)
     requests = cases.switches(9)
     default = cases.multiplex(lab, None, requests)
     best = cases.multiplex_optimum(lab.part(2 / 3), default.capacity_bytes, requests)
