@@ -319,7 +319,9 @@ def test_a_second_agent_gives_way() -> None:
 def test_a_read_only_bpffs_does_not_matter(file: Path) -> None:  # noqa: F811
     """Nothing of this engine is pinned."""
     words = " ".join([*COMMAND, "attach", "sequential", "--engine", "agent", str(file)])
-    script = f"mount -o remount,bind,ro /sys/fs/bpf && ! mkdir /sys/fs/bpf/x 2>&- && exec {words}"
+    mounted = "{ mountpoint -q /sys/fs/bpf || mount -t bpf bpf /sys/fs/bpf; }"
+    read_only = "mount -o remount,bind,ro /sys/fs/bpf && ! mkdir /sys/fs/bpf/x 2>&-"
+    script = f"{mounted} && {read_only} && exec {words}"
     result = subprocess.run(
         ["unshare", "--mount", "sh", "-c", script],
         capture_output=True,
