@@ -126,11 +126,13 @@ class Worker:
         self._wake = threading.Condition()
         self._depth = 1
         self._busy = 0
-        self._threads = 0
         self._binding: tuple[int, int, frozenset[int]] = (0, -1, frozenset())
 
     def run(self) -> None:
         """Take orders until the agent is gone."""
+        # While a load keeps the CPUs busy, starting a thread takes a millisecond.
+        for _ in range(MAX_DEPTH):
+            threading.Thread(target=self._work, daemon=True).start()
         self._tell(0, READY, 0, 0)
         while True:
             data, fds, _, _ = socket.recv_fds(self._connection, 4096, 1)
@@ -152,10 +154,7 @@ class Worker:
     def _read(self, job: _Job) -> None:
         with self._wake:
             self._jobs.append(job)
-            while self._threads < self._depth:
-                self._threads += 1
-                threading.Thread(target=self._work, daemon=True).start()
-            self._wake.notify_all()
+            self._wake.notify(self._depth)
 
     def _cancel(self, number: int) -> None:
         with self._wake:
