@@ -5,6 +5,8 @@
 #ifndef AGENT_CALLS_BPF_H
 #define AGENT_CALLS_BPF_H
 
+#include "inodes.bpf.h"
+
 /* Beside what it answers, the kernel reads for the reader by itself. */
 #define PAGECACHE_KERNEL_READS 1
 
@@ -24,6 +26,13 @@ struct {
 	__type(key, struct pagecache_file_key);
 	__type(value, struct pagecache_agent_tag);
 } tags SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, INODE_WORDS);
+	__type(key, u32);
+	__type(value, u64);
+} inode_bits SEC(".maps");
 
 /* The agent and its workers, whose accesses are none; by the numbers of its PID namespace. */
 struct {

@@ -60,6 +60,27 @@ enum pageflags {
 };
 #pragma clang attribute pop
 
+extern void *bpf_rdonly_cast(const void *object, u32 type) __ksym __weak;
+
+/*
+ * The file of a mapping and its inode number: what every read of any file pays for.  Loads where
+ * the kernel allows them (6.2, commit a35b9af4ec2c), calls of a helper where not.
+ */
+static __always_inline struct inode *host_of(struct address_space *mapping, u64 *number)
+{
+	struct inode *inode;
+
+	if (bpf_ksym_exists(bpf_rdonly_cast)) {
+		mapping = bpf_rdonly_cast(mapping, bpf_core_type_id_kernel(struct address_space));
+		inode = mapping->host;
+		*number = inode->i_ino;
+		return inode;
+	}
+	inode = BPF_CORE_READ(mapping, host);
+	*number = BPF_CORE_READ(inode, i_ino);
+	return inode;
+}
+
 static __always_inline u64 folio_flags(struct folio *folio)
 {
 	struct folio___plain *plain = (void *)folio;

@@ -55,6 +55,14 @@ static __always_inline bool agent_itself(void)
 	       bpf_map_lookup_elem(&own, &ids.tgid);
 }
 
+/* What every read of any file pays for: whether a file with that number may be tagged. */
+static __always_inline bool agent_may_know(u64 ino)
+{
+	u32 word = inode_word(ino);
+
+	return inode_in(bpf_map_lookup_elem(&inode_bits, &word), ino);
+}
+
 /* Fills in a call; false: the file is not tagged. */
 static __always_inline bool agent_begin(struct agent_call *call, struct inode *inode)
 {
@@ -167,15 +175,17 @@ static __always_inline bool agent_rest(const struct agent_call *call, u64 *index
 }
 
 /* A range of a file is read or faulted by this task. */
-static __always_inline int agent_accessed(const struct pagecache_ops *policy, struct inode *inode,
-					  u64 index, u64 end, u32 access)
+static __always_inline int agent_accessed(const struct pagecache_ops *policy,
+					  struct address_space *mapping, u64 index, u64 end,
+					  u32 access)
 {
 	bool fault = access != PAGECACHE_KIND_READ;
 	struct agent_call call;
 	struct agent_cursor *c;
-	u64 at = index;
+	u64 at = index, ino;
+	struct inode *inode = host_of(mapping, &ino);
 
-	if (!inode || !agent_begin(&call, inode) || agent_itself())
+	if (!agent_may_know(ino) || !agent_begin(&call, inode) || agent_itself())
 		return 0;
 	if (end > call.ctx.file_pages)
 		end = call.ctx.file_pages;
@@ -220,12 +230,12 @@ static __always_inline int agent_accessed(const struct pagecache_ops *policy, st
 static __always_inline int agent_moved(const struct pagecache_ops *policy, struct folio *folio,
 				       bool added)
 {
-	struct inode *inode = BPF_CORE_READ(folio, mapping, host);
 	struct pagecache_agent_state *all = agent_state();
 	struct agent_call call;
-	u64 bytes;
+	u64 bytes, ino;
+	struct inode *inode = host_of(BPF_CORE_READ(folio, mapping), &ino);
 
-	if (!inode || !all || !agent_begin(&call, inode))
+	if (!agent_may_know(ino) || !all || !agent_begin(&call, inode))
 		return 0;
 	call.ctx.index = BPF_CORE_READ(folio, index);
 	call.ctx.nr = folio_pages(folio);
@@ -296,21 +306,18 @@ static __always_inline int agent_asked(const struct pagecache_ops *policy,
 	static const struct pagecache_ops policy##_ops = { __VA_ARGS__ };                   \
 	SEC("raw_tp/mm_filemap_get_pages") int agent_get_pages(u64 *args)                   \
 	{                                                                                   \
-		struct address_space *mapping = (void *)args[0];                            \
-		return agent_accessed(&policy##_ops, BPF_CORE_READ(mapping, host), args[1], \
-				      args[2] + 1, PAGECACHE_KIND_READ);                    \
+		return agent_accessed(&policy##_ops, (void *)args[0], args[1], args[2] + 1, \
+				      PAGECACHE_KIND_READ);                                 \
 	}                                                                                   \
 	SEC("raw_tp/mm_filemap_map_pages") int agent_map_pages(u64 *args)                   \
 	{                                                                                   \
-		struct address_space *mapping = (void *)args[0];                            \
-		return agent_accessed(&policy##_ops, BPF_CORE_READ(mapping, host), args[1], \
-				      args[2] + 1, PAGECACHE_KIND_MAP);                     \
+		return agent_accessed(&policy##_ops, (void *)args[0], args[1], args[2] + 1, \
+				      PAGECACHE_KIND_MAP);                                  \
 	}                                                                                   \
 	SEC("raw_tp/mm_filemap_fault") int agent_fault(u64 *args)                           \
 	{                                                                                   \
-		struct address_space *mapping = (void *)args[0];                            \
-		return agent_accessed(&policy##_ops, BPF_CORE_READ(mapping, host), args[1], \
-				      args[1] + 1, PAGECACHE_KIND_TOUCH);                   \
+		return agent_accessed(&policy##_ops, (void *)args[0], args[1], args[1] + 1, \
+				      PAGECACHE_KIND_TOUCH);                                \
 	}                                                                                   \
 	SEC("raw_tp/mm_filemap_add_to_page_cache") int agent_added(u64 *args)               \
 	{                                                                                   \

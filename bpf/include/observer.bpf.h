@@ -15,6 +15,7 @@
 #else
 #include "observer_core.bpf.h"
 #endif
+#include "inodes.bpf.h"
 
 #define BITS_PAGES 1024 /* pages of one element of page_bits */
 #define BITS_WORDS (BITS_PAGES / 64)
@@ -161,7 +162,7 @@ struct zeroes {
 
 #ifndef PAGECACHE_BCC
 /* BPF_F_NO_PREALLOC is 1. */
-OBSERVER_MAP(BPF_MAP_TYPE_ARRAY, inode_filter, INODE_FILTER, 0, u32, u8);
+OBSERVER_MAP(BPF_MAP_TYPE_ARRAY, inode_bits, INODE_WORDS, 0, u32, u64);
 OBSERVER_MAP(BPF_MAP_TYPE_HASH, observed_files, 131072, 1, struct pagecache_file_key,
 	     struct pagecache_observed_file);
 OBSERVER_MAP(BPF_MAP_TYPE_HASH, page_bits, 1 << 18, 1, struct bits_key, struct page_bits);
@@ -327,10 +328,9 @@ static __always_inline bool by_us(struct task_struct *task)
 /* Whether a file with that inode number may be tagged; most files have none such. */
 static __always_inline bool may_be_tagged(u64 ino)
 {
-	u32 place = ino & (INODE_FILTER - 1);
-	u8 *some = MAP_LOOKUP(inode_filter, &place);
+	u32 word = inode_word(ino);
 
-	return some && *some;
+	return inode_in(MAP_LOOKUP(inode_bits, &word), ino);
 }
 
 /* The tag of a file. */

@@ -19,8 +19,6 @@
 
 #define folio_flags observer_folio_flags
 
-#define INODE_FILTER 65536
-
 #if defined(__TARGET_ARCH_arm64) || defined(__aarch64__) || defined(bpf_target_arm64)
 #define TOP_OF_KERNEL_STACK_PADDING 0
 #define PT_NUMBER syscallno

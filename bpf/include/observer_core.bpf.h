@@ -102,8 +102,6 @@ const volatile s64 observer_sys_pread = -2;
 const volatile s64 observer_sys_preadv = -2;
 const volatile s64 observer_sys_preadv2 = -2;
 
-#define INODE_FILTER 65536
-
 #define OBSERVER_MAP(map_type, name, entries, flags, key_type, value_type) \
 	struct {                                                           \
 		__uint(type, map_type);                                    \
@@ -126,27 +124,6 @@ const volatile s64 observer_sys_preadv2 = -2;
 #define STEP(name) long name
 #define WALK(steps, name, context) bpf_loop(steps, name, context, 0)
 #define OBSERVE(tracepoint, name) SEC("raw_tp/" #tracepoint) int name(u64 *args)
-
-extern void *bpf_rdonly_cast(const void *object, u32 type) __ksym __weak;
-
-/*
- * The file of a mapping and its inode number: what every read of any file pays for.  Loads where
- * the kernel allows them (6.2, commit a35b9af4ec2c), calls of a helper where not.
- */
-static __always_inline struct inode *host_of(struct address_space *mapping, u64 *number)
-{
-	struct inode *inode;
-
-	if (bpf_ksym_exists(bpf_rdonly_cast)) {
-		mapping = bpf_rdonly_cast(mapping, bpf_core_type_id_kernel(struct address_space));
-		inode = mapping->host;
-		*number = inode->i_ino;
-		return inode;
-	}
-	inode = BPF_CORE_READ(mapping, host);
-	*number = BPF_CORE_READ(inode, i_ino);
-	return inode;
-}
 
 static __always_inline bool in_iowait(struct task_struct *task)
 {

@@ -47,7 +47,6 @@ OBSERVE(mm_filemap_get_pages, observe_get_pages)
 {
 	u64 index = args[1], end = args[2] + 1, to, call, pages, behind, ino;
 	struct inode *inode = host_of((void *)args[0], &ino);
-	u32 tid = (u32)bpf_get_current_pid_tgid();
 	struct pagecache_observed_value *value;
 	struct pagecache_observed_file *file;
 	struct pagecache_file_key key;
@@ -55,12 +54,14 @@ OBSERVE(mm_filemap_get_pages, observe_get_pages)
 	struct task_state *state;
 	struct walk *w;
 	u64 waited = 0;
+	u32 tid;
 
 	if (!may_be_tagged(ino))
 		return 0;
 	file = tag_of(inode, &key);
 	if (!file)
 		return 0;
+	tid = (u32)bpf_get_current_pid_tgid();
 	task = current_task();
 	pages = file_pages_of(inode);
 	if (end > pages)

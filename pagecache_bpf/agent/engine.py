@@ -34,6 +34,7 @@ from pagecache_bpf.agent.readers import Readers
 from pagecache_bpf.cachestat import cached_pages
 from pagecache_bpf.errors import PolicyRejected, UnsupportedError, UsageError
 from pagecache_bpf.hints import CONSUMERS
+from pagecache_bpf.inodes import InodeBits
 from pagecache_bpf.loader import make_room, set_knobs
 from pagecache_bpf.own import OwnProcesses
 from pagecache_bpf.policies import RODATA, PolicyInfo
@@ -88,6 +89,7 @@ class Agent:
         self._lock = threading.Lock()
         self._object = self._load(obj, knobs or {}, sizes or {}, log_dir)
         self._maps = {each.name: each for each in self._object.maps()}
+        self._inodes = InodeBits(self._maps["inode_bits"])
         self.hints = Hints(self._object.btf(), self._maps)
         self._orders = _abi.pagecache_agent_orders(max_inflight=MAX_INFLIGHT_BYTES // PAGE_SIZE)
         self._give_orders()
@@ -175,6 +177,8 @@ class Agent:
         if tag.device not in self._tuners:
             depth = max(self._depths.of(fd).depth, DEFAULT_DEPTH)
             self._tuners[tag.device] = Tuner(depth, LEAST_DEPTH)
+        if key not in self.tags:
+            self._inodes.add(key)
         self.tags[key] = tag
         self._tag_of[source] = tag
         before, after = self._sequence.add(tag)
@@ -201,6 +205,7 @@ class Agent:
         self._tag_of.pop(tag.source, None)
         self._follow(*self._sequence.remove(tag))
         self._maps["tags"].delete(key)
+        self._inodes.remove(key)
         tag.source.over = True
         self._pools.cancel(None, tag.source)
         with self._lock:

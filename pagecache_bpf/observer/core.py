@@ -6,7 +6,6 @@ from __future__ import annotations
 import ctypes
 import os
 import time
-from collections import Counter
 from collections.abc import Callable, Collection
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -18,8 +17,9 @@ from pagecache_bpf._abi import OBSERVED
 from pagecache_bpf.agent.files import key_of
 from pagecache_bpf.cachestat import PAGE_SIZE, cached_pages
 from pagecache_bpf.errors import PagecacheError, PrivilegeError, UsageError
+from pagecache_bpf.inodes import InodeBits
 from pagecache_bpf.numa import nodes
-from pagecache_bpf.observer.maps import BITS_PAGES, INODE_FILTER
+from pagecache_bpf.observer.maps import BITS_PAGES
 from pagecache_bpf.observer.programs import ACCESSES, FAULTS, SWITCH, Programs
 from pagecache_bpf.observer.seed import resident_blocks
 from pagecache_bpf.own import OwnProcesses
@@ -101,11 +101,11 @@ class Observer:
         self._models: dict[str, _Model] = {}
         self._files: dict[bytes, _File] = {}
         self._ended: dict[tuple[int, int], list[_Consumer]] = {}
-        self._places: Counter[int] = Counter()
         self._slots = 0
         self._retired: set[int] = set()
         self._programs = _start(backend, ("off", "limited", "all").index(moves), without, log_dir)
         self._maps = self._programs.maps
+        self._inodes = InodeBits(self._maps["inode_bits"])
         self._ring: libbpf.RingBuffer | None = None
         self._own = OwnProcesses(self._maps["own_processes"])
         self.own(os.getpid())
@@ -177,9 +177,7 @@ class Observer:
         self._slots += 1
         blocks = -(-os.fstat(fd).st_size // (PAGE_SIZE * BITS_PAGES))
         file = _File(key, self._slots, model, path, blocks)
-        place = _abi.pagecache_file_key.from_buffer_copy(key).ino % INODE_FILTER
-        self._places[place] += 1
-        self._maps["inode_filter"].update(place.to_bytes(4, "little"), b"\1")
+        self._inodes.add(key)
         try:
             self._seed(fd, file, known.number)
         except OSError as error:
@@ -235,11 +233,7 @@ class Observer:
             self._maps["observed_files"].delete(file.key)
         self._delete_bits(file)
         self._retired.add(file.slot)
-        place = _abi.pagecache_file_key.from_buffer_copy(file.key).ino % INODE_FILTER
-        self._places[place] -= 1
-        if not self._places[place]:
-            del self._places[place]
-            self._maps["inode_filter"].update(place.to_bytes(4, "little"), b"\0")
+        self._inodes.remove(file.key)
 
     def _delete_bits(self, file: _File) -> None:
         for block in range(file.blocks):

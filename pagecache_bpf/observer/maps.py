@@ -9,16 +9,16 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from pagecache_bpf import _abi, libbpf
+from pagecache_bpf.inodes import INODE_WORDS, WORD_BYTES
 
 RING = "moves"
-INODE_FILTER = 65536
 BITS_PAGES = 1024
 _HASH, _ARRAY, _LRU_HASH = 1, 2, 9  # enum bpf_map_type
 _ON_DEMAND = 1  # BPF_F_NO_PREALLOC
 
 #: The maps of bpf/include/observer.bpf.h: type, bytes of a key and of a value, entries, flags.
 MAPS: dict[str, tuple[int, int, int, int, int]] = {
-    "inode_filter": (_ARRAY, 4, 1, INODE_FILTER, 0),
+    "inode_bits": (_ARRAY, 4, WORD_BYTES, INODE_WORDS, 0),
     "observed_files": (
         *(_HASH, ctypes.sizeof(_abi.pagecache_file_key)),
         *(ctypes.sizeof(_abi.pagecache_observed_file), 131072, _ON_DEMAND),
