@@ -156,6 +156,28 @@ def moves_when_the_consumer_jumps(engine: Engine, file: Path) -> None:
         assert policy.replay().jumps == 1
 
 
+def looks_elsewhere(engine: Engine, file: Path) -> None:
+    """Single accesses far off are no jumps: memcpy() begins with the end, loaders with headers."""
+    with engine.attach(template_of([file], [(0, 0, PAGES)]), [file], window_mib=4) as policy:
+        drop([file])
+        with file.open("rb") as opened:
+            fd = opened.fileno()
+            read(fd, 0, 32)
+            for page in (PAGES - 1, PAGES // 2, PAGES - 600):
+                with mmap.mmap(fd, 0, prot=mmap.PROT_READ) as mapping:
+                    check(mapping[page * PAGE_SIZE : (page + 1) * PAGE_SIZE], page * PAGE_SIZE)
+                policy.idle()
+                assert resident(file, page - 512, 512) <= SLACK
+                read(fd, 32, 32)
+            policy.idle()
+            assert resident(file, 0, 4 * MIB) == 4 * MIB
+            read(fd, 64, PAGES - 64)
+        policy.idle()
+        replay = policy.replay()
+        assert replay.jumps == 0 and not replay.dropped
+        assert replay.accuracy is not None and replay.accuracy > 0.99
+
+
 def ranks_share(engine: Engine, file: Path) -> None:
     """Two processes with the halves of each piece, and common pieces: every page comes once."""
     piece = 256

@@ -13,8 +13,9 @@
  * How: every access is looked up in the template.  It tells where its consumer is; from there the
  * template is followed up to the window's end.  An extent remembers what has been asked for, so
  * ranks that want the same bytes share one prefetch.  A consumer that goes on elsewhere takes
- * its window along: what is still queued is forgotten.  Who is which consumer shows by what it
- * reads.
+ * its window along: what is still queued is forgotten.  One access elsewhere is not enough for
+ * that: memcpy() touches the end of a tensor first, and loaders look into all headers before they
+ * begin.  Who is which consumer shows by what it reads.
  *
  * After the policy MAIO of PPC (Liu et al., FAST '26, pp. 117-132).
  */
@@ -32,6 +33,7 @@ PAGECACHE_KNOB(u32, drop_behind, 0, "0 or 1", 0, 1,
 #define TOP_UP_STEPS 64 /* extents that one access can ask for */
 #define CONSUMERS 64 /* of one model that are tried */
 #define IDLE_NS 10000000000ULL /* after this a consumer's place can be taken by another process */
+#define LOOK_PAGES 16 /* one access elsewhere is no jump if it is of no more */
 #define FIRST_PAGES 64 /* read at once on a miss, before the rest follows */
 
 struct cursor_key {
@@ -46,6 +48,8 @@ struct cursor {
 	u64 refill; /* the window is topped up when it comes to this position */
 	u64 pending; /* pages asked for on its behalf and not reached yet */
 	u64 room; /* left by the budget; here, as the verifier would count on the stack */
+	u32 away; /* the step of its last access, if it may have jumped there, */
+	u32 away_index; /* and the page */
 };
 
 struct {
@@ -69,6 +73,7 @@ struct place {
 	struct pagecache_template_model *model;
 	struct pagecache_template_target *target; /* of the accessed file */
 	struct cursor *cursor;
+	bool lost; /* its accesses are in one place after the other */
 };
 
 static __always_inline struct pagecache_template_consumer *consumer_at(u32 number)
@@ -172,7 +177,10 @@ static __always_inline void bind(const struct pagecache_ctx *ctx, struct cursor 
 static __always_inline struct cursor *new_cursor(struct pagecache_ctx *ctx, struct place *at,
 						 const struct cursor_key *key)
 {
-	struct cursor fresh = { .consumer = PAGECACHE_TEMPLATE_NONE };
+	struct cursor fresh = {
+		.consumer = PAGECACHE_TEMPLATE_NONE,
+		.away = PAGECACHE_TEMPLATE_NONE,
+	};
 	struct pagecache_template_step *step;
 
 	fresh.consumer = find_consumer(ctx, at, &fresh.step);
@@ -316,6 +324,28 @@ static __noinline int follow(struct pagecache_ctx *ctx, struct place *at, bool j
 	return 0;
 }
 
+/*
+ * Whether the consumer goes on there, where its last access was, or reads more than a look takes.
+ * A fault is told of, and what is mapped around it, before or after: that is one access.
+ */
+static __always_inline bool stays_away(const struct pagecache_ctx *ctx, struct place *at, u32 step)
+{
+	struct cursor *cursor = at->cursor;
+
+	if (ctx->kind == PAGECACHE_KIND_READ && ctx->nr > LOOK_PAGES)
+		return true;
+	if (cursor->away != PAGECACHE_TEMPLATE_NONE && step - cursor->away <= 1) {
+		if (ctx->index >= cursor->away_index + LOOK_PAGES ||
+		    ctx->index + ctx->nr + LOOK_PAGES <= cursor->away_index)
+			return true;
+	} else {
+		at->lost = cursor->away != PAGECACHE_TEMPLATE_NONE;
+		cursor->away_index = ctx->index;
+	}
+	cursor->away = step;
+	return false;
+}
+
 /* Set the cursor to where the access is.  Returns false when the template does not have it. */
 static __always_inline bool move(struct pagecache_ctx *ctx, struct place *at, bool *jumped,
 				 bool *again)
@@ -347,14 +377,18 @@ static __always_inline bool move(struct pagecache_ctx *ctx, struct place *at, bo
 			extent = template_extent_of(step);
 			if (!extent)
 				return false;
-			if (ctx->index >= extent->start + asked_of(extent, at->target))
+			if (ctx->index >= extent->start + asked_of(extent, at->target)) {
+				if (!*jumped && !stays_away(ctx, at, step))
+					return false;
 				*jumped = true;
+			}
 		}
 		if (in_order)
 			passed(ctx, cursor->step);
 		cursor->step = step;
 		cursor->refill = 0;
 	}
+	cursor->away = PAGECACHE_TEMPLATE_NONE;
 	s = template_step(step);
 	if (!s)
 		return false;
@@ -409,7 +443,7 @@ PAGECACHE_ACCESS(maio_access)
 	if (!move(ctx, &at, &jumped, &again)) {
 		/* The range that mapping tells of can lie between two extents. */
 		if (ctx->kind != PAGECACHE_KIND_MAP)
-			stray(ctx, &at, ctx->nr);
+			stray(ctx, &at, at.lost ? max_u64(ctx->nr, FIRST_PAGES) : ctx->nr);
 		return;
 	}
 	if (created)

@@ -67,6 +67,10 @@ def test_a_jump_moves_the_window(file: Path) -> None:
     cases.moves_when_the_consumer_jumps(ENGINE, file)
 
 
+def test_single_accesses_elsewhere_are_no_jumps(file: Path) -> None:
+    cases.looks_elsewhere(ENGINE, file)
+
+
 def test_ranks_share_one_prefetch(file: Path) -> None:
     cases.ranks_share(ENGINE, file)
 
