@@ -81,6 +81,8 @@ class Reference:
 
 
 def _load_safe_open(files: Sequence[Path], sizes: Sequence[int]) -> Callable[[], Loaded]:
+    memory.reserve(sum(sizes))
+
     def load() -> Loaded:
         tensors: list[dict[str, Any]] = []
         for path in files:
@@ -109,7 +111,7 @@ def _load_safe_open(files: Sequence[Path], sizes: Sequence[int]) -> Callable[[],
 def _load_read(
     files: Sequence[Path], sizes: Sequence[int], piece: int = _PIECE
 ) -> Callable[[], Loaded]:
-    # The destination is faulted in before the clock starts: this measures read(), not malloc.
+    # As above, the destination is faulted in before the clock starts.
     flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_POPULATE
     buffers = [mmap.mmap(-1, max(size, 1), flags=flags) for size in sizes]
 

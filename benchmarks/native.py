@@ -96,6 +96,7 @@ def measure(
         say(f"without {name}: {why}")
     report = schema.Report(schema.machine(device=facts(read_ahead_kb), peers_absent=lack))
     sizes = [path.stat().st_size for path in checkpoint.files]
+    reference = loaders.Reference(checkpoint.files)
     with (
         read_ahead(checkpoint.root, read_ahead_kb),
         directio.reserved(sizes) as huge,
@@ -106,7 +107,7 @@ def measure(
         case = rounds.Case(
             checkpoint,
             fs,
-            loaders.Reference(checkpoint.files),
+            reference,
             {"host": "native", "delay_ms": None, "cap_bytes_per_s": None},
             engine="agent",
             huge_pages=huge,

@@ -33,9 +33,10 @@ _WIDTH = 132
 class Templates(CommandLine):
     """Attaches maio with a template that is derived for the order, before the clock runs."""
 
-    def __init__(self, engine: str, scratch: Path) -> None:
+    def __init__(self, engine: str, scratch: Path, gap: str = "") -> None:
         super().__init__(engine)
         self.scratch = scratch
+        self.gap = ["--gap", gap] if gap else []
         self.template: Path | None = None
 
     def derive(self, order: orders.Order, root: Path) -> None:
@@ -44,6 +45,7 @@ class Templates(CommandLine):
         names.write_text("".join(f"{name}\n" for name in order.names))
         self.template = self.scratch / "template"
         words = ["template", "derive", str(root), "--list", str(names), *order.options]
+        words += self.gap
         pagecache_bpf(*words, "--output", str(self.template))
 
     def attach(self, policy: str, root: Path) -> None:
@@ -70,6 +72,9 @@ def make_parser() -> argparse.ArgumentParser:
         "--size",
         type=hosted.size_argument,
         help="of the generated Llama-shaped checkpoint (default: 64M; 2G with --native)",
+    )
+    parser.add_argument(
+        "--gap", default="", metavar="SIZE", help="of `template derive`: read along what is less"
     )
     parser.add_argument("--model", type=Path, help=argparse.SUPPRESS)
     hosted.add_common(parser, "order")
@@ -168,7 +173,7 @@ def measure_in_guest(options: argparse.Namespace, say: hosted.Say) -> schema.Rep
         case = rounds.new_case(copy, "ext4", source)
         case.labels = {"delay_ms": options.delay, "cap_bytes_per_s": options.cap or None}
         disk.set_delay(options.delay)
-        control = Templates("struct_ops", Path(scratch))
+        control = Templates("struct_ops", Path(scratch), options.gap)
         wanted = _wanted_orders(options, copy)
         report.rows = measure(case, control, wanted, options.rounds, (), say)
         disk.set_delay(0)
@@ -193,7 +198,7 @@ def measure_here(options: argparse.Namespace, say: hosted.Say) -> schema.Report:
         native.memory_of(source),
         tempfile.TemporaryDirectory(dir="/dev/shm") as scratch,
     ):
-        control = Templates("agent", Path(scratch))
+        control = Templates("agent", Path(scratch), options.gap)
         report.rows = measure(case, control, wanted, options.rounds, peers.available(), say)
     return report
 
@@ -244,6 +249,7 @@ def main() -> int:
     argv += ["--delay", str(options.delay), "--cap", str(options.cap)]
     for text in options.only or ():
         argv += ["--only", text]
+    argv += ["--gap", options.gap] if options.gap else []
     if not source.files:
         raise PagecacheError(f"no checkpoint in {source.root}")
     report = hosted.run_inside("benchmarks.order", argv, options, source.size, options.cap or None)

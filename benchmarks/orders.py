@@ -13,13 +13,15 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from safetensors import safe_open
 
-from benchmarks import loaders
+from benchmarks import loaders, memory
 from benchmarks.cachestat import PAGE_SIZE
 from benchmarks.checkpoints import data_offsets
 from benchmarks.loaders import Outcome
@@ -27,19 +29,26 @@ from pagecache_bpf.errors import PagecacheError
 from pagecache_bpf.models import Model
 
 _LAYER = re.compile(r"\.layers\.(\d+)\.")
-_ROWS = ("q_proj", "k_proj", "v_proj", "gate_proj", "up_proj", "embed_tokens", "lm_head")
+_ROWS = ("q_proj", "gate_proj", "up_proj", "embed_tokens", "lm_head")
+_HEADS = ("k_proj", "v_proj")
 _COLUMNS = ("o_proj", "down_proj")
 
 
 @dataclass(frozen=True)
 class Piece:
-    """A part of a tensor: the share [part, part + 1) of `parts` along an axis; -1: all of it."""
+    """A part of a tensor: share `part` of `parts` along an axis; -1: all of it."""
 
     path: Path
     name: str
     axis: int = -1
     part: int = 0
     parts: int = 1
+
+    def share(self, shape: Sequence[int]) -> tuple[int, int]:
+        """Begin and end along the axis; of what does not divide the last one has less."""
+        size = shape[self.axis]
+        share = -(-size // self.parts)
+        return min(size, self.part * share), min(size, (self.part + 1) * share)
 
 
 @dataclass(frozen=True)
@@ -51,16 +60,18 @@ class Order:
     names: tuple[str, ...]
     options: tuple[str, ...] = ()
 
-    @property
+    @cached_property
     def wanted(self) -> int:
         """Bytes that the processes get, those that several of them get counted once."""
-        return sum(
-            layout[piece.name][1] // piece.parts
-            for layout, pieces in self._by_file().values()
-            for piece in pieces
-        )
+        total = 0
+        for path, (layout, pieces) in self._by_file().items():
+            shapes = _shapes(path)
+            for piece in pieces:
+                starts, length = _ranges(piece, *layout[piece.name], shapes[piece.name])
+                total += len(starts) * length
+        return total
 
-    @property
+    @cached_property
     def wanted_pages(self) -> int:
         """Bytes of the pages that hold what the processes get, and the headers.
 
@@ -72,8 +83,7 @@ class Order:
             _mark(marks, np.array([0]), min(offset for offset, _ in layout.values()))
             shapes = _shapes(path)
             for piece in pieces:
-                rows = shapes[piece.name][0] if piece.axis == 1 else 1
-                _mark(marks, *_ranges(piece, *layout[piece.name], rows))
+                _mark(marks, *_ranges(piece, *layout[piece.name], shapes[piece.name]))
             count += int((np.cumsum(marks) > 0).sum())
         return count * PAGE_SIZE
 
@@ -91,10 +101,16 @@ def _mark(marks: Any, starts: Any, length: int) -> None:
     np.add.at(marks, (starts + length - 1) // PAGE_SIZE + 1, -1)
 
 
-def _ranges(piece: Piece, offset: int, length: int, rows: int) -> tuple[Any, int]:
+def _ranges(
+    piece: Piece, offset: int, length: int, shape: Sequence[int]
+) -> tuple[npt.NDArray[np.int64], int]:
     """Where in its file a piece lies: starts of ranges, and the length of each."""
-    part = length // rows // piece.parts
-    return offset + piece.part * part + np.arange(rows) * (length // rows), part
+    if piece.axis < 0:
+        return np.array([offset]), length
+    begin, end = piece.share(shape)
+    rows = shape[0] if piece.axis == 1 else 1
+    item = length // rows // shape[piece.axis]
+    return offset + begin * item + np.arange(rows) * (length // rows), (end - begin) * item
 
 
 def _layers(checkpoint: Model) -> dict[int, list[tuple[Path, str]]]:
@@ -147,10 +163,13 @@ def make(checkpoint: Model) -> list[Order]:
 
 
 def _slice(path: Path, name: str, shape: Sequence[int], rank: int, parts: int) -> Piece:
-    """A rank's part of a tensor; all of one that is not shared out or cannot be evenly."""
+    """A rank's part of a tensor; all of one that is not shared out.
+
+    Heads and columns are shared out evenly or not at all; of a vocabulary the last rank has less.
+    """
     kind = name.rsplit(".", 2)[-2]
-    axis = 0 if kind in _ROWS else 1
-    if kind not in _ROWS + _COLUMNS or shape[axis] % parts:
+    axis = 0 if kind in _ROWS + _HEADS else 1
+    if kind not in _ROWS + _HEADS + _COLUMNS or (kind not in _ROWS and shape[axis] % parts):
         return Piece(path, name)
     return Piece(path, name, axis, rank, parts)
 
@@ -163,9 +182,7 @@ def _shapes(path: Path) -> dict[str, list[int]]:
 
 
 def _index(piece: Piece, shape: Sequence[int]) -> tuple[slice, ...]:
-    share = shape[piece.axis] // piece.parts
-    cut = slice(piece.part * share, (piece.part + 1) * share)
-    return (slice(None),) * piece.axis + (cut,)
+    return (slice(None),) * piece.axis + (slice(*piece.share(shape)),)
 
 
 def _read(pieces: Sequence[Piece]) -> list[Any]:
@@ -209,11 +226,13 @@ def run(
     last end.  warmer: see loaders.run_loader().  Raises PagecacheError when a rank fails.
     """
     outcomes: dict[int, Outcome | PagecacheError] = {}
+    wanted = order.wanted  # looks into the files' headers, once: not here, where the cache is cold
 
     def rank(number: int) -> None:
         pieces = order.ranks[number]
 
         def work() -> Outcome:
+            memory.reserve(wanted)
             begun = time.monotonic()
             stop = warmer(reference.files) if warmer and number == 0 else None
             got = _read(pieces)
@@ -228,6 +247,7 @@ def run(
         except PagecacheError as error:
             outcomes[number] = error
 
+    memory.touch()
     threads = [threading.Thread(target=rank, args=(n,)) for n in range(len(order.ranks))]
     for thread in threads:
         thread.start()

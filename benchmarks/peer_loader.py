@@ -70,11 +70,13 @@ def main() -> int:
     """Load once, as the parent asks for it."""
     name, files = sys.argv[1], [Path(word) for word in sys.argv[2:]]
     load = LOADERS[name]
+    from benchmarks import memory
     from benchmarks.checkpoints import generate
     from benchmarks.disks import device_bytes_read, difference
 
     with tempfile.TemporaryDirectory(dir="/dev/shm") as directory:
         load(generate(Path(directory) / "tiny", 1 << 20, shards=1).files)
+    memory.reserve(sum(path.stat().st_size for path in files))
     print("ready", flush=True)
     sys.stdin.readline()
     before = device_bytes_read(files[0])

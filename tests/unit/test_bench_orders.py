@@ -58,7 +58,9 @@ def test_what_is_wanted_in_pages(checkpoint: Model, name: str) -> None:
         offset, length = data_offsets(piece.path)[piece.name]
         places = offset + 2 * np.arange(length // 2).reshape(shape)
         if piece.axis >= 0:
-            places = np.split(places, piece.parts, piece.axis)[piece.part]
+            share = -(-shape[piece.axis] // piece.parts)
+            at = range(piece.part * share, min((piece.part + 1) * share, shape[piece.axis]))
+            places = places.take(at, piece.axis)
         pages |= {(piece.path, int(page)) for page in np.unique(places // PAGE_SIZE)}
         pages.add((piece.path, 0))
     headers = sum(each.hashed_bytes for each in derive(resolve(checkpoint.root)).files)
