@@ -8,10 +8,11 @@ servers do, in processes of their own, and compared with the files' true bytes a
 from __future__ import annotations
 
 import json
+import multiprocessing
 import re
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -32,6 +33,8 @@ _LAYER = re.compile(r"\.layers\.(\d+)\.")
 _ROWS = ("q_proj", "gate_proj", "up_proj", "embed_tokens", "lm_head")
 _HEADS = ("k_proj", "v_proj")
 _COLUMNS = ("o_proj", "down_proj")
+_READY_SECONDS = 60.0
+_Ranges = tuple[npt.NDArray[np.int64], int]
 
 
 @dataclass(frozen=True)
@@ -63,13 +66,8 @@ class Order:
     @cached_property
     def wanted(self) -> int:
         """Bytes that the processes get, those that several of them get counted once."""
-        total = 0
-        for path, (layout, pieces) in self._by_file().items():
-            shapes = _shapes(path)
-            for piece in pieces:
-                starts, length = _ranges(piece, *layout[piece.name], shapes[piece.name])
-                total += len(starts) * length
-        return total
+        ranges = (each for _, _, ranges in self._by_file() for each in ranges)
+        return sum(len(starts) * length for starts, length in ranges)
 
     @cached_property
     def wanted_pages(self) -> int:
@@ -78,21 +76,23 @@ class Order:
         A slice of a short row wants a part of every page: no page cache can read less.
         """
         count = 0
-        for path, (layout, pieces) in self._by_file().items():
+        for path, header, ranges in self._by_file():
             marks = np.zeros(path.stat().st_size // PAGE_SIZE + 2, np.int64)
-            _mark(marks, np.array([0]), min(offset for offset, _ in layout.values()))
-            shapes = _shapes(path)
-            for piece in pieces:
-                _mark(marks, *_ranges(piece, *layout[piece.name], shapes[piece.name]))
+            _mark(marks, np.array([0]), header)
+            for starts, length in ranges:
+                _mark(marks, starts, length)
             count += int((np.cumsum(marks) > 0).sum())
         return count * PAGE_SIZE
 
-    def _by_file(self) -> dict[Path, tuple[dict[str, tuple[int, int]], set[Piece]]]:
-        """Where each file's tensors lie, and what is read of it; each piece once."""
+    def _by_file(self) -> Iterator[tuple[Path, int, list[_Ranges]]]:
+        """Each file, the bytes of its header, and what is read of it; each piece once."""
         pieces: dict[Path, set[Piece]] = {}
         for piece in (piece for rank in self.ranks for piece in rank):
             pieces.setdefault(piece.path, set()).add(piece)
-        return {path: (data_offsets(path), each) for path, each in pieces.items()}
+        for path, each in pieces.items():
+            layout, shapes = data_offsets(path), _shapes(path)
+            ranges = [_ranges(piece, *layout[piece.name], shapes[piece.name]) for piece in each]
+            yield path, min(offset for offset, _ in layout.values()), ranges
 
 
 def _mark(marks: Any, starts: Any, length: int) -> None:
@@ -101,9 +101,7 @@ def _mark(marks: Any, starts: Any, length: int) -> None:
     np.add.at(marks, (starts + length - 1) // PAGE_SIZE + 1, -1)
 
 
-def _ranges(
-    piece: Piece, offset: int, length: int, shape: Sequence[int]
-) -> tuple[npt.NDArray[np.int64], int]:
+def _ranges(piece: Piece, offset: int, length: int, shape: Sequence[int]) -> _Ranges:
     """Where in its file a piece lies: starts of ranges, and the length of each."""
     if piece.axis < 0:
         return np.array([offset]), length
@@ -226,13 +224,17 @@ def run(
     last end.  warmer: see loaders.run_loader().  Raises PagecacheError when a rank fails.
     """
     outcomes: dict[int, Outcome | PagecacheError] = {}
-    wanted = order.wanted  # looks into the files' headers, once: not here, where the cache is cold
+    # Known by now: it looks into the files, which are cold.
+    wanted = order.wanted // len(order.ranks)
+    # Having memory takes one rank longer than the other, and is not measured.
+    ready = multiprocessing.get_context("fork").Barrier(len(order.ranks))
 
     def rank(number: int) -> None:
         pieces = order.ranks[number]
 
         def work() -> Outcome:
             memory.reserve(wanted)
+            ready.wait(_READY_SECONDS)
             begun = time.monotonic()
             stop = warmer(reference.files) if warmer and number == 0 else None
             got = _read(pieces)

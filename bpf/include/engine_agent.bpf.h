@@ -55,26 +55,23 @@ static __always_inline bool agent_itself(void)
 	       bpf_map_lookup_elem(&own, &ids.tgid);
 }
 
-/* What every read of any file pays for: whether a file with that number may be tagged. */
-static __always_inline bool agent_may_know(u64 ino)
+/* Fills in a call; false: the file is not tagged, which every read of any file asks. */
+static __always_inline bool agent_begin(struct agent_call *call, struct address_space *mapping)
 {
-	u32 word = inode_word(ino);
-
-	return inode_in(bpf_map_lookup_elem(&inode_bits, &word), ino);
-}
-
-/* Fills in a call; false: the file is not tagged. */
-static __always_inline bool agent_begin(struct agent_call *call, struct inode *inode)
-{
-	struct super_block *sb = BPF_CORE_READ(inode, i_sb);
 	struct pagecache_ctx *ctx = &call->ctx;
 	struct pagecache_agent_orders *told;
 	struct pagecache_agent_state *all;
-	u32 dev = BPF_CORE_READ(sb, s_dev);
-	u64 ids;
+	struct super_block *sb;
+	u64 ids, ino;
+	struct inode *inode = host_of(mapping, &ino);
+	u32 dev, word = inode_word(ino);
 
+	if (!inode_in(bpf_map_lookup_elem(&inode_bits, &word), ino))
+		return false;
+	sb = BPF_CORE_READ(inode, i_sb);
+	dev = BPF_CORE_READ(sb, s_dev);
 	__builtin_memset(call, 0, sizeof(*call));
-	call->key.file.ino = BPF_CORE_READ(inode, i_ino);
+	call->key.file.ino = ino;
 	call->key.file.dev_major = dev >> 20;
 	call->key.file.dev_minor = dev & 0xfffff;
 	call->key.file.generation = BPF_CORE_READ(inode, i_generation);
@@ -182,10 +179,9 @@ static __always_inline int agent_accessed(const struct pagecache_ops *policy,
 	bool fault = access != PAGECACHE_KIND_READ;
 	struct agent_call call;
 	struct agent_cursor *c;
-	u64 at = index, ino;
-	struct inode *inode = host_of(mapping, &ino);
+	u64 at = index;
 
-	if (!agent_may_know(ino) || !agent_begin(&call, inode) || agent_itself())
+	if (!agent_begin(&call, mapping) || agent_itself())
 		return 0;
 	if (end > call.ctx.file_pages)
 		end = call.ctx.file_pages;
@@ -232,10 +228,9 @@ static __always_inline int agent_moved(const struct pagecache_ops *policy, struc
 {
 	struct pagecache_agent_state *all = agent_state();
 	struct agent_call call;
-	u64 bytes, ino;
-	struct inode *inode = host_of(BPF_CORE_READ(folio, mapping), &ino);
+	u64 bytes;
 
-	if (!agent_may_know(ino) || !all || !agent_begin(&call, inode))
+	if (!all || !agent_begin(&call, BPF_CORE_READ(folio, mapping)))
 		return 0;
 	call.ctx.index = BPF_CORE_READ(folio, index);
 	call.ctx.nr = folio_pages(folio);

@@ -2,14 +2,13 @@
 /*
  * inodes.bpf.h - inode numbers that tagged files may have: what every read of any file is asked.
  *
- * One bit for all numbers that are the same modulo INODE_BITS.  User space keeps them
+ * One bit for all numbers that are the same modulo 64 * INODE_WORDS.  User space keeps them
  * (pagecache_bpf/inodes.py), 64 in an element of an array that fits the first cache.
  */
 #ifndef INODES_BPF_H
 #define INODES_BPF_H
 
 #define INODE_WORDS 1024
-#define INODE_BITS (64 * INODE_WORDS)
 
 static __always_inline u32 inode_word(u64 ino)
 {
