@@ -35,6 +35,8 @@ DROP_AGAIN_SECONDS = 0.1
 HELD = 32
 #: The first worker is waited for: a load may follow at once.
 READY_SECONDS = 30.0
+#: Another one is started so much later than the last was taken: not while a load begins.
+SPARE_SECONDS = 1.0
 
 
 @dataclass(frozen=True)
@@ -154,6 +156,7 @@ class Pools:
         self._ended = threading.Condition(self._lock)  # something has been read
         self._pools: dict[Place, Pool] = {}
         self._spare: Pool | None = None
+        self._spare_taken = 0.0
         self._number = 0
         self._stopping = False
         self._selector = selectors.DefaultSelector()
@@ -324,6 +327,7 @@ class Pools:
         pool = self._pools.get(place)
         if pool is None:
             pool, self._spare = self._spare or self._start(), None
+            self._spare_taken = time.monotonic()
             if place.cgroup is not None:
                 self.charged.moves += 1
                 code = _move(pool, place.cgroup)
@@ -334,7 +338,7 @@ class Pools:
             pool.set_depth(self._depth_of(place.device))
             pool.place = place
             self._pools[place] = pool
-            self._ring()  # a new spare is made by the receiver
+            self._ring()  # the receiver makes a new spare when it is time
         return pool
 
     def _feed(self, pool: Pool) -> list[tuple[Extent, int, int]]:
@@ -363,7 +367,7 @@ class Pools:
 
     def _receive(self) -> None:
         while not self._stopping:
-            busy = bool(self._pools)
+            busy = self._pools or self._spare is None
             for key, _ in self._selector.select(IDLE_SECONDS / 4 if busy else None):
                 if key.data is None:
                     with suppress(BlockingIOError):
@@ -373,7 +377,7 @@ class Pools:
             with self._lock:
                 if self._stopping:
                     return
-                if self._spare is None:
+                if self._spare is None and time.monotonic() >= self._spare_taken + SPARE_SECONDS:
                     self._spare = self._start()
                 self._go_home()
 

@@ -113,10 +113,11 @@ def test_pages_land_on_the_node_of_the_device(
 
     What the reader reads by itself until the agent is there lands on its own node.  So it reads as
     mmap does, in pieces of read_ahead_kb: of pieces of 1 MiB the kernel reads ten times as much.
+    A few MiB, whatever the size, and more on a busy machine: so the file is not small.
     """
     if not Path("/sys/devices/system/node/node1").exists():
         pytest.skip("this guest has one NUMA node; boot it with --numa 2")
-    file = make_file(slow_mount / "model.safetensors", 32767)
+    file = make_file(slow_mount / "model.safetensors", 65521)
     before = os.sched_getaffinity(0)
     config = f'[loads]\npolicies = ["sequential"]\nengine = "{engine}"\n'
     with serving(directory, config) as controller, controller.client() as client:
