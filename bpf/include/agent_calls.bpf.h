@@ -109,12 +109,10 @@ static __always_inline struct agent_cursor *agent_cursor_of(const struct agent_c
 	return bpf_map_lookup_elem(&cursors, key);
 }
 
-/* One call of a hook; a policy sees ctx only. */
+/* One call of a hook; a policy sees ctx only.  No pointers: a global function may be given it. */
 struct agent_call {
 	struct pagecache_ctx ctx;
 	struct agent_cursor_key key;
-	struct pagecache_agent_tag *tag;
-	struct agent_cursor *cursor;
 	u32 hook; /* enum pagecache_hook */
 };
 
@@ -252,12 +250,16 @@ static __always_inline s64 pagecache_prefetch(struct pagecache_ctx *ctx, u64 sta
 {
 	struct agent_call *call = agent_call_of(ctx);
 	u64 end = ctx->index + ctx->nr;
+	struct agent_cursor *cursor;
 	s64 accepted;
 
 	nr = agent_cut(ctx, start > end ? start - end : 0, nr);
 	accepted = pagecache_prefetch_file(ctx, &call->key.file, ctx->file_pages, start, nr, node);
-	if (accepted > 0 && call->cursor)
-		agent_asked_for(call->cursor, start, accepted, end, mark_step);
+	if (accepted <= 0)
+		return accepted;
+	cursor = agent_cursor_of(&call->key);
+	if (cursor)
+		agent_asked_for(cursor, start, accepted, end, mark_step);
 	return accepted;
 }
 
@@ -265,8 +267,10 @@ static __always_inline s64 pagecache_prefetch(struct pagecache_ctx *ctx, u64 sta
 static __always_inline u64 pagecache_next_file(struct pagecache_ctx *ctx,
 					       struct pagecache_file_key *next)
 {
-	struct pagecache_agent_tag *tag = agent_call_of(ctx)->tag;
+	struct pagecache_agent_tag *tag = bpf_map_lookup_elem(&tags, &agent_call_of(ctx)->key.file);
 
+	if (!tag)
+		return 0;
 	*next = tag->next;
 	return tag->next_pages;
 }

@@ -55,19 +55,21 @@ static __always_inline bool agent_itself(void)
 	       bpf_map_lookup_elem(&own, &ids.tgid);
 }
 
-/* Fills in a call; false: the file is not tagged, which every read of any file asks. */
-static __always_inline bool agent_begin(struct agent_call *call, struct address_space *mapping)
+/* Fills in a call; NULL: the file is not tagged, which every read of any file asks. */
+static __always_inline struct pagecache_agent_tag *agent_begin(struct agent_call *call,
+							       struct address_space *mapping)
 {
 	struct pagecache_ctx *ctx = &call->ctx;
 	struct pagecache_agent_orders *told;
 	struct pagecache_agent_state *all;
+	struct pagecache_agent_tag *tag;
 	struct super_block *sb;
 	u64 ids, ino;
 	struct inode *inode = host_of(mapping, &ino);
 	u32 dev, word = inode_word(ino);
 
 	if (!inode_in(bpf_map_lookup_elem(&inode_bits, &word), ino))
-		return false;
+		return NULL;
 	sb = BPF_CORE_READ(inode, i_sb);
 	dev = BPF_CORE_READ(sb, s_dev);
 	__builtin_memset(call, 0, sizeof(*call));
@@ -75,13 +77,13 @@ static __always_inline bool agent_begin(struct agent_call *call, struct address_
 	call->key.file.dev_major = dev >> 20;
 	call->key.file.dev_minor = dev & 0xfffff;
 	call->key.file.generation = BPF_CORE_READ(inode, i_generation);
-	call->tag = bpf_map_lookup_elem(&tags, &call->key.file);
-	if (!call->tag)
-		return false;
+	tag = bpf_map_lookup_elem(&tags, &call->key.file);
+	if (!tag)
+		return NULL;
 	all = agent_state();
 	told = agent_orders();
 	if (!all || !told || all->ended)
-		return false;
+		return NULL;
 
 	ids = bpf_get_current_pid_tgid();
 	ctx->ino = call->key.file.ino;
@@ -99,14 +101,13 @@ static __always_inline bool agent_begin(struct agent_call *call, struct address_
 	ctx->inflight_pages = all->asked - told->done;
 	ctx->time_ns = bpf_ktime_get_ns();
 	ctx->cgroup_id = bpf_get_current_cgroup_id();
-	ctx->model = call->tag->model;
+	ctx->model = tag->model;
 	ctx->node = consumer_node(ctx->tgid, bpf_get_numa_node_id());
 	ctx->ra_pages = BPF_CORE_READ(sb, s_bdi, ra_pages);
 	ctx->io_pages = BPF_CORE_READ(sb, s_bdi, io_pages);
 
 	call->key.consumer = ctx->tgid;
-	call->cursor = agent_cursor_of(&call->key);
-	return call->cursor != NULL;
+	return tag;
 }
 
 static __always_inline void agent_ask(const struct pagecache_ops *policy, struct agent_call *call,
@@ -171,17 +172,23 @@ static __always_inline bool agent_rest(const struct agent_call *call, u64 *index
 	return true;
 }
 
-/* A range of a file is read or faulted by this task. */
+/*
+ * A range of a file is read or faulted by this task.  access: the policy's hook, as a global
+ * function: the verifier goes through it once, not on with each way through it.
+ */
 static __always_inline int agent_accessed(const struct pagecache_ops *policy,
+					  int (*access)(struct agent_call *),
 					  struct address_space *mapping, u64 index, u64 end,
-					  u32 access)
+					  u32 kind)
 {
-	bool fault = access != PAGECACHE_KIND_READ;
+	bool fault = kind != PAGECACHE_KIND_READ;
+	struct pagecache_agent_tag *tag;
 	struct agent_call call;
 	struct agent_cursor *c;
 	u64 at = index;
 
-	if (!agent_begin(&call, mapping) || agent_itself())
+	tag = agent_begin(&call, mapping);
+	if (!tag || agent_itself())
 		return 0;
 	if (end > call.ctx.file_pages)
 		end = call.ctx.file_pages;
@@ -191,18 +198,20 @@ static __always_inline int agent_accessed(const struct pagecache_ops *policy,
 		return 0;
 	call.ctx.index = index;
 	call.ctx.nr = end - index;
-	c = call.cursor;
+	c = agent_cursor_of(&call.key);
+	if (!c)
+		return 0;
 
 	if (policy->access) {
-		call.ctx.kind = access;
+		call.ctx.kind = kind;
 		call.hook = PAGECACHE_HOOK_ACCESS;
 		agent_count(PAGECACHE_COUNTER_access_calls, 1);
-		policy->access(&call.ctx);
+		access(&call);
 	}
 	if (!policy->readahead)
 		return 0;
 	/* Nothing to read ahead of; unless a window goes on into the next file. */
-	if (call.ctx.resident_pages >= call.ctx.file_pages && !(c->mark && call.tag->next_pages))
+	if (call.ctx.resident_pages >= call.ctx.file_pages && !(c->mark && tag->next_pages))
 		return 0;
 	/* A window is kept ahead of where the reader is, whatever it has been told of. */
 	if (c->to && at > index) {
@@ -215,7 +224,7 @@ static __always_inline int agent_accessed(const struct pagecache_ops *policy,
 	} else if (c->mark && end > c->mark) {
 		/* Past the marks of this access. */
 		c->mark += (end - c->mark + c->step - 1) / c->step * c->step;
-		if (end > call.tag->done)
+		if (end > tag->done)
 			call.ctx.flags |= PAGECACHE_F_LATE;
 		agent_ask(policy, &call,
 			  fault ? PAGECACHE_KIND_FAULT_MARKER : PAGECACHE_KIND_MARKER);
@@ -266,14 +275,15 @@ static __always_inline int agent_asked(const struct pagecache_ops *policy,
 	struct pagecache_agent_state *all = agent_state();
 	struct pagecache_agent_orders *told = agent_orders();
 	struct pagecache_pressure want = args->want;
+	struct pagecache_agent_tag *tag;
 	struct agent_call call;
 
 	if (!policy->pressure)
 		return -95;
 	__builtin_memset(&call, 0, sizeof(call));
 	call.key.file = args->file;
-	call.tag = bpf_map_lookup_elem(&tags, &call.key.file);
-	if (!call.tag || !all || !told || all->ended)
+	tag = bpf_map_lookup_elem(&tags, &call.key.file);
+	if (!tag || !all || !told || all->ended)
 		return -2;
 	call.hook = PAGECACHE_HOOK_PRESSURE;
 	call.ctx.ino = args->file.ino;
@@ -287,7 +297,7 @@ static __always_inline int agent_asked(const struct pagecache_ops *policy,
 	call.ctx.inflight_pages = all->asked - told->done;
 	call.ctx.time_ns = bpf_ktime_get_ns();
 	call.ctx.cgroup_id = want.cgroup_id;
-	call.ctx.model = call.tag->model;
+	call.ctx.model = tag->model;
 	call.ctx.kind = want.cgroup_id ? PAGECACHE_KIND_CGROUP : PAGECACHE_KIND_MACHINE;
 	call.ctx.node = PAGECACHE_NODE_ANY;
 	call.ctx.page_shift = agent_page_shift;
@@ -297,40 +307,46 @@ static __always_inline int agent_asked(const struct pagecache_ops *policy,
 }
 
 /* Programs of tracepoints that this kernel does not have are not loaded. */
-#define PAGECACHE_TABLE(policy, ...)                                                        \
-	static const struct pagecache_ops policy##_ops = { __VA_ARGS__ };                   \
-	SEC("raw_tp/mm_filemap_get_pages") int agent_get_pages(u64 *args)                   \
-	{                                                                                   \
-		return agent_accessed(&policy##_ops, (void *)args[0], args[1], args[2] + 1, \
-				      PAGECACHE_KIND_READ);                                 \
-	}                                                                                   \
-	SEC("raw_tp/mm_filemap_map_pages") int agent_map_pages(u64 *args)                   \
-	{                                                                                   \
-		return agent_accessed(&policy##_ops, (void *)args[0], args[1], args[2] + 1, \
-				      PAGECACHE_KIND_MAP);                                  \
-	}                                                                                   \
-	SEC("raw_tp/mm_filemap_fault") int agent_fault(u64 *args)                           \
-	{                                                                                   \
-		return agent_accessed(&policy##_ops, (void *)args[0], args[1], args[1] + 1, \
-				      PAGECACHE_KIND_TOUCH);                                \
-	}                                                                                   \
-	SEC("raw_tp/mm_filemap_add_to_page_cache") int agent_added(u64 *args)               \
-	{                                                                                   \
-		return agent_moved(&policy##_ops, (void *)args[0], true);                   \
-	}                                                                                   \
-	SEC("raw_tp/mm_filemap_delete_from_page_cache") int agent_removed(u64 *args)        \
-	{                                                                                   \
-		return agent_moved(&policy##_ops, (void *)args[0], false);                  \
-	}                                                                                   \
-	/* Run by the agent before anything is attached. */                                 \
-	SEC("syscall") int agent_init(void *unused)                                         \
-	{                                                                                   \
-		return agent_start(&policy##_ops);                                          \
-	}                                                                                   \
-	/* Run by the agent for each of its files when memory is short. */                  \
-	SEC("syscall") int agent_pressure(struct pagecache_agent_pressure *args)            \
-	{                                                                                   \
-		return agent_asked(&policy##_ops, args);                                    \
+#define PAGECACHE_TABLE(policy, ...)                                                         \
+	static const struct pagecache_ops policy##_ops = { __VA_ARGS__ };                    \
+	__noinline int policy##_agent_access(struct agent_call *call)                        \
+	{                                                                                    \
+		if (call && policy##_ops.access)                                             \
+			policy##_ops.access(&call->ctx);                                     \
+		return 0;                                                                    \
+	}                                                                                    \
+	SEC("raw_tp/mm_filemap_get_pages") int agent_get_pages(u64 *args)                    \
+	{                                                                                    \
+		return agent_accessed(&policy##_ops, policy##_agent_access, (void *)args[0], \
+				      args[1], args[2] + 1, PAGECACHE_KIND_READ);            \
+	}                                                                                    \
+	SEC("raw_tp/mm_filemap_map_pages") int agent_map_pages(u64 *args)                    \
+	{                                                                                    \
+		return agent_accessed(&policy##_ops, policy##_agent_access, (void *)args[0], \
+				      args[1], args[2] + 1, PAGECACHE_KIND_MAP);             \
+	}                                                                                    \
+	SEC("raw_tp/mm_filemap_fault") int agent_fault(u64 *args)                            \
+	{                                                                                    \
+		return agent_accessed(&policy##_ops, policy##_agent_access, (void *)args[0], \
+				      args[1], args[1] + 1, PAGECACHE_KIND_TOUCH);           \
+	}                                                                                    \
+	SEC("raw_tp/mm_filemap_add_to_page_cache") int agent_added(u64 *args)                \
+	{                                                                                    \
+		return agent_moved(&policy##_ops, (void *)args[0], true);                    \
+	}                                                                                    \
+	SEC("raw_tp/mm_filemap_delete_from_page_cache") int agent_removed(u64 *args)         \
+	{                                                                                    \
+		return agent_moved(&policy##_ops, (void *)args[0], false);                   \
+	}                                                                                    \
+	/* Run by the agent before anything is attached. */                                  \
+	SEC("syscall") int agent_init(void *unused)                                          \
+	{                                                                                    \
+		return agent_start(&policy##_ops);                                           \
+	}                                                                                    \
+	/* Run by the agent for each of its files when memory is short. */                   \
+	SEC("syscall") int agent_pressure(struct pagecache_agent_pressure *args)             \
+	{                                                                                    \
+		return agent_asked(&policy##_ops, args);                                     \
 	}
 
 #endif /* ENGINE_AGENT_BPF_H */
