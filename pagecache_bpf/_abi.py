@@ -23,6 +23,8 @@ class Counter(NamedTuple):
 TEMPLATE_NONE = 0xFFFFFFFF
 TEMPLATE_SHARED_FIRST = 1
 TEMPLATE_SHARED_LAST = 2
+TEMPLATE_WHOLE_FIRST = 4
+TEMPLATE_WHOLE_LAST = 8
 ABI_VERSION = 3
 NAME_LEN = 32
 MODEL_LEN = 64
@@ -262,7 +264,7 @@ class pagecache_template_step(ctypes.Structure):
 
 
 class pagecache_template_extent(ctypes.Structure):
-    """struct pagecache_template_extent, 32 bytes"""
+    """struct pagecache_template_extent, 40 bytes"""
 
     file: int
     start: int
@@ -271,7 +273,9 @@ class pagecache_template_extent(ctypes.Structure):
     asked: int
     generation: int
     passed: int
-    shared: int
+    edges: int
+    before: int
+    behind: int
 
     _fields_ = (
         ("file", ctypes.c_uint32),
@@ -281,7 +285,9 @@ class pagecache_template_extent(ctypes.Structure):
         ("asked", ctypes.c_uint32),
         ("generation", ctypes.c_uint32),
         ("passed", ctypes.c_uint32),
-        ("shared", ctypes.c_uint32),
+        ("edges", ctypes.c_uint32),
+        ("before", ctypes.c_uint32),
+        ("behind", ctypes.c_uint32),
     )
 
 

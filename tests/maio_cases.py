@@ -178,6 +178,28 @@ def looks_elsewhere(engine: Engine, file: Path) -> None:
         assert replay.accuracy is not None and replay.accuracy > 0.99
 
 
+def goes_down(engine: Engine, file: Path) -> None:
+    """memcpy() may go through a range from its end: one jump to there, and a window below it."""
+    with engine.attach(template_of([file], [(0, 0, PAGES)]), [file], window_mib=4) as policy:
+        drop([file])
+        before = policy.count("prefetch_bytes")
+        with file.open("rb") as opened, mmap.mmap(opened.fileno(), 0, prot=mmap.PROT_READ) as copy:
+            read(opened.fileno(), 0, 32)
+            for page in reversed(range(64, PAGES)):
+                check(copy[page * PAGE_SIZE : (page + 1) * PAGE_SIZE], page * PAGE_SIZE)
+                if page == 4032:  # it has come into the piece from 2048 to 4095
+                    policy.idle()
+                    assert resident(file, 2048, 2048) == 2048
+        policy.idle()
+        assert resident(file) == PAGES
+        asked = (policy.count("prefetch_bytes") - before) // PAGE_SIZE
+        # The first window was forgotten with the jump.
+        assert 0.7 * PAGES < asked <= 1.02 * PAGES + 4 * MIB, asked
+        replay = policy.replay()
+        assert replay.jumps <= 1 and not replay.dropped
+        assert replay.accuracy is not None and replay.accuracy > 0.8
+
+
 def ranks_share(engine: Engine, file: Path) -> None:
     """Two processes with the halves of each piece, and common pieces: every page comes once."""
     piece = 256

@@ -29,6 +29,8 @@ struct pagecache_file_key {
 #define PAGECACHE_TEMPLATE_NONE (~0U)
 #define PAGECACHE_TEMPLATE_SHARED_FIRST 1
 #define PAGECACHE_TEMPLATE_SHARED_LAST 2
+#define PAGECACHE_TEMPLATE_WHOLE_FIRST 4
+#define PAGECACHE_TEMPLATE_WHOLE_LAST 8
 
 /* template_files: what a file is to the templates. */
 struct pagecache_template_file {
@@ -94,7 +96,9 @@ struct pagecache_template_step {
 	__u64 before; /* position */
 };
 
-/* template_extents: shared by the consumers that want the same.  The second half is the policy's.
+/*
+ * template_extents: shared by the consumers that want the same.  asked, generation and passed are
+ * the policy's.
  */
 struct pagecache_template_extent {
 	__u32 file; /* index of template_targets */
@@ -104,7 +108,9 @@ struct pagecache_template_extent {
 	__u32 asked; /* pages from start on that have been asked for, */
 	__u32 generation; /* if this is the file's */
 	__u32 passed; /* users that have come to its end */
-	__u32 shared; /* PAGECACHE_TEMPLATE_SHARED_*: pages that are of another extent, too */
+	__u32 edges; /* _SHARED_*: pages of another extent, too; _WHOLE_*: huge pages all wanted */
+	__u32 before; /* extent that brings in the huge page where this one begins, or _NONE */
+	__u32 behind; /* the same for its end */
 };
 
 _Static_assert(sizeof(struct pagecache_file_key) == 24, "file key has a hole");
@@ -115,6 +121,6 @@ _Static_assert(sizeof(struct pagecache_template_target) == 48, "template target 
 _Static_assert(sizeof(struct pagecache_template_span) == 8, "template span has a hole");
 _Static_assert(sizeof(struct pagecache_template_entry) == 8, "template entry has a hole");
 _Static_assert(sizeof(struct pagecache_template_step) == 16, "template step has a hole");
-_Static_assert(sizeof(struct pagecache_template_extent) == 32, "template extent has a hole");
+_Static_assert(sizeof(struct pagecache_template_extent) == 40, "template extent has a hole");
 
 #endif /* PAGECACHE_TEMPLATE_H */

@@ -60,6 +60,18 @@ static __always_inline struct pagecache_template_extent *template_extent_of(u32 
 	return s ? template_extent(s->extent) : NULL;
 }
 
+static __always_inline struct pagecache_template_target *template_target(u32 number)
+{
+	return bpf_map_lookup_elem(&template_targets, &number);
+}
+
+/* Pages of an extent, from its start on, that have been asked for. */
+static __always_inline u32 template_asked(const struct pagecache_template_extent *extent,
+					  const struct pagecache_template_target *target)
+{
+	return extent->generation == target->generation ? extent->asked : 0;
+}
+
 static __always_inline bool template_touches(const struct pagecache_template_extent *extent,
 					     u32 file, u64 index, u64 nr)
 {
@@ -108,6 +120,56 @@ static __noinline u32 template_find(u32 span_number, u32 page)
 	bpf_loop(TEMPLATE_SEARCH, template_halve, &search, 0);
 	extent = template_extent_of(search.found);
 	return extent && page < extent->end ? search.found : PAGECACHE_TEMPLATE_NONE;
+}
+
+/*
+ * How far it is in the template from one step to another, if it is as far in the file: they lie in
+ * one range then, a tensor say, in which memcpy() may go down; 0: elsewhere.
+ */
+static __always_inline s64 template_gone(u32 from, u32 to)
+{
+	struct pagecache_template_step *a = template_step(from), *b = template_step(to);
+	struct pagecache_template_extent *x, *y;
+	s64 gone;
+
+	x = a ? template_extent(a->extent) : NULL;
+	y = b ? template_extent(b->extent) : NULL;
+	if (!x || !y || x->file != y->file)
+		return 0;
+	gone = (s64)(b->before - a->before);
+	return gone == (s64)y->start - (s64)x->start ? gone : 0;
+}
+
+/*
+ * What to ask for of pages of an extent: huge pages as a whole where all of them is wanted by
+ * somebody, and by one extent of those that lie there.  Returns the first page, and in the upper
+ * half the end; nothing is left where another extent brings in all.  A global function, which the
+ * verifier goes through once.
+ */
+__noinline u64 template_range(u32 number, u32 start, u32 end, u32 huge)
+{
+	struct pagecache_template_extent *extent = template_extent(number), *other;
+	struct pagecache_template_target *target;
+	u64 from = start, to = end, mask = huge - 1;
+
+	target = extent ? template_target(extent->file) : NULL;
+	if (!target)
+		return from | to << 32;
+	if (start == extent->start) {
+		other = template_extent(extent->before);
+		if (other && template_asked(other, target) == other->end - other->start)
+			from = (from + mask) & ~mask;
+		else if (extent->edges & PAGECACHE_TEMPLATE_WHOLE_FIRST)
+			from &= ~mask;
+	}
+	if (end == extent->end) {
+		other = template_extent(extent->behind);
+		if (other && template_asked(other, target))
+			to &= ~mask;
+		else if (extent->edges & PAGECACHE_TEMPLATE_WHOLE_LAST)
+			to = (to + mask) & ~mask;
+	}
+	return (u32)from | to << 32;
 }
 
 #endif /* TEMPLATE_BPF_H */

@@ -7,7 +7,8 @@
  *	headers at attach, or made before (pagecache-bpf template).
  * Limits: up to 64 consumers a model.  Engine struct_ops reads ahead in the file that is being
  *	read only; what comes next in another file waits for its first access.  Drop-behind
- *	leaves pages alone that are still mapped.  A file without a template, and one whose
+ *	leaves pages alone that are still mapped.  Engine agent reads huge pages whole where all
+ *	of one is wanted, up to 4 MiB beyond the window.  A file without a template, and one whose
  *	template is wrong too often, is treated as sequential does.
  *
  * How: every access is looked up in the template.  It tells where its consumer is; from there the
@@ -21,7 +22,7 @@
  */
 #include "policy.bpf.h"
 #include "stream.bpf.h"
-#include "template.bpf.h"
+#include "template_follow.bpf.h"
 
 PAGECACHE_KNOB(u32, window_mib, 64, "MiB", 1, 65536,
 	       "ahead of each consumer, in the order of the template");
@@ -30,65 +31,20 @@ PAGECACHE_KNOB(u32, accuracy_percent, 50, "percent", 0, 100,
 PAGECACHE_KNOB(u32, drop_behind, 0, "0 or 1", 0, 1,
 	       "1: drop an extent when the last of its consumers has passed it");
 
-#define TOP_UP_STEPS 64 /* extents that one access can ask for */
 #define CONSUMERS 64 /* of one model that are tried */
 #define IDLE_NS 10000000000ULL /* after this a consumer's place can be taken by another process */
 #define LOOK_PAGES 16 /* one access elsewhere is no jump if it is of no more */
 #define FIRST_PAGES 64 /* read at once on a miss, before the rest follows */
 
-struct cursor_key {
-	u32 tgid;
-	u32 model;
-};
-
-struct cursor {
-	u32 consumer;
-	u32 step; /* it is in this step, */
-	u64 position; /* here */
-	u64 refill; /* the window is topped up when it comes to this position */
-	u64 pending; /* pages asked for on its behalf and not reached yet */
-	u64 room; /* left by the budget; here, as the verifier would count on the stack */
-	u32 away; /* the step of its last access, if it may have jumped there, */
-	u32 away_index; /* and the page */
-};
-
-struct {
-	__uint(type, BPF_MAP_TYPE_LRU_HASH);
-	__uint(max_entries, 4096);
-	__type(key, struct cursor_key);
-	__type(value, struct cursor);
-} template_cursors SEC(".maps");
-
-/* How far a process has asked, in one file or (where it can) in all. */
-struct {
-	__uint(type, BPF_MAP_TYPE_LRU_HASH);
-	__uint(max_entries, 16384);
-	__type(key, struct cursor_key);
-	__type(value, u32);
-} template_aheads SEC(".maps");
-
-/* What one access is about. */
-struct place {
-	struct pagecache_template_file *file;
-	struct pagecache_template_model *model;
-	struct pagecache_template_target *target; /* of the accessed file */
-	struct cursor *cursor;
-	bool lost; /* its accesses are in one place after the other */
-};
-
-static __always_inline struct pagecache_template_consumer *consumer_at(u32 number)
-{
-	return bpf_map_lookup_elem(&template_consumers, &number);
-}
-
-static __always_inline struct pagecache_template_target *target_at(u32 number)
-{
-	return bpf_map_lookup_elem(&template_targets, &number);
-}
-
 static __always_inline u64 window_pages(const struct pagecache_ctx *ctx)
 {
 	return pages_of(ctx, (u64)window_mib << 20);
+}
+
+/* So far may be read ahead of this consumer. */
+static __always_inline u64 ahead_pages(const struct pagecache_ctx *ctx)
+{
+	return min_u64(window_pages(ctx), pagecache_allowed_ahead(ctx));
 }
 
 /* What was asked for may be gone: ask again. */
@@ -96,12 +52,6 @@ static __always_inline void forget(struct pagecache_template_target *target)
 {
 	target->generation++;
 	target->asked = 0;
-}
-
-static __always_inline u32 asked_of(const struct pagecache_template_extent *extent,
-				    const struct pagecache_template_target *target)
-{
-	return extent->generation == target->generation ? extent->asked : 0;
 }
 
 static __always_inline u32 span_of(const struct place *at, u32 consumer)
@@ -229,99 +179,18 @@ static __always_inline void stray(const struct pagecache_ctx *ctx, struct place 
 static __always_inline void passed(struct pagecache_ctx *ctx, u32 step)
 {
 	struct pagecache_template_extent *extent = template_extent_of(step);
-	struct pagecache_template_target *target = extent ? target_at(extent->file) : NULL;
+	struct pagecache_template_target *target = extent ? template_target(extent->file) : NULL;
 	u64 start, end;
 
 	if (!drop_behind || !target || __sync_fetch_and_add(&extent->passed, 1) + 1 < extent->users)
 		return;
 	extent->passed = 0;
 	extent->asked = 0;
-	start = extent->start + !!(extent->shared & PAGECACHE_TEMPLATE_SHARED_FIRST);
-	end = extent->end - !!(extent->shared & PAGECACHE_TEMPLATE_SHARED_LAST);
+	start = extent->start + !!(extent->edges & PAGECACHE_TEMPLATE_SHARED_FIRST);
+	end = extent->end - !!(extent->edges & PAGECACHE_TEMPLATE_SHARED_LAST);
 	if (start < end &&
 	    pagecache_drop_file(ctx, &target->key, target->pages, start, end - start) > 0)
 		target->asked -= min_u64(target->asked, end - start);
-}
-
-struct follow {
-	struct pagecache_ctx *ctx;
-	struct cursor *cursor;
-	u64 limit; /* the window ends at this position */
-	u32 number; /* of the step that is next */
-	u32 last; /* behind the consumer's last one */
-};
-
-/* Ask for what is missing of one step.  Returns 1 when there is no more to ask for. */
-static long follow_step(u32 i, struct follow *f)
-{
-	struct pagecache_template_step *step = template_step(f->number);
-	struct pagecache_template_extent *extent;
-	struct pagecache_template_target *target;
-	struct pagecache_ctx *ctx = f->ctx;
-	u64 start, end;
-	s64 got;
-
-	if (!step || f->number >= f->last || step->before >= f->limit || !f->cursor->room)
-		return 1;
-	extent = template_extent(step->extent);
-	target = extent ? target_at(extent->file) : NULL;
-	if (!target)
-		return 1;
-	start = extent->start + asked_of(extent, target);
-	/* What is being accessed is read without us. */
-	if (f->number == f->cursor->step && start < ctx->index + ctx->nr)
-		start = min_u64(ctx->index + ctx->nr, extent->end);
-	end = min_u64(extent->end, extent->start + (f->limit - step->before));
-	if (start < end) {
-		got = pagecache_prefetch_file(ctx, &target->key, target->pages, start,
-					      min_u64(end - start, f->cursor->room),
-					      PAGECACHE_NODE_ANY);
-		if (got <= 0)
-			return 1;
-		f->cursor->room -= got;
-		f->cursor->pending += got;
-		target->asked += got;
-		start += got;
-		extent->asked = start - extent->start;
-		extent->generation = target->generation;
-	}
-	if (start < extent->end)
-		return 1;
-	if (!PAGECACHE_KERNEL_READS && step->next == PAGECACHE_TEMPLATE_NONE)
-		return 1;
-	f->number = PAGECACHE_KERNEL_READS ? f->number + 1 : step->next;
-	return 0;
-}
-
-/*
- * Ask for what is missing of the window.  In the order of the template, in all its files where
- * the engine can name them, else in the one that is accessed.
- */
-static __noinline int follow(struct pagecache_ctx *ctx, struct place *at, bool jumped)
-{
-	struct cursor *cursor = at->cursor;
-	struct pagecache_template_consumer *consumer = consumer_at(cursor->consumer);
-	struct follow f = {
-		.ctx = ctx,
-		.cursor = cursor,
-		.limit =
-			cursor->position + min_u64(window_pages(ctx), pagecache_allowed_ahead(ctx)),
-		.number = cursor->step,
-	};
-	struct cursor_key key = { .tgid = ctx->tgid };
-	u32 *ahead;
-
-	if (!consumer)
-		return 0;
-	cursor->room = room_in_budget(ctx);
-	key.model = PAGECACHE_KERNEL_READS ? ~at->file->model : at->file->file;
-	ahead = bpf_map_lookup_elem(&template_aheads, &key);
-	f.last = consumer->first_step + consumer->nr_steps;
-	if (ahead && !jumped && *ahead > f.number && *ahead < f.last)
-		f.number = *ahead;
-	bpf_loop(TOP_UP_STEPS, follow_step, &f, 0);
-	bpf_map_update_elem(&template_aheads, &key, &f.number, BPF_ANY);
-	return 0;
 }
 
 /*
@@ -357,6 +226,7 @@ static __always_inline bool move(struct pagecache_ctx *ctx, struct place *at, bo
 	struct pagecache_template_step *s;
 	u64 position, advanced = 0;
 	bool in_order = true;
+	s64 gone;
 
 	if (!extent || !consumer)
 		return false;
@@ -377,10 +247,13 @@ static __always_inline bool move(struct pagecache_ctx *ctx, struct place *at, bo
 			extent = template_extent_of(step);
 			if (!extent)
 				return false;
-			if (ctx->index >= extent->start + asked_of(extent, at->target)) {
+			gone = *jumped ? 0 : template_gone(cursor->step, step);
+			at->down = gone < 0 && step + 1 == cursor->step;
+			if (!at->down &&
+			    ctx->index >= extent->start + template_asked(extent, at->target)) {
 				if (!*jumped && !stays_away(ctx, at, step))
 					return false;
-				*jumped = true;
+				*jumped = gone <= 0 || (u64)gone > window_pages(ctx);
 			}
 		}
 		if (in_order)
@@ -398,7 +271,10 @@ static __always_inline bool move(struct pagecache_ctx *ctx, struct place *at, bo
 	if (!*jumped)
 		cursor->pending -= min_u64(cursor->pending, advanced);
 	/* Of a large folio that is mapped at once only the first access is seen. */
-	__sync_fetch_and_add(&at->model->followed, in_order ? max_u64(advanced, ctx->nr) : ctx->nr);
+	if (at->down && position < cursor->position)
+		advanced = cursor->position - position;
+	__sync_fetch_and_add(&at->model->followed,
+			     in_order || at->down ? max_u64(advanced, ctx->nr) : ctx->nr);
 	/* It can have begun anew, after its pages were dropped. */
 	if (!in_order && is_gone(ctx, at))
 		*again = true;
@@ -421,7 +297,7 @@ static __always_inline bool find_place(struct pagecache_ctx *ctx, struct place *
 	if (!at->file)
 		return false;
 	at->model = bpf_map_lookup_elem(&template_models, &at->file->model);
-	at->target = target_at(at->file->file);
+	at->target = template_target(at->file->file);
 	if (!at->model || !at->target || at->model->failed)
 		return false;
 	key.model = at->file->model;
@@ -460,7 +336,11 @@ PAGECACHE_ACCESS(maio_access)
 	if (at.cursor->position < at.cursor->refill && !created && !jumped && !again)
 		return;
 	at.cursor->refill = at.cursor->position + min_u64(window_pages(ctx) / 4, 512);
-	follow(ctx, &at, created || jumped || again);
+	/* A fault may have come to the middle of a range to go down: not farther than this step. */
+	if (at.down || (jumped && !created && ctx->kind != PAGECACHE_KIND_READ))
+		descend(ctx, &at, at.down ? ahead_pages(ctx) : 1);
+	if (!at.down)
+		follow(ctx, &at, ahead_pages(ctx), created || jumped || again);
 }
 
 PAGECACHE_READAHEAD(maio_readahead)
@@ -484,10 +364,11 @@ PAGECACHE_READAHEAD(maio_readahead)
 	extent = template_extent_of(step);
 	if (!extent)
 		return PAGECACHE_DEFAULT;
-	if (!ctx->inflight_pages && ctx->index < extent->start + asked_of(extent, at.target)) {
+	if (!ctx->inflight_pages &&
+	    ctx->index < extent->start + template_asked(extent, at.target)) {
 		/* It was asked for, and is not there. */
 		forget(at.target);
-		follow(ctx, &at, true);
+		follow(ctx, &at, ahead_pages(ctx), true);
 	}
 	answer->start = ctx->index;
 	answer->nr = max_u64(min_u64(extent->end - ctx->index, FIRST_PAGES), ctx->nr);

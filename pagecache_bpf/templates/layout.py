@@ -26,6 +26,8 @@ PAGE_SIZE = os.sysconf("SC_PAGE_SIZE")
 PIECE = 8 << 20
 #: Pages that are not worth an extent of their own.
 CRUMB = 16
+#: Bytes of a huge page: a shorter extent does not bring in the rest of one.
+HUGE = 2 << 20
 _SOURCE = {
     "derived": _abi.TemplateSource.DERIVED,
     "recorded": _abi.TemplateSource.RECORDED,
@@ -118,6 +120,8 @@ def lay_out(
         )
         table["extent"] += used["template_extents"]
         extents["file"] += first_file
+        for bringer in ("before", "behind"):
+            extents[bringer][extents[bringer] != NONE] += used["template_extents"]
         add("template_models", model)
         add("template_consumers", consumers)
         add("template_targets", targets)
@@ -154,7 +158,10 @@ def _steps(template: Template, page_size: int) -> tuple[Array, Array]:
     for name in ("file", "start", "end"):
         extents[name] = unique[name]
     extents["users"] = users
-    extents["shared"] = _shared(extents)
+    sizes = np.array([each.size for each in template.files], np.int64) // page_size
+    huge = HUGE // page_size
+    extents["edges"] = _shared(extents) | _whole(extents, sizes, huge)
+    extents["before"], extents["behind"] = _bringers(extents, huge)
     steps = np.zeros(len(rows), [("consumer", "u4"), ("file", "u4"), ("extent", "u4")])
     steps["consumer"], steps["file"] = rows["consumer"], rows["file"]
     steps["extent"] = which.reshape(-1)
@@ -174,6 +181,54 @@ def _shared(extents: Array) -> Array:
         over = np.searchsorted(ends, page, side="right")
         flags[begun - over > 1] |= flag
     return flags
+
+
+def _whole(extents: Array, sizes: Array, huge: int) -> Array:
+    """Which extents begin and end in a huge page that is wanted as a whole, by several extents.
+
+    sizes: of the files, in pages.
+    """
+    flags = np.zeros(len(extents), np.uint32)
+    if not len(extents):
+        return flags
+    base = extents["file"].astype(np.int64) << 33
+    order = np.argsort(base + extents["start"], kind="stable")
+    starts = (base + extents["start"])[order]
+    reach = np.maximum.accumulate((base + extents["end"])[order])
+    begins = np.flatnonzero(np.concatenate(([True], starts[1:] > reach[:-1])))
+    starts, ends = starts[begins], reach[np.append(begins[1:], len(reach)) - 1]
+    long = extents["end"] - extents["start"] >= huge
+    for flag, page in (
+        (_abi.TEMPLATE_WHOLE_FIRST, extents["start"].astype(np.int64)),
+        (_abi.TEMPLATE_WHOLE_LAST, extents["end"].astype(np.int64) - 1),
+    ):
+        first = page // huge * huge
+        union = np.searchsorted(starts, base + first, side="right") - 1
+        wanted = (union >= 0) & (ends[union] >= base + first + huge)
+        flags[long & wanted & (first + huge <= sizes[extents["file"]])] |= flag
+    return flags
+
+
+def _bringers(extents: Array, huge: int) -> tuple[Array, Array]:
+    """The extents that bring in the huge pages where each one begins and ends, or NONE."""
+    base = extents["file"].astype(np.int64) << 33
+    first = base + extents["start"] // huge
+    last = base + (extents["end"].astype(np.int64) - 1) // huge
+
+    def find(flag: int, has: Array, wants: Array) -> Array:
+        those = np.flatnonzero(extents["edges"] & flag)
+        those = those[np.argsort(has[those], kind="stable")]
+        found = np.full(len(extents), NONE, np.uint32)
+        if len(those):
+            at = np.minimum(np.searchsorted(has[those], wants), len(those) - 1)
+            right = has[those][at] == wants
+            found[right] = those[at][right]
+        return found
+
+    return (
+        find(_abi.TEMPLATE_WHOLE_LAST, last, first),
+        find(_abi.TEMPLATE_WHOLE_FIRST, first, last),
+    )
 
 
 def _joined(rows: Array) -> Array:

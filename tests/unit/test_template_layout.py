@@ -93,12 +93,34 @@ def test_pages_of_two_extents_are_known() -> None:
     rows = [(0, 0, 20, 10), (0, 0, 0, 10), (0, 0, 9, 5), (0, 1, 0, 10)]
     extents = lay_out([("m", template([30, 10], rows))], page_size=PAGE).arrays["template_extents"]
     # The second and the third are joined; a page is shared only where that cannot be.
-    assert extents["shared"].tolist() == [0, 0, 0]
+    assert extents["edges"].tolist() == [0, 0, 0]
     rows = [(0, 0, 0, 10), (0, 0, 20, 10), (0, 0, 9, 5)]
     extents = lay_out([("m", template([30], rows))], page_size=PAGE).arrays["template_extents"]
     first, last = _abi.TEMPLATE_SHARED_FIRST, _abi.TEMPLATE_SHARED_LAST
     assert extents["start"].tolist() == [0, 9, 20]
-    assert extents["shared"].tolist() == [last, first, 0]
+    assert extents["edges"].tolist() == [last, first, 0]
+
+
+def test_huge_pages_that_are_wanted_whole_are_known() -> None:
+    huge = 512
+    first, last = _abi.TEMPLATE_WHOLE_FIRST, _abi.TEMPLATE_WHOLE_LAST
+
+    def edges(size: int, *ranges: tuple[int, int], ranks: int = 1) -> list[int]:
+        rows = [
+            (number % ranks, 0, start, end - start) for number, (start, end) in enumerate(ranges)
+        ]
+        layout = lay_out([("m", template([size], rows, ranks))], page_size=PAGE)
+        return [int(each) for each in layout.arrays["template_extents"]["edges"]]
+
+    # The second comes first: together they want all of the huge page in which they meet.
+    assert edges(4 * huge, (700, 1700), (0, 700)) == [first | last, first]
+    assert edges(4 * huge, (0, 700), (700, 1700), ranks=2) == [first | last, first]
+    # A hole, even of one page, and an end of the file that is in it.
+    assert edges(4 * huge, (701, 1700), (0, 700)) == [first, 0]
+    assert edges(1700, (700, 1700), (0, 700)) == [first | last, first]
+    assert edges(1023, (513, 1023), (0, 513)) == [first, 0]
+    # What is shorter does not bring in more than itself.
+    assert edges(4 * huge, (100, 300), (0, 100), (300, 1024)) == [0, 0, first | last]
 
 
 def test_repeats_are_left_out() -> None:

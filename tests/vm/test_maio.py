@@ -71,6 +71,10 @@ def test_single_accesses_elsewhere_are_no_jumps(file: Path) -> None:
     cases.looks_elsewhere(ENGINE, file)
 
 
+def test_going_down_through_a_range(file: Path) -> None:
+    cases.goes_down(ENGINE, file)
+
+
 def test_ranks_share_one_prefetch(file: Path) -> None:
     cases.ranks_share(ENGINE, file)
 

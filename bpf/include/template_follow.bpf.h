@@ -1,0 +1,222 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/*
+ * template_follow.bpf.h - where consumers are in their template, and asking for what comes next.
+ *
+ * From its place a consumer's steps are asked for up to the window's end; from above, as far below
+ * it.  An extent remembers what has been asked for.  Needs stream.bpf.h, for the budget.
+ */
+#ifndef TEMPLATE_FOLLOW_BPF_H
+#define TEMPLATE_FOLLOW_BPF_H
+
+#include "template.bpf.h"
+
+#define TOP_UP_STEPS 64 /* extents that one access can ask for */
+
+struct cursor_key {
+	u32 tgid;
+	u32 model;
+};
+
+struct cursor {
+	u32 consumer;
+	u32 step; /* it is in this step, */
+	u64 position; /* here */
+	u64 refill; /* the window is topped up when it comes to this position */
+	u64 pending; /* pages asked for on its behalf and not reached yet */
+	u64 room; /* left by the budget; here, as the verifier would count on the stack */
+	u32 away; /* the step of its last access, if it may have jumped there, */
+	u32 away_index; /* and the page */
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, 4096);
+	__type(key, struct cursor_key);
+	__type(value, struct cursor);
+} template_cursors SEC(".maps");
+
+/* How far a process has asked, in one file or (where it can) in all. */
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, 16384);
+	__type(key, struct cursor_key);
+	__type(value, u32);
+} template_aheads SEC(".maps");
+
+/* What one access is about. */
+struct place {
+	struct pagecache_template_file *file;
+	struct pagecache_template_model *model;
+	struct pagecache_template_target *target; /* of the accessed file */
+	struct cursor *cursor;
+	bool lost; /* its accesses are in one place after the other */
+	bool down; /* it has come from above, in the same range */
+};
+
+static __always_inline struct pagecache_template_consumer *consumer_at(u32 number)
+{
+	return bpf_map_lookup_elem(&template_consumers, &number);
+}
+
+struct follow {
+	struct pagecache_ctx *ctx;
+	struct cursor *cursor;
+	u64 limit; /* the window ends at this position */
+	u64 huge; /* pages of a huge page, where it pays to read whole ones; else 0 */
+	u32 number; /* of the step that is next */
+	u32 last; /* behind the consumer's last one */
+};
+
+/* Ask for pages of an extent.  Returns how many of them will be there. */
+static __always_inline s64 ask(struct follow *f, u32 number,
+			       const struct pagecache_template_target *target, u64 start, u64 end)
+{
+	u64 range = f->huge ? template_range(number, start, end, f->huge) : start | end << 32;
+	u64 from = (u32)range, to = range >> 32, room = f->cursor->room;
+	s64 got;
+
+	if (from >= to)
+		return end - start;
+	if (to - from > room) {
+		from = max_u64(from, start);
+		to = min_u64(to, from + room);
+	}
+	got = pagecache_prefetch_file(f->ctx, &target->key, target->pages, from, to - from,
+				      PAGECACHE_NODE_ANY);
+	if (got <= 0)
+		return 0;
+	f->cursor->room -= got;
+	if (from + got < range >> 32)
+		end = min_u64(from + got, end);
+	return end > start ? end - start : 0;
+}
+
+/* Ask for what is missing of one step.  Returns 1 when there is no more to ask for. */
+static long follow_step(u32 i, struct follow *f)
+{
+	struct pagecache_template_step *step = template_step(f->number);
+	struct pagecache_template_extent *extent;
+	struct pagecache_template_target *target;
+	struct pagecache_ctx *ctx = f->ctx;
+	u64 start, end;
+	s64 got;
+
+	if (!step || f->number >= f->last || step->before >= f->limit || !f->cursor->room)
+		return 1;
+	extent = template_extent(step->extent);
+	target = extent ? template_target(extent->file) : NULL;
+	if (!target)
+		return 1;
+	start = extent->start + template_asked(extent, target);
+	/* What is being accessed is read without us. */
+	if (f->number == f->cursor->step && start < ctx->index + ctx->nr)
+		start = min_u64(ctx->index + ctx->nr, extent->end);
+	end = min_u64(extent->end, extent->start + (f->limit - step->before));
+	/* A part of a huge page cannot become one. */
+	if (f->huge && end < extent->end)
+		end &= ~(f->huge - 1);
+	if (start < end) {
+		got = ask(f, step->extent, target, start, end);
+		if (!got)
+			return 1;
+		f->cursor->pending += got;
+		target->asked += got;
+		start += got;
+		extent->asked = start - extent->start;
+		extent->generation = target->generation;
+	}
+	if (start < extent->end)
+		return 1;
+	if (!PAGECACHE_KERNEL_READS && step->next == PAGECACHE_TEMPLATE_NONE)
+		return 1;
+	f->number = PAGECACHE_KERNEL_READS ? f->number + 1 : step->next;
+	return 0;
+}
+
+/*
+ * Ask for what is missing of the window.  In the order of the template, in all its files where
+ * the engine can name them, else in the one that is accessed.
+ */
+static __noinline int follow(struct pagecache_ctx *ctx, struct place *at, u64 window, bool jumped)
+{
+	struct cursor *cursor = at->cursor;
+	struct pagecache_template_consumer *consumer = consumer_at(cursor->consumer);
+	u64 huge = pages_of(ctx, HUGE_BYTES);
+	struct follow f = {
+		.ctx = ctx,
+		.cursor = cursor,
+		.limit = cursor->position + window,
+		.huge = PAGECACHE_KERNEL_READS && window >= 4 * huge ? huge : 0,
+		.number = cursor->step,
+	};
+	struct cursor_key key = { .tgid = ctx->tgid };
+	u32 *ahead;
+
+	if (!consumer)
+		return 0;
+	cursor->room = room_in_budget(ctx);
+	key.model = PAGECACHE_KERNEL_READS ? ~at->file->model : at->file->file;
+	ahead = bpf_map_lookup_elem(&template_aheads, &key);
+	f.last = consumer->first_step + consumer->nr_steps;
+	if (ahead && !jumped && *ahead > f.number && *ahead < f.last)
+		f.number = *ahead;
+	bpf_loop(TOP_UP_STEPS, follow_step, &f, 0);
+	bpf_map_update_elem(&template_aheads, &key, &f.number, BPF_ANY);
+	return 0;
+}
+
+struct descent {
+	struct follow f;
+	u64 pages;
+};
+
+/* Ask for the next step below. */
+static long descend_step(u32 i, struct descent *d)
+{
+	struct pagecache_template_step *step = template_step(d->f.number);
+	struct pagecache_template_extent *extent = step ? template_extent(step->extent) : NULL;
+	struct pagecache_template_target *target = extent ? template_target(extent->file) : NULL;
+	u64 start;
+	s64 got;
+
+	if (!target || !d->f.cursor->room ||
+	    (d->f.number != d->f.cursor->step &&
+	     template_gone(d->f.cursor->step, d->f.number) >= 0))
+		return 1;
+	start = extent->start + template_asked(extent, target);
+	d->pages += extent->end - extent->start;
+	if (start < extent->end) {
+		got = ask(&d->f, step->extent, target, start, extent->end);
+		if (got < (s64)(extent->end - start))
+			return 1;
+		d->f.cursor->pending += got;
+		target->asked += got;
+		extent->asked = extent->end - extent->start;
+		extent->generation = target->generation;
+	}
+	return d->pages >= d->f.limit || d->f.number-- <= d->f.last;
+}
+
+/* The consumer goes down through a range: ask for a window below it, the nearest part first. */
+static __noinline int descend(struct pagecache_ctx *ctx, struct place *at, u64 window)
+{
+	struct cursor *cursor = at->cursor;
+	struct pagecache_template_consumer *consumer = consumer_at(cursor->consumer);
+	u64 huge = pages_of(ctx, HUGE_BYTES);
+	struct descent d = {
+		.f.ctx = ctx,
+		.f.cursor = cursor,
+		.f.limit = window,
+		.f.huge = PAGECACHE_KERNEL_READS && window >= 4 * huge ? huge : 0,
+		.f.number = cursor->step,
+	};
+
+	if (!consumer)
+		return 0;
+	d.f.last = consumer->first_step + 1;
+	cursor->room = room_in_budget(ctx);
+	bpf_loop(TOP_UP_STEPS, descend_step, &d, 0);
+	return 0;
+}
+
+#endif /* TEMPLATE_FOLLOW_BPF_H */
