@@ -25,7 +25,7 @@ RUNNING := $(shell uname -r)
 KREL ?= $(GUEST_KREL)
 
 .PHONY: help deps build peers bpf kmod check format docs test test-unit test-native test-vm test-numa \
-	test-torch vm vm-shell vm-debug debug-kernel demo bench install uninstall clean
+	test-torch test-old vm vm-shell vm-debug debug-kernel demo bench install uninstall clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -127,6 +127,15 @@ test-vm: build ## tests of the module, in two guests with a stock kernel
 
 test-numa: build ## the tests that need two NUMA nodes, in a guest with two
 	$(PY) -m benchmarks.guest --name numa --numa 2 --serial -- $(VM_TESTS) -k node --junitxml=build/test/numa.xml
+
+# Not part of `make test`: it installs one more kernel.
+test-old: build ## the observer on a kernel before 6.12, degraded (installs Debian's 6.1)
+	$(Q)ls /boot/vmlinuz-6.1.* >/dev/null 2>&1 || \
+		DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends \
+			"$$(apt-cache search --names-only '^linux-image-6\.1\.[0-9-]+-amd64$$' | cut -d' ' -f1 | sort -V | tail -1)"
+	$(PY) -m benchmarks.guest --name old --serial --kernel "$$(ls -v /boot/vmlinuz-6.1.* | tail -1)" -- \
+		sh -c 'mkfs.ext4 -q /dev/vda && mkdir /tmp/disk && mount /dev/vda /tmp/disk && \
+			python -m pytest tests/native/test_older_kernel.py -p no:cacheprovider -rs --basetemp=/tmp/disk/t'
 
 vm: build ## boot the guest and run a command: make vm ARGS="--fs xfs -- uname -a"
 	$(PY) -m benchmarks.guest $(ARGS)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
-from pagecache_bpf.cachestat import PAGE_SIZE, CacheStat, cachestat
+from pagecache_bpf.cachestat import PAGE_SIZE, CacheStat, cached_pages, cachestat
 from pagecache_bpf.errors import PagecacheError
 
 __all__ = [
@@ -32,10 +32,10 @@ class NotCold(PagecacheError):
 
 
 def resident_pages(path: str | Path) -> int:
-    """Pages of the file in the page cache (raises as cachestat() does)."""
+    """Pages of the file in the page cache (raises as cached_pages() does)."""
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
-        return cachestat(fd).cached
+        return cached_pages(fd)
     finally:
         os.close(fd)
 
@@ -51,7 +51,7 @@ def _evict(path: str | Path) -> int:
     try:
         os.fsync(fd)
         os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
-        return cachestat(fd).cached
+        return cached_pages(fd)
     finally:
         os.close(fd)
 

@@ -393,7 +393,7 @@ def _pahole(m: Machine) -> Feature:
 
 
 def _cachestat(m: Machine) -> Feature:
-    lost = "benchmarks and the demo cannot verify that a file is cold"
+    lost = "what is cached is asked of mincore(2): slower, for root and a file's owner only"
     name, number = "cachestat(2)", 451  # the same on every architecture; v6.5, cf264e1329fb
     libc = ctypes.CDLL(None, use_errno=True)
     libc.syscall(ctypes.c_long(number), -1, None, None, 0)

@@ -1,0 +1,41 @@
+# SPDX-License-Identifier: Apache-2.0
+"""On a kernel before 6.12, which has tracepoints of what enters and leaves the cache only."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from pagecache_bpf import features
+from pagecache_bpf.agent import client
+from tests.observing import PAGE_SIZE, reader, stream
+from tests.unit.command import run
+from tests.vm.kernel import make_file
+
+pytestmark = pytest.mark.native
+
+PAGES = 2039
+
+
+def test_what_comes_and_goes_is_counted(tmp_path: Path) -> None:
+    if any(each.ok for each in features.probe() if each.name == "access tracepoints"):
+        pytest.skip("this kernel has all tracepoints: `make test-old` boots one that has not")
+    file = make_file(tmp_path / "model.safetensors", PAGES)
+    attach = run("attach", "sequential", file, "--engine", "agent")
+    assert attach.code == 0 and "lacking" in attach.out and "mm_filemap_fault" in attach.out
+    try:
+        reader(file, stream(), ["advise", 0, 0, os.POSIX_FADV_DONTNEED])
+        stats = run("stats")
+        assert stats.code == 0 and "the observer is degraded" in stats.out + stats.err
+        with client.AgentDevice() as agent:
+            shown = agent.stats()
+        (model,) = shown["models"]
+        counted = model["counters"]
+        assert counted["added_bytes"] == PAGES * PAGE_SIZE == counted["removed_bytes"]
+        assert counted["evicted_fadvise_bytes"] == PAGES * PAGE_SIZE
+        assert model["resident_bytes"] == 0
+        assert not any(counted.get(name) for name in shown["uncounted"])
+    finally:
+        assert run("detach", "sequential").code == 0
