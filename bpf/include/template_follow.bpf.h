@@ -67,6 +67,22 @@ struct follow {
 	u32 last; /* behind the consumer's last one */
 };
 
+/* From the consumer's place, so far. */
+static __always_inline struct follow follow_from(struct pagecache_ctx *ctx, struct cursor *cursor,
+						 u64 window, u64 limit)
+{
+	u64 huge = pages_of(ctx, HUGE_BYTES);
+
+	cursor->room = room_in_budget(ctx);
+	return (struct follow){
+		.ctx = ctx,
+		.cursor = cursor,
+		.limit = limit,
+		.huge = PAGECACHE_KERNEL_READS && window >= 4 * huge ? huge : 0,
+		.number = cursor->step,
+	};
+}
+
 /* Ask for pages of an extent.  Returns how many of them will be there. */
 static __always_inline s64 ask(struct follow *f, u32 number,
 			       const struct pagecache_template_target *target, u64 start, u64 end)
@@ -89,6 +105,16 @@ static __always_inline s64 ask(struct follow *f, u32 number,
 	if (from + got < range >> 32)
 		end = min_u64(from + got, end);
 	return end > start ? end - start : 0;
+}
+
+/* So many pages of the extent were asked for, behind those that had been. */
+static __always_inline void asked(struct follow *f, struct pagecache_template_extent *extent,
+				  struct pagecache_template_target *target, u64 start, u64 got)
+{
+	f->cursor->pending += got;
+	target->asked += got;
+	extent->asked = start + got - extent->start;
+	extent->generation = target->generation;
 }
 
 /* Ask for what is missing of one step.  Returns 1 when there is no more to ask for. */
@@ -119,11 +145,8 @@ static long follow_step(u32 i, struct follow *f)
 		got = ask(f, step->extent, target, start, end);
 		if (!got)
 			return 1;
-		f->cursor->pending += got;
-		target->asked += got;
+		asked(f, extent, target, start, got);
 		start += got;
-		extent->asked = start - extent->start;
-		extent->generation = target->generation;
 	}
 	if (start < extent->end)
 		return 1;
@@ -141,20 +164,12 @@ static __noinline int follow(struct pagecache_ctx *ctx, struct place *at, u64 wi
 {
 	struct cursor *cursor = at->cursor;
 	struct pagecache_template_consumer *consumer = consumer_at(cursor->consumer);
-	u64 huge = pages_of(ctx, HUGE_BYTES);
-	struct follow f = {
-		.ctx = ctx,
-		.cursor = cursor,
-		.limit = cursor->position + window,
-		.huge = PAGECACHE_KERNEL_READS && window >= 4 * huge ? huge : 0,
-		.number = cursor->step,
-	};
+	struct follow f = follow_from(ctx, cursor, window, cursor->position + window);
 	struct cursor_key key = { .tgid = ctx->tgid };
 	u32 *ahead;
 
 	if (!consumer)
 		return 0;
-	cursor->room = room_in_budget(ctx);
 	key.model = PAGECACHE_KERNEL_READS ? ~at->file->model : at->file->file;
 	ahead = bpf_map_lookup_elem(&template_aheads, &key);
 	f.last = consumer->first_step + consumer->nr_steps;
@@ -189,10 +204,7 @@ static long descend_step(u32 i, struct descent *d)
 		got = ask(&d->f, step->extent, target, start, extent->end);
 		if (got < (s64)(extent->end - start))
 			return 1;
-		d->f.cursor->pending += got;
-		target->asked += got;
-		extent->asked = extent->end - extent->start;
-		extent->generation = target->generation;
+		asked(&d->f, extent, target, start, got);
 	}
 	return d->pages >= d->f.limit || d->f.number-- <= d->f.last;
 }
@@ -202,19 +214,11 @@ static __noinline int descend(struct pagecache_ctx *ctx, struct place *at, u64 w
 {
 	struct cursor *cursor = at->cursor;
 	struct pagecache_template_consumer *consumer = consumer_at(cursor->consumer);
-	u64 huge = pages_of(ctx, HUGE_BYTES);
-	struct descent d = {
-		.f.ctx = ctx,
-		.f.cursor = cursor,
-		.f.limit = window,
-		.f.huge = PAGECACHE_KERNEL_READS && window >= 4 * huge ? huge : 0,
-		.f.number = cursor->step,
-	};
+	struct descent d = { .f = follow_from(ctx, cursor, window, window) };
 
 	if (!consumer)
 		return 0;
 	d.f.last = consumer->first_step + 1;
-	cursor->room = room_in_budget(ctx);
 	bpf_loop(TOP_UP_STEPS, descend_step, &d, 0);
 	return 0;
 }

@@ -26,7 +26,7 @@ PAGE_SIZE = os.sysconf("SC_PAGE_SIZE")
 PIECE = 8 << 20
 #: Pages that are not worth an extent of their own.
 CRUMB = 16
-#: Bytes of a huge page: a shorter extent does not bring in the rest of one.
+#: Bytes of a huge page (HUGE_BYTES of stream.bpf.h): a shorter extent does not bring in the rest.
 HUGE = 2 << 20
 _SOURCE = {
     "derived": _abi.TemplateSource.DERIVED,
