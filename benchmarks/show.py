@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -98,35 +99,30 @@ def one_table(rows: Sequence[Row], title: str) -> Table:
         box=box.SIMPLE_HEAD,
         padding=0,
     )
-    for heading in ("kernel", "model", "loader", "readahead by"):
+    for heading in ("model, where", "loader", "readahead by"):
         table.add_column(heading, no_wrap=True)
     for heading in ("median s", "MB/s", "faster", "of limit"):
         table.add_column(heading, justify="right", no_wrap=True)
-    before: list[str] = []
-    groups = [row for _, group in by_case(rows) for row in group]
-    for number, row in enumerate(groups):
-        loader, state, median, _, speed, faster, share, _ = _cells(row)
-        names = [str(row.extra.get("host", "guest")), row.case, loader]
-        style = "red" if not row.correct else "bold green" if row.policy else ""
-        last = number + 1 == len(groups) or _place(groups[number + 1]) != _place(row)
-        shown = ["" if now == was else now for now, was in zip(names[:2], before, strict=False)]
-        table.add_row(
-            *(shown or names[:2]),
-            loader,
-            state,
-            median,
-            speed,
-            faster,
-            share,
-            style=style,
-            end_section=last,
-        )
-        before = [] if last else names
+    for (host, case), found in groupby((row for _, rows in by_case(rows) for row in rows), _place):
+        group = list(found)
+        for number, row in enumerate(group):
+            loader, state, median, _, speed, faster, share, _ = _cells(row)
+            table.add_row(
+                {0: case, 1: f"  {host}"}.get(number, ""),
+                loader,
+                state,
+                median,
+                speed,
+                faster,
+                share,
+                style="red" if not row.correct else "bold green" if row.policy else "",
+                end_section=number == len(group) - 1,
+            )
     return table
 
 
-def _place(row: Row) -> tuple[object, str]:
-    return row.extra.get("host", "guest"), row.case
+def _place(row: Row) -> tuple[str, str]:
+    return str(row.extra.get("host", "guest")), row.case
 
 
 def verdict(rows: Sequence[Row]) -> str:

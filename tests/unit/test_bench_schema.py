@@ -124,6 +124,9 @@ def test_one_table_has_both_kernels(report: schema.Report) -> None:
     for each in here:
         each.case = "all-MiniLM-L6-v2"
         each.extra |= {"host": "native", "delay_ms": None, "cap_bytes_per_s": None}
+        each.wanted_bytes = round(min(each.seconds) * 10.8e9)
+        each.loader = each.loader.replace("read", "safe_open")
+    here[0].extra["state"] = "detached"  # the longest words, and five digits of MB/s
     console = Console(width=80, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
     console.print(show.one_table([*here, *report.rows], "Cold loads"))
     text = console.export_text()
