@@ -113,11 +113,12 @@ test-torch: build ## tests and examples that need torch and transformers (a venv
 # The guest's own pytest writes the report; its exit code, a lost guest and every complaint of the
 # kernel come back through benchmarks.guest.
 VM_TESTS = python -m pytest tests/vm -p no:cacheprovider -rsf --durations=10
-# Each guest is emulated by one thread, so two of them share the work: NAME,OPTIONS,PYTEST'S.
+# Each guest is emulated by one thread, so two of them share the work: NAME,OPTIONS,PYTEST'S,WHICH.
 VM_PART = $(PY) -m benchmarks.guest --name $(1)-$(4) --serial $(2) -- \
-	$(VM_TESTS) --part $(4)/2 --junitxml=build/test/$(1)-$(4).xml $(3)
+	$(VM_TESTS) -p tests.sharing --share build/test/$(1)-taken \
+		--junitxml=build/test/$(1)-$(4).xml $(3)
 define VM_PARTS
-	$(Q)mkdir -p build/test && rm -f build/test/$(1)-?.xml
+	$(Q)mkdir -p build/test && rm -rf build/test/$(1)-?.xml build/test/$(1)-taken
 	$(Q)$(call VM_PART,$(1),$(2),$(3),2) >build/test/$(1)-2.log 2>&1 & other=$$!; \
 		$(call VM_PART,$(1),$(2),$(3),1); status=$$?; \
 		wait $$other || status=$$?; cat build/test/$(1)-2.log; exit $$status

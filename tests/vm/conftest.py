@@ -7,7 +7,6 @@ import os
 import shutil
 import subprocess
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -19,33 +18,14 @@ from pagecache_bpf import kmodule, loader
 from pagecache_bpf.device import Device
 from pagecache_bpf.observer.switch import VARIABLE
 
-#: Seconds that a test takes in an emulated guest, where it is not like most: 50 rounds each, and
-#: many starts of the command.
-USUAL = 6
-SLOW = {"test_kmod_stress.py": 90, "test_cli.py": 30}
+#: Where a test takes long in an emulated guest: 50 rounds each, and many starts of the command.
+SLOW = ("test_kmod_stress.py", "test_cli.py", "test_controller.py")
 LOADED = Path("/sys/module/pagecache_bpf")
 
 
-def pytest_addoption(parser: pytest.Parser) -> None:
-    """--part 1/2: the tests of one guest where several share the work."""
-    parser.addoption("--part", default="1/1", metavar="K/N", help="run the K-th of N parts")
-
-
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Deal the files out, the longest first, each to the part that has least."""
-    part, parts = map(int, config.getoption("part").split("/"))
-    costs = Counter[Path]()
-    for item in items:
-        costs[item.path] += SLOW.get(item.path.name, USUAL)
-    loads = [0] * parts
-    chosen = set()
-    for path, cost in sorted(costs.items(), key=lambda pair: (-pair[1], pair[0])):
-        lightest = loads.index(min(loads))
-        loads[lightest] += cost
-        if lightest == part - 1:
-            chosen.add(path)
-    config.hook.pytest_deselected(items=[item for item in items if item.path not in chosen])
-    items[:] = [item for item in items if item.path in chosen]
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest files first: guests that share the files then end together."""
+    items.sort(key=lambda item: item.path.name not in SLOW)
 
 
 class Module:
