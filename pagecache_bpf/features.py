@@ -319,12 +319,19 @@ def _lockdown(m: Machine) -> Feature:
     return Feature("unsigned modules", True, found, lost)
 
 
+def _no_use(m: Machine) -> str:
+    """Where to look if no module can serve this kernel, however it is built."""
+    if not m.fs.exists("/proc/modules"):
+        return "See loadable modules"
+    return "See struct_ops in modules" if _struct_ops(m).ok is False else ""
+
+
 def _headers(m: Machine) -> Feature:
     lost = "the module cannot be built for this kernel here"
     base = f"/lib/modules/{m.release}/build"
     if m.fs.exists(f"{base}/Makefile"):
         return Feature("kernel headers", True, base, lost)
-    fix = f"Install them (apt install linux-headers-{m.release})"
+    fix = _no_use(m) or f"Install them (apt install linux-headers-{m.release})"
     return Feature("kernel headers", False, f"{base} is missing", lost, fix)
 
 
@@ -340,11 +347,8 @@ def _module(m: Machine) -> Feature:
         found = "none for this kernel" + (
             f"; there is one for {', '.join(others)}" if others else ""
         )
-        if not m.fs.exists("/proc/modules"):
-            return Feature(name, False, found, lost, "See loadable modules")
-        return Feature(
-            name, False, found, lost, "Run `make build` with the kernel headers installed"
-        )
+        fix = _no_use(m) or "Run `make build` with the kernel headers installed"
+        return Feature(name, False, found, lost, fix)
     if not m.fs.exists("/proc/modules"):
         return Feature(name, False, f"not loadable: {path}", lost, "See loadable modules")
     barrier = kmodule.signature_barrier(m.fs)

@@ -358,6 +358,27 @@ def test_what_is_missing_is_seen(
     assert feature.ok or feature.fix
 
 
+@pytest.mark.parametrize(
+    ("change", "headers", "module"),
+    [
+        (lambda k: k.remove("proc/modules"), "See loadable modules", "See loadable modules"),
+        (
+            lambda k: k.put("sys/kernel/btf/vmlinux", btf("old")),
+            *("See struct_ops in modules", "See struct_ops in modules"),
+        ),
+        (lambda k: None, "apt install linux-headers", "Run `make build`"),
+    ],
+)
+def test_nobody_is_sent_to_build_a_module_that_cannot_serve(
+    kernel: Kernel, change: Change, headers: str, module: str
+) -> None:
+    kernel.remove(f"lib/modules/{RELEASE}/build")
+    kernel.put(f"lib/modules/{RELEASE}/modules.dep", "kernel/fs/ext4.ko:\n")
+    change(kernel)
+    assert headers in kernel.probe("kernel headers").fix
+    assert module in kernel.probe("module pagecache_bpf").fix
+
+
 def test_an_ordinary_user_is_told_to_use_sudo(kernel: Kernel) -> None:
     feature = kernel.probe("privileges", euid=1000)
     assert (feature.ok, feature.found) == (False, "user 1000")
