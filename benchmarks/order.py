@@ -203,6 +203,14 @@ def measure_here(options: argparse.Namespace, say: hosted.Say) -> schema.Report:
     return report
 
 
+def _of_cap(row: schema.Row) -> str:
+    """The share of what a device with a cap can do: the wanted pages and nothing else."""
+    cap = row.extra.get("cap_bytes_per_s")
+    if not cap or not row.median_s:
+        return ""
+    return f"{row.extra['wanted_page_bytes'] / cap / row.median_s:.0%}"
+
+
 def print_order(report: schema.Report, console: Console) -> None:
     """One line a row."""
     lines = []
@@ -220,12 +228,13 @@ def print_order(report: schema.Report, console: Console) -> None:
                 f"{row.wanted_bytes / 1e6:.1f}",
                 f"{row.extra['wanted_page_bytes'] / 1e6:.1f}",
                 f"{read / row.extra['wanted_page_bytes']:.3f}" if read else "",
+                _of_cap(row),
             ]
         )
     columns = [("order", "text"), ("state", "text"), ("median s", "number")]
     columns += [("x default", "number"), ("x sequential", "number")]
     columns += [("read MB", "number"), ("wanted MB", "number"), ("in pages", "number")]
-    columns += [("read/wanted", "number")]
+    columns += [("read/wanted", "number"), ("of cap", "number")]
     # Numbers take what 80 columns have, and would leave nothing for the words.
     console.width = max(_WIDTH, console.width)
     console.print(table(columns, lines))
