@@ -30,6 +30,7 @@
 
 #define PAGECACHE_NODE_ANY (-1) /* no preference: the reader's own node */
 #define PAGECACHE_NO_MARK (~0ULL) /* answer without a readahead marker */
+#define PAGECACHE_HUGE_BYTES (2 << 20) /* of a huge page of the page cache */
 #define PAGECACHE_ORDER_AUTO (~0U) /* folio order left to the engine */
 
 /* Hooks; also the bit numbers of pagecache_info.hooks. */

@@ -23,7 +23,6 @@ PAGECACHE_KNOB(u32, confirm_accesses, 3, "accesses", 1, 16, "accesses in order t
 #define STREAMS 8
 #define TRUSTED 1 /* files of a model streamed to the end before it is trusted */
 #define STEEP_BYTES (32 << 20) /* windows below this grow fourfold, without being judged */
-#define HUGE_BYTES (2 << 20)
 #define NOW_PAGES 64 /* of a miss, before the rest follows */
 #define DOWN_PARTS 4 /* requests for the window below a reader that goes down */
 #define HEAD_PAGES 64 /* a trusted file is expected to be read from here */
@@ -286,7 +285,7 @@ static __noinline int go_on(struct pagecache_ctx *ctx, u64 window, u64 room)
 		return 0;
 	want = min_u64(window - left, pages);
 	if (want < pages)
-		want &= ~(pages_of(ctx, HUGE_BYTES) - 1);
+		want &= ~(pages_of(ctx, PAGECACHE_HUGE_BYTES) - 1);
 	head = pagecache_same_file(&model->next, &next) ? model->head : 0;
 	if (want <= head || (want - head < step && want < pages))
 		return 0;
@@ -304,7 +303,7 @@ static __always_inline void top_up(struct pagecache_ctx *ctx, struct stream *s, 
 {
 	u64 end = min_u64(ctx->index + s->window, ctx->file_pages);
 	u64 step = mark_step(s->window);
-	u64 huge = pages_of(ctx, HUGE_BYTES);
+	u64 huge = pages_of(ctx, PAGECACHE_HUGE_BYTES);
 	s64 accepted;
 
 	if (s->ahead < ctx->index)

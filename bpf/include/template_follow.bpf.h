@@ -71,7 +71,7 @@ struct follow {
 static __always_inline struct follow follow_from(struct pagecache_ctx *ctx, struct cursor *cursor,
 						 u64 window, u64 limit)
 {
-	u64 huge = pages_of(ctx, HUGE_BYTES);
+	u64 huge = pages_of(ctx, PAGECACHE_HUGE_BYTES);
 
 	cursor->room = room_in_budget(ctx);
 	return (struct follow){

@@ -26,8 +26,6 @@ PAGE_SIZE = os.sysconf("SC_PAGE_SIZE")
 PIECE = 8 << 20
 #: Pages that are not worth an extent of their own.
 CRUMB = 16
-#: Bytes of a huge page (HUGE_BYTES of stream.bpf.h): a shorter extent does not bring in the rest.
-HUGE = 2 << 20
 _SOURCE = {
     "derived": _abi.TemplateSource.DERIVED,
     "recorded": _abi.TemplateSource.RECORDED,
@@ -159,7 +157,8 @@ def _steps(template: Template, page_size: int) -> tuple[Array, Array]:
         extents[name] = unique[name]
     extents["users"] = users
     sizes = np.array([each.size for each in template.files], np.int64) // page_size
-    huge = HUGE // page_size
+    # A shorter extent does not bring in the rest of one.
+    huge = _abi.HUGE_BYTES // page_size
     extents["edges"] = _shared(extents) | _whole(extents, sizes, huge)
     extents["before"], extents["behind"] = _bringers(extents, huge)
     steps = np.zeros(len(rows), [("consumer", "u4"), ("file", "u4"), ("extent", "u4")])

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from pagecache_bpf import _abi
+from pagecache_bpf.agent import worker
 from pagecache_bpf.btf import Btf, Kind
 from pagecache_bpf.elf import Elf
 
@@ -215,3 +216,8 @@ def test_ioctl_numbers_carry_the_sizes() -> None:
     ):
         assert number >> 16 & 0x3FFF == ctypes.sizeof(struct), struct.__name__
         assert number >> 8 & 0xFF == _abi.IOC_MAGIC
+
+
+def test_a_worker_reads_huge_pages() -> None:
+    # It imports nothing of the package, so that it starts quickly.
+    assert worker.CHUNK_BYTES == _abi.HUGE_BYTES
