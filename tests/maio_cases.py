@@ -15,12 +15,13 @@ from pathlib import Path
 from typing import Protocol
 
 import numpy as np
+import pytest
 
 from benchmarks.cachestat import PAGE_SIZE, drop
 from pagecache_bpf.templates import EXTENT, Template
 from pagecache_bpf.templates.replay import Replay
 from pagecache_bpf.templates.traces import describe
-from tests.vm.kernel import check, resident, wait_for
+from tests.vm.kernel import check, make_file, resident, wait_for
 
 PAGES = 8191
 MIB = (1 << 20) // PAGE_SIZE
@@ -333,3 +334,49 @@ def alternates_between_files(engine: Engine, files: Sequence[Path]) -> None:
         policy.idle()
         replay = policy.replay()
         assert replay.accuracy == 1.0 and replay.jumps == 0
+
+
+class Cases:
+    """All of them, as tests of one engine.  Who inherits it has a fixture `place`: a directory."""
+
+    engine: Engine
+
+    @pytest.fixture
+    def file(self, place: Path) -> Path:
+        """One with known contents."""
+        return make_file(place / "weights.safetensors", PAGES)
+
+    @pytest.mark.parametrize("through_mmap", [False, True], ids=["read", "mmap"])
+    def test_the_order_is_followed(self, file: Path, through_mmap: bool) -> None:
+        follows_the_order(self.engine, file, through_mmap)
+
+    def test_the_window_is_never_exceeded(self, file: Path) -> None:
+        stays_within_the_window(self.engine, file)
+
+    def test_a_jump_moves_the_window(self, file: Path) -> None:
+        moves_when_the_consumer_jumps(self.engine, file)
+
+    def test_single_accesses_elsewhere_are_no_jumps(self, file: Path) -> None:
+        looks_elsewhere(self.engine, file)
+
+    def test_going_down_through_a_range(self, file: Path) -> None:
+        goes_down(self.engine, file)
+
+    def test_ranks_share_one_prefetch(self, file: Path) -> None:
+        ranks_share(self.engine, file)
+
+    def test_a_wrong_template_is_dropped(self, file: Path) -> None:
+        drops_a_wrong_template(self.engine, file)
+
+    def test_drop_behind(self, file: Path) -> None:
+        drops_behind(self.engine, file)
+
+    def test_a_second_load(self, file: Path) -> None:
+        reads_again_what_was_dropped(self.engine, file)
+
+    def test_without_a_template(self, file: Path) -> None:
+        streams_without_a_template(self.engine, file)
+
+    def test_two_files_in_turns(self, place: Path) -> None:
+        files = [make_file(place / f"shard-{number}", 1024) for number in range(2)]
+        alternates_between_files(self.engine, files)

@@ -22,7 +22,7 @@ from pagecache_bpf.templates import Template, check, read, replay
 from tests import maio_cases as cases
 from tests.unit import weights
 from tests.unit.command import run, undocumented
-from tests.vm.kernel import make_file, wait_for
+from tests.vm.kernel import wait_for
 
 pytestmark = pytest.mark.native
 
@@ -80,9 +80,6 @@ class AgentEngine:
                 governor.agent.detach("maio")
 
 
-ENGINE = AgentEngine()
-
-
 @pytest.fixture(autouse=True)
 def _usual(tmp_path: Path) -> Iterator[None]:
     """The readahead window that distributions ship, and nothing attached afterwards."""
@@ -97,58 +94,20 @@ def _usual(tmp_path: Path) -> Iterator[None]:
                 agent.detach(name)
 
 
-@pytest.fixture
-def file(tmp_path: Path) -> Path:
-    return make_file(tmp_path / "weights.safetensors", cases.PAGES)
+class TestAgent(cases.Cases):
+    """The cases, on this machine's own kernel."""
 
+    engine = AgentEngine()
 
-@pytest.mark.parametrize("through_mmap", [False, True], ids=["read", "mmap"])
-def test_the_order_is_followed(file: Path, through_mmap: bool) -> None:
-    cases.follows_the_order(ENGINE, file, through_mmap)
+    @pytest.fixture
+    def place(self, tmp_path: Path) -> Path:
+        return tmp_path
 
-
-def test_the_window_is_never_exceeded(file: Path) -> None:
-    cases.stays_within_the_window(ENGINE, file)
-
-
-def test_a_jump_moves_the_window(file: Path) -> None:
-    cases.moves_when_the_consumer_jumps(ENGINE, file)
-
-
-def test_single_accesses_elsewhere_are_no_jumps(file: Path) -> None:
-    cases.looks_elsewhere(ENGINE, file)
-
-
-def test_going_down_through_a_range(file: Path) -> None:
-    cases.goes_down(ENGINE, file)
-
-
-def test_ranks_share_one_prefetch(file: Path) -> None:
-    cases.ranks_share(ENGINE, file)
-
-
-def test_a_wrong_template_is_dropped(file: Path) -> None:
-    before = client.LOG.stat().st_size if client.LOG.exists() else 0
-    cases.drops_a_wrong_template(ENGINE, file)
-    said = client.LOG.read_text()[before:]
-    assert "policy maio: the I/O template of test was wrong too often: dropped" in said
-
-
-def test_drop_behind(file: Path) -> None:
-    cases.drops_behind(ENGINE, file)
-
-
-def test_a_second_load(file: Path) -> None:
-    cases.reads_again_what_was_dropped(ENGINE, file)
-
-
-def test_without_a_template(file: Path) -> None:
-    cases.streams_without_a_template(ENGINE, file)
-
-
-def test_two_files_in_turns(tmp_path: Path) -> None:
-    files = [make_file(tmp_path / f"shard-{number}", 1024) for number in range(2)]
-    cases.alternates_between_files(ENGINE, files)
+    def test_a_wrong_template_is_dropped(self, file: Path) -> None:
+        before = client.LOG.stat().st_size if client.LOG.exists() else 0
+        super().test_a_wrong_template_is_dropped(file)
+        said = client.LOG.read_text()[before:]
+        assert "policy maio: the I/O template of test was wrong too often: dropped" in said
 
 
 def test_the_command_derives_and_shows_it(tmp_path: Path) -> None:
@@ -237,6 +196,8 @@ def test_files_without_a_template_are_told(tmp_path: Path) -> None:
     assert failed.code == 2 and "no template can be derived" in failed.err
 
 
-def test_policies_that_take_none_say_so(file: Path) -> None:
-    failed = run("attach", "noop", "--engine", "agent", file, "--template", "auto")
+def test_policies_that_take_none_say_so(tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    weights.safetensors(path, {"a": (64, 64)})
+    failed = run("attach", "noop", "--engine", "agent", path, "--template", "auto")
     assert failed.code == 2 and "takes no I/O template" in failed.err

@@ -46,63 +46,20 @@ class StructOps:
             yield Attached(policy.name, policy.device)
 
 
-ENGINE = StructOps()
+class TestStructOps(cases.Cases):
+    """The cases, in a guest."""
+
+    engine = StructOps()
+
+    @pytest.fixture
+    def place(self, mount: Path) -> Path:
+        return mount
 
 
-@pytest.fixture
-def file(mount: Path) -> Path:
-    return make_file(mount / "weights", cases.PAGES)
-
-
-@pytest.mark.parametrize("through_mmap", [False, True], ids=["read", "mmap"])
-def test_the_order_is_followed(file: Path, through_mmap: bool) -> None:
-    cases.follows_the_order(ENGINE, file, through_mmap)
-
-
-def test_the_window_is_never_exceeded(file: Path) -> None:
-    cases.stays_within_the_window(ENGINE, file)
-
-
-def test_a_jump_moves_the_window(file: Path) -> None:
-    cases.moves_when_the_consumer_jumps(ENGINE, file)
-
-
-def test_single_accesses_elsewhere_are_no_jumps(file: Path) -> None:
-    cases.looks_elsewhere(ENGINE, file)
-
-
-def test_going_down_through_a_range(file: Path) -> None:
-    cases.goes_down(ENGINE, file)
-
-
-def test_ranks_share_one_prefetch(file: Path) -> None:
-    cases.ranks_share(ENGINE, file)
-
-
-def test_a_wrong_template_is_dropped(file: Path) -> None:
-    cases.drops_a_wrong_template(ENGINE, file)
-
-
-def test_the_first_access_is_told(file: Path) -> None:
+def test_the_first_access_is_told(mount: Path) -> None:
     """One of the first page, too: steps count from what was told before."""
+    file = make_file(mount / "weights", cases.PAGES)
     with attached("maio", file) as policy:
         for page, calls in ((0, 1), (1, 1), (33, 2)):
             read_pages(file, page, 1)
             assert policy.count("access_calls") == calls
-
-
-def test_drop_behind(file: Path) -> None:
-    cases.drops_behind(ENGINE, file)
-
-
-def test_a_second_load(file: Path) -> None:
-    cases.reads_again_what_was_dropped(ENGINE, file)
-
-
-def test_without_a_template(file: Path) -> None:
-    cases.streams_without_a_template(ENGINE, file)
-
-
-def test_two_files_in_turns(mount: Path) -> None:
-    files = [make_file(mount / f"shard-{number}", 1024) for number in range(2)]
-    cases.alternates_between_files(ENGINE, files)
