@@ -23,7 +23,6 @@ from tests.vm.kernel import ROOT, attached, make_file, test_policy, wait_for
 pytestmark = pytest.mark.vm
 
 PAGES = 2053
-ROUNDS = 50
 
 READER = """
 import sys
@@ -75,21 +74,24 @@ def files(mount: Path) -> list[Path]:
     return [make_file(mount / f"weights-{i}", PAGES) for i in range(2)]
 
 
+def attach_and_detach(files: list[Path], turn: int) -> None:
+    with attached(("sequential", test_policy("maximal"))[turn % 2], *files) as policy:
+        wait_for(lambda: policy.count("readahead_calls") > 5, "readers to be governed")
+
+
 def test_attach_and_detach_under_readers(files: list[Path]) -> None:
+    """In one module; it is attached and detached 50 times more below."""
     with readers(*files):
-        for round_ in range(ROUNDS):
-            name = ("sequential", test_policy("maximal"))[round_ % 2]
-            with attached(name, *files) as policy:
-                wait_for(lambda: policy.count("readahead_calls") > 5, "readers to be governed")
+        for turn in range(10):
+            attach_and_detach(files, turn)
 
 
 def test_load_and_unload_under_readers(files: list[Path], module: object) -> None:
     """The module's text is left only when nobody is in it."""
     assert hasattr(module, "load") and hasattr(module, "unload")
     with readers(*files):
-        for _ in range(ROUNDS):
-            with attached("sequential", *files) as policy:
-                wait_for(lambda: policy.count("readahead_calls") > 3, "readers to be governed")
+        for turn in range(50):
+            attach_and_detach(files, turn)
             module.unload()
             module.load()
 
