@@ -166,7 +166,7 @@ def summary(rows: Sequence[schema.Row]) -> list[str]:
     """The result in a sentence per case and loader."""
     lines = []
     for row in rows:
-        if row.policy is None:
+        if row.extra["state"] != "attached":
             continue
         speedup, share = row.extra["speedup"], row.extra["of_limit"]
         where = "here" if row.extra.get("host") == "native" else "in the guest"

@@ -88,6 +88,10 @@ def new_case(checkpoint: Model, fs: str, source: Model, **labels: Any) -> Case:
 def cold(case: Case, run: Callable[[], loaders.Outcome]) -> tuple[loaders.Outcome, int | None]:
     """Drop the case's pages, prove it, run, and count what the device had to read."""
     drop(case.files)
+    return _as_it_is(case, run)
+
+
+def _as_it_is(case: Case, run: Callable[[], loaders.Outcome]) -> tuple[loaders.Outcome, int | None]:
     before = device_bytes_read(case.files[0])
     outcome = run()
     after = device_bytes_read(case.files[0])
@@ -153,7 +157,8 @@ def interleave(
     "Detached again" is measured in the last `detached_rounds` rounds (None: in all): from the
     second round on the default is measured after a detach as well.
 
-    A last, warm load by each loader says what this CPU can do when nothing is read.
+    Then each loader loads once more, after the policy's load or its own, and after a plain read:
+    what this CPU can do when nothing is read.
     """
     rows = {
         (state, name): _row(case, name, state, policy) for state in STATES for name in loader_names
@@ -190,6 +195,13 @@ def interleave(
         name = row.loader.split()[0]
         first = rows["default", loader_names[0]] if row.extra["state"] == "peer" else None
         _compare(row, rows.get(("default", name), first))
+    with attached(control, policy, case.checkpoint.root):
+        for name in loader_names:
+            run = partial(loaders.run_loader, name, case.files, case.reference)
+            result.append(_again(case, name, run, policy))
+    for name, run in (others or {}).items():
+        if name.split()[0] not in loader_names:
+            result.append(_again(case, name, run))
     return [*result, *(_warm(case, name) for name in loader_names)]
 
 
@@ -206,13 +218,22 @@ def _compare(row: schema.Row, default: schema.Row | None) -> None:
         row.extra["speedup_min"], row.extra["speedup_max"] = min(pairs), max(pairs)
 
 
+def _again(
+    case: Case, name: str, run: Callable[[], loaders.Outcome], policy: str | None = None
+) -> schema.Row:
+    """The second of two loads."""
+    row = _row(case, name, "again", None)
+    row.policy = policy
+    cold(case, run)
+    record(row, *_as_it_is(case, run))
+    return row
+
+
 def _warm(case: Case, name: str) -> schema.Row:
     row = _row(case, name, "warm", None)
     loaders.run_loader("read", case.files, case.reference)  # fills the cache
-    before = device_bytes_read(case.files[0])
-    outcome = loaders.run_loader(name, case.files, case.reference)
-    after = device_bytes_read(case.files[0])
-    record(row, outcome, difference(before, after))
+    run = partial(loaders.run_loader, name, case.files, case.reference)
+    record(row, *_as_it_is(case, run))
     return row
 
 

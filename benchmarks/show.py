@@ -20,6 +20,7 @@ _STATE_TEXT = {
     "attached": "{policy}",
     "detached": "detached again",
     "limit": "direct I/O",
+    "again": "{policy} again",
     "warm": "(cached)",
 }
 
@@ -31,16 +32,24 @@ def megabytes(count: float) -> str:
 
 def state_text(row: Row) -> str:
     """What was in force when the row was measured, in words."""
-    if row.extra.get("state") == "peer":
+    if _is_other(row):
         return names_of(row)[1]
     text = _STATE_TEXT.get(str(row.extra.get("state")), str(row.extra.get("state")))
     return text.format(policy=row.policy)
 
 
+def _is_other(row: Row) -> bool:
+    """Whether it is another's: only those have no policy when they load again."""
+    state = row.extra.get("state")
+    return state == "peer" or (state == "again" and not row.policy)
+
+
 def names_of(row: Row) -> tuple[str, str]:
     """A row's loader and who read ahead for it; loaders that replace it do so themselves."""
-    if row.extra.get("state") != "peer":
+    if not _is_other(row):
         return row.loader, state_text(row)
+    if row.extra["state"] == "again":
+        return "again", row.loader
     for word in (" after ", " + "):
         loader, found, warmer = row.loader.partition(word)
         if found:

@@ -3,11 +3,12 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import pytest
 
-from benchmarks import checkpoints, loaders, rounds
+from benchmarks import checkpoints, disks, loaders, rounds
 from benchmarks.cachestat import NotCold, drop, resident_pages
 from benchmarks.directio import Plan, read_whole
 from pagecache_bpf.errors import PagecacheError, UnsupportedError
@@ -84,27 +85,51 @@ class Recorder:
         self.calls.append(f"detach {policy}")
 
 
-def test_rounds_measure_every_state_cold(llama: Model) -> None:
+def test_the_device_counts_what_it_reads(llama: Model) -> None:
+    path = llama.files[0]
+    before = disks.device_bytes_read(path)
+    if before is None:
+        pytest.skip(f"{path} is on no block device")
+    read_whole(path)
+    after = disks.device_bytes_read(path)
+    assert after is not None and after - before >= path.stat().st_size
+
+
+def own_reads(_: Path) -> int | None:
+    """What this process had read from devices, whatever others read beside it."""
+    try:
+        text = Path("/proc/self/io").read_text()
+    except OSError:  # a kernel that does not count
+        return None
+    return int(text.partition("\nread_bytes: ")[2].split()[0])
+
+
+def test_rounds_measure_every_state_cold(llama: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rounds, "device_bytes_read", own_reads)
     control = Recorder()
     case = rounds.new_case(llama, "any", llama, delay_ms=0)
     plan = Plan(1 << 20, 2)
-    rows = rounds.interleave(case, "p", control, ["read"], 3, plan, detached_rounds=1)
-    by_state = {row.extra["state"]: row for row in rows}
+    other = {"other loader": partial(loaders.run_loader, "read", case.files, case.reference)}
+    rows = rounds.interleave(case, "p", control, ["read"], 3, plan, detached_rounds=1, others=other)
+    by_state = {row.extra["state"]: row for row in rows if row.loader != "other loader"}
+    theirs = {row.extra["state"]: len(row.seconds) for row in rows if row.loader == "other loader"}
+    assert theirs == {"peer": 3, "again": 1}
     assert {state: len(row.seconds) for state, row in by_state.items()} == {
         "default": 3,
         "attached": 3,
         "detached": 1,
         "limit": 3,
+        "again": 1,
         "warm": 1,
     }
-    assert control.calls == ["attach p", "detach p"] * 3
+    assert control.calls == ["attach p", "detach p"] * 4
     assert by_state["attached"].policy == "p"
     assert by_state["detached"].policy is None
     assert all(row.correct for row in rows)
     cold = by_state["default"].device_bytes
-    if cold is not None:  # a file system on a block device
+    if cold is not None:
         assert cold >= llama.size
-        assert by_state["warm"].device_bytes == 0
+        assert by_state["warm"].device_bytes == by_state["again"].device_bytes == 0
     assert by_state["attached"].extra["speedup"] > 0
     assert by_state["default"].limit_s == by_state["limit"].median_s
 

@@ -50,6 +50,8 @@ def report() -> schema.Report:
         each.extra |= {"residency_end_s": 6.0 if each.policy is None else 1.0}
     rows[1].extra |= {"speedup": 3.0, "of_limit": 0.75}
     schema.fill_limits(rows, same=lambda _: None)
+    rows.append(row("again", [0.5]))
+    rows[-1].policy = "sequential"
     return schema.Report(schema.machine(device={"delay_ms": 20.0}), rows)
 
 
@@ -58,7 +60,7 @@ def test_shape(report: schema.Report) -> None:
     assert {"kernel", "cpus", "memory_bytes", "versions", "device"} <= data["machine"].keys()
     for entry in data["rows"]:
         assert entry.keys() >= KEYS
-    default, attached, _ = data["rows"]
+    default, attached, *_ = data["rows"]
     assert default["policy"] is None
     assert default["median_s"] == 6.0
     assert attached["limit_s"] == 1.5
@@ -111,12 +113,16 @@ def test_other_peoples_loaders_fit_into_the_table(report: schema.Report) -> None
         each = row("peer", [3.0, 4.0])
         each.loader = name
         report.rows.append(each)
+    theirs = row("again", [2.0])
+    theirs.loader = "run:ai streamer"
+    report.rows.append(theirs)
     console = Console(width=80, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
     show.print_cold(report, console)
     text = console.export_text()
     assert "\u2026" not in text
-    for words in ("vmtouch -t", "prefetch threads", "run:ai streamer"):
+    for words in ("vmtouch -t", "prefetch threads", "sequential again"):
         assert words in text
+    assert text.count("run:ai streamer") == 2
 
 
 def test_one_table_has_both_kernels(report: schema.Report) -> None:
