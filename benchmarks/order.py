@@ -27,7 +27,7 @@ from pagecache_bpf.models import Model
 
 READ_AHEAD_KB = 128
 POLICIES = (None, "sequential", "maio")
-_WIDTH = 140
+_WIDTH = 144
 
 
 class Templates(CommandLine):
@@ -213,7 +213,6 @@ def _of_cap(row: schema.Row) -> str:
 
 def print_order(report: schema.Report, console: Console) -> None:
     """One line a row."""
-    with_cap = any(_of_cap(row) for row in report.rows)
     lines = []
     for row in report.rows:
         read = row.device_bytes
@@ -229,13 +228,16 @@ def print_order(report: schema.Report, console: Console) -> None:
                 f"{row.wanted_bytes / 1e6:.1f}",
                 f"{row.extra['wanted_page_bytes'] / 1e6:.1f}",
                 f"{read / row.extra['wanted_page_bytes']:.3f}" if read else "",
-                *([_of_cap(row)] if with_cap else []),
             ]
         )
     columns = [("order", "text"), ("state", "text"), ("median s", "number")]
     columns += [("x default", "number"), ("x sequential", "number")]
     columns += [("read MB", "number"), ("wanted MB", "number"), ("in pages", "number")]
-    columns += [("read/wanted", "number"), *([("of cap", "number")] if with_cap else [])]
+    columns += [("read/wanted", "number")]
+    shares = [_of_cap(row) for row in report.rows]
+    if any(shares):
+        columns += [("of cap", "number")]
+        lines = [[*line, share] for line, share in zip(lines, shares, strict=True)]
     # Numbers take what 80 columns have, and would leave nothing for the words.
     console.width = max(_WIDTH, console.width)
     console.print(table(columns, lines))

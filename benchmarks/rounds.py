@@ -92,6 +92,7 @@ def cold(case: Case, run: Callable[[], loaders.Outcome]) -> tuple[loaders.Outcom
 
 
 def _as_it_is(case: Case, run: Callable[[], loaders.Outcome]) -> tuple[loaders.Outcome, int | None]:
+    """Run with what is in the page cache, and count what the device had to read."""
     before = device_bytes_read(case.files[0])
     outcome = run()
     after = device_bytes_read(case.files[0])

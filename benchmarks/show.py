@@ -73,8 +73,7 @@ def _cells(row: Row) -> list[str]:
     ]
 
 
-def cold_table(rows: Sequence[Row], title: str) -> Table:
-    """One case's cold loads, grouped by loader; fits 80 columns."""
+def _empty(title: str, words: Sequence[str], numbers: Sequence[str]) -> Table:
     table = Table(
         title=title,
         title_justify="left",
@@ -82,36 +81,37 @@ def cold_table(rows: Sequence[Row], title: str) -> Table:
         box=box.SIMPLE_HEAD,
         padding=0,
     )
-    table.add_column("loader", no_wrap=True)
-    table.add_column("readahead by", no_wrap=True)
-    for heading in ("median s", "range", "MB/s", "faster", "of limit", "MB read"):
+    for heading in words:
+        table.add_column(heading, no_wrap=True)
+    for heading in numbers:
         table.add_column(heading, justify="right", no_wrap=True)
+    return table
+
+
+def _style(row: Row) -> str:
+    return "red" if not row.correct else "bold green" if row.policy else ""
+
+
+def cold_table(rows: Sequence[Row], title: str) -> Table:
+    """One case's cold loads, grouped by loader; fits 80 columns."""
+    numbers = ("median s", "range", "MB/s", "faster", "of limit", "MB read")
+    table = _empty(title, ("loader", "readahead by"), numbers)
     # By loader in the order of the first, the limit last.
     names = list(dict.fromkeys(names_of(row)[0] for row in rows if row.loader != "direct"))
     for name in [*names, "direct"]:
         group = [row for row in rows if names_of(row)[0] == name]
         for number, row in enumerate(group):
-            style = "red" if not row.correct else "bold green" if row.policy else ""
             cells = _cells(row)
             if number:
                 cells[0] = ""
-            table.add_row(*cells, style=style, end_section=number == len(group) - 1)
+            table.add_row(*cells, style=_style(row), end_section=number == len(group) - 1)
     return table
 
 
 def one_table(rows: Sequence[Row], title: str) -> Table:
     """Cold loads of several cases and both kernels in one table; fits 80 columns."""
-    table = Table(
-        title=title,
-        title_justify="left",
-        title_style="bold",
-        box=box.SIMPLE_HEAD,
-        padding=0,
-    )
-    for heading in ("model, where", "loader", "readahead by"):
-        table.add_column(heading, no_wrap=True)
-    for heading in ("median s", "MB/s", "faster", "of limit"):
-        table.add_column(heading, justify="right", no_wrap=True)
+    numbers = ("median s", "MB/s", "faster", "of limit")
+    table = _empty(title, ("model, where", "loader", "readahead by"), numbers)
     for (host, case), found in groupby((row for _, rows in by_case(rows) for row in rows), _place):
         group = list(found)
         for number, row in enumerate(group):
@@ -124,7 +124,7 @@ def one_table(rows: Sequence[Row], title: str) -> Table:
                 speed,
                 faster,
                 share,
-                style="red" if not row.correct else "bold green" if row.policy else "",
+                style=_style(row),
                 end_section=number == len(group) - 1,
             )
     return table

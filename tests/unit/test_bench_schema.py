@@ -60,7 +60,7 @@ def test_shape(report: schema.Report) -> None:
     assert {"kernel", "cpus", "memory_bytes", "versions", "device"} <= data["machine"].keys()
     for entry in data["rows"]:
         assert entry.keys() >= KEYS
-    default, attached, *_ = data["rows"]
+    default, attached, _, _ = data["rows"]
     assert default["policy"] is None
     assert default["median_s"] == 6.0
     assert attached["limit_s"] == 1.5
