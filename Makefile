@@ -73,9 +73,10 @@ check: build ## lint, types, formats, generated files
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
+	build/venv/bin/lint-imports
 	build/venv/bin/clang-format --dry-run --Werror $(C_FILES)
 	$(PY) tools/gen_abi.py --check
-	$(PY) -m pagecache_bpf.cli.docs --check
+	$(PY) -m tools.generate_docs --check
 
 format: ## format all sources
 	$(PY) -m ruff check --fix .
@@ -84,7 +85,7 @@ format: ## format all sources
 
 docs: ## write what is generated from the code: ABI for Python, man page, metrics
 	$(PY) tools/gen_abi.py
-	$(PY) -m pagecache_bpf.cli.docs --write
+	$(PY) -m tools.generate_docs --write
 
 # A part that fails does not keep the others from being run.  The guest with two nodes is emulated by
 # one thread, and the unit tests need no more.

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
-from pagecache_bpf.cachestat import PAGE_SIZE, CacheStat, cached_pages, cachestat
 from pagecache_bpf.errors import PagecacheError
+from pagecache_bpf.kernel.cachestat import PAGE_SIZE, CacheStat, cached_pages, cachestat
 
 __all__ = [
     "PAGE_SIZE",

@@ -25,7 +25,7 @@ from pathlib import Path
 import numpy as np
 
 from pagecache_bpf.errors import PagecacheError, UsageError
-from pagecache_bpf.models import Model
+from pagecache_bpf.weights.models import Model
 
 _GENERATOR = 1  # changes when the same arguments would give other bytes
 _LAYERS = 32

@@ -16,7 +16,7 @@ from typing import Any
 from benchmarks import checkpoints, hosted, loaders, memory, native, rounds, schema, show
 from benchmarks.control import CommandLine
 from benchmarks.guest.devices import ScaledDevice, scaled_device
-from pagecache_bpf.models import Model
+from pagecache_bpf.weights.models import Model
 
 READ_AHEAD_KB = 128
 

@@ -23,9 +23,9 @@ from rich.console import Console
 
 from benchmarks import checkpoints, cold_load, hosted, memory, schema, show, startup
 from benchmarks.cachestat import Sample
-from pagecache_bpf.cgroups import host_memory
 from pagecache_bpf.errors import PagecacheError, PrivilegeError
-from pagecache_bpf.models import Model
+from pagecache_bpf.kernel.cgroups import host_memory
+from pagecache_bpf.weights.models import Model
 
 OUT = hosted.BUILD / "demo"
 _ROUNDS = 3

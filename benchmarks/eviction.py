@@ -29,7 +29,7 @@ from benchmarks.eviction_cases import (
     multiplex_optimum,
 )
 from benchmarks.guest.devices import scaled_device
-from pagecache_bpf import kmodule
+from pagecache_bpf.kernel import kmod
 
 _MIB = 1 << 20
 _LRU = {False: "classic", True: "mglru"}
@@ -55,7 +55,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 def measure(options: argparse.Namespace, say: hosted.Say) -> schema.Report:
     """In the guest: all cases, both LRUs, round by round."""
-    kmodule.load()
+    kmod.load()
     facts = {"delay_ms": options.delay, "read_ahead_kb": 128, "cap_bytes_per_s": None}
     report = schema.Report(schema.machine(device=facts, limit_bytes=options.limit * _MIB))
     with scaled_device(0, options.fs, 0) as device:

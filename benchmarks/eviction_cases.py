@@ -19,9 +19,9 @@ from benchmarks.cachestat import drop, resident_bytes
 from benchmarks.cgroups import Group, group
 from benchmarks.control import pagecache_bpf
 from benchmarks.disks import device_bytes_read
-from pagecache_bpf import live, loader
-from pagecache_bpf.device import Device
-from pagecache_bpf.policies import discover, find
+from pagecache_bpf.kernel.control_device import Device
+from pagecache_bpf.policy import hints, loader
+from pagecache_bpf.policy.catalog import discover, find
 from pagecache_bpf.simulate.optimum import optimum
 
 MIB = 1 << 20
@@ -213,7 +213,7 @@ def pin(lab: Lab, policy: str | None) -> Measured:
         share = resident_bytes([weights]) / weights.stat().st_size
         numbers = {"resident_share": share}
         if policy:
-            values, alarms = live.gauges(policy)
+            values, alarms = hints.gauges(policy)
             numbers |= {name: float(value) for name, value in values.items()}
             numbers["alarms"] = len(alarms)
         with _counted(lab) as count:
@@ -241,7 +241,7 @@ def multiplex(lab: Lab, policy: str | None, requests: str = switches(12)) -> Mea
             for other in "abc" if policy is not None else "":
                 ahead = (n for n in range(at + 1, len(requests)) if requests[n] == other)
                 due = f"+{10 * (next(ahead, 1000) - at)}s"
-                live.hint(str(policy), "plans", model=other, due_ns=due)
+                hints.hint(str(policy), "plans", model=other, due_ns=due)
             it.scan([paths[model]])
             time.sleep(
                 (IDLE_MS + 100) / 1000
@@ -250,7 +250,7 @@ def multiplex(lab: Lab, policy: str | None, requests: str = switches(12)) -> Mea
         held = it.stat("file")
         numbers: dict[str, float] = {}
         if policy:
-            rows = live.read_map(policy, "scores")
+            rows = hints.read_map(policy, "scores")
             numbers["score_resident_bytes"] = PAGE * sum(
                 row["value"]["resident_pages"] for row in rows
             )
@@ -294,8 +294,8 @@ def colocate(lab: Lab, policy: str | None) -> Measured:
         group("offline", parent=parent.path) as offline,
     ):
         if policy:
-            live.hint(policy, "roles", cgroup_id=str(online.path), value=1)
-            live.hint(policy, "roles", cgroup_id=str(offline.path), value=2)
+            hints.hint(policy, "roles", cgroup_id=str(online.path), value=1)
+            hints.hint(policy, "roles", cgroup_id=str(offline.path), value=2)
         online.scan([weights])
         offline.scan([data])
         share = resident_bytes([weights]) / weights.stat().st_size

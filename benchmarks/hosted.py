@@ -19,7 +19,7 @@ from rich.console import Console
 from benchmarks import schema
 from benchmarks.guest import Disk, Guest, GuestError, end_on_sigterm, explain
 from pagecache_bpf.errors import PagecacheError, UsageError
-from pagecache_bpf.observer.switch import VARIABLE
+from pagecache_bpf.policy.observing import VARIABLE
 from pagecache_bpf.units import parse_size
 
 ROOT = Path(__file__).resolve().parents[1]

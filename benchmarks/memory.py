@@ -20,7 +20,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
-from pagecache_bpf.cgroups import host_memory
+from pagecache_bpf.kernel.cgroups import host_memory
 
 _MADV_HUGEPAGE, _MADV_POPULATE_WRITE = 14, 23  # include/uapi/asm-generic/mman-common.h
 _LEFT_ALONE = 1 << 30

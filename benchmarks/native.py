@@ -18,7 +18,7 @@ from benchmarks import directio, hosted, loaders, memory, peers, rounds, schema
 from benchmarks.control import CommandLine
 from benchmarks.directio import Plan
 from pagecache_bpf.errors import PagecacheError, PrivilegeError
-from pagecache_bpf.models import Model
+from pagecache_bpf.weights.models import Model
 
 _LINK = {"prefetch threads": "+"}
 SWEEP = (Plan(1 << 20, 8), Plan(2 << 20, 8), Plan(2 << 20, 16))

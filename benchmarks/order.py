@@ -23,7 +23,7 @@ from benchmarks.control import CommandLine, pagecache_bpf
 from benchmarks.guest.devices import scaled_device
 from pagecache_bpf.cli.output import table
 from pagecache_bpf.errors import PagecacheError, PrivilegeError
-from pagecache_bpf.models import Model
+from pagecache_bpf.weights.models import Model
 
 READ_AHEAD_KB = 128
 POLICIES = (None, "sequential", "maio")

@@ -27,7 +27,7 @@ from benchmarks.cachestat import PAGE_SIZE
 from benchmarks.checkpoints import data_offsets
 from benchmarks.loaders import Outcome
 from pagecache_bpf.errors import PagecacheError
-from pagecache_bpf.models import Model
+from pagecache_bpf.weights.models import Model
 
 _LAYER = re.compile(r"\.layers\.(\d+)\.")
 _ROWS = ("q_proj", "gate_proj", "up_proj", "embed_tokens", "lm_head")

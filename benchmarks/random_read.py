@@ -27,7 +27,7 @@ from benchmarks import hosted, loaders, rounds, schema, show
 from benchmarks.cachestat import PAGE_SIZE
 from benchmarks.control import CommandLine
 from benchmarks.guest.devices import scaled_device
-from pagecache_bpf.models import Model
+from pagecache_bpf.weights.models import Model
 
 READS = 997  # a prime: a count that turns up in the results did not get there by rounding
 _FILE_BYTES = 256 << 20

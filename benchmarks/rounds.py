@@ -19,7 +19,7 @@ from benchmarks.cachestat import Sample, Sampler, drop
 from benchmarks.directio import SWEEP, Plan
 from benchmarks.disks import device_bytes_read, difference
 from pagecache_bpf.errors import PagecacheError
-from pagecache_bpf.models import Model
+from pagecache_bpf.weights.models import Model
 
 ENGINE = "struct_ops"
 STATES = ("default", "attached", "detached")

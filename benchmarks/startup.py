@@ -27,8 +27,8 @@ from benchmarks import checkpoints, hosted, loaders, order, orders, rounds, sche
 from benchmarks.guest.devices import scaled_device
 from pagecache_bpf.cli.output import table
 from pagecache_bpf.errors import PagecacheError
-from pagecache_bpf.models import Model
-from pagecache_bpf.observer.switch import VARIABLE
+from pagecache_bpf.policy.observing import VARIABLE
+from pagecache_bpf.weights.models import Model
 
 NOBODY = 65534
 STATES = {"plain": "as it is", "load": "in load()"}

@@ -34,9 +34,9 @@ def _derive(root: Path) -> tuple[Outcome, int]:
 
     def work() -> Outcome:
         begun = time.monotonic()
-        from pagecache_bpf.models import resolve
         from pagecache_bpf.templates import derive
         from pagecache_bpf.templates.layout import lay_out
+        from pagecache_bpf.weights.models import resolve
 
         template = derive(resolve(root))
         derived = time.monotonic()

@@ -22,7 +22,6 @@ if TYPE_CHECKING:
         residency,
         tag,
     )
-    from pagecache_bpf.device import Device, ExitRecord, PolicyStatus, Tag, status
     from pagecache_bpf.errors import (
         PagecacheError,
         PolicyRejected,
@@ -30,10 +29,11 @@ if TYPE_CHECKING:
         UnsupportedError,
         UsageError,
     )
-    from pagecache_bpf.live import forget, gauges, hint, read_map
-    from pagecache_bpf.loader import Attachment, attach, detach, knobs_of, pinned
+    from pagecache_bpf.kernel.control_device import Device, ExitRecord, PolicyStatus, Tag, status
     from pagecache_bpf.loads.report import Report
-    from pagecache_bpf.policies import Knob, PolicyInfo, discover, find, parse_knobs
+    from pagecache_bpf.policy.catalog import Knob, PolicyInfo, discover, find, parse_knobs
+    from pagecache_bpf.policy.hints import forget, gauges, hint, read_map
+    from pagecache_bpf.policy.loader import Attachment, attach, detach, knobs_of, pinned
 
 __all__ = [
     "Attachment",
@@ -85,7 +85,7 @@ _HOMES = {
         "residency",
         "tag",
     ),
-    "device": ("Device", "ExitRecord", "PolicyStatus", "Tag", "status"),
+    "kernel.control_device": ("Device", "ExitRecord", "PolicyStatus", "Tag", "status"),
     "errors": (
         "PagecacheError",
         "PolicyRejected",
@@ -93,10 +93,10 @@ _HOMES = {
         "UnsupportedError",
         "UsageError",
     ),
-    "live": ("forget", "gauges", "hint", "read_map"),
-    "loader": ("Attachment", "attach", "detach", "knobs_of", "pinned"),
+    "policy.hints": ("forget", "gauges", "hint", "read_map"),
+    "policy.loader": ("Attachment", "attach", "detach", "knobs_of", "pinned"),
     "loads.report": ("Report",),
-    "policies": ("Knob", "PolicyInfo", "discover", "find", "parse_knobs"),
+    "policy.catalog": ("Knob", "PolicyInfo", "discover", "find", "parse_knobs"),
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
 

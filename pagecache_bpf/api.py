@@ -29,9 +29,9 @@ from pagecache_bpf.errors import PagecacheError, UsageError
 from pagecache_bpf.loads.report import NONE, Report
 
 if TYPE_CHECKING:
-    from pagecache_bpf.loads.ways import Way
-    from pagecache_bpf.models import Model
+    from pagecache_bpf.loads.request import ServedLoad
     from pagecache_bpf.topology import Placement
+    from pagecache_bpf.weights.models import Model
 
 #: A device by name, or whatever names itself so, as a torch.device does.
 Device = object
@@ -89,7 +89,7 @@ class _Shared:
     """What serves the loads of one set of files in this process: those share it."""
 
     key: tuple[Path, ...]
-    way: Way
+    way: ServedLoad
     last: Report
     users: int = 1
     keep: bool = False
@@ -129,7 +129,8 @@ def load(
 
     Raises UsageError, and PrivilegeError for a file that may not be opened.
     """
-    from pagecache_bpf.loads.ways import Nothing, Wish, begin, check_policy
+    from pagecache_bpf.loads.begin import Nothing, begin, check_policy
+    from pagecache_bpf.loads.request import LoadRequest
 
     bound = _budget(budget)
     placed = _placements(devices)
@@ -142,7 +143,7 @@ def load(
     model, why = resolve_model(path)
     from pagecache_bpf.topology import node_of
 
-    wish = Wish(
+    wish = LoadRequest(
         model,
         policy,
         bound,
@@ -157,7 +158,7 @@ def load(
         if shared is not None:
             shared.users += 1
             return Load(shared, keep)
-        way: Way = Nothing(wish.blank(NONE, "none", why)) if why else begin(wish)
+        way: ServedLoad = Nothing(wish.blank(NONE, "none", why)) if why else begin(wish)
         shared = _Shared(model.files, way, wish.blank(NONE, "none", why))
         shared.last = shared.report()
         if model.files:
@@ -199,10 +200,10 @@ def tag(path: PathLike, *, policy: str | None = None, model: str | None = None) 
 
     policy: by default `sequential`.  Raises UsageError, PrivilegeError.
     """
-    from pagecache_bpf.governor import Governor
-    from pagecache_bpf.loads.direct import DEFAULT_POLICY
-    from pagecache_bpf.loads.snapshot import opened
-    from pagecache_bpf.models import resolve
+    from pagecache_bpf.loads.attached import DEFAULT_POLICY
+    from pagecache_bpf.loads.residency_snapshot import opened
+    from pagecache_bpf.policy.engines import Governor
+    from pagecache_bpf.weights.models import resolve
 
     found = resolve(find(path), model)
     name = policy or DEFAULT_POLICY
@@ -243,15 +244,15 @@ def residency(path: PathLike) -> Residency:
     Users who neither own the files nor may write them learn it from the controller, or not at
     all.  Raises UsageError, PrivilegeError.
     """
-    from pagecache_bpf.loads import remote
-    from pagecache_bpf.loads.snapshot import resident_of
+    from pagecache_bpf.loads import through_controller
+    from pagecache_bpf.loads.residency_snapshot import resident_of
 
     files: dict[str, int | None] = {}
     model, _ = resolve_model(path)
     for file in model.files:
         count = resident_of([file])
         if count is None:
-            count = _guarded(lambda file=file: remote.residency(file), None)  # type: ignore[misc]
+            count = _guarded(lambda file=file: through_controller.residency(file), None)  # type: ignore[misc]
         files[str(file)] = count
     counts = list(files.values())
     total = None if None in counts else sum(count for count in counts if count is not None)
@@ -264,9 +265,9 @@ def drop(path: PathLike) -> int | None:
     Clean pages that nobody maps go.  With a controller, files that somebody's load is reading
     stay.  Raises UsageError, PrivilegeError.
     """
-    from pagecache_bpf.controller.protocol import is_running
-    from pagecache_bpf.loads import remote
-    from pagecache_bpf.loads.snapshot import opened, resident_bytes
+    from pagecache_bpf.ipc.public_protocol import is_running
+    from pagecache_bpf.loads import through_controller
+    from pagecache_bpf.loads.residency_snapshot import opened, resident_bytes
 
     model, _ = resolve_model(path)
     asked = is_running()
@@ -274,7 +275,7 @@ def drop(path: PathLike) -> int | None:
     for file in model.files:
         if asked:
             try:
-                gone = remote.drop(file)
+                gone = through_controller.drop(file)
                 total = None if total is None else total + (gone or 0)
                 continue
             except (PagecacheError, OSError):
@@ -302,8 +303,8 @@ def prefetch(
     order.  budget: by default half of the memory that is free.  Without a controller it returns
     when they are read.  Raises UsageError, PrivilegeError.
     """
-    from pagecache_bpf.controller.protocol import is_running
-    from pagecache_bpf.loads import once, remote
+    from pagecache_bpf.ipc.public_protocol import is_running
+    from pagecache_bpf.loads import read_once, through_controller
     from pagecache_bpf.topology import node_of
 
     bound = _budget(budget)
@@ -313,16 +314,16 @@ def prefetch(
         raise UsageError(
             f"extents of {path} are ambiguous", "it is more than one file", "Name one file"
         )
-    wanted = once.wanted(model.files, extents, bound)
+    wanted = read_once.wanted(model.files, extents, bound)
     total = 0
     for file, parts in wanted:
         if is_running():
             try:
-                total += remote.prefetch(file, parts, node)
+                total += through_controller.prefetch(file, parts, node)
                 continue
             except (PagecacheError, OSError):
                 pass
-        total += _guarded(lambda file=file, parts=parts: once.read(file, parts, node), 0)  # type: ignore[misc]
+        total += _guarded(lambda file=file, parts=parts: read_once.read(file, parts, node), 0)  # type: ignore[misc]
     return total
 
 
@@ -373,7 +374,7 @@ def find(path: PathLike) -> Path:
 
 def resolve_model(path: PathLike) -> tuple[Model, str]:
     """The model at PATH; and why nothing can be read ahead of it, if so.  Raises as resolve()."""
-    from pagecache_bpf.models import Model, resolve
+    from pagecache_bpf.weights.models import Model, resolve
 
     found = find(path)
     try:

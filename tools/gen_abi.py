@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0
-"""Generates pagecache_bpf/_abi.py from bpf/include/pagecache_abi.h.
+"""Generates pagecache_bpf/kernel/abi.py from bpf/include/pagecache_abi.h.
 
 The compiler reads the header, not we: structs and enums come from the BTF of an object made of
 it, the values of macros from constants in that object, the counters from the preprocessor.
@@ -22,14 +22,14 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # so that it runs without the package being installed
 
-from pagecache_bpf.btf import Btf, Kind  # noqa: E402
-from pagecache_bpf.compiler import find_clang  # noqa: E402
-from pagecache_bpf.elf import Elf  # noqa: E402
+from pagecache_bpf.kernel.btf import Btf, Kind  # noqa: E402
+from pagecache_bpf.kernel.elf import Elf  # noqa: E402
+from pagecache_bpf.policy.compiler import find_clang  # noqa: E402
 
 HEADER = ROOT / "bpf" / "include" / "pagecache_abi.h"
 #: Its text and that of the headers it includes.
 TEXT = HEADER.with_name("pagecache_template.h").read_text() + HEADER.read_text()
-OUTPUT = ROOT / "pagecache_bpf" / "_abi.py"
+OUTPUT = ROOT / "pagecache_bpf" / "kernel" / "abi.py"
 PREFIX = "PAGECACHE_"
 LINE = 100
 # Macros that are not values.
@@ -187,7 +187,7 @@ def structs(btf: Btf) -> Iterator[str]:
 
 
 def generate() -> str:
-    """The text of _abi.py."""
+    """The text of kernel/abi.py."""
     values = macros()
     with tempfile.TemporaryDirectory(prefix="gen-abi-") as scratch:
         obj = Path(scratch, "abi.o")

@@ -3,7 +3,7 @@
  * inodes.bpf.h - inode numbers that tagged files may have: what every read of any file is asked.
  *
  * One bit for all numbers that are the same modulo 64 * INODE_WORDS.  User space keeps them
- * (pagecache_bpf/inodes.py), 64 in an element of an array that fits the first cache.
+ * (pagecache_bpf/kernel/inode_filter.py), 64 in an element of an array that fits the first cache.
  */
 #ifndef INODES_BPF_H
 #define INODES_BPF_H

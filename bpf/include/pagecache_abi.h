@@ -3,7 +3,7 @@
  * pagecache_abi.h - the one ABI of pagecache-bpf.
  *
  * Included by the kernel module (kmod/), by every policy (bpf/policies/, through
- * policy.bpf.h) and by user space.  pagecache_bpf/_abi.py is generated from it, and
+ * policy.bpf.h) and by user space.  pagecache_bpf/kernel/abi.py is generated from it, and
  * tests compare each size and offset with the BTF of the built module and objects.
  *
  * Rules: fixed-width types only; no implicit padding (every struct is asserted);

@@ -3,7 +3,7 @@
  * pieces.bpf.h - for policies that remember something about parts of files.
  *
  * A piece is PIECE_PAGES pages of a file, or a whole file that is smaller.  Members of piece_key
- * are named so that user space can fill them in (pagecache_bpf/hints.py).
+ * are named so that user space can fill them in (pagecache_bpf/policy/hint_maps.py).
  */
 #ifndef PIECES_BPF_H
 #define PIECES_BPF_H

@@ -74,7 +74,7 @@ char LICENSE[] SEC("license") = "GPL";
 				value
 
 /*
- * A map that user space writes, or reads (pagecache_bpf/hints.py); stands before SEC(".maps").
+ * A map that user space writes, or reads (pagecache_bpf/policy/hint_maps.py); stands before SEC(".maps").
  * Names of its key's and value's members mean something: model, cgroup_id, ino, ..._ns.
  */
 #define PAGECACHE_HINT(help) PAGECACHE_NOTE("hint=" help)

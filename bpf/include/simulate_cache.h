@@ -33,7 +33,7 @@ struct sim_event {
 	u32 reserved;
 };
 
-/* Bytes unless said otherwise; pagecache_bpf/simulate/engine.py has the same. */
+/* Bytes unless said otherwise; pagecache_bpf/simulate/simulator.py has the same. */
 struct sim_totals {
 	u64 wanted;
 	u64 hit; /* resident since an earlier use */

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
  * simulate_replay.h - the second half of simulate_cache.h: pages enter the cache, accesses of a
- * trace are replayed, and the interface to pagecache_bpf/simulate/engine.py.
+ * trace are replayed, and the interface to pagecache_bpf/simulate/simulator.py.
  */
 #ifndef SIMULATE_REPLAY_H
 #define SIMULATE_REPLAY_H
@@ -146,7 +146,7 @@ static inline void sim_access(const struct sim_event *event)
 	sim_run_drops();
 }
 
-/* --- what pagecache_bpf/simulate/engine.py calls --- */
+/* --- what pagecache_bpf/simulate/simulator.py calls --- */
 
 void sim_policy(bool on);
 

@@ -20,24 +20,25 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from pagecache_bpf import _abi, libbpf, maps
-from pagecache_bpf._abi import COUNTERS, Hook, RequestKind
-from pagecache_bpf._logs import write_log
-from pagecache_bpf._verifier import boil_down
-from pagecache_bpf.agent.depth import DEFAULT_DEPTH, LEAST_DEPTH, Depths, Tuner
-from pagecache_bpf.agent.executor import Extent, Source
-from pagecache_bpf.agent.files import FileTag, Sequence, key_of
-from pagecache_bpf.agent.maps import Hints
-from pagecache_bpf.agent.pools import Pools
+from pagecache_bpf._run_dir import write_log
+from pagecache_bpf.agent.hint_access import Hints
 from pagecache_bpf.agent.pressure import Ask, PressureWatch, ask_all
+from pagecache_bpf.agent.queue_depth import DEFAULT_DEPTH, LEAST_DEPTH, Depths, Tuner
+from pagecache_bpf.agent.read_threads import Extent, Source
 from pagecache_bpf.agent.readers import Readers
-from pagecache_bpf.cachestat import cached_pages
+from pagecache_bpf.agent.tagged_files import FileTag, Sequence
+from pagecache_bpf.agent.workers import Pools
 from pagecache_bpf.errors import PolicyRejected, UnsupportedError, UsageError
-from pagecache_bpf.hints import CONSUMERS
-from pagecache_bpf.inodes import InodeBits
-from pagecache_bpf.loader import make_room, set_knobs
-from pagecache_bpf.own import OwnProcesses
-from pagecache_bpf.policies import RODATA, PolicyInfo
+from pagecache_bpf.kernel import abi, bpf_maps, libbpf
+from pagecache_bpf.kernel.abi import COUNTERS, Hook, RequestKind
+from pagecache_bpf.kernel.cachestat import cached_pages
+from pagecache_bpf.kernel.file_key import key_of
+from pagecache_bpf.kernel.inode_filter import InodeBits
+from pagecache_bpf.kernel.own_processes import OwnProcesses
+from pagecache_bpf.kernel.verifier_log import boil_down
+from pagecache_bpf.policy.catalog import RODATA, PolicyInfo
+from pagecache_bpf.policy.hint_maps import CONSUMERS
+from pagecache_bpf.policy.loader import make_room, set_knobs
 
 PAGE_SIZE = os.sysconf("SC_PAGE_SIZE")
 MAX_INFLIGHT_BYTES = 256 << 20
@@ -91,7 +92,7 @@ class Agent:
         self._maps = {each.name: each for each in self._object.maps()}
         self._inodes = InodeBits(self._maps["inode_bits"])
         self.hints = Hints(self._object.btf(), self._maps)
-        self._orders = _abi.pagecache_agent_orders(max_inflight=MAX_INFLIGHT_BYTES // PAGE_SIZE)
+        self._orders = abi.pagecache_agent_orders(max_inflight=MAX_INFLIGHT_BYTES // PAGE_SIZE)
         self._give_orders()
         self._links: list[libbpf.Link] = []
         self._ring = libbpf.RingBuffer(self._maps["requests"].fd, self._receive)
@@ -161,7 +162,7 @@ class Agent:
         except OSError as error:
             raise UsageError(f"{path} was not tagged", error.strerror or str(error)) from error
         source.release()
-        identity = _abi.pagecache_file_key.from_buffer_copy(key)
+        identity = abi.pagecache_file_key.from_buffer_copy(key)
         number = self._models.setdefault(model, len(self._models) + 1)
         tag = FileTag(
             key,
@@ -265,7 +266,7 @@ class Agent:
 
     def map_ids(self) -> dict[str, int]:
         """The kernel's number of each map, by which root can open it."""
-        return {name: maps.map_id(each.fd) for name, each in self._maps.items()}
+        return {name: bpf_maps.map_id(each.fd) for name, each in self._maps.items()}
 
     def dropped_templates(self) -> list[str]:
         """Models whose I/O template the policy has given up, since it was wrong too often."""
@@ -274,7 +275,7 @@ class Agent:
         if models is None:
             return found
         for index in range(models.max_entries):
-            kind = _abi.pagecache_template_model
+            kind = abi.pagecache_template_model
             raw = models.lookup(index.to_bytes(4, sys.byteorder), ctypes.sizeof(kind))
             model = kind.from_buffer_copy(raw or bytes(ctypes.sizeof(kind)))
             if not model.nr_consumers:
@@ -284,11 +285,11 @@ class Agent:
         return found
 
     @property
-    def state(self) -> _abi.pagecache_agent_state:
+    def state(self) -> abi.pagecache_agent_state:
         """What the programs tell this process."""
-        size = ctypes.sizeof(_abi.pagecache_agent_state)
+        size = ctypes.sizeof(abi.pagecache_agent_state)
         raw = self._maps["state"].lookup(bytes(4), size)
-        return _abi.pagecache_agent_state.from_buffer_copy(raw or bytes(size))
+        return abi.pagecache_agent_state.from_buffer_copy(raw or bytes(size))
 
     # --- the parts ---
 
@@ -375,9 +376,9 @@ class Agent:
             if not resident or self.exit is not None:
                 return 0
             before, size = self._given, tag.size_bytes()
-            arguments = _abi.pagecache_agent_pressure(
-                file=_abi.pagecache_file_key.from_buffer_copy(tag.key),
-                want=_abi.pagecache_pressure(
+            arguments = abi.pagecache_agent_pressure(
+                file=abi.pagecache_file_key.from_buffer_copy(tag.key),
+                want=abi.pagecache_pressure(
                     pages=pages, cgroup_id=cgroup_id, round=turn, files=len(self.tags)
                 ),
                 file_pages=-(-size // PAGE_SIZE),
@@ -417,7 +418,7 @@ class Agent:
         return tuner.depth if tuner else DEFAULT_DEPTH
 
     def _receive(self, record: bytes) -> None:
-        request = _abi.pagecache_request.from_buffer_copy(record)
+        request = abi.pagecache_request.from_buffer_copy(record)
         key = bytes(request.file)
         tag = self.tags.get(key)
         if request.kind == RequestKind.EXIT:

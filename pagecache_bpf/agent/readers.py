@@ -10,10 +10,10 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from pagecache_bpf import cgroups
-from pagecache_bpf.agent.pools import Place
+from pagecache_bpf.agent.workers import Place
 from pagecache_bpf.errors import UsageError
-from pagecache_bpf.numa import nodes
+from pagecache_bpf.kernel import cgroups
+from pagecache_bpf.kernel.numa import nodes
 
 #: Of the host's memory this much stays free of prefetch: a share of it, and at least so much.
 HOST_FLOOR_SHARE = 0.05

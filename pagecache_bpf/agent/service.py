@@ -13,12 +13,12 @@ import time
 from pathlib import Path
 from typing import Any
 
-from pagecache_bpf import _abi
 from pagecache_bpf.agent.engine import Agent
-from pagecache_bpf.agent.files import key_of
 from pagecache_bpf.errors import PagecacheError, UsageError
-from pagecache_bpf.observer.held import Held
-from pagecache_bpf.policies import find
+from pagecache_bpf.kernel import abi
+from pagecache_bpf.kernel.file_key import key_of
+from pagecache_bpf.observer.service import Held
+from pagecache_bpf.policy.catalog import find
 
 EXITS_KEPT = 64
 
@@ -109,7 +109,7 @@ class Service:
     def untag(self, ino: int, dev_major: int, dev_minor: int, generation: int) -> dict[str, Any]:
         """Let go of a file."""
         identity = {"dev_major": dev_major, "dev_minor": dev_minor, "generation": generation}
-        self.observed.forget(bytes(_abi.pagecache_file_key(ino=ino, **identity)))
+        self.observed.forget(bytes(abi.pagecache_file_key(ino=ino, **identity)))
         for agent in self.agents.values():
             for key, tag in list(agent.tags.items()):
                 if (tag.ino, tag.dev_major, tag.dev_minor, tag.generation) == (

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 from pagecache_bpf.errors import PagecacheError, UsageError
 
 if TYPE_CHECKING:
-    from pagecache_bpf.governor import Governor
-    from pagecache_bpf.models import Model
-    from pagecache_bpf.policies import PolicyInfo
+    from pagecache_bpf.policy.catalog import PolicyInfo
+    from pagecache_bpf.policy.engines import Governor
+    from pagecache_bpf.weights.models import Model
 
 KNOB = "budget_mib"
 ADMISSION_JSON = {
@@ -65,12 +65,11 @@ def release(governor: Governor, models: Sequence[str]) -> None:
 
 
 def _admit_one(governor: Governor, model: Model, budget: int | None) -> dict[str, Any]:
-    from pagecache_bpf.agent.files import key_of
-    from pagecache_bpf.cli.tagging import open_file
+    from pagecache_bpf.kernel.file_key import key_of, open_to_read
 
     files: dict[str, int] = {}
     for path in model.files:
-        fd = open_file(path)
+        fd = open_to_read(path)
         try:
             files[key_of(fd).hex()] = os.fstat(fd).st_size
         finally:
@@ -79,7 +78,7 @@ def _admit_one(governor: Governor, model: Model, budget: int | None) -> dict[str
         answer = governor.agent.admit(model.name, files, budget)
     else:
         from pagecache_bpf.controller.admission import Budgets
-        from pagecache_bpf.controller.loads import headroom
+        from pagecache_bpf.controller.ledger import headroom
 
         sizes = {bytes.fromhex(key): size for key, size in files.items()}
         decision = Budgets().decide_for_root(model.name, sizes, budget, headroom(os.getpid()))

@@ -9,7 +9,6 @@ import pkgutil
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from pagecache_bpf.cli import verbs
 from pagecache_bpf.errors import UsageError
 
 if TYPE_CHECKING:
@@ -81,6 +80,7 @@ def build_parser() -> Parser:
 
 def find_verbs() -> dict[str, ModuleType]:
     """Return the modules of all commands by the command's name."""
+    verbs = importlib.import_module("pagecache_bpf.cli.verbs")
     names = sorted(module.name for module in pkgutil.iter_modules(verbs.__path__))
     return {
         name.replace("_", "-"): importlib.import_module(f"{verbs.__name__}.{name}")

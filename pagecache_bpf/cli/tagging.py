@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from pagecache_bpf.cli.output import TROUBLESHOOTING
-from pagecache_bpf.device import Tag
 from pagecache_bpf.errors import PagecacheError, PrivilegeError, UsageError
-from pagecache_bpf.governor import Governor
-from pagecache_bpf.models import Model, resolve
+from pagecache_bpf.kernel.control_device import Tag
+from pagecache_bpf.kernel.file_key import open_to_read
+from pagecache_bpf.policy.engines import Governor
 from pagecache_bpf.units import plural
+from pagecache_bpf.weights.models import Model, resolve
 
 PAGE_SIZE = os.sysconf("SC_PAGE_SIZE")
 
@@ -66,7 +67,7 @@ class Tagging:
         """Tag every file of a model.  Raises PagecacheError; what was tagged stays tagged."""
         files = self.models.setdefault(model.name, [])
         for path in model.files:
-            fd = open_file(path)
+            fd = open_to_read(path)
             try:
                 status = os.fstat(fd)
                 identity = (os.major(status.st_dev), os.minor(status.st_dev), status.st_ino)
@@ -100,7 +101,7 @@ class Tagging:
         for identity, path in self._done.items():
             old = self._before.get(identity)
             try:
-                fd = open_file(path)
+                fd = open_to_read(path)
                 try:
                     self.device.untag_fd(fd)
                     if old and old.active and old.policy != self.policy:
@@ -130,21 +131,6 @@ class Tagging:
         ]
 
 
-def open_file(path: Path) -> int:
-    """Open a file for reading without side effects.  Raises UsageError or PrivilegeError."""
-    try:
-        return os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
-    except PermissionError:
-        raise PrivilegeError(
-            f"{path} cannot be opened",
-            "permission denied",
-            "Run as a user who may read the file (root usually may)",
-            f"{TROUBLESHOOTING}#cannot-be-opened",
-        ) from None
-    except OSError as error:
-        raise UsageError(f"{path} cannot be opened", error.strerror or str(error)) from None
-
-
 def untag(device: Governor, tags: Iterable[Tag]) -> list[Tag]:
     """Take tags off by identity; return those that were still there."""
     gone = []
@@ -155,16 +141,3 @@ def untag(device: Governor, tags: Iterable[Tag]) -> list[Tag]:
             continue
         gone.append(tag)
     return gone
-
-
-def size_on_disk(tag: Tag) -> int | None:
-    """The size of a tagged file; None when its path leads elsewhere by now.
-
-    Compared by inode only: the device number of the pages is not always the path's (overlayfs,
-    btrfs).
-    """
-    try:
-        status = os.stat(tag.path)
-    except OSError:
-        return None
-    return status.st_size if status.st_ino == tag.ino else None

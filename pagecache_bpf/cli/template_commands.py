@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 from pagecache_bpf import templates
 from pagecache_bpf.cli.output import Output, pairs, table
 from pagecache_bpf.errors import UsageError
-from pagecache_bpf.models import resolve
 from pagecache_bpf.templates import Template
 from pagecache_bpf.units import format_size, parse_size, plural
+from pagecache_bpf.weights.models import resolve
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -13,10 +13,10 @@ from pagecache_bpf.errors import PagecacheError, UsageError
 from pagecache_bpf.units import format_size, plural
 
 if TYPE_CHECKING:
-    from pagecache_bpf.governor import Governor
-    from pagecache_bpf.models import Model
-    from pagecache_bpf.policies import PolicyInfo
-    from pagecache_bpf.templates.replay import Assigned
+    from pagecache_bpf.policy.catalog import PolicyInfo
+    from pagecache_bpf.policy.engines import Governor
+    from pagecache_bpf.templates.policy_arrays import Assigned
+    from pagecache_bpf.weights.models import Model
 
 AUTO, NONE = "auto", "none"
 
@@ -102,7 +102,7 @@ def choose(
 
 def _one(model: Model, wish: str, partial: bool) -> Chosen:
     from pagecache_bpf import templates
-    from pagecache_bpf.templates.replay import Assigned
+    from pagecache_bpf.templates.policy_arrays import Assigned
 
     if wish in ("", AUTO):
         template = templates.derive(model)
@@ -122,7 +122,7 @@ def sizes_of(chosen: Sequence[Chosen]) -> dict[str, int]:
     """Elements that the policy's maps need."""
     if not chosen:
         return {}
-    from pagecache_bpf.templates.replay import sizes_for
+    from pagecache_bpf.templates.policy_arrays import sizes_for
 
     return sizes_for([(each.assigned.name, each.assigned.template) for each in chosen])
 
@@ -130,9 +130,9 @@ def sizes_of(chosen: Sequence[Chosen]) -> dict[str, int]:
 def give(governor: Governor, policy: str, chosen: Sequence[Chosen]) -> None:
     """Give them to the policy.  Raises PagecacheError."""
     if chosen:
-        from pagecache_bpf.templates import replay
+        from pagecache_bpf.templates import policy_arrays
 
-        replay.give(governor, policy, [each.assigned for each in chosen])
+        policy_arrays.give(governor, policy, [each.assigned for each in chosen])
 
 
 REPLAY_JSON = {
@@ -147,21 +147,6 @@ REPLAY_JSON = {
     "consumers[].position_bytes": "how far it has come in its order",
     "consumers[].bytes": "what it reads in all",
 }
-
-
-def replays(governor: Governor, engine: str, policy: str) -> list[dict[str, Any]]:
-    """How the templates of an attached policy do."""
-    from pagecache_bpf import loader
-
-    if engine == "agent":
-        assert governor.agent is not None
-        if "template_steps" not in governor.agent.map_ids(policy):
-            return []
-    elif not (loader.PIN_ROOT / policy / "maps" / "template_steps").exists():
-        return []
-    from pagecache_bpf.templates.replay import state
-
-    return [each.as_json() for each in state(governor, policy)]
 
 
 def replay_rows(templates: Sequence[dict[str, Any]]) -> list[tuple[str, str]]:

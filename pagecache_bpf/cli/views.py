@@ -7,9 +7,9 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from pagecache_bpf import metrics, stats
-from pagecache_bpf._abi import COUNTERS, OBSERVED
-from pagecache_bpf.stats import ModelStats, Rates, Snapshot
+from pagecache_bpf.kernel.abi import COUNTERS, OBSERVED
+from pagecache_bpf.metrics import collect, declarations
+from pagecache_bpf.metrics.collect import ModelStats, Rates, Snapshot
 from pagecache_bpf.units import format_size
 
 UNKNOWN = "-"
@@ -51,7 +51,7 @@ class Column:
     @property
     def help(self) -> str:
         """What it means, as the metric's declaration says."""
-        known = metrics.find(metrics.PREFIX + self.source).help if self.source else ""
+        known = declarations.find(declarations.PREFIX + self.source).help if self.source else ""
         return f"{known}{self.suffix}"
 
 
@@ -105,14 +105,14 @@ COLUMNS = (
 
 def rows(before: Snapshot | None, after: Snapshot) -> list[Row]:
     """A row for each model of the later snapshot."""
-    changes = stats.rates(before, after) if before else {}
+    changes = collect.rates(before, after) if before else {}
     return [Row(model, changes.get(model.key)) for model in after.models]
 
 
 def as_json(before: Snapshot | None, after: Snapshot) -> dict[str, Any]:
     """The later snapshot with rates; they are null without an earlier one."""
-    data = stats.as_json(after)
-    changes = stats.rates(before, after) if before else {}
+    data = collect.as_json(after)
+    changes = collect.rates(before, after) if before else {}
     for model, row in zip(after.models, data["models"], strict=True):
         change = changes.get(model.key)
         row["rates"] = asdict(change) if change and model.observed else None
@@ -128,15 +128,15 @@ JSON = {
     "observer.level": "full, degraded (only what enters and leaves the cache) or off",
     "observer.missing[]": "tracepoints that this kernel lacks",
     "observer.uncounted[]": "counters that are left out for want of them",
-    "observer.lost_events": metrics.find("pagecache_observer_lost_events_total").help,
+    "observer.lost_events": declarations.find("pagecache_observer_lost_events_total").help,
     "policies[].name": "the policy",
     "policies[].engine": "struct_ops or agent",
     "policies[].state": "attached, or ended (by itself; not detached yet)",
     "policies[].attached_ns": "since when, in ns since 1970; 0 if it has ended",
-    "policies[].governed_bytes": metrics.find("pagecache_policy_governed_bytes").help,
-    "policies[].inflight_bytes": metrics.find("pagecache_policy_inflight_bytes").help,
-    "policies[].kept_bytes": metrics.find("pagecache_policy_kept_bytes").help,
-    "policies[].keep_max_bytes": metrics.find("pagecache_policy_keep_max_bytes").help,
+    "policies[].governed_bytes": declarations.find("pagecache_policy_governed_bytes").help,
+    "policies[].inflight_bytes": declarations.find("pagecache_policy_inflight_bytes").help,
+    "policies[].kept_bytes": declarations.find("pagecache_policy_kept_bytes").help,
+    "policies[].keep_max_bytes": declarations.find("pagecache_policy_keep_max_bytes").help,
     "policies[].lost_requests": "of engine agent: requests that found the ring buffer full",
     "policies[].read_errors.*": "of engine agent: failed reads by errno",
     **{f"policies[].counters.{each.name}": f"{each.help} ({each.unit})" for each in COUNTERS},
@@ -144,18 +144,18 @@ JSON = {
     "policies[].templates[].source": "derived, recorded or imported",
     "policies[].templates[].followed_bytes": "bytes that were accessed as it says",
     "policies[].templates[].strayed_bytes": "bytes accessed otherwise, or prefetched in vain",
-    "policies[].templates[].jumps": metrics.find("pagecache_template_jumps_total").help,
+    "policies[].templates[].jumps": declarations.find("pagecache_template_jumps_total").help,
     "policies[].templates[].dropped": "whether the policy has given it up",
     "models[].model": "the model",
     "models[].policy": "the policy that governs it",
     "models[].engine": "what runs that policy",
-    "models[].files": metrics.find("pagecache_model_files").help,
-    "models[].bytes": metrics.find("pagecache_model_bytes").help,
-    "models[].resident_bytes": metrics.find("pagecache_resident_bytes").help,
-    "models[].resident_by_node.*": f"{metrics.find('pagecache_resident_node_bytes').help}; "
+    "models[].files": declarations.find("pagecache_model_files").help,
+    "models[].bytes": declarations.find("pagecache_model_bytes").help,
+    "models[].resident_bytes": declarations.find("pagecache_resident_bytes").help,
+    "models[].resident_by_node.*": f"{declarations.find('pagecache_resident_node_bytes').help}; "
     "empty if that is not known",
     "models[].observed": "whether the observer counts it; counters is empty if not",
-    "models[].hit_ratio": f"{metrics.find('pagecache_hit_ratio').help}; null without any",
+    "models[].hit_ratio": f"{declarations.find('pagecache_hit_ratio').help}; null without any",
     **{f"models[].counters.{each.name}": f"{each.help} ({each.unit})" for each in OBSERVED},
     "models[].consumers[].tgid": "a process that has read it",
     "models[].consumers[].comm": "its name",

@@ -14,11 +14,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pagecache_bpf._logs import RUN_DIR
+from pagecache_bpf._run_dir import RUN_DIR
 from pagecache_bpf.controller.admission import RULES
 from pagecache_bpf.errors import PagecacheError, PrivilegeError, UsageError
-from pagecache_bpf.models import check_name
 from pagecache_bpf.units import parse_size
+from pagecache_bpf.weights.models import check_name
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -337,14 +337,14 @@ def _mistakes(source: Path, mistakes: list[tuple[int, str]]) -> PagecacheError:
 
 def check_policies(config: Config) -> list[str]:
     """What of a configuration fits this machine's policies; sentences, empty if all does."""
-    from pagecache_bpf import policies
+    from pagecache_bpf.policy import catalog
 
     found = []
     for model in config.models:
         try:
             if model.policy is not None:
-                info = policies.find(model.policy)
-                policies.check_knobs(info, model.knobs)
+                info = catalog.find(model.policy)
+                catalog.check_knobs(info, model.knobs)
         except PagecacheError as error:
             found.append(f"model {model.path}: {error}")
     return found

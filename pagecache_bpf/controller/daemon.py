@@ -23,22 +23,22 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from pagecache_bpf._logs import RUN_DIR
-from pagecache_bpf.agent.client import SOCKET as ROOT_SOCKET
+from pagecache_bpf._run_dir import RUN_DIR
 from pagecache_bpf.agent.service import Service
-from pagecache_bpf.controller import affinity, state
+from pagecache_bpf.controller import affinity_hints, state
 from pagecache_bpf.controller import config as configs
 from pagecache_bpf.controller.admission import Budgets
 from pagecache_bpf.controller.config import Config
-from pagecache_bpf.controller.engines import Engines
-from pagecache_bpf.controller.loads import Book
-from pagecache_bpf.controller.models import Keeper
-from pagecache_bpf.controller.notify import notify, reloading, watchdog_seconds
-from pagecache_bpf.controller.public import PublicDesk
-from pagecache_bpf.controller.root import LANE, RootDesk
-from pagecache_bpf.controller.settings import Settings
-from pagecache_bpf.controller.transport import Connection, Server
+from pagecache_bpf.controller.configured_models import Keeper
+from pagecache_bpf.controller.file_settings import Settings
+from pagecache_bpf.controller.governed import Engines
+from pagecache_bpf.controller.ledger import Book
+from pagecache_bpf.controller.public_service import PublicDesk
+from pagecache_bpf.controller.root_service import LANE, RootDesk
+from pagecache_bpf.controller.systemd import notify, reloading, watchdog_seconds
 from pagecache_bpf.errors import PagecacheError, UsageError
+from pagecache_bpf.ipc.server import Connection, Server
+from pagecache_bpf.policy.agent_device import SOCKET as ROOT_SOCKET
 
 LOCK = RUN_DIR / "agent.lock"
 DEFAULT_GROUP = "pagecache"
@@ -88,7 +88,7 @@ class Daemon:
         settings = Settings(self.config)
         self._budget(settings)
         state.adopt_kernel(self.engines)
-        affinity.sweep()
+        affinity_hints.sweep()
         if self.persist:
             self.failed = state.restore(self.service)
             for sentence in self.failed:

@@ -21,7 +21,7 @@ from contextlib import suppress
 from typing import Any
 
 from pagecache_bpf.errors import UnsupportedError
-from pagecache_bpf.kernelfs import LIVE
+from pagecache_bpf.kernel.kernelfs import LIVE
 
 CONNECTOR, PIDFD = "connector", "pidfd"
 

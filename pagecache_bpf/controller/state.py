@@ -16,12 +16,12 @@ from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from pagecache_bpf import policies
-from pagecache_bpf._logs import RUN_DIR
-from pagecache_bpf.agent.files import key_of
+from pagecache_bpf._run_dir import RUN_DIR
 from pagecache_bpf.agent.service import Service
-from pagecache_bpf.controller.engines import STRUCT_OPS, Engines, Placed
+from pagecache_bpf.controller.governed import STRUCT_OPS, Engines, Placed
 from pagecache_bpf.errors import PagecacheError
+from pagecache_bpf.kernel.file_key import key_of
+from pagecache_bpf.policy import catalog
 
 PATH = RUN_DIR / "state.json"
 KERNEL = RUN_DIR / "kernel.json"
@@ -101,8 +101,8 @@ def restore(service: Service, path: Path = PATH) -> list[str]:
     failed = []
     for each in attached:
         try:
-            info = policies.find(each["policy"])
-            service.attach(each["policy"], str(policies.agent_object(info)), each["knobs"])
+            info = catalog.find(each["policy"])
+            service.attach(each["policy"], str(catalog.agent_object(info)), each["knobs"])
         except (PagecacheError, KeyError) as error:
             failed.append(f"the policy {each.get('name')} was not attached again: {error}")
     for each in tags:

@@ -27,7 +27,7 @@ A snapshot is a dict that JSON can carry.  Sizes are bytes, times nanoseconds:
           "bytes": int,           size of the files
           "resident_bytes": int,  in the cache now, by cachestat(2)
           "resident_by_node": {"0": int, ...} | "unknown",
-          "counters": {name: int},    every member of _abi.OBSERVED
+          "counters": {name: int},    every member of kernel.abi.OBSERVED
           "consumers": [
             {"tgid": int, "comm": str, "alive": bool, "counters": {name: int}}
           ]
@@ -40,6 +40,6 @@ and leaves the cache is counted; the counters of reads, mmap and stalls stay 0. 
 says what each counter means and what cannot be seen.
 """
 
-from pagecache_bpf.observer.core import ENDED_KEPT, Move, Observer
+from pagecache_bpf.observer.observer import ENDED_KEPT, Move, Observer
 
 __all__ = ["ENDED_KEPT", "Move", "Observer"]

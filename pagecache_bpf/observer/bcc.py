@@ -18,10 +18,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from pagecache_bpf import libbpf
-from pagecache_bpf._logs import write_log
+from pagecache_bpf._run_dir import write_log
 from pagecache_bpf.errors import UnsupportedError
-from pagecache_bpf.observer.maps import MAPS, RING, Map
+from pagecache_bpf.kernel import libbpf
+from pagecache_bpf.observer.count_maps import MAPS, RING, Map
 from pagecache_bpf.observer.programs import FAULTS, check_tracepoints, constants
 
 #: Where distributions put it; a virtual environment does not look there.

@@ -9,13 +9,13 @@ import sys
 from collections.abc import Collection
 from pathlib import Path
 
-from pagecache_bpf import libbpf
-from pagecache_bpf._logs import write_log
-from pagecache_bpf._verifier import boil_down
+from pagecache_bpf._run_dir import write_log
 from pagecache_bpf.errors import PagecacheError, UnsupportedError
-from pagecache_bpf.observer.maps import MAPS, RING, Map
-from pagecache_bpf.observer.probe import maps_whole_folios
-from pagecache_bpf.policies import RODATA
+from pagecache_bpf.kernel import libbpf
+from pagecache_bpf.kernel.verifier_log import boil_down
+from pagecache_bpf.observer.count_maps import MAPS, RING, Map
+from pagecache_bpf.observer.fault_probe import maps_whole_folios
+from pagecache_bpf.policy.catalog import RODATA
 
 PAGE_SIZE = os.sysconf("SC_PAGE_SIZE")
 #: Without these nothing can be counted ...

@@ -8,15 +8,9 @@ nothing here needs root or the kernel.
 """
 
 from pagecache_bpf.templates.derive import derive
-from pagecache_bpf.templates.template import (
-    EXTENT,
-    Fit,
-    Template,
-    TemplateFile,
-    check,
-    require_fit,
-)
+from pagecache_bpf.templates.template import EXTENT, Fit, Template, check, require_fit
 from pagecache_bpf.templates.text import is_template, read, write
+from pagecache_bpf.weights.identity import TemplateFile
 
 __all__ = [
     "EXTENT",

@@ -20,11 +20,11 @@ from pathlib import Path
 import numpy as np
 
 from pagecache_bpf.errors import UsageError
-from pagecache_bpf.models import Model
-from pagecache_bpf.templates import headers
-from pagecache_bpf.templates.headers import Contents
 from pagecache_bpf.templates.sharding import Config, slices
 from pagecache_bpf.templates.template import EXTENT, MAX_EXTENTS, Extents, Template, coalesce
+from pagecache_bpf.weights import headers
+from pagecache_bpf.weights.contents import Contents
+from pagecache_bpf.weights.models import Model
 
 ORDERS = ("keys", "offset", "natural")
 #: Bytes between two slices that are not worth a seek.

@@ -16,8 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from pagecache_bpf import _abi
 from pagecache_bpf.errors import PagecacheError
+from pagecache_bpf.kernel import abi
 from pagecache_bpf.templates.intervals import Intervals
 from pagecache_bpf.templates.template import Template
 
@@ -27,24 +27,24 @@ PIECE = 8 << 20
 #: Pages that are not worth an extent of their own.
 CRUMB = 16
 _SOURCE = {
-    "derived": _abi.TemplateSource.DERIVED,
-    "recorded": _abi.TemplateSource.RECORDED,
-    "imported": _abi.TemplateSource.IMPORTED,
+    "derived": abi.TemplateSource.DERIVED,
+    "recorded": abi.TemplateSource.RECORDED,
+    "imported": abi.TemplateSource.IMPORTED,
 }
 
 Array = np.ndarray[Any, Any]
 #: The arrays, in the order in which they are written, and their elements.
 ARRAYS: dict[str, type[ctypes.Structure]] = {
-    "template_models": _abi.pagecache_template_model,
-    "template_consumers": _abi.pagecache_template_consumer,
-    "template_targets": _abi.pagecache_template_target,
-    "template_spans": _abi.pagecache_template_span,
-    "template_index": _abi.pagecache_template_entry,
-    "template_steps": _abi.pagecache_template_step,
-    "template_extents": _abi.pagecache_template_extent,
+    "template_models": abi.pagecache_template_model,
+    "template_consumers": abi.pagecache_template_consumer,
+    "template_targets": abi.pagecache_template_target,
+    "template_spans": abi.pagecache_template_span,
+    "template_index": abi.pagecache_template_entry,
+    "template_steps": abi.pagecache_template_step,
+    "template_extents": abi.pagecache_template_extent,
 }
 FILES = "template_files"
-NONE = _abi.TEMPLATE_NONE
+NONE = abi.TEMPLATE_NONE
 
 
 @dataclass(frozen=True)
@@ -102,14 +102,14 @@ def lay_out(
             known = identity(name, file)
             if known is None:
                 continue
-            key = _abi.pagecache_file_key(
+            key = abi.pagecache_file_key(
                 ino=known.ino,
                 dev_major=known.dev_major,
                 dev_minor=known.dev_minor,
                 generation=known.generation,
             )
             targets["key"][file] = np.frombuffer(bytes(key), targets["key"].dtype)[0]
-            value = _abi.pagecache_template_file(
+            value = abi.pagecache_template_file(
                 file=first_file + file, model=number, spans=first_span + file * nr_consumers
             )
             files.append((bytes(key), bytes(value)))
@@ -158,7 +158,7 @@ def _steps(template: Template, page_size: int) -> tuple[Array, Array]:
     extents["users"] = users
     sizes = np.array([each.size for each in template.files], np.int64) // page_size
     # A shorter extent does not bring in the rest of one.
-    huge = _abi.HUGE_BYTES // page_size
+    huge = abi.HUGE_BYTES // page_size
     extents["edges"] = _shared(extents) | _whole(extents, sizes, huge)
     extents["before"], extents["behind"] = _bringers(extents, huge)
     steps = np.zeros(len(rows), [("consumer", "u4"), ("file", "u4"), ("extent", "u4")])
@@ -173,8 +173,8 @@ def _shared(extents: Array) -> Array:
     starts, ends = np.sort(base + extents["start"]), np.sort(base + extents["end"])
     flags = np.zeros(len(extents), np.uint32)
     for flag, page in (
-        (_abi.TEMPLATE_SHARED_FIRST, base + extents["start"]),
-        (_abi.TEMPLATE_SHARED_LAST, base + extents["end"] - 1),
+        (abi.TEMPLATE_SHARED_FIRST, base + extents["start"]),
+        (abi.TEMPLATE_SHARED_LAST, base + extents["end"] - 1),
     ):
         begun = np.searchsorted(starts, page, side="right")
         over = np.searchsorted(ends, page, side="right")
@@ -198,8 +198,8 @@ def _whole(extents: Array, sizes: Array, huge: int) -> Array:
     starts, ends = starts[begins], reach[np.append(begins[1:], len(reach)) - 1]
     long = extents["end"] - extents["start"] >= huge
     for flag, page in (
-        (_abi.TEMPLATE_WHOLE_FIRST, extents["start"].astype(np.int64)),
-        (_abi.TEMPLATE_WHOLE_LAST, extents["end"].astype(np.int64) - 1),
+        (abi.TEMPLATE_WHOLE_FIRST, extents["start"].astype(np.int64)),
+        (abi.TEMPLATE_WHOLE_LAST, extents["end"].astype(np.int64) - 1),
     ):
         first = page // huge * huge
         union = np.searchsorted(starts, base + first, side="right") - 1
@@ -225,8 +225,8 @@ def _bringers(extents: Array, huge: int) -> tuple[Array, Array]:
         return found
 
     return (
-        find(_abi.TEMPLATE_WHOLE_LAST, last, first),
-        find(_abi.TEMPLATE_WHOLE_FIRST, first, last),
+        find(abi.TEMPLATE_WHOLE_LAST, last, first),
+        find(abi.TEMPLATE_WHOLE_FIRST, first, last),
     )
 
 

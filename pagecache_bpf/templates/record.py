@@ -18,7 +18,6 @@ from pathlib import Path
 import numpy as np
 
 from pagecache_bpf.errors import PagecacheError, UsageError
-from pagecache_bpf.models import Model
 from pagecache_bpf.templates.derive import relative
 from pagecache_bpf.templates.intervals import Intervals
 from pagecache_bpf.templates.template import (
@@ -28,6 +27,7 @@ from pagecache_bpf.templates.template import (
     Template,
 )
 from pagecache_bpf.templates.traces import describe
+from pagecache_bpf.weights.models import Model
 
 PAGE_SIZE = os.sysconf("SC_PAGE_SIZE")
 GAP = 128 << 10
@@ -139,7 +139,7 @@ def record(model: Model, command: Sequence[str], gap: int = GAP) -> Recording:
     gap: bytes between two accesses that are joined.  Raises UsageError (no such command),
     UnsupportedError (no tracepoint of reads here), PagecacheError (nothing was read).
     """
-    from pagecache_bpf.agent.files import key_of
+    from pagecache_bpf.kernel.file_key import key_of
     from pagecache_bpf.observer import Move, Observer
 
     numbers: dict[bytes, int] = {}

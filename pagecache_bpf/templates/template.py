@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -15,6 +14,7 @@ import numpy.typing as npt
 
 from pagecache_bpf.errors import PagecacheError, PrivilegeError, UsageError
 from pagecache_bpf.units import format_size, plural
+from pagecache_bpf.weights.identity import TemplateFile, identify
 
 #: One extent: bytes [offset, offset + length) of a file, wanted by a consumer.  `wanted` of
 #: these bytes are really used; the rest lies between them and is not worth a seek.
@@ -40,21 +40,6 @@ MAX_HASHED = 128 << 20
 _EDGE = 64 << 10
 _BLOCK = 1 << 20
 _DOCS = "docs/troubleshooting.md"
-
-
-@dataclass(frozen=True)
-class TemplateFile:
-    """A file that a template names: its path below the model's directory, and its identity.
-
-    digest: SHA-256, in hex, of the bytes [hashed_from, hashed_from + hashed_bytes): the
-    header of a known format, which says what lies where.
-    """
-
-    path: str
-    size: int
-    hashed_from: int
-    hashed_bytes: int
-    digest: str
 
 
 @dataclass(frozen=True)
@@ -189,26 +174,6 @@ def coalesce(extents: Extents, gap: int = 0) -> Extents:
 
 
 # Identity.
-
-
-def identify(fd: int, size: int, start: int, length: int) -> str:
-    """The digest of a part of an open file; with length 0 of its start and end.
-
-    Raises OSError; EOFError for a file that ends early.
-    """
-    digest = hashlib.sha256()
-    pieces = [(start, length)]
-    if not length:
-        pieces = [(0, min(size, _EDGE)), (max(_EDGE, size - _EDGE), min(_EDGE, size))]
-    for begin, count in pieces:
-        end = min(begin + count, size)
-        while begin < end:
-            data = os.pread(fd, min(_BLOCK, end - begin), begin)
-            if not data:
-                raise EOFError
-            digest.update(data)
-            begin += len(data)
-    return digest.hexdigest()
 
 
 @dataclass(frozen=True)

@@ -37,8 +37,8 @@ from pagecache_bpf.templates.template import (
     MAX_FILES,
     Extents,
     Template,
-    TemplateFile,
 )
+from pagecache_bpf.weights.identity import TemplateFile
 
 MAGIC = "pagecache-bpf template"
 VERSION = 1

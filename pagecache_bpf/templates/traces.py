@@ -14,16 +14,10 @@ from pathlib import Path
 import numpy as np
 
 from pagecache_bpf.errors import PagecacheError, UsageError
-from pagecache_bpf.templates import headers
-from pagecache_bpf.templates.template import (
-    EXTENT,
-    MAX_EXTENTS,
-    MAX_FILES,
-    Template,
-    TemplateFile,
-    coalesce,
-    identify,
-)
+from pagecache_bpf.kernel.file_key import open_to_read
+from pagecache_bpf.templates.template import EXTENT, MAX_EXTENTS, MAX_FILES, Template, coalesce
+from pagecache_bpf.weights import headers
+from pagecache_bpf.weights.identity import TemplateFile, identify
 
 _LINE = 64 << 10
 _NODE_ANY = -1
@@ -36,7 +30,7 @@ def describe(path: Path, name: str) -> TemplateFile:
         return headers.parse(path).file(name)
     except PagecacheError:
         pass  # of a format that says nothing, the edges are its identity
-    fd = headers.open_to_read(path)
+    fd = open_to_read(path)
     try:
         size = os.fstat(fd).st_size
         return TemplateFile(name, size, 0, 0, identify(fd, size, 0, 0))

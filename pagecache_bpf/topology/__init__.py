@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from pagecache_bpf.errors import UsageError
-from pagecache_bpf.kernelfs import KernelFS
+from pagecache_bpf.kernel.kernelfs import KernelFS
 from pagecache_bpf.topology import runtime, sysfs
 from pagecache_bpf.topology.types import (
     AMD,

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from dataclasses import replace
 
-from pagecache_bpf.kernelfs import KernelFS
+from pagecache_bpf.kernel.kernelfs import KernelFS
 from pagecache_bpf.topology.types import (
     AMD,
     ASCEND,

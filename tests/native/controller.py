@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pagecache_bpf.agent.client import AgentDevice
-from pagecache_bpf.controller.protocol import Client
+from pagecache_bpf.ipc.public_protocol import Client
+from pagecache_bpf.policy.agent_device import AgentDevice
 from tests.unit.command import COMMAND, ROOT, Result, environment, run
 
 T = TypeVar("T")

@@ -16,10 +16,10 @@ from pathlib import Path
 import pytest
 
 from benchmarks.cachestat import PAGE_SIZE, drop, resident_pages
-from pagecache_bpf.agent import client
 from pagecache_bpf.cli.verbs import attach, detach, status, tags
-from pagecache_bpf.device import PolicyStatus
-from pagecache_bpf.policies import agent_object, find
+from pagecache_bpf.kernel.control_device import PolicyStatus
+from pagecache_bpf.policy import agent_device
+from pagecache_bpf.policy.catalog import agent_object, find
 from tests.unit.command import Result, run, undocumented
 from tests.vm.kernel import check, make_file, read_all, wait_for
 
@@ -34,11 +34,11 @@ KERNEL_AHEAD = 2 * 32  # pages that the kernel reads ahead by itself, read_ahead
 @pytest.fixture(autouse=True)
 def _nothing_attached() -> Iterator[None]:
     """Nothing is attached before a test, and no agent is left behind."""
-    if client.is_running():
+    if agent_device.is_running():
         run("detach", "--all")
     yield
-    if client.is_running():
-        with client.AgentDevice() as agent:
+    if agent_device.is_running():
+        with agent_device.AgentDevice() as agent:
             for name in agent.details():
                 agent.detach(name)
 
@@ -95,7 +95,7 @@ def read(path: Path, how: str = "read", piece: int = 128 << 10, limit: int = 0) 
 
 def policy(name: str = "sequential") -> PolicyStatus:
     """Its record now."""
-    with client.AgentDevice() as agent:
+    with agent_device.AgentDevice() as agent:
         return next(each for each in agent.policies() if each.name == name)
 
 
@@ -169,7 +169,7 @@ def test_status_tags_and_detach_tell_the_engine(file: Path) -> None:
     assert gone["detached"][0]["untagged"] == 1
     assert gone["detached"][0]["exit"]["kind"] == "detached"
     assert done("tags", "--json").data == {"tags": []}
-    wait_for(lambda: not client.is_running(), "the agent to end with its last policy", 20)
+    wait_for(lambda: not agent_device.is_running(), "the agent to end with its last policy", 20)
 
 
 def test_auto_says_what_it_took_and_why(file: Path) -> None:
@@ -232,10 +232,10 @@ def test_a_killed_agent_leaves_nothing_behind(file: Path) -> None:
     reader = threading.Thread(target=read, args=(file,), kwargs={"piece": PAGE_SIZE})
     reader.start()
     wait_for(lambda: policy().counters["prefetch_calls"] > 2, "prefetching to begin")
-    with client.AgentDevice() as agent:
+    with agent_device.AgentDevice() as agent:
         os.kill(agent.pid, signal.SIGKILL)
     reader.join()
-    wait_for(lambda: not client.is_running(), "the killed process to be gone")
+    wait_for(lambda: not agent_device.is_running(), "the killed process to be gone")
     assert not list(Path("/sys/fs/bpf").glob("pagecache/*"))
     assert done("status", "--json").data["policies"] == []
     done("attach", "sequential", "--engine", "agent", file)
@@ -254,7 +254,7 @@ def test_two_commands_share_one_agent(file: Path) -> None:
         thread.join()
     assert sorted(result.code for result in results) == [0, 0, 1]
     assert "attached already" in next(each.err for each in results if each.code)
-    with client.AgentDevice() as agent:
+    with agent_device.AgentDevice() as agent:
         assert sorted(each.name for each in agent.policies()) == ["noop", "sequential"]
 
 
@@ -296,7 +296,7 @@ def test_a_failed_init_is_told(file: Path) -> None:
     source = ROOT / "tests" / "policies" / "fail_init.bpf.c"
     failed = run("attach", source, "--engine", "agent", file)
     assert failed.code == 1 and "its init failed" in failed.err
-    wait_for(lambda: not client.is_running(), "the agent to end", 20)
+    wait_for(lambda: not agent_device.is_running(), "the agent to end", 20)
 
 
 def test_attach_tags_all_or_nothing(file: Path, tmp_path: Path) -> None:
@@ -327,7 +327,7 @@ def test_a_file_can_be_unmounted_after_a_load(file: Path) -> None:
     drop([file])
     read(file)
     idle()
-    with client.AgentDevice() as agent:
+    with agent_device.AgentDevice() as agent:
         held = [os.readlink(each) for each in Path(f"/proc/{agent.pid}/fd").iterdir()]
         maps = Path(f"/proc/{agent.pid}/maps").read_text()
     assert str(file) not in held and str(file) not in maps
@@ -342,7 +342,7 @@ def test_objects_for_the_agent_are_found_or_compiled(tmp_path: Path) -> None:
 
 def test_only_root_reaches_the_agent() -> None:
     done("attach", "noop", "--engine", "agent")
-    for path in (client.SOCKET, client.SOCKET.parent):
+    for path in (agent_device.SOCKET, agent_device.SOCKET.parent):
         assert path.stat().st_mode & 0o077 == 0
 
 
@@ -352,14 +352,14 @@ def test_what_is_tagged_is_observed(file: Path) -> None:
     done("attach", "noop", "--engine", "agent", file, "--model", name)
     drop([file])
     read(file)
-    with client.AgentDevice() as agent:
+    with agent_device.AgentDevice() as agent:
         shown = agent.stats()
     (model,) = [each for each in shown["models"] if each["model"] == name]
     assert (model["model"], model["policy"], model["engine"]) == (name, "noop", "agent")
     assert model["counters"]["added_bytes"] == PAGES * PAGE_SIZE == model["resident_bytes"]
     assert model["counters"]["read_hit_bytes"] == 0 < model["counters"]["read_bytes"]
     done("untag", file)
-    with client.AgentDevice() as agent:
+    with agent_device.AgentDevice() as agent:
         (model,) = [each for each in agent.stats()["models"] if each["model"] == name]
         assert model["files"] == 0
 
@@ -370,7 +370,7 @@ def test_what_nobody_observes(file: Path, tmp_path: Path) -> None:
     words = ("attach", "noop", "--engine", "agent", file, "--no-observe")
     result = run(*words, env={"PAGECACHE_BPF_RUN_DIR": str(directory)})
     assert (result.code, result.err) == (0, "")
-    with client.AgentDevice(directory / "agent.sock") as agent:
+    with agent_device.AgentDevice(directory / "agent.sock") as agent:
         shown = agent.stats()
         assert (shown["level"], shown["models"]) == ("off", [])
         agent.detach("noop")

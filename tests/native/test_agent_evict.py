@@ -13,12 +13,12 @@ from pathlib import Path
 import pytest
 
 from benchmarks.cachestat import PAGE_SIZE, drop, resident_pages
-from pagecache_bpf.agent import client
 from pagecache_bpf.agent.engine import Agent
 from pagecache_bpf.agent.pressure import PressureWatch, Short, ask_all
-from pagecache_bpf.cachestat import cached_pages
 from pagecache_bpf.cli.verbs import hint, status
-from pagecache_bpf.policies import agent_object, find
+from pagecache_bpf.kernel.cachestat import cached_pages
+from pagecache_bpf.policy import agent_device
+from pagecache_bpf.policy.catalog import agent_object, find
 from tests.unit.command import run, undocumented
 from tests.vm.kernel import make_file, wait_for
 
@@ -31,8 +31,8 @@ MIB = 1 << 20
 @pytest.fixture(autouse=True)
 def _no_agent() -> Iterator[None]:
     yield
-    if client.is_running():
-        with client.AgentDevice() as agent:
+    if agent_device.is_running():
+        with agent_device.AgentDevice() as agent:
             for name in agent.details():
                 agent.detach(name)
 

@@ -18,11 +18,11 @@ from pathlib import Path
 import pytest
 
 from benchmarks.cachestat import PAGE_SIZE, cachestat, drop, resident_pages
-from pagecache_bpf import cgroups, libbpf
-from pagecache_bpf.agent import client
 from pagecache_bpf.agent.engine import Agent
 from pagecache_bpf.errors import UnsupportedError
-from pagecache_bpf.policies import agent_object, find
+from pagecache_bpf.kernel import cgroups, libbpf
+from pagecache_bpf.policy import agent_device
+from pagecache_bpf.policy.catalog import agent_object, find
 from tests.native.test_agent import (  # noqa: F401  # fixtures
     KERNEL_AHEAD,
     PAGES,
@@ -188,7 +188,7 @@ def test_nothing_stays_behind_a_killed_agent(large: Path) -> None:
     with reader(large) as process:
         begin(process)
         wait_for(lambda: policy().counters["prefetch_bytes"] > MIB, "prefetching to begin")
-        with client.AgentDevice() as agent:
+        with agent_device.AgentDevice() as agent:
             pid = agent.pid
             workers = done("status", "--json").data["policies"][0]["workers"]
             os.kill(pid, signal.SIGKILL)
@@ -244,7 +244,7 @@ def read_whole(path: Path) -> None:
 
 def test_requests_that_find_the_buffer_full_are_counted(file: Path) -> None:  # noqa: F811
     done("attach", ROOT / "tests" / "policies" / "flood.bpf.c", "--engine", "agent", file)
-    with client.AgentDevice() as agent:
+    with agent_device.AgentDevice() as agent:
         pid = agent.pid
     os.kill(pid, signal.SIGSTOP)
     try:
@@ -273,7 +273,7 @@ def test_a_model_of_100_000_files(tmp_path: Path) -> None:
     )
     assert result.returncode == 0, result.stderr
     assert json.loads(result.stdout)
-    with client.AgentDevice() as agent:
+    with agent_device.AgentDevice() as agent:
         status = Path(f"/proc/{agent.pid}/status").read_text()
     memory = next(int(line.split()[1]) for line in status.splitlines() if "VmRSS" in line)
     assert memory < 300 * 1024, "KiB of the agent"
@@ -294,7 +294,7 @@ def test_a_file_deleted_while_tagged_is_let_go(file: Path) -> None:  # noqa: F81
         idle()
     shown = done("status", "--json").data["policies"][0]
     assert str(2) in shown["read_errors"]  # ENOENT
-    with client.AgentDevice() as agent:
+    with agent_device.AgentDevice() as agent:
         for pid in (agent.pid, *shown["workers"]):
             held = [os.readlink(each) for each in Path(f"/proc/{pid}/fd").iterdir()]
             assert not any(each.startswith(str(file)) for each in held)

@@ -17,13 +17,14 @@ import pytest
 
 import pagecache_bpf as pc
 from benchmarks.cachestat import PAGE_SIZE, drop, resident_pages
-from pagecache_bpf import kernelfs, live, models
-from pagecache_bpf.agent import client
-from pagecache_bpf.loads import alone, remote, window
-from pagecache_bpf.loads.direct import Direct
-from pagecache_bpf.loads.ways import Wish
-from pagecache_bpf.numa import nodes
+from pagecache_bpf.kernel import kernelfs
+from pagecache_bpf.kernel.numa import nodes
+from pagecache_bpf.loads import through_controller, unprivileged, unprivileged_window
+from pagecache_bpf.loads.attached import Direct
+from pagecache_bpf.loads.request import LoadRequest
+from pagecache_bpf.policy import agent_device, hints
 from pagecache_bpf.topology import runtime
+from pagecache_bpf.weights import models
 from tests.native.controller import NOBODY, as_user, serving
 from tests.unit.command import COMMAND, ROOT, environment
 from tests.unit.command import NOBODY as AS_NOBODY
@@ -103,7 +104,9 @@ def test_root_attaches_a_policy_and_takes_it_back(file: Path, tmp_path: Path) ->
     if before["engine"] == "agent":
         assert "module is not loaded" in before["why"]
         wait_for(
-            lambda: not client.is_running(tmp_path / "run" / "agent.sock"), "the agent to end", 20
+            lambda: not agent_device.is_running(tmp_path / "run" / "agent.sock"),
+            "the agent to end",
+            20,
         )
     assert before["prefetched_bytes"] > 0.5 * SIZE
     assert before["resident_before_bytes"] == 0
@@ -114,14 +117,14 @@ def test_root_attaches_a_policy_and_takes_it_back(file: Path, tmp_path: Path) ->
 
 def test_root_hints_at_the_node_of_its_devices(file: Path) -> None:
     model = models.resolve(file)
-    way = Direct(Wish(model, node=nodes()[0]))
+    way = Direct(LoadRequest(model, node=nodes()[0]))
     try:
         mine = {"key": {"tgid": os.getpid()}, "value": {"node": nodes()[0]}}
-        assert mine in live.read_map("sequential", "consumers")
+        assert mine in hints.read_map("sequential", "consumers")
     finally:
         way.finish(keep=False)
-    if client.is_running():
-        with client.AgentDevice() as agent:
+    if agent_device.is_running():
+        with agent_device.AgentDevice() as agent:
             assert "sequential" not in agent.details()
 
 
@@ -188,7 +191,9 @@ def test_nobody_owning_the_files_leaves_the_cache_clean(file: Path, tmp_path: Pa
 
 def test_who_cannot_open_a_file_learns_nothing(tmp_path: Path) -> None:
     """A user without rights, in a child: nothing is loaded, told or dropped."""
-    assert alone and remote and window and runtime  # imported while they can be read
+    assert (
+        unprivileged_window and through_controller and unprivileged and runtime
+    )  # imported while they can be read
     assert kernelfs.LIVE.mounts()  # which takes a codec that is imported when it is used
     for directory in (tmp_path, *tmp_path.parents):
         if directory.stat().st_uid == 0 and directory != Path("/"):

@@ -173,7 +173,7 @@ SLEEPER = """
 import os, socket, sys
 from pathlib import Path
 sys.path.insert(0, {root!r})
-from pagecache_bpf.controller.protocol import Client
+from pagecache_bpf.ipc.public_protocol import Client
 client = Client(Path({socket!r}))
 fd = os.open({file!r}, os.O_RDONLY)
 client.open_load([fd], model="m")
@@ -378,7 +378,7 @@ def test_templates_of_loads(tmp_path: Path) -> None:
     np = pytest.importorskip("numpy")
     numpy_files = pytest.importorskip("safetensors.numpy")
     from pagecache_bpf import templates
-    from pagecache_bpf.models import resolve
+    from pagecache_bpf.weights.models import resolve
 
     names = {"a": tmp_path / "a.safetensors", "b": tmp_path / "b.safetensors"}
     for seed, path in enumerate(names.values()):

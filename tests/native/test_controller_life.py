@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from pagecache_bpf.controller.protocol import Client
 from pagecache_bpf.errors import UnsupportedError
+from pagecache_bpf.ipc.public_protocol import Client
 from tests.native.controller import AGENT, Controller, load, serving, start, tagged
 from tests.unit.command import run
 from tests.vm.kernel import make_file, wait_for

@@ -20,10 +20,10 @@ from typing import Any
 import pytest
 
 from benchmarks.cachestat import PAGE_SIZE, drop, resident_pages
-from pagecache_bpf.agent.client import AgentDevice
-from pagecache_bpf.controller import protocol
-from pagecache_bpf.controller.protocol import Client
 from pagecache_bpf.errors import PagecacheError, PrivilegeError, UsageError
+from pagecache_bpf.ipc import public_protocol
+from pagecache_bpf.ipc.public_protocol import Client
+from pagecache_bpf.policy.agent_device import AgentDevice
 from tests.native.controller import NOBODY, OTHER, Controller, as_user, serving
 from tests.vm.kernel import make_file, wait_for
 
@@ -297,7 +297,7 @@ def hostile_lines(chooser: random.Random) -> Iterator[bytes]:
     """10,000 messages: noise, damaged requests, and requests with members of wrong kinds."""
     good = [
         {"v": 1, "op": name, **{key: "1" for key in operation.arguments}}
-        for name, operation in protocol.OPERATIONS.items()
+        for name, operation in public_protocol.OPERATIONS.items()
     ]
     values: list[Any] = [None, -1, 1 << 70, 1e308, "", "\0", [], {}, [[0, -1]], True, "x" * 9999]
     for number in range(10_000):
@@ -355,7 +355,7 @@ def test_descriptors_do_not_pile_up(controller: Controller, file: Path) -> None:
             sock.sendmsg([b'{"v": 1, "op": "files"}' + b"\n" * (number % 3)], level)
     wait_for(lambda: controller.descriptors() <= before + 2, "the descriptors to be closed")
     with controller.client() as client, pytest.raises(PagecacheError, match="wait for a load"):
-        for _ in range(protocol.FILES_PER_LOAD // 64 + 1):
+        for _ in range(public_protocol.FILES_PER_LOAD // 64 + 1):
             client._ask("files", [fd] * 64)
     wait_for(lambda: controller.descriptors() <= before + 2, "the descriptors to be closed")
     os.close(fd)

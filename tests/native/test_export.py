@@ -19,8 +19,8 @@ from typing import Any
 import pytest
 
 from benchmarks.cachestat import PAGE_SIZE, drop, resident_bytes
-from pagecache_bpf.agent import client
 from pagecache_bpf.cli import views
+from pagecache_bpf.policy import agent_device
 from tests.native.prometheus import BIN, Prometheus
 from tests.unit.command import COMMAND, ROOT, environment, run, undocumented
 from tests.unit.test_metrics import dashboard_queries, documented_queries, promtool
@@ -38,11 +38,11 @@ needs_prometheus = pytest.mark.skipif(
 
 def _end() -> None:
     """No agent, so that nothing is counted yet."""
-    if client.is_running():
+    if agent_device.is_running():
         run("detach", "--all")
-        with client.AgentDevice() as agent:
+        with agent_device.AgentDevice() as agent:
             os.kill(agent.pid, signal.SIGTERM)
-        wait_for(lambda: not client.is_running(), "the agent to end")
+        wait_for(lambda: not agent_device.is_running(), "the agent to end")
 
 
 @pytest.fixture
@@ -192,9 +192,9 @@ def test_an_exporter_outlives_the_agent(model: Path) -> None:
         assert not total(empty, "pagecache_model_bytes")
         attach(model)
         assert total(scrape(address), "pagecache_model_bytes", model=MODEL) == SIZE
-        with client.AgentDevice() as agent:
+        with agent_device.AgentDevice() as agent:
             os.kill(agent.pid, signal.SIGKILL)
-        wait_for(lambda: not client.is_running(), "the agent to die")
+        wait_for(lambda: not agent_device.is_running(), "the agent to die")
         assert set(scrape(address)) == set(empty)
         attach(model)
         assert total(scrape(address), "pagecache_model_bytes", model=MODEL) == SIZE

@@ -11,14 +11,14 @@ from pathlib import Path
 import pytest
 
 from benchmarks.native import read_ahead
-from pagecache_bpf.agent import client
 from pagecache_bpf.cli.verbs import attach, status
 from pagecache_bpf.cli.verbs import template as template_verb
-from pagecache_bpf.device import PolicyStatus
 from pagecache_bpf.errors import PagecacheError
-from pagecache_bpf.governor import Governor
-from pagecache_bpf.policies import agent_object, find
-from pagecache_bpf.templates import Template, check, read, replay
+from pagecache_bpf.kernel.control_device import PolicyStatus
+from pagecache_bpf.policy import agent_device
+from pagecache_bpf.policy.catalog import agent_object, find
+from pagecache_bpf.policy.engines import Governor
+from pagecache_bpf.templates import Template, check, policy_arrays, read
 from tests import maio_cases as cases
 from tests.unit import weights
 from tests.unit.command import run, undocumented
@@ -33,7 +33,7 @@ class Attached:
     @property
     def status(self) -> PolicyStatus:
         """Its record now."""
-        with client.AgentDevice() as agent:
+        with agent_device.AgentDevice() as agent:
             return next(each for each in agent.policies() if each.name == "maio")
 
     def count(self, counter: str) -> int:
@@ -44,10 +44,10 @@ class Attached:
         """Wait until nothing is on its way."""
         wait_for(lambda: self.status.inflight_pages == 0, "the prefetch queue to run empty")
 
-    def replay(self) -> replay.Replay:
+    def replay(self) -> policy_arrays.Replay:
         """How its template does."""
         with Governor() as governor:
-            (found,) = replay.state(governor, "maio")
+            (found,) = policy_arrays.state(governor, "maio")
         return found
 
 
@@ -64,17 +64,17 @@ class AgentEngine:
         """In the block."""
         info = find("maio")
         named = [] if template is None else [("test", template)]
-        client.start()
+        agent_device.start()
         with Governor() as governor:
             assert governor.agent is not None
-            governor.agent.attach(info, agent_object(info), knobs, replay.sizes_for(named))
+            governor.agent.attach(info, agent_object(info), knobs, policy_arrays.sizes_for(named))
             try:
                 for path in files:
                     with path.open("rb") as file:
                         governor.tag(file.fileno(), policy="maio", model="test", path=str(path))
                 if template is not None:
-                    given = replay.Assigned("test", template, dict(enumerate(files)))
-                    assert replay.give(governor, "maio", [given]) == len(files)
+                    given = policy_arrays.Assigned("test", template, dict(enumerate(files)))
+                    assert policy_arrays.give(governor, "maio", [given]) == len(files)
                 yield Attached()
             finally:
                 governor.agent.detach("maio")
@@ -88,8 +88,8 @@ def _usual(tmp_path: Path) -> Iterator[None]:
             yield
     except PagecacheError:
         yield
-    if client.is_running():
-        with client.AgentDevice() as agent:
+    if agent_device.is_running():
+        with agent_device.AgentDevice() as agent:
             for name in agent.details():
                 agent.detach(name)
 
@@ -104,9 +104,9 @@ class TestAgent(cases.Cases):
         return tmp_path
 
     def test_a_wrong_template_is_dropped(self, file: Path) -> None:
-        before = client.LOG.stat().st_size if client.LOG.exists() else 0
+        before = agent_device.LOG.stat().st_size if agent_device.LOG.exists() else 0
         super().test_a_wrong_template_is_dropped(file)
-        said = client.LOG.read_text()[before:]
+        said = agent_device.LOG.read_text()[before:]
         assert "policy maio: the I/O template of test was wrong too often: dropped" in said
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from pagecache_bpf.agent import worker
-from pagecache_bpf.agent.files import key_of
+from pagecache_bpf.kernel.file_key import key_of
 from tests.observing import (
     PAGE_SIZE,
     consistent,

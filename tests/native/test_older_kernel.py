@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from pagecache_bpf import features
-from pagecache_bpf.agent import client
+from pagecache_bpf.explain import features
+from pagecache_bpf.policy import agent_device
 from tests.observing import PAGE_SIZE, reader, stream
 from tests.unit.command import run
 from tests.vm.kernel import make_file
@@ -29,7 +29,7 @@ def test_what_comes_and_goes_is_counted(tmp_path: Path) -> None:
         reader(file, stream(), ["advise", 0, 0, os.POSIX_FADV_DONTNEED])
         stats = run("stats")
         assert stats.code == 0 and "the observer is degraded" in stats.out + stats.err
-        with client.AgentDevice() as agent:
+        with agent_device.AgentDevice() as agent:
             shown = agent.stats()
         (model,) = shown["models"]
         counted = model["counters"]

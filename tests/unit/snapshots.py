@@ -9,9 +9,9 @@ from __future__ import annotations
 import sys
 import time
 
-from pagecache_bpf import stats
-from pagecache_bpf._abi import COUNTERS, OBSERVED
-from pagecache_bpf.stats import (
+from pagecache_bpf.kernel.abi import COUNTERS, OBSERVED
+from pagecache_bpf.metrics import collect
+from pagecache_bpf.metrics.collect import (
     Consumer,
     ModelStats,
     Observer,
@@ -70,7 +70,7 @@ def growing() -> Snapshot:
 
 
 if __name__ == "__main__":
-    stats.take = growing
+    collect.take = growing
     from pagecache_bpf.cli.main import main
 
     sys.exit(main())

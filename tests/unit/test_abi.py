@@ -14,10 +14,10 @@ from pathlib import Path
 
 import pytest
 
-from pagecache_bpf import _abi
 from pagecache_bpf.agent import worker
-from pagecache_bpf.btf import Btf, Kind
-from pagecache_bpf.elf import Elf
+from pagecache_bpf.kernel import abi
+from pagecache_bpf.kernel.btf import Btf, Kind
+from pagecache_bpf.kernel.elf import Elf
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 ABI_OBJECT = ROOT / "build" / "bpf" / "abi.bpf.o"
@@ -26,7 +26,7 @@ ANY_MODULE = ROOT / "build" / "kmod" / "KERNELRELEASE" / "pagecache_bpf.ko"
 
 STRUCTS = {
     name: each
-    for name, each in vars(_abi).items()
+    for name, each in vars(abi).items()
     if isinstance(each, type) and issubclass(each, ctypes.Structure)
 }
 # What programs on tracepoints and the agent share; the module has none of it.
@@ -39,13 +39,13 @@ AGENT_STRUCTS = [
 TEMPLATE_STRUCTS = [name for name in STRUCTS if name.startswith("pagecache_template_")]
 OBSERVER_STRUCTS = [name for name in STRUCTS if name.startswith("pagecache_observe")]
 ENUMS = {
-    "pagecache_template_source": _abi.TemplateSource,
-    "pagecache_hook": _abi.Hook,
-    "pagecache_verdict": _abi.Verdict,
-    "pagecache_eviction": _abi.Eviction,
-    "pagecache_kind": _abi.Kind,
-    "pagecache_exit_kind": _abi.ExitKind,
-    "pagecache_request_kind": _abi.RequestKind,
+    "pagecache_template_source": abi.TemplateSource,
+    "pagecache_hook": abi.Hook,
+    "pagecache_verdict": abi.Verdict,
+    "pagecache_eviction": abi.Eviction,
+    "pagecache_kind": abi.Kind,
+    "pagecache_exit_kind": abi.ExitKind,
+    "pagecache_request_kind": abi.RequestKind,
 }
 
 
@@ -79,12 +79,12 @@ def differences(struct: type[ctypes.Structure], btf: Btf, where: str) -> list[st
     name = struct.__name__
     type_id = btf.find(name, Kind.STRUCT)
     if type_id is None:
-        return [f"{where} has no struct {name}, _abi.py has"]
+        return [f"{where} has no struct {name}, abi.py has"]
     found = []
     if btf.size(type_id) != ctypes.sizeof(struct):
         found.append(
             f"struct {name}: {btf.size(type_id)} bytes in {where}, "
-            f"{ctypes.sizeof(struct)} in _abi.py"
+            f"{ctypes.sizeof(struct)} in abi.py"
         )
     theirs = {field.name: (field.offset, field.size) for field in btf.fields(type_id)}
     ours = {}
@@ -95,7 +95,7 @@ def differences(struct: type[ctypes.Structure], btf: Btf, where: str) -> list[st
         if theirs.get(field_name) != ours.get(field_name):
             found.append(
                 f"{name}.{field_name} (offset, size): {theirs.get(field_name)} in {where}, "
-                f"{ours.get(field_name)} in _abi.py"
+                f"{ours.get(field_name)} in abi.py"
             )
     return found
 
@@ -152,12 +152,12 @@ def test_enums_have_the_same_values(built: tuple[Btf, str], name: str) -> None:
 @pytest.mark.parametrize(
     ("enum", "prefix", "family"),
     [
-        ("pagecache_counter", "PAGECACHE_COUNTER_", _abi.COUNTERS),
-        ("pagecache_observed_counter", "PAGECACHE_OBSERVED_", _abi.OBSERVED),
+        ("pagecache_counter", "PAGECACHE_COUNTER_", abi.COUNTERS),
+        ("pagecache_observed_counter", "PAGECACHE_OBSERVED_", abi.OBSERVED),
     ],
 )
 def test_counters_are_named_alike(
-    built: tuple[Btf, str], enum: str, prefix: str, family: tuple[_abi.Counter, ...]
+    built: tuple[Btf, str], enum: str, prefix: str, family: tuple[abi.Counter, ...]
 ) -> None:
     btf, where = built
     type_id = btf.find(enum, Kind.ENUM)
@@ -198,26 +198,26 @@ def test_differences_name_both_sides() -> None:
         pytest.skip("build/bpf/abi.bpf.o is not built: run `make build`")
     found = differences(pagecache_answer, load(ABI_OBJECT), "abi.bpf.o")
     assert found == [
-        "struct pagecache_answer: 32 bytes in abi.bpf.o, 40 in _abi.py",
-        "pagecache_answer.start (offset, size): (0, 8) in abi.bpf.o, (8, 8) in _abi.py",
-        "pagecache_answer.nr (offset, size): (8, 8) in abi.bpf.o, (0, 8) in _abi.py",
-        "pagecache_answer.order (offset, size): (28, 4) in abi.bpf.o, (32, 8) in _abi.py",
+        "struct pagecache_answer: 32 bytes in abi.bpf.o, 40 in abi.py",
+        "pagecache_answer.start (offset, size): (0, 8) in abi.bpf.o, (8, 8) in abi.py",
+        "pagecache_answer.nr (offset, size): (8, 8) in abi.bpf.o, (0, 8) in abi.py",
+        "pagecache_answer.order (offset, size): (28, 4) in abi.bpf.o, (32, 8) in abi.py",
     ]
 
 
 def test_ioctl_numbers_carry_the_sizes() -> None:
     for number, struct in (
-        (_abi.IOC_INFO, _abi.pagecache_info),
-        (_abi.IOC_TAG, _abi.pagecache_tag_request),
-        (_abi.IOC_UNTAG, _abi.pagecache_untag_request),
-        (_abi.IOC_TAGS, _abi.pagecache_tag_record),
-        (_abi.IOC_POLICIES, _abi.pagecache_policy_record),
-        (_abi.IOC_EXITS, _abi.pagecache_exit_record),
+        (abi.IOC_INFO, abi.pagecache_info),
+        (abi.IOC_TAG, abi.pagecache_tag_request),
+        (abi.IOC_UNTAG, abi.pagecache_untag_request),
+        (abi.IOC_TAGS, abi.pagecache_tag_record),
+        (abi.IOC_POLICIES, abi.pagecache_policy_record),
+        (abi.IOC_EXITS, abi.pagecache_exit_record),
     ):
         assert number >> 16 & 0x3FFF == ctypes.sizeof(struct), struct.__name__
-        assert number >> 8 & 0xFF == _abi.IOC_MAGIC
+        assert number >> 8 & 0xFF == abi.IOC_MAGIC
 
 
 def test_a_worker_reads_huge_pages() -> None:
     # It imports nothing of the package, so that it starts quickly.
-    assert worker.CHUNK_BYTES == _abi.HUGE_BYTES
+    assert worker.CHUNK_BYTES == abi.HUGE_BYTES

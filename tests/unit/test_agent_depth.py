@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from pagecache_bpf.agent import depth
-from pagecache_bpf.agent.depth import DEFAULT_DEPTH, Depths, Tuner, probe
+from pagecache_bpf.agent import queue_depth
+from pagecache_bpf.agent.queue_depth import DEFAULT_DEPTH, Depths, Tuner, probe
 from pagecache_bpf.agent.readers import HOST_FLOOR_BYTES, host_window
 from pagecache_bpf.agent.worker import CHUNK_BYTES, MAX_DEPTH
 
@@ -65,18 +65,18 @@ def test_small_files_are_not_probed(tmp_path: Path) -> None:
     path = tmp_path / "small"
     path.write_bytes(bytes(MIB))
     with path.open("rb") as file:
-        assert probe(file.fileno()) == depth.Depth(DEFAULT_DEPTH, 0, "default")
+        assert probe(file.fileno()) == queue_depth.Depth(DEFAULT_DEPTH, 0, "default")
 
 
 def test_a_probe_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "weights"
     path.write_bytes(bytes(MIB))
-    monkeypatch.setattr(depth, "probe", lambda fd: depth.Depth(3, 17, "measured"))
+    monkeypatch.setattr(queue_depth, "probe", lambda fd: queue_depth.Depth(3, 17, "measured"))
     kept = tmp_path / "run" / "depths.json"
     with path.open("rb") as file:
         assert Depths(kept).of(file.fileno()).depth == 3
-        monkeypatch.setattr(depth, "probe", lambda fd: pytest.fail("measured again"))
-        assert Depths(kept).of(file.fileno()) == depth.Depth(3, 17, "kept")
+        monkeypatch.setattr(queue_depth, "probe", lambda fd: pytest.fail("measured again"))
+        assert Depths(kept).of(file.fileno()) == queue_depth.Depth(3, 17, "kept")
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{", '{"1:2": 3}', '{"1:2": {"depth": "x"}}'])

@@ -5,14 +5,14 @@ from __future__ import annotations
 
 import random
 
-from pagecache_bpf import _abi
-from pagecache_bpf.agent.executor import Source
-from pagecache_bpf.agent.files import FileTag, Sequence
+from pagecache_bpf.agent.read_threads import Source
+from pagecache_bpf.agent.tagged_files import FileTag, Sequence
+from pagecache_bpf.kernel import abi
 
 
 def tag(path: str, model: str = "m") -> FileTag:
     number = abs(hash((model, path))) % 2**32
-    key = bytes(_abi.pagecache_file_key(ino=number))
+    key = bytes(abi.pagecache_file_key(ino=number))
     return FileTag(key, 0, 0, number, 0, model, 1, path, Source(lambda: -1))
 
 
@@ -43,7 +43,7 @@ def test_what_the_programs_are_told() -> None:
     first, second = tag("a"), tag("b")
     second.__dict__["pages"] = 77
     first.next = second
-    record = _abi.pagecache_agent_tag.from_buffer_copy(first.record())
+    record = abi.pagecache_agent_tag.from_buffer_copy(first.record())
     assert (record.model, record.next.ino, record.next_pages) == (1, second.ino, 77)
     first.next = None
-    assert _abi.pagecache_agent_tag.from_buffer_copy(first.record()).next_pages == 0
+    assert abi.pagecache_agent_tag.from_buffer_copy(first.record()).next_pages == 0

@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from pagecache_bpf.agent.executor import Extent, Source
-from pagecache_bpf.agent.pools import Place, Pools
+from pagecache_bpf.agent.read_threads import Extent, Source
 from pagecache_bpf.agent.worker import CHUNK_BYTES
-from pagecache_bpf.cachestat import cached_pages
+from pagecache_bpf.agent.workers import Place, Pools
+from pagecache_bpf.kernel.cachestat import cached_pages
 from tests.vm.kernel import wait_for
 
 PAGE = os.sysconf("SC_PAGE_SIZE")

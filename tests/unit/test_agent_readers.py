@@ -8,10 +8,10 @@ import subprocess
 
 import pytest
 
-from pagecache_bpf import cgroups
 from pagecache_bpf.agent import readers
 from pagecache_bpf.agent.readers import Readers
-from pagecache_bpf.cgroups import Level, Memory
+from pagecache_bpf.kernel import cgroups
+from pagecache_bpf.kernel.cgroups import Level, Memory
 
 MIB = 1 << 20
 

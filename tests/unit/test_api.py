@@ -17,10 +17,11 @@ from pathlib import Path
 import pytest
 
 import pagecache_bpf as pc
-from pagecache_bpf import api, kernelfs
-from pagecache_bpf.controller import protocol
-from pagecache_bpf.loads import alone, ways
-from pagecache_bpf.loads.snapshot import CHUNK, Snapshot
+from pagecache_bpf import api
+from pagecache_bpf.ipc import public_protocol
+from pagecache_bpf.kernel import kernelfs
+from pagecache_bpf.loads import begin, unprivileged_window
+from pagecache_bpf.loads.residency_snapshot import CHUNK, Snapshot
 from tests.unit.command import ROOT, environment, run
 from tests.unit.machines import build
 
@@ -35,9 +36,11 @@ def _unprivileged(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[N
     def refuse(*_: object) -> None:
         raise pc.PagecacheError("attaching a policy takes root")
 
-    monkeypatch.setattr(ways, "_direct", refuse)
-    monkeypatch.setattr(protocol.Client.__init__, "__defaults__", (tmp_path / "no.sock", 1.0))
-    monkeypatch.setattr(protocol.is_running, "__defaults__", (tmp_path / "no.sock",))
+    monkeypatch.setattr(begin, "_direct", refuse)
+    monkeypatch.setattr(
+        public_protocol.Client.__init__, "__defaults__", (tmp_path / "no.sock", 1.0)
+    )
+    monkeypatch.setattr(public_protocol.is_running, "__defaults__", (tmp_path / "no.sock",))
     yield
     assert api.report() == []
 
@@ -66,8 +69,8 @@ def wait_for(condition: object, what: str, seconds: float = 20) -> None:
         time.sleep(0.005)
 
 
-def way_of(load: pc.Load) -> alone.Alone:
-    window: alone.Alone = load._shared.way._alone  # type: ignore[attr-defined]
+def way_of(load: pc.Load) -> unprivileged_window.Alone:
+    window: unprivileged_window.Alone = load._shared.way._alone  # type: ignore[attr-defined]
     return window
 
 
@@ -129,7 +132,7 @@ def test_the_window_follows_the_reader_and_never_exceeds_the_budget(model: Path,
     assert load.report().resident_bytes == 0
 
 
-def _consume(window: alone.Alone, budget: int, read: object) -> None:
+def _consume(window: unprivileged_window.Alone, budget: int, read: object) -> None:
     assert callable(read)
     for at in range(0, SIZE, CHUNK):
         assert len(read(at)) == min(CHUNK, SIZE - at)
@@ -251,7 +254,7 @@ def test_files_that_vanish_end_nothing(model: Path) -> None:
 
 def test_an_order_is_followed(model: Path) -> None:
     files = sorted(model.iterdir())
-    window = alone.Alone(
+    window = unprivileged_window.Alone(
         files,
         Snapshot(files),
         order=[(2, 4 * CHUNK + 5, CHUNK), (0, 0, 10), (2, 4 * CHUNK, 1)],
@@ -353,7 +356,7 @@ def test_nothing_at_all_is_still_a_load(model: Path, monkeypatch: pytest.MonkeyP
     def fail(*_: object) -> None:
         raise RuntimeError("a bug")
 
-    monkeypatch.setattr(ways, "_alone", fail)
+    monkeypatch.setattr(begin, "_alone", fail)
     with pc.load(model) as load:
         assert load.report().engine == "none"
     assert "unexpected RuntimeError: a bug" in load.report().why and load.report().done

@@ -14,7 +14,7 @@ from safetensors import safe_open
 
 from benchmarks import checkpoints
 from pagecache_bpf.errors import PagecacheError, UsageError
-from pagecache_bpf.models import Model
+from pagecache_bpf.weights.models import Model
 
 SIZE = 5 << 20
 

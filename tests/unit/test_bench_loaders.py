@@ -12,7 +12,7 @@ from benchmarks import checkpoints, disks, loaders, rounds
 from benchmarks.cachestat import NotCold, drop, resident_pages
 from benchmarks.directio import Plan, read_whole
 from pagecache_bpf.errors import PagecacheError, UnsupportedError
-from pagecache_bpf.models import Model
+from pagecache_bpf.weights.models import Model
 
 
 @pytest.fixture

@@ -10,8 +10,8 @@ from safetensors import safe_open
 from benchmarks import loaders, orders
 from benchmarks.cachestat import PAGE_SIZE
 from benchmarks.checkpoints import data_offsets, generate
-from pagecache_bpf.models import Model, resolve
 from pagecache_bpf.templates import derive
+from pagecache_bpf.weights.models import Model, resolve
 
 NAMES = [
     *("reversed layers", "interleaved shards", "half of the layers, reversed"),

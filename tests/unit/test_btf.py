@@ -13,9 +13,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pagecache_bpf.btf import Btf, BtfError, Kind
-from pagecache_bpf.compiler import find_clang
-from pagecache_bpf.elf import Elf
+from pagecache_bpf.kernel.btf import Btf, BtfError, Kind
+from pagecache_bpf.kernel.elf import Elf
+from pagecache_bpf.policy.compiler import find_clang
 
 VMLINUX = Path("/sys/kernel/btf/vmlinux")
 

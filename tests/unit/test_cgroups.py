@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from pagecache_bpf import cgroups
 from pagecache_bpf.errors import UsageError
-from pagecache_bpf.kernelfs import LIVE, KernelFS
+from pagecache_bpf.kernel import cgroups
+from pagecache_bpf.kernel.kernelfs import LIVE, KernelFS
 
 MIB = 1 << 20
 V2 = "30 23 0:26 {root} /sys/fs/cgroup rw,nosuid - cgroup2 cgroup2 rw,nsdelegate\n"

@@ -11,10 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from pagecache_bpf.cli import docs, parser
+from pagecache_bpf.cli import parser
 from pagecache_bpf.cli.verbs import completion
 from pagecache_bpf.errors import UnsupportedError
 from tests.unit.command import ROOT, environment, run
+from tools import generate_docs
 
 TROUBLESHOOTING = ROOT / "docs" / "troubleshooting.md"
 SOURCES = sorted((ROOT / "pagecache_bpf").rglob("*.py"))
@@ -63,43 +64,43 @@ def test_sections_are_there_once() -> None:
 
 
 def test_the_module_that_is_refused_has_its_section() -> None:
-    from pagecache_bpf import kmodule
+    from pagecache_bpf.kernel import kmod
 
     for what in ("loaded", "unloaded"):
-        error = kmodule._privilege_or(1, f"module pagecache_bpf cannot be {what}")
+        error = kmod._privilege_or(1, f"module pagecache_bpf cannot be {what}")
         assert error.docs.partition("#")[2] in {anchor(heading) for heading in headings()}
 
 
 def test_the_manual_page_is_fresh() -> None:
-    assert docs.main(["--check"]) == 0
+    assert generate_docs.main(["--check"]) == 0
 
 
 def test_a_stale_manual_page_is_seen(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(docs, "PAGE", tmp_path / "man" / "pagecache-bpf.1")
-    assert docs.main(["--check"]) == 1
+    monkeypatch.setattr(generate_docs, "PAGE", tmp_path / "man" / "pagecache-bpf.1")
+    assert generate_docs.main(["--check"]) == 1
     assert "--write" in capsys.readouterr().err
-    assert docs.main(["--write"]) == 0
-    assert docs.main(["--check"]) == 0
-    docs.PAGE.write_text(docs.PAGE.read_text().replace("sequential", "random"))
-    assert docs.main(["--check"]) == 1
+    assert generate_docs.main(["--write"]) == 0
+    assert generate_docs.main(["--check"]) == 0
+    generate_docs.PAGE.write_text(generate_docs.PAGE.read_text().replace("sequential", "random"))
+    assert generate_docs.main(["--check"]) == 1
 
 
 def test_the_manual_page_does_not_depend_on_the_terminal() -> None:
-    command = [sys.executable, "-m", "pagecache_bpf.cli.docs", "--man"]
+    command = [sys.executable, "-m", "tools.generate_docs", "--man"]
     pages = {
         subprocess.run(
             command, env=environment(COLUMNS=columns), capture_output=True, check=True, cwd=ROOT
         ).stdout
         for columns in ("20", "200")
     }
-    assert pages == {docs.manual_page().encode()}
+    assert pages == {generate_docs.manual_page().encode()}
 
 
 def test_the_manual_page_has_every_command_and_option() -> None:
-    page = docs.manual_page().replace("\\-", "-")
-    for name, command in docs._commands(parser.build_parser()):
+    page = generate_docs.manual_page().replace("\\-", "-")
+    for name, command in generate_docs._commands(parser.build_parser()):
         assert f".SS {name}\n" in page
         for action in command._actions:
             assert all(option in page for option in action.option_strings)
@@ -111,7 +112,9 @@ def test_the_manual_page_has_every_command_and_option() -> None:
 @pytest.mark.skipif(shutil.which("groff") is None, reason="groff is not installed")
 def test_the_manual_page_is_good_roff() -> None:
     done = subprocess.run(
-        ["groff", "-man", "-Tutf8", "-ww", "-z", str(docs.PAGE)], capture_output=True, text=True
+        ["groff", "-man", "-Tutf8", "-ww", "-z", str(generate_docs.PAGE)],
+        capture_output=True,
+        text=True,
     )
     assert (done.returncode, done.stderr) == (0, "")
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from pagecache_bpf.kernelfs import LIVE
+from pagecache_bpf.kernel.kernelfs import LIVE
 from tests.unit.command import NO_OVERRIDE, NOBODY, NOBODY_ID, ROOT, Result, run
 
 SEQUENTIAL = ROOT / "build" / "bpf" / "sequential.bpf.o"

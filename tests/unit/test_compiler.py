@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from pagecache_bpf import compiler
-from pagecache_bpf.compiler import CompileError, compile_policy, find_clang
 from pagecache_bpf.errors import PagecacheError, UnsupportedError, UsageError
+from pagecache_bpf.policy import compiler
+from pagecache_bpf.policy.compiler import CompileError, compile_policy, find_clang
 
 
 @pytest.fixture(autouse=True)

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from pagecache_bpf.cli.verbs import config as verb
 from pagecache_bpf.controller import config
 from pagecache_bpf.controller.config import Config, parse
-from pagecache_bpf.controller.models import knobs_for
-from pagecache_bpf.controller.settings import Settings
+from pagecache_bpf.controller.configured_models import knobs_for
+from pagecache_bpf.controller.file_settings import Settings
 from pagecache_bpf.errors import PagecacheError, UsageError
 from tests.unit.command import ROOT, run, undocumented
 

@@ -16,11 +16,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pagecache_bpf.controller import protocol
-from pagecache_bpf.controller.lanes import Lanes
-from pagecache_bpf.controller.protocol import Client, check_request
-from pagecache_bpf.controller.transport import Connection, Server, close_all
 from pagecache_bpf.errors import PagecacheError, PrivilegeError, UnsupportedError, UsageError
+from pagecache_bpf.ipc import public_protocol
+from pagecache_bpf.ipc.public_protocol import Client, check_request
+from pagecache_bpf.ipc.server import Connection, Server, close_all
+from pagecache_bpf.ipc.user_threads import Lanes
 
 
 def line(**members: Any) -> bytes:
@@ -43,7 +43,7 @@ GOOD = {
 
 
 def test_every_operation_is_taken() -> None:
-    assert set(GOOD) == set(protocol.OPERATIONS)
+    assert set(GOOD) == set(public_protocol.OPERATIONS)
     for name, (request, fds) in GOOD.items():
         assert check_request(request, fds)[0] == name
 
@@ -94,11 +94,11 @@ _JSON = st.recursive(
     lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
     max_leaves=20,
 )
-_NAMES = sorted({name for each in protocol.OPERATIONS.values() for name in each.arguments})
+_NAMES = sorted({name for each in public_protocol.OPERATIONS.values() for name in each.arguments})
 
 
 @given(
-    st.sampled_from(sorted(protocol.OPERATIONS)),
+    st.sampled_from(sorted(public_protocol.OPERATIONS)),
     st.dictionaries(st.sampled_from(_NAMES), _JSON),
     st.integers(0, 70),
 )
@@ -108,7 +108,7 @@ def test_any_value_is_taken_or_refused(name: str, members: dict[str, Any], fds: 
     except UsageError:
         return
     assert operation == name
-    assert set(arguments) <= set(protocol.OPERATIONS[name].arguments)
+    assert set(arguments) <= set(public_protocol.OPERATIONS[name].arguments)
 
 
 @given(st.binary())
@@ -241,7 +241,7 @@ def test_nobody_waits_for_a_slow_one(
     echo: tuple[Path, Echo], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One sends half a line, one waits in its handler, one does not take its answer."""
-    monkeypatch.setattr("pagecache_bpf.controller.transport.LINE_SECONDS", 0.5)
+    monkeypatch.setattr("pagecache_bpf.ipc.server.LINE_SECONDS", 0.5)
     path, _ = echo
     with connect(path) as half, connect(path) as busy, connect(path) as deaf:
         half.sendall(b"hal")

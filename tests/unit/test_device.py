@@ -13,27 +13,27 @@ from typing import Any
 
 import pytest
 
-from pagecache_bpf import _abi
-from pagecache_bpf.device import Device
 from pagecache_bpf.errors import PagecacheError, PrivilegeError, UnsupportedError, UsageError
+from pagecache_bpf.kernel import abi
+from pagecache_bpf.kernel.control_device import Device
 
 
 class Module:
     """Answers ioctls as kmod/control.c does."""
 
     def __init__(self) -> None:
-        self.version = _abi.ABI_VERSION
+        self.version = abi.ABI_VERSION
         self.lists: dict[int, list[ctypes.Structure]] = {}
         self.tag_error = 0
         self.requests: list[Any] = []
 
     def ioctl(self, _fd: int, request: int, argument: Any) -> int:
-        if request == _abi.IOC_INFO:
+        if request == abi.IOC_INFO:
             argument.abi_version = self.version
-            argument.hooks = 1 << _abi.Hook.READAHEAD | 1 << _abi.Hook.ADDED
+            argument.hooks = 1 << abi.Hook.READAHEAD | 1 << abi.Hook.ADDED
             argument.max_answer_pages = 1 << 40
             return 0
-        if request in (_abi.IOC_TAG, _abi.IOC_UNTAG):
+        if request in (abi.IOC_TAG, abi.IOC_UNTAG):
             self.requests.append(argument)
             if self.tag_error:
                 raise OSError(self.tag_error, os.strerror(self.tag_error))
@@ -64,24 +64,24 @@ def test_info_is_decoded(opened: Device) -> None:
 
 
 def test_lists_are_read_to_their_end(opened: Device, module: Module) -> None:
-    counters = (ctypes.c_uint64 * len(_abi.COUNTERS))(*range(len(_abi.COUNTERS)))
-    module.lists[_abi.IOC_POLICIES] = [
-        _abi.pagecache_policy_record(
+    counters = (ctypes.c_uint64 * len(abi.COUNTERS))(*range(len(abi.COUNTERS)))
+    module.lists[abi.IOC_POLICIES] = [
+        abi.pagecache_policy_record(
             seq=3, name=b"one", hooks=4, tags=2, governed_pages=7, counters=counters
         ),
-        _abi.pagecache_policy_record(seq=9, name=b"two"),
+        abi.pagecache_policy_record(seq=9, name=b"two"),
     ]
     one, two = opened.policies()
     assert (one.name, one.hooks, one.tags, one.governed_pages) == ("one", ("readahead",), 2, 7)
-    assert list(one.counters) == [counter.name for counter in _abi.COUNTERS]
-    assert list(one.counters.values()) == list(range(len(_abi.COUNTERS)))
+    assert list(one.counters) == [counter.name for counter in abi.COUNTERS]
+    assert list(one.counters.values()) == list(range(len(abi.COUNTERS)))
     assert two.name == "two"
 
 
 def test_tags_keep_any_file_name(opened: Device, module: Module) -> None:
     path = b"/models/\xff\xfe na\xc3\xafve"
-    module.lists[_abi.IOC_TAGS] = [
-        _abi.pagecache_tag_record(seq=1, ino=5, dev_major=8, active=1, model=b"m", path=path)
+    module.lists[abi.IOC_TAGS] = [
+        abi.pagecache_tag_record(seq=1, ino=5, dev_major=8, active=1, model=b"m", path=path)
     ]
     (tag,) = opened.tags()
     assert os.fsencode(tag.path) == path
@@ -89,12 +89,12 @@ def test_tags_keep_any_file_name(opened: Device, module: Module) -> None:
 
 
 def test_exit_records_are_named(opened: Device, module: Module) -> None:
-    def record(seq: int, **more: Any) -> _abi.pagecache_exit_record:
-        return _abi.pagecache_exit_record(seq=seq, policy=b"p", reason=b"why", **more)
+    def record(seq: int, **more: Any) -> abi.pagecache_exit_record:
+        return abi.pagecache_exit_record(seq=seq, policy=b"p", reason=b"why", **more)
 
-    module.lists[_abi.IOC_EXITS] = [
-        record(1, kind=_abi.ExitKind.INVALID, hook=_abi.Hook.READAHEAD, code=-22, message=b"so"),
-        record(2, kind=77, hook=_abi.Hook.INIT),
+    module.lists[abi.IOC_EXITS] = [
+        record(1, kind=abi.ExitKind.INVALID, hook=abi.Hook.READAHEAD, code=-22, message=b"so"),
+        record(2, kind=77, hook=abi.Hook.INIT),
     ]
     first, second = opened.exits()
     assert (first.kind, first.hook, first.code) == ("invalid", "readahead", -22)
@@ -119,9 +119,9 @@ def test_tagging_sends_what_it_is_given(opened: Device, module: Module) -> None:
     long = "/models/" + "d/" * 1000 + "weights.safetensors"
     opened.tag(7, policy="sequential", model="llama", path=long, replace=True)
     (request,) = module.requests
-    assert (request.fd, request.flags) == (7, _abi.TAG_REPLACE)
+    assert (request.fd, request.flags) == (7, abi.TAG_REPLACE)
     assert (request.policy, request.model) == (b"sequential", b"llama")
-    assert len(request.path) == _abi.PATH_LEN - 1
+    assert len(request.path) == abi.PATH_LEN - 1
     assert request.path.endswith(b"/weights.safetensors")
 
 
@@ -165,7 +165,7 @@ def test_untagging_by_either_name(opened: Device, module: Module) -> None:
 
 def test_another_abi_is_refused(module: Module) -> None:
     module.version = 99
-    with pytest.raises(UnsupportedError, match=f"version 99, the package {_abi.ABI_VERSION}"):
+    with pytest.raises(UnsupportedError, match=f"version 99, the package {abi.ABI_VERSION}"):
         Device(Path("/dev/null"))
 
 
@@ -201,7 +201,7 @@ def test_the_descriptor_is_closed_even_after_an_error(module: Module) -> None:
     for _ in range(20):
         with pytest.raises(UnsupportedError):
             Device(Path("/dev/null"))
-    module.version = _abi.ABI_VERSION
+    module.version = abi.ABI_VERSION
     with Device(Path("/dev/null")) as opened:
         opened.info()
     assert len(os.listdir("/proc/self/fd")) == before

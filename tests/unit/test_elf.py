@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from pagecache_bpf.compiler import find_clang
-from pagecache_bpf.elf import Elf
 from pagecache_bpf.errors import PagecacheError, UsageError
+from pagecache_bpf.kernel.elf import Elf
+from pagecache_bpf.policy.compiler import find_clang
 
 SOURCE = r"""
 #define SEC(name) __attribute__((section(name), used))

@@ -9,13 +9,14 @@ from pathlib import Path
 
 import pytest
 
-from pagecache_bpf import cgroups, dryrun, probe
-from pagecache_bpf.cachestat import PAGE_SIZE, cached_pages
-from pagecache_bpf.cgroups import Level, Memory
 from pagecache_bpf.cli.verbs import explain
-from pagecache_bpf.dryrun import DryRun, dry_run
 from pagecache_bpf.errors import UnsupportedError
-from pagecache_bpf.models import resolve
+from pagecache_bpf.explain import device_speed, estimate
+from pagecache_bpf.explain.estimate import DryRun, dry_run
+from pagecache_bpf.kernel import cgroups
+from pagecache_bpf.kernel.cachestat import PAGE_SIZE, cached_pages
+from pagecache_bpf.kernel.cgroups import Level, Memory
+from pagecache_bpf.weights.models import resolve
 from tests.unit.command import NOBODY, run, undocumented
 
 MIB = 1 << 20
@@ -28,7 +29,7 @@ root_only = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 def _own_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Speeds are remembered where no other test looks."""
     monkeypatch.setenv("PAGECACHE_BPF_RUN_DIR", str(tmp_path / "run"))
-    monkeypatch.setattr(probe, "RUN_DIR", tmp_path / "run")
+    monkeypatch.setattr(device_speed, "RUN_DIR", tmp_path / "run")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
 
@@ -65,31 +66,34 @@ def test_the_probe_measures_and_leaves_the_cache_alone(file: Path) -> None:
     with file.open("rb") as open_file:
         open_file.read(7 * PAGE_SIZE)
     before = resident(file)
-    speed = probe.measure([file])
+    speed = device_speed.measure([file])
     assert resident(file) == before > 0
     assert speed.bytes == PAGES * PAGE_SIZE - 17
     assert speed.bytes_per_second == pytest.approx(speed.bytes / speed.seconds)
 
 
 def test_the_probe_is_bounded(file: Path) -> None:
-    assert probe.measure([file], limit=2 * MIB).bytes == 2 * MIB
-    assert probe.measure([file] * 200).bytes == (PAGES * PAGE_SIZE - 17) * probe.MAX_FILES
+    assert device_speed.measure([file], limit=2 * MIB).bytes == 2 * MIB
+    assert (
+        device_speed.measure([file] * 200).bytes
+        == (PAGES * PAGE_SIZE - 17) * device_speed.MAX_FILES
+    )
 
 
 def test_without_direct_io_there_is_no_speed() -> None:
     shm = Path("/proc/self/status")
     with pytest.raises(UnsupportedError, match="no direct I/O"):
-        probe.measure([shm])
+        device_speed.measure([shm])
 
 
 def test_the_last_speed_is_remembered(file: Path) -> None:
     device = file.stat().st_dev
-    assert probe.last(device) is None
+    assert device_speed.last(device) is None
     never = look(file)
     assert (never.speed, never.speed_source, never.seconds) == (None, "none", None)
     assert "not measured" in never.speed_why
     measured = dry_run(resolve(file), FREE)
-    assert measured.speed_source == "probe" and measured.speed == probe.last(device)
+    assert measured.speed_source == "probe" and measured.speed == device_speed.last(device)
     again = look(file)
     assert (again.speed, again.speed_source) == (measured.speed, "last")
     assert again.speed
@@ -98,26 +102,26 @@ def test_the_last_speed_is_remembered(file: Path) -> None:
 
 def test_little_is_not_measured_again(file: Path) -> None:
     """What a small file takes says more about the start than about the device."""
-    kept = probe.Speed(1e9, probe.ENOUGH_BYTES, 1.0, 1)
-    probe.remember(file.stat().st_dev, kept)
+    kept = device_speed.Speed(1e9, device_speed.ENOUGH_BYTES, 1.0, 1)
+    device_speed.remember(file.stat().st_dev, kept)
     assert dry_run(resolve(file), FREE).speed == kept
 
 
 def test_the_speed_of_another_boot_is_none(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     device = file.stat().st_dev
-    probe.remember(device, probe.Speed(1.0, 1, 1.0, 1))
-    monkeypatch.setattr(probe, "_boot", lambda: "another")
-    assert probe.last(device) is None
+    device_speed.remember(device, device_speed.Speed(1.0, 1, 1.0, 1))
+    monkeypatch.setattr(device_speed, "_boot", lambda: "another")
+    assert device_speed.last(device) is None
     monkeypatch.undo()
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"boot": 1}', '{"boot": null, "devices": []}'])
 def test_a_damaged_memory_is_forgotten(file: Path, text: str) -> None:
-    probe.remember(1, probe.Speed(1.0, 1, 1.0, 1))
-    probe._memory().write_text(text)
-    assert probe.last(1) is None
-    probe.remember(1, probe.Speed(2.0, 1, 1.0, 1))
-    assert probe.last(1) == probe.Speed(2.0, 1, 1.0, 1)
+    device_speed.remember(1, device_speed.Speed(1.0, 1, 1.0, 1))
+    device_speed._memory().write_text(text)
+    assert device_speed.last(1) is None
+    device_speed.remember(1, device_speed.Speed(2.0, 1, 1.0, 1))
+    assert device_speed.last(1) == device_speed.Speed(2.0, 1, 1.0, 1)
 
 
 def test_what_is_cached_is_not_read_again(file: Path) -> None:
@@ -185,7 +189,7 @@ def test_one_page_cache_line_for_each_file(file: Path, tmp_path: Path) -> None:
     (tmp_path / "other.safetensors").write_bytes(b"x" * PAGE_SIZE)
     found = look(tmp_path)
     assert [each.size for each in found.files] == [PAGES * PAGE_SIZE - 17, PAGE_SIZE]
-    assert isinstance(found.files[0], dryrun.File)
+    assert isinstance(found.files[0], estimate.File)
 
 
 # --- the command ---

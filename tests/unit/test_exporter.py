@@ -18,11 +18,11 @@ from pathlib import Path
 
 import pytest
 
-from pagecache_bpf import exporter
 from pagecache_bpf.errors import PagecacheError, PrivilegeError, UnsupportedError, UsageError
-from pagecache_bpf.exporter import Address, Collector, Exporter, Tls, parse_address
-from pagecache_bpf.metrics import METRICS
-from pagecache_bpf.stats import Snapshot
+from pagecache_bpf.metrics import exporter
+from pagecache_bpf.metrics.collect import Snapshot
+from pagecache_bpf.metrics.declarations import METRICS
+from pagecache_bpf.metrics.exporter import Address, Collector, Exporter, Tls, parse_address
 from tests.unit.command import ROOT, environment, run
 from tests.unit.snapshots import LLAMA, snapshot
 from tests.unit.test_stats import root_only

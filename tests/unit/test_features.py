@@ -12,10 +12,11 @@ from pathlib import Path
 
 import pytest
 
-from pagecache_bpf import features, kmodule
 from pagecache_bpf.errors import UnsupportedError
-from pagecache_bpf.features import Feature, Machine
-from pagecache_bpf.kernelfs import KernelFS
+from pagecache_bpf.explain import features
+from pagecache_bpf.explain.features import Feature, Machine
+from pagecache_bpf.kernel import kmod
+from pagecache_bpf.kernel.kernelfs import KernelFS
 
 RELEASE = "6.12.1-test"
 ALL_CAPABILITIES = "000001ffffffffff"
@@ -398,7 +399,7 @@ def test_a_signed_module_may_pass_a_lockdown(kernel: Kernel) -> None:
 def test_libbpf_too_old_or_absent(
     monkeypatch: pytest.MonkeyPatch, variable: str, said: str
 ) -> None:
-    from pagecache_bpf import libbpf
+    from pagecache_bpf.kernel import libbpf
 
     monkeypatch.setenv("PAGECACHE_BPF_LIBBPF", variable)
     libbpf.library.cache_clear()
@@ -412,7 +413,7 @@ def test_libbpf_too_old_or_absent(
 
 
 def test_load_module_is_the_module_loader(monkeypatch: pytest.MonkeyPatch) -> None:
-    if kmodule.is_loaded():
+    if kmod.is_loaded():
         pytest.skip("the module is loaded")
     if Path("/proc/modules").exists():
         pytest.skip("this kernel loads modules; the guest tests have that")

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from pagecache_bpf import kmodule
 from pagecache_bpf.errors import PagecacheError, PrivilegeError, UnsupportedError, UsageError
-from pagecache_bpf.kernelfs import KernelFS
+from pagecache_bpf.kernel import kmod
+from pagecache_bpf.kernel.kernelfs import KernelFS
 
 RELEASE = "6.12.1-test"
 
@@ -47,7 +47,7 @@ def put(fs: KernelFS, name: str, text: str) -> None:
 
 def refusal(fs: KernelFS, built: Path, code: int, module: Path | None = None) -> PagecacheError:
     with pytest.raises(PagecacheError) as caught:
-        kmodule.load(module, fs=fs, built=built, release=RELEASE, insert=lambda fd: code)
+        kmod.load(module, fs=fs, built=built, release=RELEASE, insert=lambda fd: code)
     assert caught.value.docs.startswith("docs/troubleshooting.md#")
     return caught.value
 
@@ -59,8 +59,8 @@ def test_the_built_module_goes_before_the_installed_one(fs: KernelFS, built: Pat
         "x/not_pagecache_bpf.ko:\nextra/pagecache_bpf.ko.xz: a\n",
     )
     expected = fs.path(f"/lib/modules/{RELEASE}/extra/pagecache_bpf.ko.xz")
-    assert kmodule.find(RELEASE, fs, built) == built / RELEASE / "pagecache_bpf.ko"
-    assert kmodule.find(RELEASE, fs, built / "nowhere") == expected
+    assert kmod.find(RELEASE, fs, built) == built / RELEASE / "pagecache_bpf.ko"
+    assert kmod.find(RELEASE, fs, built / "nowhere") == expected
 
 
 def test_loading_gives_the_kernel_the_open_file(fs: KernelFS, built: Path) -> None:
@@ -70,14 +70,14 @@ def test_loading_gives_the_kernel_the_open_file(fs: KernelFS, built: Path) -> No
         given.append(os.readlink(f"/proc/self/fd/{fd}"))
         return 0
 
-    loaded = kmodule.load(fs=fs, built=built, release=RELEASE, insert=insert)
+    loaded = kmod.load(fs=fs, built=built, release=RELEASE, insert=insert)
     assert loaded == built / RELEASE / "pagecache_bpf.ko"
     assert given == [str(loaded)]
 
 
 def test_a_loaded_module_is_left_alone(fs: KernelFS, built: Path) -> None:
     put(fs, "/sys/module/pagecache_bpf/refcnt", "0")
-    assert kmodule.load(fs=fs, built=built, release=RELEASE, insert=lambda fd: 1 // 0) is None
+    assert kmod.load(fs=fs, built=built, release=RELEASE, insert=lambda fd: 1 // 0) is None
 
 
 def test_another_loader_may_be_faster(fs: KernelFS, built: Path) -> None:
@@ -85,7 +85,7 @@ def test_another_loader_may_be_faster(fs: KernelFS, built: Path) -> None:
         put(fs, "/sys/module/pagecache_bpf/refcnt", "0")
         return errno.EEXIST
 
-    assert kmodule.load(fs=fs, built=built, release=RELEASE, insert=insert)
+    assert kmod.load(fs=fs, built=built, release=RELEASE, insert=insert)
 
 
 def test_a_kernel_without_modules(fs: KernelFS, built: Path) -> None:
@@ -190,4 +190,4 @@ def test_a_compressed_module_needs_modprobe(
     tool.chmod(0o755)
     assert "FATAL: no such thing" in refusal(fs, tmp_path, 0, file).why
     tool.write_text("#!/bin/sh\n")
-    assert kmodule.load(file, fs=fs, built=tmp_path, release=RELEASE) == file
+    assert kmod.load(file, fs=fs, built=tmp_path, release=RELEASE) == file

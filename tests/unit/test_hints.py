@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from pagecache_bpf.errors import UsageError
-from pagecache_bpf.hints import (
+from pagecache_bpf.policy.catalog import discover, find
+from pagecache_bpf.policy.hint_maps import (
     HintMap,
     broken_promises,
     cgroup_id_of,
@@ -17,7 +18,6 @@ from pagecache_bpf.hints import (
     maps_of,
     resolve,
 )
-from pagecache_bpf.policies import discover, find
 
 
 def the_map(policy: str, name: str) -> HintMap:

@@ -7,8 +7,8 @@ import re
 import sys
 from pathlib import Path
 
-from pagecache_bpf import _abi
-from pagecache_bpf.inodes import INODE_WORDS, WORD_BYTES, InodeBits
+from pagecache_bpf.kernel import abi
+from pagecache_bpf.kernel.inode_filter import INODE_WORDS, WORD_BYTES, InodeBits
 
 HEADER = Path(__file__).parents[2] / "bpf" / "include" / "inodes.bpf.h"
 ALL = 8 * WORD_BYTES * INODE_WORDS
@@ -20,7 +20,7 @@ class Array(dict[int, int]):
 
 
 def key(ino: int, dev_minor: int = 1) -> bytes:
-    return bytes(_abi.pagecache_file_key(ino=ino, dev_major=8, dev_minor=dev_minor))
+    return bytes(abi.pagecache_file_key(ino=ino, dev_major=8, dev_minor=dev_minor))
 
 
 def test_the_header_says_the_same() -> None:

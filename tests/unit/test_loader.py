@@ -13,10 +13,6 @@ from typing import Any
 
 import pytest
 
-from pagecache_bpf import libbpf, loader
-from pagecache_bpf._verifier import boil_down
-from pagecache_bpf.compiler import find_clang
-from pagecache_bpf.device import ExitRecord
 from pagecache_bpf.errors import (
     PagecacheError,
     PolicyRejected,
@@ -24,7 +20,12 @@ from pagecache_bpf.errors import (
     UnsupportedError,
     UsageError,
 )
-from pagecache_bpf.policies import Knob, PolicyInfo
+from pagecache_bpf.kernel import libbpf
+from pagecache_bpf.kernel.control_device import ExitRecord
+from pagecache_bpf.kernel.verifier_log import boil_down
+from pagecache_bpf.policy import loader
+from pagecache_bpf.policy.catalog import Knob, PolicyInfo
+from pagecache_bpf.policy.compiler import find_clang
 
 KNOB = Knob("window_kib", "u32", 128, "KiB", 4, 4096, "how far")
 INFO = PolicyInfo("sample", "", "", "", ("readahead",), (KNOB,), None, Path("/absent.bpf.o"))

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from pagecache_bpf import metrics
-from pagecache_bpf._abi import COUNTERS, OBSERVED
-from pagecache_bpf.metrics import LABELS, METRICS, MODEL
+from pagecache_bpf.kernel.abi import COUNTERS, OBSERVED
+from pagecache_bpf.metrics import declarations
+from pagecache_bpf.metrics.declarations import LABELS, METRICS, MODEL
 from tests.unit.snapshots import GGUF, LLAMA, snapshot
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -29,7 +29,7 @@ def promtool(*words: str | Path, text: str = "") -> subprocess.CompletedProcess[
 
 
 def samples(name: str) -> dict[tuple[str, ...], float]:
-    return {tuple(labels): value for labels, value in metrics.find(name).read(snapshot())}
+    return {tuple(labels): value for labels, value in declarations.find(name).read(snapshot())}
 
 
 def test_names_follow_the_rules() -> None:
@@ -46,7 +46,7 @@ def test_names_follow_the_rules() -> None:
 
 
 @pytest.mark.parametrize("metric", METRICS, ids=lambda metric: metric.name)
-def test_samples_have_a_value_for_each_label(metric: metrics.Metric) -> None:
+def test_samples_have_a_value_for_each_label(metric: declarations.Metric) -> None:
     seen = [tuple(labels) for labels, _ in metric.read(snapshot())]
     assert len(seen) == len(set(seen))
     assert all(len(labels) == len(metric.labels) for labels in seen)
@@ -142,7 +142,7 @@ def test_templates() -> None:
 
 
 def test_the_page_has_everything() -> None:
-    page = metrics.page()
+    page = declarations.page()
     for metric in METRICS:
         assert f"| `{metric.name}` | {', '.join(metric.labels)} | {metric.help} |" in page
     for label in {label for metric in METRICS for label in metric.labels}:
@@ -173,7 +173,7 @@ def test_queries_name_metrics_and_labels_that_exist() -> None:
     for query in queries:
         for name, selector in re.findall(r"\b(pagecache_\w+)\{([^}]*)\}", query):
             labels = set(re.findall(r"(\w+)\s*(?:=~|!~|!=|=)", selector))
-            assert labels <= set(metrics.find(name).labels), (name, labels)
+            assert labels <= set(declarations.find(name).labels), (name, labels)
 
 
 def test_the_dashboard_is_well_formed() -> None:
@@ -198,7 +198,7 @@ def test_the_dashboard_is_well_formed() -> None:
 @needs_promtool
 def test_promtool_likes_the_metrics() -> None:
     prometheus_client = pytest.importorskip("prometheus_client")
-    from pagecache_bpf.exporter import Collector
+    from pagecache_bpf.metrics.exporter import Collector
 
     for source in (snapshot, lambda: snapshot(0)):
         registry = prometheus_client.CollectorRegistry()

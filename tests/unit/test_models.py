@@ -13,10 +13,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pagecache_bpf import models
 from pagecache_bpf.errors import PrivilegeError, UsageError
-from pagecache_bpf.kernelfs import LIVE
-from pagecache_bpf.models import resolve
+from pagecache_bpf.kernel.kernelfs import LIVE
+from pagecache_bpf.weights import models
+from pagecache_bpf.weights.models import resolve
 
 ROOT = Path(__file__).resolve().parents[2]
 

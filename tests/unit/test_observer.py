@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from pagecache_bpf import _abi, libbpf
-from pagecache_bpf.cachestat import PAGE_SIZE
 from pagecache_bpf.errors import PrivilegeError, UnsupportedError
-from pagecache_bpf.observer import Observer, bcc, programs, seed
-from pagecache_bpf.observer.maps import BITS_PAGES, MAPS, RING
+from pagecache_bpf.kernel import abi, libbpf
+from pagecache_bpf.kernel.cachestat import PAGE_SIZE
+from pagecache_bpf.observer import Observer, bcc, programs, residency_blocks
+from pagecache_bpf.observer.count_maps import BITS_PAGES, MAPS, RING
 
 ROOT = Path(__file__).resolve().parents[2]
 OBJECT = ROOT / "build" / "bpf" / "observer" / "observer.bpf.o"
@@ -51,7 +51,7 @@ def test_what_is_resident_is_told_page_by_page(tmp_path: Path) -> None:
     path = tmp_path / "file"
     path.write_bytes(bytes((2 * BITS_PAGES + 7) * PAGE_SIZE))
     fd = os.open(path, os.O_RDONLY)
-    blocks = dict(seed.resident_blocks(fd))
+    blocks = dict(residency_blocks.resident_blocks(fd))
     os.close(fd)
     assert sorted(blocks) == [0, 1, 2]
     for block, value in blocks.items():
@@ -63,10 +63,10 @@ def test_what_is_resident_is_told_page_by_page(tmp_path: Path) -> None:
 
 
 def test_every_counter_has_a_text() -> None:
-    names = [each.name for each in _abi.OBSERVED]
+    names = [each.name for each in abi.OBSERVED]
     assert len(set(names)) == len(names)
     guide = (ROOT / "docs" / "observing.md").read_text()
-    for each in _abi.OBSERVED:
+    for each in abi.OBSERVED:
         assert each.unit in ("bytes", "ns") and each.name.endswith(f"_{each.unit}")
         assert f"`{each.name}`" in guide and each.help
 

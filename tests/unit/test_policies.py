@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from pagecache_bpf import policies
-from pagecache_bpf.compiler import compile_policy
 from pagecache_bpf.errors import PagecacheError, UnsupportedError, UsageError
-from pagecache_bpf.policies import Knob, PolicyInfo, find, parse_knobs, read_object
+from pagecache_bpf.policy import catalog
+from pagecache_bpf.policy.catalog import Knob, PolicyInfo, find, parse_knobs, read_object
+from pagecache_bpf.policy.compiler import compile_policy
 
 SOURCE = r"""// SPDX-License-Identifier: GPL-2.0-only
 /*
@@ -116,14 +116,14 @@ def test_names_that_bpffs_does_not_take_are_refused(tmp_path: Path, built: Path,
 def test_unknown_names_list_the_known(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     for name in ("sequential", "noop"):
         (tmp_path / f"{name}.bpf.c").write_text("/* x */")
-    monkeypatch.setattr(policies, "_source_dirs", lambda: [tmp_path])
-    monkeypatch.setattr(policies, "_object_dirs", lambda: [tmp_path])
+    monkeypatch.setattr(catalog, "_source_dirs", lambda: [tmp_path])
+    monkeypatch.setattr(catalog, "_object_dirs", lambda: [tmp_path])
     with pytest.raises(UsageError, match="no policy maoi: known are noop, sequential") as caught:
         find("maoi")
     assert caught.value.exit_code == 2
     with pytest.raises(PagecacheError, match=r"not built. Run `make bpf`"):
         find("noop")
-    assert [each.name for each in policies.discover()] == ["noop", "sequential"]
+    assert [each.name for each in catalog.discover()] == ["noop", "sequential"]
 
 
 def test_paths_that_are_no_policies(tmp_path: Path) -> None:
@@ -144,7 +144,7 @@ def test_paths_that_are_no_policies(tmp_path: Path) -> None:
 
 
 def test_shipped_policies_are_complete() -> None:
-    shipped = policies.discover()
+    shipped = catalog.discover()
     assert {"noop", "sequential"} <= {each.name for each in shipped}
     for each in shipped:
         assert each.source is not None

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 
 from pagecache_bpf import templates
 from pagecache_bpf.errors import UsageError
-from pagecache_bpf.policies import discover, find
-from pagecache_bpf.simulate import engine, recorded
+from pagecache_bpf.policy.catalog import discover, find
+from pagecache_bpf.simulate import recorded, simulator
 from pagecache_bpf.simulate.optimum import optimum
 from pagecache_bpf.simulate.trace import Trace, parse
 from pagecache_bpf.templates import EXTENT, Template, TemplateFile
@@ -72,8 +72,8 @@ def lru_hits(pages: list[int], capacity: int) -> int:
 
 
 @pytest.fixture(scope="module")
-def noop() -> engine.Simulator:
-    return engine.Simulator(find("noop"))
+def noop() -> simulator.Simulator:
+    return simulator.Simulator(find("noop"))
 
 
 def page_trace(pages: list[int], file_pages: int = 16) -> Trace:
@@ -88,9 +88,9 @@ def page_trace(pages: list[int], file_pages: int = 16) -> Trace:
 @given(pages=st.lists(st.integers(0, 11), max_size=60), capacity=st.integers(1, 10))
 @settings(max_examples=100, deadline=None)
 def test_lru_is_a_dictionary_in_the_order_of_use(
-    noop: engine.Simulator, pages: list[int], capacity: int
+    noop: simulator.Simulator, pages: list[int], capacity: int
 ) -> None:
-    result = noop.replay(page_trace(pages), capacity * PAGE, policy=False, order=engine.LRU)
+    result = noop.replay(page_trace(pages), capacity * PAGE, policy=False, order=simulator.LRU)
     assert result.hit_bytes == lru_hits(pages, capacity) * PAGE
     assert result.totals["peak_bytes"] <= capacity * PAGE
     assert result.totals["read_bytes"] - result.reread_bytes == len(set(pages)) * PAGE
@@ -99,10 +99,10 @@ def test_lru_is_a_dictionary_in_the_order_of_use(
 @given(pages=st.lists(st.integers(0, 11), max_size=60), capacity=st.integers(1, 10))
 @settings(max_examples=100, deadline=None)
 def test_nothing_beats_the_optimum_and_bytes_add_up(
-    noop: engine.Simulator, pages: list[int], capacity: int
+    noop: simulator.Simulator, pages: list[int], capacity: int
 ) -> None:
     trace = page_trace(pages)
-    best = engine.best(trace, capacity * PAGE)
+    best = simulator.best(trace, capacity * PAGE)
     for policy in (False, True):
         result = noop.replay(trace, capacity * PAGE, policy=policy)
         totals = result.totals
@@ -114,14 +114,14 @@ def test_nothing_beats_the_optimum_and_bytes_add_up(
         assert totals["peak_bytes"] <= capacity * PAGE
 
 
-def test_parts_of_pages_count_as_what_they_are(noop: engine.Simulator) -> None:
+def test_parts_of_pages_count_as_what_they_are(noop: simulator.Simulator) -> None:
     trace = Trace()
     trace.add(0, "c", "f", 100, 50)
     trace.add(1, "c", "f", 120, 5000)
     result = noop.replay(trace.settle(), 8 * PAGE)
     assert result.totals["wanted_bytes"] == 5050
     assert result.hit_bytes == PAGE - 120  # what the first read has left of its page
-    assert engine.best(trace, 8 * PAGE).hit_bytes == result.hit_bytes
+    assert simulator.best(trace, 8 * PAGE).hit_bytes == result.hit_bytes
 
 
 def test_what_is_kept_beyond_the_memory_is_evicted(tmp_path: Path) -> None:
@@ -134,7 +134,7 @@ def test_what_is_kept_beyond_the_memory_is_evicted(tmp_path: Path) -> None:
         "{\n\treturn PAGECACHE_EVICT_KEEP;\n}\n"
         "PAGECACHE_POLICY(hoard, .evict = (void *)hoard_evict);\n"
     )
-    result = engine.Simulator(find(str(source))).replay(page_trace([*range(12)] * 2), 4 * PAGE)
+    result = simulator.Simulator(find(str(source))).replay(page_trace([*range(12)] * 2), 4 * PAGE)
     assert result.totals["peak_bytes"] == 4 * PAGE
     assert result.totals["keep_ignored"] > 0
 

@@ -15,13 +15,15 @@ from typing import Any
 
 import pytest
 
-from pagecache_bpf import governor, stats
-from pagecache_bpf._abi import OBSERVED
-from pagecache_bpf.cli import templating, views
+from pagecache_bpf.cli import views
 from pagecache_bpf.cli.verbs import stats as stats_verb
 from pagecache_bpf.cli.verbs import watch
-from pagecache_bpf.device import PolicyStatus, Tag
 from pagecache_bpf.errors import UsageError
+from pagecache_bpf.kernel.abi import OBSERVED
+from pagecache_bpf.kernel.control_device import PolicyStatus, Tag
+from pagecache_bpf.metrics import collect
+from pagecache_bpf.policy import engines
+from pagecache_bpf.templates import policy_arrays
 from tests.unit.command import NOBODY, ROOT, Result, environment, run, undocumented
 from tests.unit.snapshots import GGUF, LLAMA, counters, snapshot
 
@@ -55,7 +57,7 @@ def test_ratios() -> None:
 
 def test_rates() -> None:
     before, after = snapshot(1000), snapshot(3000, after_ns=500_000_000)
-    rates = stats.rates(before, after)
+    rates = collect.rates(before, after)
     change = counters(2000)
     assert rates[KEY].accessed == (change["read_bytes"] + change["mmap_bytes"]) / 0.5
     assert rates[KEY].added == change["added_bytes"] / 0.5
@@ -68,20 +70,21 @@ def test_rates() -> None:
 
 def test_counters_that_begin_anew_count_from_zero() -> None:
     before, after = snapshot(5000), snapshot(1000, after_ns=10**9)
-    assert stats.rates(before, after)[KEY].added == counters(1000)["added_bytes"]
+    assert collect.rates(before, after)[KEY].added == counters(1000)["added_bytes"]
     assert (
-        stats.rates(replace(before, models=()), after)[KEY].added == (counters(1000)["added_bytes"])
+        collect.rates(replace(before, models=()), after)[KEY].added
+        == (counters(1000)["added_bytes"])
     )
     # the clock was set back
-    assert stats.rates(after, replace(before, time_ns=0))[KEY].added > 0
+    assert collect.rates(after, replace(before, time_ns=0))[KEY].added > 0
 
 
 def test_one_model() -> None:
-    only = stats.only(snapshot(), GGUF)
+    only = collect.only(snapshot(), GGUF)
     assert [model.model for model in only.models] == [GGUF]
     assert [policy.name for policy in only.policies] == ["noop"]
     with pytest.raises(UsageError, match="no file of a model nope"):
-        stats.only(snapshot(), "nope")
+        collect.only(snapshot(), "nope")
 
 
 def observed_row(**changes: Any) -> dict[str, Any]:
@@ -124,15 +127,15 @@ def status(name: str) -> PolicyStatus:
     return PolicyStatus(name, 17, 2, 3, ("readahead",), 1, 5, 6, {"drop_calls": 4})
 
 
-def engines(monkeypatch: pytest.MonkeyPatch, module: Any, agent: Any) -> None:
+def both_engines(monkeypatch: pytest.MonkeyPatch, module: Any, agent: Any) -> None:
     def policies() -> Any:
         for name, engine in (("struct_ops", module), ("agent", agent)):
             if engine:
                 yield from ((name, each) for each in engine.policies())
 
-    monkeypatch.setattr(templating, "replays", lambda *_: [])
+    monkeypatch.setattr(policy_arrays, "replays", lambda *_: [])
     both = SimpleNamespace(module=module, agent=agent, policies=policies)
-    monkeypatch.setattr(governor, "Governor", lambda: nullcontext(both))
+    monkeypatch.setattr(engines, "Governor", lambda: nullcontext(both))
 
 
 def test_both_engines_are_asked(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -143,18 +146,18 @@ def test_both_engines_are_asked(monkeypatch: pytest.MonkeyPatch) -> None:
         "uncounted": ["read_hit_bytes"],
     }
     details = {"sequential": {"lost": 6, "errors": {"5": 1}}, "quitter": {"ended": True}}
-    engines(
+    both_engines(
         monkeypatch,
         _Engine([status("noop")], [tag, inactive]),
         _Engine([status("sequential")], [], details=details, stats=answer),
     )
-    found = stats.take()
+    found = collect.take()
     assert found.engines == {"struct_ops": True, "agent": True}
-    assert found.observer == stats.Observer("degraded", ("x",), 2, ("read_hit_bytes",))
+    assert found.observer == collect.Observer("degraded", ("x",), 2, ("read_hit_bytes",))
     noop, sequential, quitter = found.policies
     assert (noop.engine, noop.lost_requests, noop.counters) == ("struct_ops", 0, {"drop_calls": 4})
-    assert noop.governed_bytes == 2 * stats.PAGE_SIZE
-    assert (noop.kept_bytes, noop.keep_max_bytes) == (5 * stats.PAGE_SIZE, 6 * stats.PAGE_SIZE)
+    assert noop.governed_bytes == 2 * collect.PAGE_SIZE
+    assert (noop.kept_bytes, noop.keep_max_bytes) == (5 * collect.PAGE_SIZE, 6 * collect.PAGE_SIZE)
     assert (sequential.lost_requests, sequential.read_errors) == (6, {5: 1})
     assert quitter.ended
     llama, gguf = found.models
@@ -163,7 +166,7 @@ def test_both_engines_are_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     assert set(counters(1)) - set(llama.counters) == {"read_hit_bytes"}
     assert llama.resident_by_node == {"0": 1 << 20}
     assert (gguf.model, gguf.observed, gguf.counters) == (GGUF, False, {})
-    assert (gguf.files, gguf.bytes, gguf.resident_bytes) == (1, 0, 5 * stats.PAGE_SIZE)
+    assert (gguf.files, gguf.bytes, gguf.resident_bytes) == (1, 0, 5 * collect.PAGE_SIZE)
 
 
 def test_a_model_of_the_module_that_is_observed_counts_once(
@@ -178,14 +181,14 @@ def test_a_model_of_the_module_that_is_observed_counts_once(
         "models": [row],
     }
     module = _Engine([status("noop")], [tag])
-    engines(monkeypatch, module, _Engine([], [], details={}, stats=answer))
-    (model,) = stats.take().models
+    both_engines(monkeypatch, module, _Engine([], [], details={}, stats=answer))
+    (model,) = collect.take().models
     assert model.observed and model.resident_by_node == {}
 
 
 def test_without_engines_there_is_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    engines(monkeypatch, None, None)
-    found = stats.take()
+    both_engines(monkeypatch, None, None)
+    found = collect.take()
     assert found.engines == {"struct_ops": False, "agent": False}
     assert (found.observer, found.policies, found.models) == (None, (), ())
 

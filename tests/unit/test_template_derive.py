@@ -15,9 +15,9 @@ import pytest
 from safetensors import safe_open
 
 from pagecache_bpf.errors import PagecacheError, UsageError
-from pagecache_bpf.models import resolve
 from pagecache_bpf.templates import Template, check, derive, require_fit
 from pagecache_bpf.templates.template import EXTENT, coalesce
+from pagecache_bpf.weights.models import resolve
 from tests.unit import weights
 from tests.unit.command import environment
 

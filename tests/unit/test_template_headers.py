@@ -19,8 +19,9 @@ from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
 from pagecache_bpf.errors import PagecacheError, UsageError
-from pagecache_bpf.templates import headers
-from pagecache_bpf.templates.headers import Contents, parse
+from pagecache_bpf.weights import contents
+from pagecache_bpf.weights.contents import Contents
+from pagecache_bpf.weights.headers import parse
 from tests.unit import weights
 
 FUZZ = settings(
@@ -126,8 +127,8 @@ def test_lengths_that_are_not_believed(tmp_path: Path, length: int, size: int, w
 
 
 def test_a_header_of_many_small_values_is_refused_before_it_is_parsed(tmp_path: Path) -> None:
-    header = b'{"a":[' + b"[]," * (3 * headers.MAX_TENSORS) + b"[]]}"
-    header += b"," * (4 * headers.MAX_TENSORS)
+    header = b'{"a":[' + b"[]," * (3 * contents.MAX_TENSORS) + b"[]]}"
+    header += b"," * (4 * contents.MAX_TENSORS)
     path = weights.raw_safetensors(tmp_path / "x.safetensors", header)
     tracemalloc.start()
     with pytest.raises(PagecacheError, match="more than 8,388,608 values"):

@@ -10,8 +10,8 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pagecache_bpf import _abi
 from pagecache_bpf.errors import PagecacheError
+from pagecache_bpf.kernel import abi
 from pagecache_bpf.templates import EXTENT, Template, TemplateFile
 from pagecache_bpf.templates.intervals import Intervals
 from pagecache_bpf.templates.layout import Identity, Layout, check_room, lay_out
@@ -63,7 +63,7 @@ def test_order_neighbours_and_pieces() -> None:
     ]
     steps = layout.arrays["template_steps"]
     assert steps["before"].tolist() == [0, 100, 100 + PIECE, 100 + 2 * PIECE, 5100]
-    none = _abi.TEMPLATE_NONE
+    none = abi.TEMPLATE_NONE
     assert steps["next"].tolist() == [4, 2, 3, none, none]
 
 
@@ -96,14 +96,14 @@ def test_pages_of_two_extents_are_known() -> None:
     assert extents["edges"].tolist() == [0, 0, 0]
     rows = [(0, 0, 0, 10), (0, 0, 20, 10), (0, 0, 9, 5)]
     extents = lay_out([("m", template([30], rows))], page_size=PAGE).arrays["template_extents"]
-    first, last = _abi.TEMPLATE_SHARED_FIRST, _abi.TEMPLATE_SHARED_LAST
+    first, last = abi.TEMPLATE_SHARED_FIRST, abi.TEMPLATE_SHARED_LAST
     assert extents["start"].tolist() == [0, 9, 20]
     assert extents["edges"].tolist() == [last, first, 0]
 
 
 def test_huge_pages_that_are_wanted_whole_are_known() -> None:
     huge = 512
-    first, last = _abi.TEMPLATE_WHOLE_FIRST, _abi.TEMPLATE_WHOLE_LAST
+    first, last = abi.TEMPLATE_WHOLE_FIRST, abi.TEMPLATE_WHOLE_LAST
 
     def edges(size: int, *ranges: tuple[int, int], ranks: int = 1) -> list[int]:
         rows = [
@@ -137,8 +137,8 @@ def test_several_models_and_identities() -> None:
         return None if (name, file) == ("one", 1) else Identity(8, 1, 100 + file, len(name))
 
     layout = lay_out([("one", one), ("other", other)], identity, PAGE)
-    values = {key: _abi.pagecache_template_file.from_buffer_copy(v) for key, v in layout.files}
-    keys = [_abi.pagecache_file_key.from_buffer_copy(key) for key in values]
+    values = {key: abi.pagecache_template_file.from_buffer_copy(v) for key, v in layout.files}
+    keys = [abi.pagecache_file_key.from_buffer_copy(key) for key in values]
     assert [(k.ino, k.generation, k.dev_major, k.dev_minor) for k in keys] == [
         (100, 3, 8, 1),
         (100, 5, 8, 1),

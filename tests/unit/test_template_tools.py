@@ -11,11 +11,11 @@ import pytest
 
 from pagecache_bpf.cli.verbs import template as verb
 from pagecache_bpf.errors import PagecacheError, UsageError
-from pagecache_bpf.models import resolve
 from pagecache_bpf.templates import EXTENT, Template, TemplateFile, check, derive, read
 from pagecache_bpf.templates.compare import compare
 from pagecache_bpf.templates.record import PAGE_SIZE, Recorder
 from pagecache_bpf.templates.traces import read_trace, render_trace
+from pagecache_bpf.weights.models import resolve
 from tests.unit import weights
 from tests.unit.command import run, undocumented
 

@@ -14,9 +14,10 @@ import pytest
 
 from benchmarks.guest.console import find_problems
 from benchmarks.guest.devices import ScaledDevice, open_device
-from pagecache_bpf import kmodule, loader
-from pagecache_bpf.device import Device
-from pagecache_bpf.observer.switch import VARIABLE
+from pagecache_bpf.kernel import kmod
+from pagecache_bpf.kernel.control_device import Device
+from pagecache_bpf.policy import loader
+from pagecache_bpf.policy.observing import VARIABLE
 
 #: Where a test takes long in an emulated guest: 50 rounds each, and many starts of the command.
 SLOW = ("test_kmod_stress.py", "test_cli.py", "test_controller.py")
@@ -34,7 +35,7 @@ class Module:
     def load(self) -> None:
         """Load it if it is not."""
         if not LOADED.exists():
-            kmodule.load()
+            kmod.load()
 
     def unload(self) -> None:
         """Detach everything and unload it; links are let go of by the kernel a moment later."""

@@ -14,9 +14,10 @@ from typing import TypeVar
 
 from benchmarks.cachestat import PAGE_SIZE, cachestat
 from benchmarks.cachestat import drop as drop_all
-from pagecache_bpf import libbpf, loader
-from pagecache_bpf.device import Device, PolicyStatus
-from pagecache_bpf.policies import find
+from pagecache_bpf.kernel import libbpf
+from pagecache_bpf.kernel.control_device import Device, PolicyStatus
+from pagecache_bpf.policy import loader
+from pagecache_bpf.policy.catalog import find
 
 ROOT = Path(__file__).resolve().parents[2]
 T = TypeVar("T")

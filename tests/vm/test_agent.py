@@ -17,11 +17,11 @@ from pathlib import Path
 import pytest
 
 from benchmarks.cachestat import PAGE_SIZE, drop
-from pagecache_bpf import cgroups
-from pagecache_bpf.agent import client
-from pagecache_bpf.agent.client import AgentDevice
-from pagecache_bpf.device import PolicyStatus
-from pagecache_bpf.policies import agent_object, find
+from pagecache_bpf.kernel import cgroups
+from pagecache_bpf.kernel.control_device import PolicyStatus
+from pagecache_bpf.policy import agent_device
+from pagecache_bpf.policy.agent_device import AgentDevice
+from pagecache_bpf.policy.catalog import agent_object, find
 from tests.vm.kernel import make_file, map_all, read_all, resident, wait_for
 
 pytestmark = pytest.mark.vm
@@ -34,7 +34,7 @@ MIB = 1 << 20
 def governed(path: Path, **knobs: int) -> Iterator[AgentDevice]:
     """The policy sequential on engine agent, governing a file; all of it ends with the block."""
     info = find("sequential")
-    client.start()
+    agent_device.start()
     with AgentDevice() as agent:
         agent.attach(info, agent_object(info), knobs)
         with path.open("rb") as file:

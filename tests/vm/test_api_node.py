@@ -9,8 +9,8 @@ import pytest
 
 import pagecache_bpf as pc
 from pagecache_bpf import topology
-from pagecache_bpf.loads.alone import Alone
-from pagecache_bpf.loads.snapshot import Snapshot
+from pagecache_bpf.loads.residency_snapshot import Snapshot
+from pagecache_bpf.loads.unprivileged_window import Alone
 from pagecache_bpf.topology import NVIDIA, Accelerator, Topology
 from tests.vm.kernel import make_file, resident, wait_for
 from tests.vm.test_kmod_prefetch import nodes_of

@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 
 from benchmarks.cachestat import PAGE_SIZE, resident_pages
-from pagecache_bpf import loader
-from pagecache_bpf.controller.protocol import Client
-from pagecache_bpf.device import Device
+from pagecache_bpf.ipc.public_protocol import Client
+from pagecache_bpf.kernel.control_device import Device
+from pagecache_bpf.policy import loader
 from tests.native.controller import Controller, serving
 from tests.vm.kernel import make_file, read_all, wait_for
 from tests.vm.test_kmod_prefetch import nodes_of

@@ -15,8 +15,8 @@ from benchmarks import eviction_cases as cases
 from benchmarks.cachestat import resident_bytes
 from benchmarks.cgroups import Group, group, reclaim_by
 from benchmarks.eviction_cases import MIB, Lab, attached
-from pagecache_bpf import live, loader
 from pagecache_bpf.errors import UsageError
+from pagecache_bpf.policy import hints, loader
 from tests.vm.kernel import wait_for
 
 SAME = "does not depend on the kind of lists: it runs with the classic ones"
@@ -61,7 +61,7 @@ def test_a_promise_that_cannot_be_kept_is_an_alarm(lab: Lab, lru: str) -> None:
     path = lab.file("large.bin", lab.part(1.5))
     with attached("pin", {"large": [path]}), lab.cgroup() as it:
         it.scan([path])
-        values, alarms = live.gauges("pin")
+        values, alarms = hints.gauges("pin")
         assert values["promised_pages"] == path.stat().st_size // 4096
         assert values["pinned_pages"] < values["promised_pages"]
         assert len(alarms) == 1 and "promised_pages" in alarms[0]
@@ -108,8 +108,8 @@ def test_a_role_switch_takes_effect_at_once(lab: Lab, lru: str) -> None:
     ):
 
         def switch(online: Group, offline: Group) -> None:
-            live.hint("colocate", "roles", cgroup_id=str(online.path), value=1)
-            live.hint("colocate", "roles", cgroup_id=str(offline.path), value=2)
+            hints.hint("colocate", "roles", cgroup_id=str(online.path), value=1)
+            hints.hint("colocate", "roles", cgroup_id=str(offline.path), value=2)
 
         switch(online=two, offline=one)
         one.scan([before])
@@ -147,14 +147,14 @@ def test_hints_are_checked(lab: Lab, lru: str) -> None:
     path = lab.file("w.bin", MIB)
     with attached("multiplex", {"llama": [path]}):
         with pytest.raises(UsageError, match="no model lama"):
-            live.hint("multiplex", "plans", model="lama", due_ns="+5s")
+            hints.hint("multiplex", "plans", model="lama", due_ns="+5s")
         with pytest.raises(UsageError, match="is not for hints"):
-            live.hint("multiplex", "scores", key=1, uses=3)
-        live.hint("multiplex", "plans", model="llama", mb_per_s=2000)
-        live.hint("multiplex", "plans", model="llama", due_ns=7)
-        (row,) = live.read_map("multiplex", "plans")
+            hints.hint("multiplex", "scores", key=1, uses=3)
+        hints.hint("multiplex", "plans", model="llama", mb_per_s=2000)
+        hints.hint("multiplex", "plans", model="llama", due_ns=7)
+        (row,) = hints.read_map("multiplex", "plans")
         assert row["value"] == {"due_ns": 7, "mb_per_s": 2000}
-        assert live.forget("multiplex", "plans", model="llama")
-        assert not live.forget("multiplex", "plans", model="llama")
-        assert {each.name for each in live.maps("multiplex")} == {"plans", "scores", "consumers"}
+        assert hints.forget("multiplex", "plans", model="llama")
+        assert not hints.forget("multiplex", "plans", model="llama")
+        assert {each.name for each in hints.maps("multiplex")} == {"plans", "scores", "consumers"}
     wait_for(lambda: "multiplex" not in loader.pinned(), "the policy to be gone")

@@ -19,10 +19,11 @@ import pytest
 
 from benchmarks.cachestat import PAGE_SIZE, drop
 from benchmarks.guest.cgroups import Group, fill, group, lru, stretch
-from pagecache_bpf import _abi, libbpf, loader
-from pagecache_bpf.device import Device, ExitRecord
 from pagecache_bpf.errors import PolicyRejected
-from pagecache_bpf.policies import find
+from pagecache_bpf.kernel import abi, libbpf
+from pagecache_bpf.kernel.control_device import Device, ExitRecord
+from pagecache_bpf.policy import loader
+from pagecache_bpf.policy.catalog import find
 from tests.unit.command import run
 from tests.vm.kernel import ROOT, Policy, attached, mapped, resident, test_policy, wait_for
 
@@ -73,9 +74,9 @@ def test_default_loses_what_keep_keeps(lists: str, memory: Group, files: tuple[P
         assert policy.status.kept_pages >= PAGES * 99 // 100
         assert policy.count("kept_bytes") >= policy.status.kept_pages * PAGE_SIZE
         words = policy.variable("last")
-        seen = _abi.pagecache_ctx.from_buffer_copy(b"".join(w.to_bytes(8, "little") for w in words))
+        seen = abi.pagecache_ctx.from_buffer_copy(b"".join(w.to_bytes(8, "little") for w in words))
         assert (seen.cgroup_id, seen.nr, seen.node) == (memory.id, 1, 0)
-        assert policy.variable("kinds_seen") == [1 << _abi.Kind.CGROUP]
+        assert policy.variable("kinds_seen") == [1 << abi.Kind.CGROUP]
         drop([weights])
         wait_for(lambda: policy.status.kept_pages == 0, "nothing kept of an empty cache")
     assert memory.events("oom_kill") == 0

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from benchmarks.cachestat import drop
-from pagecache_bpf import loader
-from pagecache_bpf.device import Device, ExitRecord
 from pagecache_bpf.errors import PolicyRejected
-from pagecache_bpf.policies import find
+from pagecache_bpf.kernel.control_device import Device, ExitRecord
+from pagecache_bpf.policy import loader
+from pagecache_bpf.policy.catalog import find
 from tests.vm.kernel import (
     attached,
     make_file,

@@ -15,9 +15,9 @@ from pathlib import Path
 import pytest
 
 from benchmarks.cachestat import drop
-from pagecache_bpf import loader
-from pagecache_bpf.device import Device
-from pagecache_bpf.policies import find
+from pagecache_bpf.kernel.control_device import Device
+from pagecache_bpf.policy import loader
+from pagecache_bpf.policy.catalog import find
 from tests.vm.kernel import ROOT, attached, make_file, test_policy, wait_for
 
 pytestmark = pytest.mark.vm

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from pagecache_bpf.device import Device
 from pagecache_bpf.errors import PagecacheError
+from pagecache_bpf.kernel.control_device import Device
 from tests.vm.kernel import attached, make_file, read_pages, resident, test_policy
 
 pytestmark = pytest.mark.vm

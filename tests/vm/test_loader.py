@@ -16,16 +16,17 @@ from typing import Any, NoReturn
 import pytest
 
 from benchmarks.cachestat import drop
-from pagecache_bpf import _abi, libbpf, loader
-from pagecache_bpf.compiler import find_clang
-from pagecache_bpf.device import Device, status
 from pagecache_bpf.errors import (
     PagecacheError,
     PolicyRejected,
     UnsupportedError,
     UsageError,
 )
-from pagecache_bpf.policies import find, parse_knobs, read_object
+from pagecache_bpf.kernel import abi, libbpf
+from pagecache_bpf.kernel.control_device import Device, status
+from pagecache_bpf.policy import loader
+from pagecache_bpf.policy.catalog import find, parse_knobs, read_object
+from pagecache_bpf.policy.compiler import find_clang
 from tests.vm.kernel import ROOT, attached, make_file, read_all, test_policy, wait_for
 
 pytestmark = pytest.mark.vm
@@ -162,7 +163,7 @@ def test_the_modules_refusal_is_its_record(name: str, reason: str) -> None:
 
 def test_another_abi_is_refused(tmp_path: Path) -> None:
     data = Path(test_policy("minimal")).read_bytes()
-    version = _abi.ABI_VERSION.to_bytes(4, "little")
+    version = abi.ABI_VERSION.to_bytes(4, "little")
     table = version + b"\0\0\0\0" + b"minimal\0"  # abi_version, flags, name
     assert data.count(table) == 1
     path = tmp_path / "minimal.bpf.o"

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from pagecache_bpf.governor import Governor
-from pagecache_bpf.templates import Template, replay
+from pagecache_bpf.policy.engines import Governor
+from pagecache_bpf.templates import Template, policy_arrays
 from tests import maio_cases as cases
 from tests.vm.kernel import Policy, attached, make_file, read_pages
 
@@ -20,10 +20,10 @@ pytestmark = pytest.mark.vm
 class Attached(Policy):
     """As a case looks at it."""
 
-    def replay(self) -> replay.Replay:
+    def replay(self) -> policy_arrays.Replay:
         """How its template does."""
         with Governor() as governor:
-            (found,) = replay.state(governor, self.name)
+            (found,) = policy_arrays.state(governor, self.name)
         return found
 
 
@@ -41,8 +41,8 @@ class StructOps:
         with attached("maio", *files, **knobs) as policy, Governor() as governor:
             if template is not None:
                 paths = dict(enumerate(files))
-                given = replay.Assigned("test", template, paths)
-                assert replay.give(governor, "maio", [given]) == len(files)
+                given = policy_arrays.Assigned("test", template, paths)
+                assert policy_arrays.give(governor, "maio", [given]) == len(files)
             yield Attached(policy.name, policy.device)
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from pagecache_bpf.agent import client
+from pagecache_bpf.policy import agent_device
 from tests.observing import (
     PAGE_SIZE,
     consistent,
@@ -130,7 +130,7 @@ def test_policies_of_the_module_are_observed(mount: Path) -> None:
     """A process is started for it, lists what it sees, and ends with the policy."""
     file = make_file(mount / "model.safetensors", 211)
     assert run("attach", "noop", file, "--model", "seen").code == 0
-    with client.AgentDevice() as agent:
+    with agent_device.AgentDevice() as agent:
         (model,) = agent.stats()["models"]
         assert (model["model"], model["engine"], model["files"]) == ("seen", "struct_ops", 1)
         reader(file, stream())
@@ -139,7 +139,7 @@ def test_policies_of_the_module_are_observed(mount: Path) -> None:
         assert run("untag", file).code == 0
         assert agent.stats()["models"][0]["files"] == 0
     assert run("detach", "noop").code == 0
-    wait_for(lambda: not client.is_running(), "the observer to end", 30)
+    wait_for(lambda: not agent_device.is_running(), "the observer to end", 30)
 
 
 def test_bcc_counts_the_same(slow_mount: Path) -> None:

@@ -13,10 +13,10 @@ from pathlib import Path
 import pytest
 
 from benchmarks.cachestat import PAGE_SIZE, drop, resident_bytes
-from pagecache_bpf import cgroups
 from pagecache_bpf.cli import views
 from pagecache_bpf.cli.verbs import explain
-from pagecache_bpf.exporter import Address, Exporter
+from pagecache_bpf.kernel import cgroups
+from pagecache_bpf.metrics.exporter import Address, Exporter
 from tests.unit.command import run, undocumented
 from tests.vm.kernel import make_file, read_all
 

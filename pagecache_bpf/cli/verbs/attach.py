@@ -19,9 +19,9 @@ if TYPE_CHECKING:
 
     from pagecache_bpf.cli.tagging import Tagging
     from pagecache_bpf.cli.templating import Chosen
-    from pagecache_bpf.governor import Governor
-    from pagecache_bpf.models import Model
-    from pagecache_bpf.policies import PolicyInfo
+    from pagecache_bpf.policy.catalog import PolicyInfo
+    from pagecache_bpf.policy.engines import Governor
+    from pagecache_bpf.weights.models import Model
 
 HELP = "attach a policy and put files under it"
 DESCRIPTION = """\
@@ -170,14 +170,15 @@ def _size(text: str) -> int:
 
 def run(args: argparse.Namespace, out: Output) -> int:
     """Check everything that needs no root, then change the system."""
-    from pagecache_bpf import libbpf, policies
     from pagecache_bpf.cli.budget import budget_knob
     from pagecache_bpf.cli.tagging import require_root, resolve_all
     from pagecache_bpf.cli.templating import choose
-    from pagecache_bpf.governor import Governor
+    from pagecache_bpf.kernel import libbpf
+    from pagecache_bpf.policy import catalog
+    from pagecache_bpf.policy.engines import Governor
 
-    info = policies.find(args.policy)
-    knobs = budget_knob(info, args.budget, policies.parse_knobs(info, dict(args.knob)))
+    info = catalog.find(args.policy)
+    knobs = budget_knob(info, args.budget, catalog.parse_knobs(info, dict(args.knob)))
     models = resolve_all(args.paths, args.model)
     templates = choose(info, models, args.template, args.partial, out)
     libbpf.library()
@@ -255,19 +256,19 @@ class Engine:
 
 def _engine(wanted: str, info: PolicyInfo) -> Engine:
     """Make the engine ready.  Raises UnsupportedError when this machine has none."""
-    from pagecache_bpf import kmodule, policies
-    from pagecache_bpf.agent import client
+    from pagecache_bpf.kernel import kmod
+    from pagecache_bpf.policy import agent_device, catalog
 
     why = ""
     if wanted != "agent":
         try:
-            return Engine("struct_ops", loaded_from=kmodule.load())
+            return Engine("struct_ops", loaded_from=kmod.load())
         except UnsupportedError as error:
             if wanted == "struct_ops":
                 raise
             why = f"no struct_ops: {error.what}"
-    engine = Engine("agent", why, object=policies.agent_object(info), hooks=info.hooks)
-    client.start()
+    engine = Engine("agent", why, object=catalog.agent_object(info), hooks=info.hooks)
+    agent_device.start()
     return engine
 
 
@@ -307,10 +308,10 @@ def _attach_and_tag(
     budget: int | None,
 ) -> tuple[Tagging, list[dict[str, Any]]]:
     """Attach, then tag; on any failure (Ctrl-C too) detach and untag again."""
-    from pagecache_bpf import loader
     from pagecache_bpf.cli.budget import admit, release
     from pagecache_bpf.cli.tagging import Tagging
     from pagecache_bpf.cli.templating import give, sizes_of
+    from pagecache_bpf.policy import loader
 
     tagging = Tagging(governor, info.name, replace)
     sizes = sizes_of(templates)

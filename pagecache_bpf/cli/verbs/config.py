@@ -67,7 +67,7 @@ def run(args: argparse.Namespace, out: Output) -> int:
 
 def _check(args: argparse.Namespace, out: Output) -> int:
     from pagecache_bpf.controller import config
-    from pagecache_bpf.controller.settings import Settings
+    from pagecache_bpf.controller.file_settings import Settings
 
     found = config.load(args.file)
     wrong = config.check_policies(found)

@@ -13,8 +13,8 @@ from pagecache_bpf.units import plural
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from pagecache_bpf.device import ExitRecord
-    from pagecache_bpf.governor import Governor
+    from pagecache_bpf.kernel.control_device import ExitRecord
+    from pagecache_bpf.policy.engines import Governor
 
 HELP = "detach a policy; the kernel's own behavior takes over"
 DESCRIPTION = """\
@@ -60,7 +60,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace, out: Output) -> int:
     """Detach one policy or all."""
     from pagecache_bpf.cli.tagging import require_root
-    from pagecache_bpf.governor import Governor
+    from pagecache_bpf.policy.engines import Governor
 
     require_root("detach a policy")
     ended: list[dict[str, Any]] = []

@@ -12,7 +12,7 @@ from pagecache_bpf.errors import PrivilegeError, UnsupportedError
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
 
-    from pagecache_bpf.features import Feature
+    from pagecache_bpf.explain.features import Feature
 
 HELP = "check what this machine has and lacks, with the next step for each"
 DESCRIPTION = """\
@@ -42,7 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace, out: Output) -> int:
     """Probe and print."""
-    from pagecache_bpf import features
+    from pagecache_bpf.explain import features
 
     table_of = features.probe()
     lacking = features.lacking(table_of)

@@ -14,7 +14,7 @@ from pagecache_bpf.units import format_duration, format_size, parse_size, plural
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from pagecache_bpf.dryrun import DryRun
+    from pagecache_bpf.explain.estimate import DryRun
 
 HELP = "dry run: what loading a model would read, and what would have to go"
 DESCRIPTION = """\
@@ -98,9 +98,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace, out: Output) -> int:
     """Explain; that the model does not fit is an answer and no error."""
-    from pagecache_bpf import cgroups
-    from pagecache_bpf.dryrun import dry_run
-    from pagecache_bpf.models import resolve
+    from pagecache_bpf.explain.estimate import dry_run
+    from pagecache_bpf.kernel import cgroups
+    from pagecache_bpf.weights.models import resolve
 
     model = resolve(args.path)
     if args.cgroup is not None:
@@ -161,7 +161,7 @@ def _at_risk(found: DryRun) -> list[dict[str, Any]]:
     import os
 
     from pagecache_bpf.cli.tagging import PAGE_SIZE
-    from pagecache_bpf.governor import Governor
+    from pagecache_bpf.policy.engines import Governor
 
     models: dict[tuple[str, str], int] = {}
     own = {str(file.path) for file in found.files}

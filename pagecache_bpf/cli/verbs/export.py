@@ -14,7 +14,7 @@ from pagecache_bpf.cli.output import TROUBLESHOOTING, Output
 from pagecache_bpf.errors import UsageError
 
 if TYPE_CHECKING:
-    from pagecache_bpf.exporter import Tls
+    from pagecache_bpf.metrics.exporter import Tls
 
 HELP = "serve the metrics to Prometheus"
 DESCRIPTION = """\
@@ -69,7 +69,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace, out: Output) -> int:
     """Serve until told to stop."""
     from pagecache_bpf.cli.tagging import require_root
-    from pagecache_bpf.exporter import Exporter, parse_address
+    from pagecache_bpf.metrics.exporter import Exporter, parse_address
 
     address, tls = parse_address(args.listen), _tls(args)
     require_root("read the counters")
@@ -86,7 +86,7 @@ def run(args: argparse.Namespace, out: Output) -> int:
 
 
 def _tls(args: argparse.Namespace) -> Tls | None:
-    from pagecache_bpf.exporter import Tls
+    from pagecache_bpf.metrics.exporter import Tls
 
     given = {
         name: getattr(args, name) is not None for name in ("tls_cert", "tls_key", "tls_client_ca")

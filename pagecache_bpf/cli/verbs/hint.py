@@ -12,7 +12,7 @@ from pagecache_bpf.errors import UsageError
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from pagecache_bpf.hints import HintMap
+    from pagecache_bpf.policy.hint_maps import HintMap
 
 HELP = "tell an attached policy something, or read what it reports"
 DESCRIPTION = """\
@@ -59,27 +59,27 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace, out: Output) -> int:
     """Write, remove, print or list."""
-    from pagecache_bpf import live
+    from pagecache_bpf.policy import hints
 
     data: dict[str, Any] = {"policy": args.policy, "map": args.map, "written": False}
     settings = dict(_setting(text) for text in args.settings)
     if args.map is None:
-        found = live.maps(args.policy)
+        found = hints.maps(args.policy)
         data["maps"] = [describe(each) for each in found]
         out.emit(data, lambda console: print_maps(console, found))
         return 0
     if args.delete:
-        if not live.forget(args.policy, args.map, **settings):
+        if not hints.forget(args.policy, args.map, **settings):
             raise UsageError(f"nothing was removed from {args.map}", "it has no such key")
         data["written"] = True
         out.emit(data, lambda console: console.print(f"removed from {args.map}"))
         return 0
     if settings:
-        live.hint(args.policy, args.map, **settings)
+        hints.hint(args.policy, args.map, **settings)
         data["written"] = True
         out.emit(data, lambda console: console.print(f"written to {args.map}"))
         return 0
-    rows = live.read_map(args.policy, args.map)
+    rows = hints.read_map(args.policy, args.map)
     data["elements"] = rows
 
     def human(console: Console) -> None:

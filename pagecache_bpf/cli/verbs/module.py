@@ -46,16 +46,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace, out: Output) -> int:
     """Load or unload; what is so already is no error."""
-    from pagecache_bpf import kmodule
     from pagecache_bpf.cli.tagging import require_root
+    from pagecache_bpf.kernel import kmod
 
     require_root("load or unload the kernel module")
     if args.unload:
-        unloaded = kmodule.unload()
+        unloaded = kmod.unload()
         text = "unloaded" if unloaded else "the module is not loaded"
         out.emit({"unloaded": unloaded}, lambda console: console.print(text))
         return 0
-    loaded_from = kmodule.load(args.file)
+    loaded_from = kmod.load(args.file)
 
     def human(console: Console) -> None:
         done = f"loaded {loaded_from}" if loaded_from else "the module is loaded already"

@@ -11,7 +11,7 @@ from pagecache_bpf.cli.output import Output, pairs, table
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from pagecache_bpf.policies import Knob, PolicyInfo
+    from pagecache_bpf.policy.catalog import Knob, PolicyInfo
 
 HELP = "list policies, or show one with its knobs"
 DESCRIPTION = """\
@@ -70,13 +70,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace, out: Output) -> int:
     """List or show."""
-    from pagecache_bpf import policies
+    from pagecache_bpf.policy import catalog
 
     if args.show is not None:
-        info = policies.find(args.show)
+        info = catalog.find(args.show)
         out.emit(_details(info), lambda console: _print_details(console, info, args.show))
         return 0
-    known = policies.discover()
+    known = catalog.discover()
 
     def human(console: Console) -> None:
         if args.names:
@@ -105,7 +105,7 @@ def _summary(info: PolicyInfo) -> dict[str, Any]:
 
 def _details(info: PolicyInfo) -> dict[str, Any]:
     from pagecache_bpf.cli.verbs.hint import describe
-    from pagecache_bpf.hints import gauges_of, maps_of
+    from pagecache_bpf.policy.hint_maps import gauges_of, maps_of
 
     return {
         **_summary(info),
@@ -132,7 +132,7 @@ def _details(info: PolicyInfo) -> dict[str, Any]:
 
 def _print_details(console: Console, info: PolicyInfo, given: str) -> None:
     from pagecache_bpf.cli.verbs.hint import print_maps
-    from pagecache_bpf.hints import maps_of
+    from pagecache_bpf.policy.hint_maps import maps_of
 
     rows = [
         ("policy", info.name),

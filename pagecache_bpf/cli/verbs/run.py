@@ -142,7 +142,7 @@ def _weights_of(command: Sequence[str]) -> Iterator[str]:
 
 
 def _is_weights(path: Path) -> bool:
-    from pagecache_bpf.models import SUFFIXES
+    from pagecache_bpf.weights.models import SUFFIXES
 
     return path.suffix[1:].lower() in SUFFIXES
 

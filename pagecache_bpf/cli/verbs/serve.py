@@ -56,10 +56,10 @@ def run(args: argparse.Namespace, out: Output) -> int:
     """Serve; a clean end is a success."""
     import logging
 
-    from pagecache_bpf import libbpf
     from pagecache_bpf.cli.tagging import require_root
     from pagecache_bpf.controller import config
     from pagecache_bpf.controller.daemon import Daemon, serve
+    from pagecache_bpf.kernel import libbpf
 
     settings = config.load(args.config)
     require_root("run the controller")

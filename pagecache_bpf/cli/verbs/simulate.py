@@ -16,7 +16,7 @@ from pagecache_bpf.units import format_size, parse_size
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from pagecache_bpf.simulate.engine import Result
+    from pagecache_bpf.simulate.simulator import Result
 
 HELP = "replay a trace against a policy, LRU and the optimum"
 DESCRIPTION = """\
@@ -89,17 +89,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace, out: Output) -> int:
     """Replay and print."""
-    from pagecache_bpf import policies
-    from pagecache_bpf.simulate import engine, recorded
+    from pagecache_bpf.policy import catalog
+    from pagecache_bpf.simulate import recorded, simulator
 
-    info = policies.find(args.policy)
-    knobs = policies.parse_knobs(info, dict(args.knob))
+    info = catalog.find(args.policy)
+    knobs = catalog.parse_knobs(info, dict(args.knob))
     memory = parse_size(args.memory)
     trace = recorded.read(args.trace)
-    unit = parse_size(args.unit) if args.unit else engine.unit_for(trace)
-    if unit & (unit - 1) or unit < engine.SMALLEST_UNIT:
+    unit = parse_size(args.unit) if args.unit else simulator.unit_for(trace)
+    if unit & (unit - 1) or unit < simulator.SMALLEST_UNIT:
         raise UsageError(f"{args.unit} is not a page size", "it has to be a power of 2, from 4KiB")
-    results = engine.compare(info, trace, memory, knobs, unit)
+    results = simulator.compare(info, trace, memory, knobs, unit)
     first = results[-1].totals
     data = {
         "policy": info.name,

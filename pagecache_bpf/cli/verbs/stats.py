@@ -14,7 +14,7 @@ from pagecache_bpf.units import format_count, format_duration, format_size, plur
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from pagecache_bpf.stats import Consumer, ModelStats, Snapshot
+    from pagecache_bpf.metrics.collect import Consumer, ModelStats, Snapshot
 
 HELP = "show once what the readers of each model found in the page cache"
 DESCRIPTION = """\
@@ -38,14 +38,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace, out: Output) -> int:
     """Show; that nothing is tagged is an answer and no error."""
-    from pagecache_bpf import stats
     from pagecache_bpf.cli.tagging import require_root
+    from pagecache_bpf.metrics import collect
 
     require_root("read the counters")
-    snapshot = stats.take()
+    snapshot = collect.take()
     if args.model is not None:
-        snapshot = stats.only(snapshot, args.model)
-    out.emit(stats.as_json(snapshot), lambda console: _human(console, snapshot, args.verbose))
+        snapshot = collect.only(snapshot, args.model)
+    out.emit(collect.as_json(snapshot), lambda console: _human(console, snapshot, args.verbose))
     return 0
 
 
@@ -119,7 +119,7 @@ def _consumer(consumer: Consumer) -> str:
 
 
 def _print_counters(console: Console, model: ModelStats) -> None:
-    from pagecache_bpf._abi import OBSERVED
+    from pagecache_bpf.kernel.abi import OBSERVED
 
     def value(name: str, unit: str) -> str:
         number = model.counters[name]

@@ -11,16 +11,17 @@ from typing import TYPE_CHECKING, Any
 
 from pagecache_bpf.cli.budget import HELD_JSON, held
 from pagecache_bpf.cli.output import TROUBLESHOOTING, Output, pairs, table
-from pagecache_bpf.cli.templating import REPLAY_JSON, replay_rows, replays
+from pagecache_bpf.cli.templating import REPLAY_JSON, replay_rows
 from pagecache_bpf.cli.verbs.detach import EXIT_JSON, exit_as_json
 from pagecache_bpf.errors import UsageError
+from pagecache_bpf.templates.policy_arrays import replays
 from pagecache_bpf.units import format_count, format_duration, format_size, plural
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
 
-    from pagecache_bpf.device import ExitRecord, PolicyStatus, Tag
-    from pagecache_bpf.governor import Governor
+    from pagecache_bpf.kernel.control_device import ExitRecord, PolicyStatus, Tag
+    from pagecache_bpf.policy.engines import Governor
 
 HELP = "show attached policies, their counters and how policies ended"
 DESCRIPTION = """\
@@ -82,7 +83,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace, out: Output) -> int:
     """Show; that nothing is attached, or no module loaded, is an answer and no error."""
     from pagecache_bpf.cli.tagging import require_root
-    from pagecache_bpf.governor import Governor
+    from pagecache_bpf.policy.engines import Governor
 
     require_root("read the status")
     with Governor() as governor:
@@ -102,7 +103,7 @@ def run(args: argparse.Namespace, out: Output) -> int:
 
 
 def _collect(governor: Governor) -> dict[str, Any]:
-    from pagecache_bpf import loader
+    from pagecache_bpf.policy import loader
 
     info = governor.module.info() if governor.module else None
     tags = list(governor.tags())
@@ -143,11 +144,11 @@ def _collect(governor: Governor) -> dict[str, Any]:
 def _attached(
     engine: str, policy: PolicyStatus, tags: list[Tag], pinned: bool, details: dict[str, Any]
 ) -> dict[str, Any]:
-    from pagecache_bpf import live, loader
     from pagecache_bpf.cli.tagging import PAGE_SIZE
+    from pagecache_bpf.policy import hints, loader
 
     knobs = details.get("knobs", loader.knobs_of(policy.name) if pinned else {})
-    gauges, alarms = live.gauges(policy.name) if pinned or engine == "agent" else ({}, [])
+    gauges, alarms = hints.gauges(policy.name) if pinned or engine == "agent" else ({}, [])
     return {
         "name": policy.name,
         "engine": engine,
@@ -212,7 +213,8 @@ def _ended(
 
 
 def _models(tags: list[Tag]) -> list[dict[str, Any]]:
-    from pagecache_bpf.cli.tagging import PAGE_SIZE, size_on_disk
+    from pagecache_bpf.cli.tagging import PAGE_SIZE
+    from pagecache_bpf.kernel.control_device import size_on_disk
 
     models: dict[str, dict[str, Any]] = {}
     for tag in tags:
@@ -303,7 +305,7 @@ def _print_policy(console: Console, policy: dict[str, Any], verbose: bool) -> No
 
 
 def _print_counters(console: Console, counters: dict[str, int], verbose: bool) -> None:
-    from pagecache_bpf.device import COUNTERS
+    from pagecache_bpf.kernel.control_device import COUNTERS
 
     lines = [
         [each.name, format_count(counters[each.name], each.unit), each.help]

@@ -44,10 +44,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace, out: Output) -> int:
     """Tag all files or none."""
-    from pagecache_bpf import policies
     from pagecache_bpf.cli.budget import admit, release
     from pagecache_bpf.cli.tagging import Tagging, require_root, resolve_all
-    from pagecache_bpf.governor import Governor
+    from pagecache_bpf.policy import catalog
+    from pagecache_bpf.policy.engines import Governor
 
     models = resolve_all(args.paths, args.model)
     require_root("tag a file")
@@ -78,7 +78,7 @@ def run(args: argparse.Namespace, out: Output) -> int:
         "undo": undo,
     }
 
-    if args.policy in policies.names() and policies.find(args.policy).takes_templates:
+    if args.policy in catalog.names() and catalog.find(args.policy).takes_templates:
         out.warn(
             f"{' '.join(tagging.models)}: no I/O template, since {args.policy} gets them when it "
             f"is attached; detach it and attach it with all PATHs to have them"

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from pagecache_bpf.cli.views import Row
-    from pagecache_bpf.stats import Snapshot
+    from pagecache_bpf.metrics.collect import Snapshot
 
 HELP = "show the models live: residency, hit ratio, MB/s, stalls"
 _SORTS = "\n".join(f"  {column.key}  by {column.title}: {column.help}" for column in views.COLUMNS)
@@ -133,10 +133,10 @@ class Screen:
 
     def look(self) -> None:
         """Take a new snapshot; what fails is shown, as it may come back."""
-        from pagecache_bpf import stats
+        from pagecache_bpf.metrics import collect
 
         try:
-            self.before, self.now = self.now, stats.take()
+            self.before, self.now = self.now, collect.take()
             self.trouble = None
         except PrivilegeError:
             raise

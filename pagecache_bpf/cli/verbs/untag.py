@@ -14,8 +14,8 @@ from pagecache_bpf.units import plural
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from pagecache_bpf.device import Tag
-    from pagecache_bpf.governor import Governor
+    from pagecache_bpf.kernel.control_device import Tag
+    from pagecache_bpf.policy.engines import Governor
 
 HELP = "take files out of their policy"
 DESCRIPTION = """\
@@ -51,7 +51,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace, out: Output) -> int:
     """Untag what was named; a name that stands for no tagged file is an error."""
     from pagecache_bpf.cli.tagging import require_root, untag
-    from pagecache_bpf.governor import Governor
+    from pagecache_bpf.policy.engines import Governor
 
     if not (args.paths or args.model or args.all):
         raise UsageError(
@@ -97,8 +97,9 @@ def _untag_path(device: Governor, path: str, tags: list[Tag]) -> None:
 
     The two differ after a rename, through symbolic links, and for deleted files.
     """
-    from pagecache_bpf.cli.tagging import open_file, untag
-    from pagecache_bpf.models import resolve
+    from pagecache_bpf.cli.tagging import untag
+    from pagecache_bpf.kernel.file_key import open_to_read
+    from pagecache_bpf.weights.models import resolve
 
     recorded = os.path.abspath(path)
     count = len(
@@ -114,7 +115,7 @@ def _untag_path(device: Governor, path: str, tags: list[Tag]) -> None:
             raise
         files = ()
     for file in files:
-        fd = open_file(file)
+        fd = open_to_read(file)
         try:
             device.untag_fd(fd)
             count += 1

@@ -16,7 +16,7 @@ from pagecache_bpf.cli.output import TROUBLESHOOTING, Output
 from pagecache_bpf.errors import UsageError
 
 if TYPE_CHECKING:
-    from pagecache_bpf.stats import Snapshot
+    from pagecache_bpf.metrics.collect import Snapshot
 
 HELP = "print what happens to each model, at an interval"
 DESCRIPTION = """\
@@ -98,9 +98,9 @@ def _take(model: str | None) -> Snapshot:
     """A model may be tagged, or come back, later: until then there is nothing of it."""
     from dataclasses import replace
 
-    from pagecache_bpf import stats
+    from pagecache_bpf.metrics import collect
 
-    snapshot = stats.take()
+    snapshot = collect.take()
     if model is None:
         return snapshot
     models = tuple(each for each in snapshot.models if each.model == model)

@@ -7,7 +7,7 @@ import random
 
 import pytest
 
-from pagecache_bpf.simulate.engine import Replay
+from pagecache_bpf.simulate.simulator import Replay
 from tests.unit.policies.traces import MIB, Script, compare, simulator
 
 SIZE, MEMORY = 12, 18  # MiB: three models, twice the memory

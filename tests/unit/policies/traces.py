@@ -7,27 +7,27 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-from pagecache_bpf.policies import find
-from pagecache_bpf.simulate import engine
+from pagecache_bpf.policy.catalog import find
+from pagecache_bpf.simulate import simulator as simulation
 from pagecache_bpf.simulate.trace import Trace
 
 MIB = 1 << 20
 
 
 @cache
-def simulator(policy: str) -> engine.Simulator:
+def simulator(policy: str) -> simulation.Simulator:
     """The policy, compiled once a session."""
-    return engine.Simulator(find(policy))
+    return simulation.Simulator(find(policy))
 
 
 @dataclass
 class Compared:
     """The same trace by the policy, the kernel's order, LRU and the optimum."""
 
-    policy: engine.Result
-    default: engine.Result
-    lru: engine.Result
-    optimum: engine.Result
+    policy: simulation.Result
+    default: simulation.Result
+    lru: simulation.Result
+    optimum: simulation.Result
 
 
 def compare(policy: str, trace: Trace, memory: int, **knobs: int) -> Compared:
@@ -37,8 +37,8 @@ def compare(policy: str, trace: Trace, memory: int, **knobs: int) -> Compared:
     found = Compared(
         it.replay(trace, memory, knobs=knobs),
         it.replay(trace, memory, policy=False),
-        it.replay(trace, memory, policy=False, order=engine.LRU),
-        engine.best(trace, memory),
+        it.replay(trace, memory, policy=False, order=simulation.LRU),
+        simulation.best(trace, memory),
     )
     assert found.policy.ended is None
     assert found.policy.totals["peak_bytes"] <= memory

@@ -1,0 +1,208 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How many chunks to have a device read at once: measured once, and adapted while it works.
+
+Too few leave the device idle, too many only make readers wait for each other, and devices differ
+by a factor of a hundred, so there is no default that fits.  The probe reads a part of a tagged
+file past the page cache, for a fraction of a second; what it finds is kept in the run directory.
+"""
+
+from __future__ import annotations
+
+import json
+import mmap
+import os
+import threading
+import time
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from pagecache_bpf._run_dir import RUN_DIR
+from pagecache_bpf.agent.worker import CHUNK_BYTES, MAX_DEPTH
+
+DEFAULT_DEPTH = 8
+#: Direct I/O keeps a device busy with fewer than fills of the page cache do, which also take the
+#: CPU's time between two requests; with two at a time a fill was three times slower than with
+#: eight.
+LEAST_DEPTH = 4
+PROBED_DEPTHS = (1, 2, 4, 8, 16)
+STEP_BYTES = 64 << 20
+STEP_SECONDS = 0.1
+#: A larger depth has to be faster by this share to be worth it.
+GAIN = 0.05
+#: The least that a file has to hold for a probe to mean something.
+LEAST_BYTES = 32 << 20
+
+
+@dataclass(frozen=True)
+class Depth:
+    """What is known of a device.  source: "measured", "kept" from another run, or "default"."""
+
+    depth: int
+    bytes_per_second: int
+    source: str
+
+
+class Depths:
+    """Depths by device (MAJOR:MINOR), kept in a file of the run directory."""
+
+    def __init__(self, path: Path | None = None) -> None:
+        self._path = path or RUN_DIR / "depths.json"
+        self._known: dict[str, Depth] = {}
+        with suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
+            for device, kept in json.loads(self._path.read_text()).items():
+                depth = min(max(1, int(kept["depth"])), MAX_DEPTH)
+                self._known[device] = Depth(depth, int(kept["bytes_per_second"]), "kept")
+
+    def of(self, fd: int) -> Depth:
+        """The depth for the device of an open file, measured if it is not known."""
+        number = os.fstat(fd).st_dev
+        device = f"{os.major(number)}:{os.minor(number)}"
+        known = self._known.get(device)
+        if known is None:
+            known = self._known[device] = probe(fd)
+            self._keep()
+        return known
+
+    def learned(self, device: str, depth: int, bytes_per_second: int) -> None:
+        """Keep what the tuner has found."""
+        self._known[device] = Depth(depth, bytes_per_second, "measured")
+        self._keep()
+
+    def _keep(self) -> None:
+        kept = {
+            device: {"depth": each.depth, "bytes_per_second": each.bytes_per_second}
+            for device, each in self._known.items()
+            if each.source != "default"
+        }
+        partial = self._path.with_suffix(f".{os.getpid()}")
+        with suppress(OSError):  # it is found again
+            self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            partial.write_text(json.dumps(kept) + "\n")
+            partial.replace(self._path)
+
+
+def probe(fd: int) -> Depth:
+    """Measure with the open file: the least depth within GAIN of the fastest.
+
+    Takes at most about half a second and leaves the page cache as it is.  The default where the
+    file is too small or its file system has no direct I/O.
+    """
+    default = Depth(DEFAULT_DEPTH, 0, "default")
+    size = os.fstat(fd).st_size
+    if size < LEAST_BYTES:
+        return default
+    try:
+        direct = os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_DIRECT | os.O_CLOEXEC)
+    except OSError:
+        return default
+    try:
+        speeds = {}
+        at = 0
+        for depth in PROBED_DEPTHS:
+            speeds[depth], at = _speed(direct, depth, at, size)
+    except OSError:
+        return default
+    finally:
+        os.close(direct)
+    best = max(speeds.values())
+    depth = min(each for each in speeds if speeds[each] >= best * (1 - GAIN))
+    return Depth(depth, int(best), "measured")
+
+
+def _speed(fd: int, depth: int, at: int, size: int) -> tuple[float, int]:
+    """Bytes per second at a depth, and where the next one goes on: nothing is read twice soon."""
+    lock = threading.Lock()
+    done = 0
+    failed: list[OSError] = []
+    begun = time.monotonic()
+
+    def read() -> None:
+        nonlocal at, done
+        with mmap.mmap(-1, 2 * CHUNK_BYTES) as memory:
+            with suppress(OSError, AttributeError):
+                memory.madvise(mmap.MADV_HUGEPAGE)
+            view = memoryview(memory)[:CHUNK_BYTES]
+            while not failed and time.monotonic() < begun + STEP_SECONDS:
+                with lock:
+                    if done >= STEP_BYTES:
+                        break
+                    at = at if at + CHUNK_BYTES <= size else 0
+                    mine, at = at, at + CHUNK_BYTES
+                    done += CHUNK_BYTES
+                try:
+                    os.preadv(fd, [view], mine)
+                except OSError as error:
+                    failed.append(error)
+            view.release()
+
+    threads = [threading.Thread(target=read, daemon=True) for _ in range(depth)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    if failed:
+        raise failed[0]
+    return done / (time.monotonic() - begun), at
+
+
+class Tuner:
+    """Tries the neighbours of a depth now and then, and stays where the device is faster.
+
+    Only time in which the queue never ran empty counts: otherwise the readers are the limit.
+    """
+
+    TRIAL_BYTES = 256 << 20
+    LONGEST_PAUSE = 64  # trials' worth of bytes between two tries
+
+    def __init__(self, depth: int, least: int = 1) -> None:
+        self.depth = depth
+        self._least = least
+        self.bytes_per_second = 0.0
+        self.learned = False
+        self._best = depth
+        self._up = True
+        self._pause = 4
+        self._left = 4
+        self._begun = 0.0
+        self._bytes = 0
+
+    def observe(self, settled: int, queued: int, now: float) -> bool:
+        """So many bytes were read, so many wait; True: the depth has changed."""
+        if queued < self.depth * CHUNK_BYTES:
+            self._bytes = 0
+            return False
+        if not self._bytes:
+            self._begun = now
+        self._bytes += settled
+        if self._bytes < self.TRIAL_BYTES or now <= self._begun:
+            return False
+        speed = self._bytes / (now - self._begun)
+        self._bytes = 0
+        before = self.depth
+        if self.depth != self._best:
+            self._judge(speed)
+        else:
+            self.bytes_per_second = speed
+            self._left -= 1
+            if self._left <= 0:
+                self._try()
+        return self.depth != before
+
+    def _try(self) -> None:
+        wanted = self._best * 2 if self._up else self._best // 2
+        self.depth = max(self._least, min(wanted, MAX_DEPTH))
+        self._left = self._pause
+
+    def _judge(self, speed: float) -> None:
+        # Fewer at the same speed are as good; more have to pay.
+        needed = 1 + GAIN if self.depth > self._best else 1 - GAIN / 5
+        if speed >= self.bytes_per_second * needed:
+            self._best, self.bytes_per_second = self.depth, speed
+            self.learned = True
+            self._pause = 4
+        else:
+            self.depth = self._best
+            self._up = not self._up
+            self._pause = min(self._pause * 2, self.LONGEST_PAUSE)
+        self._left = self._pause

@@ -1,0 +1,105 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Files that the agent governs: how the programs know them, and how they are opened for work."""
+
+from __future__ import annotations
+
+import bisect
+import os
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from pagecache_bpf.agent.read_threads import Source
+from pagecache_bpf.kernel import abi
+from pagecache_bpf.kernel.cachestat import PAGE_SIZE, cached_pages
+
+
+@dataclass
+class FileTag:
+    """A governed file; model_id is its model's number, path is for people."""
+
+    key: bytes
+    dev_major: int
+    dev_minor: int
+    ino: int
+    generation: int
+    model: str
+    model_id: int
+    path: str
+    source: Source
+    next: FileTag | None = None  # what is read after it, if its model is read in order
+
+    def record(self) -> bytes:
+        """What the programs are told of it."""
+        record = abi.pagecache_agent_tag(model=self.model_id, done=self.source.done // PAGE_SIZE)
+        if self.next is not None:
+            record.next = abi.pagecache_file_key.from_buffer_copy(self.next.key)
+            record.next_pages = self.next.pages
+        return bytes(record)
+
+    @cached_property
+    def pages(self) -> int:
+        """Its size when that was first asked for."""
+        return -(-self.size_bytes() // PAGE_SIZE)
+
+    @property
+    def device(self) -> str:
+        """The device, MAJOR:MINOR."""
+        return f"{self.dev_major}:{self.dev_minor}"
+
+    def resident_pages(self) -> int:
+        """Pages of it in the cache now; 0 for a file that is gone."""
+        try:
+            fd = self.source.acquire()
+        except OSError:
+            return 0
+        try:
+            return cached_pages(fd)
+        finally:
+            self.source.release()
+
+    def size_bytes(self) -> int:
+        """Its size now; 0 for a file that is gone."""
+        try:
+            return os.stat(self.path).st_size
+        except OSError:
+            return 0
+
+    def as_json(self) -> dict[str, Any]:
+        """As the agent's socket tells it."""
+        names = ("dev_major", "dev_minor", "ino", "generation", "model", "model_id", "path")
+        return {
+            **{name: getattr(self, name) for name in names},
+            "resident_pages": self.resident_pages(),
+        }
+
+
+class Sequence:
+    """The files of each model in the order of their names, which is that of most loaders."""
+
+    def __init__(self) -> None:
+        self._tags: dict[str, list[FileTag]] = {}
+
+    def add(self, tag: FileTag) -> tuple[FileTag | None, FileTag | None]:
+        """Its neighbours: what comes before it and what after."""
+        tags = self._tags.setdefault(tag.model, [])
+        at = bisect.bisect_left(tags, tag.path, key=_path_of)
+        tags.insert(at, tag)
+        return _at(tags, at - 1), _at(tags, at + 1)
+
+    def remove(self, tag: FileTag) -> tuple[FileTag | None, FileTag | None]:
+        """Those that are neighbours now."""
+        tags = self._tags[tag.model]
+        at = bisect.bisect_left(tags, tag.path, key=_path_of)
+        while tags[at] is not tag:  # another file has had this name
+            at += 1
+        del tags[at]
+        return _at(tags, at - 1), _at(tags, at)
+
+
+def _path_of(tag: FileTag) -> str:
+    return tag.path
+
+
+def _at(tags: list[FileTag], at: int) -> FileTag | None:
+    return tags[at] if 0 <= at < len(tags) else None

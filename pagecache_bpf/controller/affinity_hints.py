@@ -1,0 +1,105 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Tells policies on which NUMA node each consumer wants its pages: near its accelerator.
+
+The hints are in a map of each policy (bpf/include/affinity.bpf.h), by process; they go when the
+process's last load ends.  "Unknown" is no hint.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import sys
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from pagecache_bpf.agent.readers import sees_readers
+from pagecache_bpf.controller.governed import AGENT, Engines
+from pagecache_bpf.errors import PagecacheError
+from pagecache_bpf.kernel import libbpf
+from pagecache_bpf.kernel.bpf_maps import MapFile
+from pagecache_bpf.kernel.numa import nodes
+from pagecache_bpf.policy import loader
+from pagecache_bpf.policy.hint_maps import CONSUMERS
+
+
+def node_of(devices: Sequence[dict[str, Any]]) -> int | None:
+    """The node that all of these devices are near; None: not known, or there are several."""
+    found = {each.get("node") for each in devices}
+    (node,) = found if len(found) == 1 else (None,)
+    return node if node in nodes() else None
+
+
+class Hints:
+    """What has been written: process -> loads with their policy."""
+
+    def __init__(self, engines: Engines) -> None:
+        self._engines = engines
+        self._lock = threading.Lock()
+        self._loads: dict[int, dict[str, str]] = {}
+
+    def give(self, load: str, pid: int, policy: str, engine: str, node: int | None) -> bool:
+        """Write the hint of a load; False: there is none to write, or it cannot be."""
+        if node is None or not sees_readers():  # the programs know the host's numbers
+            return False
+        with self._lock:
+            self._loads.setdefault(pid, {})[load] = policy
+        return self._write(pid, policy, engine, node)
+
+    def forget(self, load: str, pid: int) -> None:
+        """A load is over; its process's hint goes with the last load of the same policy."""
+        with self._lock:
+            mine = self._loads.get(pid, {})
+            policy = mine.pop(load, None)
+            if policy is None or policy in mine.values():
+                return
+            if not mine:
+                del self._loads[pid]
+        engine = self._engines.attached().get(policy)
+        if engine is not None:
+            self._write(pid, policy, engine, None)
+
+    def _write(self, pid: int, policy: str, engine: str, node: int | None) -> bool:
+        if engine == AGENT:
+            with self._engines.lock:
+                agent = self._engines.service.agents.get(policy)
+                if agent is not None:
+                    agent.hint(pid, node)
+            return agent is not None
+        with suppress(OSError, PagecacheError), MapFile.pinned(_pin(policy)) as found:
+            key = pid.to_bytes(4, sys.byteorder)
+            if node is None:
+                libbpf.library().bpf_map_delete_elem(found.fd, key)
+            else:
+                found.update(key, node.to_bytes(4, sys.byteorder, signed=True))
+            return True
+        return False
+
+
+def sweep() -> int:
+    """Remove what a killed controller has left in the module's policies, of processes that have
+    ended; how many there were.
+    """
+    gone = 0
+    for policy in loader.pinned():
+        with suppress(OSError, PagecacheError), MapFile.pinned(_pin(policy)) as found:
+            for pid in list(_keys(found)):
+                if not os.path.exists(f"/proc/{pid}"):
+                    libbpf.library().bpf_map_delete_elem(found.fd, pid.to_bytes(4, sys.byteorder))
+                    gone += 1
+    return gone
+
+
+def _keys(found: MapFile) -> Iterator[int]:
+    key: Any = None
+    fresh = ctypes.create_string_buffer(4)
+    while libbpf.library().bpf_map_get_next_key(found.fd, key, fresh) == 0:
+        yield int.from_bytes(fresh.raw, sys.byteorder)
+        key = ctypes.create_string_buffer(fresh.raw, 4)
+
+
+def _pin(policy: str) -> Path:
+    return loader.PIN_ROOT / policy / "maps" / CONSUMERS

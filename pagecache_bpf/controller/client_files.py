@@ -1,0 +1,133 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Files that clients pass: the proof that they may read them, and how to find them again."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import stat
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from pagecache_bpf.errors import PrivilegeError, UsageError
+from pagecache_bpf.kernel.file_key import key_of
+from pagecache_bpf.kernel.kernelfs import LIVE
+
+#: What users can mount by themselves, and make hang: FUSE, and overlayfs on top of it.
+_USERS_OWN = ("fuse", "overlay")
+
+
+@dataclass(frozen=True)
+class File:
+    """A file that somebody has proved to be allowed to read.
+
+    key: device, inode and generation.  path: by the kernel's word, not the client's; where it
+    leads now may be another file, so open_again() checks.  pid: the client's process, whose root
+    directory may be another one.
+    """
+
+    key: bytes
+    path: str
+    size: int
+    pid: int
+
+    def paths(self) -> tuple[str, ...]:
+        """Where it may be found: here, or in the client's container while that lives."""
+        return self.path, f"/proc/{self.pid}/root{self.path}"
+
+    def open_again(self) -> int:
+        """A descriptor of it.  Raises UsageError when it is not to be found any more."""
+        for path in self.paths():
+            with suppress(OSError):
+                # Whatever may lie there now: do not wait for it and have no side effects.
+                fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+                try:
+                    if stat.S_ISREG(os.fstat(fd).st_mode) and key_of(fd) == self.key:
+                        return fd
+                except BaseException:
+                    os.close(fd)
+                    raise
+                os.close(fd)
+        raise UsageError(f"{self.path} is gone", "another file has its name now, or none")
+
+    def reachable_path(self) -> str | None:
+        """The path that leads to it from here; None if none does."""
+        for path in self.paths():
+            with suppress(OSError):
+                fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+                try:
+                    if key_of(fd) == self.key:
+                        return path
+                finally:
+                    os.close(fd)
+        return None
+
+
+class Mounts:
+    """The mounts of this process and of a client's, to tell whose file system a file is on."""
+
+    def __init__(self, pid: int) -> None:
+        self._here = _mountinfo("/proc/self/mountinfo")
+        self._there = {} if pid <= 0 else _mountinfo(f"/proc/{pid}/mountinfo")
+        self._devices = {device: kind for device, kind in self._here.values() if kind}
+
+    def trusted(self, fd: int) -> bool:
+        """Whether system calls on the file cannot be made to wait by a user's own server.
+
+        This asks nothing of the file system itself.
+        """
+        with suppress(OSError):
+            fcntl.fcntl(fd, fcntl.F_GET_SEALS)
+            return True  # a memfd: no mount has it
+        fields = dict(
+            line.split(":", 1)
+            for line in Path(f"/proc/self/fdinfo/{fd}").read_text().splitlines()
+            if ":" in line
+        )
+        number = fields.get("mnt_id", "").strip()
+        device, kind = self._here.get(number) or self._there.get(number) or ("", "")
+        if kind and not kind.startswith(_USERS_OWN):
+            return True
+        # Users' own mount namespaces are never seen from here, those of containers are.
+        return self._devices.get(device, "") != "" and bool(kind)
+
+
+def _mountinfo(path: str) -> dict[str, tuple[str, str]]:
+    """Device and type of each mount by its number; no type for a FUSE mount of a user."""
+    found = {}
+    for line in (LIVE.read(path) or "").splitlines():
+        head, _, tail = line.partition(" - ")
+        number, _, device, *_ = head.split()
+        kind, *rest = tail.split()
+        if kind.startswith("fuse") and "user_id=0" not in (rest[-1] if rest else "").split(","):
+            kind = ""
+        found[number] = (device, kind)
+    return found
+
+
+def check_descriptor(fd: int, pid: int, mounts: Mounts | None) -> File:
+    """What a descriptor proves.  mounts: None for a client that is trusted, root.
+
+    Raises PrivilegeError (it is not open for reading) and UsageError (it is no regular file, or
+    on a file system of the user's own).  What may be asked without a file system comes first.
+    """
+    what = "the descriptor was refused"
+    flags = fcntl.fcntl(fd, fcntl.F_GETFL)
+    if flags & os.O_PATH:
+        raise PrivilegeError(
+            what, "it is an O_PATH one, which proves no right", "Open the file for reading"
+        )
+    if flags & os.O_ACCMODE not in (os.O_RDONLY, os.O_RDWR):
+        raise PrivilegeError(what, "it is not open for reading", "Open the file for reading")
+    if mounts is not None and not mounts.trusted(fd):
+        raise UsageError(
+            what,
+            "it is on a file system that a user has mounted, or that cannot be seen from here",
+            "Put the model on a file system that root has mounted",
+        )
+    status = os.fstat(fd)
+    if not stat.S_ISREG(status.st_mode):
+        raise UsageError(what, "it is not of a regular file", "Pass the file with the weights")
+    path = os.readlink(f"/proc/self/fd/{fd}")
+    return File(key_of(fd), path, status.st_size, pid)

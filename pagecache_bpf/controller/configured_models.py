@@ -1,0 +1,102 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Puts the models of the configuration under their policies, at start and after each reload."""
+
+from __future__ import annotations
+
+import logging
+import os
+
+from pagecache_bpf.controller.admission import Claim
+from pagecache_bpf.controller.client_files import File, check_descriptor
+from pagecache_bpf.controller.file_settings import Configured, Settings
+from pagecache_bpf.controller.governed import Engines, Placed
+from pagecache_bpf.controller.ledger import Book
+from pagecache_bpf.errors import PagecacheError, UsageError
+from pagecache_bpf.kernel.file_key import open_to_read
+from pagecache_bpf.policy import catalog
+
+_log = logging.getLogger(__name__)
+BUDGET_KNOB = "budget_mib"
+
+
+class Keeper:
+    """Keeps the tags as the configuration wants them."""
+
+    def __init__(self, engines: Engines, book: Book) -> None:
+        self._engines, self._book = engines, book
+        self._placed: dict[bytes, tuple[str, Placed]] = {}  # with the model's name
+
+    def placed(self) -> dict[bytes, Placed]:
+        """The tags that are set because of the configuration, by file."""
+        return {key: placed for key, (_, placed) in self._placed.items()}
+
+    def apply(self, settings: Settings) -> list[str]:
+        """Tag what is configured and untag what is not any more; returns what failed."""
+        failed = list(settings.missing)
+        wanted = {each.name: each for each in settings.models if each.config.policy}
+        for key, (name, placed) in list(self._placed.items()):
+            model = wanted.get(name)
+            if model is None or model.config.policy != placed.policy:
+                self._engines.untag(placed)
+                del self._placed[key]
+        for name in [each for each in self._book.budgets.claims if each.startswith("config:")]:
+            if name.removeprefix("config:") not in wanted:
+                self._book.budgets.release(name)
+        for model in wanted.values():
+            try:
+                self._tag(model, knobs_for(model.config.policy or "", settings))
+            except (PagecacheError, OSError) as error:
+                failed.append(f"model {model.name}: {error}")
+        for sentence in failed:
+            _log.warning("%s", sentence)
+        return failed
+
+    def _tag(self, model: Configured, knobs: dict[str, int]) -> None:
+        policy = model.config.policy or ""
+        engine, _ = self._engines.ensure(policy, knobs)
+        name = catalog.find(policy).name
+        files: dict[bytes, File] = {}
+        fresh: dict[bytes, Placed] = {}
+        try:
+            for path in model.model.files:
+                fd = open_to_read(path)
+                try:
+                    file = check_descriptor(fd, os.getpid(), None)
+                    files[file.key] = file
+                    if file.key in self._placed:
+                        continue
+                    by = self._engines.governor_of(file)
+                    if by is None:
+                        fresh[file.key] = self._engines.tag(fd, file, name, engine, model.name)
+                    elif by != name:
+                        raise UsageError(f"{path} was not tagged", f"{by} governs it")
+                finally:
+                    os.close(fd)
+        finally:
+            for key, placed in self._engines.locate(fresh, list(files.values())).items():
+                self._placed[key] = (model.name, placed)
+        sizes = {key: file.size for key, file in files.items()}
+        budgets = self._book.budgets
+        budgets.release(f"config:{model.name}")
+        decision = budgets.decide(model.name, sizes)
+        _log.info("model %s: %s", model.name, decision.message)
+        budgets.claim(f"config:{model.name}", Claim(model.name, 0, sizes, decision.granted))
+
+
+def knobs_for(policy: str, settings: Settings) -> dict[str, int]:
+    """Knobs of a policy: those configured, and the budget of its models together.
+
+    The budget goes to the knob budget_mib, which policies bound their prefetching by.
+    """
+    models = [each for each in settings.models if each.config.policy == policy]
+    knobs = dict(models[0].config.knobs) if models else {}
+    info = catalog.find(policy)
+    if BUDGET_KNOB in knobs or not any(knob.name == BUDGET_KNOB for knob in info.knobs):
+        return knobs
+    budgets = [each.config.budget for each in models]
+    bounds = [sum(each for each in budgets if each)] if models and all(budgets) else []
+    if settings.config.total_budget is not None:
+        bounds.append(settings.config.total_budget)
+    if bounds:
+        knobs[BUDGET_KNOB] = max(1, min(bounds) >> 20)
+    return knobs

@@ -1,0 +1,205 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The controller's hold on both engines: attach what loads need, tag, untag, look up.
+
+The agent's policies run in this process (agent.service.Service); those of the module are the
+kernel's, reached through its control device, and outlive the controller.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+
+from pagecache_bpf.agent.service import Service
+from pagecache_bpf.controller.client_files import File
+from pagecache_bpf.errors import PagecacheError, UnsupportedError, UsageError
+from pagecache_bpf.kernel import abi, kmod
+from pagecache_bpf.kernel.control_device import Device
+from pagecache_bpf.policy import catalog, loader
+
+STRUCT_OPS, AGENT = "struct_ops", "agent"
+_log = logging.getLogger(__name__)
+_Identity = tuple[int, int, int, int]
+
+
+@dataclass(frozen=True)
+class Placed:
+    """A tag that the controller has set: on which engine, for which policy, of which file."""
+
+    engine: str
+    policy: str
+    key: bytes
+    identity: _Identity | None = None  # the module's
+
+
+class Engines:
+    """Every method takes the lock that the root socket's operations hold too."""
+
+    def __init__(self, service: Service, lock: threading.RLock) -> None:
+        self.service = service
+        self.lock = lock
+        self.own: dict[str, str] = {}  # policies attached here, with their engines
+
+    def best(self, wanted: str = "auto") -> tuple[str, str]:
+        """The engine to attach a policy on, and why not a better one.  Loads the module.
+
+        Raises UnsupportedError when `wanted` is struct_ops and cannot be had.
+        """
+        if wanted == AGENT:
+            return AGENT, "engine agent was asked for"
+        try:
+            kmod.load()
+        except UnsupportedError as error:
+            if wanted == STRUCT_OPS:
+                raise
+            return AGENT, f"no struct_ops: {error.what}"
+        return STRUCT_OPS, ""
+
+    def expected(self, wanted: str = "auto") -> tuple[str, str]:
+        """The engine that the next policy would get, and why not a better one; changes nothing."""
+        if wanted != AGENT and kmod.is_loaded():
+            return STRUCT_OPS, ""
+        return AGENT, "" if wanted == AGENT else "the kernel module is not loaded"
+
+    def attached(self) -> dict[str, str]:
+        """Policies that are attached now, with their engines."""
+        with self.lock:
+            found = {
+                name: AGENT for name, agent in self.service.agents.items() if agent.exit is None
+            }
+            if kmod.is_loaded():
+                with suppress(PagecacheError), Device() as device:
+                    found.update({each.name: STRUCT_OPS for each in device.policies()})
+            return found
+
+    def ensure(
+        self,
+        policy: str,
+        knobs: Mapping[str, int] | None = None,
+        wanted: str = "auto",
+        sizes: Mapping[str, int] | None = None,
+    ) -> tuple[str, str]:
+        """Attach a policy unless it is; returns its engine, and why not a better one.
+
+        sizes: elements that its maps must have room for, by name.  Raises as attaching does.
+        """
+        with self.lock:
+            here = self.attached()
+            info = catalog.find(policy)
+            if info.name in here:
+                return here[info.name], ""
+            engine, why = self.best(wanted)
+            if engine == STRUCT_OPS:
+                loader.attach(info, knobs, sizes=sizes)
+            else:
+                if info.name in self.service.agents:  # it has ended by itself
+                    self.service.detach(info.name)
+                source = info.name if info.object is None else str(info.object)
+                built = str(catalog.agent_object(info))
+                self.service.attach(source, built, dict(knobs or {}), dict(sizes or {}))
+            self.own[info.name] = engine
+            _log.info("attached %s on engine %s", info.name, engine)
+            return engine, why
+
+    def governor_of(self, file: File) -> str | None:
+        """The policy that governs a file; None if none does."""
+        return self.governors([file]).get(file.key)
+
+    def governors(self, files: Sequence[File]) -> dict[bytes, str]:
+        """The policies that govern these files, by key; a file that none governs is left out."""
+        found = {}
+        with self.lock:
+            for name, agent in self.service.agents.items():
+                if agent.exit is None:
+                    found.update({file.key: name for file in files if file.key in agent.tags})
+            if kmod.is_loaded():
+                # The device of the pages may be another one (overlayfs, btrfs).
+                wanted = {_inode(file.key): file.key for file in files}
+                with suppress(PagecacheError), Device() as device:
+                    for tag in device.tags():
+                        key = wanted.get((tag.ino, tag.generation))
+                        if tag.active and key is not None:
+                            found[key] = tag.policy
+        return found
+
+    def tag(self, fd: int, file: File, policy: str, engine: str, model: str) -> Placed:
+        """Have a policy govern an open file.  Raises UsageError (it is tagged already, ...)."""
+        with self.lock:
+            if engine == AGENT:
+                path = file.reachable_path()
+                if path is None:
+                    raise UsageError(f"{file.path} was not tagged", "its path does not lead to it")
+                self.service.tag(fd, policy, model, path, False)
+                return Placed(AGENT, policy, file.key)
+            with Device() as device:
+                device.tag(fd, policy=policy, model=model, path=file.path)
+            self.service.observe(fd, policy, model, file.path)
+            return Placed(STRUCT_OPS, policy, file.key)
+
+    def locate(self, placed: Mapping[bytes, Placed], files: Sequence[File]) -> dict[bytes, Placed]:
+        """The same tags with the identities that the module knows them by, to untag them."""
+        paths = {file.path: file.key for file in files if file.key in placed}
+        found = dict(placed)
+        if any(each.engine == STRUCT_OPS for each in placed.values()):
+            with self.lock, suppress(PagecacheError), Device() as device:
+                for tag in device.tags():
+                    key = paths.get(tag.path)
+                    if key is not None and placed[key].engine == STRUCT_OPS:
+                        found[key] = replace(placed[key], identity=tag.identity)
+        return found
+
+    def untag(self, placed: Placed) -> None:
+        """Take back a tag; one that is gone already is no error."""
+        with self.lock:
+            self.service.observed.forget(placed.key)
+            if placed.engine == AGENT:
+                agent = self.service.agents.get(placed.policy)
+                if agent is not None:
+                    agent.untag(placed.key)
+            elif placed.identity is not None and kmod.is_loaded():
+                with suppress(PagecacheError), Device() as device:
+                    device.untag(*placed.identity)
+
+    def settle(self, seconds: float) -> None:
+        """Wait until nothing is being read of files that were untagged, for so long at most.
+
+        Pages that are being read cannot be dropped.
+        """
+        until = time.monotonic() + seconds
+        with self.lock:
+            agents = list(self.service.agents.values())
+        for agent in agents:  # without the lock: others go on
+            agent.settle(max(0.0, until - time.monotonic()))
+
+    def observed(self, model: str) -> dict[str, int] | None:
+        """What the observer has counted for a model; None: there is no observer."""
+        stats = getattr(self.service, "stats", None)
+        if stats is None:
+            return None
+        with self.lock, suppress(PagecacheError):
+            for each in stats()["models"]:
+                if each["model"] == model:
+                    return dict(each["counters"])
+        return None
+
+    def close(self, keep: bool) -> None:
+        """Detach what was attached here; keep: leave what the module runs."""
+        with self.lock:
+            for name, engine in self.own.items():
+                if engine == STRUCT_OPS and not keep:
+                    with suppress(PagecacheError):
+                        loader.detach(name)
+            self.own.clear()
+            for agent in self.service.agents.values():
+                agent.close()
+            self.service.agents.clear()
+            self.service.observed.close()
+
+
+def _inode(key: bytes) -> tuple[int, int]:
+    raw = abi.pagecache_file_key.from_buffer_copy(key)
+    return raw.ino, raw.generation

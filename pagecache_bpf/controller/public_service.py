@@ -1,0 +1,409 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The public socket's operations.  Whoever asks is known by uid and pid, and may do what the
+descriptors that came along prove; a load belongs to the connection that opened it.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pagecache_bpf
+from pagecache_bpf.controller.admission import Decision, refusal
+from pagecache_bpf.controller.client_files import File, Mounts, check_descriptor
+from pagecache_bpf.controller.configured_models import knobs_for
+from pagecache_bpf.controller.file_settings import Settings
+from pagecache_bpf.controller.ledger import Book, Load, headroom
+from pagecache_bpf.controller.prefetchers import Prefetchers
+from pagecache_bpf.controller.processes import Watch
+from pagecache_bpf.errors import PrivilegeError, UsageError
+from pagecache_bpf.ipc import public_protocol
+from pagecache_bpf.ipc.server import Connection, close_all
+from pagecache_bpf.kernel.cachestat import PAGE_SIZE, cached_pages
+from pagecache_bpf.weights.models import check_name
+
+WAITING_FILES_PER_USER = 16384
+_log = logging.getLogger(__name__)
+
+
+@dataclass
+class _Session:
+    """What a connection has: files that wait for open_load, and loads."""
+
+    files: list[tuple[int, File]] = field(default_factory=list)
+    loads: dict[str, Load] = field(default_factory=dict)
+    watched: bool = False
+    gone: bool = False
+
+
+@dataclass
+class _Waiting:
+    """An open_load that waits for room in the budget."""
+
+    connection: Connection
+    arguments: dict[str, Any]
+    fds: list[int]
+    until: float
+
+
+class PublicDesk:
+    """Handler of the public socket.  settings is replaced as a whole when it is read again."""
+
+    line_bytes = public_protocol.LINE_BYTES
+    fds_per_message = public_protocol.FDS_PER_MESSAGE
+
+    def __init__(self, book: Book, settings: Settings, end: Callable[[Connection], None]) -> None:
+        """end: hangs up on a connection, from any thread."""
+        self.settings = settings
+        self.watch = Watch(self._process_ended)
+        self._book = book
+        self._end = end
+        self._prefetchers = Prefetchers(book.engines.service.ignore)
+        self._sessions: dict[Connection, _Session] = {}
+        self._waiting: list[_Waiting] = []
+        self._lock = threading.RLock()
+
+    def sweep(self) -> None:
+        """End what users that have gone have left; may wait."""
+        with self._lock:
+            connected = {each.uid for each in self._sessions}
+        self._prefetchers.sweep(connected)
+
+    def close(self) -> None:
+        """End every load."""
+        self.watch.close()
+        with self._lock:
+            sessions = list(self._sessions.items())
+        for connection, _ in sessions:
+            self.gone(connection)
+        self._prefetchers.close()
+
+    # --- what the transport calls ---
+
+    def lane(self, connection: Connection) -> object:
+        """Users share no threads."""
+        return connection.uid
+
+    def request(self, connection: Connection, line: bytes, fds: list[int]) -> bytes | None:
+        """Check, look up, answer."""
+        kept = False
+        try:
+            operation, arguments = public_protocol.check_request(line, len(fds))
+            if operation == "files":
+                kept = True  # also if it fails: they are closed there
+                answer = self._files(connection, fds)
+            elif operation == "open_load":
+                kept = True
+                return self._open_load(connection, arguments, fds)
+            else:
+                method = getattr(self, f"_{operation}")
+                answer = method(connection, *fds, **arguments)
+            return public_protocol.encode({"ok": answer})
+        finally:
+            if not kept:
+                close_all(fds)
+
+    def gone(self, connection: Connection) -> None:
+        """Its loads are over."""
+        with self._lock:
+            session = self._sessions.pop(connection, None)
+            if session is None:
+                return
+            session.gone = True
+            waiting = [each for each in self._waiting if each.connection is connection]
+            self._waiting = [each for each in self._waiting if each.connection is not connection]
+        close_all([fd for fd, _ in session.files])
+        for each in waiting:
+            close_all(each.fds)
+        for load in session.loads.values():
+            _log.info("load %s of process %d ends with it", load.id, load.pid)
+            self._book.end(load)
+        if session.watched:
+            self.watch.remove(connection.pid)
+        self.tick()
+
+    # --- operations; files and open_load take the descriptors over, the others do not ---
+
+    def _hello(self, connection: Connection) -> dict[str, Any]:
+        engine, why = self._book.engines.expected(self.settings.config.engine)
+        return {
+            "protocol": public_protocol.VERSION,
+            "version": pagecache_bpf.__version__,
+            "pid": os.getpid(),
+            "engines": ["struct_ops", "agent"] if engine == "struct_ops" else ["agent"],
+            "why": why,
+            "policies": self.settings.policies,
+            "process_events": self.watch.how,
+        }
+
+    def _files(self, connection: Connection, fds: list[int]) -> dict[str, Any]:
+        session = self._session(connection)
+        try:
+            mounts = self._mounts(connection)
+            files = [check_descriptor(fd, connection.pid, mounts) for fd in fds]
+            if any(not file.size for file in files):  # procfs, too
+                raise UsageError("the files were refused", "one of them is empty")
+            with self._lock:
+                mine = sum(
+                    len(each.files)
+                    for other, each in self._sessions.items()
+                    if other.uid == connection.uid
+                )
+                most = public_protocol.FILES_PER_LOAD - len(session.files)
+                if len(fds) > min(most, WAITING_FILES_PER_USER - mine):
+                    raise UsageError(
+                        "the files were refused", f"{mine} of this user wait for a load already"
+                    )
+                if session.gone:
+                    raise UsageError("the files were refused", "the connection is over")
+                session.files += zip(fds, files, strict=True)
+        except BaseException:
+            close_all(fds)
+            raise
+        return {
+            "files": len(session.files),
+            "bytes": sum(file.size for _, file in session.files),
+        }
+
+    def _open_load(
+        self, connection: Connection, arguments: dict[str, Any], fds: list[int]
+    ) -> bytes | None:
+        session = self._session(connection)
+        try:
+            if not session.files:
+                raise UsageError("the load was not opened", "no files were passed before")
+            check_name(arguments["model"])
+            known = self.settings.policies
+            policy = arguments.setdefault("policy", known[0] if known else "")
+            if policy not in known and policy not in self._book.engines.attached():
+                raise UsageError(
+                    f"the policy {policy} cannot serve loads",
+                    f"known are {', '.join(known)}" if known else "none is configured",
+                    "Add it to loads.policies in the controller's configuration",
+                )
+        except BaseException:
+            close_all(fds + self._taken(session))
+            raise
+        until = time.monotonic() + arguments.get("wait", 0)
+        waiting = _Waiting(connection, arguments, fds, until)
+        admitted = self._admit(waiting)
+        return None if admitted is None else self._open(waiting, *admitted)
+
+    def _admit(
+        self, waiting: _Waiting
+    ) -> tuple[Load | None, Decision, list[tuple[int, File]]] | None:
+        """Judge a load and take its files; None: it waits for room."""
+        connection, arguments = waiting.connection, waiting.arguments
+        session = self._session(connection)
+        with self._lock:
+            held = list(session.files)
+            configured = self.settings.model_of(file.path for _, file in held)
+            load, decision = self._book.admit(
+                [file for _, file in held],
+                model=configured.name if configured else arguments["model"],
+                uid=connection.uid,
+                pid=connection.pid,
+                budget=arguments.get("budget"),
+                keep=arguments.get("keep", False) or (configured.keep if configured else False),
+                devices=arguments.get("devices", []),
+                behind=bool(self._waiting) and self._waiting[0] is not waiting,
+            )
+            if load is None and decision.kind == "queue" and time.monotonic() < waiting.until:
+                if waiting not in self._waiting:
+                    self._waiting.append(waiting)
+                return None
+            if waiting in self._waiting:
+                self._waiting.remove(waiting)
+            session.files = []
+            return load, decision, held
+
+    def _open(
+        self,
+        waiting: _Waiting,
+        load: Load | None,
+        decision: Decision,
+        held: list[tuple[int, File]],
+    ) -> bytes:
+        """Open a load that was judged; the descriptors are closed here."""
+        connection, arguments = waiting.connection, waiting.arguments
+        session = self._session(connection)
+        fds = {file.key: fd for fd, file in held}
+        try:
+            if load is None:
+                raise refusal(arguments["model"], decision)
+            if not self._watch(connection, session):
+                raise UsageError("the load was not opened", "its process has ended")
+            self._book.place(
+                load,
+                [fds[file.key] for file in load.files],
+                arguments["policy"],
+                knobs=knobs_for(arguments["policy"], self.settings),
+                wanted=self.settings.config.engine,
+                template=_template(waiting.fds, self._mounts(connection)),
+            )
+            with self._lock:
+                if session.gone:
+                    raise UsageError("the load was not opened", "its connection is over")
+                session.loads[load.id] = load
+            return public_protocol.encode({"ok": self._book.report(load)})
+        except BaseException:
+            if load is not None:
+                self._book.end(load)
+            raise
+        finally:
+            close_all([fd for fd, _ in held] + waiting.fds)
+
+    def _load_report(self, connection: Connection, load: str) -> dict[str, Any]:
+        return self._book.report(self._load(connection, load))
+
+    def _done(self, connection: Connection, load: str, keep: bool = False) -> dict[str, Any]:
+        return self._finish(connection, load, drop=not keep)
+
+    def _close(self, connection: Connection, load: str) -> dict[str, Any]:
+        return self._finish(connection, load, drop=False)
+
+    def _finish(self, connection: Connection, name: str, drop: bool) -> dict[str, Any]:
+        load = self._load(connection, name)
+        del self._session(connection).loads[name]
+        self._book.end(load, drop and not load.keep)
+        self.tick()
+        return self._book.report(load)
+
+    def _residency(
+        self, connection: Connection, fd: int, offset: int = 0, length: int = 0
+    ) -> dict[str, Any]:
+        file = check_descriptor(fd, connection.pid, self._mounts(connection))
+        start, stop = _range(file, offset, length)
+        cached = cached_pages(fd, start, stop - start) * PAGE_SIZE if stop > start else 0
+        return {
+            "bytes": stop - start,
+            "resident_bytes": cached,
+            "governed": self._book.engines.governor_of(file) is not None,
+        }
+
+    def _drop(
+        self, connection: Connection, fd: int, offset: int = 0, length: int = 0
+    ) -> dict[str, Any]:
+        file = check_descriptor(fd, connection.pid, self._mounts(connection))
+        start, stop = _range(file, offset, length)
+        mine = set(self._session(connection).loads)
+        if self._book.readers(file.key) - mine:
+            return {"dropped_bytes": 0, "in_use": True}
+        from pagecache_bpf.agent.read_threads import drop
+
+        return {
+            "dropped_bytes": drop(fd, start, stop - start) if stop > start else 0,
+            "in_use": False,
+        }
+
+    def _prefetch(
+        self, connection: Connection, fd: int, extents: Sequence[Sequence[int]], node: int = -1
+    ) -> dict[str, Any]:
+        file = check_descriptor(fd, connection.pid, self._mounts(connection))
+        room = headroom(connection.pid)
+        queued, refused = self._prefetchers.submit(
+            connection.uid, connection.pid, fd, file, extents, node, room
+        )
+        return {"queued_bytes": queued, "refused_bytes": refused}
+
+    def _topology(self, connection: Connection) -> dict[str, Any]:
+        from pagecache_bpf import topology
+
+        return {"topology": topology.read().as_json()}
+
+    def _status(self, connection: Connection) -> dict[str, Any]:
+        budgets = self._book.budgets
+        loads = [
+            {**self._book.report(load), "uid": load.uid, "pid": load.pid}
+            for load in list(self._book.loads.values())
+            if connection.uid in (0, load.uid)
+        ]
+        return {
+            "loads": loads,
+            "budget": {
+                "total_bytes": budgets.total,
+                "claimed_bytes": budgets.claimed,
+                "headroom_bytes": headroom(connection.pid),
+            },
+        }
+
+    # --- the parts ---
+
+    def tick(self) -> None:
+        """See whether loads that wait have room now, or have waited long enough."""
+        while True:
+            with self._lock:
+                now = time.monotonic()
+                due = [each for each in self._waiting if now >= each.until]
+                waiting = next(iter(due or self._waiting), None)
+                admitted = self._admit(waiting) if waiting else None
+            if waiting is None or admitted is None:
+                return
+            # What is left takes system calls on the user's files.
+            waiting.connection.later(partial(self._open, waiting, *admitted))
+
+    def _session(self, connection: Connection) -> _Session:
+        with self._lock:
+            session = self._sessions.get(connection)
+            if session is None:
+                session = _Session(gone=not connection.alive)
+                if connection.alive:  # or nobody would take it out again
+                    self._sessions[connection] = session
+            return session
+
+    def _taken(self, session: _Session) -> list[int]:
+        """Take the files that wait; their descriptors are the caller's now."""
+        with self._lock:
+            fds = [fd for fd, _ in session.files]
+            session.files = []
+        return fds
+
+    def _load(self, connection: Connection, name: str) -> Load:
+        load = self._session(connection).loads.get(name)
+        if load is None:  # of another connection: nobody is told that it exists
+            raise PrivilegeError("there is no such load", "this connection has not opened it")
+        return load
+
+    def _mounts(self, connection: Connection) -> Mounts | None:
+        return Mounts(connection.pid) if connection.uid else None
+
+    def _watch(self, connection: Connection, session: _Session) -> bool:
+        """Watch the process; False if it has ended."""
+        if not session.watched:
+            session.watched = self.watch.add(connection.pid)
+        return session.watched
+
+    def _process_ended(self, pid: int) -> None:
+        """A child may have inherited the connection: its load ends all the same."""
+        with self._lock:
+            over = [each for each in self._sessions if each.pid == pid]
+        for connection in over:
+            self._end(connection)
+
+
+def _range(file: File, offset: int, length: int) -> tuple[int, int]:
+    """A range of a file, cut at its end.  Raises UsageError: no page begins there."""
+    if offset % PAGE_SIZE:
+        raise UsageError("the range was refused", f"{offset} is not a multiple of {PAGE_SIZE}")
+    stop = offset + length if length else file.size
+    return min(offset, file.size), min(stop, file.size)
+
+
+def _template(fds: Sequence[int], mounts: Mounts | None) -> Path | None:
+    """Where the text of a template that came along can be read, while it is open."""
+    if not fds:
+        return None
+    file = check_descriptor(fds[0], 0, mounts)
+    if file.size > public_protocol.TEMPLATE_BYTES:
+        raise UsageError(
+            "the template was refused",
+            f"it has {file.size} bytes, at most {public_protocol.TEMPLATE_BYTES} are taken",
+        )
+    return Path(f"/proc/self/fd/{fds[0]}")

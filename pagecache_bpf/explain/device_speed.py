@@ -1,0 +1,188 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How fast a device is: a short read past the page cache, and the last such measurement.
+
+Direct I/O into huge pages, several requests in flight in file order: what the device gives at
+best.  Scattered small pages would measure the segment limit of its requests instead.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import mmap
+import os
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from pagecache_bpf._run_dir import RUN_DIR
+from pagecache_bpf.errors import UnsupportedError
+from pagecache_bpf.kernel.cachestat import resident_pages_or_none
+from pagecache_bpf.kernel.kernelfs import LIVE
+
+BLOCK_BYTES = 2 << 20
+DEPTH = 16
+SECONDS = 0.5  # no request begins after this
+MAX_BYTES = 1 << 30
+MAX_FILES = 64
+ENOUGH_BYTES = 64 << 20  # less says more about the start than about the device
+_ALIGN = 4096  # what O_DIRECT asks of lengths on any device we meet
+
+
+@dataclass(frozen=True)
+class Speed:
+    """A measured speed: of the device that holds a file, in bytes a second.
+
+    bytes, seconds: what was read for it, and in what time; time_ns: when, since 1970.
+    """
+
+    bytes_per_second: float
+    bytes: int
+    seconds: float
+    time_ns: int
+
+
+def measure(files: Sequence[Path], seconds: float = SECONDS, limit: int = MAX_BYTES) -> Speed:
+    """Read the files from the front, past the page cache, until the time or the bytes are up.
+
+    What is in the page cache stays as it was.  Raises UnsupportedError where there is no direct
+    I/O, OSError.
+    """
+    chosen: list[Path] = []
+    for path in files[:MAX_FILES]:
+        if sum(each.stat().st_size for each in chosen) < limit:
+            chosen.append(path)
+    with ExitStack() as stack:
+        fds = [stack.enter_context(_Direct(path)).fd for path in chosen]
+        pages = [resident_pages_or_none(fd) for fd in fds]
+        total, took = _run(fds, seconds, limit)
+        after = [resident_pages_or_none(fd) for fd in fds]
+        grown = sum((new or 0) - (old or 0) for old, new in zip(pages, after, strict=True))
+    if grown * mmap.PAGESIZE > total // 2:
+        raise UnsupportedError(
+            "the speed of the device cannot be measured",
+            "direct reads went through the page cache, or somebody reads the files just now",
+        )
+    return Speed(total / took, total, took, time.time_ns())
+
+
+def _run(fds: Sequence[int], seconds: float, limit: int) -> tuple[int, float]:
+    """Bytes read, and the seconds that took."""
+    buffer = _buffer(DEPTH * BLOCK_BYTES)
+    requests = _requests(fds, limit)
+    lock = threading.Lock()
+    errors: list[OSError] = []
+    done = [0] * DEPTH
+    begin = time.perf_counter()
+
+    def worker(number: int) -> None:
+        with memoryview(buffer) as whole:
+            view = whole[number * BLOCK_BYTES :][:BLOCK_BYTES]
+            while not errors and time.perf_counter() - begin < seconds:
+                with lock:
+                    request = next(requests, None)
+                if request is None:
+                    break
+                fd, offset, length = request
+                try:
+                    done[number] += os.preadv(fd, [view[:length]], offset)
+                except OSError as error:
+                    errors.append(error)
+            view.release()
+
+    threads = [threading.Thread(target=worker, args=(number,)) for number in range(DEPTH)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    took = time.perf_counter() - begin
+    buffer.close()
+    if errors:
+        raise errors[0]
+    return sum(done), max(took, 1e-9)
+
+
+def _requests(fds: Sequence[int], limit: int) -> Iterator[tuple[int, int, int]]:
+    """File descriptor, offset and length of each read, in file order, `limit` bytes in all."""
+    for fd in fds:
+        size = os.fstat(fd).st_size
+        for offset in range(0, size, BLOCK_BYTES):
+            if limit <= 0:
+                return
+            length = min(BLOCK_BYTES, -(-(size - offset) // _ALIGN) * _ALIGN)
+            limit -= length
+            yield fd, offset, length
+
+
+class _Direct:
+    """A file, open for direct I/O.  Raises UnsupportedError, OSError."""
+
+    def __init__(self, path: Path) -> None:
+        try:
+            self.fd = os.open(path, os.O_RDONLY | os.O_DIRECT | os.O_CLOEXEC)
+        except OSError as error:
+            if error.errno != errno.EINVAL:
+                raise
+            raise UnsupportedError(
+                "the speed of the device cannot be measured",
+                f"the file system of {path} has no direct I/O",
+            ) from error
+
+    def __enter__(self) -> _Direct:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        os.close(self.fd)
+
+
+def _buffer(size: int) -> mmap.mmap:
+    """Memory for direct reads, faulted in; of huge pages where the kernel grants them."""
+    memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    with suppress(AttributeError, OSError):  # a kernel without transparent huge pages
+        memory.madvise(mmap.MADV_HUGEPAGE)
+    for offset in range(0, size, mmap.PAGESIZE):
+        memory[offset] = 0
+    return memory
+
+
+def remember(device: int, speed: Speed) -> None:
+    """Keep the speed of a device (st_dev) for last(); that it cannot be kept is no error."""
+    path = _memory()
+    with suppress(OSError):
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        devices = {**_remembered(), str(device): asdict(speed)}
+        new = path.with_suffix(f".{os.getpid()}")
+        new.write_text(json.dumps({"boot": _boot(), "devices": devices}))
+        new.replace(path)
+
+
+def last(device: int) -> Speed | None:
+    """The speed of a device as last measured since the machine was booted; None if it never was."""
+    try:
+        return Speed(**_remembered()[str(device)])
+    except (KeyError, TypeError):
+        return None
+
+
+def _remembered() -> dict[str, dict[str, Any]]:
+    """By device number, which another device may have after a reboot."""
+    try:
+        content = json.loads(_memory().read_text())
+        return dict(content["devices"]) if content["boot"] == _boot() else {}
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
+
+
+def _boot() -> str | None:
+    return LIVE.read("/proc/sys/kernel/random/boot_id")
+
+
+def _memory() -> Path:
+    if os.geteuid() == 0:
+        return RUN_DIR / "speed.json"
+    caches = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(caches) / "pagecache-bpf" / "speed.json"

@@ -1,0 +1,217 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a memory cgroup still has room for: its limit less what cannot be reclaimed.
+
+cgroup v2 is read where it has the memory controller, v1 only where it has not.  Every ancestor
+counts, as the tightest one decides; those above a cgroup namespace cannot be seen.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from pagecache_bpf.errors import UsageError
+from pagecache_bpf.kernel.kernelfs import LIVE, KernelFS, Mount
+
+_DOCS = "docs/troubleshooting.md#is-not-a-memory-cgroup"
+_UNLIMITED = 1 << 62  # v1 says LONG_MAX, rounded down to a page
+
+
+@dataclass(frozen=True)
+class Level:
+    """One cgroup; every number is bytes and includes the cgroups below.
+
+    limit: what the kernel never exceeds; high: where it begins to throttle (v2); None: none.
+    reclaimable: clean pages of files, which make room for others when they have to.  Anonymous
+    memory is not counted, swap or no swap, nor are dirty pages and slab.
+    """
+
+    path: str
+    limit: int | None
+    high: int | None
+    used: int
+    reclaimable: int
+
+    @property
+    def bound(self) -> int | None:
+        """The lower of limit and high; None without either."""
+        return min((each for each in (self.limit, self.high) if each is not None), default=None)
+
+    @property
+    def headroom(self) -> int | None:
+        """Bytes that fit in when all that can be reclaimed is; None without a bound."""
+        return None if self.bound is None else max(0, self.bound - self.used + self.reclaimable)
+
+    @property
+    def free(self) -> int | None:
+        """Bytes that fit in before anything has to be reclaimed; None without a bound."""
+        return None if self.bound is None else max(0, self.bound - self.used)
+
+
+@dataclass(frozen=True)
+class Memory:
+    """A cgroup and its ancestors, the cgroup first; version: of the hierarchy, 1 or 2.
+
+    Without any memory controller version is None and there are no levels.
+    """
+
+    version: int | None
+    path: str
+    levels: tuple[Level, ...] = ()
+
+    @property
+    def tightest(self) -> Level | None:
+        """The level with the least headroom; None where nothing is bounded."""
+        bounded = [level for level in self.levels if level.headroom is not None]
+        return min(bounded, key=lambda level: level.headroom or 0, default=None)
+
+    @property
+    def headroom(self) -> int | None:
+        """Bytes that the tightest level has room for; None where nothing is bounded."""
+        return self.tightest.headroom if self.tightest else None
+
+
+def of_process(pid: int | None = None, kernel: KernelFS = LIVE) -> Memory:
+    """The memory cgroup that a process (default: this one) is charged to.
+
+    Raises UsageError when there is no such process.
+    """
+    version, mount, path = _place(pid, kernel)
+    if mount is None:
+        return Memory(None, path)
+    return _read(kernel, version, mount, path)
+
+
+def directory_of(pid: int, kernel: KernelFS = LIVE) -> Path | None:
+    """The directory of a process's memory cgroup, to move others there.
+
+    None where memory is not accounted, and for one outside the cgroup namespace.  Raises
+    UsageError when there is no such process.
+    """
+    _, mount, path = _place(pid, kernel)
+    if mount is None:
+        return None
+    return next((Path(directory) for directory, _ in _directories(mount, path)), None)
+
+
+def _place(pid: int | None, kernel: KernelFS) -> tuple[int, Mount | None, str]:
+    """Version and mount of the hierarchy, and a process's path in it."""
+    text = kernel.read(f"/proc/{'self' if pid is None else pid}/cgroup")
+    if text is None:
+        raise UsageError(f"there is no process {pid}", "", "Check the number with `ps`")
+    paths: dict[str, str] = {}
+    for line in text.splitlines():
+        _, _, rest = line.partition(":")
+        controllers, _, path = rest.partition(":")
+        for controller in controllers.split(","):
+            paths[controller] = path.removesuffix(" (deleted)")  # v2 names no controller
+    version, mount = _hierarchy(kernel)
+    if mount is None:
+        return version, None, paths.get("", "/")
+    return version, mount, paths.get("" if version == 2 else "memory", "/")
+
+
+def of_path(path: str | Path, kernel: KernelFS = LIVE) -> Memory:
+    """The memory cgroup of that directory, or of that path below the hierarchy's mount.
+
+    Raises UsageError when it is no cgroup with a memory controller.
+    """
+    version, mount = _hierarchy(kernel)
+    name = str(PurePosixPath("/", path))
+    if mount is None:
+        raise UsageError(
+            f"{path} is not a memory cgroup", "no memory controller is mounted", "", _DOCS
+        )
+    if name == mount.target or name.startswith(f"{mount.target}/"):
+        name = f"/{name[len(mount.target) :].lstrip('/')}"
+    if not kernel.exists(f"{mount.target}{name}/cgroup.procs"):
+        raise UsageError(
+            f"{path} is not a memory cgroup",
+            f"there is no {mount.target}{name}",
+            f"Name one below {mount.target}",
+            _DOCS,
+        )
+    return _read(kernel, version, mount, str(PurePosixPath(mount.root) / name.lstrip("/")))
+
+
+def host_memory(kernel: KernelFS = LIVE) -> dict[str, int]:
+    """/proc/meminfo in bytes, by the kernel's names: MemTotal, MemFree, MemAvailable, ..."""
+    found = {}
+    for line in (kernel.read("/proc/meminfo") or "").splitlines():
+        name, _, rest = line.partition(":")
+        words = rest.split()
+        if words and words[0].isdigit():
+            found[name] = int(words[0]) * (1024 if words[1:] == ["kB"] else 1)
+    return found
+
+
+def _hierarchy(kernel: KernelFS) -> tuple[int, Mount | None]:
+    """The version and the mount that has the memory controller; no mount: there is none."""
+    mounts = kernel.mounts()
+    for mount in mounts:
+        if mount.fstype == "cgroup2":
+            controllers = kernel.read(f"{mount.target}/cgroup.controllers") or ""
+            if "memory" in controllers.split():
+                return 2, mount
+    for mount in mounts:
+        if mount.fstype == "cgroup" and "memory" in mount.options.split(","):
+            return 1, mount
+    return 0, None
+
+
+def _read(kernel: KernelFS, version: int, mount: Mount, path: str) -> Memory:
+    directories = list(_directories(mount, path))
+    read_level = _level_v2 if version == 2 else _level_v1
+    levels = (read_level(kernel, directory, name) for directory, name in directories)
+    return Memory(version, path, tuple(level for level in levels if level))
+
+
+def _directories(mount: Mount, path: str) -> Iterator[tuple[str, str]]:
+    """Where a cgroup and its ancestors are, as far as the mount reaches; with their names."""
+    name = PurePosixPath(path)
+    if ".." in name.parts or not name.is_relative_to(mount.root):
+        return  # outside the cgroup namespace, or of what is mounted
+    below = name.relative_to(mount.root)
+    for each in (below, *below.parents):
+        yield os.path.normpath(f"{mount.target}/{each}"), str(PurePosixPath(mount.root) / each)
+
+
+def _level_v2(kernel: KernelFS, directory: str, name: str) -> Level | None:
+    used = _number(kernel.read(f"{directory}/memory.current"))
+    if used is None:  # the root, or the controller is not enabled here
+        return None
+    return Level(
+        name,
+        _number(kernel.read(f"{directory}/memory.max")),
+        _number(kernel.read(f"{directory}/memory.high")),
+        used,
+        _clean(kernel, directory, "", "file_"),
+    )
+
+
+def _level_v1(kernel: KernelFS, directory: str, name: str) -> Level | None:
+    used = _number(kernel.read(f"{directory}/memory.usage_in_bytes"))
+    limit = _number(kernel.read(f"{directory}/memory.limit_in_bytes"))
+    if used is None:
+        return None
+    if limit is not None and limit >= _UNLIMITED:
+        limit = None
+    return Level(name, limit, None, used, _clean(kernel, directory, "total_", "total_"))
+
+
+def _clean(kernel: KernelFS, directory: str, lists: str, states: str) -> int:
+    """Pages of files on the reclaim lists, less those that have to be written first."""
+    stat = {}
+    for line in (kernel.read(f"{directory}/memory.stat") or "").splitlines():
+        name, _, value = line.partition(" ")
+        stat[name] = _number(value) or 0
+    pages = sum(stat.get(f"{lists}{each}_file", 0) for each in ("inactive", "active"))
+    return max(0, pages - sum(stat.get(f"{states}{each}", 0) for each in ("dirty", "writeback")))
+
+
+def _number(text: str | None) -> int | None:
+    """A number of a cgroup file; None for "max" and for a file that is not there."""
+    text = (text or "").strip()
+    return int(text) if text.isdigit() else None

@@ -1,0 +1,344 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The module's control device, /dev/pagecache_bpf: tags, attached policies, how policies ended.
+
+Root only.  The kernel is the only place where this state lives.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import fcntl
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import TypeVar
+
+from pagecache_bpf.errors import PagecacheError, PrivilegeError, UnsupportedError, UsageError
+from pagecache_bpf.kernel import abi
+from pagecache_bpf.kernel.abi import COUNTERS as COUNTERS
+from pagecache_bpf.kernel.abi import Counter as Counter
+from pagecache_bpf.kernel.abi import ExitKind, Hook
+
+PATH = Path("/dev") / abi.DEVICE
+
+_Record = TypeVar(
+    "_Record", abi.pagecache_tag_record, abi.pagecache_policy_record, abi.pagecache_exit_record
+)
+
+
+@dataclass(frozen=True)
+class Info:
+    """What the loaded module can do; bounds are in pages."""
+
+    abi_version: int
+    hooks: tuple[str, ...]
+    policies: int
+    tags: int
+    max_answer_pages: int
+    max_extent_pages: int
+    max_inflight_pages: int
+    workers_per_node: int
+    max_invalid: int
+    max_keep_pages: int
+    max_evict_us: int
+
+
+@dataclass(frozen=True)
+class Tag:
+    """A file that a policy governs (active) or will govern when it is attached again."""
+
+    dev_major: int
+    dev_minor: int
+    ino: int
+    generation: int
+    policy: str
+    model: str
+    model_id: int
+    path: str
+    active: bool
+    resident_pages: int
+
+    @property
+    def identity(self) -> tuple[int, int, int, int]:
+        """Device, inode and generation."""
+        return self.dev_major, self.dev_minor, self.ino, self.generation
+
+
+@dataclass(frozen=True)
+class PolicyStatus:
+    """An attached policy; attached_ns is wall-clock time, counters are in the ABI's order."""
+
+    name: str
+    attached_ns: int
+    governed_pages: int
+    inflight_pages: int
+    hooks: tuple[str, ...]
+    tags: int
+    kept_pages: int
+    keep_max_pages: int
+    counters: dict[str, int]
+
+
+@dataclass(frozen=True)
+class ExitRecord:
+    """How a policy ended: kind and hook by name, code from the policy or a negative errno."""
+
+    seq: int
+    time_ns: int
+    policy: str
+    kind: str
+    code: int
+    hook: str
+    reason: str
+    message: str
+
+    def __str__(self) -> str:
+        text = f"{self.reason}: {self.message}" if self.message else self.reason
+        return f"{text} (code {self.code})" if self.code else text
+
+
+class Device:
+    """The open control device.  Use it as a context manager.
+
+    Raises UnsupportedError when the module is not loaded or speaks another version of the ABI,
+    PrivilegeError when the caller may not use it.
+    """
+
+    def __init__(self, path: Path = PATH) -> None:
+        self._fd = -1
+        try:
+            self._fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        except OSError as error:
+            raise _open_error(path, error) from error
+        try:
+            version = self._raw_info().abi_version
+            if version != abi.ABI_VERSION:
+                raise UnsupportedError(
+                    "the loaded module and this package do not fit together",
+                    f"the module has ABI version {version}, the package {abi.ABI_VERSION}",
+                    "Unload the module (rmmod pagecache_bpf) and load the one built with it",
+                )
+        except BaseException:
+            self.close()
+            raise
+
+    def __enter__(self) -> Device:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the device."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+    def _ioctl(self, request: int, argument: ctypes.Structure) -> None:
+        fcntl.ioctl(self._fd, request, argument)
+
+    def _raw_info(self) -> abi.pagecache_info:
+        info = abi.pagecache_info()
+        try:
+            self._ioctl(abi.IOC_INFO, info)
+        except OSError as error:
+            raise UnsupportedError(
+                f"{PATH} does not answer", error.strerror or str(error), "Load the module anew"
+            ) from error
+        return info
+
+    def info(self) -> Info:
+        """What the module can do and its bounds."""
+        raw = self._raw_info()
+        return Info(
+            abi_version=raw.abi_version,
+            hooks=_hook_names(raw.hooks),
+            policies=raw.policies,
+            tags=raw.tags,
+            max_answer_pages=raw.max_answer_pages,
+            max_extent_pages=raw.max_extent_pages,
+            max_inflight_pages=raw.max_inflight_pages,
+            workers_per_node=raw.workers_per_node,
+            max_invalid=raw.max_invalid,
+            max_keep_pages=raw.max_keep_pages,
+            max_evict_us=raw.max_evict_us,
+        )
+
+    def tag(self, fd: int, *, policy: str, model: str, path: str, replace: bool = False) -> None:
+        """Let an attached policy govern the open file.
+
+        path is for people to read; a longer one than the ABI takes is cut at its front.
+        replace: take the file over if another policy governs it.  Raises UsageError (a file
+        that has no pages of its own, one that is tagged already, a policy that is not
+        attached, a name that is too long), PagecacheError.
+        """
+        request = abi.pagecache_tag_request(
+            fd=fd,
+            flags=abi.TAG_REPLACE if replace else 0,
+            policy=_fitting(policy, abi.NAME_LEN, "policy"),
+            model=_fitting(model, abi.MODEL_LEN, "model"),
+            path=os.fsencode(path)[-(abi.PATH_LEN - 1) :],
+        )
+        try:
+            self._ioctl(abi.IOC_TAG, request)
+        except OSError as error:
+            raise _tag_error(error, path, policy) from error
+
+    def untag_fd(self, fd: int) -> None:
+        """Take the tag off the open file.  Raises UsageError if it has none."""
+        self._untag(abi.pagecache_untag_request(fd=fd), f"file descriptor {fd}")
+
+    def untag(self, dev_major: int, dev_minor: int, ino: int, generation: int) -> None:
+        """Take the tag off a file by its identity.  Raises UsageError if it has none."""
+        request = abi.pagecache_untag_request(
+            fd=-1, dev_major=dev_major, dev_minor=dev_minor, ino=ino, generation=generation
+        )
+        self._untag(request, f"inode {ino} of device {dev_major}:{dev_minor}")
+
+    def _untag(self, request: abi.pagecache_untag_request, what: str) -> None:
+        try:
+            self._ioctl(abi.IOC_UNTAG, request)
+        except OSError as error:
+            if error.errno == errno.ENOENT:
+                raise UsageError(f"{what} is not tagged") from error
+            raise PagecacheError(f"{what} was not untagged", str(error.strerror)) from error
+
+    def _records(self, request: int, kind: type[_Record], since: int = 0) -> Iterator[_Record]:
+        seq = since
+        while True:
+            record = kind(seq=seq)
+            try:
+                self._ioctl(request, record)
+            except OSError as error:
+                if error.errno == errno.ENOENT:
+                    return
+                raise PagecacheError(f"{PATH} does not answer", str(error.strerror)) from error
+            if record.seq <= seq:  # would go on for ever
+                raise PagecacheError(f"{PATH} answers nonsense", "its list goes backwards")
+            seq = record.seq
+            yield record
+
+    def tags(self) -> Iterator[Tag]:
+        """Every tagged file, oldest tag first."""
+        for raw in self._records(abi.IOC_TAGS, abi.pagecache_tag_record):
+            yield Tag(
+                dev_major=raw.dev_major,
+                dev_minor=raw.dev_minor,
+                ino=raw.ino,
+                generation=raw.generation,
+                policy=os.fsdecode(raw.policy),
+                model=os.fsdecode(raw.model),
+                model_id=raw.model_id,
+                path=os.fsdecode(raw.path),
+                active=bool(raw.active),
+                resident_pages=raw.resident_pages,
+            )
+
+    def policies(self) -> Iterator[PolicyStatus]:
+        """Every attached policy, oldest first."""
+        for raw in self._records(abi.IOC_POLICIES, abi.pagecache_policy_record):
+            yield PolicyStatus(
+                name=os.fsdecode(raw.name),
+                attached_ns=raw.attached_ns,
+                governed_pages=raw.governed_pages,
+                inflight_pages=raw.inflight_pages,
+                hooks=_hook_names(raw.hooks),
+                tags=raw.tags,
+                kept_pages=raw.kept_pages,
+                keep_max_pages=raw.keep_max_pages,
+                counters={
+                    counter.name: int(value)
+                    for counter, value in zip(COUNTERS, raw.counters, strict=True)
+                },
+            )
+
+    def exits(self, since: int = 0) -> Iterator[ExitRecord]:
+        """How the last policies ended, oldest first; only records behind seq `since`."""
+        for raw in self._records(abi.IOC_EXITS, abi.pagecache_exit_record, since):
+            yield ExitRecord(
+                seq=raw.seq,
+                time_ns=raw.time_ns,
+                policy=os.fsdecode(raw.policy),
+                kind=_name(ExitKind, raw.kind),
+                code=raw.code,
+                hook=_name(Hook, raw.hook),
+                reason=os.fsdecode(raw.reason),
+                message=os.fsdecode(raw.message),
+            )
+
+
+def status() -> list[PolicyStatus]:
+    """The attached policies with their counters.  Raises as Device does."""
+    with Device() as device:
+        return list(device.policies())
+
+
+def _name(enum: type[ExitKind] | type[Hook], value: int) -> str:
+    """The name in lower case; the number for one that a newer module has added."""
+    try:
+        return enum(value).name.lower()
+    except ValueError:
+        return str(value)
+
+
+def _hook_names(bits: int) -> tuple[str, ...]:
+    return tuple(hook.name.lower() for hook in Hook if hook is not Hook.NR and bits >> hook & 1)
+
+
+def _fitting(text: str, size: int, what: str) -> bytes:
+    data = os.fsencode(text)
+    if not data or len(data) >= size or b"\0" in data:
+        raise UsageError(
+            f"{text!r} cannot be the name of a {what}", f"it has to have 1 to {size - 1} bytes"
+        )
+    return data
+
+
+def _open_error(path: Path, error: OSError) -> PagecacheError:
+    if error.errno in (errno.EPERM, errno.EACCES):
+        return PrivilegeError(
+            f"{path} cannot be opened", "this needs root", "Run the command with sudo"
+        )
+    if error.errno in (errno.ENOENT, errno.ENXIO, errno.ENODEV):
+        return UnsupportedError(
+            "the kernel module is not loaded",
+            f"{path} does not exist",
+            "Run `pagecache-bpf doctor` to see whether and how it can be loaded",
+        )
+    return PagecacheError(f"{path} cannot be opened", error.strerror or str(error))
+
+
+def _tag_error(error: OSError, path: str, policy: str) -> PagecacheError:
+    usage = {
+        errno.ESRCH: (f"the policy {policy} is not attached", "Attach it first"),
+        errno.EEXIST: (
+            "it is tagged already",
+            "Untag it first, or ask for the tag to be replaced",
+        ),
+        errno.EINVAL: ("it is not a regular file with pages in the page cache", ""),
+        errno.EBADF: ("it is not open for reading", ""),
+    }
+    if error.errno in usage:
+        return UsageError(f"{path} was not tagged", *usage[error.errno])
+    return PagecacheError(f"{path} was not tagged", error.strerror or str(error))
+
+
+def size_on_disk(tag: Tag) -> int | None:
+    """The size of a tagged file; None when its path leads elsewhere by now.
+
+    Compared by inode only: the device number of the pages is not always the path's (overlayfs,
+    btrfs).
+    """
+    try:
+        status = os.stat(tag.path)
+    except OSError:
+        return None
+    return status.st_size if status.st_ino == tag.ino else None

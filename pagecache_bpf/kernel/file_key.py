@@ -1,0 +1,94 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What identifies a file to the kernel's events, and how a file is opened again by it."""
+
+from __future__ import annotations
+
+import array
+import errno
+import fcntl
+import os
+import stat
+from contextlib import suppress
+from pathlib import Path
+
+from pagecache_bpf.errors import PrivilegeError, UsageError
+from pagecache_bpf.kernel import abi
+
+_FS_IOC_GETVERSION = 0x80087601  # _IOR('v', 1, long)
+
+
+def key_of(fd: int) -> bytes:
+    """How the programs know a file: device, inode number and generation.  Raises OSError."""
+    status = os.fstat(fd)
+    version = array.array("L", [0])
+    with suppress(OSError):
+        fcntl.ioctl(fd, _FS_IOC_GETVERSION, version)
+    return bytes(
+        abi.pagecache_file_key(
+            ino=status.st_ino,
+            dev_major=os.major(status.st_dev),
+            dev_minor=os.minor(status.st_dev),
+            generation=version[0] & 0xFFFFFFFF,
+        )
+    )
+
+
+def reopen(key: bytes, path: str | Path) -> int:
+    """Open the file that has a key, by a path that anybody may have changed in the meantime.
+
+    The path is first opened without access to what it leads to (O_PATH), so that no FIFO, device,
+    terminal or file system of somebody else's can hold this process up or take effect.  Only when
+    it is the regular file with this key is it opened for reading, through its descriptor.
+
+    Args:
+        key: what key_of() said of the file, as bytes of struct pagecache_file_key.
+        path: where the file was; a symbolic link in its last component is not followed.
+
+    Returns:
+        A new descriptor, open for reading, which does not block and is closed on exec.
+
+    Raises:
+        FileNotFoundError: the path leads to nothing, or to anything but that file (ESTALE).
+        OSError: it cannot be opened.
+    """
+    found = os.open(path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        if not stat.S_ISREG(os.fstat(found).st_mode):
+            raise FileNotFoundError(errno.ESTALE, "another kind of file has its name", str(path))
+        flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY
+        fd = os.open(f"/proc/self/fd/{found}", flags)
+    finally:
+        os.close(found)
+    try:
+        if key_of(fd) != key:
+            raise FileNotFoundError(errno.ESTALE, "another file has its name", str(path))
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
+
+
+def open_to_read(path: Path) -> int:
+    """Open a file that the caller names, for reading and without side effects.
+
+    Args:
+        path: the file; links are followed.
+
+    Returns:
+        A descriptor that does not block and is closed on exec.
+
+    Raises:
+        PrivilegeError: this process may not read it.
+        UsageError: it cannot be opened for another reason.
+    """
+    try:
+        return os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
+    except PermissionError:
+        raise PrivilegeError(
+            f"{path} cannot be opened",
+            "permission denied",
+            "Run as a user who may read the file (root usually may)",
+            "docs/troubleshooting.md#cannot-be-opened",
+        ) from None
+    except OSError as error:
+        raise UsageError(f"{path} cannot be opened", error.strerror or str(error)) from None

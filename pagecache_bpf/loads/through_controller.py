@@ -1,0 +1,126 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A load served by the controller: needs no right but that of reading the files."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from pagecache_bpf.errors import UnsupportedError
+from pagecache_bpf.ipc.public_protocol import Client
+from pagecache_bpf.loads.report import NONE, Report
+from pagecache_bpf.loads.request import LoadRequest, numbers
+from pagecache_bpf.loads.residency_snapshot import opened
+
+
+class Remote:
+    """A connection with one load on it.
+
+    Raises PagecacheError when there is no controller, when it refuses, and when it has no engine
+    to serve the load with.
+    """
+
+    def __init__(self, wish: LoadRequest) -> None:
+        self._wish = wish
+        with ExitStack() as undo:
+            self._client = undo.enter_context(Client())
+            first = self._open()
+            self._id = str(first["load"])
+            if first.get("engine") is None:
+                raise UnsupportedError(
+                    "the controller cannot serve it", str(first.get("why") or "it has no engine")
+                )
+            undo.pop_all()
+
+    def _open(self) -> dict[str, Any]:
+        wish = self._wish
+        template = None if wish.template is None else Path(wish.template).read_text("utf-8")
+        with ExitStack() as files:
+            return self._client.open_load(
+                [files.enter_context(opened(path)) for path in wish.model.files],
+                model=wish.model.name,
+                policy=wish.policy,
+                budget=wish.budget,
+                devices=[
+                    {
+                        "name": each.name,
+                        "pci": each.accelerator.pci if each.accelerator else None,
+                        "node": each.node,
+                    }
+                    for each in wish.devices
+                ],
+                template=template,
+                keep=wish.keep,
+                wait=wish.wait,
+            )
+
+    def report(self) -> Report:
+        """As the controller sees it."""
+        return self._read(self._client.load_report(self._id))
+
+    def finish(self, keep: bool) -> Report:
+        """Tell the controller, which drops what nobody else uses, and hang up."""
+        try:
+            return self._read(self._client.done(self._id, keep=keep))
+        finally:
+            self._client.disconnect()
+
+    def forget(self) -> None:
+        """Close the child's end; the load is the parent's."""
+        self._client.disconnect()
+
+    def _read(self, answer: dict[str, Any]) -> Report:
+        counters = answer.get("counters") or {}
+        wanted = numbers(counters, "read_bytes", "mmap_bytes")
+        found = numbers(
+            counters, "read_hit_bytes", "read_ahead_bytes", "mmap_hit_bytes", "mmap_ahead_bytes"
+        )
+        stalled = answer.get("io_delay_ns")
+        if stalled is None and counters:
+            stalled = numbers(counters, "read_stall_ns", "mmap_stall_ns")
+        notes = [answer[key] for key in ("message", "template_why") if answer.get(key)]
+        return replace(
+            self._wish.blank(answer.get("engine") or NONE, "controller", answer.get("why") or ""),
+            policy=answer.get("policy"),
+            done=answer.get("state") == "done",
+            seconds=float(answer.get("seconds") or 0),
+            budget_bytes=answer.get("budget_bytes"),
+            prefetched_bytes=numbers(counters, "prefetched_bytes") if counters else None,
+            hit_ratio=found / wanted if wanted else None,
+            stall_seconds=None if stalled is None else stalled / 1e9,
+            resident_before_bytes=answer.get("resident_at_open_bytes"),
+            resident_bytes=answer.get("resident_bytes"),
+            evicted_bytes=answer.get("dropped_bytes"),
+            notes=tuple(notes),
+        )
+
+
+def residency(path: Path) -> int:
+    """Bytes of a file in the page cache, as the controller tells whoever can open it.
+
+    Raises PagecacheError, OSError.
+    """
+    with Client() as client, opened(path) as fd:
+        return int(client.residency(fd)["resident_bytes"])
+
+
+def drop(path: Path) -> int | None:
+    """Drop a file's pages through the controller; None: it was left alone, a load reads it.
+
+    Raises PagecacheError, OSError.
+    """
+    with Client() as client, opened(path) as fd:
+        answer = client.drop(fd)
+        return None if answer["in_use"] else int(answer["dropped_bytes"])
+
+
+def prefetch(path: Path, extents: list[tuple[int, int]], node: int | None) -> int:
+    """Have the controller read ranges of a file; bytes that it will read.
+
+    Raises PagecacheError, OSError.
+    """
+    with Client() as client, opened(path) as fd:
+        answer = client.prefetch(fd, extents, -1 if node is None else node)
+        return int(answer["queued_bytes"])

@@ -1,0 +1,107 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A load served by this process's own threads."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+
+from pagecache_bpf.loads.reader_progress import blocked_seconds
+from pagecache_bpf.loads.report import UNPRIVILEGED, Report
+from pagecache_bpf.loads.request import LoadRequest
+from pagecache_bpf.loads.residency_snapshot import Snapshot, resident_of
+from pagecache_bpf.loads.unprivileged_window import Alone
+
+_CANNOT_TELL = (
+    "the files belong to somebody else: what of them is in the page cache is not told, so nothing "
+    "is dropped when the load is done"
+)
+
+
+class Window:
+    """The unprivileged window, with the numbers of its load.
+
+    why: why nothing better serves it.  Raises OSError.
+    """
+
+    def __init__(self, wish: LoadRequest, why: str) -> None:
+        self._wish, self._why = wish, why
+        self._started = time.monotonic()
+        self._stalled = blocked_seconds()
+        self._snapshot = Snapshot(wish.model.files)
+        self._notes: list[str] = []
+        cpus: tuple[int, ...] = ()
+        if wish.node is not None:
+            from pagecache_bpf import topology
+
+            cpus = topology.read().cpus_of(wish.node)
+        self._alone = Alone(
+            wish.model.files,
+            self._snapshot,
+            order=self._order(),
+            budget=wish.budget,
+            cpus=cpus,
+        )
+
+    def _order(self) -> list[tuple[int, int, int]] | None:
+        """The order of the template, if there is one and it fits."""
+        wish = self._wish
+        if wish.template is None:
+            return None
+        from pathlib import Path
+
+        from pagecache_bpf import templates
+        from pagecache_bpf.errors import PagecacheError
+
+        try:
+            template = templates.read(Path(wish.template))
+            fit = templates.check(template, wish.model.root, wish.model.files)
+            template = templates.require_fit(template, fit, wish.template, partial=True)
+        except PagecacheError as error:
+            self._notes.append(f"the template is not used: {error}")
+            return None
+        numbers = {path: number for number, path in enumerate(wish.model.files)}
+        known = {at: numbers.get(Path(path).resolve()) for at, path in fit.paths.items()}
+        order = []
+        for each in template.extents:
+            number = known.get(int(each["file"]))
+            if number is not None:
+                order.append((number, int(each["offset"]), int(each["length"])))
+        return order
+
+    def report(self) -> Report:
+        """How it goes."""
+        return self._read(resident_of(self._wish.model.files) if self._snapshot.known else None)
+
+    def finish(self, keep: bool) -> Report:
+        """End the window and drop what was not in the cache before."""
+        self._alone.stop()
+        evicted = self._alone.dropped_bytes
+        dropped = 0 if keep else self._snapshot.drop_rest()
+        if not keep and self._snapshot.known and self._snapshot.others():
+            self._notes.append("another process is loading the same files: it will drop them")
+        self._snapshot.close()
+        return replace(
+            self.report(), done=True, evicted_bytes=None if dropped is None else evicted + dropped
+        )
+
+    def forget(self) -> None:
+        """Threads do not follow into a child."""
+        self._snapshot.close()
+
+    def _read(self, resident: int | None) -> Report:
+        stalled = blocked_seconds(self._alone.thread_ids)
+        known = self._snapshot.known
+        return replace(
+            self._wish.blank(UNPRIVILEGED, "alone", self._why),
+            policy=None,
+            seconds=time.monotonic() - self._started,
+            prefetched_bytes=self._alone.prefetched_bytes,
+            stall_seconds=None
+            if stalled is None or self._stalled is None
+            else max(0.0, stalled - self._stalled),
+            resident_before_bytes=self._snapshot.resident if known else None,
+            resident_bytes=resident,
+            evicted_bytes=self._alone.dropped_bytes,
+            notes=(*self._notes, *([] if known else [_CANNOT_TELL]), *self._alone.notes),
+        )

@@ -1,0 +1,333 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One look at what both engines count: per policy, and per model what its readers found.
+
+Root only.  Everything that shows numbers (stats, watch, top, export) starts from a Snapshot.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
+from typing import TYPE_CHECKING, Any
+
+from pagecache_bpf.errors import UsageError
+
+if TYPE_CHECKING:
+    from pagecache_bpf.kernel.control_device import PolicyStatus
+    from pagecache_bpf.policy.engines import Governor
+
+PAGE_SIZE = os.sysconf("SC_PAGE_SIZE")
+
+
+@dataclass(frozen=True)
+class Observer:
+    """How much the observer sees: its level, the tracepoints it lacks, events it lost.
+
+    level: full, degraded (only what enters and leaves the cache) or off.  uncounted: counters
+    that it therefore leaves out.
+    """
+
+    level: str
+    missing: tuple[str, ...] = ()
+    lost_events: int = 0
+    uncounted: tuple[str, ...] = ()
+
+
+class Counted:
+    """Something that the observer counts for; counters is empty where it does not."""
+
+    counters: Mapping[str, int]
+
+    def total(self, *parts: str) -> int:
+        """The sum of the observed counters named read_PART and mmap_PART."""
+        return sum(
+            self.counters.get(f"{how}_{part}", 0) for how in ("read", "mmap") for part in parts
+        )
+
+    @property
+    def accessed_bytes(self) -> int:
+        """Bytes that its readers wanted."""
+        return self.total("hit_bytes", "ahead_bytes", "miss_bytes")
+
+    @property
+    def hit_ratio(self) -> float | None:
+        """Of the bytes wanted, the part that was there: hits / accessed.  None without any.
+
+        First use of what the kernel's readahead had brought is no hit: see ahead_ratio.
+        """
+        return self.total("hit_bytes") / self.accessed_bytes if self.accessed_bytes else None
+
+    @property
+    def ahead_ratio(self) -> float | None:
+        """Of the bytes wanted, the part that the kernel's readahead had just brought."""
+        return self.total("ahead_bytes") / self.accessed_bytes if self.accessed_bytes else None
+
+    @property
+    def stall_seconds(self) -> float:
+        """How long its readers slept for I/O."""
+        return self.total("stall_ns") / 1e9
+
+
+@dataclass(frozen=True)
+class Consumer(Counted):
+    """A process that reads a model; counters as the model has them."""
+
+    tgid: int
+    comm: str
+    alive: bool
+    counters: Mapping[str, int]
+
+
+@dataclass(frozen=True)
+class Template:
+    """How an I/O template does: bytes that came as it says, and those that did not.
+
+    dropped: whether the policy has given it up.
+    """
+
+    model: str
+    source: str
+    followed_bytes: int
+    strayed_bytes: int
+    jumps: int
+    dropped: bool
+
+
+@dataclass(frozen=True)
+class PolicyStats:
+    """A policy; attached_ns is wall-clock time, 0 for one that has ended by itself.
+
+    lost_requests, read_errors (by errno): of engine agent only.  kept_bytes, keep_max_bytes: what
+    its evict hook keeps from reclaim, and the bound of that.
+    """
+
+    name: str
+    engine: str
+    attached_ns: int
+    governed_bytes: int
+    inflight_bytes: int
+    counters: Mapping[str, int] = field(default_factory=dict)
+    lost_requests: int = 0
+    read_errors: Mapping[int, int] = field(default_factory=dict)
+    templates: tuple[Template, ...] = ()
+    kept_bytes: int = 0
+    keep_max_bytes: int = 0
+
+    @property
+    def ended(self) -> bool:
+        """Whether it has ended by itself and is not cleared away."""
+        return not self.attached_ns
+
+
+@dataclass(frozen=True)
+class ModelStats(Counted):
+    """A model under one policy; bytes is its size.
+
+    observed: whether the observer counts it; without, counters is empty.  resident_by_node: by
+    the number of the NUMA node; empty where that is not known.
+    """
+
+    model: str
+    policy: str
+    engine: str
+    files: int
+    bytes: int
+    resident_bytes: int
+    resident_by_node: Mapping[str, int] = field(default_factory=dict)
+    observed: bool = False
+    counters: Mapping[str, int] = field(default_factory=dict)
+    consumers: tuple[Consumer, ...] = ()
+
+    @property
+    def key(self) -> tuple[str, str, str]:
+        """What tells its rows apart: model, policy, engine."""
+        return self.model, self.policy, self.engine
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """All of it at one time (wall clock); engines: which are there, running or loaded."""
+
+    time_ns: int
+    engines: Mapping[str, bool]
+    observer: Observer | None
+    policies: tuple[PolicyStats, ...]
+    models: tuple[ModelStats, ...]
+
+
+@dataclass(frozen=True)
+class Rates:
+    """What happened to a model between two snapshots; ratios are None without any access.
+
+    accessed, added: bytes a second wanted and come into the cache.  stalled: seconds that
+    readers slept for I/O, a second (2.0: two of them, all the time).
+    """
+
+    accessed: float
+    added: float
+    stalled: float
+    hit_ratio: float | None
+    ahead_ratio: float | None
+
+
+def take() -> Snapshot:
+    """Ask the engines.  Raises PrivilegeError, UnsupportedError, PagecacheError."""
+    from pagecache_bpf.policy.engines import AGENT, STRUCT_OPS, Governor
+
+    with Governor() as engines:
+        details = engines.agent.details() if engines.agent else {}
+        observed = engines.agent.stats() if engines.agent else {}
+        attached = [_policy(engines, engine, each, details) for engine, each in engines.policies()]
+        ended = [
+            PolicyStats(name, AGENT, 0, 0, 0) for name, each in details.items() if "ended" in each
+        ]
+        observer = _observer(observed)
+        uncounted = frozenset(observer.uncounted if observer else ())
+        # A model without files is one that was untagged.
+        rows = [each for each in observed.get("models", ()) if each["files"]]
+        models = [_observed(each, uncounted) for each in rows]
+        known = {model.key for model in models}
+        others = [model for model in _tagged(engines) if model.key not in known]
+        return Snapshot(
+            time.time_ns(),
+            {STRUCT_OPS: engines.module is not None, AGENT: engines.agent is not None},
+            observer,
+            (*attached, *ended),
+            (*models, *others),
+        )
+
+
+def only(snapshot: Snapshot, model: str) -> Snapshot:
+    """The same, of one model and its policies.  Raises UsageError if it is not tagged."""
+    models = tuple(each for each in snapshot.models if each.model == model)
+    if not models:
+        known = ", ".join(sorted({each.model for each in snapshot.models}))
+        raise UsageError(
+            f"no file of a model {model} is tagged",
+            f"there are: {known}" if known else "nothing is tagged",
+            "`pagecache-bpf tags` lists the tagged files",
+        )
+    governing = {(each.policy, each.engine) for each in models}
+    policies = tuple(each for each in snapshot.policies if (each.name, each.engine) in governing)
+    return replace(snapshot, models=models, policies=policies)
+
+
+def rates(before: Snapshot, after: Snapshot) -> dict[tuple[str, str, str], Rates]:
+    """What happened in between, by ModelStats.key; counters that began anew count from 0."""
+    seconds = max((after.time_ns - before.time_ns) / 1e9, 1e-6)
+    old = {model.key: model for model in before.models}
+    return {model.key: _rates(old.get(model.key), model, seconds) for model in after.models}
+
+
+def _rates(before: ModelStats | None, after: ModelStats, seconds: float) -> Rates:
+    earlier: Mapping[str, int] = before.counters if before else {}
+    if any(after.counters.get(name, 0) < value for name, value in earlier.items()):
+        earlier = {}
+    new = {name: value - earlier.get(name, 0) for name, value in after.counters.items()}
+    change = ModelStats(*after.key, 0, 0, 0, counters=new)
+    return Rates(
+        change.accessed_bytes / seconds,
+        new.get("added_bytes", 0) / seconds,
+        change.stall_seconds / seconds,
+        change.hit_ratio,
+        change.ahead_ratio,
+    )
+
+
+def as_json(snapshot: Snapshot) -> dict[str, Any]:
+    """The snapshot as `stats --json` prints it."""
+    return {
+        "time_ns": snapshot.time_ns,
+        "engines": dict(snapshot.engines),
+        "observer": asdict(snapshot.observer) if snapshot.observer else None,
+        "policies": [
+            {**asdict(each), "state": "ended" if each.ended else "attached"}
+            for each in snapshot.policies
+        ],
+        "models": [{**asdict(each), "hit_ratio": each.hit_ratio} for each in snapshot.models],
+    }
+
+
+def _policy(
+    engines: Governor,
+    engine: str,
+    status: PolicyStatus,
+    details: Mapping[str, Mapping[str, Any]],
+) -> PolicyStats:
+    from pagecache_bpf.templates.policy_arrays import replays
+
+    more = details.get(status.name, {}) if engine == "agent" else {}
+    return PolicyStats(
+        status.name,
+        engine,
+        status.attached_ns,
+        status.governed_pages * PAGE_SIZE,
+        status.inflight_pages * PAGE_SIZE,
+        status.counters,
+        more.get("lost", 0),
+        {int(code): number for code, number in more.get("errors", {}).items()},
+        tuple(_template(each) for each in replays(engines, engine, status.name)),
+        status.kept_pages * PAGE_SIZE,
+        status.keep_max_pages * PAGE_SIZE,
+    )
+
+
+def _template(row: Mapping[str, Any]) -> Template:
+    return Template(**{each.name: row[each.name] for each in fields(Template)})
+
+
+def _observer(answer: Mapping[str, Any]) -> Observer | None:
+    if not answer:
+        return None
+    return Observer(
+        str(answer["level"]),
+        tuple(answer["missing"]),
+        answer["lost_events"],
+        tuple(answer["uncounted"]),
+    )
+
+
+def _observed(row: Mapping[str, Any], uncounted: Collection[str]) -> ModelStats:
+    """A model as the observer tells of it, without the zeros of what it cannot count."""
+
+    def counted(counters: Mapping[str, int]) -> dict[str, int]:
+        return {name: value for name, value in counters.items() if name not in uncounted}
+
+    nodes = row["resident_by_node"]
+    consumers = tuple(
+        Consumer(each["tgid"], each["comm"], each["alive"], counted(each["counters"]))
+        for each in row["consumers"]
+    )
+    return ModelStats(
+        row["model"],
+        row["policy"] or "",
+        row["engine"] or "",
+        row["files"],
+        row["bytes"],
+        row["resident_bytes"],
+        nodes if isinstance(nodes, dict) else {},
+        True,
+        counted(row["counters"]),
+        consumers,
+    )
+
+
+def _tagged(engines: Governor) -> Iterable[ModelStats]:
+    """Models as the tags of the module tell of them: without what readers found."""
+    if not engines.module:
+        return []
+    from pagecache_bpf.kernel.control_device import size_on_disk
+    from pagecache_bpf.policy.engines import STRUCT_OPS
+
+    found: dict[tuple[str, str], list[int]] = {}
+    for tag in engines.module.tags():
+        if tag.active:
+            row = found.setdefault((tag.model, tag.policy), [0, 0, 0])
+            for index, value in enumerate((1, size_on_disk(tag) or 0, tag.resident_pages)):
+                row[index] += value
+    return [
+        ModelStats(model, policy, STRUCT_OPS, files, size, pages * PAGE_SIZE)
+        for (model, policy), (files, size, pages) in found.items()
+    ]

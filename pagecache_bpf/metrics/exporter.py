@@ -1,0 +1,254 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Serves the metrics to Prometheus, with the client library's own server.
+
+A scrape asks the engines there and then; nothing is kept between scrapes but the counters'
+own state in the kernel and in the agent.
+"""
+
+from __future__ import annotations
+
+import errno
+import ipaddress
+import os
+import socket
+import ssl
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+from pagecache_bpf.errors import PagecacheError, PrivilegeError, UnsupportedError, UsageError
+from pagecache_bpf.metrics import declarations
+from pagecache_bpf.metrics.collect import Snapshot, take
+
+if TYPE_CHECKING:
+    from prometheus_client.core import Metric as Family
+
+PORT = 9743
+_DOCS = "docs/troubleshooting.md"
+
+
+@dataclass(frozen=True)
+class Address:
+    """Where to listen; port 0 is any free one."""
+
+    host: str
+    port: int
+
+    def __str__(self) -> str:
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+@dataclass(frozen=True)
+class Tls:
+    """Files in PEM: the server's certificate and key, and the authority that signs clients'.
+
+    With clients, only those with a certificate of that authority are served.
+    """
+
+    certificate: Path
+    key: Path
+    clients: Path | None = None
+
+
+def parse_address(text: str) -> Address:
+    """Return the address that HOST:PORT, [IPV6]:PORT or HOST stands for.  Raises UsageError."""
+    host, _, port = text.rpartition(":") if not text.endswith("]") else (text, "", "")
+    if not host and not text.startswith(":"):
+        host, port = text, ""
+    if host.startswith("[") and host.endswith("]"):
+        host = host[1:-1]
+    elif ":" in host:
+        raise _bad(text, "an IPv6 address stands in brackets")
+    if not host:
+        raise _bad(text, "there is no host; all addresses are 0.0.0.0")
+    if port and not (port.isascii() and port.isdigit() and int(port) < 1 << 16):
+        raise _bad(text, f"{port!r} is no port")
+    return Address(host, int(port) if port else PORT)
+
+
+def _bad(text: str, why: str) -> UsageError:
+    return UsageError(
+        f"{text!r} is not an address",
+        why,
+        f"Write it like 127.0.0.1:{PORT} or [::1]:{PORT}",
+        f"{_DOCS}#is-not-an-address",
+    )
+
+
+def is_loopback(address: Address) -> bool:
+    """Whether only this machine reaches it.  Raises UsageError for a name without an address."""
+    try:
+        found = socket.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM)
+    except (OSError, UnicodeError) as error:
+        why = getattr(error, "strerror", None) or str(error)
+        raise _bad(str(address), f"{address.host}: {why}") from error
+    return all(ipaddress.ip_address(each[4][0]).is_loopback for each in found)
+
+
+class Collector:
+    """What the client library asks at each scrape.
+
+    warn: is told once when the engines cannot be read, and again after they could.
+    """
+
+    def __init__(
+        self,
+        warn: Callable[[str], None] = lambda text: None,
+        source: Callable[[], Snapshot] = take,
+    ) -> None:
+        self._warn, self._source = warn, source
+        self._lock = threading.Lock()  # one question at a time, however many scrape
+        self._failing = False
+
+    def collect(self) -> Iterator[Family]:
+        """Every family, those without a sample too: their names and texts are always there."""
+        snapshot: Snapshot | None = None
+        with self._lock:
+            try:
+                snapshot = self._source()
+                self._failing = False
+            except (PagecacheError, OSError) as error:
+                if not self._failing:
+                    self._warn(f"nothing to export: {error}")
+                self._failing = True
+        yield from families(snapshot)
+
+
+def families(snapshot: Snapshot | None) -> Iterator[Family]:
+    """The client library's objects for a snapshot; None: the engines could not be read."""
+    from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+
+    for metric in declarations.METRICS:
+        made: Any
+        if metric.kind == "counter":
+            made = CounterMetricFamily(metric.name, metric.help, labels=metric.labels)
+        else:
+            made = GaugeMetricFamily(metric.name, metric.help, labels=metric.labels)
+        for labels, value in metric.read(snapshot):
+            made.add_metric(labels, value)
+        yield made
+
+
+class Exporter:
+    """The running server.  A context manager: leaving it stops the server.
+
+    Raises UnsupportedError (no prometheus_client), UsageError (the address, the files),
+    PrivilegeError (the port), PagecacheError (the port is taken).
+    """
+
+    def __init__(
+        self,
+        address: Address,
+        *,
+        tls: Tls | None = None,
+        allow_remote: bool = False,
+        warn: Callable[[str], None] = lambda text: None,
+    ) -> None:
+        if not is_loopback(address) and not (tls or allow_remote):
+            raise UsageError(
+                f"{address} can be reached from other machines",
+                "what models are loaded here would be told to whoever asks",
+                "Give --tls-cert and --tls-key, or --allow-remote if the network is trusted",
+                f"{_DOCS}#can-be-reached-from-other-machines",
+            )
+        self._server = _start(address, tls, Collector(warn))
+        self.address = Address(address.host, self._server.server_port)
+        self.url = f"{'https' if tls else 'http'}://{self.address}/metrics"
+
+    def __enter__(self) -> Exporter:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Stop serving and free the port."""
+        self._server.shutdown()
+        self._server.server_close()
+
+
+def _start(address: Address, tls: Tls | None, collector: Collector) -> Any:
+    try:
+        from prometheus_client import CollectorRegistry, start_http_server
+    except ImportError as error:
+        raise UnsupportedError(
+            "prometheus_client is not installed",
+            str(error),
+            "Run `pip install 'pagecache-bpf[export]'`",
+            f"{_DOCS}#prometheus_client-is-not-installed",
+        ) from error
+    registry = CollectorRegistry()
+    registry.register(collector)
+    files: dict[str, Any] = {}
+    if tls:
+        _check_files(tls)
+        files = {
+            "certfile": str(tls.certificate),
+            "keyfile": str(tls.key),
+            "client_cafile": str(tls.clients) if tls.clients else None,
+            "client_auth_required": tls.clients is not None,
+        }
+    try:
+        server, _ = start_http_server(address.port, address.host, registry, **files)
+    except ssl.SSLError as error:
+        raise UsageError(
+            "the certificates cannot be used", error.reason or str(error), *_PEM
+        ) from error
+    except OSError as error:
+        raise _listen_error(address, error) from error
+    if tls:
+        # Otherwise the handshake is done where connections are accepted, and a client that
+        # connects and says nothing would keep all others out.
+        server.socket.do_handshake_on_connect = False  # type: ignore[attr-defined]
+    return server
+
+
+_PEM = (
+    "Give files in PEM: a certificate, its own key without a password, and the authority that "
+    "signed the clients' certificates",
+    f"{_DOCS}#the-certificates-cannot-be-used",
+)
+
+
+def _check_files(tls: Tls) -> None:
+    """Load them before the port is taken.  Raises UsageError."""
+    for path in filter(None, (tls.certificate, tls.key, tls.clients)):
+        try:
+            path.open("rb").close()
+        except OSError as error:
+            why = f"{path}: {error.strerror}"
+            raise UsageError("the certificates cannot be used", why, *_PEM) from error
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    names = f"{tls.certificate} and {tls.key}"
+    try:
+        # An empty password, so that nobody is asked for one.
+        context.load_cert_chain(tls.certificate, tls.key, password="")
+        if tls.clients:
+            names = str(tls.clients)
+            context.load_verify_locations(tls.clients)
+    except (ssl.SSLError, ValueError, OSError) as error:
+        why = f"{names}: {getattr(error, 'reason', None) or error}"
+        raise UsageError("the certificates cannot be used", why, *_PEM) from error
+
+
+def _listen_error(address: Address, error: OSError) -> PagecacheError:
+    what = f"cannot listen on {address}"
+    docs = f"{_DOCS}#cannot-listen-on"
+    if error.errno == errno.EADDRINUSE:
+        fix = f"Stop it (`ss -ltnp 'sport = :{address.port}'` shows it), or give another port"
+        return PagecacheError(what, "another process listens there", fix, docs)
+    if error.errno in (errno.EACCES, errno.EPERM):
+        why = "ports below 1024 need CAP_NET_BIND_SERVICE"
+        return PrivilegeError(what, why, "Give another port", docs)
+    if error.errno == errno.EADDRNOTAVAIL:
+        why = "no interface of this machine has that address"
+        return UsageError(what, why, "`ip address` lists those that it has", docs)
+    return PagecacheError(what, os.strerror(error.errno) if error.errno else str(error), "", docs)

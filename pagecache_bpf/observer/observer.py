@@ -1,0 +1,422 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The observer: tags files, reads the counts, follows cursors."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import time
+from collections.abc import Callable, Collection
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pagecache_bpf.errors import PagecacheError, PrivilegeError, UsageError
+from pagecache_bpf.kernel import abi, libbpf
+from pagecache_bpf.kernel.abi import OBSERVED
+from pagecache_bpf.kernel.cachestat import PAGE_SIZE, cached_pages
+from pagecache_bpf.kernel.file_key import key_of
+from pagecache_bpf.kernel.inode_filter import InodeBits
+from pagecache_bpf.kernel.numa import nodes
+from pagecache_bpf.kernel.own_processes import OwnProcesses
+from pagecache_bpf.observer.count_maps import BITS_PAGES
+from pagecache_bpf.observer.programs import ACCESSES, FAULTS, SWITCH, Programs
+from pagecache_bpf.observer.residency_blocks import resident_blocks
+
+if TYPE_CHECKING:
+    from pagecache_bpf.observer.bcc import BccPrograms
+
+#: How many consumers of a model are listed after their end.
+ENDED_KEPT = 32
+_SEED_TRIES = 5
+_LOOK_SECONDS = 10.0  # how long what nobody reads may be gone unnoticed
+
+# Where an observed file's value has the pages that were added and removed.
+_MOVED = slice(
+    abi.pagecache_observed_file.added_pages.offset,  # type: ignore[attr-defined]
+    abi.pagecache_observed_file.folio_pages.offset,  # type: ignore[attr-defined]
+)
+
+#: What is counted without the tracepoints of reads and faults.
+_COUNTED_DEGRADED = frozenset(
+    {"added_bytes", "requested_bytes", "prefetched_bytes", "removed_bytes"}
+    | {each.name for each in OBSERVED if each.name.startswith("evicted_")}
+)
+_STALLS = frozenset({"read_stall_ns", "mmap_stall_ns"})
+
+Move = abi.pagecache_observed_move
+
+
+@dataclass
+class _File:
+    """A tagged file; path leads to it again, for its residency."""
+
+    key: bytes
+    slot: int
+    model: str
+    path: str
+    blocks: int
+    moved: bytes | None = None  # what had been added and removed at the last look
+    looked: float = 0.0  # when that was, in monotonic seconds
+    size: int | None = None  # None: its path does not lead to it any more
+    resident_bytes: int = 0
+
+
+@dataclass
+class _Model:
+    number: int
+    policy: str | None = None
+    engine: str | None = None
+    files: dict[bytes, _File] = field(default_factory=dict)
+
+
+@dataclass
+class _Consumer:
+    tgid: int
+    comm: str
+    last_ns: int
+    counters: list[int]
+
+
+class Observer:
+    """Counts what the readers of tagged files find in the page cache.  A context manager.
+
+    moves: "off"; "limited", some cursor moves of each file; "all" of them, for recording.
+    without: tracepoints to do without, as if the kernel had none.
+    backend: "libbpf", or "bcc" for kernels without BTF; None: $PAGECACHE_BPF_BACKEND or libbpf.
+
+    Raises UnsupportedError (no tracepoint, no libbpf or BCC), PrivilegeError (not root).
+    """
+
+    def __init__(
+        self,
+        moves: str = "off",
+        without: Collection[str] = (),
+        backend: str | None = None,
+        log_dir: Path | None = None,
+    ) -> None:
+        if os.geteuid() != 0:
+            raise PrivilegeError("only root can observe", f"this is user {os.geteuid()}")
+        self._models: dict[str, _Model] = {}
+        self._files: dict[bytes, _File] = {}
+        self._ended: dict[tuple[int, int], list[_Consumer]] = {}
+        self._slots = 0
+        self._retired: set[int] = set()
+        self._programs = _start(backend, ("off", "limited", "all").index(moves), without, log_dir)
+        self._maps = self._programs.maps
+        self._inodes = InodeBits(self._maps["inode_bits"])
+        self._ring: libbpf.RingBuffer | None = None
+        self._own = OwnProcesses(self._maps["own_processes"])
+        self.own(os.getpid())
+
+    def __enter__(self) -> Observer:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Detach the programs and forget everything."""
+        if self._ring:
+            self._ring.close()
+            self._ring = None
+        self._programs.close()
+
+    @property
+    def missing(self) -> list[str]:
+        """Tracepoints that the kernel lacks, or refuses."""
+        return sorted(self._programs.missing)
+
+    @property
+    def level(self) -> str:
+        """What can be counted: "full" or "degraded"."""
+        return "degraded" if set(self._programs.missing) - FAULTS else "full"
+
+    @property
+    def uncounted(self) -> list[str]:
+        """Counters that stay 0 for want of tracepoints."""
+        missing = set(self._programs.missing)
+        names = [each.name for each in OBSERVED]
+        if missing & ACCESSES:
+            return [name for name in names if name not in _COUNTED_DEGRADED]
+        return [name for name in names if SWITCH in missing and name in _STALLS]
+
+    def own(self, pid: int) -> None:
+        """What this process reads into the cache or drops is ours; its reads are no accesses."""
+        self._own.add(pid)
+
+    # --- files ---
+
+    def tag(
+        self,
+        fd: int,
+        model: str,
+        *,
+        path: str | None = None,
+        policy: str | None = None,
+        engine: str | None = None,
+    ) -> None:
+        """Observe an open file, as a part of a model; tagging it again moves it there.
+
+        path: leads to it again, for its residency; by default what /proc says of fd.
+        policy, engine: by what the model is governed; only handed on to snapshot().
+        Raises UsageError for what cannot be cached, OSError.
+        """
+        key = key_of(fd)
+        self.untag(key)
+        path = path or os.readlink(f"/proc/self/fd/{fd}")
+        known = self._models.get(model)
+        if known is None:
+            known = self._models[model] = _Model(len(self._models) + 1)
+            first = abi.pagecache_observed_key(model=known.number)
+            self._maps["observed"].update(
+                bytes(first), bytes(ctypes.sizeof(abi.pagecache_observed_value))
+            )
+        known.policy, known.engine = policy or known.policy, engine or known.engine
+        self._slots += 1
+        blocks = -(-os.fstat(fd).st_size // (PAGE_SIZE * BITS_PAGES))
+        file = _File(key, self._slots, model, path, blocks)
+        self._inodes.add(key)
+        try:
+            self._seed(fd, file, known.number)
+        except OSError as error:
+            self._forget(file)
+            raise UsageError(f"{path} is not observed", error.strerror or str(error)) from error
+        self._files[key] = known.files[key] = file
+
+    def untag(self, key: bytes) -> bool:
+        """Let go of a file, by pagecache_bpf.agent.engine.key_of(); False if it was not tagged."""
+        file = self._files.pop(key, None)
+        if file is None:
+            return False
+        del self._models[file.model].files[key]
+        self._forget(file)
+        return True
+
+    def untag_fd(self, fd: int) -> bool:
+        """Let go of an open file."""
+        return self.untag(key_of(fd))
+
+    def _seed(self, fd: int, file: _File, model: int) -> None:
+        """Tell the programs what is resident; once more if it changed before they knew."""
+        files, bits = self._maps["observed_files"], self._maps["page_bits"]
+        for _ in range(_SEED_TRIES):
+            resident = 0
+            for block, value in resident_blocks(fd):
+                bits.update(_bits_key(file.slot, block), value)
+                resident += int.from_bytes(value[: BITS_PAGES // 8], "little").bit_count()
+            value = bytes(
+                abi.pagecache_observed_file(
+                    model=model, slot=file.slot, resident_pages=resident, folio_pages=1
+                )
+            )
+            if resident:  # in folios of any size
+                value = bytes(
+                    abi.pagecache_observed_file(
+                        model=model, slot=file.slot, resident_pages=resident, folio_pages=512
+                    )
+                )
+            files.update(file.key, value)
+            known = self._file_value(file)
+            if known is None or known.resident_pages == cached_pages(fd):
+                return
+            files.delete(file.key)
+            self._delete_bits(file)
+
+    def _file_value(self, file: _File) -> abi.pagecache_observed_file | None:
+        raw = self._maps["observed_files"].lookup(file.key)
+        return abi.pagecache_observed_file.from_buffer_copy(raw) if raw else None
+
+    def _forget(self, file: _File) -> None:
+        with suppress(OSError):
+            self._maps["observed_files"].delete(file.key)
+        self._delete_bits(file)
+        self._retired.add(file.slot)
+        self._inodes.remove(file.key)
+
+    def _delete_bits(self, file: _File) -> None:
+        for block in range(file.blocks):
+            self._maps["page_bits"].delete(_bits_key(file.slot, block))
+
+    # --- numbers ---
+
+    def snapshot(self) -> dict[str, Any]:
+        """Everything that is known now, in the shape that pagecache_bpf.observer describes."""
+        consumers = self._consumers()
+        raw = self._maps["observer_state"].lookup(bytes(4))
+        state = abi.pagecache_observer_state.from_buffer_copy(raw or b"")
+        values = self._maps["observed_files"].items()
+        return {
+            "time_ns": time.time_ns(),
+            "level": self.level,
+            "missing": self.missing,
+            "uncounted": self.uncounted,
+            "backend": self._programs.backend,
+            "lost_events": state.lost_moves + state.lost_pages + state.lost_consumers,
+            "models": [
+                self._model(name, model, consumers.get(model.number, []), values)
+                for name, model in self._models.items()
+            ],
+        }
+
+    def _model(
+        self, name: str, model: _Model, consumers: list[_Consumer], values: dict[bytes, bytes]
+    ) -> dict[str, Any]:
+        size = resident = gone = 0
+        for file in list(model.files.values()):
+            self._look(file, values.get(file.key))
+            gone += file.size is None
+            size += file.size or 0
+            resident += file.resident_bytes
+        uncounted = set(self.uncounted)
+
+        def named(counters: list[int]) -> dict[str, int]:
+            return {
+                each.name: 0 if each.name in uncounted else value
+                for each, value in zip(OBSERVED, counters, strict=True)
+            }
+
+        return {
+            "model": name,
+            "policy": model.policy,
+            "engine": model.engine,
+            "files": len(model.files),
+            "gone": gone,
+            "bytes": size,
+            "resident_bytes": resident,
+            "resident_by_node": {"0": resident} if len(nodes()) <= 1 else "unknown",
+            "counters": named([sum(column) for column in zip(*_columns(consumers), strict=True)]),
+            "consumers": [
+                {
+                    "tgid": each.tgid,
+                    "comm": each.comm,
+                    "alive": _alive(each.tgid),
+                    "counters": named(each.counters),
+                }
+                for each in sorted(consumers, key=lambda each: each.tgid)
+                if each.tgid
+            ],
+        }
+
+    def _look(self, file: _File, raw: bytes | None) -> None:
+        """Size and residency of a file, if something came or went, or some time has passed."""
+        moved = file.moved or b""
+        if raw is not None:
+            moved = raw[_MOVED]
+        now = time.monotonic()
+        if moved == file.moved and now < file.looked + _LOOK_SECONDS:
+            return
+        file.size = self._size(file)
+        file.looked = now
+        if file.size is None:
+            file.resident_bytes = 0
+        elif moved != file.moved:
+            with suppress(OSError):
+                fd = os.open(file.path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOATIME)
+                try:
+                    file.resident_bytes = cached_pages(fd) * PAGE_SIZE
+                finally:
+                    os.close(fd)
+        file.moved = moved
+
+    @staticmethod
+    def _size(file: _File) -> int | None:
+        """Bytes of the file, None if its path does not lead to it any more."""
+        identity = abi.pagecache_file_key.from_buffer_copy(file.key)
+        try:
+            status = os.stat(file.path)
+        except OSError:
+            return None
+        here = (os.major(status.st_dev), os.minor(status.st_dev), status.st_ino)
+        if here != (identity.dev_major, identity.dev_minor, identity.ino):
+            return None
+        return status.st_size
+
+    def _consumers(self) -> dict[int, list[_Consumer]]:
+        """Consumers by model number; those that have ended are taken out of the map."""
+        found: dict[int, list[_Consumer]] = {}
+        dead = set()
+        for key, raw in self._maps["observed"].items().items():
+            identity = abi.pagecache_observed_key.from_buffer_copy(key)
+            value = abi.pagecache_observed_value.from_buffer_copy(raw)
+            comm = value.comm.decode(errors="replace")
+            each = _Consumer(identity.tgid, comm, value.last_ns, list(value.counters))
+            if identity.tgid and not _alive(identity.tgid):
+                dead.add(identity.tgid)
+                self._maps["observed"].delete(key)
+                self._end(identity.model, each)
+            else:
+                found.setdefault(identity.model, []).append(each)
+        if dead or len(self._retired) > 1000:
+            self._purge(dead)
+        for model, ended in self._ended.items():
+            found.setdefault(model[0], []).extend(ended)
+        return found
+
+    def _end(self, model: int, each: _Consumer) -> None:
+        kept = self._ended.setdefault((model, 0), [])
+        kept.append(each)
+        if len(kept) > ENDED_KEPT + 1:
+            # The first stands for all that are not listed; it is nobody's process.
+            one, two = kept.pop(0), kept.pop(0)
+            both = [a + b for a, b in zip(one.counters, two.counters, strict=True)]
+            kept.insert(0, _Consumer(0, "", 0, both))
+
+    def _purge(self, dead: set[int]) -> None:
+        """Forget what processes that have ended, or untagged files, had mapped."""
+        seen = self._maps["seen_bits"]
+        for key in list(seen.keys()):
+            slot, tgid = int.from_bytes(key[:4], "little"), int.from_bytes(key[4:8], "little")
+            if tgid in dead or slot in self._retired:
+                seen.delete(key)
+        self._retired.clear()
+        mappers = self._maps["mappers"]
+        for key in list(mappers.keys()):
+            if not _alive(int.from_bytes(key, "little")):
+                mappers.delete(key)
+
+    # --- cursors ---
+
+    def poll(self, receive: Callable[[Move], None], milliseconds: int = 0) -> int:
+        """Hand over cursor moves, waiting for the first; how many there were.
+
+        Always with the same `receive`.  Raises PagecacheError when moves are "off".
+        """
+        if self._ring is None:
+            if self._programs.ring_fd < 0:
+                raise PagecacheError("no cursor moves are told", "this backend has no ring buffer")
+            self._ring = libbpf.RingBuffer(
+                self._programs.ring_fd, lambda record: receive(Move.from_buffer_copy(record))
+            )
+        with suppress(InterruptedError):
+            return self._ring.poll(milliseconds)
+        return 0
+
+
+def _start(
+    backend: str | None, moves: int, without: Collection[str], log_dir: Path | None
+) -> Programs | BccPrograms:
+    backend = backend or os.environ.get("PAGECACHE_BPF_BACKEND") or "libbpf"
+    if backend == "libbpf":
+        return Programs(moves, without, log_dir)
+    if backend != "bcc":
+        raise UsageError(f"there is no backend {backend}", "it is libbpf or bcc")
+    from pagecache_bpf.observer.bcc import BccPrograms
+
+    return BccPrograms(moves, without, log_dir)
+
+
+def _columns(consumers: list[_Consumer]) -> list[list[int]]:
+    return [each.counters for each in consumers] or [[0] * len(OBSERVED)]
+
+
+def _alive(tgid: int) -> bool:
+    return os.path.exists(f"/proc/{tgid}")
+
+
+def _bits_key(slot: int, block: int) -> bytes:
+    return slot.to_bytes(4, "little") + block.to_bytes(4, "little")
+
+
+__all__ = ["Move", "Observer"]

@@ -1,0 +1,81 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The observer that the agent's process holds, for what is tagged on either engine."""
+
+from __future__ import annotations
+
+import os
+import time
+from typing import Any
+
+from pagecache_bpf.errors import PagecacheError
+from pagecache_bpf.observer.observer import Observer
+from pagecache_bpf.policy.observing import VARIABLE, wanted
+
+
+class Held:
+    """An observer that starts with its first file.  Policies work without, so it never raises
+    because the kernel can't: stats() says why.
+    """
+
+    def __init__(self) -> None:
+        self._observer: Observer | None = None
+        self._blind = ""  # why there is no observer
+        self._own: set[int] = set()
+        self._policy_of: dict[bytes, str] = {}
+
+    @property
+    def active(self) -> bool:
+        """Whether a file is observed."""
+        return bool(self._policy_of)
+
+    def add(self, key: bytes, fd: int, policy: str, model: str, path: str, engine: str) -> None:
+        """Count what the readers of an open file find."""
+        if not wanted():
+            self._blind = f"{VARIABLE} is off"
+            return
+        try:
+            if self._observer is None:
+                self._observer = Observer()
+                for pid in self._own:
+                    self._observer.own(pid)
+            self._observer.tag(fd, model, path=path, policy=policy, engine=engine)
+            self._policy_of[key] = policy
+        except (PagecacheError, OSError) as error:
+            self._blind = str(error)
+
+    def forget(self, key: bytes) -> None:
+        """Let go of a file."""
+        if self._policy_of.pop(key, None) is not None and self._observer:
+            self._observer.untag(key)
+
+    def forget_policy(self, policy: str) -> None:
+        """Let go of what a policy governed."""
+        for key in [key for key, name in self._policy_of.items() if name == policy]:
+            self.forget(key)
+
+    def own(self, pid: int) -> None:
+        """What this process reads is prefetched and no access."""
+        self._own = {each for each in self._own if os.path.exists(f"/proc/{each}")} | {pid}
+        if self._observer:
+            self._observer.own(pid)
+
+    def stats(self) -> dict[str, Any]:
+        """A snapshot, as pagecache_bpf.observer describes it; level "off" without an observer."""
+        if self._observer:
+            return self._observer.snapshot()
+        return {
+            "time_ns": time.time_ns(),
+            "level": "off",
+            "missing": [self._blind] if self._blind else [],
+            "uncounted": [],
+            "backend": "",
+            "lost_events": 0,
+            "models": [],
+        }
+
+    def close(self) -> None:
+        """End it."""
+        if self._observer:
+            self._observer.close()
+            self._observer = None
+        self._policy_of.clear()

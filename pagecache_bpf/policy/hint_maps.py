@@ -1,0 +1,306 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Maps of policies that user space writes (hints) and reads (reports).
+
+A policy marks a map with PAGECACHE_HINT("what for") or PAGECACHE_REPORT("what it says"); the
+names and types of the keys' and values' members come from the object's type information.  Some
+names stand for more than a number: `model` takes the name of a model, `cgroup_id` the path of a
+control group, `*_ns` a duration or "+" and a duration, which counts from now; `file=PATH` fills
+in `ino`, `dev_major`, `dev_minor` and `generation`.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from pagecache_bpf.errors import UsageError
+from pagecache_bpf.kernel.btf import Btf, BtfError, Kind
+from pagecache_bpf.kernel.elf import Elf
+from pagecache_bpf.policy.catalog import PolicyInfo, knob_tags
+from pagecache_bpf.units import parse_duration
+
+MAPS, BSS = ".maps", ".bss"
+CGROUPS = Path("/sys/fs/cgroup")
+FILE_FIELDS = ("ino", "dev_major", "dev_minor", "generation")
+HASH, ARRAY, LRU_HASH = 1, 2, 9  # enum bpf_map_type
+_KINDS = ("hint", "report")
+CONSUMERS = "consumers"  # of every policy: bpf/include/affinity.bpf.h
+
+
+@dataclass(frozen=True)
+class MapField:
+    """A member of a key or value; offset and size in bytes."""
+
+    name: str
+    offset: int
+    size: int
+    signed: bool
+
+
+@dataclass(frozen=True)
+class HintMap:
+    """A map of a policy; kind: hint or report.  Sizes in bytes."""
+
+    name: str
+    kind: str
+    help: str
+    type: int
+    max_entries: int
+    key_size: int
+    value_size: int
+    key: tuple[MapField, ...]
+    value: tuple[MapField, ...]
+
+    def as_json(self) -> dict[str, Any]:
+        """As the agent's socket tells it."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> HintMap:
+        """The opposite."""
+        fields = {
+            each: tuple(MapField(**field) for field in data[each]) for each in ("key", "value")
+        }
+        return cls(**{**data, **fields})
+
+    def encode_key(self, numbers: Mapping[str, int]) -> bytes:
+        """The key's bytes.  Raises UsageError: each member has to be given, but `reserved`."""
+        return self._encode(self.key, self.key_size, numbers, bytes(self.key_size))
+
+    def encode_value(self, numbers: Mapping[str, int], old: bytes | None = None) -> bytes:
+        """The value's bytes: what is not given is as it was, or 0.  Raises UsageError."""
+        return self._encode(self.value, self.value_size, numbers, old or bytes(self.value_size))
+
+    def decode(self, key: bytes, value: bytes) -> dict[str, Any]:
+        """An element as numbers by name."""
+        return {"key": _decode(self.key, key), "value": _decode(self.value, value)}
+
+    def split(self, words: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Which of these settings belong to the key, and which to the value.
+
+        Raises UsageError for one that belongs to neither, and for missing members of the key.
+        """
+        names = {each.name for each in self.key}
+        if set(FILE_FIELDS) <= names:
+            names.add("file")
+        key = {name: value for name, value in words.items() if name in names}
+        value = {name: value for name, value in words.items() if name not in names}
+        known = {each.name for each in self.value}
+        for name in value:
+            if name not in known:
+                raise UsageError(
+                    f"the map {self.name} has no member {name}", f"it takes {self.usage()}"
+                )
+        missing = names - set(key) - {"reserved", "file"}
+        if missing - (set(FILE_FIELDS) if "file" in key else set()):
+            raise UsageError(f"the map {self.name} was not written", f"it takes {self.usage()}")
+        return key, value
+
+    def usage(self) -> str:
+        """What to write on the command line."""
+        key = [each.name for each in self.key if each.name != "reserved"]
+        if set(FILE_FIELDS) <= set(key):
+            key = ["file", *(name for name in key if name not in FILE_FIELDS)]
+        value = [each.name for each in self.value if each.name != "reserved"]
+        return " ".join(f"{name}=..." for name in (*key, *value))
+
+    def _encode(
+        self,
+        fields: tuple[MapField, ...],
+        size: int,
+        numbers: Mapping[str, int],
+        start: bytes,
+    ) -> bytes:
+        data = bytearray(start)
+        for each in fields:
+            if each.name not in numbers:
+                continue
+            try:
+                raw = numbers[each.name].to_bytes(each.size, sys.byteorder, signed=each.signed)
+            except OverflowError:
+                raise UsageError(
+                    f"{numbers[each.name]} does not fit {each.name}",
+                    f"it has {each.size} bytes" + ("" if each.signed else " and no sign"),
+                ) from None
+            data[each.offset : each.offset + each.size] = raw
+        return bytes(data[:size])
+
+
+@dataclass(frozen=True)
+class Gauge:
+    """A number that a policy keeps in its memory; at_least: the gauge it must not fall below."""
+
+    name: str
+    unit: str
+    help: str
+    at_least: str
+    offset: int
+    size: int
+
+
+def _decode(fields: tuple[MapField, ...], data: bytes) -> dict[str, int]:
+    return {
+        each.name: int.from_bytes(
+            data[each.offset : each.offset + each.size], sys.byteorder, signed=each.signed
+        )
+        for each in fields
+        if each.name != "reserved"
+    }
+
+
+def maps_of(info: PolicyInfo) -> tuple[HintMap, ...]:
+    """The maps of a policy that are for user space.  Raises UsageError (a damaged object)."""
+    if info.object is None:
+        return ()
+    with Elf(info.object) as elf:
+        try:
+            return maps_in(elf.btf())
+        except BtfError as error:
+            raise UsageError(f"{info.object} is damaged", str(error), "Build it anew") from error
+
+
+def maps_in(btf: Btf) -> tuple[HintMap, ...]:
+    """The same, from type information."""
+    found = []
+    for variable in btf.variables(MAPS):
+        tags = knob_tags(btf, variable.var_id)
+        kind = next((kind for kind in _KINDS if kind in tags), None)
+        if kind is None:
+            continue
+        members = {each.name: each.type_id for each in btf.members(btf.resolve(variable.type_id))}
+
+        def number(name: str, members: dict[str, int] = members) -> int:
+            return btf.array(btf.resolve(btf.target(btf.resolve(members[name]))))[1]
+
+        key, value = (btf.target(btf.resolve(members[name])) for name in ("key", "value"))
+        found.append(
+            HintMap(
+                variable.name,
+                kind,
+                tags[kind],
+                number("type"),
+                number("max_entries"),
+                btf.size(key),
+                btf.size(value),
+                _fields(btf, key, "key"),
+                _fields(btf, value, "value"),
+            )
+        )
+    # The policy's own first.
+    return tuple(sorted(found, key=lambda each: each.name == CONSUMERS))
+
+
+def _fields(btf: Btf, type_id: int, name: str) -> tuple[MapField, ...]:
+    inner = btf.resolve(type_id)
+    if btf.kind(inner) not in (Kind.STRUCT, Kind.UNION):
+        return (MapField(name, 0, btf.size(inner), btf.int_signed(inner)),)
+    return tuple(
+        MapField(each.name, each.offset, each.size, btf.int_signed(each.type_id))
+        for each in btf.fields(inner)
+        if btf.kind(btf.resolve(each.type_id)) in (Kind.INT, Kind.ENUM)
+    )
+
+
+def gauges_of(info: PolicyInfo) -> tuple[Gauge, ...]:
+    """The gauges of a policy.  Raises UsageError (a damaged object)."""
+    if info.object is None:
+        return ()
+    with Elf(info.object) as elf:
+        try:
+            return gauges_in(elf.btf())
+        except BtfError as error:
+            raise UsageError(f"{info.object} is damaged", str(error), "Build it anew") from error
+
+
+def gauges_in(btf: Btf) -> tuple[Gauge, ...]:
+    """The same, from type information; offsets mean something once the object is loaded."""
+    found = []
+    for variable in btf.variables(BSS):
+        tags = knob_tags(btf, variable.var_id)
+        if "gauge" in tags:
+            found.append(
+                Gauge(
+                    variable.name,
+                    tags.get("unit", ""),
+                    tags["gauge"],
+                    tags.get("at_least", ""),
+                    variable.offset,
+                    btf.size(variable.type_id),
+                )
+            )
+    return tuple(found)
+
+
+def broken_promises(gauges: tuple[Gauge, ...], values: Mapping[str, int]) -> list[str]:
+    """Sentences about gauges that are below what the policy has promised."""
+    return [
+        f"{each.name} is {values[each.name]:,} {each.unit}, {each.at_least} "
+        f"{values[each.at_least]:,}"
+        for each in gauges
+        if each.at_least and values[each.name] < values[each.at_least]
+    ]
+
+
+def find_map(policy: str, known: tuple[HintMap, ...], name: str) -> HintMap:
+    """The map of that name.  Raises UsageError."""
+    for each in known:
+        if each.name == name.replace("-", "_"):
+            return each
+    names = ", ".join(each.name for each in known)
+    raise UsageError(
+        f"the policy {policy} has no map {name} for hints",
+        f"it has {names}" if names else "it has none",
+    )
+
+
+def resolve(
+    words: Mapping[str, Any],
+    model_id: Callable[[str], int],
+    cgroup_id: Callable[[str], int],
+    file_fields: Callable[[str], Mapping[str, int]],
+    now_ns: Callable[[], int] = time.monotonic_ns,
+) -> dict[str, int]:
+    """Numbers for settings as a person writes them.
+
+    model_id, cgroup_id, file_fields: what names stand for.  Raises UsageError.
+    """
+    numbers: dict[str, int] = {}
+    for name, word in words.items():
+        text = str(word)
+        if name == "file":
+            numbers.update(file_fields(text))
+            continue
+        try:
+            numbers[name] = int(text, 0)
+            continue
+        except ValueError:
+            pass
+        if name == "model":
+            numbers[name] = model_id(text)
+        elif name == "cgroup_id":
+            numbers[name] = cgroup_id(text)
+        elif name.endswith("_ns"):
+            later = text.startswith("+")
+            numbers[name] = parse_duration(text.lstrip("+")) + (now_ns() if later else 0)
+        else:
+            raise UsageError(f"{text!r} is not a value for {name}", "it takes a whole number")
+    return numbers
+
+
+def cgroup_id_of(path: str) -> int:
+    """The number of a cgroup v2 directory, which is its inode's.  Raises UsageError."""
+    place = Path(path)
+    place = place if place.is_absolute() and place.exists() else CGROUPS / path.lstrip("/")
+    try:
+        return os.stat(place).st_ino
+    except OSError as error:
+        raise UsageError(
+            f"there is no control group {path}",
+            error.strerror or str(error),
+            f"Give its path below {CGROUPS}",
+        ) from error

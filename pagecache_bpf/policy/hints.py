@@ -1,0 +1,267 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Hints, reports and gauges of policies that are attached, on either engine.  Root only.
+
+    pagecache_bpf.hint("multiplex", "plans", model="llama-3-8b", due_ns="+5s")
+    pagecache_bpf.read_map("multiplex", "scores")
+    pagecache_bpf.gauges("pin")
+
+What maps and gauges a policy has is read from the type information that the kernel keeps with it.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from pagecache_bpf.errors import PagecacheError, PrivilegeError, UsageError
+from pagecache_bpf.kernel import libbpf
+from pagecache_bpf.kernel.btf import Btf
+from pagecache_bpf.policy.engines import AGENT, Governor
+from pagecache_bpf.policy.hint_maps import (
+    ARRAY,
+    Gauge,
+    HintMap,
+    broken_promises,
+    cgroup_id_of,
+    find_map,
+    gauges_in,
+    maps_in,
+    resolve,
+)
+from pagecache_bpf.policy.loader import PIN_ROOT
+
+_P = ctypes.c_void_p
+
+
+def hint(policy: str, map: str, /, **settings: Any) -> None:
+    """Write an element: members of the key and of the value, by name; the others stay.
+
+    Numbers, or what `pagecache_bpf.policy.hint_maps` says that names stand for.  Raises UsageError
+    (no such policy, map or member), PrivilegeError, PagecacheError (the map is full).
+    """
+    with Governor() as governor:
+        live = _live(governor, policy)
+        found = find_map(policy, live.maps, map)
+        if found.kind != "hint":
+            raise UsageError(f"the map {found.name} is not for hints", "only the policy writes it")
+        key, value = found.split(settings)
+        encoded = found.encode_key(_numbers(governor, key))
+        numbers = _numbers(governor, value)
+        try:
+            live.write(found, encoded, found.encode_value(numbers, live.read(found, encoded)))
+        except OSError as error:
+            why = "it is full" if error.errno == errno.E2BIG else error.strerror or str(error)
+            raise PagecacheError(f"the map {found.name} was not written", why) from error
+
+
+def forget(policy: str, map: str, /, **key: Any) -> bool:
+    """Remove an element; False if it is not there.  Raises as hint() does."""
+    with Governor() as governor:
+        live = _live(governor, policy)
+        found = find_map(policy, live.maps, map)
+        wanted, _ = found.split(key)
+        encoded = found.encode_key(_numbers(governor, wanted))
+        if found.type == ARRAY:
+            raise UsageError(f"{found.name} is an array", "its elements cannot be removed")
+        return live.remove(found, encoded)
+
+
+def read_map(policy: str, map: str, /) -> list[dict[str, Any]]:
+    """The elements of a map: [{"key": {name: number}, "value": {name: number}}].
+
+    Those of an array that are all zeros are left out.  Raises UsageError, PrivilegeError.
+    """
+    with Governor() as governor:
+        live = _live(governor, policy)
+        found = find_map(policy, live.maps, map)
+        rows = [found.decode(key, value) for key, value in live.elements(found)]
+    return [row for row in rows if found.type != ARRAY or any(row["value"].values())]
+
+
+def maps(policy: str) -> tuple[HintMap, ...]:
+    """The maps of an attached policy that are for user space."""
+    with Governor() as governor:
+        return _live(governor, policy).maps
+
+
+def gauges(policy: str) -> tuple[dict[str, int], list[str]]:
+    """What an attached policy counts, and sentences about promises that it does not keep."""
+    with Governor() as governor:
+        live = _live(governor, policy)
+        known, values = live.gauges()
+        return values, broken_promises(known, values)
+
+
+def _numbers(governor: Governor, words: Mapping[str, Any]) -> dict[str, int]:
+    def model_id(name: str) -> int:
+        tags = list(governor.tags())
+        for tag in tags:
+            if tag.model == name:
+                return tag.model_id
+        known = ", ".join(sorted({tag.model for tag in tags}))
+        raise UsageError(
+            f"there is no model {name}", f"tagged are {known}" if known else "nothing is tagged"
+        )
+
+    def file_fields(path: str) -> dict[str, int]:
+        from pagecache_bpf.kernel import abi
+        from pagecache_bpf.kernel.file_key import key_of
+
+        try:
+            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError as error:
+            raise UsageError(f"{path} cannot be opened", error.strerror or str(error)) from error
+        try:
+            identity = abi.pagecache_file_key.from_buffer_copy(key_of(fd))
+        finally:
+            os.close(fd)
+        names = ("ino", "dev_major", "dev_minor", "generation")
+        return {name: getattr(identity, name) for name in names}
+
+    return resolve(words, model_id, cgroup_id_of, file_fields)
+
+
+class _Pinned:
+    """The maps of a policy of engine struct_ops, through their names in bpffs."""
+
+    def __init__(self, policy: str) -> None:
+        self._at = PIN_ROOT / policy / "maps"
+        self._btf: Btf | None = None
+        section = next(
+            (self._at / name for name in ("bss", "rodata", "data") if self._has(name)), None
+        )
+        if section is not None:
+            _, self._btf = libbpf.read_pinned(section)
+
+    def _has(self, name: str) -> bool:
+        return (self._at / name).exists()
+
+    @property
+    def maps(self) -> tuple[HintMap, ...]:
+        return maps_in(self._btf) if self._btf else ()
+
+    def gauges(self) -> tuple[tuple[Gauge, ...], dict[str, int]]:
+        known = gauges_in(self._btf) if self._btf else ()
+        if not known:
+            return (), {}
+        return known, gauge_values(known, libbpf.read_pinned(self._at / "bss")[0])
+
+    def read(self, map: HintMap, key: bytes) -> bytes | None:
+        with _Opened(self._at / map.name) as fd:
+            return lookup(fd, key, map.value_size)
+
+    def write(self, map: HintMap, key: bytes, value: bytes) -> None:
+        with _Opened(self._at / map.name) as fd:
+            _check(libbpf.library().bpf_map_update_elem(fd, key, value, 0))
+
+    def remove(self, map: HintMap, key: bytes) -> bool:
+        with _Opened(self._at / map.name) as fd:
+            return _check(libbpf.library().bpf_map_delete_elem(fd, key), errno.ENOENT)
+
+    def elements(self, map: HintMap) -> list[tuple[bytes, bytes]]:
+        with _Opened(self._at / map.name) as fd:
+            return list(elements(fd, map))
+
+
+class _Remote:
+    """The maps of a policy of engine agent, which its process holds."""
+
+    def __init__(self, governor: Governor, policy: str) -> None:
+        assert governor.agent is not None
+        self._ask, self._policy = governor.agent.ask, policy
+        self._told = self._ask("hints", policy=policy)
+
+    @property
+    def maps(self) -> tuple[HintMap, ...]:
+        return tuple(HintMap.from_json(each) for each in self._told["maps"])
+
+    def gauges(self) -> tuple[tuple[Gauge, ...], dict[str, int]]:
+        return tuple(Gauge(**each) for each in self._told["gauges"]), dict(self._told["values"])
+
+    def read(self, map: HintMap, key: bytes) -> bytes | None:
+        wanted = [value for found, value in self.elements(map) if found == key]
+        return wanted[0] if wanted else None
+
+    def write(self, map: HintMap, key: bytes, value: bytes) -> None:
+        self._ask("hint_write", policy=self._policy, map=map.name, key=key.hex(), value=value.hex())
+
+    def remove(self, map: HintMap, key: bytes) -> bool:
+        reply = self._ask("hint_write", policy=self._policy, map=map.name, key=key.hex(), value="")
+        return bool(reply["found"])
+
+    def elements(self, map: HintMap) -> list[tuple[bytes, bytes]]:
+        reply = self._ask("hint_read", policy=self._policy, map=map.name)
+        return [(bytes.fromhex(key), bytes.fromhex(value)) for key, value in reply["elements"]]
+
+
+def _live(governor: Governor, policy: str) -> _Pinned | _Remote:
+    """Raises UsageError, PrivilegeError."""
+    if os.geteuid() != 0:
+        raise PrivilegeError("only root can read or write a policy's maps", "", "Use sudo")
+    engine = governor.engine_of(policy)
+    if engine is None:
+        attached = ", ".join(each.name for _, each in governor.policies())
+        raise UsageError(
+            f"the policy {policy} is not attached",
+            f"attached are {attached}" if attached else "no policy is",
+            f"Run `pagecache-bpf attach {policy} PATH`",
+        )
+    return _Remote(governor, policy) if engine == AGENT else _Pinned(policy)
+
+
+def gauge_values(known: tuple[Gauge, ...], data: bytes) -> dict[str, int]:
+    """Gauges from the contents of the section they are in."""
+    return {
+        each.name: int.from_bytes(data[each.offset : each.offset + each.size], sys.byteorder)
+        for each in known
+    }
+
+
+class _Opened:
+    """A pinned map's file descriptor."""
+
+    def __init__(self, path: Path) -> None:
+        result = libbpf.library().bpf_obj_get(os.fsencode(path))
+        if result < 0:
+            raise PagecacheError(f"{path} cannot be opened", os.strerror(-result))
+        self._fd = int(result)
+
+    def __enter__(self) -> int:
+        return self._fd
+
+    def __exit__(self, *_: object) -> None:
+        os.close(self._fd)
+
+
+def lookup(fd: int, key: bytes, size: int) -> bytes | None:
+    """The value of a key, None if it is not there.  Raises OSError."""
+    value = ctypes.create_string_buffer(size)
+    found = _check(libbpf.library().bpf_map_lookup_elem(fd, key, value), errno.ENOENT)
+    return value.raw if found else None
+
+
+def elements(fd: int, map: HintMap) -> Iterator[tuple[bytes, bytes]]:
+    """Keys and values of a map; one that changes meanwhile may show some twice.  Raises OSError."""
+    library = libbpf.library()
+    library.bpf_map_get_next_key.argtypes = (ctypes.c_int, _P, _P)
+    key, after = None, ctypes.create_string_buffer(map.key_size)
+    for _ in range(map.max_entries):
+        if not _check(library.bpf_map_get_next_key(fd, key, after), errno.ENOENT):
+            return
+        key = bytes(after.raw)
+        if (value := lookup(fd, key, map.value_size)) is not None:
+            yield key, value
+
+
+def _check(result: int, absent: int = 0) -> bool:
+    """False for the error `absent`; raises OSError for every other one."""
+    if result == -absent and absent:
+        return False
+    if result < 0:
+        raise OSError(-result, os.strerror(-result))
+    return True

@@ -1,0 +1,424 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Loads, attaches, pins and detaches policies.  Root only.
+
+A policy is attached as long as its link lives, and the link lives as long as a process holds it
+or it has a name in bpffs.  So the state is the link's name and nothing else:
+
+    /sys/fs/bpf/pagecache/NAME/link      the policy is attached
+    /sys/fs/bpf/pagecache/NAME/maps/MAP  its maps, to look into
+
+The link is pinned last and unpinned first.  A loader that dies, wherever it is, leaves either
+an attached policy or a directory without a link, which means nothing and is removed by the next
+attach or detach of that name.  Loaders take turns by a lock on the directory, which the kernel
+releases when they die.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import fcntl
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from types import TracebackType
+from typing import TypeVar
+
+from pagecache_bpf._run_dir import write_log
+from pagecache_bpf.errors import (
+    PagecacheError,
+    PolicyRejected,
+    PrivilegeError,
+    UnsupportedError,
+    UsageError,
+)
+from pagecache_bpf.kernel import libbpf
+from pagecache_bpf.kernel.btf import Btf, Variable
+from pagecache_bpf.kernel.control_device import Device, ExitRecord
+from pagecache_bpf.kernel.verifier_log import boil_down
+from pagecache_bpf.policy.catalog import RODATA, PolicyInfo, check_knobs, knob_tags
+
+BPFFS = Path("/sys/fs/bpf")
+PIN_ROOT = BPFFS / "pagecache"
+LOCK_SECONDS = 30.0
+EXIT_SECONDS = 5.0
+
+_STRUCT_OPS_MAP = 26  # BPF_MAP_TYPE_STRUCT_OPS in include/uapi/linux/bpf.h
+
+
+_Answer = TypeVar("_Answer")
+
+
+class Attachment:
+    """An attached policy.  A context manager: leaving it detaches the policy, unless pinned."""
+
+    def __init__(self, name: str, link: libbpf.Link | None) -> None:
+        self.name = name
+        self._link = link
+
+    @property
+    def pinned(self) -> bool:
+        """Whether the policy stays attached when this process ends."""
+        return self._link is None
+
+    def __enter__(self) -> Attachment:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Let go of the policy; one that is pinned stays attached until detach()."""
+        if self._link:
+            self._link.close()
+
+
+def attach(
+    info: PolicyInfo,
+    knobs: Mapping[str, int] | None = None,
+    *,
+    pin: bool = True,
+    log_dir: Path | None = None,
+    sizes: Mapping[str, int] | None = None,
+) -> Attachment:
+    """Load a policy with these knobs and attach it.
+
+    pin: keep it attached when this process ends.  log_dir: where the verifier's whole log goes
+    if the policy is refused (default: /run/pagecache-bpf).  sizes: elements that maps must have
+    room for, by name.  Raises PrivilegeError, UnsupportedError (no module, no libbpf),
+    UsageError (knobs, a damaged object), PolicyRejected (the verifier, the policy's own init, a
+    hook that cannot be attached) and PagecacheError (it is attached already).
+    """
+    knobs, sizes = knobs or {}, sizes or {}
+    _require_root("attach a policy")
+    check_knobs(info, knobs)
+    if info.object is None:
+        raise PagecacheError(
+            f"the policy {info.name} cannot be attached", "it is not built", "Run `make bpf`"
+        )
+    libbpf.library()
+    with Device() as device:
+        if not pin:
+            return Attachment(info.name, _load_and_attach(info, knobs, sizes, device, log_dir))
+        with _locked():
+            _make_room(info.name, device)
+            _attach_pinned(info, knobs, sizes, device, log_dir)
+            return Attachment(info.name, None)
+
+
+def detach(name: str) -> ExitRecord | None:
+    """Detach a pinned policy and return how it ended.
+
+    A policy that has ended by itself is cleaned up after, and its record returned.  None: the
+    kernel did not report the end within EXIT_SECONDS, for instance because another process
+    holds the link.  Raises UsageError if there is no such policy, PrivilegeError.
+    """
+    _require_root("detach a policy")
+    with _locked():
+        if name not in pinned():
+            # Compared with what is there, never joined to a path: it may be anything.
+            if name in (path.name for path in PIN_ROOT.iterdir()):
+                _remove_pins(name)
+            known = ", ".join(pinned())
+            raise UsageError(
+                f"the policy {name} is not attached",
+                f"attached are {known}" if known else "no policy is",
+            )
+        with Device() as device:
+            since = _last_exit(device)
+            pinned_ns = (PIN_ROOT / name / "link").stat().st_ctime_ns
+            _remove_pins(name)
+
+            def ended() -> ExitRecord | None:
+                # A record older than the pin is of an earlier attachment of that name.
+                return _newest_exit(
+                    device, name, lambda each: each.seq > since or each.time_ns >= pinned_ns
+                )
+
+            return _wait(ended, EXIT_SECONDS)
+
+
+def pinned() -> list[str]:
+    """Names of the policies whose links are pinned.  Raises PrivilegeError."""
+    try:
+        return sorted(path.parent.name for path in PIN_ROOT.glob("*/link"))
+    except PermissionError as error:
+        raise PrivilegeError(f"{PIN_ROOT} cannot be read", "this needs root") from error
+
+
+def knobs_of(name: str) -> dict[str, int]:
+    """The knobs of an attached policy as the kernel has them, in its own memory.
+
+    Raises UsageError if there is no such policy, PrivilegeError, UnsupportedError.
+    """
+    _require_root("read a policy's knobs")
+    if name not in pinned():
+        raise UsageError(f"the policy {name} is not attached")
+    path = PIN_ROOT / name / "maps" / RODATA.strip(".")
+    if not path.exists():
+        return {}
+    try:
+        data, btf = libbpf.read_pinned(path)
+    except OSError as error:
+        raise PagecacheError(f"{path} cannot be read", error.strerror or str(error)) from error
+    return {
+        knob.name: int.from_bytes(
+            data[knob.offset : knob.offset + knob.size],
+            sys.byteorder,
+            signed=btf.int_signed(knob.type_id),
+        )
+        for knob in _knob_variables(btf)
+    }
+
+
+# Loading.
+
+
+def _attach_pinned(
+    info: PolicyInfo,
+    knobs: Mapping[str, int],
+    sizes: Mapping[str, int],
+    device: Device,
+    log_dir: Path | None,
+) -> None:
+    directory = PIN_ROOT / info.name
+    (directory / "maps").mkdir(parents=True, mode=0o700)
+    try:
+        link = _load_and_attach(info, knobs, sizes, device, log_dir, directory / "maps")
+        try:
+            link.pin(directory / "link")
+        finally:
+            # From here on only the pin holds it, so that unpinning detaches.
+            link.close()
+    except OSError as error:
+        _remove_pins(info.name)
+        raise PagecacheError(
+            f"the policy {info.name} cannot be pinned", f"{error.filename}: {error.strerror}"
+        ) from error
+    except BaseException:
+        _remove_pins(info.name)
+        raise
+
+
+def _load_and_attach(
+    info: PolicyInfo,
+    knobs: Mapping[str, int],
+    sizes: Mapping[str, int],
+    device: Device,
+    log_dir: Path | None,
+    maps: Path | None = None,
+) -> libbpf.Link:
+    """Load and attach.  maps: the directory to pin the maps in, before the policy runs."""
+    assert info.object is not None
+    with libbpf.Messages() as messages:
+        try:
+            opened = libbpf.Object(info.object, info.name)
+        except OSError as error:
+            why = "; ".join(messages.lines[:2]) or error.strerror or str(error)
+            raise UsageError(f"{info.object} cannot be loaded", why, "Build it anew") from error
+        with opened:
+            set_knobs(opened, knobs)
+            make_room(opened, sizes)
+            try:
+                opened.load()
+            except OSError as error:
+                raise _load_error(info, opened, messages.lines, error, log_dir) from error
+            if maps:
+                _pin_maps(opened, maps)
+            return _attach_table(info, opened, device, messages.lines)
+
+
+def _knob_variables(btf: Btf) -> Iterator[Variable]:
+    return (each for each in btf.variables(RODATA) if knob_tags(btf, each.var_id))
+
+
+def set_knobs(opened: libbpf.Object, knobs: Mapping[str, int]) -> None:
+    """Set knobs of an object that is not loaded yet.  Raises UsageError."""
+    if not knobs:
+        return
+    btf = opened.btf()
+    variables = {each.name: each for each in _knob_variables(btf)}
+    rodata = next(each for each in opened.maps() if each.name.endswith(RODATA))
+    for name, value in knobs.items():
+        knob = variables[name]
+        signed = btf.int_signed(knob.type_id)
+        try:
+            data = value.to_bytes(knob.size, sys.byteorder, signed=signed)
+        except OverflowError:
+            raise UsageError(
+                f"{value} does not fit the knob {name}", f"it has {knob.size} bytes"
+            ) from None
+        rodata.write_initial(knob.offset, data)
+
+
+def make_room(opened: libbpf.Object, sizes: Mapping[str, int]) -> None:
+    """Enlarge maps of an object that is not loaded yet; none becomes smaller."""
+    for each in opened.maps():
+        if sizes.get(each.name, 0) > each.max_entries:
+            each.resize(sizes[each.name])
+
+
+def _pin_maps(opened: libbpf.Object, directory: Path) -> None:
+    for each in opened.maps():
+        if each.type == _STRUCT_OPS_MAP:
+            continue  # held by the link
+        # "sequenti.rodata" is a section's; bpffs takes no dots in names.
+        name = each.name.partition(".")[2] or each.name
+        libbpf.pin(each.fd, directory / name.replace(".", "_"))
+
+
+def _attach_table(
+    info: PolicyInfo, opened: libbpf.Object, device: Device, messages: list[str]
+) -> libbpf.Link:
+    since = _last_exit(device)
+    for each in opened.maps():
+        if each.type != _STRUCT_OPS_MAP:
+            continue
+        try:
+            return each.attach_struct_ops()
+        except OSError as error:
+            raise _attach_error(info, device, since, messages, error) from error
+    raise UsageError(f"{info.object} is not a policy", "it has no table")
+
+
+def _load_error(
+    info: PolicyInfo,
+    opened: libbpf.Object,
+    messages: list[str],
+    error: OSError,
+    log_dir: Path | None,
+) -> PolicyRejected:
+    log = opened.kernel_log
+    text = "\n".join([*messages, "", log])
+    path = write_log(f"{info.name}-load.log", text, log_dir)
+    why = boil_down(log) or "; ".join(messages[:2]) or error.strerror or str(error)
+    where = f"The whole log is in {path}" if path else ""
+    what = f"the kernel refused to load the policy {info.name}"
+    return PolicyRejected(what, why, where, log_path=path)
+
+
+def _attach_error(
+    info: PolicyInfo, device: Device, since: int, messages: list[str], error: OSError
+) -> PagecacheError:
+    if error.errno == errno.EEXIST:
+        return _already_attached(info.name)
+    what = f"the policy {info.name} was not attached"
+    # The reason is in the record that the module has written, if the policy got that far.
+    record = _newest_exit(device, info.name, lambda each: each.seq > since)
+    if record:
+        return PolicyRejected(what, str(record))
+    if error.errno == errno.EPROTO:
+        return UnsupportedError(
+            what,
+            "it was built for another version of the module",
+            "Build the policy anew (make bpf), or load the module that goes with it",
+        )
+    return PolicyRejected(what, "; ".join([*messages[:2], error.strerror or str(error)]))
+
+
+# Pins.
+
+
+def _already_attached(name: str) -> PagecacheError:
+    fix = f"Detach it first (pagecache-bpf detach {name})"
+    if name not in pinned():
+        fix = "It is not pinned: end the process that holds it"
+    return PagecacheError(
+        f"the policy {name} was not attached", "a policy of that name is attached already", fix
+    )
+
+
+def _make_room(name: str, device: Device) -> None:
+    """Remove what a dead loader or a policy that has ended by itself has left of that name."""
+    if any(each.name == name for each in device.policies()):
+        raise _already_attached(name)
+    if (PIN_ROOT / name).is_dir():
+        _remove_pins(name)
+
+
+def _remove_pins(name: str) -> None:
+    directory = PIN_ROOT / name
+    (directory / "link").unlink(missing_ok=True)
+    maps = directory / "maps"
+    with suppress(FileNotFoundError):
+        for path in list(maps.iterdir()):
+            path.unlink(missing_ok=True)
+        maps.rmdir()
+    with suppress(FileNotFoundError):
+        directory.rmdir()
+
+
+@contextmanager
+def _locked() -> Iterator[None]:
+    """Be the only one that attaches or detaches."""
+    _mount_bpffs()
+    PIN_ROOT.mkdir(mode=0o700, exist_ok=True)
+    fd = os.open(PIN_ROOT, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+
+        def taken() -> bool | None:
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return None
+            return True
+
+        if not _wait(taken, LOCK_SECONDS):
+            raise PagecacheError(
+                "nothing was changed",
+                f"another process has been attaching or detaching for {LOCK_SECONDS:.0f} s",
+                f"See who holds {PIN_ROOT} (fuser -v {PIN_ROOT})",
+            )
+        yield
+    finally:
+        os.close(fd)
+
+
+def _mount_bpffs() -> None:
+    mounts = Path("/proc/self/mounts").read_text(encoding="utf-8", errors="replace")
+    kinds = [words[2] for line in mounts.splitlines() if (words := line.split())[1] == str(BPFFS)]
+    if kinds and kinds[-1] == "bpf":
+        return
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.mount(b"bpf", os.fsencode(BPFFS), b"bpf", 0, b"mode=0700"):
+        raise UnsupportedError(
+            f"the BPF file system cannot be mounted at {BPFFS}",
+            os.strerror(ctypes.get_errno()),
+            f"Mount it by hand: mount -t bpf bpf {BPFFS}",
+        )
+
+
+# Records and waiting.
+
+
+def _last_exit(device: Device) -> int:
+    return max((each.seq for each in device.exits()), default=0)
+
+
+def _newest_exit(
+    device: Device, name: str, wanted: Callable[[ExitRecord], bool]
+) -> ExitRecord | None:
+    found = [each for each in device.exits() if each.policy == name and wanted(each)]
+    return found[-1] if found else None
+
+
+def _wait(ask: Callable[[], _Answer | None], seconds: float) -> _Answer | None:
+    """Ask until there is an answer, ever more slowly, for so long at most."""
+    deadline, pause = time.monotonic() + seconds, 0.001
+    while (answer := ask()) is None and time.monotonic() < deadline:
+        time.sleep(pause)
+        pause = min(pause * 2, 0.1)
+    return answer
+
+
+def _require_root(what: str) -> None:
+    if os.geteuid() != 0:
+        raise PrivilegeError(f"only root can {what}", "", "Run the command with sudo")

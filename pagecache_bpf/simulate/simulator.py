@@ -1,0 +1,342 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Runs a policy's own C against the model of the page cache in bpf/include/simulate_cache.h."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from array import array
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from pagecache_bpf.errors import PagecacheError, PolicyRejected, UsageError
+from pagecache_bpf.policy.catalog import PolicyInfo
+from pagecache_bpf.policy.compiler import compile_simulation
+from pagecache_bpf.policy.hint_maps import HintMap, find_map, gauges_of, maps_of, resolve
+from pagecache_bpf.simulate import TOTALS
+from pagecache_bpf.simulate.optimum import optimum
+from pagecache_bpf.simulate.trace import Access, HintEvent, Trace
+
+KERNEL, LRU = 0, 1
+MAX_ACCESSES = 2_000_000
+SMALLEST_UNIT = 4096
+_KIND_READ = 6  # enum pagecache_kind
+
+
+class Event(ctypes.Structure):
+    """struct sim_event."""
+
+    _fields_ = [
+        ("time_ns", ctypes.c_uint64),
+        ("offset", ctypes.c_uint64),
+        ("length", ctypes.c_uint64),
+        ("cgroup_id", ctypes.c_uint64),
+        ("file", ctypes.c_uint32),
+        ("tgid", ctypes.c_uint32),
+        ("kind", ctypes.c_uint32),
+        ("reserved", ctypes.c_uint32),
+    ]
+
+
+class _Totals(ctypes.Structure):
+    _fields_ = [(name, ctypes.c_uint64) for name in TOTALS]
+
+
+@dataclass(frozen=True)
+class Result:
+    """What came of one replay; ended: how the policy ended itself, None if it did not."""
+
+    name: str
+    totals: dict[str, int]
+    gauges: dict[str, int]
+    ended: str | None = None
+
+    @property
+    def hit_bytes(self) -> int:
+        """Bytes found in the cache since an earlier use."""
+        return self.totals["hit_bytes"]
+
+    @property
+    def reread_bytes(self) -> int:
+        """Bytes read from the device that had been read before."""
+        return self.totals["reread_bytes"]
+
+
+def unit_for(trace: Trace) -> int:
+    """The smallest page size, in bytes, that keeps the replay below MAX_ACCESSES."""
+    wanted = sum(access.length for access in trace.accesses)
+    unit = SMALLEST_UNIT
+    while wanted // unit > MAX_ACCESSES:
+        unit *= 2
+    return unit
+
+
+class Simulator:
+    """A policy compiled for this process.
+
+    Raises UsageError, CompileError, UnsupportedError (no clang); PagecacheError when the policy
+    uses what the simulation does not have.
+    """
+
+    def __init__(self, info: PolicyInfo) -> None:
+        if info.source is None:
+            raise UsageError(
+                f"the policy {info.name} cannot be simulated",
+                "its source is not at hand",
+                "Give its .bpf.c",
+            )
+        self.info = info
+        self._object = compile_simulation(info.source)
+        self._copies = 0
+
+    def _fresh(self) -> ctypes.CDLL:
+        """A library with memory of its own: the same file is loaded only once."""
+        self._copies += 1
+        copy = self._object.with_name(f"{self._object.name}.{os.getpid()}.{self._copies}")
+        copy.write_bytes(self._object.read_bytes())
+        try:
+            return ctypes.CDLL(str(copy), mode=os.RTLD_LOCAL | os.RTLD_NOW)
+        except OSError as error:
+            raise PagecacheError(
+                f"the policy {self.info.name} cannot be simulated", str(error)
+            ) from error
+        finally:
+            copy.unlink()
+
+    def replay(
+        self,
+        trace: Trace,
+        memory: int,
+        *,
+        unit: int = SMALLEST_UNIT,
+        order: int = KERNEL,
+        policy: bool = True,
+        knobs: Mapping[str, int] | None = None,
+        watch: Callable[[Replay, int], None] | None = None,
+        name: str = "",
+    ) -> Result:
+        """Replay a trace through MEMORY bytes of cache.
+
+        unit: bytes of a page, a power of 2.  order: KERNEL or LRU.  policy: without it, only the
+        order decides.  watch: called with each access's number after it.  Raises PolicyRejected
+        (its init failed), UsageError (hints that do not fit its maps), MemoryError.
+        """
+        if memory < unit:
+            raise UsageError(f"{memory} bytes are no memory", f"a page has {unit}")
+        with Replay(self._fresh(), self.info, trace, unit) as run:
+            run.start(memory, order, policy, knobs or {})
+            run.feed(policy, watch)
+            return run.result(name or (self.info.name if policy else ("default", "lru")[order]))
+
+
+class Replay:
+    """One run.  A context manager: leaving it frees the model's memory."""
+
+    def __init__(self, library: ctypes.CDLL, info: PolicyInfo, trace: Trace, unit: int) -> None:
+        self.library, self.info, self.trace = library, info, trace
+        self.shift = unit.bit_length() - 1
+        self._maps: dict[str, HintMap] = {}
+        library.sim_start.restype = ctypes.c_int64
+        library.sim_start.argtypes = (
+            *(ctypes.c_uint64, ctypes.c_uint32, ctypes.c_uint32, ctypes.c_bool, ctypes.c_uint32),
+            *(ctypes.c_void_p, ctypes.c_void_p, ctypes.c_char_p),
+        )
+        library.sim_replay.restype = ctypes.POINTER(_Totals)
+        library.sim_replay.argtypes = (ctypes.c_void_p, ctypes.c_uint64)
+        library.sim_resident_pages.restype = ctypes.c_uint64
+        library.sim_exit.restype = ctypes.c_char_p
+        library.sim_hint.restype = library.sim_report.restype = ctypes.c_long
+
+    def __enter__(self) -> Replay:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.library.sim_end()
+
+    def start(self, memory: int, order: int, policy: bool, knobs: Mapping[str, int]) -> None:
+        """Tell the model about the files.  Raises PolicyRejected, MemoryError."""
+        for knob in self.info.knobs:
+            size = _KNOB_TYPES.get(knob.ctype)
+            if size is None:
+                raise UsageError(f"the knob {knob.name} cannot be set", f"it is a {knob.ctype}")
+            if knob.name in knobs:
+                size.in_dll(self.library, knob.name).value = knobs[knob.name]
+        files = self.trace.files
+        sizes = array("Q", (file.size for file in files))
+        models = array("I", (self.trace.model_id(file.model) for file in files))
+        governed = bytes(file.governed for file in files)
+        code = self.library.sim_start(
+            *(memory, self.shift, order, policy, len(files)),
+            *(sizes.buffer_info()[0], models.buffer_info()[0], governed),
+        )
+        if code == -12:
+            raise MemoryError(f"{sum(sizes) >> self.shift} pages are too many")
+        if code < 0:
+            raise PolicyRejected(
+                f"the policy {self.info.name} cannot be simulated",
+                f"its init failed: {os.strerror(-code)}",
+            )
+
+    def feed(self, policy: bool, watch: Callable[[Replay, int], None] | None) -> None:
+        """Replay all events: as many at a time as there are between hints."""
+        batch: list[Access] = []
+        for number, event in enumerate(self.trace.events):
+            if isinstance(event, Access):
+                batch.append(event)
+                if watch is None and len(batch) < 65536:
+                    continue
+            self._run(batch)
+            batch = []
+            if isinstance(event, HintEvent) and policy:
+                self.hint(event)
+            elif watch is not None:
+                watch(self, number)
+        self._run(batch)
+
+    def _run(self, batch: list[Access]) -> None:
+        events = (Event * len(batch))(*(_event(access) for access in batch))
+        self.totals = self.library.sim_replay(events, len(batch)).contents
+
+    def hint(self, event: HintEvent) -> None:
+        """Write to a map of the policy.  Raises UsageError."""
+        numbers = {
+            **resolve(event.key, self._model, self._cgroup, self._file, lambda: event.time_ns),
+            **resolve(event.value, self._model, self._cgroup, self._file, lambda: event.time_ns),
+        }
+        found = self._map(event.map)
+        key, value = found.split(numbers)
+        error = self.library.sim_hint(
+            *_address(self.library, found), found.encode_key(key), found.encode_value(value)
+        )
+        if error:
+            raise UsageError(f"the map {found.name} was not written", os.strerror(-error))
+
+    def report(self, name: str) -> Iterator[dict[str, Any]]:
+        """The elements of a map, as numbers.  Raises UsageError."""
+        found = self._map(name)
+        where, key = _address(self.library, found), None
+        while True:
+            after, value = (ctypes.create_string_buffer(n) for n in _sizes(found))
+            if self.library.sim_report(*where, key, after, value):
+                return
+            key = after
+            yield found.decode(after.raw, value.raw)
+
+    def resident_bytes(self, file: str) -> int:
+        """How much of a file is in the cache."""
+        pages = self.library.sim_resident_pages(ctypes.c_uint32(self.trace.file(file)))
+        return int(pages) << self.shift
+
+    def result(self, name: str) -> Result:
+        """The totals."""
+        code = ctypes.c_int64()
+        message = self.library.sim_exit(ctypes.byref(code))
+        return Result(
+            name,
+            {each: getattr(self.totals, each) for each in TOTALS},
+            {
+                each.name: ctypes.c_uint64.in_dll(self.library, each.name).value
+                for each in gauges_of(self.info)
+            },
+            f"{message.decode(errors='replace')} ({code.value})" if message else None,
+        )
+
+    def _map(self, name: str) -> HintMap:
+        if name not in self._maps:
+            self._maps[name] = find_map(self.info.name, maps_of(self.info), name)
+        return self._maps[name]
+
+    def _model(self, name: str) -> int:
+        try:
+            return self.trace.model_id(name)
+        except ValueError:
+            known = ", ".join(self.trace.models)
+            raise UsageError(f"the trace has no model {name}", f"it has {known}") from None
+
+    def _cgroup(self, name: str) -> int:
+        if name not in self.trace.cgroups:
+            known = ", ".join(self.trace.cgroups) or "none"
+            raise UsageError(f"the trace has no control group {name}", f"it has {known}")
+        return self.trace.cgroups.index(name) + 1
+
+    def _file(self, name: str) -> Mapping[str, int]:
+        number = next((n for n, file in enumerate(self.trace.files) if file.name == name), None)
+        if number is None:
+            raise UsageError(f"the trace has no file {name}")
+        return {"ino": number + 1, "dev_major": 8, "dev_minor": 0, "generation": 0}
+
+
+_KNOB_TYPES: dict[str, Any] = {
+    **{name: ctypes.c_uint64 for name in ("u64", "__u64")},
+    **{name: ctypes.c_uint32 for name in ("u32", "__u32")},
+    **{name: ctypes.c_int64 for name in ("s64", "__s64")},
+    **{name: ctypes.c_int32 for name in ("s32", "__s32")},
+    **{name: ctypes.c_uint8 for name in ("u8", "__u8", "bool", "_Bool")},
+    **{name: ctypes.c_uint16 for name in ("u16", "__u16")},
+}
+
+
+def _event(access: Access) -> Event:
+    return Event(
+        access.time_ns,
+        access.offset,
+        access.length,
+        access.cgroup,
+        access.file,
+        access.consumer + 1000,
+        _KIND_READ,
+    )
+
+
+def _sizes(found: HintMap) -> tuple[int, int]:
+    return max(found.key_size, 4), found.value_size
+
+
+def _address(library: ctypes.CDLL, found: HintMap) -> tuple[Any, Any]:
+    """Where the map is, and what struct sim_shape it has."""
+    shape = (ctypes.c_uint32 * 4)(found.type, found.key_size, found.value_size, found.max_entries)
+    return ctypes.byref(ctypes.c_char.in_dll(library, found.name)), shape
+
+
+def best(trace: Trace, memory: int, unit: int = SMALLEST_UNIT) -> Result:
+    """The optimum for a trace, in the shape of a replay's result."""
+    shift = unit.bit_length() - 1
+    first, pages = [], 0
+    for file in trace.files:
+        first.append(pages)
+        pages += -(-file.size // unit)
+    wanted, weights = array("q"), array("q")
+    for access in trace.accesses:
+        at, end = access.offset, access.offset + access.length
+        while at < end:
+            stop = min(end, (at // unit + 1) * unit)
+            wanted.append(first[access.file] + (at >> shift))
+            weights.append(stop - at)
+            at = stop
+    found = optimum(wanted, memory >> shift, weights)
+    total, distinct = sum(weights), len(set(wanted))
+    totals = dict.fromkeys(TOTALS, 0)
+    totals["wanted_bytes"], totals["hit_bytes"] = total, found.hit_weight
+    totals["missed_bytes"] = total - found.hit_weight
+    totals["read_bytes"] = (len(wanted) - found.hits) * unit
+    totals["reread_bytes"] = (len(wanted) - found.hits - distinct) * unit
+    totals["peak_bytes"] = min(distinct, memory >> shift) * unit
+    return Result("optimum", totals, {})
+
+
+def compare(
+    info: PolicyInfo,
+    trace: Trace,
+    memory: int,
+    knobs: Mapping[str, int] | None = None,
+    unit: int = SMALLEST_UNIT,
+) -> list[Result]:
+    """The policy, the kernel's own order, LRU and the optimum, on the same trace."""
+    simulator = Simulator(info)
+    return [
+        simulator.replay(trace, memory, unit=unit, knobs=knobs),
+        simulator.replay(trace, memory, unit=unit, policy=False),
+        simulator.replay(trace, memory, unit=unit, policy=False, order=LRU),
+        best(trace, memory, unit),
+    ]

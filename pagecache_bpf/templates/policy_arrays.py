@@ -1,0 +1,213 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Gives templates to an attached policy, and tells how well they predict.  Root only."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pagecache_bpf.errors import PagecacheError
+from pagecache_bpf.kernel.bpf_maps import MapFile, close_all
+from pagecache_bpf.policy import loader
+from pagecache_bpf.policy.engines import Governor
+from pagecache_bpf.templates.layout import ARRAYS, FILES, Identity, Layout, check_room, lay_out
+from pagecache_bpf.templates.template import Template
+
+PAGE_SIZE = os.sysconf("SC_PAGE_SIZE")
+
+
+@dataclass(frozen=True)
+class Assigned:
+    """A template and the real files it is for, by their number in it; name: the model's."""
+
+    name: str
+    template: Template
+    paths: dict[int, Path]
+
+
+@dataclass(frozen=True)
+class Consumer:
+    """A consumer of a template: its process (0: none yet) and how far that has come, in bytes."""
+
+    tgid: int
+    position: int
+    length: int
+
+
+@dataclass(frozen=True)
+class Replay:
+    """How a template does.
+
+    followed, strayed: bytes that came as it said, and those that did not or were prefetched for
+    nothing.  dropped: whether the policy has given it up.
+    """
+
+    model: str
+    source: str
+    followed: int
+    strayed: int
+    jumps: int
+    dropped: bool
+    consumers: tuple[Consumer, ...]
+
+    @property
+    def accuracy(self) -> float | None:
+        """Share of the bytes that came as the template said; None before the first access."""
+        total = self.followed + self.strayed
+        return self.followed / total if total else None
+
+    def as_json(self) -> dict[str, Any]:
+        """As `status --json` shows it."""
+        return {
+            "model": self.model,
+            "source": self.source,
+            "accuracy": self.accuracy,
+            "followed_bytes": self.followed,
+            "strayed_bytes": self.strayed,
+            "jumps": self.jumps,
+            "dropped": self.dropped,
+            "consumers": [
+                {"tgid": each.tgid, "position_bytes": each.position, "bytes": each.length}
+                for each in self.consumers
+            ],
+        }
+
+
+def sizes_for(templates: Sequence[tuple[str, Template]]) -> dict[str, int]:
+    """Elements that the maps of a policy need for these."""
+    layout = lay_out(templates)
+    files = sum(len(template.files) for _, template in templates)
+    return {**layout.sizes(), FILES: files}
+
+
+def give(governor: Governor, policy: str, templates: Sequence[Assigned]) -> int:
+    """Give templates to an attached policy, in place of what it has; how many files they cover.
+
+    The files have to be tagged: a template is found by the identity that a tag has.  Raises
+    PagecacheError when they need more room than the policy's maps have.
+    """
+    tags = {
+        os.path.realpath(tag.path): Identity(tag.dev_major, tag.dev_minor, tag.ino, tag.generation)
+        for tag in governor.tags()
+        if tag.policy == policy
+    }
+    by_name = {each.name: each for each in templates}
+
+    def identity(name: str, file: int) -> Identity | None:
+        path = by_name[name].paths.get(file)
+        return tags.get(os.path.realpath(path)) if path else None
+
+    layout = lay_out([(each.name, each.template) for each in templates], identity)
+    with _maps(governor, policy) as maps:
+        check_room(layout, {name: each.entries for name, each in maps.items()})
+        fill(maps, layout)
+    return len(layout.files)
+
+
+def fill(maps: dict[str, MapFile], layout: Layout) -> None:
+    """Write a layout into maps, the hash of files last: before that nothing is found."""
+    for name, array in layout.arrays.items():
+        _write(maps[name], array)
+    for key, value in layout.files:
+        maps[FILES].update(key, value)
+
+
+def _write(map_file: MapFile, array: np.ndarray[Any, Any]) -> None:
+    if not array.nbytes:
+        return
+    with map_file.memory(write=True) as memory:
+        memory[: array.nbytes] = array.tobytes()
+
+
+def state(governor: Governor, policy: str) -> list[Replay]:
+    """How the templates of an attached policy do; empty where it has none."""
+    try:
+        with _maps(governor, policy) as maps:
+            models, consumers, steps, extents = (
+                _read(maps[name], name)
+                for name in (
+                    *("template_models", "template_consumers"),
+                    *("template_steps", "template_extents"),
+                )
+            )
+    except PagecacheError:
+        return []
+    found = []
+    for model in models[models["nr_consumers"] > 0]:
+        first, count = int(model["first_consumer"]), int(model["nr_consumers"])
+        own = consumers[first : first + count]
+        found.append(
+            Replay(
+                model["name"].tobytes().rstrip(b"\0").decode(errors="replace"),
+                _SOURCES.get(int(model["source"]), "unknown"),
+                int(model["followed"]) * PAGE_SIZE,
+                int(model["strayed"]) * PAGE_SIZE,
+                int(model["jumps"]),
+                bool(model["failed"]),
+                tuple(_consumer(each, steps, extents) for each in own),
+            )
+        )
+    return found
+
+
+_SOURCES = {1: "derived", 2: "recorded", 3: "imported"}
+
+
+def _consumer(each: Any, steps: Any, extents: Any) -> Consumer:
+    pages = 0
+    if each["nr_steps"]:
+        last = steps[int(each["first_step"]) + int(each["nr_steps"]) - 1]
+        extent = extents[int(last["extent"])]
+        pages = int(last["before"]) + int(extent["end"]) - int(extent["start"])
+    return Consumer(int(each["tgid"]), int(each["position"]) * PAGE_SIZE, pages * PAGE_SIZE)
+
+
+def _read(map_file: MapFile, name: str) -> np.ndarray[Any, Any]:
+    with map_file.memory() as memory:
+        kind = np.dtype(ARRAYS[name])
+        data = memory[: map_file.entries * kind.itemsize]
+    return np.frombuffer(data, kind)
+
+
+@contextmanager
+def _maps(governor: Governor, policy: str) -> Iterator[dict[str, MapFile]]:
+    """The template maps of an attached policy, open."""
+    names = [*ARRAYS, FILES]
+    maps: dict[str, MapFile] = {}
+    try:
+        if governor.agent and policy in governor.agent.details():
+            ids = governor.agent.map_ids(policy)
+            for name in names:
+                if name in ids:
+                    maps[name] = MapFile.by_id(ids[name])
+        else:
+            for name in names:
+                path = loader.PIN_ROOT / policy / "maps" / name
+                if path.exists():
+                    maps[name] = MapFile.pinned(path)
+        if len(maps) != len(names):
+            raise PagecacheError(f"the policy {policy} takes no templates")
+        yield maps
+    except OSError as error:
+        raise PagecacheError(
+            f"the maps of the policy {policy} cannot be used", error.strerror or str(error)
+        ) from error
+    finally:
+        close_all(maps)
+
+
+def replays(governor: Governor, engine: str, policy: str) -> list[dict[str, Any]]:
+    """How the templates of an attached policy do."""
+    if engine == "agent":
+        assert governor.agent is not None
+        if "template_steps" not in governor.agent.map_ids(policy):
+            return []
+    elif not (loader.PIN_ROOT / policy / "maps" / "template_steps").exists():
+        return []
+    return [each.as_json() for each in state(governor, policy)]

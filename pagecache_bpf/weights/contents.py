@@ -1,0 +1,79 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the header of a weight file says lies in it, whatever its format."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from pagecache_bpf.errors import PagecacheError
+from pagecache_bpf.kernel.file_key import open_to_read
+from pagecache_bpf.weights.identity import TemplateFile, identify
+
+#: Tensors of one file; the largest models have about 200,000 in all their files.
+MAX_TENSORS = 1 << 20
+_DOCS = "docs/troubleshooting.md#is-damaged"
+
+
+@dataclass(frozen=True)
+class Contents:
+    """What a weight file holds: names, and for each offset in the file and length, in bytes.
+
+    shapes and itemsize (bytes of one element, 0: unknown, or no plain array) tell how a tensor
+    can be cut.  [header_from, header_from + header_bytes) is what says all this.
+    """
+
+    path: Path
+    size: int
+    kind: str
+    names: list[str]
+    offsets: npt.NDArray[np.int64]
+    lengths: npt.NDArray[np.int64]
+    header_from: int
+    header_bytes: int
+    shapes: list[tuple[int, ...]] = field(default_factory=list)
+    itemsize: list[int] = field(default_factory=list)
+
+    def file(self, name: str) -> TemplateFile:
+        """The file as a template names it."""
+        fd = open_to_read(self.path)
+        try:
+            digest = identify(fd, self.size, self.header_from, self.header_bytes)
+        except EOFError:
+            raise damaged(self.path, "it became shorter meanwhile") from None
+        finally:
+            os.close(fd)
+        return TemplateFile(name, self.size, self.header_from, self.header_bytes, digest)
+
+
+def damaged(path: Path, why: str) -> PagecacheError:
+    """The error for a header that makes no sense."""
+    return PagecacheError(f"{path} is damaged", why, "Download or copy it again", _DOCS)
+
+
+def check_extents(
+    path: Path,
+    names: list[str],
+    offsets: npt.NDArray[np.int64],
+    lengths: npt.NDArray[np.int64],
+    start: int,
+    size: int,
+) -> None:
+    """Refuse tensors that lie outside [start, size) or over each other.  Raises PagecacheError."""
+    if not len(names):
+        return
+    bad = (offsets < start) | (lengths < 0) | (offsets > size) | (lengths > size - offsets)
+    if bad.any():
+        name = names[int(np.flatnonzero(bad)[0])]
+        raise damaged(path, f"tensor {name[:100]!r} lies outside of the file")
+    order = np.argsort(offsets, kind="stable")
+    order = order[lengths[order] > 0]
+    ends = offsets[order] + lengths[order]
+    over = np.flatnonzero(offsets[order][1:] < ends[:-1])
+    if len(over):
+        one, other = (names[int(order[over[0] + step])][:100] for step in (0, 1))
+        raise damaged(path, f"tensors {one!r} and {other!r} overlap")

@@ -1,0 +1,137 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Headers of safetensors files: 8 bytes of length, then JSON (safetensors README, "Format")."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, NoReturn
+
+import numpy as np
+
+from pagecache_bpf.weights.contents import MAX_TENSORS, Contents, check_extents, damaged
+
+#: The library's own bound.
+MAX_HEADER = 100_000_000
+#: Values in a header: the parser needs some 100 bytes for each.
+_MAX_VALUES = 8 * MAX_TENSORS
+_DTYPE = re.compile(r"(?:BF|[CFIU])(\d+)|BOOL|F8_E\dM\d(?:FNU?Z?)?|F8_E8M0")
+_MAX_DIMENSIONS = 32
+_NO_SHAPE = "its shape is not a list of sizes"
+_NO_OFFSETS = "its data_offsets are not two numbers in order"
+
+
+def parse(path: Path, fd: int, size: int) -> Contents:
+    """Read a header.  Raises PagecacheError when it is damaged."""
+    prefix = os.pread(fd, 8, 0)
+    if len(prefix) < 8:
+        raise damaged(path, f"it has {size} bytes, less than a safetensors file's first number")
+    length = int.from_bytes(prefix, "little")
+    if not 2 <= length <= size - 8:
+        raise damaged(path, f"its header would have {length:,} bytes, the file has {size:,}")
+    if length > MAX_HEADER:
+        raise damaged(path, f"its header would have {length:,} bytes; {MAX_HEADER:,} are allowed")
+    header = _json(path, _read(path, fd, length))
+    header.pop("__metadata__", None)
+    if len(header) > MAX_TENSORS:
+        raise damaged(path, f"it names more than {MAX_TENSORS:,} tensors")
+    base = 8 + length
+    names, shapes, itemsize = list(header), [], []
+    begins, ends = np.zeros(len(names), np.int64), np.zeros(len(names), np.int64)
+    for number, (name, entry) in enumerate(header.items()):
+        try:
+            begin, end, shape, size_of = _tensor(entry)
+        except ValueError as error:
+            raise damaged(path, f"tensor {name[:100]!r}: {error}") from None
+        if end > size - base:
+            raise damaged(path, f"tensor {name[:100]!r} ends behind the file's end")
+        begins[number], ends[number] = base + begin, base + end
+        shapes.append(shape)
+        itemsize.append(size_of)
+    lengths = ends - begins
+    check_extents(path, names, begins, lengths, base, size)
+    return Contents(path, size, "safetensors", names, begins, lengths, 0, base, shapes, itemsize)
+
+
+def _read(path: Path, fd: int, length: int) -> bytes:
+    pieces, at = [], 8
+    while at < 8 + length:
+        data = os.pread(fd, min(8 + length - at, 1 << 20), at)
+        if not data:
+            raise damaged(path, "its header ends early")
+        pieces.append(data)
+        at += len(data)
+    return b"".join(pieces)
+
+
+def _json(path: Path, data: bytes) -> dict[str, Any]:
+    # Each value is followed or preceded by one of these, so this bounds what the parser makes.
+    if sum(data.count(mark) for mark in (b",", b"[", b"{")) > _MAX_VALUES:
+        raise damaged(path, f"its header has more than {_MAX_VALUES:,} values")
+    try:
+        header = json.loads(
+            data.decode(), object_pairs_hook=_object, parse_constant=_constant, parse_float=_float
+        )
+    except UnicodeDecodeError:
+        raise damaged(path, "its header is not UTF-8") from None
+    except RecursionError:
+        raise damaged(path, "its header is nested too deeply") from None
+    except ValueError as error:
+        raise damaged(path, f"its header is not the JSON of safetensors: {error}") from None
+    if not isinstance(header, dict):
+        raise damaged(path, "its header is not a JSON object")
+    return header
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    made = dict(pairs)
+    if len(made) != len(pairs):
+        seen: set[str] = set()
+        twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
+        raise ValueError(f"it names {twice[:100]!r} twice")
+    return made
+
+
+def _constant(text: str) -> NoReturn:
+    raise ValueError(f"{text} is no JSON")
+
+
+def _float(text: str) -> NoReturn:
+    raise ValueError(f"{text[:40]} is no whole number")
+
+
+def _tensor(entry: Any) -> tuple[int, int, tuple[int, ...], int]:
+    """Begin, end, shape and bytes of an element.  Raises ValueError."""
+    if not isinstance(entry, dict):
+        raise ValueError("it is not described by an object")
+    offsets, shape, dtype = entry.get("data_offsets"), entry.get("shape"), entry.get("dtype")
+    if not isinstance(offsets, list) or len(offsets) != 2:
+        raise ValueError(_NO_OFFSETS)
+    begin, end = offsets
+    if type(begin) is not int or type(end) is not int or not 0 <= begin <= end:
+        raise ValueError(_NO_OFFSETS)
+    if not isinstance(shape, list) or len(shape) > _MAX_DIMENSIONS:
+        raise ValueError(_NO_SHAPE)
+    for n in shape:
+        if type(n) is not int or n < 0:
+            raise ValueError(_NO_SHAPE)
+    if not isinstance(dtype, str):
+        raise ValueError("it has no dtype")
+    itemsize = _itemsize(dtype)
+    if itemsize and math.prod(shape) * itemsize != end - begin:
+        raise ValueError(f"its shape and dtype {dtype[:20]} do not make {end - begin:,} bytes")
+    return begin, end, tuple(shape), itemsize
+
+
+@lru_cache(maxsize=64)
+def _itemsize(dtype: str) -> int:
+    """Bytes of an element; 0 for types that are not known here or smaller than a byte."""
+    match = _DTYPE.fullmatch(dtype)
+    if not match:
+        return 0
+    bits = int(match[1]) if match[1] and len(match[1]) < 4 else 8
+    return bits // 8 if bits % 8 == 0 else 0

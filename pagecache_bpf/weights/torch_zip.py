@@ -1,0 +1,102 @@
+# SPDX-License-Identifier: Apache-2.0
+"""PyTorch checkpoints in zip format: every storage is an uncompressed member.
+
+The pickle that names the tensors is not looked at: unpickling runs what the file says.  The
+storages are numbered in the order in which the pickle speaks of them, which is the order in
+which torch.load() reads them.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import struct
+import zipfile
+import zlib
+from pathlib import Path
+
+import numpy as np
+
+from pagecache_bpf.errors import UsageError
+from pagecache_bpf.weights.contents import MAX_TENSORS, Contents, check_extents, damaged
+
+MAX_DIRECTORY = 64 << 20
+_END = b"PK\x05\x06"
+_END64 = b"PK\x06\x06"
+_LOCATOR64 = b"PK\x06\x07"
+_LOCAL = b"PK\x03\x04"
+_STORAGE = re.compile(r"(?:.*/)?data/(\d{1,9})")
+_BROKEN = (zipfile.BadZipFile, struct.error, NotImplementedError, ValueError, OverflowError)
+
+
+def parse(path: Path, fd: int, size: int) -> Contents:
+    """Read the central directory.  Raises PagecacheError (damaged), UsageError (no checkpoint)."""
+    start = _check_directory(path, fd, size)
+    with os.fdopen(os.dup(fd), "rb") as file:
+        try:
+            with zipfile.ZipFile(file) as archive:
+                members = archive.infolist()
+        except (*_BROKEN, EOFError, zlib.error) as error:
+            raise damaged(path, f"its directory makes no sense: {error}") from None
+    if len(members) > MAX_TENSORS:
+        raise damaged(path, f"it would have {len(members):,} members")
+    found: dict[int, zipfile.ZipInfo] = {}
+    for member in members:
+        match = _STORAGE.fullmatch(member.filename)
+        if not match:
+            continue
+        if member.compress_type != zipfile.ZIP_STORED or member.file_size != member.compress_size:
+            raise UsageError(
+                f"no template can be derived from {path}",
+                f"its member {member.filename[:100]!r} is compressed",
+                "Save the checkpoint again with torch.save()",
+                "docs/troubleshooting.md#no-template-can-be-derived-from",
+            )
+        if found.setdefault(int(match[1]), member) is not member:
+            raise damaged(path, f"it has storage {match[1]} twice")
+    if not found:
+        raise UsageError(
+            f"no template can be derived from {path}",
+            "it is a zip file without PyTorch's storages (data/0, data/1, ...)",
+            "Record one: pagecache-bpf template record",
+            "docs/troubleshooting.md#no-template-can-be-derived-from",
+        )
+    names, offsets, lengths = [], [], []
+    for number, member in sorted(found.items()):
+        names.append(f"data/{number}")
+        offsets.append(_data_offset(path, fd, size, member))
+        lengths.append(member.file_size)
+    at, many = np.array(offsets, np.int64), np.array(lengths, np.int64)
+    check_extents(path, names, at, many, 0, start)
+    return Contents(path, size, "torch", names, at, many, start, size - start)
+
+
+def _check_directory(path: Path, fd: int, size: int) -> int:
+    """Where the directory begins, once it is known to be small enough to be read."""
+    tail = os.pread(fd, min(size, (1 << 16) + 22), max(0, size - (1 << 16) - 22))
+    at = tail.rfind(_END)
+    if at < 0 or len(tail) - at < 22:
+        raise damaged(path, "its directory is missing: it ends too early")
+    length, start = struct.unpack_from("<II", tail, at + 12)
+    if at >= 20 and tail[at - 20 : at - 16] == _LOCATOR64:
+        (where,) = struct.unpack_from("<Q", tail, at - 12)
+        record = os.pread(fd, 56, where) if where < size else b""
+        if len(record) < 56 or record[:4] != _END64:
+            raise damaged(path, "its directory is not where it should be")
+        length, start = struct.unpack_from("<QQ", record, 40)
+    if start > size or length > size - start:
+        raise damaged(path, "its directory lies outside of the file")
+    if length > MAX_DIRECTORY or size - start > MAX_DIRECTORY + (1 << 17):
+        raise damaged(path, f"its directory would have {length:,} bytes")
+    return int(start)
+
+
+def _data_offset(path: Path, fd: int, size: int, member: zipfile.ZipInfo) -> int:
+    """Where a member's data begins: behind its local header, which has its own lengths."""
+    if not 0 <= member.header_offset < size:
+        raise damaged(path, f"its member {member.filename[:100]!r} lies outside of the file")
+    header = os.pread(fd, 30, member.header_offset)
+    if len(header) < 30 or header[:4] != _LOCAL:
+        raise damaged(path, f"its member {member.filename[:100]!r} is not where it should be")
+    name, extra = struct.unpack_from("<HH", header, 26)
+    return int(member.header_offset + 30 + name + extra)
