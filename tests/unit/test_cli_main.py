@@ -261,7 +261,7 @@ def test_verbose_shows_where_an_error_comes_from(
 
 
 def test_verbose_tells_what_the_kernel_was_asked() -> None:
-    assert "pagecache_bpf.kernelfs: read " in run("doctor", "-v").err
+    assert "pagecache_bpf.kernel.kernelfs: read " in run("doctor", "-v").err
     assert run("doctor").err == ""
 
 

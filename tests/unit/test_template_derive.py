@@ -216,7 +216,7 @@ def test_a_large_model_takes_little_memory(tmp_path: Path) -> None:
     large_model(tmp_path)
     code = (
         "import re, sys\n"
-        "from pagecache_bpf.models import resolve\n"
+        "from pagecache_bpf.weights.models import resolve\n"
         "from pagecache_bpf.templates import derive\n"
         "template = derive(resolve(sys.argv[1]))\n"
         # ru_maxrss would be the parent's, where that is larger: it outlives exec().

@@ -14,7 +14,6 @@ from pagecache_bpf.cli.output import TROUBLESHOOTING, Output, pairs, table
 from pagecache_bpf.cli.templating import REPLAY_JSON, replay_rows
 from pagecache_bpf.cli.verbs.detach import EXIT_JSON, exit_as_json
 from pagecache_bpf.errors import UsageError
-from pagecache_bpf.templates.policy_arrays import replays
 from pagecache_bpf.units import format_count, format_duration, format_size, plural
 
 if TYPE_CHECKING:
@@ -104,6 +103,7 @@ def run(args: argparse.Namespace, out: Output) -> int:
 
 def _collect(governor: Governor) -> dict[str, Any]:
     from pagecache_bpf.policy import loader
+    from pagecache_bpf.templates.policy_arrays import replays
 
     info = governor.module.info() if governor.module else None
     tags = list(governor.tags())
