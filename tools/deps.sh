@@ -147,7 +147,7 @@ environment() {
 	fi
 	say "making the virtual environment build/venv"
 	[ -x "$VENV/bin/python" ] || python3 -m venv "$VENV"
-	"$VENV/bin/python" -m pip install -q --disable-pip-version-check -e '.[test,demo,export]' >&2
+	"$VENV/bin/python" -m pip install -q --disable-pip-version-check -e '.[test,demo,docs,export]' >&2
 	touch "$stamp"
 }
 
