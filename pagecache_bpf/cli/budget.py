@@ -78,7 +78,7 @@ def _admit_one(governor: Governor, model: Model, budget: int | None) -> dict[str
         answer = governor.agent.admit(model.name, files, budget)
     else:
         from pagecache_bpf.controller.admission import Budgets
-        from pagecache_bpf.controller.ledger import headroom
+        from pagecache_bpf.controller.load_ledger import headroom
 
         sizes = {bytes.fromhex(key): size for key, size in files.items()}
         decision = Budgets().decide_for_root(model.name, sizes, budget, headroom(os.getpid()))

@@ -19,7 +19,7 @@ _USERS_OWN = ("fuse", "overlay")
 
 
 @dataclass(frozen=True)
-class File:
+class ClientFile:
     """A file that somebody has proved to be allowed to read.
 
     key: device, inode and generation.  path: by the kernel's word, not the client's; where it
@@ -64,7 +64,7 @@ class File:
         return None
 
 
-class Mounts:
+class MountTable:
     """The mounts of this process and of a client's, to tell whose file system a file is on."""
 
     def __init__(self, pid: int) -> None:
@@ -106,7 +106,7 @@ def _mountinfo(path: str) -> dict[str, tuple[str, str]]:
     return found
 
 
-def check_descriptor(fd: int, pid: int, mounts: Mounts | None) -> File:
+def check_descriptor(fd: int, pid: int, mounts: MountTable | None) -> ClientFile:
     """What a descriptor proves.  mounts: None for a client that is trusted, root.
 
     Raises PrivilegeError (it is not open for reading) and UsageError (it is no regular file, or
@@ -130,4 +130,4 @@ def check_descriptor(fd: int, pid: int, mounts: Mounts | None) -> File:
     if not stat.S_ISREG(status.st_mode):
         raise UsageError(what, "it is not of a regular file", "Pass the file with the weights")
     path = os.readlink(f"/proc/self/fd/{fd}")
-    return File(key_of(fd), path, status.st_size, pid)
+    return ClientFile(key_of(fd), path, status.st_size, pid)

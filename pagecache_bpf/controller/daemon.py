@@ -25,16 +25,16 @@ from typing import Any
 
 from pagecache_bpf._run_dir import RUN_DIR
 from pagecache_bpf.agent.service import Service
-from pagecache_bpf.controller import affinity_hints, state
 from pagecache_bpf.controller import config as configs
+from pagecache_bpf.controller import node_hints, saved_state
 from pagecache_bpf.controller.admission import Budgets
 from pagecache_bpf.controller.config import Config
-from pagecache_bpf.controller.configured_models import Keeper
-from pagecache_bpf.controller.file_settings import Settings
-from pagecache_bpf.controller.governed import Engines
-from pagecache_bpf.controller.ledger import Book
-from pagecache_bpf.controller.public_service import PublicDesk
-from pagecache_bpf.controller.root_service import LANE, RootDesk
+from pagecache_bpf.controller.engine_control import EngineControl
+from pagecache_bpf.controller.load_ledger import LoadLedger
+from pagecache_bpf.controller.model_tagger import ModelTagger
+from pagecache_bpf.controller.public_service import PublicService
+from pagecache_bpf.controller.resolved_config import ResolvedConfig
+from pagecache_bpf.controller.root_service import QUEUE, RootService
 from pagecache_bpf.controller.systemd import notify, reloading, watchdog_seconds
 from pagecache_bpf.errors import PagecacheError, UsageError
 from pagecache_bpf.ipc.server import Connection, Server
@@ -62,18 +62,18 @@ class Daemon:
         self._stop = False
         self.failed: list[str] = []  # of what was to be done at the start
         self.service = Service()
-        self.engines = Engines(self.service, self._lock)
-        self.book = Book(self.engines, Budgets(), self._save)
+        self.engines = EngineControl(self.service, self._lock)
+        self.ledger = LoadLedger(self.engines, Budgets(), self._save)
         self.server = Server()
-        self.server.lanes.limit(LANE, 1)
-        self.root = RootDesk(
-            *(self.service, self._lock, self.book),
+        self.server.queues.limit(QUEUE, 1)
+        self.root = RootService(
+            *(self.service, self._lock, self.ledger),
             facts=self._facts,
             reload=self.reload,
             changed=self._save,
         )
-        self.desk: PublicDesk | None = None
-        self.keeper: Keeper | None = None
+        self.public: PublicService | None = None
+        self.tagger: ModelTagger | None = None
         self._listener: socket.socket | None = None
 
     # --- life ---
@@ -85,18 +85,18 @@ class Daemon:
         self.server.listen(listener, self.root)
         if self.config is None:
             return
-        settings = Settings(self.config)
+        settings = ResolvedConfig(self.config)
         self._budget(settings)
-        state.adopt_kernel(self.engines)
-        affinity_hints.sweep()
+        saved_state.adopt_kernel(self.engines)
+        node_hints.sweep()
         if self.persist:
-            self.failed = state.restore(self.service)
+            self.failed = saved_state.restore(self.service)
             for sentence in self.failed:
                 _log.warning("%s", sentence)
         else:
-            state.forget()
-        self.keeper = Keeper(self.engines, self.book)
-        self.failed += self.keeper.apply(settings)
+            saved_state.forget()
+        self.tagger = ModelTagger(self.engines, self.ledger)
+        self.failed += self.tagger.apply(settings)
         self._save()
         path = Path(self.config.listen)
         if path.parent == RUN_DIR:
@@ -105,8 +105,8 @@ class Daemon:
             path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
         self._listener = _listen(path, 0o600)
         self._open_to(self.config, self.config.listen)
-        self.desk = PublicDesk(self.book, settings, self._hang_up)
-        self.server.listen(self._listener, self.desk)
+        self.public = PublicService(self.ledger, settings, self._hang_up)
+        self.server.listen(self._listener, self.public)
 
     def run(self) -> None:
         """Serve until stop(); on demand, until the last policy is gone and a moment longer."""
@@ -120,10 +120,10 @@ class Daemon:
                     self.service.tick()
                 finally:
                     self._lock.release()
-            if self.desk is not None:
-                self.desk.tick()
+            if self.public is not None:
+                self.public.tick()
                 if now >= swept + _SWEEP_SECONDS:
-                    self.server.lanes.submit("sweep", self.desk.sweep)
+                    self.server.queues.submit("sweep", self.public.sweep)
                     swept = now
             if every is not None and now >= pinged + every:
                 notify("WATCHDOG=1")
@@ -148,13 +148,13 @@ class Daemon:
             if path is not None:
                 path.unlink(missing_ok=True)
         self.server.close()
-        self.server.lanes.wait_idle(_STOP_SECONDS)
-        if self.desk is not None:
-            self.desk.close()
+        self.server.queues.wait_idle(_STOP_SECONDS)
+        if self.public is not None:
+            self.public.close()
         self._save()
         self.engines.close(keep=self.persist)
         if self.config is not None and not self.persist:
-            state.save_kernel({}, ())
+            saved_state.save_kernel({}, ())
 
     def describe(self) -> dict[str, Any]:
         """What `serve` prints when it is ready."""
@@ -170,20 +170,20 @@ class Daemon:
 
     def reload(self) -> dict[str, Any]:
         """Read the configuration again; a bad one changes nothing.  Raises UsageError."""
-        if self.config is None or self.desk is None or self.keeper is None:
+        if self.config is None or self.public is None or self.tagger is None:
             raise UsageError("there is nothing to read again", "no `pagecache-bpf serve` runs")
         fresh = configs.load(self.config.source)
         if fresh.listen != self.config.listen:
             _log.warning("socket.listen changes with the next start")
-        settings = Settings(fresh)
+        settings = ResolvedConfig(fresh)
         self._open_to(fresh, self.config.listen)
         fresh = replace(fresh, listen=self.config.listen)
         with self._lock:
             self.config = fresh
             self.persist = self._override or fresh.persist
             self._budget(settings)
-            self.desk.settings = settings
-            failed = self.keeper.apply(settings)
+            self.public.settings = settings
+            failed = self.tagger.apply(settings)
         self._save()
         _log.info("the configuration was read again")
         return {"failed": failed}
@@ -200,10 +200,10 @@ class Daemon:
             finally:
                 notify("READY=1")
 
-        self.server.lanes.submit(LANE, work)
+        self.server.queues.submit(QUEUE, work)
 
-    def _budget(self, settings: Settings) -> None:
-        budgets = self.book.budgets
+    def _budget(self, settings: ResolvedConfig) -> None:
+        budgets = self.ledger.budgets
         budgets.total = settings.config.total_budget
         budgets.rule = settings.config.admission
         budgets.models = settings.budgets
@@ -233,25 +233,25 @@ class Daemon:
             "listen": self.config.listen if self.config else None,
             "config": str(self.config.source) if self.config and self.config.source else None,
             "persist": self.persist,
-            "process_events": self.desk.watch.how if self.desk else None,
-            "process_events_why": self.desk.watch.why if self.desk else "",
+            "process_events": self.public.watch.how if self.public else None,
+            "process_events_why": self.public.watch.why if self.public else "",
         }
 
     def _save(self) -> None:
         """Write down what the next controller has to know."""
         if self.config is None:
             return
-        with self._saving:  # taken before the book's lock, and that before the engines'
-            ours = self.book.placed()
-            if self.keeper is not None:
-                ours = {**ours, **self.keeper.placed()}
+        with self._saving:  # taken before the ledger's lock, and that before the engines'
+            ours = self.ledger.placed()
+            if self.tagger is not None:
+                ours = {**ours, **self.tagger.placed()}
             with self._lock:
                 try:
-                    state.save_kernel(self.engines.own, ours.values())
+                    saved_state.save_kernel(self.engines.own, ours.values())
                     if self.persist:
-                        state.save(self.service, ours)
+                        saved_state.save(self.service, ours)
                     else:
-                        state.forget()
+                        saved_state.forget()
                 except OSError as error:
                     _log.error("what the next controller has to know was not written: %s", error)
 

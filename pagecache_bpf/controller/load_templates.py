@@ -17,8 +17,8 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
-from pagecache_bpf.controller.client_files import File
-from pagecache_bpf.controller.governed import AGENT, Engines
+from pagecache_bpf.controller.client_files import ClientFile
+from pagecache_bpf.controller.engine_control import AGENT, EngineControl
 from pagecache_bpf.errors import PagecacheError, UsageError
 from pagecache_bpf.kernel.control_device import Device
 from pagecache_bpf.kernel.kmod import is_loaded
@@ -41,16 +41,21 @@ class _Given:
     loads: set[str] = field(default_factory=set)
 
 
-class Templates:
+class LoadTemplates:
     """What each policy has been given, and for which loads."""
 
-    def __init__(self, engines: Engines) -> None:
+    def __init__(self, engines: EngineControl) -> None:
         self._engines = engines
         self._lock = threading.Lock()
         self._given: dict[str, dict[str, _Given]] = {}  # policy -> model
 
     def prepare(
-        self, policy: str, model: str, files: Sequence[File], fds: Sequence[int], text: Path | None
+        self,
+        policy: str,
+        model: str,
+        files: Sequence[ClientFile],
+        fds: Sequence[int],
+        text: Path | None,
     ) -> Assigned | None:
         """The template for a load: the client's, or derived from the headers of its files.
 
@@ -128,17 +133,19 @@ class Templates:
                     libbpf.library().bpf_map_delete_elem(found.fd, key)
 
 
-def match(template: Template, files: Sequence[File], fds: Sequence[int]) -> dict[int, File]:
+def match(
+    template: Template, files: Sequence[ClientFile], fds: Sequence[int]
+) -> dict[int, ClientFile]:
     """Which of the files each of the template's is: by size and header, whatever their names.
 
     Raises UsageError, saying what fits none of them.
     """
     from pagecache_bpf.weights.identity import identify
 
-    by_size: dict[int, list[tuple[File, int]]] = {}
+    by_size: dict[int, list[tuple[ClientFile, int]]] = {}
     for file, fd in zip(files, fds, strict=True):
         by_size.setdefault(file.size, []).append((file, fd))
-    found: dict[int, File] = {}
+    found: dict[int, ClientFile] = {}
     for number, each in enumerate(template.files):
         for file, fd in by_size.get(each.size, ()):
             with suppress(OSError, EOFError):
@@ -157,7 +164,7 @@ def match(template: Template, files: Sequence[File], fds: Sequence[int]) -> dict
 class _InProcess:
     """What templates.replay asks of a Governor, answered without a socket."""
 
-    def __init__(self, engines: Engines) -> None:
+    def __init__(self, engines: EngineControl) -> None:
         self._engines = engines
         self.agent = self
 
@@ -184,7 +191,9 @@ class _InProcess:
             return self._engines.service.agents[policy].map_ids()
 
 
-def keys_of(engines: Engines, policy: str, engine: str, files: Sequence[File]) -> list[bytes]:
+def keys_of(
+    engines: EngineControl, policy: str, engine: str, files: Sequence[ClientFile]
+) -> list[bytes]:
     """How the policy's maps know these files: by the identity of their tags."""
     from pagecache_bpf.kernel import abi
 

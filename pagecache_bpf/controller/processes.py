@@ -55,7 +55,7 @@ class Process:
             self._fd = -1
 
 
-class Watch:
+class ProcessWatch:
     """Calls `ended(pid)`, in a thread of its own, when a process that is watched has ended.
 
     how: CONNECTOR or PIDFD; why: why not the connector.  The thread runs while anything is
@@ -69,17 +69,17 @@ class Watch:
         self._wake_read, self._wake_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         self._stop = False
         self._thread: threading.Thread | None = None
-        self._events: Events | None = None
+        self._events: ExitEvents | None = None
         self.how, self.why = PIDFD, "it was not asked for"
         if connector:
             try:
-                self._events = Events()
+                self._events = ExitEvents()
                 self.how, self.why = CONNECTOR, ""
             except UnsupportedError as error:
                 self.why = error.why
 
     def add(self, pid: int) -> bool:
-        """Watch a process; False if it has ended already."""
+        """ProcessWatch a process; False if it has ended already."""
         with self._lock:
             if pid in self._processes:
                 process, times = self._processes[pid]
@@ -98,7 +98,7 @@ class Watch:
         return True
 
     def remove(self, pid: int) -> None:
-        """Watch it no more, or once less."""
+        """ProcessWatch it no more, or once less."""
         with self._lock:
             process, times = self._processes.get(pid, (None, 0))
             if process is None:
@@ -164,7 +164,7 @@ class Watch:
                 self._ended(pid)
 
 
-class Events:
+class ExitEvents:
     """The kernel's process events, ends only.  Raises UnsupportedError where they cannot be had."""
 
     def __init__(self) -> None:
@@ -237,7 +237,7 @@ def _only_ends(sock: socket.socket) -> None:
     sock.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, bytes(_Program(4, code)))
 
 
-class Delays:
+class DiskDelays:
     """Time that processes waited for block devices, from the kernel's delay accounting.
 
     why: why it cannot be known; empty if it can.

@@ -17,12 +17,12 @@ from typing import Any
 
 import pagecache_bpf
 from pagecache_bpf.controller.admission import Decision, refusal
-from pagecache_bpf.controller.client_files import File, Mounts, check_descriptor
-from pagecache_bpf.controller.configured_models import knobs_for
-from pagecache_bpf.controller.file_settings import Settings
-from pagecache_bpf.controller.ledger import Book, Load, headroom
-from pagecache_bpf.controller.prefetchers import Prefetchers
-from pagecache_bpf.controller.processes import Watch
+from pagecache_bpf.controller.client_files import ClientFile, MountTable, check_descriptor
+from pagecache_bpf.controller.load_ledger import Load, LoadLedger, headroom
+from pagecache_bpf.controller.model_tagger import knobs_for
+from pagecache_bpf.controller.prefetch_queues import PrefetchQueues
+from pagecache_bpf.controller.processes import ProcessWatch
+from pagecache_bpf.controller.resolved_config import ResolvedConfig
 from pagecache_bpf.errors import PrivilegeError, UsageError
 from pagecache_bpf.ipc import public_protocol
 from pagecache_bpf.ipc.server import Connection, close_all
@@ -37,7 +37,7 @@ _log = logging.getLogger(__name__)
 class _Session:
     """What a connection has: files that wait for open_load, and loads."""
 
-    files: list[tuple[int, File]] = field(default_factory=list)
+    files: list[tuple[int, ClientFile]] = field(default_factory=list)
     loads: dict[str, Load] = field(default_factory=dict)
     watched: bool = False
     gone: bool = False
@@ -53,19 +53,21 @@ class _Waiting:
     until: float
 
 
-class PublicDesk:
+class PublicService:
     """Handler of the public socket.  settings is replaced as a whole when it is read again."""
 
     line_bytes = public_protocol.LINE_BYTES
     fds_per_message = public_protocol.FDS_PER_MESSAGE
 
-    def __init__(self, book: Book, settings: Settings, end: Callable[[Connection], None]) -> None:
+    def __init__(
+        self, ledger: LoadLedger, settings: ResolvedConfig, end: Callable[[Connection], None]
+    ) -> None:
         """end: hangs up on a connection, from any thread."""
         self.settings = settings
-        self.watch = Watch(self._process_ended)
-        self._book = book
+        self.watch = ProcessWatch(self._process_ended)
+        self._ledger = ledger
         self._end = end
-        self._prefetchers = Prefetchers(book.engines.service.ignore)
+        self._prefetch_queues = PrefetchQueues(ledger.engines.service.ignore)
         self._sessions: dict[Connection, _Session] = {}
         self._waiting: list[_Waiting] = []
         self._lock = threading.RLock()
@@ -74,7 +76,7 @@ class PublicDesk:
         """End what users that have gone have left; may wait."""
         with self._lock:
             connected = {each.uid for each in self._sessions}
-        self._prefetchers.sweep(connected)
+        self._prefetch_queues.sweep(connected)
 
     def close(self) -> None:
         """End every load."""
@@ -83,11 +85,11 @@ class PublicDesk:
             sessions = list(self._sessions.items())
         for connection, _ in sessions:
             self.gone(connection)
-        self._prefetchers.close()
+        self._prefetch_queues.close()
 
     # --- what the transport calls ---
 
-    def lane(self, connection: Connection) -> object:
+    def queue(self, connection: Connection) -> object:
         """Users share no threads."""
         return connection.uid
 
@@ -124,7 +126,7 @@ class PublicDesk:
             close_all(each.fds)
         for load in session.loads.values():
             _log.info("load %s of process %d ends with it", load.id, load.pid)
-            self._book.end(load)
+            self._ledger.end(load)
         if session.watched:
             self.watch.remove(connection.pid)
         self.tick()
@@ -132,7 +134,7 @@ class PublicDesk:
     # --- operations; files and open_load take the descriptors over, the others do not ---
 
     def _hello(self, connection: Connection) -> dict[str, Any]:
-        engine, why = self._book.engines.expected(self.settings.config.engine)
+        engine, why = self._ledger.engines.expected(self.settings.config.engine)
         return {
             "protocol": public_protocol.VERSION,
             "version": pagecache_bpf.__version__,
@@ -182,7 +184,7 @@ class PublicDesk:
             check_name(arguments["model"])
             known = self.settings.policies
             policy = arguments.setdefault("policy", known[0] if known else "")
-            if policy not in known and policy not in self._book.engines.attached():
+            if policy not in known and policy not in self._ledger.engines.attached():
                 raise UsageError(
                     f"the policy {policy} cannot serve loads",
                     f"known are {', '.join(known)}" if known else "none is configured",
@@ -198,14 +200,14 @@ class PublicDesk:
 
     def _admit(
         self, waiting: _Waiting
-    ) -> tuple[Load | None, Decision, list[tuple[int, File]]] | None:
+    ) -> tuple[Load | None, Decision, list[tuple[int, ClientFile]]] | None:
         """Judge a load and take its files; None: it waits for room."""
         connection, arguments = waiting.connection, waiting.arguments
         session = self._session(connection)
         with self._lock:
             held = list(session.files)
             configured = self.settings.model_of(file.path for _, file in held)
-            load, decision = self._book.admit(
+            load, decision = self._ledger.admit(
                 [file for _, file in held],
                 model=configured.name if configured else arguments["model"],
                 uid=connection.uid,
@@ -229,7 +231,7 @@ class PublicDesk:
         waiting: _Waiting,
         load: Load | None,
         decision: Decision,
-        held: list[tuple[int, File]],
+        held: list[tuple[int, ClientFile]],
     ) -> bytes:
         """Open a load that was judged; the descriptors are closed here."""
         connection, arguments = waiting.connection, waiting.arguments
@@ -240,7 +242,7 @@ class PublicDesk:
                 raise refusal(arguments["model"], decision)
             if not self._watch(connection, session):
                 raise UsageError("the load was not opened", "its process has ended")
-            self._book.place(
+            self._ledger.place(
                 load,
                 [fds[file.key] for file in load.files],
                 arguments["policy"],
@@ -252,16 +254,16 @@ class PublicDesk:
                 if session.gone:
                     raise UsageError("the load was not opened", "its connection is over")
                 session.loads[load.id] = load
-            return public_protocol.encode({"ok": self._book.report(load)})
+            return public_protocol.encode({"ok": self._ledger.report(load)})
         except BaseException:
             if load is not None:
-                self._book.end(load)
+                self._ledger.end(load)
             raise
         finally:
             close_all([fd for fd, _ in held] + waiting.fds)
 
     def _load_report(self, connection: Connection, load: str) -> dict[str, Any]:
-        return self._book.report(self._load(connection, load))
+        return self._ledger.report(self._load(connection, load))
 
     def _done(self, connection: Connection, load: str, keep: bool = False) -> dict[str, Any]:
         return self._finish(connection, load, drop=not keep)
@@ -272,9 +274,9 @@ class PublicDesk:
     def _finish(self, connection: Connection, name: str, drop: bool) -> dict[str, Any]:
         load = self._load(connection, name)
         del self._session(connection).loads[name]
-        self._book.end(load, drop and not load.keep)
+        self._ledger.end(load, drop and not load.keep)
         self.tick()
-        return self._book.report(load)
+        return self._ledger.report(load)
 
     def _residency(
         self, connection: Connection, fd: int, offset: int = 0, length: int = 0
@@ -285,7 +287,7 @@ class PublicDesk:
         return {
             "bytes": stop - start,
             "resident_bytes": cached,
-            "governed": self._book.engines.governor_of(file) is not None,
+            "governed": self._ledger.engines.governor_of(file) is not None,
         }
 
     def _drop(
@@ -294,7 +296,7 @@ class PublicDesk:
         file = check_descriptor(fd, connection.pid, self._mounts(connection))
         start, stop = _range(file, offset, length)
         mine = set(self._session(connection).loads)
-        if self._book.readers(file.key) - mine:
+        if self._ledger.readers(file.key) - mine:
             return {"dropped_bytes": 0, "in_use": True}
         from pagecache_bpf.agent.read_threads import drop
 
@@ -308,7 +310,7 @@ class PublicDesk:
     ) -> dict[str, Any]:
         file = check_descriptor(fd, connection.pid, self._mounts(connection))
         room = headroom(connection.pid)
-        queued, refused = self._prefetchers.submit(
+        queued, refused = self._prefetch_queues.submit(
             connection.uid, connection.pid, fd, file, extents, node, room
         )
         return {"queued_bytes": queued, "refused_bytes": refused}
@@ -319,10 +321,10 @@ class PublicDesk:
         return {"topology": topology.read().as_json()}
 
     def _status(self, connection: Connection) -> dict[str, Any]:
-        budgets = self._book.budgets
+        budgets = self._ledger.budgets
         loads = [
-            {**self._book.report(load), "uid": load.uid, "pid": load.pid}
-            for load in list(self._book.loads.values())
+            {**self._ledger.report(load), "uid": load.uid, "pid": load.pid}
+            for load in list(self._ledger.loads.values())
             if connection.uid in (0, load.uid)
         ]
         return {
@@ -371,11 +373,11 @@ class PublicDesk:
             raise PrivilegeError("there is no such load", "this connection has not opened it")
         return load
 
-    def _mounts(self, connection: Connection) -> Mounts | None:
-        return Mounts(connection.pid) if connection.uid else None
+    def _mounts(self, connection: Connection) -> MountTable | None:
+        return MountTable(connection.pid) if connection.uid else None
 
     def _watch(self, connection: Connection, session: _Session) -> bool:
-        """Watch the process; False if it has ended."""
+        """ProcessWatch the process; False if it has ended."""
         if not session.watched:
             session.watched = self.watch.add(connection.pid)
         return session.watched
@@ -388,7 +390,7 @@ class PublicDesk:
             self._end(connection)
 
 
-def _range(file: File, offset: int, length: int) -> tuple[int, int]:
+def _range(file: ClientFile, offset: int, length: int) -> tuple[int, int]:
     """A range of a file, cut at its end.  Raises UsageError: no page begins there."""
     if offset % PAGE_SIZE:
         raise UsageError("the range was refused", f"{offset} is not a multiple of {PAGE_SIZE}")
@@ -396,7 +398,7 @@ def _range(file: File, offset: int, length: int) -> tuple[int, int]:
     return min(offset, file.size), min(stop, file.size)
 
 
-def _template(fds: Sequence[int], mounts: Mounts | None) -> Path | None:
+def _template(fds: Sequence[int], mounts: MountTable | None) -> Path | None:
     """Where the text of a template that came along can be read, while it is open."""
     if not fds:
         return None

@@ -16,20 +16,20 @@ from typing import Any
 from pagecache_bpf.agent import service
 from pagecache_bpf.agent.service import Service
 from pagecache_bpf.controller.admission import Claim, refusal
-from pagecache_bpf.controller.ledger import Book, headroom
+from pagecache_bpf.controller.load_ledger import LoadLedger, headroom
 from pagecache_bpf.errors import PagecacheError, PrivilegeError, UsageError
 from pagecache_bpf.ipc.server import Connection, close_all
 from pagecache_bpf.kernel.control_device import Device
 from pagecache_bpf.kernel.kmod import is_loaded
 
-LANE = "root"
+QUEUE = "root"
 #: Operations after which the state on disk is stale.
 _CHANGES = ("attach", "detach", "tag", "untag", "untag_fd")
 _UNTAGGED_SECONDS = 60.0  # a claim comes before its tags
 _OWN = ("controller", "admit", "release", "reload")
 
 
-class RootDesk:
+class RootService:
     """Handler of the root socket.  facts: what `controller` answers; reload: reads the
     configuration again; changed: called after what the state file has to know.
     """
@@ -41,18 +41,18 @@ class RootDesk:
         self,
         own: Service,
         lock: threading.RLock,
-        book: Book,
+        ledger: LoadLedger,
         facts: Callable[[], dict[str, Any]],
         reload: Callable[[], dict[str, Any]],
         changed: Callable[[], None],
     ) -> None:
         self.asked = 0.0  # when the last request came, in monotonic seconds
-        self._service, self._lock, self._book = own, lock, book
+        self._service, self._lock, self._ledger = own, lock, ledger
         self._facts, self._read_again, self._changed = facts, reload, changed
 
-    def lane(self, connection: Connection) -> object:
+    def queue(self, connection: Connection) -> object:
         """Root's requests take turns: policies are not attached side by side."""
-        return LANE if connection.uid == 0 else connection.uid
+        return QUEUE if connection.uid == 0 else connection.uid
 
     def gone(self, connection: Connection) -> None:
         """Nothing of root's ends with a connection."""
@@ -99,7 +99,7 @@ class RootDesk:
     def _controller(self) -> dict[str, Any]:
         """Who is there, and who holds what."""
         self.sweep()
-        budgets = self._book.budgets
+        budgets = self._ledger.budgets
         charges = budgets.charges()
         return {
             **self._facts(),
@@ -109,7 +109,7 @@ class RootDesk:
                     "id": name,
                     "model": claim.model,
                     "uid": claim.uid,
-                    "pid": self._book.loads[name].pid if name in self._book.loads else None,
+                    "pid": self._ledger.loads[name].pid if name in self._ledger.loads else None,
                     "wanted_bytes": claim.size,
                     "granted_bytes": claim.granted,
                     "charged_bytes": charges[name],
@@ -130,7 +130,7 @@ class RootDesk:
         Raises PagecacheError when it does not fit.
         """
         self.sweep()
-        budgets = self._book.budgets
+        budgets = self._ledger.budgets
         sizes = {bytes.fromhex(name): size for name, size in files.items()}
         decision = budgets.decide_for_root(model, sizes, budget, headroom(os.getpid()))
         if decision.kind in ("queue", "refuse"):  # a command does not wait
@@ -140,7 +140,7 @@ class RootDesk:
 
     def _release(self, model: str) -> dict[str, Any]:
         """Take back what `admit` has noted."""
-        self._book.budgets.release(f"model:{model}")
+        self._ledger.budgets.release(f"model:{model}")
         return {}
 
     def sweep(self) -> None:
@@ -151,10 +151,10 @@ class RootDesk:
         if is_loaded():
             with suppress(PagecacheError), Device() as device:
                 names.update(tag.model for tag in device.tags())
-        for name, claim in list(self._book.budgets.claims.items()):
+        for name, claim in list(self._ledger.budgets.claims.items()):
             if not name.startswith("model:"):
                 continue
             if claim.model in names:
                 claim.tagged = True
             elif claim.tagged or time.monotonic() > claim.since + _UNTAGGED_SECONDS:
-                self._book.budgets.release(name)
+                self._ledger.budgets.release(name)

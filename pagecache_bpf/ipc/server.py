@@ -2,7 +2,7 @@
 """Takes connections, lines and descriptors, and lets nobody hold up the others.
 
 One thread does all input and output and never blocks.  A complete line goes to a handler in a
-worker thread (lanes.py); until it is answered, nothing more is read from that connection.  What
+worker thread (queues.py); until it is answered, nothing more is read from that connection.  What
 strangers send is bounded: length of a line, descriptors of a request, seconds from the first byte
 of a line to its end, seconds to take an answer, connections of a user and of all.
 
@@ -27,7 +27,7 @@ from typing import Protocol
 
 from pagecache_bpf.errors import PagecacheError, UsageError
 from pagecache_bpf.ipc import public_protocol
-from pagecache_bpf.ipc.user_threads import Lanes
+from pagecache_bpf.ipc.user_queues import UserQueues
 
 LINE_SECONDS = 10.0  # from the first byte of a request to its newline
 ANSWER_SECONDS = 30.0  # for the other side to take an answer
@@ -45,7 +45,7 @@ class Handler(Protocol):
     line_bytes: int
     fds_per_message: int
 
-    def lane(self, connection: Connection) -> object:
+    def queue(self, connection: Connection) -> object:
         """Whose threads the connection's work takes."""
 
     def request(self, connection: Connection, line: bytes, fds: list[int]) -> bytes | None:
@@ -82,8 +82,8 @@ class Connection:
     # What follows runs in the server's thread.
 
     @property
-    def lane(self) -> object:
-        return self.handler.lane(self)
+    def queue(self) -> object:
+        return self.handler.queue(self)
 
     def readable(self) -> None:
         room = socket.CMSG_LEN(4 * (self.handler.fds_per_message + 1))
@@ -128,8 +128,8 @@ class Connection:
             self.later(lambda: self.handler.request(self, line, fds))
 
     def later(self, call: Callable[[], bytes | None]) -> None:
-        """Answer the pending request by what the call returns, in one of the lane's threads."""
-        self._server.lanes.submit(self.lane, lambda: self._run(call))
+        """Answer the pending request by what the call returns, in one of the queue's threads."""
+        self._server.queues.submit(self.queue, lambda: self._run(call))
 
     def _run(self, call: Callable[[], bytes | None]) -> None:
         try:
@@ -196,14 +196,14 @@ class Connection:
             close_all(fds)
             self.handler.gone(self)
 
-        self._server.lanes.submit(self.lane, leave)
+        self._server.queues.submit(self.queue, leave)
 
 
 class Server:
     """The loop: listeners, connections, and calls from other threads."""
 
-    def __init__(self, lanes: Lanes | None = None) -> None:
-        self.lanes = lanes or Lanes()
+    def __init__(self, queues: UserQueues | None = None) -> None:
+        self.queues = queues or UserQueues()
         self.connections: set[Connection] = set()
         self._users: Counter[int] = Counter()
         self._selector = selectors.DefaultSelector()

@@ -19,7 +19,7 @@ import pytest
 
 from benchmarks.cachestat import PAGE_SIZE, drop, resident_pages
 from pagecache_bpf.cli.verbs import attach, serve, status
-from pagecache_bpf.controller.processes import CONNECTOR, PIDFD, Delays, Watch
+from pagecache_bpf.controller.processes import CONNECTOR, PIDFD, DiskDelays, ProcessWatch
 from pagecache_bpf.errors import PagecacheError
 from tests.native.controller import AGENT, Controller, load, opened, serving, tagged
 from tests.unit.command import undocumented
@@ -217,7 +217,7 @@ def test_a_load_ends_with_its_process(
 @pytest.mark.parametrize("how", [CONNECTOR, PIDFD])
 def test_ends_are_seen_both_ways(how: str) -> None:
     ended: list[int] = []
-    watch = Watch(ended.append, connector=how == CONNECTOR)
+    watch = ProcessWatch(ended.append, connector=how == CONNECTOR)
     if watch.how != how:
         pytest.skip(watch.why)
     with subprocess.Popen(["sleep", "60"]) as watched, subprocess.Popen(["sleep", "60"]) as other:
@@ -243,11 +243,11 @@ def test_waiting_for_the_disk_is_known_where_the_kernel_counts(tmp_path: Path) -
     reader = "import sys\nwhile sys.stdin.buffer.raw.read(4096): pass\nprint(1, flush=True)\n"
     try:
         switch.write_text("0")
-        delays = Delays()
+        delays = DiskDelays()
         assert "task_delayacct is 0" in delays.why and delays.of(os.getpid()) is None
         delays.close()
         switch.write_text("1")
-        delays = Delays()
+        delays = DiskDelays()
         if delays.why:
             pytest.skip(delays.why)
         with (

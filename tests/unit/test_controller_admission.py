@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pagecache_bpf.controller.admission import LEAST_BYTES, RULES, Budgets, Claim, refusal
-from pagecache_bpf.controller.ledger import headroom
+from pagecache_bpf.controller.load_ledger import headroom
 
 GB = 10**9
 

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from pagecache_bpf.cli.verbs import config as verb
 from pagecache_bpf.controller import config
 from pagecache_bpf.controller.config import Config, parse
-from pagecache_bpf.controller.configured_models import knobs_for
-from pagecache_bpf.controller.file_settings import Settings
+from pagecache_bpf.controller.model_tagger import knobs_for
+from pagecache_bpf.controller.resolved_config import ResolvedConfig
 from pagecache_bpf.errors import PagecacheError, UsageError
 from tests.unit.command import ROOT, run, undocumented
 
@@ -160,12 +160,14 @@ def test_budgets_reach_the_knob(tmp_path: Path) -> None:
         (tmp_path / f"{name}.gguf").write_bytes(b"x" * 4096)
     where = [f"[[model]]\npath = '{tmp_path}/{name}.gguf'\n" for name in ("a", "b")]
     policy = "policy = 'sequential'\nbudget = '1GiB'\n"
-    settings = Settings(parse("".join(each + policy for each in where).encode(), SOURCE))
+    settings = ResolvedConfig(parse("".join(each + policy for each in where).encode(), SOURCE))
     if settings.missing:
         pytest.skip("the temporary directory has no page cache")
     assert knobs_for("sequential", settings) == {"budget_mib": 2048}
     total = "total_budget = '1GiB'\n" + "".join(each + policy for each in where)
-    assert knobs_for("sequential", Settings(parse(total.encode(), SOURCE))) == {"budget_mib": 1024}
+    assert knobs_for("sequential", ResolvedConfig(parse(total.encode(), SOURCE))) == {
+        "budget_mib": 1024
+    }
     assert knobs_for("noop", settings) == {}
     assert settings.budgets == {"a.gguf": 1 << 30, "b.gguf": 1 << 30}
     paths = [str(tmp_path / "b.gguf")]

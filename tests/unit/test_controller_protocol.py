@@ -20,7 +20,7 @@ from pagecache_bpf.errors import PagecacheError, PrivilegeError, UnsupportedErro
 from pagecache_bpf.ipc import public_protocol
 from pagecache_bpf.ipc.public_protocol import Client, check_request
 from pagecache_bpf.ipc.server import Connection, Server, close_all
-from pagecache_bpf.ipc.user_threads import Lanes
+from pagecache_bpf.ipc.user_queues import UserQueues
 
 
 def line(**members: Any) -> bytes:
@@ -130,7 +130,7 @@ class Echo:
         self.left: list[int] = []
         self.gate = threading.Event()
 
-    def lane(self, connection: Connection) -> object:
+    def queue(self, connection: Connection) -> object:
         return connection.uid
 
     def request(self, connection: Connection, line: bytes, fds: list[int]) -> bytes | None:
@@ -152,7 +152,7 @@ def echo(tmp_path: Path) -> Iterator[tuple[Path, Echo]]:
     path = tmp_path / "sock"
     listener = socket.socket(socket.AF_UNIX)
     listener.bind(str(path))
-    handler, server, stop = Echo(), Server(Lanes()), threading.Event()
+    handler, server, stop = Echo(), Server(UserQueues()), threading.Event()
     server.listen(listener, handler)
 
     def run() -> None:
@@ -255,18 +255,18 @@ def test_nobody_waits_for_a_slow_one(
 
 
 def test_a_user_has_its_own_threads() -> None:
-    """One lane that hangs leaves the others alone, however much it has to do."""
-    lanes, gate, done = Lanes(per_lane=2, total=8), threading.Event(), threading.Event()
+    """One user whose work hangs leaves the others alone, however much it has to do."""
+    queues, gate, done = UserQueues(per_user=2, total=8), threading.Event(), threading.Event()
 
     def hang() -> None:
         gate.wait(20)
 
     for _ in range(20):
-        lanes.submit("hanging", hang)
-    lanes.submit("other", done.set)
+        queues.submit("hanging", hang)
+    queues.submit("other", done.set)
     assert done.wait(5)
     gate.set()
-    assert lanes.wait_idle(10)
+    assert queues.wait_idle(10)
 
 
 def test_hanging_up_is_noticed_in_the_middle(echo: tuple[Path, Echo]) -> None:

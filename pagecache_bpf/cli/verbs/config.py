@@ -67,7 +67,7 @@ def run(args: argparse.Namespace, out: Output) -> int:
 
 def _check(args: argparse.Namespace, out: Output) -> int:
     from pagecache_bpf.controller import config
-    from pagecache_bpf.controller.file_settings import Settings
+    from pagecache_bpf.controller.resolved_config import ResolvedConfig
 
     found = config.load(args.file)
     wrong = config.check_policies(found)
@@ -77,7 +77,7 @@ def _check(args: argparse.Namespace, out: Output) -> int:
             "; ".join(wrong),
             "See `pagecache-bpf policy list` and `pagecache-bpf policy show NAME`",
         )
-    warnings = Settings(found).missing
+    warnings = ResolvedConfig(found).missing
 
     def human(console: Console) -> None:
         rows = [("correct", str(found.source) if found.source else "no file: defaults")]

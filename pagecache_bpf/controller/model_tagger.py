@@ -7,10 +7,10 @@ import logging
 import os
 
 from pagecache_bpf.controller.admission import Claim
-from pagecache_bpf.controller.client_files import File, check_descriptor
-from pagecache_bpf.controller.file_settings import Configured, Settings
-from pagecache_bpf.controller.governed import Engines, Placed
-from pagecache_bpf.controller.ledger import Book
+from pagecache_bpf.controller.client_files import ClientFile, check_descriptor
+from pagecache_bpf.controller.engine_control import EngineControl, PlacedTag
+from pagecache_bpf.controller.load_ledger import LoadLedger
+from pagecache_bpf.controller.resolved_config import ConfiguredModel, ResolvedConfig
 from pagecache_bpf.errors import PagecacheError, UsageError
 from pagecache_bpf.kernel.file_key import open_to_read
 from pagecache_bpf.policy import catalog
@@ -19,18 +19,18 @@ _log = logging.getLogger(__name__)
 BUDGET_KNOB = "budget_mib"
 
 
-class Keeper:
+class ModelTagger:
     """Keeps the tags as the configuration wants them."""
 
-    def __init__(self, engines: Engines, book: Book) -> None:
-        self._engines, self._book = engines, book
-        self._placed: dict[bytes, tuple[str, Placed]] = {}  # with the model's name
+    def __init__(self, engines: EngineControl, ledger: LoadLedger) -> None:
+        self._engines, self._ledger = engines, ledger
+        self._placed: dict[bytes, tuple[str, PlacedTag]] = {}  # with the model's name
 
-    def placed(self) -> dict[bytes, Placed]:
+    def placed(self) -> dict[bytes, PlacedTag]:
         """The tags that are set because of the configuration, by file."""
         return {key: placed for key, (_, placed) in self._placed.items()}
 
-    def apply(self, settings: Settings) -> list[str]:
+    def apply(self, settings: ResolvedConfig) -> list[str]:
         """Tag what is configured and untag what is not any more; returns what failed."""
         failed = list(settings.missing)
         wanted = {each.name: each for each in settings.models if each.config.policy}
@@ -39,9 +39,9 @@ class Keeper:
             if model is None or model.config.policy != placed.policy:
                 self._engines.untag(placed)
                 del self._placed[key]
-        for name in [each for each in self._book.budgets.claims if each.startswith("config:")]:
+        for name in [each for each in self._ledger.budgets.claims if each.startswith("config:")]:
             if name.removeprefix("config:") not in wanted:
-                self._book.budgets.release(name)
+                self._ledger.budgets.release(name)
         for model in wanted.values():
             try:
                 self._tag(model, knobs_for(model.config.policy or "", settings))
@@ -51,12 +51,12 @@ class Keeper:
             _log.warning("%s", sentence)
         return failed
 
-    def _tag(self, model: Configured, knobs: dict[str, int]) -> None:
+    def _tag(self, model: ConfiguredModel, knobs: dict[str, int]) -> None:
         policy = model.config.policy or ""
         engine, _ = self._engines.ensure(policy, knobs)
         name = catalog.find(policy).name
-        files: dict[bytes, File] = {}
-        fresh: dict[bytes, Placed] = {}
+        files: dict[bytes, ClientFile] = {}
+        fresh: dict[bytes, PlacedTag] = {}
         try:
             for path in model.model.files:
                 fd = open_to_read(path)
@@ -76,14 +76,14 @@ class Keeper:
             for key, placed in self._engines.locate(fresh, list(files.values())).items():
                 self._placed[key] = (model.name, placed)
         sizes = {key: file.size for key, file in files.items()}
-        budgets = self._book.budgets
+        budgets = self._ledger.budgets
         budgets.release(f"config:{model.name}")
         decision = budgets.decide(model.name, sizes)
         _log.info("model %s: %s", model.name, decision.message)
         budgets.claim(f"config:{model.name}", Claim(model.name, 0, sizes, decision.granted))
 
 
-def knobs_for(policy: str, settings: Settings) -> dict[str, int]:
+def knobs_for(policy: str, settings: ResolvedConfig) -> dict[str, int]:
     """Knobs of a policy: those configured, and the budget of its models together.
 
     The budget goes to the knob budget_mib, which policies bound their prefetching by.

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from pagecache_bpf.agent.readers import sees_readers
-from pagecache_bpf.controller.governed import AGENT, Engines
+from pagecache_bpf.controller.engine_control import AGENT, EngineControl
 from pagecache_bpf.errors import PagecacheError
 from pagecache_bpf.kernel import libbpf
 from pagecache_bpf.kernel.bpf_maps import MapFile
@@ -33,10 +33,10 @@ def node_of(devices: Sequence[dict[str, Any]]) -> int | None:
     return node if node in nodes() else None
 
 
-class Hints:
+class NodeHints:
     """What has been written: process -> loads with their policy."""
 
-    def __init__(self, engines: Engines) -> None:
+    def __init__(self, engines: EngineControl) -> None:
         self._engines = engines
         self._lock = threading.Lock()
         self._loads: dict[int, dict[str, str]] = {}

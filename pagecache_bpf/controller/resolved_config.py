@@ -13,7 +13,7 @@ from pagecache_bpf.weights.models import Model, resolve
 
 
 @dataclass(frozen=True)
-class Configured:
+class ConfiguredModel:
     """A [[model]] whose files were found."""
 
     model: Model
@@ -30,7 +30,7 @@ class Configured:
         return self.config.keep
 
 
-class Settings:
+class ResolvedConfig:
     """A configuration and the models that it names, as their files are now.
 
     policies: those of loads.policies that there are.  missing: sentences about models that were
@@ -41,11 +41,11 @@ class Settings:
         self.config = config
         known = {each.name for each in catalog.discover()}
         self.policies = [name for name in config.policies if name in known]
-        self.models: list[Configured] = []
+        self.models: list[ConfiguredModel] = []
         self.missing: list[str] = []
         for each in config.models:
             try:
-                self.models.append(Configured(resolve(each.path, each.name), each))
+                self.models.append(ConfiguredModel(resolve(each.path, each.name), each))
             except PagecacheError as error:
                 self.missing.append(str(error))
         self._by_path = {str(path): found for found in self.models for path in found.model.files}
@@ -59,6 +59,6 @@ class Settings:
             if found.config.budget is not None
         }
 
-    def model_of(self, paths: Iterable[str]) -> Configured | None:
+    def model_of(self, paths: Iterable[str]) -> ConfiguredModel | None:
         """The configured model that any of these files is of."""
         return next((self._by_path[path] for path in paths if path in self._by_path), None)

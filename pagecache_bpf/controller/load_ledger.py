@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Loads: a client's files under a policy, for as long as the client lives.
 
-The book knows every open load, which files they share, and which tags were set for them.  A tag
+The ledger knows every open load, which files they share, and which tags were set for them.  A tag
 goes with the last load that needs it; tags of root stay.
 """
 
@@ -20,11 +20,11 @@ from typing import TYPE_CHECKING, Any
 
 from pagecache_bpf.agent.read_threads import drop as drop_pages
 from pagecache_bpf.controller.admission import Budgets, Claim, Decision
-from pagecache_bpf.controller.affinity_hints import Hints, node_of
-from pagecache_bpf.controller.client_files import File
-from pagecache_bpf.controller.governed import Engines, Placed
-from pagecache_bpf.controller.load_templates import Templates, keys_of
-from pagecache_bpf.controller.processes import Delays
+from pagecache_bpf.controller.client_files import ClientFile
+from pagecache_bpf.controller.engine_control import EngineControl, PlacedTag
+from pagecache_bpf.controller.load_templates import LoadTemplates, keys_of
+from pagecache_bpf.controller.node_hints import NodeHints, node_of
+from pagecache_bpf.controller.processes import DiskDelays
 from pagecache_bpf.errors import PagecacheError
 from pagecache_bpf.kernel import cgroups
 from pagecache_bpf.kernel.cachestat import PAGE_SIZE, cached_pages
@@ -46,7 +46,7 @@ class Load:
     model: str
     uid: int
     pid: int
-    files: tuple[File, ...]
+    files: tuple[ClientFile, ...]
     decision: Decision
     budget: int | None
     devices: tuple[dict[str, Any], ...] = ()
@@ -72,27 +72,27 @@ class Load:
         return sum(file.size for file in self.files)
 
 
-class Book:
+class LoadLedger:
     """Every open load.  Its methods may be called from any thread."""
 
     def __init__(
-        self, engines: Engines, budgets: Budgets, changed: Callable[[], None] = lambda: None
+        self, engines: EngineControl, budgets: Budgets, changed: Callable[[], None] = lambda: None
     ) -> None:
         """changed: called, holding no lock, when tags have been set or taken off."""
         self.engines = engines
         self._changed = changed
         self.budgets = budgets
         self.loads: dict[str, Load] = {}
-        self.templates = Templates(engines)
-        self.hints = Hints(engines)
-        self.delays: Delays | None = None
+        self.templates = LoadTemplates(engines)
+        self.hints = NodeHints(engines)
+        self.delays: DiskDelays | None = None
         self._lock = threading.RLock()
         self._users: dict[bytes, set[str]] = {}  # file -> loads that read it
-        self._placed: dict[bytes, Placed] = {}  # tags that were set for loads
+        self._placed: dict[bytes, PlacedTag] = {}  # tags that were set for loads
 
     def admit(
         self,
-        files: Sequence[File],
+        files: Sequence[ClientFile],
         *,
         model: str,
         uid: int,
@@ -148,7 +148,7 @@ class Book:
         not attached yet, its knobs and engine.  template: its text; None: derived.
         """
         load.resident_at_open = sum(_resident(fd) for fd in fds)
-        self.delays = self.delays or Delays()
+        self.delays = self.delays or DiskDelays()
         load.delay_at_open = self.delays.of(load.pid)
         assigned = None
         try:
@@ -166,7 +166,7 @@ class Book:
             if load.closed is not None:
                 return
             taken = self.engines.governors(load.files)
-            fresh: dict[bytes, Placed] = {}
+            fresh: dict[bytes, PlacedTag] = {}
             for fd, file in zip(fds, load.files, strict=True):
                 try:
                     by = taken.get(file.key)
@@ -235,7 +235,7 @@ class Book:
         with self._lock:
             return set(self._users.get(key, ()))
 
-    def placed(self) -> dict[bytes, Placed]:
+    def placed(self) -> dict[bytes, PlacedTag]:
         """The tags that were set for loads, by file."""
         with self._lock:
             return dict(self._placed)
@@ -297,7 +297,7 @@ def headroom(pid: int) -> int | None:
     return min((each for each in found if each is not None), default=None)
 
 
-def resident(file: File) -> int:
+def resident(file: ClientFile) -> int:
     """Bytes of a file in the page cache; 0 for one that is gone."""
     with suppress(PagecacheError, OSError):
         fd = file.open_again()
@@ -314,7 +314,7 @@ def _resident(fd: int) -> int:
     return 0
 
 
-def drop_file(file: File) -> int:
+def drop_file(file: ClientFile) -> int:
     """Drop a file's pages; how many bytes went."""
     try:
         fd = file.open_again()

@@ -15,7 +15,7 @@ from contextlib import suppress
 from pagecache_bpf.agent.queue_depth import DEFAULT_DEPTH
 from pagecache_bpf.agent.read_threads import Extent, Source
 from pagecache_bpf.agent.workers import Place, Pools
-from pagecache_bpf.controller.client_files import File
+from pagecache_bpf.controller.client_files import ClientFile
 from pagecache_bpf.errors import PagecacheError
 from pagecache_bpf.kernel import cgroups
 from pagecache_bpf.kernel.cachestat import PAGE_SIZE
@@ -24,7 +24,7 @@ from pagecache_bpf.kernel.cachestat import PAGE_SIZE
 QUEUE_BYTES = 64 << 30
 
 
-class Prefetchers:
+class PrefetchQueues:
     """The users' queues; made when first needed.
 
     started: told the number of each worker process, whose reads are no client's.
@@ -41,7 +41,7 @@ class Prefetchers:
         uid: int,
         pid: int,
         fd: int,
-        file: File,
+        file: ClientFile,
         extents: Sequence[Sequence[int]],
         node: int,
         room: int | None,

@@ -15,7 +15,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 
 from pagecache_bpf.agent.service import Service
-from pagecache_bpf.controller.client_files import File
+from pagecache_bpf.controller.client_files import ClientFile
 from pagecache_bpf.errors import PagecacheError, UnsupportedError, UsageError
 from pagecache_bpf.kernel import abi, kmod
 from pagecache_bpf.kernel.control_device import Device
@@ -27,7 +27,7 @@ _Identity = tuple[int, int, int, int]
 
 
 @dataclass(frozen=True)
-class Placed:
+class PlacedTag:
     """A tag that the controller has set: on which engine, for which policy, of which file."""
 
     engine: str
@@ -36,7 +36,7 @@ class Placed:
     identity: _Identity | None = None  # the module's
 
 
-class Engines:
+class EngineControl:
     """Every method takes the lock that the root socket's operations hold too."""
 
     def __init__(self, service: Service, lock: threading.RLock) -> None:
@@ -105,11 +105,11 @@ class Engines:
             _log.info("attached %s on engine %s", info.name, engine)
             return engine, why
 
-    def governor_of(self, file: File) -> str | None:
+    def governor_of(self, file: ClientFile) -> str | None:
         """The policy that governs a file; None if none does."""
         return self.governors([file]).get(file.key)
 
-    def governors(self, files: Sequence[File]) -> dict[bytes, str]:
+    def governors(self, files: Sequence[ClientFile]) -> dict[bytes, str]:
         """The policies that govern these files, by key; a file that none governs is left out."""
         found = {}
         with self.lock:
@@ -126,7 +126,7 @@ class Engines:
                             found[key] = tag.policy
         return found
 
-    def tag(self, fd: int, file: File, policy: str, engine: str, model: str) -> Placed:
+    def tag(self, fd: int, file: ClientFile, policy: str, engine: str, model: str) -> PlacedTag:
         """Have a policy govern an open file.  Raises UsageError (it is tagged already, ...)."""
         with self.lock:
             if engine == AGENT:
@@ -134,13 +134,15 @@ class Engines:
                 if path is None:
                     raise UsageError(f"{file.path} was not tagged", "its path does not lead to it")
                 self.service.tag(fd, policy, model, path, False)
-                return Placed(AGENT, policy, file.key)
+                return PlacedTag(AGENT, policy, file.key)
             with Device() as device:
                 device.tag(fd, policy=policy, model=model, path=file.path)
             self.service.observe(fd, policy, model, file.path)
-            return Placed(STRUCT_OPS, policy, file.key)
+            return PlacedTag(STRUCT_OPS, policy, file.key)
 
-    def locate(self, placed: Mapping[bytes, Placed], files: Sequence[File]) -> dict[bytes, Placed]:
+    def locate(
+        self, placed: Mapping[bytes, PlacedTag], files: Sequence[ClientFile]
+    ) -> dict[bytes, PlacedTag]:
         """The same tags with the identities that the module knows them by, to untag them."""
         paths = {file.path: file.key for file in files if file.key in placed}
         found = dict(placed)
@@ -152,7 +154,7 @@ class Engines:
                         found[key] = replace(placed[key], identity=tag.identity)
         return found
 
-    def untag(self, placed: Placed) -> None:
+    def untag(self, placed: PlacedTag) -> None:
         """Take back a tag; one that is gone already is no error."""
         with self.lock:
             self.service.observed.forget(placed.key)

@@ -18,7 +18,7 @@ from typing import Any
 
 from pagecache_bpf._run_dir import RUN_DIR
 from pagecache_bpf.agent.service import Service
-from pagecache_bpf.controller.governed import STRUCT_OPS, Engines, Placed
+from pagecache_bpf.controller.engine_control import STRUCT_OPS, EngineControl, PlacedTag
 from pagecache_bpf.errors import PagecacheError
 from pagecache_bpf.kernel.file_key import key_of
 from pagecache_bpf.policy import catalog
@@ -59,7 +59,7 @@ def forget(path: Path = PATH) -> None:
     path.unlink(missing_ok=True)
 
 
-def save_kernel(own: Mapping[str, str], placed: Iterable[Placed], path: Path = KERNEL) -> None:
+def save_kernel(own: Mapping[str, str], placed: Iterable[PlacedTag], path: Path = KERNEL) -> None:
     """Write down which of the kernel's policies and tags are this controller's."""
     mine = [name for name, engine in own.items() if engine == STRUCT_OPS]
     tags = [each.identity for each in placed if each.identity is not None]
@@ -69,7 +69,7 @@ def save_kernel(own: Mapping[str, str], placed: Iterable[Placed], path: Path = K
         path.unlink(missing_ok=True)
 
 
-def adopt_kernel(engines: Engines, path: Path = KERNEL) -> None:
+def adopt_kernel(engines: EngineControl, path: Path = KERNEL) -> None:
     """Take over a killed controller's policies; its loads have ended, so their tags go."""
     try:
         content = json.loads(path.read_bytes())
@@ -81,7 +81,7 @@ def adopt_kernel(engines: Engines, path: Path = KERNEL) -> None:
         _log.warning("%s cannot be used: %s", path, error)
         return
     for identity in tags:
-        engines.untag(Placed(STRUCT_OPS, "", b"", identity))
+        engines.untag(PlacedTag(STRUCT_OPS, "", b"", identity))
     attached = engines.attached()
     engines.own.update({name: STRUCT_OPS for name in mine if attached.get(name) == STRUCT_OPS})
     _log.info("took over %d policies, took %d tags of loads away", len(engines.own), len(tags))
