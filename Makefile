@@ -24,7 +24,7 @@ GUEST_KREL = $(shell ls -d /lib/modules/6.12*/build 2>/dev/null | sort -V | tail
 RUNNING := $(shell uname -r)
 KREL ?= $(GUEST_KREL)
 
-.PHONY: help deps build peers bpf kmod check format docs docs-site test test-unit test-native test-vm test-numa \
+.PHONY: help deps build peers bpf kmod check format coverage docs docs-site test test-unit test-native test-vm test-numa \
 	test-torch test-old vm vm-shell vm-debug debug-kernel demo bench install uninstall clean
 
 help: ## list the targets
@@ -95,10 +95,18 @@ docs-site: build ## the documentation and the reference of the package as one si
 TEST_STEPS := "-j1 check" "-j2 --output-sync test-unit test-numa" "-j1 test-native test-vm"
 test: build ## everything; what is skipped says why
 	@status=0; for step in $(TEST_STEPS); do $(MAKE) --keep-going $$step || status=1; done; \
+		$(MAKE) --no-print-directory coverage || status=1; \
 		$(PY) -m tools.summary || status=1; exit $$status
 
+# The lines that these tests reach are recorded, in the commands that they start, too; `make test`
+# prints the share at its end.  Some of those commands run as another user, who has to write there.
 test-unit: build ## tests without root
-	$(PY) -m pytest tests/unit tests/repo -rs --junitxml=build/test/unit.xml
+	$(Q)rm -rf build/coverage && install -d -m 1777 build/coverage
+	$(PY) -m coverage run -m pytest tests/unit tests/repo -rs --junitxml=build/test/unit.xml
+
+coverage: ## the lines of the package that the last `make test-unit` reached
+	$(Q)$(PY) -m coverage combine --quiet --keep
+	$(Q)$(PY) -m coverage report
 
 test-native: build ## tests that need root and this kernel
 	$(PY) -m pytest tests/native -rs --junitxml=build/test/native.xml
