@@ -24,7 +24,7 @@ GUEST_KREL = $(shell ls -d /lib/modules/6.12*/build 2>/dev/null | sort -V | tail
 RUNNING := $(shell uname -r)
 KREL ?= $(GUEST_KREL)
 
-.PHONY: help deps build peers bpf kmod check format coverage docs docs-site test test-unit test-native test-vm test-numa \
+.PHONY: help deps build peers bpf kmod check format coverage docs docs-site mutate test test-unit test-native test-vm test-numa \
 	test-torch test-old vm vm-shell vm-debug debug-kernel demo bench install uninstall clean
 
 help: ## list the targets
@@ -86,6 +86,12 @@ format: ## format all sources
 docs: ## write what is generated from the code: ABI for Python, man page, metrics
 	$(PY) tools/gen_abi.py
 	$(PY) -m tools.generate_docs --write
+
+# Not part of `make test`: it runs the unit tests of a module anew for each line that it breaks.
+MUTATE_SECONDS ?= 1200
+mutate: build ## break lines on purpose: do the unit tests notice? (MUTATE_SECONDS=, MODULES=)
+	$(Q)$(PY) -m pip install -q --disable-pip-version-check -e '.[mutate]'
+	$(PY) -m tools.mutate --seconds $(MUTATE_SECONDS) $(MODULES)
 
 docs-site: build ## the documentation and the reference of the package as one site, in build/site
 	$(PY) -m tools.docs_site
