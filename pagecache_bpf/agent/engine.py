@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import array
 import ctypes
-import errno
 import os
 import sys
 import threading
@@ -32,7 +31,7 @@ from pagecache_bpf.errors import PolicyRejected, UnsupportedError, UsageError
 from pagecache_bpf.kernel import abi, bpf_maps, libbpf
 from pagecache_bpf.kernel.abi import COUNTERS, Hook, RequestKind
 from pagecache_bpf.kernel.cachestat import cached_pages
-from pagecache_bpf.kernel.file_key import key_of
+from pagecache_bpf.kernel.file_key import key_of, reopen, reopen_descriptor
 from pagecache_bpf.kernel.inode_filter import InodeBits
 from pagecache_bpf.kernel.own_processes import OwnProcesses
 from pagecache_bpf.kernel.verifier_log import boil_down
@@ -134,6 +133,8 @@ class Agent:
         if self._pressure:
             self._pressure.close()
         self._pools.stop()
+        for tag in self.tags.values():
+            tag.let_go()
         for device, tuner in self._tuners.items():
             if tuner.learned:
                 self._depths.learned(device, tuner.depth, int(tuner.bytes_per_second))
@@ -142,44 +143,37 @@ class Agent:
 
     # --- files ---
 
-    def tag(self, fd: int, model: str, path: str) -> FileTag:
-        """Govern an open file; it is opened anew, by its path, whenever there is work.
+    def tag(self, fd: int, model: str, path: str, hold: bool = False) -> FileTag:
+        """Govern an open file.
 
-        Raises UsageError for one that cannot be opened by that path.
+        Args:
+            fd: the file, open for reading; it stays the caller's.
+            model: name of the model that the file belongs to.
+            path: where the file is; for people, and to open it again.
+            hold: keep a descriptor of it until it is untagged, instead of opening it by its path
+                whenever there is work.  For files of others, who could change what the path
+                leads to; such a file keeps its file system busy.
+
+        Raises:
+            UsageError: it cannot be opened by that path.
         """
         key = key_of(fd)
-
-        def opener() -> int:
-            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-            if key_of(fd) != key:
-                os.close(fd)
-                raise FileNotFoundError(errno.ENOENT, "another file has its name now", path)
-            return fd
-
-        source = Source(opener)
+        held = reopen_descriptor(fd) if hold else -1
+        source = Source(lambda: os.dup(held) if hold else reopen(key, path))
         try:
             source.acquire()
         except OSError as error:
             raise UsageError(f"{path} was not tagged", error.strerror or str(error)) from error
         source.release()
-        identity = abi.pagecache_file_key.from_buffer_copy(key)
         number = self._models.setdefault(model, len(self._models) + 1)
-        tag = FileTag(
-            key,
-            identity.dev_major,
-            identity.dev_minor,
-            identity.ino,
-            identity.generation,
-            model,
-            number,
-            path,
-            source,
-        )
+        tag = FileTag.of(key, model, number, path, source, held)
         if tag.device not in self._tuners:
             depth = max(self._depths.of(fd).depth, DEFAULT_DEPTH)
             self._tuners[tag.device] = Tuner(depth, LEAST_DEPTH)
         if key not in self.tags:
             self._inodes.add(key)
+        else:
+            self.tags[key].let_go()
         self.tags[key] = tag
         self._tag_of[source] = tag
         before, after = self._sequence.add(tag)
@@ -212,6 +206,7 @@ class Agent:
         with self._lock:
             self._orders.governed -= tag.resident_pages()
             self._give_orders()
+        tag.let_go()
         return True
 
     def settle(self, seconds: float) -> bool:

@@ -74,9 +74,16 @@ class Service:
         return {"exit": next(each for each in reversed(self.exits) if each["policy"] == policy)}
 
     def tag(
-        self, fd: int, policy: str, model: str, path: str, replace: bool, observe: bool = True
+        self,
+        fd: int,
+        policy: str,
+        model: str,
+        path: str,
+        replace: bool,
+        observe: bool = True,
+        hold: bool = False,
     ) -> dict[str, Any]:
-        """Govern a file."""
+        """Govern a file.  hold: keep it open, instead of opening it by its path for each read."""
         agent = self._agent(policy)
         key = key_of(fd)
         for name, other in self.agents.items():
@@ -87,7 +94,7 @@ class Service:
                     "Untag it first, or ask for the tag to be replaced",
                 )
             other.untag(key)
-        agent.tag(fd, model, path)
+        agent.tag(fd, model, path, hold)
         if observe:
             self.observed.add(key, fd, policy, model, path, "agent")
         return {}

@@ -27,7 +27,27 @@ class FileTag:
     model_id: int
     path: str
     source: Source
+    held: int = -1  # a descriptor that was kept for the source to duplicate; -1: none
     next: FileTag | None = None  # what is read after it, if its model is read in order
+
+    @classmethod
+    def of(
+        cls, key: bytes, model: str, model_id: int, path: str, source: Source, held: int
+    ) -> FileTag:
+        """Make the tag of a file from its key, the bytes of a struct pagecache_file_key."""
+        identity = abi.pagecache_file_key.from_buffer_copy(key)
+        return cls(
+            key,
+            identity.dev_major,
+            identity.dev_minor,
+            identity.ino,
+            identity.generation,
+            model,
+            model_id,
+            path,
+            source,
+            held,
+        )
 
     def record(self) -> bytes:
         """What the programs are told of it."""
@@ -61,9 +81,19 @@ class FileTag:
     def size_bytes(self) -> int:
         """Its size now; 0 for a file that is gone."""
         try:
-            return os.stat(self.path).st_size
+            fd = self.source.acquire()
         except OSError:
             return 0
+        try:
+            return os.fstat(fd).st_size
+        finally:
+            self.source.release()
+
+    def let_go(self) -> None:
+        """Close the descriptor that was kept for it, if there is one."""
+        held, self.held = self.held, -1
+        if held >= 0:
+            os.close(held)
 
     def as_json(self) -> dict[str, Any]:
         """As the agent's socket tells it."""

@@ -23,6 +23,7 @@ import struct
 import sys
 import threading
 from collections import deque
+from contextlib import suppress
 from dataclasses import dataclass
 
 #: Bytes read by one system call, and the alignment of chunks.
@@ -189,7 +190,10 @@ class Worker:
             job, start, end = self._take()
             if bound != self._binding[0]:
                 bound, node, cpus = self._binding
-                os.sched_setaffinity(0, cpus)
+                # The cgroup of the reader may allow none of these CPUs (a cpuset): then this thread
+                # runs where it may, and the memory still comes from that node.
+                with suppress(OSError):
+                    os.sched_setaffinity(0, cpus)
                 prefer_node(node)
             code = 0
             try:

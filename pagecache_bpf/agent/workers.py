@@ -63,12 +63,16 @@ class Pool:
     def __init__(self) -> None:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
-            self.process = subprocess.Popen(
-                [sys.executable, "-I", "-S", worker.__file__, str(theirs.fileno())],
-                stdin=subprocess.DEVNULL,
-                pass_fds=[theirs.fileno()],
-                cwd="/",
-            )
+            try:
+                self.process = subprocess.Popen(
+                    [sys.executable, "-I", "-S", worker.__file__, str(theirs.fileno())],
+                    stdin=subprocess.DEVNULL,
+                    pass_fds=[theirs.fileno()],
+                    cwd="/",
+                )
+            except BaseException:
+                ours.close()
+                raise
         self.socket = ours
         self.place = Place()
         self.waiting: deque[tuple[int, Extent]] = deque()
@@ -188,10 +192,15 @@ class Pools:
                 self.totals.cancelled_bytes += extent.length
                 failed = [(extent, extent.start + extent.length, extent.length)]
             else:
-                pool = self._pool(place or Place())
-                self._number += 1
-                pool.waiting.append((self._number, extent))
-                failed = self._feed(pool)
+                try:
+                    pool = self._pool(place or Place())
+                except OSError as error:  # no process can be started: the reader reads by itself
+                    self._count(error.errno or errno.EAGAIN)
+                    failed = [(extent, extent.start + extent.length, extent.length)]
+                else:
+                    self._number += 1
+                    pool.waiting.append((self._number, extent))
+                    failed = self._feed(pool)
         self._report(failed)
 
     def cancel(self, owner: int | None, file: object | None = None) -> None:
@@ -378,7 +387,9 @@ class Pools:
                 if self._stopping:
                     return
                 if self._spare is None and time.monotonic() >= self._spare_taken + SPARE_SECONDS:
-                    self._spare = self._start()
+                    self._spare_taken = time.monotonic()  # if it cannot be started: tried again
+                    with suppress(OSError):
+                        self._spare = self._start()
                 self._go_home()
 
     def _take(self, pool: Pool) -> list[tuple[Extent, int, int]]:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pagecache_bpf.errors import PrivilegeError, UsageError
-from pagecache_bpf.kernel.file_key import key_of
+from pagecache_bpf.kernel.file_key import key_of, reopen
 from pagecache_bpf.kernel.kernelfs import LIVE
 
 #: What users can mount by themselves, and make hang: FUSE, and overlayfs on top of it.
@@ -40,27 +40,15 @@ class ClientFile:
         """A descriptor of it.  Raises UsageError when it is not to be found any more."""
         for path in self.paths():
             with suppress(OSError):
-                # Whatever may lie there now: do not wait for it and have no side effects.
-                fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
-                try:
-                    if stat.S_ISREG(os.fstat(fd).st_mode) and key_of(fd) == self.key:
-                        return fd
-                except BaseException:
-                    os.close(fd)
-                    raise
-                os.close(fd)
+                return reopen(self.key, path)
         raise UsageError(f"{self.path} is gone", "another file has its name now, or none")
 
     def reachable_path(self) -> str | None:
         """The path that leads to it from here; None if none does."""
         for path in self.paths():
             with suppress(OSError):
-                fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
-                try:
-                    if key_of(fd) == self.key:
-                        return path
-                finally:
-                    os.close(fd)
+                os.close(reopen(self.key, path))
+                return path
         return None
 
 

@@ -20,7 +20,7 @@ from pagecache_bpf._run_dir import RUN_DIR
 from pagecache_bpf.agent.service import Service
 from pagecache_bpf.controller.engine_control import STRUCT_OPS, EngineControl, PlacedTag
 from pagecache_bpf.errors import PagecacheError
-from pagecache_bpf.kernel.file_key import key_of
+from pagecache_bpf.kernel.file_key import reopen
 from pagecache_bpf.policy import catalog
 
 PATH = RUN_DIR / "state.json"
@@ -115,10 +115,8 @@ def restore(service: Service, path: Path = PATH) -> list[str]:
 
 
 def _tag(service: Service, tag: dict[str, Any]) -> None:
-    fd = os.open(tag["path"], os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+    fd = reopen(bytes.fromhex(tag["key"]), tag["path"])
     try:
-        if key_of(fd).hex() != tag["key"]:
-            raise ValueError("another file has its name now")
         service.tag(fd, tag["policy"], tag["model"], tag["path"], False)
     finally:
         os.close(fd)

@@ -54,18 +54,74 @@ def reopen(key: bytes, path: str | Path) -> int:
     found = os.open(path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
         if not stat.S_ISREG(os.fstat(found).st_mode):
-            raise FileNotFoundError(errno.ESTALE, "another kind of file has its name", str(path))
+            raise FileNotFoundError(errno.ESTALE, "what has its name now is no file", str(path))
         flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY
         fd = os.open(f"/proc/self/fd/{found}", flags)
     finally:
         os.close(found)
     try:
         if key_of(fd) != key:
-            raise FileNotFoundError(errno.ESTALE, "another file has its name", str(path))
+            raise FileNotFoundError(errno.ESTALE, "another file has its name now", str(path))
     except BaseException:
         os.close(fd)
         raise
     return fd
+
+
+def reopen_descriptor(fd: int) -> int:
+    """Open the file behind a descriptor anew, without a path that anybody could have changed.
+
+    The new descriptor has flags and a position of its own, so that whoever passed `fd` cannot
+    change them under this process.  Where the file system refuses root (NFS with root_squash) it
+    is a duplicate of `fd` instead.
+
+    Args:
+        fd: an open descriptor of a regular file.
+
+    Returns:
+        A descriptor that is open for reading, does not block and is closed on exec.
+
+    Raises:
+        OSError: `fd` is not open, or this process has no descriptor left.
+    """
+    flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY
+    try:
+        return os.open(f"/proc/self/fd/{fd}", flags)
+    except OSError as error:
+        if error.errno in (errno.EMFILE, errno.ENFILE):
+            raise
+        return os.dup(fd)
+
+
+def read_small_file(path: str | Path, most: int) -> bytes:
+    """Read a file that lies beside weights and that anybody may have put there.
+
+    It is opened as a path of a stranger has to be: a FIFO, a device or a directory of that name
+    neither holds this process up nor takes effect, and a huge file does not fill its memory.
+
+    Args:
+        path: the file; links are followed.
+        most: bytes that it may have.
+
+    Returns:
+        Its content, in bytes.
+
+    Raises:
+        OSError: it cannot be opened or read; EINVAL for what is no regular file, EFBIG for one
+            that has more than `most` bytes.
+    """
+    found = os.open(path, os.O_PATH | os.O_CLOEXEC)
+    try:
+        status = os.fstat(found)
+        if not stat.S_ISREG(status.st_mode):
+            raise OSError(errno.EINVAL, "it is not a regular file", str(path))
+        if status.st_size > most:
+            raise OSError(errno.EFBIG, f"it has more than {most} bytes", str(path))
+        flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY
+        with open(os.open(f"/proc/self/fd/{found}", flags), "rb") as file:
+            return file.read(most)
+    finally:
+        os.close(found)
 
 
 def open_to_read(path: Path) -> int:
@@ -82,7 +138,20 @@ def open_to_read(path: Path) -> int:
         UsageError: it cannot be opened for another reason.
     """
     try:
-        return os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
+        found = os.open(path, os.O_PATH | os.O_CLOEXEC)
+        try:
+            kind = stat.S_IFMT(os.fstat(found).st_mode)
+            if kind not in (stat.S_IFREG, stat.S_IFDIR):  # the caller says more about a directory
+                raise UsageError(
+                    f"{path} is not a regular file",
+                    "opening a device, a FIFO or a socket could take effect",
+                    "Name the file that holds the weights",
+                    "docs/troubleshooting.md#is-not-a-regular-file",
+                )
+            flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY
+            return os.open(f"/proc/self/fd/{found}", flags)
+        finally:
+            os.close(found)
     except PermissionError:
         raise PrivilegeError(
             f"{path} cannot be opened",

@@ -16,7 +16,7 @@ from pagecache_bpf.errors import PagecacheError, PrivilegeError, UsageError
 from pagecache_bpf.kernel import abi, libbpf
 from pagecache_bpf.kernel.abi import OBSERVED
 from pagecache_bpf.kernel.cachestat import PAGE_SIZE, cached_pages
-from pagecache_bpf.kernel.file_key import key_of
+from pagecache_bpf.kernel.file_key import key_of, reopen
 from pagecache_bpf.kernel.inode_filter import InodeBits
 from pagecache_bpf.kernel.numa import nodes
 from pagecache_bpf.kernel.own_processes import OwnProcesses
@@ -313,7 +313,7 @@ class Observer:
             file.resident_bytes = 0
         elif moved != file.moved:
             with suppress(OSError):
-                fd = os.open(file.path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOATIME)
+                fd = reopen(file.key, file.path)
                 try:
                     file.resident_bytes = cached_pages(fd) * PAGE_SIZE
                 finally:

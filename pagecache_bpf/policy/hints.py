@@ -110,12 +110,9 @@ def _numbers(governor: Governor, words: Mapping[str, Any]) -> dict[str, int]:
 
     def file_fields(path: str) -> dict[str, int]:
         from pagecache_bpf.kernel import abi
-        from pagecache_bpf.kernel.file_key import key_of
+        from pagecache_bpf.kernel.file_key import key_of, open_to_read
 
-        try:
-            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        except OSError as error:
-            raise UsageError(f"{path} cannot be opened", error.strerror or str(error)) from error
+        fd = open_to_read(Path(path))
         try:
             identity = abi.pagecache_file_key.from_buffer_copy(key_of(fd))
         finally:

@@ -20,6 +20,7 @@ from pathlib import Path
 import numpy as np
 
 from pagecache_bpf.errors import UsageError
+from pagecache_bpf.kernel.file_key import read_small_file
 from pagecache_bpf.templates.sharding import Config, slices
 from pagecache_bpf.templates.template import EXTENT, MAX_EXTENTS, Extents, Template, coalesce
 from pagecache_bpf.weights import headers
@@ -171,8 +172,7 @@ def _extents(
 def _config(base: Path) -> Config:
     """What the model's config.json says about heads; nothing where there is none."""
     try:
-        with (base / "config.json").open("rb") as file:
-            content = json.loads(file.read(_CONFIG_BYTES))
+        content = json.loads(read_small_file(base / "config.json", _CONFIG_BYTES))
     except (OSError, ValueError, RecursionError):
         return Config()
     if not isinstance(content, dict):

@@ -139,14 +139,14 @@ def record(model: Model, command: Sequence[str], gap: int = GAP) -> Recording:
     gap: bytes between two accesses that are joined.  Raises UsageError (no such command),
     UnsupportedError (no tracepoint of reads here), PagecacheError (nothing was read).
     """
-    from pagecache_bpf.kernel.file_key import key_of
+    from pagecache_bpf.kernel.file_key import key_of, open_to_read
     from pagecache_bpf.observer import Move, Observer
 
     numbers: dict[bytes, int] = {}
     recorder = Recorder(max(0, gap) // PAGE_SIZE)
     with Observer(moves="all") as observer:
         for number, path in enumerate(model.files):
-            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            fd = open_to_read(path)
             try:
                 observer.tag(fd, model.name, path=str(path))
                 numbers[key_of(fd)] = number

@@ -21,6 +21,7 @@ from pathlib import Path
 
 from pagecache_bpf.errors import PagecacheError, PrivilegeError, UsageError
 from pagecache_bpf.kernel import kernelfs
+from pagecache_bpf.kernel.file_key import read_small_file
 
 #: What weight files are called, by suffix.
 SUFFIXES = frozenset(
@@ -44,6 +45,7 @@ SUFFIXES = frozenset(
 )
 NAME_BYTES = 63  # PAGECACHE_MODEL_LEN less the terminating NUL
 MAX_DEPTH = 4  # diffusion pipelines keep weights one level down; nothing known needs more
+MAX_INDEX_BYTES = 64 << 20  # of an index; that of a 700B model in 163 shards has 9 MB
 MAX_ENTRIES = 100_000  # a directory with more than this is not one model
 
 _NAME_OK = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+@/-]*")
@@ -231,8 +233,8 @@ def _snapshot(directory: Path) -> Path:
     if not _HUB_CACHE.fullmatch(directory.name) or not (directory / "snapshots").is_dir():
         return directory
     try:
-        revision = (directory / "refs" / "main").read_text().strip()
-    except OSError:
+        revision = read_small_file(directory / "refs" / "main", 4096).decode().strip()
+    except (OSError, UnicodeDecodeError):
         revision = ""
     known = sorted(entry.name for entry in (directory / "snapshots").iterdir())
     if revision in known:
@@ -300,8 +302,11 @@ def _read_index(index: Path) -> list[Path]:
     docs = f"{_DOCS}#is-not-a-weight-index"
     fix = "Download it again, or name the shards one by one"
     try:
-        content = json.loads(index.read_bytes())
+        content = json.loads(read_small_file(index, MAX_INDEX_BYTES))
     except OSError as error:
+        if error.errno in (errno.EINVAL, errno.EFBIG):
+            why = error.strerror or str(error)
+            raise UsageError(f"{index} is not a weight index", why, fix, docs) from None
         raise _path_error(index, error) from None
     except (ValueError, RecursionError) as error:
         raise UsageError(

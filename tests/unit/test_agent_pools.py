@@ -147,3 +147,36 @@ def test_drops_are_carried_out(pools: Pools, log: Log, weights: Path) -> None:
         if cached_pages(file.fileno(), 0, 4 * CHUNK_BYTES):
             pytest.skip("the temporary directory's file system keeps its pages")
     assert pools.totals.dropped_bytes == 4 * CHUNK_BYTES
+
+
+def test_s8_cpus_that_the_reader_may_not_use(
+    pools: Pools, log: Log, weights: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The kernel refuses a cpuset's other CPUs: the thread reads all the same, and goes on."""
+    absent = str(max(os.sched_getaffinity(0)) + 512)
+    with pytest.raises(OSError, match="Invalid argument"):
+        os.sched_setaffinity(0, {int(absent)})
+    monkeypatch.setattr("pagecache_bpf.agent.workers.cpus_of", lambda node: absent)
+    size = weights.stat().st_size // PAGE * PAGE
+    for number in range(3):
+        pools.submit(Extent(source(weights), 0, size, number), Place("s8", None, 0))
+    wait_for(lambda: log.total == 3 * size, "every extent to be settled")
+    assert pools.totals.by_errno == {}
+    assert len(pools.pids()) >= 1
+
+
+def test_s12_a_worker_that_cannot_be_started_is_told(
+    pools: Pools, log: Log, weights: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What no process can read is settled as failed: the reader reads by itself."""
+
+    def refuse(*_: object, **__: object) -> None:
+        raise BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable")
+
+    monkeypatch.setattr("pagecache_bpf.agent.workers.subprocess.Popen", refuse)
+    for node in (-1, 0):  # the first takes the spare worker, for the second there is none
+        pools.submit(Extent(source(weights), 0, PAGE, node), Place("s12", None, node))
+    wait_for(lambda: len(log.parts) == 2, "both to be settled")
+    assert pools.totals.by_errno[errno.EAGAIN] >= 1
+    monkeypatch.undo()
+    wait_for(lambda: len(pools.pids()) >= 2, "a worker to be there again")
