@@ -54,7 +54,7 @@ def measure(files: Sequence[Path], seconds: float = SECONDS, limit: int = MAX_BY
     """
     chosen: list[Path] = []
     for path in files[:MAX_FILES]:
-        if sum(each.stat().st_size for each in chosen) < limit:
+        if sum(file.stat().st_size for file in chosen) < limit:
             chosen.append(path)
     with ExitStack() as stack:
         fds = [stack.enter_context(_Direct(path)).fd for path in chosen]

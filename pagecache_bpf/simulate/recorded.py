@@ -23,7 +23,7 @@ def read(path: Path) -> Trace:
 
 def _trace_of(path: Path) -> Trace:
     template = templates.read(path)
-    found = Trace([TraceFile(each.path, each.size, path.stem) for each in template.files])
+    found = Trace([TraceFile(file.path, file.size, path.stem) for file in template.files])
 
     def reads(consumer: int) -> Iterator[tuple[float, int, int, int, int]]:
         done = 0

@@ -234,10 +234,10 @@ class Replay:
         message = self.library.sim_exit(ctypes.byref(code))
         return Result(
             name,
-            {each: getattr(self.totals, each) for each in TOTALS},
+            {member: getattr(self.totals, member) for member in TOTALS},
             {
-                each.name: ctypes.c_uint64.in_dll(self.library, each.name).value
-                for each in gauges_of(self.info)
+                gauge.name: ctypes.c_uint64.in_dll(self.library, gauge.name).value
+                for gauge in gauges_of(self.info)
             },
             f"{message.decode(errors='replace')} ({code.value})" if message else None,
         )

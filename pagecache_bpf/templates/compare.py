@@ -48,8 +48,8 @@ class Difference:
 
 def compare(left: Template, right: Template) -> Difference:
     """Compare two templates."""
-    ours = {each.path: each for each in left.files}
-    theirs = {each.path: each for each in right.files}
+    ours = {file.path: file for file in left.files}
+    theirs = {file.path: file for file in right.files}
     both = ours.keys() & theirs.keys()
     a, b = _ranges(left), _ranges(right)
     common = sum(_overlap(a[path], b[path]) for path in a.keys() & b.keys())
@@ -89,7 +89,7 @@ def _overlap(
 
 def _in_order(left: Template, right: Template) -> int:
     """Bytes of the heaviest run of the left's extents that the right has in the same order."""
-    places = {each.path: number for number, each in enumerate(right.files)}
+    places = {file.path: number for number, file in enumerate(right.files)}
     extents = right.extents
     lookup: dict[int, tuple[Any, Any]] = {}
     for file in np.unique(extents["file"]):
@@ -100,17 +100,17 @@ def _in_order(left: Template, right: Template) -> int:
     # weights[i] can end; both grow.
     tails: list[tuple[int, int]] = []
     weights: list[int] = []
-    for each in left.extents:
-        there = places.get(left.files[int(each["file"])].path)
+    for extent in left.extents:
+        there = places.get(left.files[int(extent["file"])].path)
         if there is None or there not in lookup:
             continue
         offsets, numbers = lookup[there]
-        at = int(np.searchsorted(offsets, int(each["offset"]), side="right")) - 1
+        at = int(np.searchsorted(offsets, int(extent["offset"]), side="right")) - 1
         if at < 0:
             continue
-        position = (int(numbers[at]), int(each["offset"]) - int(offsets[at]))
+        position = (int(numbers[at]), int(extent["offset"]) - int(offsets[at]))
         place = bisect_left(tails, position)
-        weight = int(each["length"]) + (weights[place - 1] if place else 0)
+        weight = int(extent["length"]) + (weights[place - 1] if place else 0)
         if place < len(tails) and tails[place] == position and weights[place] >= weight:
             continue
         end = place

@@ -97,8 +97,8 @@ def lay_out(
         model["source"] = _SOURCE[template.source]
         model["name"] = np.frombuffer(name.encode()[:63].ljust(64, b"\0"), "S1")
         targets = np.zeros(nr_files, ARRAYS["template_targets"])
-        for file, each in enumerate(template.files):
-            targets["pages"][file] = -(-each.size // page_size)
+        for file, described in enumerate(template.files):
+            targets["pages"][file] = -(-described.size // page_size)
             known = identity(name, file)
             if known is None:
                 continue
@@ -156,7 +156,7 @@ def _steps(template: Template, page_size: int) -> tuple[Array, Array]:
     for name in ("file", "start", "end"):
         extents[name] = unique[name]
     extents["users"] = users
-    sizes = np.array([each.size for each in template.files], np.int64) // page_size
+    sizes = np.array([file.size for file in template.files], np.int64) // page_size
     # A shorter extent does not bring in the rest of one.
     huge = abi.HUGE_BYTES // page_size
     extents["edges"] = _shared(extents) | _whole(extents, sizes, huge)

@@ -73,8 +73,12 @@ class Replay:
             "jumps": self.jumps,
             "dropped": self.dropped,
             "consumers": [
-                {"tgid": each.tgid, "position_bytes": each.position, "bytes": each.length}
-                for each in self.consumers
+                {
+                    "tgid": consumer.tgid,
+                    "position_bytes": consumer.position,
+                    "bytes": consumer.length,
+                }
+                for consumer in self.consumers
             ],
         }
 
@@ -97,15 +101,15 @@ def give(governor: Governor, policy: str, templates: Sequence[Assigned]) -> int:
         for tag in governor.tags()
         if tag.policy == policy
     }
-    by_name = {each.name: each for each in templates}
+    by_name = {assigned.name: assigned for assigned in templates}
 
     def identity(name: str, file: int) -> Identity | None:
         path = by_name[name].paths.get(file)
         return tags.get(os.path.realpath(path)) if path else None
 
-    layout = lay_out([(each.name, each.template) for each in templates], identity)
+    layout = lay_out([(assigned.name, assigned.template) for assigned in templates], identity)
     with _maps(governor, policy) as maps:
-        check_room(layout, {name: each.entries for name, each in maps.items()})
+        check_room(layout, {name: assigned.entries for name, assigned in maps.items()})
         fill(maps, layout)
     return len(layout.files)
 
@@ -150,7 +154,7 @@ def state(governor: Governor, policy: str) -> list[Replay]:
                 int(model["strayed"]) * PAGE_SIZE,
                 int(model["jumps"]),
                 bool(model["failed"]),
-                tuple(_consumer(each, steps, extents) for each in own),
+                tuple(_consumer(row, steps, extents) for row in own),
             )
         )
     return found
@@ -159,13 +163,13 @@ def state(governor: Governor, policy: str) -> list[Replay]:
 _SOURCES = {1: "derived", 2: "recorded", 3: "imported"}
 
 
-def _consumer(each: Any, steps: Any, extents: Any) -> Consumer:
+def _consumer(row: Any, steps: Any, extents: Any) -> Consumer:
     pages = 0
-    if each["nr_steps"]:
-        last = steps[int(each["first_step"]) + int(each["nr_steps"]) - 1]
+    if row["nr_steps"]:
+        last = steps[int(row["first_step"]) + int(row["nr_steps"]) - 1]
         extent = extents[int(last["extent"])]
         pages = int(last["before"]) + int(extent["end"]) - int(extent["start"])
-    return Consumer(int(each["tgid"]), int(each["position"]) * PAGE_SIZE, pages * PAGE_SIZE)
+    return Consumer(int(row["tgid"]), int(row["position"]) * PAGE_SIZE, pages * PAGE_SIZE)
 
 
 def _read(map_file: MapFile, name: str) -> np.ndarray[Any, Any]:
@@ -210,4 +214,4 @@ def replays(governor: Governor, engine: str, policy: str) -> list[dict[str, Any]
             return []
     elif not (loader.PIN_ROOT / policy / "maps" / "template_steps").exists():
         return []
-    return [each.as_json() for each in state(governor, policy)]
+    return [replay.as_json() for replay in state(governor, policy)]

@@ -90,7 +90,7 @@ class Recorder:
         rows: list[tuple[int, int, int, int, int]] = []
         names: list[str] = []
         for process in self._processes.values():
-            own = _extents(process.runs, [each.size for each in files]) if process else []
+            own = _extents(process.runs, [file.size for file in files]) if process else []
             if not own:
                 continue
             rows += [(len(names), file, at, length, length) for file, at, length in own]

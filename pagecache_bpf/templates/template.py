@@ -74,7 +74,7 @@ class Template:
     @property
     def size(self) -> int:
         """Bytes of the files."""
-        return sum(each.size for each in self.files)
+        return sum(file.size for file in self.files)
 
     @property
     def distinct(self) -> int:
@@ -121,18 +121,18 @@ def _check_consistency(template: Template) -> None:
     extents = template.extents
     if extents.dtype != EXTENT or extents.ndim != 1 or len(extents) > MAX_EXTENTS:
         raise refuse(f"its extents are no list of at most {MAX_EXTENTS:,}")
-    paths = [each.path for each in template.files]
+    paths = [file.path for file in template.files]
     if len(set(paths)) != len(paths):
         raise refuse("it names a file twice")
-    for each in template.files:
-        parts = Path(each.path).parts
-        if not parts or "\0" in each.path or os.path.isabs(each.path) or ".." in parts:
-            raise refuse(f"its file {each.path!r} is not below the model's directory")
-        if not 0 < each.size <= MAX_SIZE:
-            raise refuse(f"its file {each.path!r} has {each.size} bytes")
-        inside = each.hashed_from >= 0 and 0 <= each.hashed_bytes <= MAX_HASHED
-        if not inside or each.hashed_from + each.hashed_bytes > each.size:
-            raise refuse(f"the hashed part of {each.path!r} does not lie in the file")
+    for file in template.files:
+        parts = Path(file.path).parts
+        if not parts or "\0" in file.path or os.path.isabs(file.path) or ".." in parts:
+            raise refuse(f"its file {file.path!r} is not below the model's directory")
+        if not 0 < file.size <= MAX_SIZE:
+            raise refuse(f"its file {file.path!r} has {file.size} bytes")
+        inside = file.hashed_from >= 0 and 0 <= file.hashed_bytes <= MAX_HASHED
+        if not inside or file.hashed_from + file.hashed_bytes > file.size:
+            raise refuse(f"the hashed part of {file.path!r} does not lie in the file")
     if not len(extents):
         return
     if extents["consumer"].max() >= len(template.consumers):
@@ -141,7 +141,7 @@ def _check_consistency(template: Template) -> None:
         raise refuse("its extents are not grouped by consumer")
     if extents["file"].max() >= len(template.files):
         raise refuse("an extent is of a file that there is not")
-    sizes = np.array([each.size for each in template.files], np.uint64)[extents["file"]]
+    sizes = np.array([file.size for file in template.files], np.uint64)[extents["file"]]
     # Written so that nothing can overflow.
     bad = (extents["length"] == 0) | (extents["offset"] >= sizes)
     bad |= extents["length"] > sizes - np.minimum(extents["offset"], sizes)
@@ -215,10 +215,10 @@ def locate(template: Template, root: Path, files: Sequence[Path] = ()) -> list[P
     else:
         base = root
     found = []
-    for each in template.files:
-        path = base / each.path
+    for file in template.files:
+        path = base / file.path
         if not path.exists():
-            path = by_name.get(Path(each.path).name, path)
+            path = by_name.get(Path(file.path).name, path)
         found.append(path)
     return found
 
@@ -227,12 +227,12 @@ def check(template: Template, root: Path, files: Sequence[Path] = ()) -> Fit:
     """Compare a template with the files below `root`.  Raises PrivilegeError."""
     paths: dict[int, Path] = {}
     mismatches = []
-    for number, (each, path) in enumerate(
+    for number, (file, path) in enumerate(
         zip(template.files, locate(template, root, files), strict=True)
     ):
-        why = _difference(each, path)
+        why = _difference(file, path)
         if why:
-            mismatches.append(Mismatch(each.path, why))
+            mismatches.append(Mismatch(file.path, why))
         else:
             paths[number] = path
     extents = template.extents
@@ -270,7 +270,7 @@ def require_fit(template: Template, fit: Fit, what: str, partial: bool = False) 
     """
     if fit.whole:
         return template
-    first = "; ".join(f"{each.path}: {each.why}" for each in fit.mismatches[:3])
+    first = "; ".join(f"{mismatch.path}: {mismatch.why}" for mismatch in fit.mismatches[:3])
     if len(fit.mismatches) > 3:
         first += f"; and {plural(len(fit.mismatches) - 3, 'more file')}"
     share = f"{format_size(fit.fitting_bytes)} of {format_size(fit.total_bytes)} fit"

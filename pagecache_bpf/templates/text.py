@@ -82,11 +82,11 @@ def render(template: Template) -> Iterator[bytes]:
         f"tp: {template.tp}",
     ]
     lines += [
-        f"file: {each.size} {each.hashed_from} {each.hashed_bytes} {each.digest} "
-        + json.dumps(each.path)
-        for each in template.files
+        f"file: {file.size} {file.hashed_from} {file.hashed_bytes} {file.digest} "
+        + json.dumps(file.path)
+        for file in template.files
     ]
-    lines += [f"consumer: {json.dumps(each)}" for each in template.consumers]
+    lines += [f"consumer: {json.dumps(name)}" for name in template.consumers]
     lines += [f"extents: {len(template.extents)}", "# consumer file offset length wanted", ""]
     yield "\n".join(lines).encode()
     for start in range(0, len(template.extents), _BATCH):

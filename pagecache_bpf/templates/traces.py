@@ -60,10 +60,10 @@ def read_trace(trace: Path, root: Path | None = None, gap: int = 0) -> Template:
     if not rows:
         raise _damaged(trace, 1, "it has no I/O")
     found = [_find(Path(path), root) for path in paths]
-    base = Path(os.path.commonpath([each.parent for each in found]))
-    files = tuple(describe(each, str(each.relative_to(base))) for each in found)
+    base = Path(os.path.commonpath([path.parent for path in found]))
+    files = tuple(describe(path, str(path.relative_to(base))) for path in found)
     extents = np.array(rows, EXTENT)
-    sizes = np.array([each.size for each in files], np.uint64)[extents["file"]]
+    sizes = np.array([file.size for file in files], np.uint64)[extents["file"]]
     over = (extents["offset"] >= sizes) | (extents["length"] > sizes - extents["offset"])
     if over.any():
         bad = extents[int(np.flatnonzero(over)[0])]
@@ -145,7 +145,7 @@ def render_trace(template: Template, paths: dict[int, Path]) -> Iterator[str]:
     first = np.searchsorted(extents["consumer"], extents["consumer"])
     progress = ends - np.concatenate(([0], ends))[first].astype(ends.dtype)
     for number in np.argsort(progress, kind="stable"):
-        each = extents[number]
-        path = paths.get(int(each["file"]))
+        extent = extents[number]
+        path = paths.get(int(extent["file"]))
         if path is not None:
-            yield f"{path} {each['offset']} {each['length']} {nodes[int(each['consumer'])]}\n"
+            yield f"{path} {extent['offset']} {extent['length']} {nodes[int(extent['consumer'])]}\n"

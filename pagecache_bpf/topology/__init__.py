@@ -70,7 +70,7 @@ def read(root: Path | str = _LIVE, nvml: Any = None) -> Topology:
     sources = ["sysfs"]
 
     def of(vendor: str) -> list[Accelerator]:
-        return [each for each in found if each.vendor == vendor]
+        return [accelerator for accelerator in found if accelerator.vendor == vendor]
 
     nvidia, driver = sysfs.nvidia(fs, of(NVIDIA))
     if driver:
@@ -95,19 +95,19 @@ def read(root: Path | str = _LIVE, nvml: Any = None) -> Topology:
 
 def _notes(nodes: Sequence[Node], accelerators: Sequence[Accelerator]) -> list[str]:
     notes = []
-    for each in accelerators:
-        if each.memory_node is not None:
+    for accelerator in accelerators:
+        if accelerator.memory_node is not None:
             notes.append(
-                f"{each.pci}: its memory is NUMA node {each.memory_node}; weights that are read "
-                f"go to the host's memory next to it"
-                + (f", node {each.node}" if each.node is not None else "")
+                f"{accelerator.pci}: its memory is NUMA node {accelerator.memory_node}; weights "
+                "that are read go to the host's memory next to it"
+                + (f", node {accelerator.node}" if accelerator.node is not None else "")
             )
-        elif each.unified:
+        elif accelerator.unified:
             notes.append(
-                f"{each.pci}: shares the host's memory: what is in the page cache need not be "
-                "copied to be used"
+                f"{accelerator.pci}: shares the host's memory: what is in the page cache need not "
+                "be copied to be used"
             )
-    unknown = [each.pci for each in accelerators if each.node is None]
+    unknown = [accelerator.pci for accelerator in accelerators if accelerator.node is None]
     if unknown and len(nodes) > 1:
         notes.append(
             f"the firmware does not tell the NUMA node of {', '.join(unknown)}: their pages are "
@@ -169,7 +169,9 @@ def place_or_unknown(
         match = _NUMBERED.fullmatch(name.strip().lower())
         vendors = {_PREFIXES[match[1]]} if match and match[1] in _PREFIXES else set()
         vendors |= {AMD} if NVIDIA in vendors else set()
-        if not vendors or any(each.vendor in vendors for each in machine.accelerators):
+        if not vendors or any(
+            accelerator.vendor in vendors for accelerator in machine.accelerators
+        ):
             raise
         return Placement(name, None, None, f"the kernel shows no such device: {error.why}")
 
@@ -183,12 +185,12 @@ def place_all(
     if not names:
         return ()
     machine = read() if machine is None else machine
-    return tuple(place(each, machine, environ) for each in names)
+    return tuple(place(name, machine, environ) for name in names)
 
 
 def node_of(placements: Sequence[Placement]) -> int | None:
     """The one node that all devices are next to; None if there are several or one is unknown."""
-    nodes = {each.node for each in placements}
+    nodes = {placement.node for placement in placements}
     return nodes.pop() if len(nodes) == 1 else None
 
 
@@ -199,7 +201,7 @@ def _placed(name: str, found: Accelerator) -> Placement:
 
 def _by_uuid(name: str, text: str, machine: Topology) -> Placement:
     kinds = (NVIDIA,) if text.upper().startswith("MIG-") else (NVIDIA, AMD)
-    devices = [each for each in machine.accelerators if each.vendor in kinds]
+    devices = [device for device in machine.accelerators if device.vendor in kinds]
     if not devices:
         raise _absent(name, "there is no such accelerator", machine)
     try:
@@ -219,20 +221,20 @@ def _numbered(
         found = machine.by_pci(addresses[number]) if number < len(addresses) else None
         if found is not None:
             return _placed(name, found)
-    usable = [each for each in devices if each.index is not None] or list(devices)
+    usable = [device for device in devices if device.index is not None] or list(devices)
     try:
         seen = visible(vendor, usable, environ)
     except Unknown as error:
         return _undecided(name, usable, str(error))
     if number >= len(seen):
-        narrowed = [each for each in VARIABLES[vendor] if each in environ]
+        narrowed = [variable for variable in VARIABLES[vendor] if variable in environ]
         raise _absent(
             name,
             f"this process sees {len(seen)} of the {len(usable)} {vendor} accelerators here"
             + (f" ({', '.join(narrowed)} is set)" if narrowed else ""),
             machine,
         )
-    if any(each.index is None for each in usable):
+    if any(device.index is None for device in usable):
         return _undecided(name, usable, f"the kernel does not tell how {vendor} numbers them")
     if vendor == NVIDIA and _order_is_unknown(usable, environ):
         return _undecided(
@@ -249,18 +251,18 @@ def _order_is_unknown(devices: Sequence[Accelerator], environ: Mapping[str, str]
     value = environ.get("CUDA_VISIBLE_DEVICES", "")
     if environ.get("CUDA_DEVICE_ORDER") == "PCI_BUS_ID" or value.startswith(("GPU-", "MIG-")):
         return False
-    return len({each.device_id for each in devices}) > 1
+    return len({device.device_id for device in devices}) > 1
 
 
 def _undecided(name: str, devices: Sequence[Accelerator], why: str) -> Placement:
     """One of these devices; where all of them are next to the same node, that is the answer."""
-    nodes = {each.node for each in devices}
+    nodes = {device.node for device in devices}
     node = nodes.pop() if len(nodes) == 1 else None
     return Placement(name, devices[0] if len(devices) == 1 else None, node, why)
 
 
 def _absent(name: str, why: str, machine: Topology) -> UsageError:
-    there = ", ".join(each.pci for each in machine.accelerators)
+    there = ", ".join(accelerator.pci for accelerator in machine.accelerators)
     return UsageError(
         f"there is no device {name}",
         why,

@@ -37,7 +37,7 @@ def ask_nvml(nvml: Any, gpus: Sequence[Accelerator]) -> list[Accelerator] | None
         return None
     told: dict[str, Accelerator] = {}
     try:
-        by_pci = {each.pci: each for each in gpus}
+        by_pci = {gpu.pci: gpu for gpu in gpus}
         for number in range(nvml.nvmlDeviceGetCount()):
             handle = nvml.nvmlDeviceGetHandleByIndex(number)
             pci = pci_address(_text(nvml.nvmlDeviceGetPciInfo(handle).busId))
@@ -52,7 +52,7 @@ def ask_nvml(nvml: Any, gpus: Sequence[Accelerator]) -> list[Accelerator] | None
         _log.debug("nvml: %s", error)
     finally:
         nvml.nvmlShutdown()
-    return [told.get(each.pci, each) for each in gpus]
+    return [told.get(gpu.pci, gpu) for gpu in gpus]
 
 
 def _migs(nvml: Any, handle: Any) -> list[Mig]:

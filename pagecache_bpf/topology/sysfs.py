@@ -106,7 +106,7 @@ def nvidia(fs: KernelFS, found: list[Accelerator]) -> tuple[list[Accelerator], b
     """
     known = fs.entries(_PROC_NVIDIA)
     gpus = []
-    for number, gpu in enumerate(sorted(found, key=lambda each: each.pci)):
+    for number, gpu in enumerate(sorted(found, key=lambda accelerator: accelerator.pci)):
         at = f"{_PROC_NVIDIA}/{gpu.pci}"
         fields = _fields(fs.read(f"{at}/information") or "")
         uuid = fields.get("GPU UUID")
@@ -140,7 +140,7 @@ def amd(fs: KernelFS, found: list[Accelerator]) -> tuple[list[Accelerator], bool
     A GPU in partition mode is several nodes with one PCI address, and several accelerators.
     Without KFD nothing can compute on them and they stay unnumbered.
     """
-    by_pci = {each.pci: each for each in found}
+    by_pci = {accelerator.pci: accelerator for accelerator in found}
     gpus: list[Accelerator] = []
     numbers = sorted(int(name) for name in fs.entries(_KFD) if name.isdigit())
     for number in numbers:
@@ -162,8 +162,8 @@ def amd(fs: KernelFS, found: list[Accelerator]) -> tuple[list[Accelerator], bool
                 unified=gpu.unified or bool(values.get("cpu_cores_count")),
             )
         )
-    used = {each.pci for each in gpus}
-    gpus += [each for each in found if each.pci not in used]
+    used = {accelerator.pci for accelerator in gpus}
+    gpus += [accelerator for accelerator in found if accelerator.pci not in used]
     return gpus, bool(numbers)
 
 
@@ -176,9 +176,10 @@ def _properties(text: str) -> dict[str, int]:
 
 
 def ascend(fs: KernelFS, found: list[Accelerator]) -> list[Accelerator]:
-    """NPUs.  Their driver numbers them by the board's wiring, not by PCI address (a server's
-    NPU 0 may sit at c1:00.0 and NPU 1 at 01:00.0), and sysfs does not tell: no numbers, unless
-    there is only one.
+    """Return the NPUs, numbered only where there is just one.
+
+    Their driver numbers them by the board's wiring, not by PCI address (a server's NPU 0 may sit
+    at c1:00.0 and NPU 1 at 01:00.0), and sysfs does not tell it.
     """
     devices = [name for name in fs.entries("/dev") if re.fullmatch(r"davinci\d+", name)]
     if len(found) == 1 and len(devices) <= 1:
@@ -188,7 +189,7 @@ def ascend(fs: KernelFS, found: list[Accelerator]) -> list[Accelerator]:
 
 def intel(fs: KernelFS, found: list[Accelerator]) -> list[Accelerator]:
     """GPUs in the order of their addresses, as Level Zero numbers cards by default."""
-    return [replace(each, index=number) for number, each in enumerate(found)]
+    return [replace(gpu, index=number) for number, gpu in enumerate(found)]
 
 
 def memory_of_accelerators(
@@ -199,18 +200,26 @@ def memory_of_accelerators(
     The NVIDIA driver says which (numa_status); without it the nodes in question are those
     without CPUs that are nearest to the accelerator's own node, if they are unambiguous.
     """
-    bare = [each for each in nodes if not each.cpus and each.memory_bytes]
-    coherent = [each for each in accelerators if each.device_id in _COHERENT]
-    told = {each.memory_node for each in accelerators if each.memory_node is not None}
+    bare = [node for node in nodes if not node.cpus and node.memory_bytes]
+    coherent = [accelerator for accelerator in accelerators if accelerator.device_id in _COHERENT]
+    told = {
+        accelerator.memory_node
+        for accelerator in accelerators
+        if accelerator.memory_node is not None
+    }
     if not told and len(bare) == len(coherent) > 0:
-        ordered = sorted(coherent, key=lambda each: each.pci)
-        pairs = dict(zip((each.pci for each in ordered), (each.id for each in bare), strict=True))
+        ordered = sorted(coherent, key=lambda accelerator: accelerator.pci)
+        pairs = {gpu.pci: node.id for gpu, node in zip(ordered, bare, strict=True)}
         accelerators = [
-            replace(each, memory_node=pairs.get(each.pci, each.memory_node))
-            for each in accelerators
+            replace(accelerator, memory_node=pairs.get(accelerator.pci, accelerator.memory_node))
+            for accelerator in accelerators
         ]
-    owner = {each.memory_node: each.pci for each in accelerators if each.memory_node is not None}
-    nodes = tuple(replace(each, accelerator=owner.get(each.id)) for each in nodes)
+    owner = {
+        accelerator.memory_node: accelerator.pci
+        for accelerator in accelerators
+        if accelerator.memory_node is not None
+    }
+    nodes = tuple(replace(node, accelerator=owner.get(node.id)) for node in nodes)
     return nodes, accelerators
 
 

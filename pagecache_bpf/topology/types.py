@@ -93,11 +93,11 @@ class Topology:
     @property
     def unified(self) -> bool:
         """Whether an accelerator shares its memory with the host."""
-        return any(each.unified for each in self.accelerators)
+        return any(accelerator.unified for accelerator in self.accelerators)
 
     def node(self, number: int) -> Node | None:
         """The node of that number."""
-        return next((each for each in self.nodes if each.id == number), None)
+        return next((node for node in self.nodes if node.id == number), None)
 
     def cpus_of(self, node: int | None) -> tuple[int, ...]:
         """CPUs next to a node: its own, else those of the nearest node that has some.
@@ -108,24 +108,32 @@ class Topology:
         if here is None or here.cpus:
             return here.cpus if here else ()
         near = sorted(zip(here.distances, self.nodes, strict=False), key=lambda pair: pair[0])
-        return next((each.cpus for _, each in near if each.cpus), ())
+        return next((node.cpus for _, node in near if node.cpus), ())
 
     def by_pci(self, address: str) -> Accelerator | None:
         """The accelerator with that PCI address, in any notation of it."""
         wanted = pci_address(address)
-        return next((each for each in self.accelerators if each.pci == wanted), None)
+        return next(
+            (accelerator for accelerator in self.accelerators if accelerator.pci == wanted), None
+        )
 
     def of_vendor(self, vendor: str) -> tuple[Accelerator, ...]:
         """Accelerators of one vendor, in its own order where that is known."""
-        return tuple(each for each in self.accelerators if each.vendor == vendor)
+        return tuple(
+            accelerator for accelerator in self.accelerators if accelerator.vendor == vendor
+        )
 
     def as_json(self) -> dict[str, Any]:
         """As `pagecache-bpf topology --json` prints it."""
         return {
-            "nodes": [{**asdict(each)} for each in self.nodes],
+            "nodes": [{**asdict(node)} for node in self.nodes],
             "accelerators": [
-                {key: value for key, value in asdict(each).items() if key not in ("device_id",)}
-                for each in self.accelerators
+                {
+                    key: value
+                    for key, value in asdict(accelerator).items()
+                    if key not in ("device_id",)
+                }
+                for accelerator in self.accelerators
             ],
             "unified": self.unified,
             "sources": list(self.sources),
@@ -146,7 +154,7 @@ def pci_address(text: str) -> str | None:
     if [len(bus), len(slot)] != [2, 2] or not 1 <= len(domain) <= 8:
         return None
     try:
-        numbers = [int(each, 16) for each in (domain, bus, slot, function or "0")]
+        numbers = [int(part, 16) for part in (domain, bus, slot, function or "0")]
     except ValueError:
         return None
     if numbers[2] > 0x1F or numbers[3] > 7:

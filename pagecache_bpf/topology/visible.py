@@ -69,12 +69,12 @@ def _by_number(devices: Sequence[Accelerator], value: str | None) -> list[Accele
         if int(number[1]) in seen:
             return []
         seen.append(int(number[1]))
-    return [devices[each] for each in seen]
+    return [devices[number] for number in seen]
 
 
 def _by_uuid(devices: Sequence[Accelerator], value: str) -> list[Accelerator]:
     """UUIDs of GPUs or of MIG instances; the first entry says which of the two."""
-    entries = [each.strip() for each in value.split(",")]
+    entries = [entry.strip() for entry in value.split(",")]
     kind = entries[0][:4]
     seen: list[Accelerator] = []
     for place, entry in enumerate(entries):
@@ -100,15 +100,17 @@ def by_uuid(devices: Sequence[Accelerator], text: str) -> Accelerator | None:
     if text.startswith("MIG-GPU-"):
         return by_uuid(devices, text[len("MIG-") :].partition("/")[0])
     if text.startswith("MIG-"):
-        instances = {mig.uuid.lower(): each for each in devices for mig in each.migs}
-        matching = [each for uuid, each in instances.items() if uuid.startswith(text.lower())]
+        instances = {mig.uuid.lower(): device for device in devices for mig in device.migs}
+        matching = [device for uuid, device in instances.items() if uuid.startswith(text.lower())]
         if not instances:
             raise Unknown(f"which GPU {text} is part of only NVML knows (package nvidia-ml-py)")
     else:
-        if not any(each.uuid for each in devices):
+        if not any(device.uuid for device in devices):
             raise Unknown("the driver does not tell the UUIDs of its devices")
         matching = [
-            each for each in devices if each.uuid and each.uuid.lower().startswith(text.lower())
+            device
+            for device in devices
+            if device.uuid and device.uuid.lower().startswith(text.lower())
         ]
     return matching[0] if len(matching) == 1 else None
 
@@ -118,7 +120,7 @@ def _rocr(devices: Sequence[Accelerator], value: str | None) -> list[Accelerator
     if value is None:
         return list(devices)
     seen: list[Accelerator] = []
-    for entry in (each.strip() for each in value.split(",")):
+    for entry in (part.strip() for part in value.split(",")):
         if re.fullmatch(r"\d+", entry):
             found = devices[int(entry)] if int(entry) < len(devices) else None
         elif entry.upper().startswith("GPU-"):
@@ -143,4 +145,4 @@ def _ascend(devices: Sequence[Accelerator], value: str | None) -> list[Accelerat
         if numbers and int(entry) <= numbers[-1]:
             break
         numbers.append(int(entry))
-    return [devices[each] for each in numbers]
+    return [devices[number] for number in numbers]
