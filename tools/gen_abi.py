@@ -28,14 +28,20 @@ from pagecache_bpf.policy.compiler import find_clang  # noqa: E402
 
 HEADER = ROOT / "bpf" / "include" / "pagecache_abi.h"
 #: Its text and that of the headers it includes.
-TEXT = HEADER.with_name("pagecache_template.h").read_text() + HEADER.read_text()
+TEXT = "".join(
+    path.read_text()
+    for path in (
+        *(HEADER.with_name(f"pagecache_{part}.h") for part in ("template", "observer")),
+        HEADER,
+    )
+)
 OUTPUT = ROOT / "pagecache_bpf" / "kernel" / "abi.py"
 PREFIX = "PAGECACHE_"
 LINE = 100
 # Macros that are not values.
 SKIPPED = {
-    *("PAGECACHE_ABI_H", "PAGECACHE_TEMPLATE_H"),
-    *("PAGECACHE_COUNTERS", "PAGECACHE_OBSERVED"),
+    *("PAGECACHE_ABI_H", "PAGECACHE_TEMPLATE_H", "PAGECACHE_OBSERVER_H"),
+    *("PAGECACHE_COUNTERS", "PAGECACHE_OBSERVED", "PAGECACHE_RECORDED"),
 }
 
 PREAMBLE = '''\
@@ -54,7 +60,7 @@ from typing import NamedTuple
 
 
 class Counter(NamedTuple):
-    """A counter; its place in COUNTERS or OBSERVED is its index in the kernel's record."""
+    """A counter; its place in its family is its index in the kernel's record."""
 
     name: str
     unit: str
@@ -137,7 +143,7 @@ def enums(btf: Btf) -> Iterator[str]:
     for type_id in btf.ids(Kind.ENUM, Kind.ENUM64):
         values = btf.enum_values(type_id)
         if btf.name(type_id).endswith("counter"):
-            continue  # COUNTERS and OBSERVED say more
+            continue  # COUNTERS, OBSERVED and RECORDED say more
         longest = f"{btf.name(type_id).upper()}_"
         # "pagecache_verdict" has PAGECACHE_DEFAULT, "pagecache_kind" has PAGECACHE_KIND_MISS.
         common = next(
@@ -181,6 +187,10 @@ def structs(btf: Btf) -> Iterator[str]:
         yield f"\n\nclass {name}(ctypes.Structure):"
         yield f'    """struct {name}, {btf.size(type_id)} bytes"""\n'
         yield from (f"    {field}: {python}" for field, _, python in fields)
+        if len(fields) == 1:  # as ruff formats it
+            field, c, _ = fields[0]
+            yield f'\n    _fields_ = (("{field}", {c}),)'
+            continue
         yield "\n    _fields_ = ("
         yield from (f'        ("{field}", {c}),' for field, c, _ in fields)
         yield "    )"
@@ -196,7 +206,7 @@ def generate() -> str:
             btf = elf.btf()
             lines = ["\n", *constants(elf, values)]
     lines += [*enums(btf), *structs(btf)]
-    for family in ("COUNTERS", "OBSERVED"):
+    for family in ("COUNTERS", "OBSERVED", "RECORDED"):
         lines += ["\n" if family == "COUNTERS" else "", f"{family} = ("]
         for name, unit, text in counters(family):
             line = f'    Counter("{name}", "{unit}", "{text}"),'

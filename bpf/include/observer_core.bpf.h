@@ -88,6 +88,9 @@ struct bpf_pidns_info {
 const volatile u32 observer_page_shift = 12;
 const volatile u32 observer_moves; /* cursor moves: 0: none is told, 2: every one */
 const volatile u64 observer_silent_ns = 10000000; /* 1: one, then none of that file for so long */
+const volatile u64 observer_record_tick_ns; /* a recording: the interval of time; 0: none is made */
+const volatile u64 observer_record_start_ns; /* when it began, CLOCK_MONOTONIC */
+const volatile u32 observer_record_cell_shift; /* pages of a cell, as a power of 2 */
 const volatile u32 observer_whole_folios; /* 1: a fault maps large folios whole */
 const volatile u64 observer_pidns_dev;
 const volatile u64 observer_pidns_ino;

@@ -74,8 +74,9 @@ char LICENSE[] SEC("license") = "GPL";
 				value
 
 /*
- * A map that user space writes, or reads (pagecache_bpf/policy/hint_maps.py); stands before SEC(".maps").
- * Names of its key's and value's members mean something: model, cgroup_id, ino, ..._ns.
+ * A map that user space writes, or reads (pagecache_bpf/policy/hint_maps.py); stands before
+ * SEC(".maps"). Names of its key's and value's members mean something: model, cgroup_id, ino,
+ * ..._ns.
  */
 #define PAGECACHE_HINT(help) PAGECACHE_NOTE("hint=" help)
 #define PAGECACHE_REPORT(help) PAGECACHE_NOTE("report=" help)

@@ -9,6 +9,8 @@
  * unless the same call has added it: that is a miss.  Faults are told of before anything is read.
  */
 #include "observer_steps.bpf.h"
+#include "observer_causes.bpf.h"
+#include "observer_record.bpf.h"
 
 #ifndef PAGECACHE_BCC
 #include "observer_areas.bpf.h"
@@ -51,9 +53,10 @@ OBSERVE(mm_filemap_get_pages, observe_get_pages)
 	struct pagecache_observed_file *file;
 	struct pagecache_file_key key;
 	struct task_struct *task;
+	struct pagecache_recorded_value *recorded_value;
 	struct task_state *state;
 	struct walk *w;
-	u64 waited = 0;
+	u64 waited = 0, from;
 	u32 tid;
 
 	if (!may_be_tagged(ino))
@@ -97,6 +100,7 @@ OBSERVE(mm_filemap_get_pages, observe_get_pages)
 		to = end;
 	w = start_walk(state, file->slot, tid);
 	w->index = index;
+	from = state->counted;
 	if (state->counted < to)
 		count_read(state, call, to);
 	COUNT_PAGES(value, read_bytes, w->found.hit + w->found.ahead + w->found.miss);
@@ -113,6 +117,9 @@ OBSERVE(mm_filemap_get_pages, observe_get_pages)
 		COUNT_PAGES(value, readahead_bytes, behind);
 	}
 	value->last_ns = bpf_ktime_get_ns();
+	recorded_value = recorded_at(file->slot, from, bpf_get_current_pid_tgid() >> 32);
+	record_access(recorded_value, &w->found, waited);
+	record(recorded_value, PAGECACHE_RECORDED_stall_ns, waited);
 	return 0;
 }
 
@@ -170,6 +177,7 @@ static __always_inline void count_mapped(struct address_space *mapping, struct i
 	COUNT_PAGES(value, mmap_miss_bytes, a->found.miss);
 	COUNT_PAGES(value, prefetch_useful_bytes, a->found.ours);
 	value->last_ns = bpf_ktime_get_ns();
+	record_access(recorded_at(file->slot, from, ids >> 32), &a->found, false);
 }
 
 OBSERVE(mm_filemap_fault, observe_fault)
@@ -219,6 +227,7 @@ OBSERVE(mm_filemap_fault, observe_fault)
 	/* One that had arrived would have been mapped by map_pages. */
 	COUNT_PAGES(value, prefetch_late_bytes, found.ours);
 	value->last_ns = bpf_ktime_get_ns();
+	record_access(recorded_at(file->slot, index, ids >> 32), &found, true);
 	if (observer_whole_folios && resident) {
 		u64 from = folio_edge(mapping, index, false);
 		u64 to = folio_edge(mapping, index, true);
@@ -289,42 +298,6 @@ OBSERVE(vm_unmapped_area, observe_mmap)
 }
 #endif
 
-static __always_inline enum added_by added_by(struct pagecache_observed_file *file,
-					      struct task_state *state, u64 index, u64 nr)
-{
-	s64 number;
-
-	if (by_us(current_task()))
-		return BY_US;
-	if (state->fault_pending == FAULT_TOLD && state->fault_slot == file->slot &&
-	    state->fault_index >= index && state->fault_index < index + nr)
-		return BY_FAULT;
-	number = syscall_number();
-	if (number == observer_sys_readahead || number == observer_sys_fadvise ||
-	    number == observer_sys_madvise)
-		return BY_REQUEST;
-	return number == -1 ? BY_OTHERS : BY_READ;
-}
-
-/* Remember what a call adds. */
-static __always_inline void extend_added(struct task_state *state, u32 slot, u64 index, u64 nr)
-{
-	u64 call = read_calls(current_task());
-
-	if (state->add_slot != slot || state->add_call != call ||
-	    state->add_from >= state->add_to) {
-		state->add_slot = slot;
-		state->add_call = call;
-		state->add_from = index;
-		state->add_to = index + nr;
-		return;
-	}
-	if (index < state->add_from)
-		state->add_from = index;
-	if (index + nr > state->add_to)
-		state->add_to = index + nr;
-}
-
 OBSERVE(mm_filemap_add_to_page_cache, observe_added)
 {
 	struct folio *folio = (void *)args[0];
@@ -332,6 +305,7 @@ OBSERVE(mm_filemap_add_to_page_cache, observe_added)
 	u32 tid = (u32)bpf_get_current_pid_tgid();
 	struct pagecache_observed_value *value;
 	struct pagecache_observed_file *file;
+	struct pagecache_recorded_value *recorded_value;
 	struct pagecache_file_key key;
 	struct working working;
 	struct task_state *state;
@@ -356,6 +330,11 @@ OBSERVE(mm_filemap_add_to_page_cache, observe_added)
 	if (!value)
 		return 0;
 	COUNT_PAGES(value, added_bytes, nr);
+	recorded_value = recorded_at(file->slot, index, 0);
+	if (by == BY_US)
+		RECORD_PAGES(recorded_value, prefetched_bytes, nr);
+	else
+		RECORD_PAGES(recorded_value, read_bytes, nr);
 	working.state = state;
 	w = start_walk(state, file->slot, tid);
 	w->index = index + nr; /* a page that is used already: none */
@@ -382,32 +361,15 @@ OBSERVE(mm_filemap_add_to_page_cache, observe_added)
 	return 0;
 }
 
-/* Why does this task take pages of a file out of the cache? */
-static __always_inline u32 eviction_cause(struct inode *inode, u64 index)
-{
-	struct task_struct *task = current_task();
-	u32 flags = READ(task, flags);
-
-	/* A deleted file goes with its last user, a shortened one has its new size already. */
-	if (!links_of(inode) || index >= file_pages_of(inode))
-		return PAGECACHE_OBSERVED_evicted_truncate_bytes;
-	if (by_us(task))
-		return PAGECACHE_OBSERVED_evicted_drop_bytes;
-	if (flags & PF_MEMALLOC)
-		return PAGECACHE_OBSERVED_evicted_reclaim_bytes;
-	if (!(flags & PF_KTHREAD) && syscall_number() == observer_sys_fadvise)
-		return PAGECACHE_OBSERVED_evicted_fadvise_bytes;
-	return PAGECACHE_OBSERVED_evicted_other_bytes;
-}
-
 OBSERVE(mm_filemap_delete_from_page_cache, observe_removed)
 {
 	struct folio *folio = (void *)args[0];
 	struct inode *inode = READ(folio, mapping, host);
 	struct pagecache_observed_value *value;
 	struct pagecache_observed_file *file;
+	struct pagecache_recorded_value *recorded_value;
 	struct pagecache_file_key key;
-	u32 tid = (u32)bpf_get_current_pid_tgid();
+	u32 tid = (u32)bpf_get_current_pid_tgid(), cause;
 	struct working working;
 	struct walk *w;
 	u64 index, nr;
@@ -431,7 +393,16 @@ OBSERVE(mm_filemap_delete_from_page_cache, observe_removed)
 	COUNT_PAGES(value, removed_bytes, nr);
 	COUNT_PAGES(value, prefetch_wasted_bytes, w->found.ours);
 	COUNT_PAGES(value, readahead_wasted_bytes, w->found.ahead);
-	count(value, eviction_cause(inode, index), nr << (observer_page_shift & 31));
+	cause = eviction_cause(inode, index);
+	count(value, cause, nr << (observer_page_shift & 31));
+	recorded_value = recorded_at(file->slot, index, 0);
+	if (cause == PAGECACHE_OBSERVED_evicted_reclaim_bytes)
+		RECORD_PAGES(recorded_value, reclaimed_bytes, nr);
+	else if (cause == PAGECACHE_OBSERVED_evicted_drop_bytes)
+		RECORD_PAGES(recorded_value, dropped_bytes, nr);
+	else
+		RECORD_PAGES(recorded_value, discarded_bytes, nr);
+	RECORD_PAGES(recorded_value, wasted_bytes, w->found.ours);
 	return 0;
 }
 
@@ -470,6 +441,8 @@ OBSERVE(sched_switch, observe_switch)
 		value = value_of(state->fault_model, READ(in, tgid));
 		if (value)
 			count(value, PAGECACHE_OBSERVED_mmap_stall_ns, call);
+		record(recorded_at(state->fault_slot, state->fault_index, READ(in, tgid)),
+		       PAGECACHE_RECORDED_stall_ns, call);
 	}
 	return 0;
 }

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 
 class Counter(NamedTuple):
-    """A counter; its place in COUNTERS or OBSERVED is its index in the kernel's record."""
+    """A counter; its place in its family is its index in the kernel's record."""
 
     name: str
     unit: str
@@ -25,6 +25,7 @@ TEMPLATE_SHARED_FIRST = 1
 TEMPLATE_SHARED_LAST = 2
 TEMPLATE_WHOLE_FIRST = 4
 TEMPLATE_WHOLE_LAST = 8
+COMM_LEN = 16
 ABI_VERSION = 3
 NAME_LEN = 32
 MODEL_LEN = 64
@@ -46,7 +47,6 @@ F_KEPT = 128
 F_BELOW_LOW = 256
 DEVICE = "pagecache_bpf"
 TAG_REPLACE = 1
-COMM_LEN = 16
 IOC_MAGIC = 185
 IOC_INFO = 0x8040B900
 IOC_TAG = 0x4468B901
@@ -289,6 +289,122 @@ class pagecache_template_extent(ctypes.Structure):
         ("edges", ctypes.c_uint32),
         ("before", ctypes.c_uint32),
         ("behind", ctypes.c_uint32),
+    )
+
+
+class pagecache_observed_file(ctypes.Structure):
+    """struct pagecache_observed_file, 48 bytes"""
+
+    model: int
+    slot: int
+    resident_pages: int
+    added_pages: int
+    removed_pages: int
+    folio_pages: int
+    readers: int
+    moved_ns: int
+
+    _fields_ = (
+        ("model", ctypes.c_uint32),
+        ("slot", ctypes.c_uint32),
+        ("resident_pages", ctypes.c_int64),
+        ("added_pages", ctypes.c_uint64),
+        ("removed_pages", ctypes.c_uint64),
+        ("folio_pages", ctypes.c_uint32),
+        ("readers", ctypes.c_uint32),
+        ("moved_ns", ctypes.c_uint64),
+    )
+
+
+class pagecache_observed_key(ctypes.Structure):
+    """struct pagecache_observed_key, 8 bytes"""
+
+    model: int
+    tgid: int
+
+    _fields_ = (
+        ("model", ctypes.c_uint32),
+        ("tgid", ctypes.c_uint32),
+    )
+
+
+class pagecache_observed_value(ctypes.Structure):
+    """struct pagecache_observed_value, 224 bytes"""
+
+    counters: ctypes.Array[ctypes.c_uint64]
+    last_ns: int
+    comm: bytes
+
+    _fields_ = (
+        ("counters", ctypes.c_uint64 * 25),
+        ("last_ns", ctypes.c_uint64),
+        ("comm", ctypes.c_char * 16),
+    )
+
+
+class pagecache_observed_move(ctypes.Structure):
+    """struct pagecache_observed_move, 64 bytes"""
+
+    file: pagecache_file_key
+    index: int
+    nr: int
+    time_ns: int
+    tgid: int
+    tid: int
+    model: int
+    kind: int
+
+    _fields_ = (
+        ("file", pagecache_file_key),
+        ("index", ctypes.c_uint64),
+        ("nr", ctypes.c_uint64),
+        ("time_ns", ctypes.c_uint64),
+        ("tgid", ctypes.c_uint32),
+        ("tid", ctypes.c_uint32),
+        ("model", ctypes.c_uint32),
+        ("kind", ctypes.c_uint32),
+    )
+
+
+class pagecache_recorded_key(ctypes.Structure):
+    """struct pagecache_recorded_key, 16 bytes"""
+
+    slot: int
+    cell: int
+    tick: int
+    tgid: int
+
+    _fields_ = (
+        ("slot", ctypes.c_uint32),
+        ("cell", ctypes.c_uint32),
+        ("tick", ctypes.c_uint32),
+        ("tgid", ctypes.c_uint32),
+    )
+
+
+class pagecache_recorded_value(ctypes.Structure):
+    """struct pagecache_recorded_value, 96 bytes"""
+
+    counters: ctypes.Array[ctypes.c_uint64]
+
+    _fields_ = (("counters", ctypes.c_uint64 * 12),)
+
+
+class pagecache_observer_state(ctypes.Structure):
+    """struct pagecache_observer_state, 40 bytes"""
+
+    moves: int
+    lost_moves: int
+    lost_pages: int
+    lost_consumers: int
+    lost_records: int
+
+    _fields_ = (
+        ("moves", ctypes.c_uint64),
+        ("lost_moves", ctypes.c_uint64),
+        ("lost_pages", ctypes.c_uint64),
+        ("lost_consumers", ctypes.c_uint64),
+        ("lost_records", ctypes.c_uint64),
     )
 
 
@@ -632,96 +748,6 @@ class pagecache_agent_pressure(ctypes.Structure):
     )
 
 
-class pagecache_observed_file(ctypes.Structure):
-    """struct pagecache_observed_file, 48 bytes"""
-
-    model: int
-    slot: int
-    resident_pages: int
-    added_pages: int
-    removed_pages: int
-    folio_pages: int
-    readers: int
-    moved_ns: int
-
-    _fields_ = (
-        ("model", ctypes.c_uint32),
-        ("slot", ctypes.c_uint32),
-        ("resident_pages", ctypes.c_int64),
-        ("added_pages", ctypes.c_uint64),
-        ("removed_pages", ctypes.c_uint64),
-        ("folio_pages", ctypes.c_uint32),
-        ("readers", ctypes.c_uint32),
-        ("moved_ns", ctypes.c_uint64),
-    )
-
-
-class pagecache_observed_key(ctypes.Structure):
-    """struct pagecache_observed_key, 8 bytes"""
-
-    model: int
-    tgid: int
-
-    _fields_ = (
-        ("model", ctypes.c_uint32),
-        ("tgid", ctypes.c_uint32),
-    )
-
-
-class pagecache_observed_value(ctypes.Structure):
-    """struct pagecache_observed_value, 224 bytes"""
-
-    counters: ctypes.Array[ctypes.c_uint64]
-    last_ns: int
-    comm: bytes
-
-    _fields_ = (
-        ("counters", ctypes.c_uint64 * 25),
-        ("last_ns", ctypes.c_uint64),
-        ("comm", ctypes.c_char * 16),
-    )
-
-
-class pagecache_observed_move(ctypes.Structure):
-    """struct pagecache_observed_move, 64 bytes"""
-
-    file: pagecache_file_key
-    index: int
-    nr: int
-    time_ns: int
-    tgid: int
-    tid: int
-    model: int
-    kind: int
-
-    _fields_ = (
-        ("file", pagecache_file_key),
-        ("index", ctypes.c_uint64),
-        ("nr", ctypes.c_uint64),
-        ("time_ns", ctypes.c_uint64),
-        ("tgid", ctypes.c_uint32),
-        ("tid", ctypes.c_uint32),
-        ("model", ctypes.c_uint32),
-        ("kind", ctypes.c_uint32),
-    )
-
-
-class pagecache_observer_state(ctypes.Structure):
-    """struct pagecache_observer_state, 32 bytes"""
-
-    moves: int
-    lost_moves: int
-    lost_pages: int
-    lost_consumers: int
-
-    _fields_ = (
-        ("moves", ctypes.c_uint64),
-        ("lost_moves", ctypes.c_uint64),
-        ("lost_pages", ctypes.c_uint64),
-        ("lost_consumers", ctypes.c_uint64),
-    )
-
-
 COUNTERS = (
     Counter("readahead_calls", "calls", "readahead decisions asked of the policy"),
     Counter("readahead_miss", "calls", "of these: read() of an absent page"),
@@ -797,4 +823,19 @@ OBSERVED = (
     Counter("evicted_fadvise_bytes", "bytes", "of these: dropped by an application's fadvise()"),
     Counter("evicted_truncate_bytes", "bytes", "of these: the file was truncated or deleted"),
     Counter("evicted_other_bytes", "bytes", "of these: drop_caches, unmount, direct I/O, unknown"),
+)
+
+RECORDED = (
+    Counter("hit_bytes", "bytes", "accessed: cached, used before"),
+    Counter("useful_bytes", "bytes", "accessed: prefetched, first use, there in time"),
+    Counter("late_bytes", "bytes", "accessed: prefetched, first use, its reader waited for it"),
+    Counter("ahead_bytes", "bytes", "accessed: first use of what readahead had brought"),
+    Counter("miss_bytes", "bytes", "accessed: absent, read in by the call or fault that wanted it"),
+    Counter("prefetched_bytes", "bytes", "entered the cache by a policy's prefetch"),
+    Counter("read_bytes", "bytes", "entered the cache otherwise: demand and readahead"),
+    Counter("reclaimed_bytes", "bytes", "left the cache: memory was short"),
+    Counter("dropped_bytes", "bytes", "left the cache: dropped by a policy"),
+    Counter("discarded_bytes", "bytes", "left the cache: fadvise, truncation, drop_caches, other"),
+    Counter("wasted_bytes", "bytes", "of what left: prefetched, and never used"),
+    Counter("stall_ns", "ns", "time that the reader slept for I/O here"),
 )

@@ -41,5 +41,6 @@ says what each counter means and what cannot be seen.
 """
 
 from pagecache_bpf.observer.observer import ENDED_KEPT, Move, Observer
+from pagecache_bpf.observer.programs import RecordingGrid
 
-__all__ = ["ENDED_KEPT", "Move", "Observer"]
+__all__ = ["ENDED_KEPT", "Move", "Observer", "RecordingGrid"]

@@ -29,6 +29,10 @@ MAPS: dict[str, tuple[int, int, int, int, int]] = {
         *(_HASH, ctypes.sizeof(abi.pagecache_observed_key)),
         *(ctypes.sizeof(abi.pagecache_observed_value), 16384, _ON_DEMAND),
     ),
+    "recorded": (
+        *(_HASH, ctypes.sizeof(abi.pagecache_recorded_key)),
+        *(ctypes.sizeof(abi.pagecache_recorded_value), 1 << 16, _ON_DEMAND),
+    ),
     "task_states": (_LRU_HASH, 4, 304, 8192, 0),
     "own_processes": (_HASH, 4, 4, 256, _ON_DEMAND),
     "mappers": (_HASH, 4, 4, 4096, _ON_DEMAND),

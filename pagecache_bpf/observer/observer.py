@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pagecache_bpf.errors import PagecacheError, PrivilegeError, UsageError
+from pagecache_bpf.errors import PagecacheError, PrivilegeError, UnsupportedError, UsageError
 from pagecache_bpf.kernel import abi, libbpf
 from pagecache_bpf.kernel.abi import OBSERVED
 from pagecache_bpf.kernel.cachestat import PAGE_SIZE, cached_pages
@@ -21,7 +21,7 @@ from pagecache_bpf.kernel.inode_filter import InodeBits
 from pagecache_bpf.kernel.numa import nodes
 from pagecache_bpf.kernel.own_processes import OwnProcesses
 from pagecache_bpf.observer.count_maps import BITS_PAGES
-from pagecache_bpf.observer.programs import ACCESSES, FAULTS, SWITCH, Programs
+from pagecache_bpf.observer.programs import ACCESSES, FAULTS, SWITCH, Programs, RecordingGrid
 from pagecache_bpf.observer.residency_blocks import resident_blocks
 
 if TYPE_CHECKING:
@@ -85,6 +85,7 @@ class Observer:
     moves: "off"; "limited", some cursor moves of each file; "all" of them, for recording.
     without: tracepoints to do without, as if the kernel had none.
     backend: "libbpf", or "bcc" for kernels without BTF; None: $PAGECACHE_BPF_BACKEND or libbpf.
+    grid: how finely a recording is to tell events apart; None: nothing is recorded.
 
     Raises UnsupportedError (no tracepoint, no libbpf or BCC), PrivilegeError (not root).
     """
@@ -95,6 +96,7 @@ class Observer:
         without: Collection[str] = (),
         backend: str | None = None,
         log_dir: Path | None = None,
+        grid: RecordingGrid | None = None,
     ) -> None:
         if os.geteuid() != 0:
             raise PrivilegeError("only root can observe", f"this is user {os.geteuid()}")
@@ -103,7 +105,8 @@ class Observer:
         self._ended: dict[tuple[int, int], list[_Consumer]] = {}
         self._slots = 0
         self._retired: set[int] = set()
-        self._programs = _start(backend, ("off", "limited", "all").index(moves), without, log_dir)
+        told = ("off", "limited", "all").index(moves)
+        self._programs = _start(backend, told, without, log_dir, grid)
         self._maps = self._programs.maps
         self._inodes = InodeBits(self._maps["inode_bits"])
         self._ring: libbpf.RingBuffer | None = None
@@ -253,7 +256,10 @@ class Observer:
             "missing": self.missing,
             "uncounted": self.uncounted,
             "backend": self._programs.backend,
-            "lost_events": state.lost_moves + state.lost_pages + state.lost_consumers,
+            "lost_events": state.lost_moves
+            + state.lost_pages
+            + state.lost_consumers
+            + state.lost_records,
             "models": [
                 self._model(name, model, consumers.get(model.number, []), values)
                 for name, model in self._models.items()
@@ -376,6 +382,42 @@ class Observer:
             if not _alive(int.from_bytes(key, "little")):
                 mappers.delete(key)
 
+    # --- recording ---
+
+    def slot_of(self, fd: int) -> int:
+        """Return the number by which a recording knows an observed file.
+
+        Args:
+            fd: the open file.
+
+        Raises:
+            UsageError: it is not observed.
+        """
+        file = self._files.get(key_of(fd))
+        if file is None:
+            raise UsageError("the file is not observed", f"descriptor {fd} was not tagged")
+        return file.slot
+
+    def take_recorded(self, before_tick: int) -> dict[tuple[int, int, int, int], list[int]]:
+        """Take away what was recorded in the intervals that are over.
+
+        Args:
+            before_tick: number of the first interval that is left, because it is not over yet.
+
+        Returns:
+            By (slot of the file, cell, interval, process): the counters in the order of
+            kernel.abi.RECORDED.
+        """
+        recorded = self._maps["recorded"]
+        found = {}
+        for raw, counters in recorded.items().items():
+            key = abi.pagecache_recorded_key.from_buffer_copy(raw)
+            if key.tick < before_tick:
+                recorded.delete(raw)
+                value = abi.pagecache_recorded_value.from_buffer_copy(counters)
+                found[key.slot, key.cell, key.tick, key.tgid] = list(value.counters)
+        return found
+
     # --- cursors ---
 
     def poll(self, receive: Callable[[Move], None], milliseconds: int = 0) -> int:
@@ -395,13 +437,19 @@ class Observer:
 
 
 def _start(
-    backend: str | None, moves: int, without: Collection[str], log_dir: Path | None
+    backend: str | None,
+    moves: int,
+    without: Collection[str],
+    log_dir: Path | None,
+    grid: RecordingGrid | None,
 ) -> Programs | BccPrograms:
     backend = backend or os.environ.get("PAGECACHE_BPF_BACKEND") or "libbpf"
     if backend == "libbpf":
-        return Programs(moves, without, log_dir)
+        return Programs(moves, without, log_dir, grid)
     if backend != "bcc":
         raise UsageError(f"there is no backend {backend}", "it is libbpf or bcc")
+    if grid is not None:
+        raise UnsupportedError("no load can be recorded", "the backend bcc does not record")
     from pagecache_bpf.observer.bcc import BccPrograms
 
     return BccPrograms(moves, without, log_dir)

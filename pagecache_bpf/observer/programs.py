@@ -7,6 +7,7 @@ import os
 import platform
 import sys
 from collections.abc import Collection
+from dataclasses import dataclass
 from pathlib import Path
 
 from pagecache_bpf._run_dir import write_log
@@ -54,13 +55,36 @@ def object_path() -> Path:
     )
 
 
-def constants(moves: int) -> dict[str, int]:
-    """What the programs are told before they are loaded."""
+@dataclass(frozen=True)
+class RecordingGrid:
+    """How finely a recording tells events apart.
+
+    Attributes:
+        tick_ns: the interval of time, in nanoseconds.
+        start_ns: when the first one begins, by CLOCK_MONOTONIC.
+        cell_pages: pages of a cell of a file; a power of two.
+    """
+
+    tick_ns: int
+    start_ns: int
+    cell_pages: int
+
+
+def constants(moves: int, grid: RecordingGrid | None = None) -> dict[str, int]:
+    """Return what the programs are told before they are loaded.
+
+    Args:
+        moves: which cursor moves are told: 0, 1 or 2, as in observer_core.bpf.h.
+        grid: what a recording tells apart; None: nothing is recorded.
+    """
     namespace = os.stat("/proc/self/ns/pid")
     calls = _SYSCALLS.get(platform.machine(), _SYSCALLS["generic"])
     return {
         "observer_page_shift": PAGE_SIZE.bit_length() - 1,
         "observer_moves": moves,
+        "observer_record_tick_ns": grid.tick_ns if grid else 0,
+        "observer_record_start_ns": grid.start_ns if grid else 0,
+        "observer_record_cell_shift": grid.cell_pages.bit_length() - 1 if grid else 0,
         "observer_whole_folios": int(maps_whole_folios()),
         "observer_pidns_dev": namespace.st_dev,
         "observer_pidns_ino": namespace.st_ino,
@@ -79,7 +103,13 @@ class Programs:
 
     backend = "libbpf"
 
-    def __init__(self, moves: int, without: Collection[str] = (), log_dir: Path | None = None):
+    def __init__(
+        self,
+        moves: int,
+        without: Collection[str] = (),
+        log_dir: Path | None = None,
+        grid: RecordingGrid | None = None,
+    ):
         self.missing: list[str] = []
         self.ring_fd = -1
         self._links: list[libbpf.Link] = []
@@ -91,7 +121,7 @@ class Programs:
                 why = "; ".join(messages.lines[:2]) or str(error)
                 raise PagecacheError(f"{path} cannot be loaded", why, "Build it anew") from error
             try:
-                self._tell(constants(moves))
+                self._tell(constants(moves, grid))
                 self._object.load()
             except OSError as error:
                 log = self._object.kernel_log

@@ -37,7 +37,9 @@ AGENT_STRUCTS = [
 ]
 # What policies that take I/O templates share with user space.
 TEMPLATE_STRUCTS = [name for name in STRUCTS if name.startswith("pagecache_template_")]
-OBSERVER_STRUCTS = [name for name in STRUCTS if name.startswith("pagecache_observe")]
+OBSERVER_STRUCTS = [
+    name for name in STRUCTS if name.startswith(("pagecache_observe", "pagecache_recorded"))
+]
 ENUMS = {
     "pagecache_template_source": abi.TemplateSource,
     "pagecache_hook": abi.Hook,
@@ -154,6 +156,7 @@ def test_enums_have_the_same_values(built: tuple[Btf, str], name: str) -> None:
     [
         ("pagecache_counter", "PAGECACHE_COUNTER_", abi.COUNTERS),
         ("pagecache_observed_counter", "PAGECACHE_OBSERVED_", abi.OBSERVED),
+        ("pagecache_recorded_counter", "PAGECACHE_RECORDED_", abi.RECORDED),
     ],
 )
 def test_counters_are_named_alike(
