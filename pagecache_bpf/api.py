@@ -129,7 +129,7 @@ def load(
 
     Raises UsageError, and PrivilegeError for a file that may not be opened.
     """
-    from pagecache_bpf.loads.begin import Nothing, begin, check_policy
+    from pagecache_bpf.loads.begin import UnservedLoad, begin, check_policy
     from pagecache_bpf.loads.request import LoadRequest
 
     bound = _budget(budget)
@@ -143,7 +143,7 @@ def load(
     model, why = resolve_model(path)
     from pagecache_bpf.topology import node_of
 
-    wish = LoadRequest(
+    request = LoadRequest(
         model,
         policy,
         bound,
@@ -158,8 +158,8 @@ def load(
         if shared is not None:
             shared.users += 1
             return Load(shared, keep)
-        way: ServedLoad = Nothing(wish.blank(NONE, "none", why)) if why else begin(wish)
-        shared = _Shared(model.files, way, wish.blank(NONE, "none", why))
+        way: ServedLoad = UnservedLoad(request.blank(NONE, "none", why)) if why else begin(request)
+        shared = _Shared(model.files, way, request.blank(NONE, "none", why))
         shared.last = shared.report()
         if model.files:
             _open[model.files] = shared
@@ -202,7 +202,7 @@ def tag(path: PathLike, *, policy: str | None = None, model: str | None = None) 
     """
     from pagecache_bpf.loads.attached import DEFAULT_POLICY
     from pagecache_bpf.loads.residency_snapshot import opened
-    from pagecache_bpf.policy.engines import Governor
+    from pagecache_bpf.policy.engines import Engines
     from pagecache_bpf.weights.models import resolve
 
     found = resolve(find(path), model)
@@ -212,14 +212,14 @@ def tag(path: PathLike, *, policy: str | None = None, model: str | None = None) 
         return Tagged(found.name, name, 0, NONE, why)
     done = 0
     try:
-        with Governor() as governor:
-            engine = governor.engine_of(name)
+        with Engines() as engines:
+            engine = engines.engine_of(name)
             if engine is None:
                 why = f"the policy {name} is not attached (pagecache-bpf attach {name})"
                 return Tagged(found.name, name, 0, NONE, why)
             for file in found.files:
                 with opened(file) as fd:
-                    governor.tag(fd, policy=name, model=found.name, path=str(file), replace=True)
+                    engines.tag(fd, policy=name, model=found.name, path=str(file), replace=True)
                 done += 1
     except (PagecacheError, OSError) as error:
         return Tagged(found.name, name, done, NONE if not done else engine or NONE, str(error))

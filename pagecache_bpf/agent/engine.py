@@ -37,7 +37,7 @@ from pagecache_bpf.kernel.own_processes import OwnProcesses
 from pagecache_bpf.kernel.verifier_log import boil_down
 from pagecache_bpf.policy.catalog import RODATA, PolicyInfo
 from pagecache_bpf.policy.hint_maps import CONSUMERS
-from pagecache_bpf.policy.loader import make_room, set_knobs
+from pagecache_bpf.policy.loader import enlarge_maps, set_knobs
 
 PAGE_SIZE = os.sysconf("SC_PAGE_SIZE")
 MAX_INFLIGHT_BYTES = 256 << 20
@@ -299,7 +299,7 @@ class Agent:
                 raise UsageError(f"{obj} cannot be loaded", why, "Build it anew") from error
             try:
                 set_knobs(opened, knobs)
-                make_room(opened, sizes)
+                enlarge_maps(opened, sizes)
                 _introduce(opened)
                 opened.load()
             except OSError as error:

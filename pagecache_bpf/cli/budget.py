@@ -11,7 +11,7 @@ from pagecache_bpf.errors import PagecacheError, UsageError
 
 if TYPE_CHECKING:
     from pagecache_bpf.policy.catalog import PolicyInfo
-    from pagecache_bpf.policy.engines import Governor
+    from pagecache_bpf.policy.engines import Engines
     from pagecache_bpf.weights.models import Model
 
 KNOB = "budget_mib"
@@ -41,7 +41,7 @@ def budget_knob(info: PolicyInfo, budget: int | None, knobs: dict[str, int]) -> 
     return {**knobs, KNOB: budget >> 20}
 
 
-def admit(governor: Governor, models: Sequence[Model], budget: int | None) -> list[dict[str, Any]]:
+def admit(engines: Engines, models: Sequence[Model], budget: int | None) -> list[dict[str, Any]]:
     """Have each model admitted; the controller, where one runs, takes note of what it holds.
 
     budget: of all of them together, in bytes.  Raises PagecacheError for one that does not fit;
@@ -50,21 +50,21 @@ def admit(governor: Governor, models: Sequence[Model], budget: int | None) -> li
     answers: list[dict[str, Any]] = []
     try:
         for model in models:
-            answers.append(_admit_one(governor, model, budget))
+            answers.append(_admit_one(engines, model, budget))
     except BaseException:
-        release(governor, [each["model"] for each in answers])
+        release(engines, [each["model"] for each in answers])
         raise
     return answers
 
 
-def release(governor: Governor, models: Sequence[str]) -> None:
+def release(engines: Engines, models: Sequence[str]) -> None:
     """Take back what was noted."""
-    if governor.agent is not None:
+    if engines.agent is not None:
         for name in models:
-            governor.agent.release(name)
+            engines.agent.release(name)
 
 
-def _admit_one(governor: Governor, model: Model, budget: int | None) -> dict[str, Any]:
+def _admit_one(engines: Engines, model: Model, budget: int | None) -> dict[str, Any]:
     from pagecache_bpf.kernel.file_key import key_of, open_to_read
 
     files: dict[str, int] = {}
@@ -74,8 +74,8 @@ def _admit_one(governor: Governor, model: Model, budget: int | None) -> dict[str
             files[key_of(fd).hex()] = os.fstat(fd).st_size
         finally:
             os.close(fd)
-    if governor.agent is not None:
-        answer = governor.agent.admit(model.name, files, budget)
+    if engines.agent is not None:
+        answer = engines.agent.admit(model.name, files, budget)
     else:
         from pagecache_bpf.controller.admission import Budgets
         from pagecache_bpf.controller.load_ledger import headroom
@@ -95,7 +95,7 @@ def admission_rows(answers: Sequence[dict[str, Any]]) -> list[tuple[str, str]]:
     ]
 
 
-def held(governor: Governor) -> dict[str, Any]:
+def held(engines: Engines) -> dict[str, Any]:
     """Who holds what, for `status`: of the controller that runs, if one does."""
     empty: dict[str, Any] = {
         "serving": False,
@@ -108,10 +108,10 @@ def held(governor: Governor) -> dict[str, Any]:
         "budget": {"total_bytes": None, "claimed_bytes": 0},
         "claims": [],
     }
-    if governor.agent is None:
+    if engines.agent is None:
         return empty
     try:
-        return {**empty, **governor.agent.controller()}
+        return {**empty, **engines.agent.controller()}
     except PagecacheError:  # it has ended meanwhile
         return empty
 

@@ -13,7 +13,7 @@ from pagecache_bpf.cli.output import TROUBLESHOOTING
 from pagecache_bpf.errors import PagecacheError, PrivilegeError, UsageError
 from pagecache_bpf.kernel.control_device import Tag
 from pagecache_bpf.kernel.file_key import open_to_read
-from pagecache_bpf.policy.engines import Governor
+from pagecache_bpf.policy.engines import Engines
 from pagecache_bpf.units import plural
 from pagecache_bpf.weights.models import Model, resolve
 
@@ -53,7 +53,7 @@ class Tagging:
     replace: take over files that another policy governs.
     """
 
-    device: Governor
+    device: Engines
     policy: str
     replace: bool = False
     models: dict[str, list[TaggedFile]] = field(default_factory=dict)
@@ -131,7 +131,7 @@ class Tagging:
         ]
 
 
-def untag(device: Governor, tags: Iterable[Tag]) -> list[Tag]:
+def untag(device: Engines, tags: Iterable[Tag]) -> list[Tag]:
     """Take tags off by identity; return those that were still there."""
     gone = []
     for tag in tags:

@@ -14,7 +14,7 @@ from pagecache_bpf.units import format_size, plural
 
 if TYPE_CHECKING:
     from pagecache_bpf.policy.catalog import PolicyInfo
-    from pagecache_bpf.policy.engines import Governor
+    from pagecache_bpf.policy.engines import Engines
     from pagecache_bpf.templates.policy_arrays import Assigned
     from pagecache_bpf.weights.models import Model
 
@@ -127,12 +127,12 @@ def sizes_of(chosen: Sequence[Chosen]) -> dict[str, int]:
     return sizes_for([(each.assigned.name, each.assigned.template) for each in chosen])
 
 
-def give(governor: Governor, policy: str, chosen: Sequence[Chosen]) -> None:
+def give(engines: Engines, policy: str, chosen: Sequence[Chosen]) -> None:
     """Give them to the policy.  Raises PagecacheError."""
     if chosen:
         from pagecache_bpf.templates import policy_arrays
 
-        policy_arrays.give(governor, policy, [each.assigned for each in chosen])
+        policy_arrays.give(engines, policy, [each.assigned for each in chosen])
 
 
 REPLAY_JSON = {

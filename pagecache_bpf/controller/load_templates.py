@@ -162,7 +162,7 @@ def match(
 
 
 class _InProcess:
-    """What templates.replay asks of a Governor, answered without a socket."""
+    """What templates.replay asks of a Engines, answered without a socket."""
 
     def __init__(self, engines: EngineControl) -> None:
         self._engines = engines

@@ -21,7 +21,7 @@ from pagecache_bpf.loads.request import LoadRequest
 from pagecache_bpf.loads.residency_snapshot import Snapshot, opened, resident_of
 from pagecache_bpf.policy import agent_device, catalog, hints, loader
 from pagecache_bpf.policy.catalog import PolicyInfo
-from pagecache_bpf.policy.engines import AGENT, Governor
+from pagecache_bpf.policy.engines import AGENT, Engines
 from pagecache_bpf.policy.hint_maps import CONSUMERS
 
 if TYPE_CHECKING:
@@ -33,36 +33,36 @@ TEMPLATE_POLICY = "maio"
 _MIB = 1 << 20
 
 
-class Direct:
+class AttachedLoad:
     """Tags the files, attaching the policy first if it is not; undoes just that at the end.
 
     The module serves it if it is loaded: loading one is not for a server to do.  Raises
     PagecacheError, OSError; everything is taken back then.
     """
 
-    def __init__(self, wish: LoadRequest) -> None:
-        self._policy = wish.policy or (TEMPLATE_POLICY if wish.template else DEFAULT_POLICY)
-        self._wish = replace(wish, policy=self._policy)
+    def __init__(self, request: LoadRequest) -> None:
+        self._policy = request.policy or (TEMPLATE_POLICY if request.template else DEFAULT_POLICY)
+        self._request = replace(request, policy=self._policy)
         self._why = ""
         self._notes: list[str] = []
         self._tagged: list[Path] = []
         self._hinted = False
         self._started = time.monotonic()
         self._stalled = blocked_seconds()
-        self._snapshot = Snapshot(wish.model.files)
+        self._snapshot = Snapshot(request.model.files)
         info = catalog.find(self._policy)
         template = self._template(info)
         self._attached = self._attach(info, template)
         try:
-            with Governor() as governor:
-                engine = governor.engine_of(self._policy)
+            with Engines() as engines:
+                engine = engines.engine_of(self._policy)
                 if engine is None:
                     raise PagecacheError(f"the policy {self._policy} has ended")
                 self._engine = engine
-                self._before = self._status(governor)
-                self._tag(governor)
+                self._before = self._status(engines)
+                self._tag(engines)
                 if template is not None:
-                    self._give(governor, template)
+                    self._give(engines, template)
                 self._hint()
         except BaseException:
             self._undo()
@@ -73,27 +73,27 @@ class Direct:
     def _template(self, info: PolicyInfo) -> Assigned | None:
         """The template that was asked for, or derived for a policy that lives on one."""
         if not info.takes_templates:
-            if self._wish.template is not None:
+            if self._request.template is not None:
                 self._notes.append(f"the template is not used: {info.name} takes none")
             return None
         from pagecache_bpf import templates
         from pagecache_bpf.templates.policy_arrays import Assigned
 
-        model = self._wish.model
+        model = self._request.model
         try:
-            if self._wish.template is None:
+            if self._request.template is None:
                 found = templates.derive(model)
                 paths = dict(enumerate(templates.template.locate(found, model.root, model.files)))
                 return Assigned(model.name, found, paths)
-            found = templates.read(Path(self._wish.template))
+            found = templates.read(Path(self._request.template))
             fit = templates.check(found, model.root, model.files)
-            found = templates.require_fit(found, fit, self._wish.template, partial=True)
+            found = templates.require_fit(found, fit, self._request.template, partial=True)
             return Assigned(model.name, found, fit.paths)
         except PagecacheError as error:
             self._notes.append(f"no template is used: {error}")
             return None
 
-    def _give(self, governor: Governor, template: Assigned) -> None:
+    def _give(self, engines: Engines, template: Assigned) -> None:
         from pagecache_bpf.templates import policy_arrays
 
         if not self._attached:
@@ -102,15 +102,15 @@ class Direct:
             )
             return
         try:
-            policy_arrays.give(governor, self._policy, [template])
+            policy_arrays.give(engines, self._policy, [template])
         except PagecacheError as error:
             self._notes.append(f"the template is not used: {error}")
 
     def _attach(self, info: PolicyInfo, template: Assigned | None) -> bool:
         """Attach the policy unless it is; True if that was done here."""
-        with Governor() as governor:
-            if governor.engine_of(info.name) is not None:
-                if self._wish.budget is not None:
+        with Engines() as engines:
+            if engines.engine_of(info.name) is not None:
+                if self._request.budget is not None:
                     self._notes.append(
                         f"the policy {info.name} was attached already: its own budget holds"
                     )
@@ -130,26 +130,26 @@ class Direct:
                 with agent_device.AgentDevice() as agent:
                     agent.attach(info, obj, knobs, sizes)
         except PagecacheError as error:
-            with Governor() as governor:
-                if governor.engine_of(info.name) is None:
+            with Engines() as engines:
+                if engines.engine_of(info.name) is None:
                     raise
             self._notes.append(f"somebody else was faster: {error}")
             return False
         return True
 
     def _knobs(self, info: PolicyInfo) -> dict[str, int]:
-        if self._wish.budget is None:
+        if self._request.budget is None:
             return {}
         knob = next((each for each in info.knobs if each.name == "budget_mib"), None)
         if knob is None:
             self._notes.append(f"the policy {info.name} has no knob for a budget")
             return {}
         # At least one: 0 is "no bound".
-        return {knob.name: min(max(1, self._wish.budget // _MIB), knob.maximum)}
+        return {knob.name: min(max(1, self._request.budget // _MIB), knob.maximum)}
 
-    def _tag(self, governor: Governor) -> None:
-        ours = {(each.dev_major, each.dev_minor, each.ino): each for each in governor.tags()}
-        for path in self._wish.model.files:
+    def _tag(self, engines: Engines) -> None:
+        ours = {(each.dev_major, each.dev_minor, each.ino): each for each in engines.tags()}
+        for path in self._request.model.files:
             with opened(path) as fd:
                 status = os.fstat(fd)
                 key = (os.major(status.st_dev), os.minor(status.st_dev), status.st_ino)
@@ -157,10 +157,10 @@ class Direct:
                     self._notes.append(f"{path} was tagged already, for {ours[key].policy}")
                     continue
                 try:
-                    governor.tag(
+                    engines.tag(
                         fd,
                         policy=self._policy,
-                        model=self._wish.model.name,
+                        model=self._request.model.name,
                         path=str(path),
                     )
                 except UsageError as error:
@@ -170,7 +170,7 @@ class Direct:
 
     def _hint(self) -> None:
         """Tell the policy the node that the devices of this process are near."""
-        node = self._wish.node
+        node = self._request.node
         if node is None or node not in nodes():
             return
         if not sees_readers():
@@ -184,8 +184,8 @@ class Direct:
 
     def report(self) -> Report:
         """How it goes; the policy's counters only if it governs nothing else."""
-        with Governor() as governor:
-            now = self._status(governor)
+        with Engines() as engines:
+            now = self._status(engines)
         notes = list(self._notes)
         prefetched = None
         if now is None:
@@ -195,14 +195,14 @@ class Direct:
             prefetched = now.counters[name] - self._before.counters[name]
         stalled = blocked_seconds()
         return replace(
-            self._wish.blank(self._engine, "direct", self._why),
+            self._request.blank(self._engine, "direct", self._why),
             seconds=time.monotonic() - self._started,
             prefetched_bytes=prefetched,
             stall_seconds=None
             if stalled is None or self._stalled is None
             else max(0.0, stalled - self._stalled),
             resident_before_bytes=self._snapshot.resident,
-            resident_bytes=resident_of(self._wish.model.files),
+            resident_bytes=resident_of(self._request.model.files),
             notes=tuple(notes),
         )
 
@@ -212,15 +212,15 @@ class Direct:
         self._undo()
         evicted = 0 if keep else self._snapshot.drop_rest()
         self._snapshot.close()
-        resident = resident_of(self._wish.model.files)
+        resident = resident_of(self._request.model.files)
         return replace(last, done=True, evicted_bytes=evicted, resident_bytes=resident)
 
     def forget(self) -> None:
         """Tags are the kernel's, or the agent's."""
         self._snapshot.close()
 
-    def _status(self, governor: Governor) -> PolicyStatus | None:
-        found = (each for _, each in governor.policies() if each.name == self._policy)
+    def _status(self, engines: Engines) -> PolicyStatus | None:
+        found = (each for _, each in engines.policies() if each.name == self._policy)
         return next(found, None)
 
     def _undo(self) -> None:
@@ -228,12 +228,12 @@ class Direct:
             self._hinted = False
             with suppress(PagecacheError):
                 hints.forget(self._policy, CONSUMERS, tgid=os.getpid())
-        with Governor() as governor:
+        with Engines() as engines:
             for path in self._tagged:
                 with suppress(PagecacheError, OSError), opened(path) as fd:
-                    governor.untag_fd(fd)
+                    engines.untag_fd(fd)
             self._tagged.clear()
-            status = self._status(governor)
+            status = self._status(engines)
             if self._attached and (status is None or not status.tags):
                 with suppress(PagecacheError):
-                    governor.detach(self._policy)
+                    engines.detach(self._policy)

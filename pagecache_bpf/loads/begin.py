@@ -15,7 +15,7 @@ from pagecache_bpf.loads.request import LoadRequest, ServedLoad
 VARIABLE = "PAGECACHE_BPF_API"
 
 
-class Nothing:
+class UnservedLoad:
     """No way at all: the kernel reads as ever."""
 
     def __init__(self, report: Report) -> None:
@@ -33,7 +33,7 @@ class Nothing:
         """Nothing to let go of."""
 
 
-def begin(wish: LoadRequest) -> ServedLoad:
+def begin(request: LoadRequest) -> ServedLoad:
     """Serve a load in the best way there is.  Never raises because this machine cannot.
 
     PAGECACHE_BPF_API in the environment narrows it: "alone" to what this process can do by
@@ -47,32 +47,32 @@ def begin(wish: LoadRequest) -> ServedLoad:
         del ways[: 2 if asked == "alone" else 3]
     for try_it in ways:
         try:
-            return try_it(wish, tuple(reasons))
+            return try_it(request, tuple(reasons))
         except (PagecacheError, OSError) as error:
             reasons.append(_reason(error))
         except Exception as error:  # a bug of ours must not end a server
             reasons.append(f"unexpected {type(error).__name__}: {error}")
-    return Nothing(wish.blank(NONE, "none", "; ".join(reasons)))
+    return UnservedLoad(request.blank(NONE, "none", "; ".join(reasons)))
 
 
-def _remote(wish: LoadRequest, reasons: Sequence[str]) -> ServedLoad:
-    from pagecache_bpf.loads.through_controller import Remote
+def _remote(request: LoadRequest, reasons: Sequence[str]) -> ServedLoad:
+    from pagecache_bpf.loads.through_controller import ControllerLoad
 
-    return Remote(wish)
+    return ControllerLoad(request)
 
 
-def _direct(wish: LoadRequest, reasons: Sequence[str]) -> ServedLoad:
+def _direct(request: LoadRequest, reasons: Sequence[str]) -> ServedLoad:
     if os.geteuid() != 0:
         raise PagecacheError("attaching a policy takes root")
-    from pagecache_bpf.loads.attached import Direct
+    from pagecache_bpf.loads.attached import AttachedLoad
 
-    return Direct(wish)
+    return AttachedLoad(request)
 
 
-def _alone(wish: LoadRequest, reasons: Sequence[str]) -> ServedLoad:
-    from pagecache_bpf.loads.unprivileged import Window
+def _alone(request: LoadRequest, reasons: Sequence[str]) -> ServedLoad:
+    from pagecache_bpf.loads.unprivileged import UnprivilegedLoad
 
-    return Window(wish, "; ".join(reasons))
+    return UnprivilegedLoad(request, "; ".join(reasons))
 
 
 def _reason(error: BaseException) -> str:

@@ -35,7 +35,7 @@ class Mapping:
 
 
 @dataclass
-class Seen:
+class FileProgress:
     """What is known of one file's readers at one moment.
 
     position: the furthest of any descriptor.  opened: whether anybody has it open or mapped.
@@ -48,7 +48,7 @@ class Seen:
     mappings: list[Mapping] = field(default_factory=list)
 
 
-class Progress:
+class ReaderProgress:
     """Watches the readers of files, named by (device, inode)."""
 
     def __init__(self, files: Sequence[tuple[int, int]], proc: Path = Path("/proc")) -> None:
@@ -74,13 +74,13 @@ class Progress:
         self,
         our_descriptors: frozenset[int] = frozenset(),
         our_parts: frozenset[tuple[int, int, int]] = frozenset(),
-    ) -> dict[int, Seen]:
+    ) -> dict[int, FileProgress]:
         """What is seen now, by the number of the file.
 
         Passed over are descriptors of this process, and mappings of it that cover just one of
         the parts (file, offset, length): those of whoever reads ahead here.
         """
-        found: dict[int, Seen] = {}
+        found: dict[int, FileProgress] = {}
         for pid in self._processes():
             try:
                 here = pid == os.getpid()
@@ -100,7 +100,7 @@ class Progress:
         return self._pids
 
     def _look_at_maps(
-        self, pid: int, found: dict[int, Seen], ours: frozenset[tuple[int, int, int]]
+        self, pid: int, found: dict[int, FileProgress], ours: frozenset[tuple[int, int, int]]
     ) -> None:
         text = (self._proc / str(pid) / "maps").read_text(errors="replace")
         for start, end, offset, ino in self._line.findall(text):
@@ -108,11 +108,13 @@ class Progress:
             mapping = Mapping(pid, address, int(offset, 16), int(end, 16) - address)
             if (number, mapping.offset, mapping.length) in ours:
                 continue
-            seen = found.setdefault(number, Seen())
+            seen = found.setdefault(number, FileProgress())
             seen.opened = True
             seen.mappings.append(mapping)
 
-    def _look_at_descriptors(self, pid: int, found: dict[int, Seen], ours: frozenset[int]) -> None:
+    def _look_at_descriptors(
+        self, pid: int, found: dict[int, FileProgress], ours: frozenset[int]
+    ) -> None:
         at = self._proc / str(pid)
         for name in os.listdir(at / "fd"):
             if int(name) in ours:
@@ -129,7 +131,7 @@ class Progress:
                 )
             except OSError:
                 continue
-            seen = found.setdefault(number, Seen())
+            seen = found.setdefault(number, FileProgress())
             seen.opened = True
             seen.position = max(seen.position, int(fields.get("pos", 0)))
             seen.direct |= bool(int(fields.get("flags", "0"), 8) & os.O_DIRECT)

@@ -15,15 +15,15 @@ from pagecache_bpf.loads.request import LoadRequest, numbers
 from pagecache_bpf.loads.residency_snapshot import opened
 
 
-class Remote:
+class ControllerLoad:
     """A connection with one load on it.
 
     Raises PagecacheError when there is no controller, when it refuses, and when it has no engine
     to serve the load with.
     """
 
-    def __init__(self, wish: LoadRequest) -> None:
-        self._wish = wish
+    def __init__(self, request: LoadRequest) -> None:
+        self._request = request
         with ExitStack() as undo:
             self._client = undo.enter_context(Client())
             first = self._open()
@@ -35,25 +35,25 @@ class Remote:
             undo.pop_all()
 
     def _open(self) -> dict[str, Any]:
-        wish = self._wish
-        template = None if wish.template is None else Path(wish.template).read_text("utf-8")
+        request = self._request
+        template = None if request.template is None else Path(request.template).read_text("utf-8")
         with ExitStack() as files:
             return self._client.open_load(
-                [files.enter_context(opened(path)) for path in wish.model.files],
-                model=wish.model.name,
-                policy=wish.policy,
-                budget=wish.budget,
+                [files.enter_context(opened(path)) for path in request.model.files],
+                model=request.model.name,
+                policy=request.policy,
+                budget=request.budget,
                 devices=[
                     {
                         "name": each.name,
                         "pci": each.accelerator.pci if each.accelerator else None,
                         "node": each.node,
                     }
-                    for each in wish.devices
+                    for each in request.devices
                 ],
                 template=template,
-                keep=wish.keep,
-                wait=wish.wait,
+                keep=request.keep,
+                wait=request.wait,
             )
 
     def report(self) -> Report:
@@ -82,7 +82,9 @@ class Remote:
             stalled = numbers(counters, "read_stall_ns", "mmap_stall_ns")
         notes = [answer[key] for key in ("message", "template_why") if answer.get(key)]
         return replace(
-            self._wish.blank(answer.get("engine") or NONE, "controller", answer.get("why") or ""),
+            self._request.blank(
+                answer.get("engine") or NONE, "controller", answer.get("why") or ""
+            ),
             policy=answer.get("policy"),
             done=answer.get("state") == "done",
             seconds=float(answer.get("seconds") or 0),

@@ -10,7 +10,7 @@ from pagecache_bpf.loads.reader_progress import blocked_seconds
 from pagecache_bpf.loads.report import UNPRIVILEGED, Report
 from pagecache_bpf.loads.request import LoadRequest
 from pagecache_bpf.loads.residency_snapshot import Snapshot, resident_of
-from pagecache_bpf.loads.unprivileged_window import Alone
+from pagecache_bpf.loads.unprivileged_window import ReadaheadWindow
 
 _CANNOT_TELL = (
     "the files belong to somebody else: what of them is in the page cache is not told, so nothing "
@@ -18,35 +18,35 @@ _CANNOT_TELL = (
 )
 
 
-class Window:
+class UnprivilegedLoad:
     """The unprivileged window, with the numbers of its load.
 
     why: why nothing better serves it.  Raises OSError.
     """
 
-    def __init__(self, wish: LoadRequest, why: str) -> None:
-        self._wish, self._why = wish, why
+    def __init__(self, request: LoadRequest, why: str) -> None:
+        self._request, self._why = request, why
         self._started = time.monotonic()
         self._stalled = blocked_seconds()
-        self._snapshot = Snapshot(wish.model.files)
+        self._snapshot = Snapshot(request.model.files)
         self._notes: list[str] = []
         cpus: tuple[int, ...] = ()
-        if wish.node is not None:
+        if request.node is not None:
             from pagecache_bpf import topology
 
-            cpus = topology.read().cpus_of(wish.node)
-        self._alone = Alone(
-            wish.model.files,
+            cpus = topology.read().cpus_of(request.node)
+        self._alone = ReadaheadWindow(
+            request.model.files,
             self._snapshot,
             order=self._order(),
-            budget=wish.budget,
+            budget=request.budget,
             cpus=cpus,
         )
 
     def _order(self) -> list[tuple[int, int, int]] | None:
         """The order of the template, if there is one and it fits."""
-        wish = self._wish
-        if wish.template is None:
+        request = self._request
+        if request.template is None:
             return None
         from pathlib import Path
 
@@ -54,13 +54,13 @@ class Window:
         from pagecache_bpf.errors import PagecacheError
 
         try:
-            template = templates.read(Path(wish.template))
-            fit = templates.check(template, wish.model.root, wish.model.files)
-            template = templates.require_fit(template, fit, wish.template, partial=True)
+            template = templates.read(Path(request.template))
+            fit = templates.check(template, request.model.root, request.model.files)
+            template = templates.require_fit(template, fit, request.template, partial=True)
         except PagecacheError as error:
             self._notes.append(f"the template is not used: {error}")
             return None
-        numbers = {path: number for number, path in enumerate(wish.model.files)}
+        numbers = {path: number for number, path in enumerate(request.model.files)}
         known = {at: numbers.get(Path(path).resolve()) for at, path in fit.paths.items()}
         order = []
         for each in template.extents:
@@ -71,7 +71,7 @@ class Window:
 
     def report(self) -> Report:
         """How it goes."""
-        return self._read(resident_of(self._wish.model.files) if self._snapshot.known else None)
+        return self._read(resident_of(self._request.model.files) if self._snapshot.known else None)
 
     def finish(self, keep: bool) -> Report:
         """End the window and drop what was not in the cache before."""
@@ -93,7 +93,7 @@ class Window:
         stalled = blocked_seconds(self._alone.thread_ids)
         known = self._snapshot.known
         return replace(
-            self._wish.blank(UNPRIVILEGED, "alone", self._why),
+            self._request.blank(UNPRIVILEGED, "alone", self._why),
             policy=None,
             seconds=time.monotonic() - self._started,
             prefetched_bytes=self._alone.prefetched_bytes,

@@ -24,7 +24,7 @@ from pagecache_bpf.agent import read_threads, worker
 from pagecache_bpf.errors import PagecacheError
 from pagecache_bpf.kernel import cgroups
 from pagecache_bpf.kernel.cachestat import PAGE_SIZE
-from pagecache_bpf.loads.reader_progress import Progress, Seen
+from pagecache_bpf.loads.reader_progress import FileProgress, ReaderProgress
 from pagecache_bpf.loads.residency_snapshot import CHUNK, Snapshot, opened, resident_bytes
 
 #: The window unless a budget asks for less; also bounded by a part of the memory that is free.
@@ -59,7 +59,7 @@ class _Chunk:
     before: bool = False  # was in the cache when the load began
 
 
-class Alone:
+class ReadaheadWindow:
     """A window over the files of one load; runs until stop().
 
     files: real paths.  snapshot: what of them was in the cache before.  order: (file, offset,
@@ -101,7 +101,7 @@ class Alone:
         self._room, self._room_until = 0, 0.0
         self._bypassed = False
         self._stop = threading.Event()
-        self._progress = Progress([each.identity for each in self._files])
+        self._progress = ReaderProgress([each.identity for each in self._files])
         self._executor = read_threads.Executor(self._settled, read=self._read)
         self._watcher = threading.Thread(target=self._watch, name="window", daemon=True)
         self._watcher.start()
@@ -190,7 +190,7 @@ class Alone:
                     self._consume(at for at in self._ready if self._chunks[at].file == number)
                 each.opened = now
 
-    def _follow(self, seen: dict[int, Seen]) -> None:
+    def _follow(self, seen: dict[int, FileProgress]) -> None:
         """Note the chunks that readers have consumed, and move the cursor."""
         end = min(max(self._next, self._cursor) + _AHEAD, len(self._chunks))
         found = [
@@ -213,7 +213,7 @@ class Alone:
         self._consume([at for at in found if at in self._ready])
         self._consume([at for at in self._ready if at < self._cursor])
 
-    def _is_touched(self, seen: Seen, chunk: _Chunk, last: _Chunk) -> bool:
+    def _is_touched(self, seen: FileProgress, chunk: _Chunk, last: _Chunk) -> bool:
         if seen.position >= chunk.offset + chunk.length and (
             # Further on than anybody reads between two looks: it looks for an archive's index.
             last.file != chunk.file or seen.position <= last.offset + last.length

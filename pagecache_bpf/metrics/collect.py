@@ -16,7 +16,7 @@ from pagecache_bpf.errors import UsageError
 
 if TYPE_CHECKING:
     from pagecache_bpf.kernel.control_device import PolicyStatus
-    from pagecache_bpf.policy.engines import Governor
+    from pagecache_bpf.policy.engines import Engines
 
 PAGE_SIZE = os.sysconf("SC_PAGE_SIZE")
 
@@ -174,9 +174,9 @@ class Rates:
 
 def take() -> Snapshot:
     """Ask the engines.  Raises PrivilegeError, UnsupportedError, PagecacheError."""
-    from pagecache_bpf.policy.engines import AGENT, STRUCT_OPS, Governor
+    from pagecache_bpf.policy.engines import AGENT, STRUCT_OPS, Engines
 
-    with Governor() as engines:
+    with Engines() as engines:
         details = engines.agent.details() if engines.agent else {}
         observed = engines.agent.stats() if engines.agent else {}
         attached = [_policy(engines, engine, each, details) for engine, each in engines.policies()]
@@ -251,7 +251,7 @@ def as_json(snapshot: Snapshot) -> dict[str, Any]:
 
 
 def _policy(
-    engines: Governor,
+    engines: Engines,
     engine: str,
     status: PolicyStatus,
     details: Mapping[str, Mapping[str, Any]],
@@ -314,7 +314,7 @@ def _observed(row: Mapping[str, Any], uncounted: Collection[str]) -> ModelStats:
     )
 
 
-def _tagged(engines: Governor) -> Iterable[ModelStats]:
+def _tagged(engines: Engines) -> Iterable[ModelStats]:
     """Models as the tags of the module tell of them: without what readers found."""
     if not engines.module:
         return []

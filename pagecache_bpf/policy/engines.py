@@ -21,7 +21,7 @@ from pagecache_bpf.policy.observing import wanted
 STRUCT_OPS, AGENT = "struct_ops", "agent"
 
 
-class Governor:
+class Engines:
     """What is attached and tagged here, on either engine.  Use it as a context manager.
 
     module, agent: None when the module is not loaded, when no agent runs.  observe: whether
@@ -37,7 +37,7 @@ class Governor:
             self._stack = stack.pop_all()
         self._targets: dict[str, Device | AgentDevice] = {}
 
-    def __enter__(self) -> Governor:
+    def __enter__(self) -> Engines:
         return self
 
     def __exit__(

@@ -21,7 +21,7 @@ from typing import Any
 from pagecache_bpf.errors import PagecacheError, PrivilegeError, UsageError
 from pagecache_bpf.kernel import libbpf
 from pagecache_bpf.kernel.btf import Btf
-from pagecache_bpf.policy.engines import AGENT, Governor
+from pagecache_bpf.policy.engines import AGENT, Engines
 from pagecache_bpf.policy.hint_maps import (
     ARRAY,
     Gauge,
@@ -44,14 +44,14 @@ def hint(policy: str, map: str, /, **settings: Any) -> None:
     Numbers, or what `pagecache_bpf.policy.hint_maps` says that names stand for.  Raises UsageError
     (no such policy, map or member), PrivilegeError, PagecacheError (the map is full).
     """
-    with Governor() as governor:
-        live = _live(governor, policy)
+    with Engines() as engines:
+        live = _live(engines, policy)
         found = find_map(policy, live.maps, map)
         if found.kind != "hint":
             raise UsageError(f"the map {found.name} is not for hints", "only the policy writes it")
         key, value = found.split(settings)
-        encoded = found.encode_key(_numbers(governor, key))
-        numbers = _numbers(governor, value)
+        encoded = found.encode_key(_numbers(engines, key))
+        numbers = _numbers(engines, value)
         try:
             live.write(found, encoded, found.encode_value(numbers, live.read(found, encoded)))
         except OSError as error:
@@ -61,11 +61,11 @@ def hint(policy: str, map: str, /, **settings: Any) -> None:
 
 def forget(policy: str, map: str, /, **key: Any) -> bool:
     """Remove an element; False if it is not there.  Raises as hint() does."""
-    with Governor() as governor:
-        live = _live(governor, policy)
+    with Engines() as engines:
+        live = _live(engines, policy)
         found = find_map(policy, live.maps, map)
         wanted, _ = found.split(key)
-        encoded = found.encode_key(_numbers(governor, wanted))
+        encoded = found.encode_key(_numbers(engines, wanted))
         if found.type == ARRAY:
             raise UsageError(f"{found.name} is an array", "its elements cannot be removed")
         return live.remove(found, encoded)
@@ -76,8 +76,8 @@ def read_map(policy: str, map: str, /) -> list[dict[str, Any]]:
 
     Those of an array that are all zeros are left out.  Raises UsageError, PrivilegeError.
     """
-    with Governor() as governor:
-        live = _live(governor, policy)
+    with Engines() as engines:
+        live = _live(engines, policy)
         found = find_map(policy, live.maps, map)
         rows = [found.decode(key, value) for key, value in live.elements(found)]
     return [row for row in rows if found.type != ARRAY or any(row["value"].values())]
@@ -85,21 +85,21 @@ def read_map(policy: str, map: str, /) -> list[dict[str, Any]]:
 
 def maps(policy: str) -> tuple[HintMap, ...]:
     """The maps of an attached policy that are for user space."""
-    with Governor() as governor:
-        return _live(governor, policy).maps
+    with Engines() as engines:
+        return _live(engines, policy).maps
 
 
 def gauges(policy: str) -> tuple[dict[str, int], list[str]]:
     """What an attached policy counts, and sentences about promises that it does not keep."""
-    with Governor() as governor:
-        live = _live(governor, policy)
+    with Engines() as engines:
+        live = _live(engines, policy)
         known, values = live.gauges()
         return values, broken_promises(known, values)
 
 
-def _numbers(governor: Governor, words: Mapping[str, Any]) -> dict[str, int]:
+def _numbers(engines: Engines, words: Mapping[str, Any]) -> dict[str, int]:
     def model_id(name: str) -> int:
-        tags = list(governor.tags())
+        tags = list(engines.tags())
         for tag in tags:
             if tag.model == name:
                 return tag.model_id
@@ -168,9 +168,9 @@ class _Pinned:
 class _Remote:
     """The maps of a policy of engine agent, which its process holds."""
 
-    def __init__(self, governor: Governor, policy: str) -> None:
-        assert governor.agent is not None
-        self._ask, self._policy = governor.agent.ask, policy
+    def __init__(self, engines: Engines, policy: str) -> None:
+        assert engines.agent is not None
+        self._ask, self._policy = engines.agent.ask, policy
         self._told = self._ask("hints", policy=policy)
 
     @property
@@ -196,19 +196,19 @@ class _Remote:
         return [(bytes.fromhex(key), bytes.fromhex(value)) for key, value in reply["elements"]]
 
 
-def _live(governor: Governor, policy: str) -> _Pinned | _Remote:
+def _live(engines: Engines, policy: str) -> _Pinned | _Remote:
     """Raises UsageError, PrivilegeError."""
     if os.geteuid() != 0:
         raise PrivilegeError("only root can read or write a policy's maps", "", "Use sudo")
-    engine = governor.engine_of(policy)
+    engine = engines.engine_of(policy)
     if engine is None:
-        attached = ", ".join(each.name for _, each in governor.policies())
+        attached = ", ".join(each.name for _, each in engines.policies())
         raise UsageError(
             f"the policy {policy} is not attached",
             f"attached are {attached}" if attached else "no policy is",
             f"Run `pagecache-bpf attach {policy} PATH`",
         )
-    return _Remote(governor, policy) if engine == AGENT else _Pinned(policy)
+    return _Remote(engines, policy) if engine == AGENT else _Pinned(policy)
 
 
 def gauge_values(known: tuple[Gauge, ...], data: bytes) -> dict[str, int]:

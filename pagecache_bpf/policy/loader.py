@@ -109,7 +109,7 @@ def attach(
         if not pin:
             return Attachment(info.name, _load_and_attach(info, knobs, sizes, device, log_dir))
         with _locked():
-            _make_room(info.name, device)
+            _remove_stale_pins(info.name, device)
             _attach_pinned(info, knobs, sizes, device, log_dir)
             return Attachment(info.name, None)
 
@@ -226,7 +226,7 @@ def _load_and_attach(
             raise UsageError(f"{info.object} cannot be loaded", why, "Build it anew") from error
         with opened:
             set_knobs(opened, knobs)
-            make_room(opened, sizes)
+            enlarge_maps(opened, sizes)
             try:
                 opened.load()
             except OSError as error:
@@ -259,7 +259,7 @@ def set_knobs(opened: libbpf.Object, knobs: Mapping[str, int]) -> None:
         rodata.write_initial(knob.offset, data)
 
 
-def make_room(opened: libbpf.Object, sizes: Mapping[str, int]) -> None:
+def enlarge_maps(opened: libbpf.Object, sizes: Mapping[str, int]) -> None:
     """Enlarge maps of an object that is not loaded yet; none becomes smaller."""
     for each in opened.maps():
         if sizes.get(each.name, 0) > each.max_entries:
@@ -336,7 +336,7 @@ def _already_attached(name: str) -> PagecacheError:
     )
 
 
-def _make_room(name: str, device: Device) -> None:
+def _remove_stale_pins(name: str, device: Device) -> None:
     """Remove what a dead loader or a policy that has ended by itself has left of that name."""
     if any(each.name == name for each in device.policies()):
         raise _already_attached(name)

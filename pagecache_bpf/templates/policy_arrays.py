@@ -15,7 +15,7 @@ import numpy as np
 from pagecache_bpf.errors import PagecacheError
 from pagecache_bpf.kernel.bpf_maps import MapFile, close_all
 from pagecache_bpf.policy import loader
-from pagecache_bpf.policy.engines import Governor
+from pagecache_bpf.policy.engines import Engines
 from pagecache_bpf.templates.layout import ARRAYS, FILES, Identity, Layout, check_room, lay_out
 from pagecache_bpf.templates.template import Template
 
@@ -90,7 +90,7 @@ def sizes_for(templates: Sequence[tuple[str, Template]]) -> dict[str, int]:
     return {**layout.sizes(), FILES: files}
 
 
-def give(governor: Governor, policy: str, templates: Sequence[Assigned]) -> int:
+def give(engines: Engines, policy: str, templates: Sequence[Assigned]) -> int:
     """Give templates to an attached policy, in place of what it has; how many files they cover.
 
     The files have to be tagged: a template is found by the identity that a tag has.  Raises
@@ -98,7 +98,7 @@ def give(governor: Governor, policy: str, templates: Sequence[Assigned]) -> int:
     """
     tags = {
         os.path.realpath(tag.path): Identity(tag.dev_major, tag.dev_minor, tag.ino, tag.generation)
-        for tag in governor.tags()
+        for tag in engines.tags()
         if tag.policy == policy
     }
     by_name = {assigned.name: assigned for assigned in templates}
@@ -108,7 +108,7 @@ def give(governor: Governor, policy: str, templates: Sequence[Assigned]) -> int:
         return tags.get(os.path.realpath(path)) if path else None
 
     layout = lay_out([(assigned.name, assigned.template) for assigned in templates], identity)
-    with _maps(governor, policy) as maps:
+    with _maps(engines, policy) as maps:
         check_room(layout, {name: assigned.entries for name, assigned in maps.items()})
         fill(maps, layout)
     return len(layout.files)
@@ -129,10 +129,10 @@ def _write(map_file: MapFile, array: np.ndarray[Any, Any]) -> None:
         memory[: array.nbytes] = array.tobytes()
 
 
-def state(governor: Governor, policy: str) -> list[Replay]:
+def state(engines: Engines, policy: str) -> list[Replay]:
     """How the templates of an attached policy do; empty where it has none."""
     try:
-        with _maps(governor, policy) as maps:
+        with _maps(engines, policy) as maps:
             models, consumers, steps, extents = (
                 _read(maps[name], name)
                 for name in (
@@ -180,13 +180,13 @@ def _read(map_file: MapFile, name: str) -> np.ndarray[Any, Any]:
 
 
 @contextmanager
-def _maps(governor: Governor, policy: str) -> Iterator[dict[str, MapFile]]:
+def _maps(engines: Engines, policy: str) -> Iterator[dict[str, MapFile]]:
     """The template maps of an attached policy, open."""
     names = [*ARRAYS, FILES]
     maps: dict[str, MapFile] = {}
     try:
-        if governor.agent and policy in governor.agent.details():
-            ids = governor.agent.map_ids(policy)
+        if engines.agent and policy in engines.agent.details():
+            ids = engines.agent.map_ids(policy)
             for name in names:
                 if name in ids:
                     maps[name] = MapFile.by_id(ids[name])
@@ -206,12 +206,12 @@ def _maps(governor: Governor, policy: str) -> Iterator[dict[str, MapFile]]:
         close_all(maps)
 
 
-def replays(governor: Governor, engine: str, policy: str) -> list[dict[str, Any]]:
+def replays(engines: Engines, engine: str, policy: str) -> list[dict[str, Any]]:
     """How the templates of an attached policy do."""
     if engine == "agent":
-        assert governor.agent is not None
-        if "template_steps" not in governor.agent.map_ids(policy):
+        assert engines.agent is not None
+        if "template_steps" not in engines.agent.map_ids(policy):
             return []
     elif not (loader.PIN_ROOT / policy / "maps" / "template_steps").exists():
         return []
-    return [replay.as_json() for replay in state(governor, policy)]
+    return [replay.as_json() for replay in state(engines, policy)]

@@ -20,7 +20,7 @@ from benchmarks.cachestat import PAGE_SIZE, drop, resident_pages
 from pagecache_bpf.kernel import kernelfs
 from pagecache_bpf.kernel.numa import nodes
 from pagecache_bpf.loads import through_controller, unprivileged, unprivileged_window
-from pagecache_bpf.loads.attached import Direct
+from pagecache_bpf.loads.attached import AttachedLoad
 from pagecache_bpf.loads.request import LoadRequest
 from pagecache_bpf.policy import agent_device, hints
 from pagecache_bpf.topology import runtime
@@ -117,7 +117,7 @@ def test_root_attaches_a_policy_and_takes_it_back(file: Path, tmp_path: Path) ->
 
 def test_root_hints_at_the_node_of_its_devices(file: Path) -> None:
     model = models.resolve(file)
-    way = Direct(LoadRequest(model, node=nodes()[0]))
+    way = AttachedLoad(LoadRequest(model, node=nodes()[0]))
     try:
         mine = {"key": {"tgid": os.getpid()}, "value": {"node": nodes()[0]}}
         assert mine in hints.read_map("sequential", "consumers")

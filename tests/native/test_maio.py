@@ -17,7 +17,7 @@ from pagecache_bpf.errors import PagecacheError
 from pagecache_bpf.kernel.control_device import PolicyStatus
 from pagecache_bpf.policy import agent_device
 from pagecache_bpf.policy.catalog import agent_object, find
-from pagecache_bpf.policy.engines import Governor
+from pagecache_bpf.policy.engines import Engines
 from pagecache_bpf.templates import Template, check, policy_arrays, read
 from tests import maio_cases as cases
 from tests.unit import weights
@@ -46,8 +46,8 @@ class Attached:
 
     def replay(self) -> policy_arrays.Replay:
         """How its template does."""
-        with Governor() as governor:
-            (found,) = policy_arrays.state(governor, "maio")
+        with Engines() as engines:
+            (found,) = policy_arrays.state(engines, "maio")
         return found
 
 
@@ -65,19 +65,19 @@ class AgentEngine:
         info = find("maio")
         named = [] if template is None else [("test", template)]
         agent_device.start()
-        with Governor() as governor:
-            assert governor.agent is not None
-            governor.agent.attach(info, agent_object(info), knobs, policy_arrays.sizes_for(named))
+        with Engines() as engines:
+            assert engines.agent is not None
+            engines.agent.attach(info, agent_object(info), knobs, policy_arrays.sizes_for(named))
             try:
                 for path in files:
                     with path.open("rb") as file:
-                        governor.tag(file.fileno(), policy="maio", model="test", path=str(path))
+                        engines.tag(file.fileno(), policy="maio", model="test", path=str(path))
                 if template is not None:
                     given = policy_arrays.Assigned("test", template, dict(enumerate(files)))
-                    assert policy_arrays.give(governor, "maio", [given]) == len(files)
+                    assert policy_arrays.give(engines, "maio", [given]) == len(files)
                 yield Attached()
             finally:
-                governor.agent.detach("maio")
+                engines.agent.detach("maio")
 
 
 @pytest.fixture(autouse=True)

@@ -69,8 +69,8 @@ def wait_for(condition: object, what: str, seconds: float = 20) -> None:
         time.sleep(0.005)
 
 
-def way_of(load: pc.Load) -> unprivileged_window.Alone:
-    window: unprivileged_window.Alone = load._shared.way._alone  # type: ignore[attr-defined]
+def way_of(load: pc.Load) -> unprivileged_window.ReadaheadWindow:
+    window: unprivileged_window.ReadaheadWindow = load._shared.way._alone  # type: ignore[attr-defined]
     return window
 
 
@@ -132,7 +132,7 @@ def test_the_window_follows_the_reader_and_never_exceeds_the_budget(model: Path,
     assert load.report().resident_bytes == 0
 
 
-def _consume(window: unprivileged_window.Alone, budget: int, read: object) -> None:
+def _consume(window: unprivileged_window.ReadaheadWindow, budget: int, read: object) -> None:
     assert callable(read)
     for at in range(0, SIZE, CHUNK):
         assert len(read(at)) == min(CHUNK, SIZE - at)
@@ -254,7 +254,7 @@ def test_files_that_vanish_end_nothing(model: Path) -> None:
 
 def test_an_order_is_followed(model: Path) -> None:
     files = sorted(model.iterdir())
-    window = unprivileged_window.Alone(
+    window = unprivileged_window.ReadaheadWindow(
         files,
         Snapshot(files),
         order=[(2, 4 * CHUNK + 5, CHUNK), (0, 0, 10), (2, 4 * CHUNK, 1)],

@@ -105,7 +105,7 @@ def observed_row(**changes: Any) -> dict[str, Any]:
 
 
 class _Engine:
-    """What a Governor asks of the module, or of the agent."""
+    """What a Engines asks of the module, or of the agent."""
 
     def __init__(self, policies: list[PolicyStatus], tags: list[Tag], **answers: Any) -> None:
         self._policies, self._tags, self._answers = policies, tags, answers
@@ -135,7 +135,7 @@ def both_engines(monkeypatch: pytest.MonkeyPatch, module: Any, agent: Any) -> No
 
     monkeypatch.setattr(policy_arrays, "replays", lambda *_: [])
     both = SimpleNamespace(module=module, agent=agent, policies=policies)
-    monkeypatch.setattr(engines, "Governor", lambda: nullcontext(both))
+    monkeypatch.setattr(engines, "Engines", lambda: nullcontext(both))
 
 
 def test_both_engines_are_asked(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,7 +10,7 @@ import pytest
 import pagecache_bpf as pc
 from pagecache_bpf import topology
 from pagecache_bpf.loads.residency_snapshot import Snapshot
-from pagecache_bpf.loads.unprivileged_window import Alone
+from pagecache_bpf.loads.unprivileged_window import ReadaheadWindow
 from pagecache_bpf.topology import NVIDIA, Accelerator, Topology
 from tests.vm.kernel import make_file, resident, wait_for
 from tests.vm.test_kmod_prefetch import nodes_of
@@ -40,7 +40,7 @@ def test_the_unprivileged_window_reads_on_the_node(
     mount: Path, two_nodes: Topology, node: int
 ) -> None:
     file = make_file(mount / "weights.safetensors", PAGES)
-    window = Alone([file], Snapshot([file]), cpus=two_nodes.cpus_of(node))
+    window = ReadaheadWindow([file], Snapshot([file]), cpus=two_nodes.cpus_of(node))
     try:
         wait_for(lambda: resident(file) == PAGES, "the whole file", 60)
     finally:

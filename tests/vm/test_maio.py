@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from pagecache_bpf.policy.engines import Governor
+from pagecache_bpf.policy.engines import Engines
 from pagecache_bpf.templates import Template, policy_arrays
 from tests import maio_cases as cases
 from tests.vm.kernel import Policy, attached, make_file, read_pages
@@ -22,8 +22,8 @@ class Attached(Policy):
 
     def replay(self) -> policy_arrays.Replay:
         """How its template does."""
-        with Governor() as governor:
-            (found,) = policy_arrays.state(governor, self.name)
+        with Engines() as engines:
+            (found,) = policy_arrays.state(engines, self.name)
         return found
 
 
@@ -38,11 +38,11 @@ class StructOps:
         self, template: Template | None, files: Sequence[Path], **knobs: int
     ) -> Iterator[Attached]:
         """In the block."""
-        with attached("maio", *files, **knobs) as policy, Governor() as governor:
+        with attached("maio", *files, **knobs) as policy, Engines() as engines:
             if template is not None:
                 paths = dict(enumerate(files))
                 given = policy_arrays.Assigned("test", template, paths)
-                assert policy_arrays.give(governor, "maio", [given]) == len(files)
+                assert policy_arrays.give(engines, "maio", [given]) == len(files)
             yield Attached(policy.name, policy.device)
 
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from pagecache_bpf.cli.tagging import Tagging
     from pagecache_bpf.cli.templating import Chosen
     from pagecache_bpf.policy.catalog import PolicyInfo
-    from pagecache_bpf.policy.engines import Governor
+    from pagecache_bpf.policy.engines import Engines
     from pagecache_bpf.weights.models import Model
 
 HELP = "attach a policy and put files under it"
@@ -175,7 +175,7 @@ def run(args: argparse.Namespace, out: Output) -> int:
     from pagecache_bpf.cli.templating import choose
     from pagecache_bpf.kernel import libbpf
     from pagecache_bpf.policy import catalog
-    from pagecache_bpf.policy.engines import Governor
+    from pagecache_bpf.policy.engines import Engines
 
     info = catalog.find(args.policy)
     knobs = budget_knob(info, args.budget, catalog.parse_knobs(info, dict(args.knob)))
@@ -184,10 +184,10 @@ def run(args: argparse.Namespace, out: Output) -> int:
     libbpf.library()
     require_root("attach a policy")
     engine = _engine(args.engine, info)
-    with Governor(observe=not args.no_observe) as governor:
-        refuse_second(governor, info.name)
+    with Engines(observe=not args.no_observe) as engines:
+        refuse_second(engines, info.name)
         tagging, admission = _attach_and_tag(
-            *(governor, engine, info, knobs, models, templates), args.replace, args.budget
+            *(engines, engine, info, knobs, models, templates), args.replace, args.budget
         )
     values = {knob.name: knobs.get(knob.name, knob.default) for knob in info.knobs}
     undo = f"pagecache-bpf detach {info.name}"
@@ -284,9 +284,9 @@ def tagged_rows(tagging: Tagging) -> list[tuple[str, str]]:
     ]
 
 
-def refuse_second(governor: Governor, name: str) -> None:
+def refuse_second(engines: Engines, name: str) -> None:
     """Raise PagecacheError if a policy of that name is attached."""
-    for _, policy in governor.policies():
+    for _, policy in engines.policies():
         if policy.name == name:
             raise PagecacheError(
                 f"the policy {name} is attached already",
@@ -298,7 +298,7 @@ def refuse_second(governor: Governor, name: str) -> None:
 
 
 def _attach_and_tag(
-    governor: Governor,
+    engines: Engines,
     engine: Engine,
     info: PolicyInfo,
     knobs: dict[str, int],
@@ -313,24 +313,24 @@ def _attach_and_tag(
     from pagecache_bpf.cli.templating import give, sizes_of
     from pagecache_bpf.policy import loader
 
-    tagging = Tagging(governor, info.name, replace)
+    tagging = Tagging(engines, info.name, replace)
     sizes = sizes_of(templates)
     if engine.object is None:
         loader.attach(info, knobs, sizes=sizes)
     else:
-        assert governor.agent is not None
-        engine.missing = governor.agent.attach(info, engine.object, knobs, sizes)
+        assert engines.agent is not None
+        engine.missing = engines.agent.attach(info, engine.object, knobs, sizes)
     admission: list[dict[str, Any]] = []
     try:
-        admission = admit(governor, models, budget)
+        admission = admit(engines, models, budget)
         for model in models:
             tagging.add(model)
-        give(governor, info.name, templates)
+        give(engines, info.name, templates)
     except BaseException as error:
         untagged = tagging.rollback()
-        release(governor, [each["model"] for each in admission])
+        release(engines, [each["model"] for each in admission])
         try:
-            governor.detach(info.name)
+            engines.detach(info.name)
             detached = f"the policy {info.name} is detached"
         except PagecacheError as second:
             detached = f"the policy {info.name} could not be detached ({second})"

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from pagecache_bpf.kernel.control_device import ExitRecord
-    from pagecache_bpf.policy.engines import Governor
+    from pagecache_bpf.policy.engines import Engines
 
 HELP = "detach a policy; the kernel's own behavior takes over"
 DESCRIPTION = """\
@@ -60,13 +60,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace, out: Output) -> int:
     """Detach one policy or all."""
     from pagecache_bpf.cli.tagging import require_root
-    from pagecache_bpf.policy.engines import Governor
+    from pagecache_bpf.policy.engines import Engines
 
     require_root("detach a policy")
     ended: list[dict[str, Any]] = []
-    with Governor() as governor:
-        for name in governor.attached() if args.all else [args.policy]:
-            ended.append(_detach(governor, name, args.keep_tags))
+    with Engines() as engines:
+        for name in engines.attached() if args.all else [args.policy]:
+            ended.append(_detach(engines, name, args.keep_tags))
 
     def human(console: Console) -> None:
         if not ended:
@@ -82,24 +82,24 @@ def run(args: argparse.Namespace, out: Output) -> int:
     return 0
 
 
-def _detach(governor: Governor, name: str, keep_tags: bool) -> dict[str, Any]:
+def _detach(engines: Engines, name: str, keep_tags: bool) -> dict[str, Any]:
     from pagecache_bpf.cli.tagging import untag
 
-    if governor.engine_of(name) and name not in governor.attached():
+    if engines.engine_of(name) and name not in engines.attached():
         raise PagecacheError(
             f"the policy {name} cannot be detached",
             "another process holds it",
             "End that process: the policy ends with it",
             f"{TROUBLESHOOTING}#cannot-be-detached",
         )
-    tags = [tag for tag in governor.tags() if tag.policy == name]
-    record = governor.detach(name)
+    tags = [tag for tag in engines.tags() if tag.policy == name]
+    record = engines.detach(name)
     gone = []
     if not keep_tags:
         # Those of engine agent have gone with the policy.
-        still = {tag.identity: tag for tag in governor.tags() if tag.policy == name}
+        still = {tag.identity: tag for tag in engines.tags() if tag.policy == name}
         gone = [tag for tag in tags if tag.identity not in still]
-        gone += untag(governor, still.values())
+        gone += untag(engines, still.values())
     return {
         "name": name,
         "untagged": len(gone),

@@ -161,14 +161,14 @@ def _at_risk(found: DryRun) -> list[dict[str, Any]]:
     import os
 
     from pagecache_bpf.cli.tagging import PAGE_SIZE
-    from pagecache_bpf.policy.engines import Governor
+    from pagecache_bpf.policy.engines import Engines
 
     models: dict[tuple[str, str], int] = {}
     own = {str(file.path) for file in found.files}
     if os.geteuid() == 0:
         try:
-            with Governor() as governor:
-                for tag in governor.tags():
+            with Engines() as engines:
+                for tag in engines.tags():
                     if tag.path not in own and tag.resident_pages:
                         key = tag.model, tag.policy
                         models[key] = models.get(key, 0) + tag.resident_pages * PAGE_SIZE

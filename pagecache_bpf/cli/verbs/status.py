@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from rich.console import Console, RenderableType
 
     from pagecache_bpf.kernel.control_device import ExitRecord, PolicyStatus, Tag
-    from pagecache_bpf.policy.engines import Governor
+    from pagecache_bpf.policy.engines import Engines
 
 HELP = "show attached policies, their counters and how policies ended"
 DESCRIPTION = """\
@@ -82,11 +82,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace, out: Output) -> int:
     """Show; that nothing is attached, or no module loaded, is an answer and no error."""
     from pagecache_bpf.cli.tagging import require_root
-    from pagecache_bpf.policy.engines import Governor
+    from pagecache_bpf.policy.engines import Engines
 
     require_root("read the status")
-    with Governor() as governor:
-        data = _collect(governor)
+    with Engines() as engines:
+        data = _collect(engines)
     if args.policy is not None:
         data["policies"] = [each for each in data["policies"] if each["name"] == args.policy]
         data["exits"] = [each for each in data["exits"] if each["policy"] == args.policy]
@@ -101,21 +101,21 @@ def run(args: argparse.Namespace, out: Output) -> int:
     return 0
 
 
-def _collect(governor: Governor) -> dict[str, Any]:
+def _collect(engines: Engines) -> dict[str, Any]:
     from pagecache_bpf.policy import loader
     from pagecache_bpf.templates.policy_arrays import replays
 
-    info = governor.module.info() if governor.module else None
-    tags = list(governor.tags())
-    exits = governor.exits()
-    pins = loader.pinned() if governor.module else []
-    details = governor.agent.details() if governor.agent else {}
-    attached = list(governor.policies())
+    info = engines.module.info() if engines.module else None
+    tags = list(engines.tags())
+    exits = engines.exits()
+    pins = loader.pinned() if engines.module else []
+    details = engines.agent.details() if engines.agent else {}
+    attached = list(engines.policies())
     names = {policy.name for _, policy in attached}
     policies = [
         {
             **_attached(engine, policy, tags, policy.name in pins, details.get(policy.name, {})),
-            "templates": replays(governor, engine, policy.name),
+            "templates": replays(engines, engine, policy.name),
         }
         for engine, policy in attached
     ]
@@ -133,8 +133,8 @@ def _collect(governor: Governor) -> dict[str, Any]:
             "abi_version": info.abi_version if info else None,
             "hooks": list(info.hooks) if info else [],
         },
-        "agent": {"running": governor.agent is not None},
-        "controller": held(governor),
+        "agent": {"running": engines.agent is not None},
+        "controller": held(engines),
         "policies": policies,
         "inactive_tags": sum(not tag.active for tag in tags),
         "exits": [exit_as_json(record) for record in exits[-EXITS_SHOWN:]],

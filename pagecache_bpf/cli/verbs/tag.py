@@ -47,12 +47,12 @@ def run(args: argparse.Namespace, out: Output) -> int:
     from pagecache_bpf.cli.budget import admit, release
     from pagecache_bpf.cli.tagging import Tagging, require_root, resolve_all
     from pagecache_bpf.policy import catalog
-    from pagecache_bpf.policy.engines import Governor
+    from pagecache_bpf.policy.engines import Engines
 
     models = resolve_all(args.paths, args.model)
     require_root("tag a file")
-    with Governor(observe=not args.no_observe) as governor:
-        attached = [policy.name for _, policy in governor.policies()]
+    with Engines(observe=not args.no_observe) as engines:
+        attached = [policy.name for _, policy in engines.policies()]
         if args.policy not in attached:
             raise UsageError(
                 f"the policy {args.policy} is not attached",
@@ -60,14 +60,14 @@ def run(args: argparse.Namespace, out: Output) -> int:
                 f"Run `pagecache-bpf attach {args.policy} PATH`",
                 f"{TROUBLESHOOTING}#is-not-attached",
             )
-        tagging = Tagging(governor, args.policy, args.replace)
+        tagging = Tagging(engines, args.policy, args.replace)
         admission: list[dict[str, Any]] = []
         try:
-            admission = admit(governor, models, None)
+            admission = admit(engines, models, None)
             for model in models:
                 tagging.add(model)
         except BaseException as error:
-            release(governor, [each["model"] for each in admission])
+            release(engines, [each["model"] for each in admission])
             add_note(error, f"rolled back: {tagging.rollback()}")
             raise
     undo = "pagecache-bpf untag " + " ".join(f"--model {name}" for name in tagging.models)

@@ -43,12 +43,12 @@ def run(args: argparse.Namespace, out: Output) -> int:
     """List; that nothing governs anything here is no error."""
     from pagecache_bpf.cli.tagging import PAGE_SIZE, require_root
     from pagecache_bpf.kernel.control_device import size_on_disk
-    from pagecache_bpf.policy.engines import Governor
+    from pagecache_bpf.policy.engines import Engines
 
     require_root("list tags")
     rows: list[dict[str, Any]] = []
-    with Governor() as governor:
-        for tag in governor.tags():
+    with Engines() as engines:
+        for tag in engines.tags():
             if args.policy not in (None, tag.policy) or args.model not in (None, tag.model):
                 continue
             rows.append(

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from pagecache_bpf.kernel.control_device import Tag
-    from pagecache_bpf.policy.engines import Governor
+    from pagecache_bpf.policy.engines import Engines
 
 HELP = "take files out of their policy"
 DESCRIPTION = """\
@@ -51,7 +51,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace, out: Output) -> int:
     """Untag what was named; a name that stands for no tagged file is an error."""
     from pagecache_bpf.cli.tagging import require_root, untag
-    from pagecache_bpf.policy.engines import Governor
+    from pagecache_bpf.policy.engines import Engines
 
     if not (args.paths or args.model or args.all):
         raise UsageError(
@@ -61,7 +61,7 @@ def run(args: argparse.Namespace, out: Output) -> int:
             f"{TROUBLESHOOTING}#nothing-to-untag-was-named",
         )
     require_root("untag a file")
-    with Governor() as device:
+    with Engines() as device:
         before = list(device.tags())
         for path in args.paths:
             _untag_path(device, path, before)
@@ -92,7 +92,7 @@ def run(args: argparse.Namespace, out: Output) -> int:
     return 0
 
 
-def _untag_path(device: Governor, path: str, tags: list[Tag]) -> None:
+def _untag_path(device: Engines, path: str, tags: list[Tag]) -> None:
     """Untag the files recorded at or below a path, and those it leads to now.
 
     The two differ after a rename, through symbolic links, and for deleted files.
