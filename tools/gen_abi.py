@@ -183,7 +183,7 @@ def structs(btf: Btf) -> Iterator[str]:
         name = btf.name(type_id)
         if not name.startswith(PREFIX.lower()):
             continue
-        fields = [(each.name, *field_type(btf, each.type_id)) for each in btf.fields(type_id)]
+        fields = [(member.name, *field_type(btf, member.type_id)) for member in btf.fields(type_id)]
         yield f"\n\nclass {name}(ctypes.Structure):"
         yield f'    """struct {name}, {btf.size(type_id)} bytes"""\n'
         yield from (f"    {field}: {python}" for field, _, python in fields)

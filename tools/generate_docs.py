@@ -82,9 +82,9 @@ def manual_page() -> str:
             for line, meaning in verb.EXAMPLES:
                 lines += [".PP", "Example:" if not meaning else _escape(f"Example, {meaning}:")]
                 lines += [".PP", ".RS 4", ".nf", _escape(line), ".fi", ".RE"]
-    counters = [(each.name, f"{each.help} ({each.unit})") for each in COUNTERS]
+    counters = [(counter.name, f"{counter.help} ({counter.unit})") for counter in COUNTERS]
     lines += _section("COUNTERS", ["What status counts for each policy.", *_terms(counters)])
-    observed = [(each.name, f"{each.help} ({each.unit})") for each in OBSERVED]
+    observed = [(counter.name, f"{counter.help} ({counter.unit})") for counter in OBSERVED]
     lines += [".PP", "What stats counts for each model, and each process that reads it."]
     lines += _terms(observed)
     lines += _section("ERRORS", _text(ERRORS))
@@ -120,7 +120,9 @@ def _synopsis(parser: argparse.ArgumentParser) -> list[str]:
         if group is None:
             words.append(_word(action))
         elif action is group._group_actions[0]:
-            choices = " | ".join(_word(each, bare=True) for each in group._group_actions)
+            choices = " | ".join(
+                _word(alternative, bare=True) for alternative in group._group_actions
+            )
             words.append(f"{{{choices}}}" if group.required else f"[{choices}]")
     words.sort(key=lambda word: not word.lstrip("[{").startswith("-"))  # options come first
     line = _escape(" ".join(words))

@@ -52,7 +52,7 @@ def admit(engines: Engines, models: Sequence[Model], budget: int | None) -> list
         for model in models:
             answers.append(_admit_one(engines, model, budget))
     except BaseException:
-        release(engines, [each["model"] for each in answers])
+        release(engines, [answer["model"] for answer in answers])
         raise
     return answers
 
@@ -89,9 +89,9 @@ def _admit_one(engines: Engines, model: Model, budget: int | None) -> dict[str, 
 def admission_rows(answers: Sequence[dict[str, Any]]) -> list[tuple[str, str]]:
     """What people have to know: of models that do not fit as a whole."""
     return [
-        ("budget", f"model {each['model']}: {each['message']}")
-        for each in answers
-        if each["kind"] != "fits"
+        ("budget", f"model {answer['model']}: {answer['message']}")
+        for answer in answers
+        if answer["kind"] != "fits"
     ]
 
 

@@ -71,12 +71,12 @@ def show_template(args: argparse.Namespace, out: Output) -> int:
     if args.order:
         extra["order"] = [
             {
-                "consumer": int(each["consumer"]),
-                "path": template.files[int(each["file"])].path,
-                "offset": int(each["offset"]),
-                "length": int(each["length"]),
+                "consumer": int(extent["consumer"]),
+                "path": template.files[int(extent["file"])].path,
+                "offset": int(extent["offset"]),
+                "length": int(extent["length"]),
             }
-            for each in template.extents
+            for extent in template.extents
         ]
     _show(template, args.template, out, extra)
     return 0
@@ -91,7 +91,7 @@ def check_template(args: argparse.Namespace, out: Output) -> int:
         "fits": fit.whole,
         "fitting_bytes": fit.fitting_bytes,
         "total_bytes": fit.total_bytes,
-        "mismatches": [{"path": each.path, "why": each.why} for each in fit.mismatches],
+        "mismatches": [{"path": mismatch.path, "why": mismatch.why} for mismatch in fit.mismatches],
     }
 
     def human(console: Console) -> None:
@@ -105,7 +105,7 @@ def check_template(args: argparse.Namespace, out: Output) -> int:
             f"{args.template} does not fit: {format_size(fit.fitting_bytes)} of "
             f"{format_size(fit.total_bytes)} do\n"
         )
-        rows = [[each.path, each.why] for each in fit.mismatches]
+        rows = [[mismatch.path, mismatch.why] for mismatch in fit.mismatches]
         console.print(table([("file", "path"), ("difference", "text")], rows))
 
     out.emit(data, human)
@@ -228,13 +228,13 @@ def _show(template: Template, file: Path | None, out: Output, extra: dict[str, A
         "extents": len(template.extents),
         "files": [
             {
-                "path": each.path,
-                "bytes": each.size,
-                "sha256": each.digest,
-                "hashed_from": each.hashed_from,
-                "hashed_bytes": each.hashed_bytes,
+                "path": member.path,
+                "bytes": member.size,
+                "sha256": member.digest,
+                "hashed_from": member.hashed_from,
+                "hashed_bytes": member.hashed_bytes,
             }
-            for each in template.files
+            for member in template.files
         ],
         "consumers": consumers,
         **extra,
@@ -253,12 +253,12 @@ def _show(template: Template, file: Path | None, out: Output, extra: dict[str, A
         console.print()
         lines = [
             [
-                each["name"],
-                f"{each['extents']:,}",
-                format_size(each["bytes"]),
-                format_size(each["wanted_bytes"]),
+                consumer["name"],
+                f"{consumer['extents']:,}",
+                format_size(consumer["bytes"]),
+                format_size(consumer["wanted_bytes"]),
             ]
-            for each in consumers
+            for consumer in consumers
         ]
         columns = [
             ("consumer", "text"),
@@ -267,8 +267,8 @@ def _show(template: Template, file: Path | None, out: Output, extra: dict[str, A
             ("uses", "number"),
         ]
         console.print(table(columns, lines))
-        for each in extra.get("order", ()):
-            name = template.consumers[each["consumer"]]
-            console.print(f"{name}: {each['path']} {each['offset']} +{each['length']}")
+        for extent in extra.get("order", ()):
+            name = template.consumers[extent["consumer"]]
+            console.print(f"{name}: {extent['path']} {extent['offset']} +{extent['length']}")
 
     out.emit(data, human)

@@ -66,7 +66,7 @@ def choose(
     Without a wish they are derived where the policy takes templates, and a model of which none
     can be derived goes without, with a warning.  Raises UsageError, PagecacheError.
     """
-    if any(each != NONE for each in wanted) and not info.takes_templates:
+    if any(wish != NONE for wish in wanted) and not info.takes_templates:
         raise UsageError(
             f"the policy {info.name} takes no I/O template",
             "it includes no template.bpf.h",
@@ -124,7 +124,7 @@ def sizes_of(chosen: Sequence[Chosen]) -> dict[str, int]:
         return {}
     from pagecache_bpf.templates.policy_arrays import sizes_for
 
-    return sizes_for([(each.assigned.name, each.assigned.template) for each in chosen])
+    return sizes_for([(choice.assigned.name, choice.assigned.template) for choice in chosen])
 
 
 def give(engines: Engines, policy: str, chosen: Sequence[Chosen]) -> None:
@@ -132,7 +132,7 @@ def give(engines: Engines, policy: str, chosen: Sequence[Chosen]) -> None:
     if chosen:
         from pagecache_bpf.templates import policy_arrays
 
-        policy_arrays.give(engines, policy, [each.assigned for each in chosen])
+        policy_arrays.give(engines, policy, [choice.assigned for choice in chosen])
 
 
 REPLAY_JSON = {
@@ -152,16 +152,16 @@ REPLAY_JSON = {
 def replay_rows(templates: Sequence[dict[str, Any]]) -> list[tuple[str, str]]:
     """The same as status prints it."""
     rows = []
-    for each in templates:
-        text = f"{each['model']} ({each['source']}): "
-        if each["accuracy"] is None:
+    for template in templates:
+        text = f"{template['model']} ({template['source']}): "
+        if template["accuracy"] is None:
             text += "not used yet"
         else:
             text += (
-                f"{each['accuracy']:.1%} accurate, {format_size(each['followed_bytes'])} "
-                f"read as it says, {plural(each['jumps'], 'jump')}"
+                f"{template['accuracy']:.1%} accurate, {format_size(template['followed_bytes'])} "
+                f"read as it says, {plural(template['jumps'], 'jump')}"
             )
-        if each["dropped"]:
+        if template["dropped"]:
             text += "; dropped: it was wrong too often"
         rows.append(("template", text))
     return rows

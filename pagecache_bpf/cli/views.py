@@ -139,7 +139,10 @@ JSON = {
     "policies[].keep_max_bytes": declarations.find("pagecache_policy_keep_max_bytes").help,
     "policies[].lost_requests": "of engine agent: requests that found the ring buffer full",
     "policies[].read_errors.*": "of engine agent: failed reads by errno",
-    **{f"policies[].counters.{each.name}": f"{each.help} ({each.unit})" for each in COUNTERS},
+    **{
+        f"policies[].counters.{counter.name}": f"{counter.help} ({counter.unit})"
+        for counter in COUNTERS
+    },
     "policies[].templates[].model": "the model that an I/O template of the policy is for",
     "policies[].templates[].source": "derived, recorded or imported",
     "policies[].templates[].followed_bytes": "bytes that were accessed as it says",
@@ -156,7 +159,10 @@ JSON = {
     "empty if that is not known",
     "models[].observed": "whether the observer counts it; counters is empty if not",
     "models[].hit_ratio": f"{declarations.find('pagecache_hit_ratio').help}; null without any",
-    **{f"models[].counters.{each.name}": f"{each.help} ({each.unit})" for each in OBSERVED},
+    **{
+        f"models[].counters.{counter.name}": f"{counter.help} ({counter.unit})"
+        for counter in OBSERVED
+    },
     "models[].consumers[].tgid": "a process that has read it",
     "models[].consumers[].comm": "its name",
     "models[].consumers[].alive": "whether it still runs",

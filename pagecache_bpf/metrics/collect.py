@@ -179,15 +179,19 @@ def take() -> Snapshot:
     with Engines() as engines:
         details = engines.agent.details() if engines.agent else {}
         observed = engines.agent.stats() if engines.agent else {}
-        attached = [_policy(engines, engine, each, details) for engine, each in engines.policies()]
+        attached = [
+            _policy(engines, engine, policy, details) for engine, policy in engines.policies()
+        ]
         ended = [
-            PolicyStats(name, AGENT, 0, 0, 0) for name, each in details.items() if "ended" in each
+            PolicyStats(name, AGENT, 0, 0, 0)
+            for name, detail in details.items()
+            if "ended" in detail
         ]
         observer = _observer(observed)
         uncounted = frozenset(observer.uncounted if observer else ())
         # A model without files is one that was untagged.
-        rows = [each for each in observed.get("models", ()) if each["files"]]
-        models = [_observed(each, uncounted) for each in rows]
+        rows = [row for row in observed.get("models", ()) if row["files"]]
+        models = [_observed(row, uncounted) for row in rows]
         known = {model.key for model in models}
         others = [model for model in _tagged(engines) if model.key not in known]
         return Snapshot(
@@ -201,16 +205,18 @@ def take() -> Snapshot:
 
 def only(snapshot: Snapshot, model: str) -> Snapshot:
     """The same, of one model and its policies.  Raises UsageError if it is not tagged."""
-    models = tuple(each for each in snapshot.models if each.model == model)
+    models = tuple(stats for stats in snapshot.models if stats.model == model)
     if not models:
-        known = ", ".join(sorted({each.model for each in snapshot.models}))
+        known = ", ".join(sorted({stats.model for stats in snapshot.models}))
         raise UsageError(
             f"no file of a model {model} is tagged",
             f"there are: {known}" if known else "nothing is tagged",
             "`pagecache-bpf tags` lists the tagged files",
         )
-    governing = {(each.policy, each.engine) for each in models}
-    policies = tuple(each for each in snapshot.policies if (each.name, each.engine) in governing)
+    governing = {(stats.policy, stats.engine) for stats in models}
+    policies = tuple(
+        policy for policy in snapshot.policies if (policy.name, policy.engine) in governing
+    )
     return replace(snapshot, models=models, policies=policies)
 
 
@@ -243,10 +249,10 @@ def as_json(snapshot: Snapshot) -> dict[str, Any]:
         "engines": dict(snapshot.engines),
         "observer": asdict(snapshot.observer) if snapshot.observer else None,
         "policies": [
-            {**asdict(each), "state": "ended" if each.ended else "attached"}
-            for each in snapshot.policies
+            {**asdict(policy), "state": "ended" if policy.ended else "attached"}
+            for policy in snapshot.policies
         ],
-        "models": [{**asdict(each), "hit_ratio": each.hit_ratio} for each in snapshot.models],
+        "models": [{**asdict(model), "hit_ratio": model.hit_ratio} for model in snapshot.models],
     }
 
 
@@ -268,14 +274,14 @@ def _policy(
         status.counters,
         more.get("lost", 0),
         {int(code): number for code, number in more.get("errors", {}).items()},
-        tuple(_template(each) for each in replays(engines, engine, status.name)),
+        tuple(_template(replay) for replay in replays(engines, engine, status.name)),
         status.kept_pages * PAGE_SIZE,
         status.keep_max_pages * PAGE_SIZE,
     )
 
 
 def _template(row: Mapping[str, Any]) -> Template:
-    return Template(**{each.name: row[each.name] for each in fields(Template)})
+    return Template(**{member.name: row[member.name] for member in fields(Template)})
 
 
 def _observer(answer: Mapping[str, Any]) -> Observer | None:
@@ -297,8 +303,10 @@ def _observed(row: Mapping[str, Any], uncounted: Collection[str]) -> ModelStats:
 
     nodes = row["resident_by_node"]
     consumers = tuple(
-        Consumer(each["tgid"], each["comm"], each["alive"], counted(each["counters"]))
-        for each in row["consumers"]
+        Consumer(
+            consumer["tgid"], consumer["comm"], consumer["alive"], counted(consumer["counters"])
+        )
+        for consumer in row["consumers"]
     )
     return ModelStats(
         row["model"],

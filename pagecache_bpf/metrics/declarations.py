@@ -243,7 +243,10 @@ def _template_metrics() -> Iterator[Metric]:
         "Bytes of models with an I/O template, by whether they were accessed as it says",
         (*MODEL, "order"),
         _templates(
-            lambda each: [(("followed",), each.followed_bytes), (("strayed",), each.strayed_bytes)]
+            lambda template: [
+                (("followed",), template.followed_bytes),
+                (("strayed",), template.strayed_bytes),
+            ]
         ),
     )
     yield Metric(
@@ -251,14 +254,14 @@ def _template_metrics() -> Iterator[Metric]:
         "counter",
         "Times that a reader went on elsewhere in its I/O template",
         MODEL,
-        _templates(lambda each: [((), each.jumps)]),
+        _templates(lambda template: [((), template.jumps)]),
     )
     yield Metric(
         f"{PREFIX}template_up",
         "gauge",
         "1: the I/O template is followed; 0: the policy has given it up, as it was wrong too often",
         MODEL,
-        _templates(lambda each: [((), int(not each.dropped))]),
+        _templates(lambda template: [((), int(not template.dropped))]),
     )
 
 

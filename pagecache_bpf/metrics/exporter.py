@@ -85,7 +85,7 @@ def is_loopback(address: Address) -> bool:
     except (OSError, UnicodeError) as error:
         why = getattr(error, "strerror", None) or str(error)
         raise _bad(str(address), f"{address.host}: {why}") from error
-    return all(ipaddress.ip_address(each[4][0]).is_loopback for each in found)
+    return all(ipaddress.ip_address(entry[4][0]).is_loopback for entry in found)
 
 
 class Collector:

@@ -206,7 +206,7 @@ def run(args: argparse.Namespace, out: Output) -> int:
         },
         "module_loaded_from": str(engine.loaded_from) if engine.loaded_from else None,
         "models": tagging.as_json(),
-        "templates": [each.as_json() for each in templates],
+        "templates": [choice.as_json() for choice in templates],
         "admission": admission,
         "undo": undo,
     }
@@ -222,7 +222,7 @@ def run(args: argparse.Namespace, out: Output) -> int:
         rows += [("not done", text) for text in engine.not_honoured if text.startswith("the hook")]
         rows += [("knob", f"{name} = {values[name]} {units[name]}".rstrip()) for name in knobs]
         rows += tagged_rows(tagging)
-        rows += [("template", str(each)) for each in templates]
+        rows += [("template", str(choice)) for choice in templates]
         rows += admission_rows(admission)
         if not models:
             rows.append(
@@ -328,7 +328,7 @@ def _attach_and_tag(
         give(engines, info.name, templates)
     except BaseException as error:
         untagged = tagging.rollback()
-        release(engines, [each["model"] for each in admission])
+        release(engines, [answer["model"] for answer in admission])
         try:
             engines.detach(info.name)
             detached = f"the policy {info.name} is detached"

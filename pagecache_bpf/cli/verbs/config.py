@@ -101,7 +101,7 @@ def _show(args: argparse.Namespace, out: Output) -> int:
         console.print()
         lines = []
         for label, key in keys.items():
-            value, default = (_shown(label, each) for each in (data["settings"], defaults))
+            value, default = (_shown(label, settings) for settings in (data["settings"], defaults))
             text = key.help if value == default else f"{key.help} (default: {default or 'empty'})"
             lines.append([label, value, text])
         console.print(table([("setting", "text"), ("value", "text"), ("meaning", "text")], lines))

@@ -49,7 +49,7 @@ def run(args: argparse.Namespace, out: Output) -> int:
     ready = not all(lacking.values())
     data = {
         "ready": ready,
-        "engines": {engine: [each.name for each in what] for engine, what in lacking.items()},
+        "engines": {engine: [feature.name for feature in what] for engine, what in lacking.items()},
         "features": [
             {
                 "name": feature.name,
@@ -66,7 +66,7 @@ def run(args: argparse.Namespace, out: Output) -> int:
     if ready:
         return 0
     only_privilege = any(
-        [each.name for each in what] == ["privileges"] for what in lacking.values()
+        [feature.name for feature in what] == ["privileges"] for what in lacking.values()
     )
     return (PrivilegeError if only_privilege else UnsupportedError).exit_code
 

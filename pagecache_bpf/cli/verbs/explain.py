@@ -226,8 +226,8 @@ def _human(console: Console, data: dict[str, Any]) -> None:
         console.print()
         columns = [("could have to go", "text"), ("policy", "text"), ("cached", "number")]
         lines = [
-            [each["model"], each["policy"], format_size(each["resident_bytes"])]
-            for each in data["at_risk"]
+            [model["model"], model["policy"], format_size(model["resident_bytes"])]
+            for model in data["at_risk"]
         ]
         console.print(table(columns, lines))
 
@@ -246,7 +246,9 @@ def _speed(speed: dict[str, Any]) -> str:
 def _verdict(data: dict[str, Any]) -> str:
     if data["limited_by"] is None:
         return "fits in; nothing has to go"
-    place = next(each for each in data["places"] if each["name"] == data["limited_by"])
+    place = next(
+        candidate for candidate in data["places"] if candidate["name"] == data["limited_by"]
+    )
     if not place["missing_bytes"]:
         return f"fits in after {format_size(place['reclaimed_bytes'])} of other files have gone"
     return (

@@ -65,7 +65,7 @@ def run(args: argparse.Namespace, out: Output) -> int:
     settings = dict(_setting(text) for text in args.settings)
     if args.map is None:
         found = hints.maps(args.policy)
-        data["maps"] = [describe(each) for each in found]
+        data["maps"] = [describe(hint_map) for hint_map in found]
         out.emit(data, lambda console: print_maps(console, found))
         return 0
     if args.delete:
@@ -94,9 +94,14 @@ def run(args: argparse.Namespace, out: Output) -> int:
     return 0
 
 
-def describe(each: HintMap) -> dict[str, Any]:
+def describe(hint_map: HintMap) -> dict[str, Any]:
     """A map as JSON has it; `policy show` says the same."""
-    return {"name": each.name, "kind": each.kind, "help": each.help, "usage": each.usage()}
+    return {
+        "name": hint_map.name,
+        "kind": hint_map.kind,
+        "help": hint_map.help,
+        "usage": hint_map.usage(),
+    }
 
 
 def print_maps(console: Console, maps: tuple[HintMap, ...]) -> None:
@@ -105,7 +110,12 @@ def print_maps(console: Console, maps: tuple[HintMap, ...]) -> None:
         console.print("it has no maps for hints or reports")
         return
     console.print(
-        pairs([(f"{each.name} ({each.kind})", f"{each.help}: {each.usage()}") for each in maps])
+        pairs(
+            [
+                (f"{hint_map.name} ({hint_map.kind})", f"{hint_map.help}: {hint_map.usage()}")
+                for hint_map in maps
+            ]
+        )
     )
 
 

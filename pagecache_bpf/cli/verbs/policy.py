@@ -123,9 +123,10 @@ def _details(info: PolicyInfo) -> dict[str, Any]:
             }
             for knob in info.knobs
         ],
-        "maps": [describe(each) for each in maps_of(info)],
+        "maps": [describe(hint_map) for hint_map in maps_of(info)],
         "gauges": [
-            {"name": each.name, "unit": each.unit, "help": each.help} for each in gauges_of(info)
+            {"name": gauge.name, "unit": gauge.unit, "help": gauge.help}
+            for gauge in gauges_of(info)
         ],
     }
 

@@ -114,10 +114,10 @@ def run(args: argparse.Namespace, out: Output) -> int:
         stack.close()
     reports = [load.report() for load in loads]
     if out.json:
-        print(json.dumps({"reports": [each.as_json() for each in reports]}), file=sys.stderr)
+        print(json.dumps({"reports": [report.as_json() for report in reports]}), file=sys.stderr)
     else:
-        for each in reports:
-            print(f"pagecache-bpf: {each}", file=sys.stderr)
+        for report in reports:
+            print(f"pagecache-bpf: {report}", file=sys.stderr)
     return code
 
 

@@ -109,11 +109,11 @@ def run(args: argparse.Namespace, out: Output) -> int:
         "unit_bytes": unit,
         "files": len(trace.files),
         "distinct_bytes": first["read_bytes"] - first["reread_bytes"],
-        "results": [_result(each, results[-1]) for each in results],
+        "results": [_result(result, results[-1]) for result in results],
     }
-    for each in results:
-        if each.ended:
-            out.warn(f"the policy ended itself: {each.ended}")
+    for result in results:
+        if result.ended:
+            out.warn(f"the policy ended itself: {result.ended}")
     out.emit(data, lambda console: _print(console, data, results))
     return 0
 
@@ -140,16 +140,16 @@ def _print(console: Console, data: dict[str, Any], results: list[Result]) -> Non
         f"pages of {format_size(data['unit_bytes'])}\n"
     )
     lines = []
-    for each in results:
-        wanted, share = each.totals["wanted_bytes"], _share(each, results[-1])
+    for result in results:
+        wanted, share = result.totals["wanted_bytes"], _share(result, results[-1])
         lines.append(
             [
-                each.name,
-                format_size(each.hit_bytes),
-                f"{each.hit_bytes / wanted:.1%}",
-                format_size(each.totals["ahead_bytes"]),
-                format_size(each.totals["read_bytes"]),
-                format_size(each.reread_bytes),
+                result.name,
+                format_size(result.hit_bytes),
+                f"{result.hit_bytes / wanted:.1%}",
+                format_size(result.totals["ahead_bytes"]),
+                format_size(result.totals["read_bytes"]),
+                format_size(result.reread_bytes),
                 f"{share:.1%}" if share is not None else "-",
             ]
         )

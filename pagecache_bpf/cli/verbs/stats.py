@@ -105,8 +105,8 @@ def _facts(model: ModelStats) -> list[tuple[str, str]]:
         text = ", ".join(f"{name} {format_size(value)}" for name, value in values if value)
         if text:
             rows.append((title, text))
-    busiest = sorted(model.consumers, key=lambda each: -each.accessed_bytes)
-    rows += [("reader", _consumer(each)) for each in busiest[:READERS_SHOWN]]
+    busiest = sorted(model.consumers, key=lambda consumer: -consumer.accessed_bytes)
+    rows += [("reader", _consumer(consumer)) for consumer in busiest[:READERS_SHOWN]]
     if len(busiest) > READERS_SHOWN:
         rows.append(("", f"and {len(busiest) - READERS_SHOWN:,} more"))
     return rows
@@ -126,9 +126,9 @@ def _print_counters(console: Console, model: ModelStats) -> None:
         return format_duration(number) if unit == "ns" else format_count(number, unit)
 
     lines = [
-        [each.name, value(each.name, each.unit), each.help]
-        for each in OBSERVED
-        if each.name in model.counters
+        [counter.name, value(counter.name, counter.unit), counter.help]
+        for counter in OBSERVED
+        if counter.name in model.counters
     ]
     console.print(table([("counter", "text"), ("value", "number"), ("", "text")], lines))
     console.print()

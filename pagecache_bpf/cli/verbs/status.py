@@ -88,8 +88,8 @@ def run(args: argparse.Namespace, out: Output) -> int:
     with Engines() as engines:
         data = _collect(engines)
     if args.policy is not None:
-        data["policies"] = [each for each in data["policies"] if each["name"] == args.policy]
-        data["exits"] = [each for each in data["exits"] if each["policy"] == args.policy]
+        data["policies"] = [policy for policy in data["policies"] if policy["name"] == args.policy]
+        data["exits"] = [record for record in data["exits"] if record["policy"] == args.policy]
         if not data["policies"] and not data["exits"]:
             raise UsageError(
                 f"the policy {args.policy} is not attached",
@@ -125,7 +125,9 @@ def _collect(engines: Engines) -> dict[str, Any]:
         if name not in names
     ]
     policies += [
-        _ended("agent", name, tags, exits, {}) for name, each in details.items() if "ended" in each
+        _ended("agent", name, tags, exits, {})
+        for name, policy in details.items()
+        if "ended" in policy
     ]
     return {
         "module": {
@@ -182,7 +184,7 @@ def _ended(
     engine: str, name: str, tags: list[Tag], exits: list[ExitRecord], knobs: dict[str, int]
 ) -> dict[str, Any]:
     """A policy that is inert but not cleared away."""
-    record = next((each for each in reversed(exits) if each.policy == name), None)
+    record = next((candidate for candidate in reversed(exits) if candidate.policy == name), None)
     return {
         "name": name,
         "engine": engine,
@@ -308,9 +310,9 @@ def _print_counters(console: Console, counters: dict[str, int], verbose: bool) -
     from pagecache_bpf.kernel.control_device import COUNTERS
 
     lines = [
-        [each.name, format_count(counters[each.name], each.unit), each.help]
-        for each in COUNTERS
-        if each.name in counters and (counters[each.name] or verbose)
+        [counter.name, format_count(counters[counter.name], counter.unit), counter.help]
+        for counter in COUNTERS
+        if counter.name in counters and (counters[counter.name] or verbose)
     ]
     if lines:
         console.print(table([("counter", "text"), ("value", "number"), ("", "text")], lines))
@@ -332,10 +334,10 @@ def _print_controller(console: Console, controller: dict[str, Any]) -> None:
         columns = [("model", "text"), ("user", "number"), ("process", "number")]
         columns += [("wants", "number"), ("may hold", "number"), ("counted", "number")]
         lines = []
-        for each in claims:
-            sizes = (each[f"{name}_bytes"] for name in ("wanted", "granted", "charged"))
-            process = str(each["pid"]) if each["pid"] else "-"
-            lines.append([each["model"], str(each["uid"]), process, *map(format_size, sizes)])
+        for claim in claims:
+            sizes = (claim[f"{name}_bytes"] for name in ("wanted", "granted", "charged"))
+            process = str(claim["pid"]) if claim["pid"] else "-"
+            lines.append([claim["model"], str(claim["uid"]), process, *map(format_size, sizes)])
         console.print(table(columns, lines))
     console.print()
 

@@ -67,7 +67,7 @@ def run(args: argparse.Namespace, out: Output) -> int:
             for model in models:
                 tagging.add(model)
         except BaseException as error:
-            release(engines, [each["model"] for each in admission])
+            release(engines, [answer["model"] for answer in admission])
             add_note(error, f"rolled back: {tagging.rollback()}")
             raise
     undo = "pagecache-bpf untag " + " ".join(f"--model {name}" for name in tagging.models)

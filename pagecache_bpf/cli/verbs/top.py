@@ -162,7 +162,9 @@ class Screen:
             return []
         rows = views.rows(self.before, self.now)
         rows.sort(key=lambda row: row.model.key)
-        column = next((each for each in views.COLUMNS if each.key == self.sort), None)
+        column = next(
+            (candidate for candidate in views.COLUMNS if candidate.key == self.sort), None
+        )
         if column is None:
             return rows[::-1] if self.reverse else rows
         known = [row for row in rows if column.value(row) is not None]
@@ -184,7 +186,7 @@ class Screen:
         elif not self.trouble:
             parts.append(Text(views.NOTHING))
         if self.legend:
-            parts += ["", *(Text(f"{each.title:>8}  {each.help}") for each in views.COLUMNS)]
+            parts += ["", *(Text(f"{column.title:>8}  {column.help}") for column in views.COLUMNS)]
         keys = "".join(column.key for column in views.COLUMNS)
         parts += ["", Text(f"q quit   m {' '.join(keys)} sort   i invert   ? meaning", style="dim")]
         return Group(*parts)
@@ -222,24 +224,24 @@ class Screen:
             ("residency", "", BAR, 4.5, lambda row: bar(_resident(row))),
         ]
         extra += [
-            (each.title, each.key, each.width, each.rank, partial(_cell, each))
-            for each in views.COLUMNS
+            (column.title, column.key, column.width, column.rank, partial(_cell, column))
+            for column in views.COLUMNS
         ]
         name = min(max(len(row.model.model) for row in rows), max(12, width // 4))
         left, shown = width - name, []
-        for each in sorted(extra, key=lambda each: each[3]):
-            if each[2] + GAP <= left:
-                left -= each[2] + GAP
-                shown.append(each)
+        for cell in sorted(extra, key=lambda cell: cell[3]):
+            if cell[2] + GAP <= left:
+                left -= cell[2] + GAP
+                shown.append(cell)
         table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, header_style="bold")
         table.add_column(self._title("model", "m"), no_wrap=True, max_width=name + left)
-        for each in extra:
-            if each in shown:
-                justify: Any = "right" if each[1] else "left"
-                title = self._title(each[0], each[1])
-                table.add_column(title, justify=justify, no_wrap=True, min_width=each[2])
+        for cell in extra:
+            if cell in shown:
+                justify: Any = "right" if cell[1] else "left"
+                title = self._title(cell[0], cell[1])
+                table.add_column(title, justify=justify, no_wrap=True, min_width=cell[2])
         for row in rows:
-            cells = [each[4](row) for each in extra if each in shown]
+            cells = [cell[4](row) for cell in extra if cell in shown]
             table.add_row(Text(row.model.model), *cells)
         return table
 

@@ -71,7 +71,7 @@ def run(args: argparse.Namespace, out: Output) -> int:
 
     machine = topology.read()
     placed = topology.place_all(args.devices, machine) if args.devices else _seen(machine)
-    data = {**machine.as_json(), "devices": [each.as_json() for each in placed]}
+    data = {**machine.as_json(), "devices": [device.as_json() for device in placed]}
     out.emit(data, lambda console: _human(console, data))
     return 0
 
@@ -95,12 +95,12 @@ def _seen(machine: Topology) -> list[Any]:
 def _human(console: Console, data: dict[str, Any]) -> None:
     nodes = [
         [
-            str(each["id"]),
-            _ranges(each["cpus"]) or "none",
-            "unknown" if each["memory_bytes"] is None else format_size(each["memory_bytes"]),
-            f"memory of {each['accelerator']}" if each["accelerator"] else "",
+            str(node["id"]),
+            _ranges(node["cpus"]) or "none",
+            "unknown" if node["memory_bytes"] is None else format_size(node["memory_bytes"]),
+            f"memory of {node['accelerator']}" if node["accelerator"] else "",
         ]
-        for each in data["nodes"]
+        for node in data["nodes"]
     ]
     if nodes:
         columns = [("node", "number"), ("CPUs", "text"), ("memory", "number"), ("", "text")]
@@ -113,13 +113,15 @@ def _human(console: Console, data: dict[str, Any]) -> None:
     else:
         lines = [
             [
-                each["pci"],
-                each["model"] or each["vendor"],
-                _known(each["node"]),
-                "yes" if each["unified"] else "no",
-                ", ".join(dev["name"] for dev in data["devices"] if dev["pci"] == each["pci"]),
+                accelerator["pci"],
+                accelerator["model"] or accelerator["vendor"],
+                _known(accelerator["node"]),
+                "yes" if accelerator["unified"] else "no",
+                ", ".join(
+                    dev["name"] for dev in data["devices"] if dev["pci"] == accelerator["pci"]
+                ),
             ]
-            for each in data["accelerators"]
+            for accelerator in data["accelerators"]
         ]
         columns = [
             ("accelerator", "text"),
@@ -129,9 +131,9 @@ def _human(console: Console, data: dict[str, Any]) -> None:
             ("seen as", "text"),
         ]
         console.print(table(columns, lines))
-    for each in data["devices"]:
-        if each["why"]:
-            console.print(f"{each['name']}: node {_known(each['node'])}: {each['why']}")
+    for device in data["devices"]:
+        if device["why"]:
+            console.print(f"{device['name']}: node {_known(device['node'])}: {device['why']}")
     for note in data["notes"]:
         console.print(note)
 

@@ -103,7 +103,7 @@ def _take(model: str | None) -> Snapshot:
     snapshot = collect.take()
     if model is None:
         return snapshot
-    models = tuple(each for each in snapshot.models if each.model == model)
+    models = tuple(stats for stats in snapshot.models if stats.model == model)
     return replace(snapshot, models=models)
 
 
