@@ -265,7 +265,7 @@ def drop(path: PathLike) -> int | None:
     Clean pages that nobody maps go.  With a controller, files that somebody's load is reading
     stay.  Raises UsageError, PrivilegeError.
     """
-    from pagecache_bpf.ipc.public_protocol import is_running
+    from pagecache_bpf.ipc.public_client import is_running
     from pagecache_bpf.loads import through_controller
     from pagecache_bpf.loads.residency_snapshot import opened, resident_bytes
 
@@ -303,7 +303,7 @@ def prefetch(
     order.  budget: by default half of the memory that is free.  Without a controller it returns
     when they are read.  Raises UsageError, PrivilegeError.
     """
-    from pagecache_bpf.ipc.public_protocol import is_running
+    from pagecache_bpf.ipc.public_client import is_running
     from pagecache_bpf.loads import read_once, through_controller
     from pagecache_bpf.topology import node_of
 

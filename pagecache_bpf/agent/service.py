@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The policies of engine `agent` in one process, and what root may do with them.
 
-Each operation is a method; controller/root.py takes them from the root socket.  An open file
-comes along with `tag`, so that whoever cannot open a file cannot have it governed.
+Each operation is a method that is marked as one; the root socket takes them from there.  An open
+file comes along with `tag`, so that whoever cannot open a file cannot have it governed.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import Any
 
 from pagecache_bpf.agent.engine import Agent
 from pagecache_bpf.errors import PagecacheError, UsageError
+from pagecache_bpf.ipc.operations import operation
 from pagecache_bpf.kernel import abi
 from pagecache_bpf.kernel.file_key import key_of
 from pagecache_bpf.observer.service import Held
@@ -37,8 +38,7 @@ class Service:
         self._dropped: set[tuple[str, str]] = set()
         self.observed = Held()
 
-    # Each request is a method; its arguments are the members of the request.
-
+    @operation(changes=True)
     def attach(
         self,
         policy: str,
@@ -61,6 +61,7 @@ class Service:
         self.attached_ns[info.name] = time.time_ns()
         return {"missing": agent.missing}
 
+    @operation(changes=True)
     def detach(self, policy: str) -> dict[str, Any]:
         """End a policy; returns its exit record."""
         agent = self._agent(policy)
@@ -73,6 +74,7 @@ class Service:
             self._ended(policy, "detached", 0, "detached", "")
         return {"exit": next(each for each in reversed(self.exits) if each["policy"] == policy)}
 
+    @operation(changes=True)
     def tag(
         self,
         fd: int,
@@ -99,20 +101,24 @@ class Service:
             self.observed.add(key, fd, policy, model, path, "agent")
         return {}
 
+    @operation()
     def observe(self, fd: int, policy: str, model: str, path: str) -> dict[str, Any]:
         """Observe a file that a policy of engine struct_ops governs."""
         self.observed.add(key_of(fd), fd, policy, model, path, "struct_ops")
         return {}
 
+    @operation()
     def unobserve(self, policy: str) -> dict[str, Any]:
         """A policy of engine struct_ops has ended."""
         self.observed.forget_policy(policy)
         return {}
 
+    @operation()
     def stats(self) -> dict[str, Any]:
         """A snapshot of the observer; pagecache_bpf.observer says what is in it."""
         return self.observed.stats()
 
+    @operation(changes=True)
     def untag(self, ino: int, dev_major: int, dev_minor: int, generation: int) -> dict[str, Any]:
         """Let go of a file."""
         identity = {"dev_major": dev_major, "dev_minor": dev_minor, "generation": generation}
@@ -125,16 +131,19 @@ class Service:
                     return {"found": agent.untag(key)}
         return {"found": False}
 
+    @operation(changes=True)
     def untag_fd(self, fd: int) -> dict[str, Any]:
         """Let go of an open file."""
         key = key_of(fd)
         self.observed.forget(key)
         return {"found": any([agent.untag(key) for agent in self.agents.values()])}
 
+    @operation()
     def maps(self, policy: str) -> dict[str, Any]:
         """Numbers of a policy's maps."""
         return {"maps": self._agent(policy).map_ids()}
 
+    @operation()
     def tags(self) -> dict[str, Any]:
         """Every governed file."""
         return {
@@ -145,6 +154,7 @@ class Service:
             ]
         }
 
+    @operation()
     def policies(self) -> dict[str, Any]:
         """Every attached policy with its counters."""
         return {
@@ -164,20 +174,24 @@ class Service:
             "ended": [name for name, agent in self.agents.items() if agent.exit is not None],
         }
 
+    @operation()
     def hints(self, policy: str) -> dict[str, Any]:
         """The maps of a policy that are for user space, and what it counts."""
         return self._agent(policy).hints.as_json()
 
+    @operation()
     def hint_read(self, policy: str, map: str) -> dict[str, Any]:
         """The elements of a map, in hexadecimal."""
         found = self._agent(policy).hints.elements(map)
         return {"elements": [(key.hex(), value.hex()) for key, value in found]}
 
+    @operation()
     def hint_write(self, policy: str, map: str, key: str, value: str) -> dict[str, Any]:
         """Write an element, or remove it: an empty value."""
         hints = self._agent(policy).hints
         return {"found": hints.write(map, bytes.fromhex(key), bytes.fromhex(value))}
 
+    @operation()
     def ended(self) -> dict[str, Any]:
         """How the last policies ended."""
         return {"exits": self.exits}
@@ -230,11 +244,3 @@ class Service:
             }
         )
         del self.exits[:-EXITS_KEPT]
-
-
-#: What the root socket lets through.
-OPERATIONS = (
-    *("attach", "detach", "tag", "observe", "unobserve", "stats", "untag", "untag_fd"),
-    *("maps", "tags", "policies", "ended"),
-    *("hints", "hint_read", "hint_write"),
-)

@@ -65,9 +65,11 @@ class Daemon:
         self.engines = EngineControl(self.service, self._lock)
         self.ledger = LoadLedger(self.engines, Budgets(), self._save)
         self.server = Server()
-        self.server.queues.limit(QUEUE, 1)
+        self.server.queues.reserve(QUEUE)
         self.root = RootService(
-            *(self.service, self._lock, self.ledger),
+            self.service,
+            self._lock,
+            self.ledger,
             facts=self._facts,
             reload=self.reload,
             changed=self._save,

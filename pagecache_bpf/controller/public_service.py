@@ -24,7 +24,7 @@ from pagecache_bpf.controller.prefetch_queues import PrefetchQueues
 from pagecache_bpf.controller.processes import ProcessWatch
 from pagecache_bpf.controller.resolved_config import ResolvedConfig
 from pagecache_bpf.errors import PrivilegeError, UsageError
-from pagecache_bpf.ipc import public_protocol
+from pagecache_bpf.ipc import public_protocol, wire
 from pagecache_bpf.ipc.server import Connection, close_all
 from pagecache_bpf.kernel.cachestat import PAGE_SIZE, cached_pages
 from pagecache_bpf.weights.models import check_name
@@ -58,6 +58,9 @@ class PublicService:
 
     line_bytes = public_protocol.LINE_BYTES
     fds_per_message = public_protocol.FDS_PER_MESSAGE
+    connections_per_user = 512
+    connections = 2048
+    idle_seconds = 120.0
 
     def __init__(
         self, ledger: LoadLedger, settings: ResolvedConfig, end: Callable[[Connection], None]
@@ -71,6 +74,12 @@ class PublicService:
         self._sessions: dict[Connection, _Session] = {}
         self._waiting: list[_Waiting] = []
         self._lock = threading.RLock()
+        # files and open_load take the descriptors over; the others leave them.
+        self._answers: dict[str, Callable[..., dict[str, Any]]] = {
+            name: getattr(self, f"_{name}")
+            for name in public_protocol.OPERATIONS
+            if name not in ("files", "open_load")
+        }
 
     def sweep(self) -> None:
         """End what users that have gone have left; may wait."""
@@ -90,8 +99,14 @@ class PublicService:
     # --- what the transport calls ---
 
     def queue(self, connection: Connection) -> object:
-        """Users share no threads."""
-        return connection.uid
+        """Return the key of the queue for a connection's work: users share no threads."""
+        return connection.owner
+
+    def may_end(self, connection: Connection) -> bool:
+        """Return whether a connection has neither a load nor files that wait for one."""
+        with self._lock:
+            session = self._sessions.get(connection)
+            return session is None or not (session.loads or session.files)
 
     def request(self, connection: Connection, line: bytes, fds: list[int]) -> bytes | None:
         """Check, look up, answer."""
@@ -105,9 +120,8 @@ class PublicService:
                 kept = True
                 return self._open_load(connection, arguments, fds)
             else:
-                method = getattr(self, f"_{operation}")
-                answer = method(connection, *fds, **arguments)
-            return public_protocol.encode({"ok": answer})
+                answer = self._answers[operation](connection, *fds, **arguments)
+            return wire.encode_answer(answer)
         finally:
             if not kept:
                 close_all(fds)
@@ -136,7 +150,7 @@ class PublicService:
     def _hello(self, connection: Connection) -> dict[str, Any]:
         engine, why = self._ledger.engines.expected(self.settings.config.engine)
         return {
-            "protocol": public_protocol.VERSION,
+            "protocol": wire.VERSION,
             "version": pagecache_bpf.__version__,
             "pid": os.getpid(),
             "engines": ["struct_ops", "agent"] if engine == "struct_ops" else ["agent"],
@@ -254,7 +268,7 @@ class PublicService:
                 if session.gone:
                     raise UsageError("the load was not opened", "its connection is over")
                 session.loads[load.id] = load
-            return public_protocol.encode({"ok": self._ledger.report(load)})
+            return wire.encode_answer(self._ledger.report(load))
         except BaseException:
             if load is not None:
                 self._ledger.end(load)

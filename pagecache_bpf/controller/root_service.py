@@ -1,11 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The root socket: the agent's operations (agent/service.py), and what only root may ask of the
-controller.  One line of JSON each way, without a version: both sides are of one installation.
+"""The root socket: the agent's operations (agent.service), and what only root may ask of the
+controller.  Both sides are of one installation, and speak as on the public socket.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import threading
 import time
@@ -13,91 +12,115 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
-from pagecache_bpf.agent import service
 from pagecache_bpf.agent.service import Service
 from pagecache_bpf.controller.admission import Claim, refusal
 from pagecache_bpf.controller.load_ledger import LoadLedger, headroom
-from pagecache_bpf.errors import PagecacheError, PrivilegeError, UsageError
+from pagecache_bpf.errors import PagecacheError, PrivilegeError
+from pagecache_bpf.ipc import wire
+from pagecache_bpf.ipc.operations import collect, operation
 from pagecache_bpf.ipc.server import Connection, close_all
 from pagecache_bpf.kernel.control_device import Device
 from pagecache_bpf.kernel.kmod import is_loaded
 
+#: Root's requests take turns in a thread of their own: policies are not attached side by side.
 QUEUE = "root"
-#: Operations after which the state on disk is stale.
-_CHANGES = ("attach", "detach", "tag", "untag", "untag_fd")
 _UNTAGGED_SECONDS = 60.0  # a claim comes before its tags
-_OWN = ("controller", "admit", "release", "reload")
 
 
 class RootService:
-    """Handler of the root socket.  facts: what `controller` answers; reload: reads the
-    configuration again; changed: called after what the state file has to know.
-    """
+    """Handler of the root socket."""
 
     line_bytes = 64 << 20  # `admit` names every file of a model: 100,000 take 7 MB
     fds_per_message = 1
+    connections_per_user = 64  # of users who are not root, whom it refuses anyhow
+    connections = None
+    idle_seconds = None
 
     def __init__(
         self,
-        own: Service,
+        service: Service,
         lock: threading.RLock,
         ledger: LoadLedger,
+        *,
         facts: Callable[[], dict[str, Any]],
         reload: Callable[[], dict[str, Any]],
         changed: Callable[[], None],
     ) -> None:
+        """Take requests to the agent's service and to the controller.
+
+        Args:
+            service: the agent's policies.
+            lock: held around every operation of the service.
+            ledger: the open loads.
+            facts: what `controller` answers first.
+            reload: reads the configuration again.
+            changed: called after an operation that changes what the state file has to know.
+        """
         self.asked = 0.0  # when the last request came, in monotonic seconds
-        self._service, self._lock, self._ledger = own, lock, ledger
+        self._lock, self._ledger, self._service = lock, ledger, service
         self._facts, self._read_again, self._changed = facts, reload, changed
+        self._of_agent = collect(service)
+        self._of_controller = collect(self)
 
     def queue(self, connection: Connection) -> object:
-        """Root's requests take turns: policies are not attached side by side."""
-        return QUEUE if connection.uid == 0 else connection.uid
+        """Return the key of the queue for a connection's work: root's is reserved."""
+        return QUEUE if connection.privileged else connection.owner
+
+    def may_end(self, connection: Connection) -> bool:
+        """Return that nothing of root's ends with a connection."""
+        return True
 
     def gone(self, connection: Connection) -> None:
-        """Nothing of root's ends with a connection."""
+        """Do nothing: nothing of root's ends with a connection."""
 
     def request(self, connection: Connection, line: bytes, fds: list[int]) -> bytes | None:
-        """Answer one request."""
+        """Answer one request.
+
+        Args:
+            connection: who asks.
+            line: the request.
+            fds: at most one open file; it is closed here.
+
+        Raises:
+            PagecacheError: it was refused, or failed.
+        """
         self.asked = time.monotonic()
         try:
-            if connection.uid != 0:
+            if not connection.privileged:
                 raise PrivilegeError(
-                    "only root can talk to the agent", f"this is user {connection.uid}"
+                    "only root can talk to the agent",
+                    f"this is user {connection.uid}"
+                    + ("" if connection.uid else " of a container (another user or PID namespace)"),
                 )
-            reply = self._call(line, fds)
-        except PagecacheError as error:
-            fields = {"what": error.what, "why": error.why, "fix": error.fix, "docs": error.docs}
-            reply = {"error": {**fields, "class": type(error).__name__}}
-        except OSError as error:
-            reply = {"error": {"what": "the agent failed", "why": str(error)}}
+            return wire.encode_answer(self._call(line, fds))
+        except (OSError, ValueError) as error:
+            raise PagecacheError("the agent failed", str(error)) from error
         finally:
             close_all(fds)
-        return json.dumps(reply).encode() + b"\n"
 
     def _call(self, line: bytes, fds: list[int]) -> dict[str, Any]:
-        try:
-            request = json.loads(line)
-            operation = request.pop("op")
-        except (ValueError, RecursionError, KeyError, AttributeError, TypeError) as error:
-            raise UsageError("the agent does not understand the request", str(error)) from None
+        name, arguments = wire.decode_request(line)
         if fds:
-            request["fd"] = fds[0]
-        try:
-            if operation in _OWN:
-                return dict(getattr(self, f"_{operation}")(**request))
-            if operation not in service.OPERATIONS:
-                raise UsageError(f"the agent has no operation {operation}")
-            with self._lock:
-                reply: dict[str, Any] = getattr(self._service, operation)(**request)
-        except (TypeError, ValueError) as error:
-            raise UsageError("the agent does not understand the request", str(error)) from error
-        if operation in _CHANGES:
+            arguments["fd"] = fds[0]
+        own = self._of_controller.get(name)
+        if own is not None:
+            return dict(own(arguments))
+        asked = self._of_agent.get(name)
+        if asked is None:
+            raise wire.refused("there is no such operation", wire.shortened(name))
+        if not fds and "fd" in arguments:
+            raise wire.refused(f"{name} takes an open file, not its number")
+        with self._lock:
+            answer = asked(arguments)
+        if asked.changes:
             self._changed()
-        return reply
+        return dict(answer)
 
-    def _controller(self) -> dict[str, Any]:
-        """Who is there, and who holds what."""
+    # --- operations ---
+
+    @operation()
+    def controller(self) -> dict[str, Any]:
+        """Tell who is there, and who holds what."""
         self.sweep()
         budgets = self._ledger.budgets
         charges = budgets.charges()
@@ -118,13 +141,13 @@ class RootService:
             ],
         }
 
-    def _reload(self) -> dict[str, Any]:
+    @operation()
+    def reload(self) -> dict[str, Any]:
         """Read the configuration again."""
         return self._read_again()
 
-    def _admit(
-        self, model: str, files: dict[str, int], budget: int | None = None
-    ) -> dict[str, Any]:
+    @operation()
+    def admit(self, model: str, files: dict[str, int], budget: int | None = None) -> dict[str, Any]:
         """Judge what `attach` and `tag` bring: files by their keys in hex, with their sizes.
 
         Raises PagecacheError when it does not fit.
@@ -138,7 +161,8 @@ class RootService:
         budgets.claim(f"model:{model}", Claim(model, 0, sizes, decision.granted))
         return decision.as_json()
 
-    def _release(self, model: str) -> dict[str, Any]:
+    @operation()
+    def release(self, model: str) -> dict[str, Any]:
         """Take back what `admit` has noted."""
         self._ledger.budgets.release(f"model:{model}")
         return {}

@@ -2,20 +2,19 @@
 """Takes connections, lines and descriptors, and lets nobody hold up the others.
 
 One thread does all input and output and never blocks.  A complete line goes to a handler in a
-worker thread (queues.py); until it is answered, nothing more is read from that connection.  What
-strangers send is bounded: length of a line, descriptors of a request, seconds from the first byte
-of a line to its end, seconds to take an answer, connections of a user and of all.
-
-Descriptors of strangers are closed in worker threads, never here: closing one may wait for a file
-system that does not answer.
+worker thread (user_queues); until it is answered, nothing more is read from that connection.
+What strangers send is bounded: length of a line, descriptors of a request and of a user, seconds
+from the first byte of a line to its end, seconds to take an answer, seconds without a request,
+connections of a user and of all.  Each listener has bounds of its own: a crowd at one of them
+takes no place at the other.
 """
 
 from __future__ import annotations
 
-import array
 import errno
 import logging
 import os
+import resource
 import selectors
 import socket
 import threading
@@ -23,189 +22,50 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Protocol
 
-from pagecache_bpf.errors import PagecacheError, UsageError
-from pagecache_bpf.ipc import public_protocol
+from pagecache_bpf.errors import PagecacheError
+from pagecache_bpf.ipc import wire
+from pagecache_bpf.ipc.connection import Connection, Handler, close_all
+from pagecache_bpf.ipc.peer import Peer
 from pagecache_bpf.ipc.user_queues import UserQueues
 
-LINE_SECONDS = 10.0  # from the first byte of a request to its newline
-ANSWER_SECONDS = 30.0  # for the other side to take an answer
-CONNECTIONS = 2048
-CONNECTIONS_PER_USER = 512
+__all__ = ["Connection", "Handler", "Server", "close_all"]
+
+#: Descriptors of one user that have come and are not handled yet.
+DESCRIPTORS_PER_USER = 4096
 _BACKLOG = 512
-_PIECE = 1 << 16
+_EXPIRY_SECONDS = 0.2
 
 _log = logging.getLogger(__name__)
 
 
-class Handler(Protocol):
-    """What is done with the requests of one socket; all of it is called in worker threads."""
-
-    line_bytes: int
-    fds_per_message: int
-
-    def queue(self, connection: Connection) -> object:
-        """Whose threads the connection's work takes."""
-
-    def request(self, connection: Connection, line: bytes, fds: list[int]) -> bytes | None:
-        """Answer one request; None: connection.answer() comes later.
-
-        The descriptors are the handler's, also when it raises.
-        """
-
-    def gone(self, connection: Connection) -> None:
-        """The other side has hung up."""
-
-
-class Connection:
-    """One client: who it is, what it has sent so far, what it has not taken yet."""
-
-    def __init__(self, server: Server, sock: socket.socket, handler: Handler) -> None:
-        self.pid, self.uid, self.gid = public_protocol.peer_of(sock)
-        self.handler = handler
-        self.alive = True
-        self.opened = time.monotonic()
-        self._server = server
-        self._socket = sock
-        self._in = bytearray()
-        self._fds: list[int] = []
-        self._out = bytearray()
-        self._busy = False
-        self._hang_up = False
-        self._deadline = 0.0  # 0: none
-
-    def answer(self, line: bytes) -> None:
-        """Send the answer to the pending request.  From any thread."""
-        self._server.call(lambda: self._answered(line))
-
-    # What follows runs in the server's thread.
-
-    @property
-    def queue(self) -> object:
-        return self.handler.queue(self)
-
-    def readable(self) -> None:
-        room = socket.CMSG_LEN(4 * (self.handler.fds_per_message + 1))
-        try:
-            data, ancillary, flags, _ = self._socket.recvmsg(
-                _PIECE, room, socket.MSG_CMSG_CLOEXEC | socket.MSG_DONTWAIT
-            )
-        except (BlockingIOError, InterruptedError):
-            return
-        except OSError:
-            self.close()
-            return
-        for level, kind, raw in ancillary:
-            if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
-                whole = array.array("i")
-                whole.frombytes(raw[: len(raw) - len(raw) % whole.itemsize])
-                self._fds += whole
-        if self._busy or not data:  # a second request before the answer, or the end
-            self.close()
-        elif flags & socket.MSG_CTRUNC or len(self._fds) > self.handler.fds_per_message:
-            self._refuse("too many descriptors came along")
-        else:
-            self._take(data)
-
-    def _take(self, data: bytes) -> None:
-        if not self._in:
-            self._deadline = time.monotonic() + LINE_SECONDS
-        before = len(self._in)
-        self._in += data
-        # Only what is new is searched: a long line comes in many pieces.
-        newline = self._in.find(b"\n", before)
-        length = len(self._in) if newline < 0 else newline
-        if length >= self.handler.line_bytes:
-            self._refuse(f"a line has to be shorter than {self.handler.line_bytes} bytes")
-        elif 0 <= newline < len(self._in) - 1:
-            self._refuse("a request came before the last one was answered")
-        elif newline >= 0:
-            self._deadline = 0.0
-            line = bytes(memoryview(self._in)[:newline])
-            self._in, fds, self._fds = bytearray(), self._fds, []
-            self._busy = True
-            self.later(lambda: self.handler.request(self, line, fds))
-
-    def later(self, call: Callable[[], bytes | None]) -> None:
-        """Answer the pending request by what the call returns, in one of the queue's threads."""
-        self._server.queues.submit(self.queue, lambda: self._run(call))
-
-    def _run(self, call: Callable[[], bytes | None]) -> None:
-        try:
-            answer = call()
-        except PagecacheError as error:
-            answer = public_protocol.encode_error(error)
-        except Exception as error:
-            _log.exception("a request failed")
-            answer = public_protocol.encode_error(
-                PagecacheError("the controller failed", f"{type(error).__name__}: {error}")
-            )
-        if answer is not None:
-            self.answer(answer)
-
-    def _answered(self, line: bytes) -> None:
-        if not self.alive:
-            return
-        self._busy = False
-        self._out += line
-        self._deadline = time.monotonic() + ANSWER_SECONDS
-        self.writable()
-
-    def _refuse(self, why: str) -> None:
-        """Say why and hang up: what follows in the stream cannot be told apart."""
-        self._hang_up = True
-        self._answered(public_protocol.encode_error(UsageError("the request was refused", why)))
-
-    def writable(self) -> None:
-        try:
-            while self._out:
-                sent = self._socket.send(self._out[:_PIECE], socket.MSG_DONTWAIT)
-                del self._out[:sent]
-        except (BlockingIOError, InterruptedError):
-            self._server.watch(self._socket, self, selectors.EVENT_WRITE)
-            return
-        except OSError:
-            self.close()
-            return
-        self._deadline = 0.0
-        if self._hang_up:
-            self.close()
-        else:
-            self._server.watch(self._socket, self, selectors.EVENT_READ)
-
-    def overdue(self, now: float) -> bool:
-        return bool(self._deadline) and now > self._deadline
-
-    def expire(self) -> None:
-        if self._out:
-            self.close()
-        else:
-            self._refuse(f"its line did not end within {LINE_SECONDS:.0f} s")
-
-    def close(self) -> None:
-        """Hang up; the handler hears of it."""
-        if not self.alive:
-            return
-        self.alive = False
-        self._server.forget(self, self._socket)
-        self._socket.close()
-        fds, self._fds = self._fds, []
-
-        def leave() -> None:
-            close_all(fds)
-            self.handler.gone(self)
-
-        self._server.queues.submit(self.queue, leave)
-
-
 class Server:
-    """The loop: listeners, connections, and calls from other threads."""
+    """The loop: listeners, connections, and calls from other threads.
 
-    def __init__(self, queues: UserQueues | None = None) -> None:
+    Attributes:
+        queues: the worker threads.
+        connections: those that are open.
+        accepted: how many were taken so far.
+        refusals: what was refused at this level so far, by reason.
+    """
+
+    def __init__(self, queues: UserQueues | None = None, trust_containers: bool = False) -> None:
+        """Make a server without listeners.
+
+        Args:
+            queues: the worker threads; by default new ones.
+            trust_containers: take user 0 of a container for root of this machine.
+        """
         self.queues = queues or UserQueues()
+        self.trust_containers = trust_containers
         self.connections: set[Connection] = set()
-        self._users: Counter[int] = Counter()
+        self.accepted = 0
+        self.refusals: Counter[str] = Counter()
+        self._owners: Counter[tuple[int, tuple[int, bool]]] = Counter()
+        self._listeners: Counter[int] = Counter()
+        self._descriptors: Counter[tuple[int, bool]] = Counter()
+        self._descriptors_lock = threading.Lock()
+        self._most_descriptors = resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 4
         self._selector = selectors.DefaultSelector()
         self._calls: deque[Callable[[], None]] = deque()
         self._woken, self._waker = socket.socketpair()
@@ -213,21 +73,22 @@ class Server:
             end.setblocking(False)
         self._selector.register(self._woken, selectors.EVENT_READ, None)
         self._reserve = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
-        self._thread = threading.get_ident()
+        self._expired = 0.0
 
     def listen(self, listener: socket.socket, handler: Handler) -> None:
-        """Take connections there."""
+        """Take connections at a bound socket and have a handler answer them."""
+        self._most_descriptors = resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 4
         listener.setblocking(False)
         listener.listen(_BACKLOG)
         self._selector.register(listener, selectors.EVENT_READ, handler)
 
     def unlisten(self, listener: socket.socket) -> None:
-        """Take no more there; connections stay."""
+        """Take no more connections there; those that are open stay."""
         self._selector.unregister(listener)
         listener.close()
 
     def call(self, what: Callable[[], None]) -> None:
-        """Have something done in the server's thread."""
+        """Have something done in the server's thread.  From any thread."""
         self._calls.append(what)
         self.wake()
 
@@ -237,16 +98,18 @@ class Server:
             self._waker.send(b"\0")
 
     def step(self, seconds: float) -> None:
-        """Wait for something, for so long at most, and do it."""
+        """Wait for something to happen and deal with it.
+
+        Args:
+            seconds: how long to wait at most.
+        """
         for key, events in self._selector.select(seconds):
             if key.fileobj is self._woken:
                 with suppress(BlockingIOError):
                     while self._woken.recv(4096):
                         pass
             elif isinstance(key.data, Connection):
-                if not key.data.alive:
-                    continue
-                if events & selectors.EVENT_READ:
+                if key.data.alive and events & selectors.EVENT_READ:
                     key.data.readable()
                 if key.data.alive and events & selectors.EVENT_WRITE:
                     key.data.writable()
@@ -256,20 +119,43 @@ class Server:
         while self._calls:
             self._calls.popleft()()
         now = time.monotonic()
-        for connection in [each for each in self.connections if each.overdue(now)]:
-            connection.expire()
+        if now >= self._expired + _EXPIRY_SECONDS:
+            self._expired = now
+            self.queues.retry()
+            for connection in list(self.connections):
+                connection.expire(now)
 
     def watch(self, sock: socket.socket, connection: Connection, events: int) -> None:
-        """What of a connection wakes the loop."""
+        """Say what of a connection wakes the loop."""
         if connection.alive:
             self._selector.modify(sock, events, connection)
 
     def forget(self, connection: Connection, sock: socket.socket) -> None:
-        """A connection is over."""
+        """Take note that a connection is over."""
         with suppress(KeyError):
             self._selector.unregister(sock)
         self.connections.discard(connection)
-        self._users[connection.uid] -= 1
+        listener = id(connection.handler)
+        self._listeners[listener] -= 1
+        self._owners[listener, connection.owner] -= 1
+        self._owners += Counter()  # without those that have none
+
+    def count_descriptors(self, connection: Connection, more: int) -> None:
+        """Count descriptors of strangers that are on their way.  From any thread."""
+        with self._descriptors_lock:
+            self._descriptors[connection.owner] += more
+            if not self._descriptors[connection.owner]:
+                del self._descriptors[connection.owner]
+
+    def has_descriptors(self, connection: Connection) -> bool:
+        """Return whether so many descriptors of this user, and of all, may be on their way."""
+        if connection.privileged:
+            return True
+        with self._descriptors_lock:
+            return (
+                self._descriptors[connection.owner] <= DESCRIPTORS_PER_USER
+                and sum(self._descriptors.values()) <= self._most_descriptors
+            )
 
     def close(self) -> None:
         """Hang up on everybody."""
@@ -291,40 +177,69 @@ class Server:
             return
         sock.setblocking(False)
         try:
-            connection = Connection(self, sock, handler)
+            peer = Peer(sock, self.trust_containers)
         except OSError:
             sock.close()
             return
-        user = self._users[connection.uid]
-        if len(self.connections) >= CONNECTIONS or (
-            connection.uid and user >= CONNECTIONS_PER_USER
-        ):
+        connection = Connection(self, sock, handler, peer)
+        if not self._has_room(handler, connection):
+            user = self._owners[id(handler), connection.owner]
+            self.refusals["too many connections"] += 1
             with suppress(OSError):
                 sock.send(
-                    public_protocol.encode_error(
+                    wire.encode_error(
                         PagecacheError(
                             "the controller does not take more connections",
-                            f"user {connection.uid} has {user} of {len(self.connections)}",
+                            f"user {peer.uid} has {user} of {self._listeners[id(handler)]}",
                         )
                     )
                 )
             sock.close()
+            peer.close()
             return
-        self._users[connection.uid] += 1
+        self.accepted += 1
+        connection.number = self.accepted
+        self._listeners[id(handler)] += 1
+        self._owners[id(handler), connection.owner] += 1
         self.connections.add(connection)
         self._selector.register(sock, selectors.EVENT_READ, connection)
+
+    def _has_room(self, handler: Handler, newcomer: Connection) -> bool:
+        """Whether one more connection is taken.
+
+        Where all places are taken, a user with few of them takes over one of the user with the
+        most: an idle one that loses nothing.
+        """
+        listener = id(handler)
+        mine = self._owners[listener, newcomer.owner]
+        bound = handler.connections_per_user
+        if bound is not None and mine >= bound and not newcomer.privileged:
+            return False
+        if handler.connections is None or self._listeners[listener] < handler.connections:
+            return True
+        others = {owner: count for (at, owner), count in self._owners.items() if at == listener}
+        richest = max(others, key=lambda owner: others[owner])
+        if others[richest] <= mine + 1:
+            return False
+        idle = [
+            connection
+            for connection in self.connections
+            if connection.handler is handler
+            and connection.owner == richest
+            and connection.idle
+            and handler.may_end(connection)
+        ]
+        if not idle:
+            return False
+        self.refusals["displaced"] += 1
+        min(idle, key=lambda connection: connection.used).close()
+        return True
 
     def _turn_away(self, listener: socket.socket) -> None:
         """Out of descriptors: take one connection and drop it, or the loop would spin."""
         _log.warning("out of file descriptors: a connection was turned away")
+        self.refusals["out of descriptors"] += 1
         os.close(self._reserve)
         with suppress(OSError):
             listener.accept()[0].close()
         self._reserve = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
-
-
-def close_all(fds: list[int]) -> None:
-    """Close descriptors; an error of one does not keep the others open."""
-    for fd in fds:
-        with suppress(OSError):
-            os.close(fd)

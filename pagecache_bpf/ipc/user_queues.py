@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Worker threads, shared out so that one user cannot take them all.
 
-A system call on somebody's file may take for ever (a FUSE server that does not answer), so each
-key, a user, has a queue with room for a few at a time; others wait in that queue only.
+A system call on somebody's file may take for ever (a file server that does not answer), so each
+user has a queue of work of which a few pieces run at a time; others wait in that queue only.
+Reserved keys (root's) have threads of their own, which exist from the start.
 """
 
 from __future__ import annotations
@@ -11,9 +12,10 @@ import logging
 import threading
 from collections import deque
 from collections.abc import Callable, Hashable
-from contextlib import suppress
 
-#: Threads at a time of one queue, and of all.
+from pagecache_bpf.errors import PagecacheError
+
+#: Threads at a time of one user, and of all.
 THREADS_PER_USER = 4
 TOTAL = 64
 _IDLE_SECONDS = 5.0
@@ -23,76 +25,167 @@ Work = Callable[[], None]
 
 
 class UserQueues:
-    """Runs work in the order of each queue.  Threads are made when there is work, and daemons:
-    one that hangs does not keep the process from ending.
+    """Runs work in the order of each user's queue.
+
+    Threads are made when there is work, and daemons: one that hangs does not keep the process
+    from ending.
     """
 
     def __init__(self, per_user: int = THREADS_PER_USER, total: int = TOTAL) -> None:
+        """Make empty queues.
+
+        Args:
+            per_user: threads that one key may have at a time.
+            total: threads of all keys that are not reserved.
+        """
+        self.start_failures = 0  # threads that could not be started
         self._per_user, self._total = per_user, total
         self._waiting: dict[Hashable, deque[Work]] = {}
         self._running: dict[Hashable, int] = {}
-        self._limits: dict[Hashable, int] = {}
+        self._reserved: dict[Hashable, threading.Condition] = {}
         self._threads = self._idle = 0
-        self._wake = threading.Condition()
+        self._lock = threading.Lock()
+        self._wake = threading.Condition(self._lock)
 
-    def limit(self, queue: Hashable, threads: int) -> None:
-        """Give one queue another number of threads."""
-        self._limits[queue] = threads
+    def reserve(self, key: Hashable) -> None:
+        """Start a thread that works for this key alone, whatever the others do.
 
-    def submit(self, queue: Hashable, work: Work) -> None:
-        """Run it in a thread when it is its turn.  What it raises is logged."""
-        with self._wake:
-            self._waiting.setdefault(queue, deque()).append(work)
-            # One that is idle may have been woken for other work already.
-            waiting = sum(len(queue) for queue in self._waiting.values())
-            if waiting > self._idle and self._threads < self._total:
-                self._threads += 1
-                threading.Thread(target=self._work, name="queue", daemon=True).start()
-            else:
+        Raises:
+            RuntimeError: it cannot be started.
+        """
+        with self._lock:
+            self._reserved[key] = threading.Condition(self._lock)
+        threading.Thread(
+            target=self._serve_reserved, args=(key,), name=f"queue-{key}", daemon=True
+        ).start()
+
+    def submit(self, key: Hashable, work: Work, must_run: bool = False) -> None:
+        """Run something in a thread when it is its turn; what it raises is logged.
+
+        Args:
+            key: whose queue it goes to.
+            work: is called without arguments.
+            must_run: keep it in the queue where no thread can be started now: it runs when one
+                is free, or at a later retry().
+
+        Raises:
+            PagecacheError: no thread can be started for it; it is not run.
+        """
+        with self._lock:
+            waiting = self._waiting.setdefault(key, deque())
+            waiting.append(work)
+            if key in self._reserved:
+                self._reserved[key].notify()
+                return
+            error = self._grow()
+            if error is None or must_run or self._idle:
                 self._wake.notify()
+                return
+            waiting.pop()
+            if not waiting:
+                del self._waiting[key]
+        raise PagecacheError(
+            "the request was not begun",
+            f"no thread can be started for it: {error}",
+            "Try again later; the controller's limit of tasks (TasksMax) is reached",
+        )
+
+    def retry(self) -> None:
+        """Start a thread for work that was kept when none could be started."""
+        with self._lock:
+            if self._general() and not self._idle and not self._threads:
+                self._grow()
 
     def wait_idle(self, seconds: float) -> bool:
-        """Wait until nothing runs or waits, for so long at most."""
+        """Wait until nothing runs or waits.
+
+        Args:
+            seconds: how long at most.
+
+        Returns:
+            Whether that was so in time.
+        """
         with self._wake:
             return self._wake.wait_for(
                 lambda: not self._running and not any(self._waiting.values()), seconds
             )
 
-    def _next(self) -> tuple[Hashable, Work] | None:
-        """Work of a queue that has room; the queue goes to the end of the line."""
-        for key, waiting in list(self._waiting.items()):
-            room = self._limits.get(key, self._per_user)
-            if waiting and self._running.get(key, 0) < room:
-                work = waiting.popleft()
-                del self._waiting[key]
-                if waiting:
-                    self._waiting[key] = waiting
-                self._running[key] = self._running.get(key, 0) + 1
-                return key, work
+    def waiting(self) -> int:
+        """Return how many pieces of work wait for a thread."""
+        with self._lock:
+            return sum(map(len, self._waiting.values()))
+
+    def running(self) -> int:
+        """Return how many pieces of work are being done."""
+        with self._lock:
+            return sum(self._running.values())
+
+    def _general(self) -> int:
+        """Pieces of work that wait for a thread which is not reserved."""
+        return sum(len(work) for key, work in self._waiting.items() if key not in self._reserved)
+
+    def _grow(self) -> Exception | None:
+        """Start a thread if one is missing; the error where that failed.  Under the lock."""
+        # A thread that is idle may have been woken for other work already.
+        if self._general() <= self._idle or self._threads >= self._total:
+            return None
+        thread = threading.Thread(target=self._serve, name="queue", daemon=True)
+        try:
+            thread.start()
+        except RuntimeError as error:
+            self.start_failures += 1
+            return error
+        self._threads += 1
         return None
 
-    def _work(self) -> None:
+    def _next(self) -> tuple[Hashable, Work] | None:
+        """Work of a user who has room; the user goes to the end of the line."""
+        for key, waiting in list(self._waiting.items()):
+            if key not in self._reserved and self._running.get(key, 0) < self._per_user:
+                del self._waiting[key]
+                return key, self._taken(key, waiting)
+        return None
+
+    def _taken(self, key: Hashable, waiting: deque[Work]) -> Work:
+        """Take the first piece of a queue, which goes behind the others."""
+        work = waiting.popleft()
+        if waiting:
+            self._waiting[key] = waiting
+        self._running[key] = self._running.get(key, 0) + 1
+        return work
+
+    def _serve(self) -> None:
+        """Work for everybody, until there has been nothing to do for a while."""
         while True:
-            with self._wake:
+            with self._lock:
                 while (taken := self._next()) is None:
                     self._idle += 1
                     woken = self._wake.wait(_IDLE_SECONDS)
                     self._idle -= 1
-                    if not woken and not any(self._waiting.values()):
+                    if not woken and not self._general():
                         self._threads -= 1
                         return
-            queue, work = taken
-            try:
-                work()
-            except Exception:
-                _log.exception("work of queue %s failed", queue)
-            with self._wake:
-                self._running[queue] -= 1
-                if not self._running[queue]:
-                    del self._running[queue]
-                self._wake.notify_all()
+            self._run(*taken)
+
+    def _serve_reserved(self, key: Hashable) -> None:
+        """Work for one key, for ever."""
+        while True:
+            with self._lock:
+                while not (waiting := self._waiting.pop(key, None)):
+                    self._reserved[key].wait()
+                work = self._taken(key, waiting)
+            self._run(key, work)
+
+    def _run(self, key: Hashable, work: Work) -> None:
+        try:
+            work()
+        except Exception:
+            _log.exception("work for %s failed", key)
+        with self._lock:
+            self._running[key] -= 1
+            if not self._running[key]:
+                del self._running[key]
+            self._wake.notify_all()
 
     def __repr__(self) -> str:
-        with suppress(RuntimeError):
-            return f"<UserQueues: {self._threads} threads, running {self._running}>"
-        return "<UserQueues>"
+        return f"<UserQueues: {self._threads} threads, running {dict(self._running)}>"

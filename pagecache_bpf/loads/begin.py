@@ -92,9 +92,9 @@ def check_policy(name: str) -> None:
         return
     served: list[str] = []
     try:
-        from pagecache_bpf.ipc.public_protocol import Client
+        from pagecache_bpf.ipc.public_client import PublicClient
 
-        with Client() as client:
+        with PublicClient() as client:
             served = list(client.hello().get("policies", ()))
     except PagecacheError:
         pass

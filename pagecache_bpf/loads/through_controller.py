@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from pagecache_bpf.errors import UnsupportedError
-from pagecache_bpf.ipc.public_protocol import Client
+from pagecache_bpf.ipc.public_client import PublicClient
 from pagecache_bpf.loads.report import NONE, Report
 from pagecache_bpf.loads.request import LoadRequest, numbers
 from pagecache_bpf.loads.residency_snapshot import opened
@@ -25,7 +25,7 @@ class ControllerLoad:
     def __init__(self, request: LoadRequest) -> None:
         self._request = request
         with ExitStack() as undo:
-            self._client = undo.enter_context(Client())
+            self._client = undo.enter_context(PublicClient())
             first = self._open()
             self._id = str(first["load"])
             if first.get("engine") is None:
@@ -104,7 +104,7 @@ def residency(path: Path) -> int:
 
     Raises PagecacheError, OSError.
     """
-    with Client() as client, opened(path) as fd:
+    with PublicClient() as client, opened(path) as fd:
         return int(client.residency(fd)["resident_bytes"])
 
 
@@ -113,7 +113,7 @@ def drop(path: Path) -> int | None:
 
     Raises PagecacheError, OSError.
     """
-    with Client() as client, opened(path) as fd:
+    with PublicClient() as client, opened(path) as fd:
         answer = client.drop(fd)
         return None if answer["in_use"] else int(answer["dropped_bytes"])
 
@@ -123,6 +123,6 @@ def prefetch(path: Path, extents: list[tuple[int, int]], node: int | None) -> in
 
     Raises PagecacheError, OSError.
     """
-    with Client() as client, opened(path) as fd:
+    with PublicClient() as client, opened(path) as fd:
         answer = client.prefetch(fd, extents, -1 if node is None else node)
         return int(answer["queued_bytes"])

@@ -170,8 +170,8 @@ class _Remote:
 
     def __init__(self, engines: Engines, policy: str) -> None:
         assert engines.agent is not None
-        self._ask, self._policy = engines.agent.ask, policy
-        self._told = self._ask("hints", policy=policy)
+        self._request, self._policy = engines.agent.request, policy
+        self._told = self._request("hints", policy=policy)
 
     @property
     def maps(self) -> tuple[HintMap, ...]:
@@ -185,14 +185,18 @@ class _Remote:
         return wanted[0] if wanted else None
 
     def write(self, map: HintMap, key: bytes, value: bytes) -> None:
-        self._ask("hint_write", policy=self._policy, map=map.name, key=key.hex(), value=value.hex())
+        self._request(
+            "hint_write", policy=self._policy, map=map.name, key=key.hex(), value=value.hex()
+        )
 
     def remove(self, map: HintMap, key: bytes) -> bool:
-        reply = self._ask("hint_write", policy=self._policy, map=map.name, key=key.hex(), value="")
+        reply = self._request(
+            "hint_write", policy=self._policy, map=map.name, key=key.hex(), value=""
+        )
         return bool(reply["found"])
 
     def elements(self, map: HintMap) -> list[tuple[bytes, bytes]]:
-        reply = self._ask("hint_read", policy=self._policy, map=map.name)
+        reply = self._request("hint_read", policy=self._policy, map=map.name)
         return [(bytes.fromhex(key), bytes.fromhex(value)) for key, value in reply["elements"]]
 
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pagecache_bpf.ipc.public_protocol import Client
+from pagecache_bpf.ipc.public_client import PublicClient
 from pagecache_bpf.policy.agent_device import AgentDevice
 from tests.unit.command import COMMAND, ROOT, Result, environment, run
 
@@ -35,8 +35,8 @@ class Controller:
     def socket(self) -> Path:
         return Path(self.ready["listen"])
 
-    def client(self) -> Client:
-        return Client(self.socket)
+    def client(self) -> PublicClient:
+        return PublicClient(self.socket)
 
     def root(self) -> AgentDevice:
         return AgentDevice(self.directory / "agent.sock")
@@ -133,7 +133,7 @@ def opened(paths: list[Path]) -> list[int]:
     return [os.open(path, os.O_RDONLY) for path in paths]
 
 
-def load(client: Client, paths: list[Path], **arguments: Any) -> dict[str, Any]:
+def load(client: PublicClient, paths: list[Path], **arguments: Any) -> dict[str, Any]:
     """Open a load of these files."""
     fds = opened(paths)
     try:

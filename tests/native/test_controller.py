@@ -108,11 +108,10 @@ def test_what_a_file_has_in_the_cache(controller: Controller, files: list[Path])
             answer = client.drop(fd, 0, half)
             assert answer["in_use"] is False
             dropped.append(answer["dropped_bytes"])
-            return bool(sum(dropped) >= half)
+            return not client.residency(fd, 0, half)["resident_bytes"]
 
         wait_for(drop_the_rest, "the range to be dropped")
-        assert sum(dropped) == half
-        assert client.residency(fd, 0, half)["resident_bytes"] == 0
+        assert sum(dropped) >= half  # more, if a page came in again between two drops
         assert client.drop(fd)["dropped_bytes"] > 0
         with pytest.raises(PagecacheError, match="multiple"):
             client.residency(fd, 1)
@@ -173,8 +172,8 @@ SLEEPER = """
 import os, socket, sys
 from pathlib import Path
 sys.path.insert(0, {root!r})
-from pagecache_bpf.ipc.public_protocol import Client
-client = Client(Path({socket!r}))
+from pagecache_bpf.ipc.public_client import PublicClient
+client = PublicClient(Path({socket!r}))
 fd = os.open({file!r}, os.O_RDONLY)
 client.open_load([fd], model="m")
 if {heir!r}:

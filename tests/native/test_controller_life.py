@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from pagecache_bpf.errors import UnsupportedError
-from pagecache_bpf.ipc.public_protocol import Client
+from pagecache_bpf.ipc.public_client import PublicClient
 from tests.native.controller import AGENT, Controller, load, serving, start, tagged
 from tests.unit.command import run
 from tests.vm.kernel import make_file, wait_for
@@ -160,4 +160,4 @@ def test_a_bad_configuration_is_a_usage_error(tmp_path: Path) -> None:
 
 def test_without_a_controller_the_client_is_told(tmp_path: Path) -> None:
     with pytest.raises(UnsupportedError, match="no controller runs"):
-        Client(tmp_path / "control.sock")
+        PublicClient(tmp_path / "control.sock")

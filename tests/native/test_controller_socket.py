@@ -22,7 +22,7 @@ import pytest
 from benchmarks.cachestat import PAGE_SIZE, drop, resident_pages
 from pagecache_bpf.errors import PagecacheError, PrivilegeError, UsageError
 from pagecache_bpf.ipc import public_protocol
-from pagecache_bpf.ipc.public_protocol import Client
+from pagecache_bpf.ipc.public_client import PublicClient
 from pagecache_bpf.policy.agent_device import AgentDevice
 from tests.native.controller import NOBODY, OTHER, Controller, as_user, serving
 from tests.vm.kernel import make_file, wait_for
@@ -96,7 +96,7 @@ def test_a_user_who_may_not_connect(controller: Controller) -> None:
     controller.socket.chmod(0o660)
 
     def connect() -> None:
-        Client(controller.socket)
+        PublicClient(controller.socket)
 
     with pytest.raises(PrivilegeError, match="may not talk"):
         as_user(NOBODY, connect)
@@ -180,7 +180,7 @@ def test_an_o_path_descriptor_of_what_one_cannot_open(controller: Controller, fi
 
     def attack() -> str:
         fd = os.open(file, os.O_PATH)
-        with Client(controller.socket) as client:
+        with PublicClient(controller.socket) as client:
             try:
                 return str(client.residency(fd))
             except PagecacheError as error:
@@ -198,7 +198,7 @@ def test_the_load_of_somebody_else(controller: Controller, file: Path) -> None:
 
         def attack() -> list[str]:
             found = []
-            with Client(controller.socket) as client:
+            with PublicClient(controller.socket) as client:
                 for call in (client.load_report, client.done, client.close):
                     try:
                         call(name)
@@ -227,7 +227,7 @@ def test_a_readable_file_of_a_load_is_not_dropped_by_others(
 
         def other() -> Any:
             mine = os.open(file, os.O_RDONLY)
-            with Client(controller.socket) as client:
+            with PublicClient(controller.socket) as client:
                 return client.drop(mine), client.open_load([mine], model="theirs")["model"]
 
         dropped, model = as_user(NOBODY, other)
@@ -249,7 +249,7 @@ def test_a_template_tells_nothing_of_other_files(controller: Controller, file: P
 
     def attack() -> str:
         fd = os.open(mine, os.O_RDONLY)
-        with Client(controller.socket) as client:
+        with PublicClient(controller.socket) as client:
             report = client.open_load([fd], model="m", template=text)
             return str(report["template_why"])
 
@@ -278,7 +278,7 @@ def test_a_file_system_that_a_user_has_mounted(controller: Controller, place: Pa
         fd = os.open(f"/proc/{mounter.pid}/root{work}/merged/file", os.O_RDONLY)
 
         def attack() -> str:
-            with Client(controller.socket) as client:
+            with PublicClient(controller.socket) as client:
                 try:
                     return str(client.residency(fd))
                 except PagecacheError as error:
@@ -356,7 +356,7 @@ def test_descriptors_do_not_pile_up(controller: Controller, file: Path) -> None:
     wait_for(lambda: controller.descriptors() <= before + 2, "the descriptors to be closed")
     with controller.client() as client, pytest.raises(PagecacheError, match="wait for a load"):
         for _ in range(public_protocol.FILES_PER_LOAD // 64 + 1):
-            client._ask("files", [fd] * 64)
+            client.request("files", [fd] * 64)
     wait_for(lambda: controller.descriptors() <= before + 2, "the descriptors to be closed")
     os.close(fd)
 

@@ -18,7 +18,6 @@ import pytest
 
 import pagecache_bpf as pc
 from pagecache_bpf import api
-from pagecache_bpf.ipc import public_protocol
 from pagecache_bpf.kernel import kernelfs
 from pagecache_bpf.loads import begin, unprivileged_window
 from pagecache_bpf.loads.residency_snapshot import CHUNK, Snapshot
@@ -37,10 +36,7 @@ def _unprivileged(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[N
         raise pc.PagecacheError("attaching a policy takes root")
 
     monkeypatch.setattr(begin, "_direct", refuse)
-    monkeypatch.setattr(
-        public_protocol.Client.__init__, "__defaults__", (tmp_path / "no.sock", 1.0)
-    )
-    monkeypatch.setattr(public_protocol.is_running, "__defaults__", (tmp_path / "no.sock",))
+    monkeypatch.setenv("PAGECACHE_BPF_SOCKET", str(tmp_path / "no.sock"))
     yield
     assert api.report() == []
 

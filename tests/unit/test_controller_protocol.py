@@ -18,7 +18,8 @@ from hypothesis import strategies as st
 
 from pagecache_bpf.errors import PagecacheError, PrivilegeError, UnsupportedError, UsageError
 from pagecache_bpf.ipc import public_protocol
-from pagecache_bpf.ipc.public_protocol import Client, check_request
+from pagecache_bpf.ipc.public_client import PublicClient
+from pagecache_bpf.ipc.public_protocol import check_request
 from pagecache_bpf.ipc.server import Connection, Server, close_all
 from pagecache_bpf.ipc.user_queues import UserQueues
 
@@ -125,10 +126,14 @@ class Echo:
 
     line_bytes = 1000
     fds_per_message = 4
+    connections_per_user: int | None = None
+    connections: int | None = None
+    idle_seconds: float | None = None
 
     def __init__(self) -> None:
         self.left: list[int] = []
         self.gate = threading.Event()
+        self.kept: set[int] = set()  # connections that something would be lost with
 
     def queue(self, connection: Connection) -> object:
         return connection.uid
@@ -142,6 +147,9 @@ class Echo:
         if line == b"big":
             return b"x" * (4 << 20) + b"\n"
         return line + b" %d\n" % len(fds)
+
+    def may_end(self, connection: Connection) -> bool:
+        return connection.number not in self.kept
 
     def gone(self, connection: Connection) -> None:
         self.left.append(connection.pid)
@@ -241,7 +249,7 @@ def test_nobody_waits_for_a_slow_one(
     echo: tuple[Path, Echo], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One sends half a line, one waits in its handler, one does not take its answer."""
-    monkeypatch.setattr("pagecache_bpf.ipc.server.LINE_SECONDS", 0.5)
+    monkeypatch.setattr("pagecache_bpf.ipc.connection.LINE_SECONDS", 0.5)
     path, _ = echo
     with connect(path) as half, connect(path) as busy, connect(path) as deaf:
         half.sendall(b"hal")
@@ -288,7 +296,7 @@ def test_hanging_up_is_noticed_in_the_middle(echo: tuple[Path, Echo]) -> None:
 
 def test_no_controller(tmp_path: Path) -> None:
     with pytest.raises(UnsupportedError, match="no controller runs"):
-        Client(tmp_path / "none.sock")
+        PublicClient(tmp_path / "none.sock")
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may connect anywhere")
@@ -298,7 +306,7 @@ def test_a_socket_of_others(tmp_path: Path) -> None:
         listener.bind(str(path))
         path.chmod(0)
         with pytest.raises(PrivilegeError, match="may not talk"):
-            Client(path)
+            PublicClient(path)
 
 
 def test_a_controller_that_hangs_up(tmp_path: Path) -> None:
@@ -317,6 +325,9 @@ def test_a_controller_that_hangs_up(tmp_path: Path) -> None:
         thread = threading.Thread(target=serve)
         thread.start()
         for _ in range(2):
-            with Client(path) as client, pytest.raises(PagecacheError, match="does not answer"):
+            with (
+                PublicClient(path) as client,
+                pytest.raises(PagecacheError, match="does not answer"),
+            ):
                 client.hello()
         thread.join()

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from benchmarks.cachestat import PAGE_SIZE, resident_pages
-from pagecache_bpf.ipc.public_protocol import Client
+from pagecache_bpf.ipc.public_client import PublicClient
 from pagecache_bpf.kernel.control_device import Device
 from pagecache_bpf.policy import loader
 from tests.native.controller import Controller, serving
@@ -35,7 +35,7 @@ def directory(tmp_path: Path) -> Iterator[Path]:
     yield tmp_path / "run"
 
 
-def load(client: Client, path: Path) -> dict[str, Any]:
+def load(client: PublicClient, path: Path) -> dict[str, Any]:
     fd = os.open(path, os.O_RDONLY)
     try:
         return client.open_load([fd], model="m")

@@ -1,0 +1,162 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The client's side of both sockets: a connection, one request at a time, an answer or an error."""
+
+from __future__ import annotations
+
+import array
+import socket
+import threading
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from types import TracebackType
+from typing import Any, TypeVar
+
+from pagecache_bpf.errors import PagecacheError
+from pagecache_bpf.ipc import wire
+from pagecache_bpf.ipc.peer import credentials
+
+#: For an answer to come, in seconds.
+SECONDS = 60.0
+_PIECE_BYTES = 1 << 16
+
+Self = TypeVar("Self", bound="LineClient")
+
+
+class LineClient:
+    """A connection to the controller.  A context manager.
+
+    Threads may share one: requests take turns.  A subclass says what is asked.
+    """
+
+    #: How messages name the other side.
+    server = "the controller"
+    #: Where a person finds out more when it does not answer.
+    log_hint = ""
+    #: Bytes that an answer may have.
+    answer_bytes = 4 << 20
+
+    def __init__(self, path: Path, seconds: float = SECONDS) -> None:
+        """Connect.
+
+        Args:
+            path: the socket.
+            seconds: how long an answer is waited for.
+
+        Raises:
+            PagecacheError: nobody answers there, or this user may not talk to it; see
+                connect_error().
+        """
+        self.seconds = seconds
+        self._lock = threading.Lock()
+        self._buffer = bytearray()
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+        self._socket.settimeout(seconds)
+        try:
+            self._socket.connect(str(path))
+        except OSError as error:
+            self._socket.close()
+            raise self.connect_error(path, error) from error
+
+    def __enter__(self: Self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.disconnect()
+
+    @classmethod
+    def connect_error(cls, path: Path, error: OSError) -> PagecacheError:
+        """Make the error for a socket that cannot be connected to."""
+        return PagecacheError(f"{cls.server} does not answer", f"{path}: {error.strerror or error}")
+
+    @property
+    def pid(self) -> int:
+        """The process at the other end."""
+        return credentials(self._socket)[0]
+
+    def disconnect(self) -> None:
+        """Hang up."""
+        self._socket.close()
+
+    def request(
+        self, operation: str, fds: Sequence[int] = (), /, **arguments: Any
+    ) -> dict[str, Any]:
+        """Ask for an operation.
+
+        Args:
+            operation: its name.
+            fds: open files that go along; they stay the caller's.
+            **arguments: members of the request.
+
+        Returns:
+            The answer.
+
+        Raises:
+            PagecacheError: what the other side tells, or that it does not answer.
+        """
+        return self.request_line(operation, fds, self.seconds, arguments)
+
+    def request_line(
+        self, operation: str, fds: Sequence[int], seconds: float, arguments: Mapping[str, Any]
+    ) -> dict[str, Any]:
+        """Ask for an operation whose answer may take longer than others; see request().
+
+        Args:
+            operation: its name.
+            fds: open files that go along; they stay the caller's.
+            seconds: how long the answer is waited for.
+            arguments: members of the request.
+        """
+        line = wire.encode({"op": operation, **arguments})
+        with self._lock:
+            try:
+                self._socket.settimeout(seconds)
+                # One that hangs up before the end of a request has said why.
+                with suppress(BrokenPipeError, ConnectionResetError):
+                    self._send(line, fds)
+                answer = self._line()
+                return wire.decode_answer(answer)
+            except (OSError, ValueError, RecursionError) as error:
+                self._socket.close()  # what comes next would answer something else
+                raise PagecacheError(
+                    f"{self.server} does not answer", str(error) or "it hung up", self.log_hint
+                ) from error
+
+    def _send(self, line: bytes, fds: Sequence[int]) -> None:
+        """Send a request; the descriptors go with its first byte."""
+        rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
+        sent = self._socket.sendmsg([line], rights)
+        if sent < len(line):
+            self._socket.sendall(line[sent:])
+
+    def _line(self) -> bytes:
+        """Receive one line, without its newline.  Raises OSError."""
+        at = -1
+        while at < 0:
+            before = len(self._buffer)
+            data = self._socket.recv(_PIECE_BYTES)
+            if not data:
+                raise OSError("it hung up")
+            self._buffer += data
+            at = self._buffer.find(b"\n", before)
+            if len(self._buffer) > self.answer_bytes:
+                raise OSError("its answer is too long")
+        line = bytes(memoryview(self._buffer)[:at])
+        del self._buffer[: at + 1]
+        return line
+
+
+def answers(path: Path) -> bool:
+    """Return whether somebody listens on a socket and lets this process connect."""
+    try:
+        with socket.socket(socket.AF_UNIX) as probe:
+            probe.settimeout(SECONDS)
+            probe.connect(str(path))
+    except OSError:
+        return False
+    return True

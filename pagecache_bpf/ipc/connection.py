@@ -1,0 +1,282 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One connection of the server: what it has sent so far, and what it has not taken yet.
+
+What runs here runs in the server's thread and never blocks, but for later() and answer().
+Descriptors of strangers are closed in worker threads: closing one may wait for a file system that
+does not answer.
+"""
+
+from __future__ import annotations
+
+import array
+import logging
+import os
+import selectors
+import socket
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from typing import TYPE_CHECKING, Protocol
+
+from pagecache_bpf.errors import PagecacheError, UsageError
+from pagecache_bpf.ipc import wire
+from pagecache_bpf.ipc.peer import Peer
+
+if TYPE_CHECKING:
+    from pagecache_bpf.ipc.server import Server
+
+LINE_SECONDS = 10.0  # from the first byte of a request to its newline
+ANSWER_SECONDS = 30.0  # for the other side to take an answer
+_PIECE_BYTES = 1 << 16
+
+_log = logging.getLogger(__name__)
+
+
+class Handler(Protocol):
+    """What is done with the requests of one socket; all of it is called in worker threads."""
+
+    @property
+    def line_bytes(self) -> int:
+        """Bytes of a request, its newline included."""
+
+    @property
+    def fds_per_message(self) -> int:
+        """Descriptors that may come with a request."""
+
+    @property
+    def connections_per_user(self) -> int | None:
+        """Connections that one user may have at a time; None: no bound."""
+
+    @property
+    def connections(self) -> int | None:
+        """Connections that all users together may have at a time; None: no bound."""
+
+    @property
+    def idle_seconds(self) -> float | None:
+        """Without a request for so long, a connection that may_end() is closed; None: never."""
+
+    def queue(self, connection: Connection) -> object:
+        """Return the key of the queue that the connection's work goes to."""
+
+    def request(self, connection: Connection, line: bytes, fds: list[int]) -> bytes | None:
+        """Answer one request; None: connection.answer() comes later.
+
+        The descriptors are the handler's, also when it raises.
+        """
+
+    def may_end(self, connection: Connection) -> bool:
+        """Return whether nothing is lost with the connection; in the server's thread."""
+
+    def gone(self, connection: Connection) -> None:
+        """Take note that the other side has hung up."""
+
+
+class Connection:
+    """One client: who it is, what it has sent so far, what it has not taken yet."""
+
+    def __init__(self, server: Server, sock: socket.socket, handler: Handler, peer: Peer) -> None:
+        self.number = 0  # which of the server's connections it is
+        self.peer = peer
+        self.handler = handler
+        self.alive = True
+        self.opened = self.used = time.monotonic()
+        self._server = server
+        self._socket = sock
+        self._in = bytearray()
+        self._fds: list[int] = []
+        self._out = bytearray()
+        self._busy = False
+        self._hang_up = False
+        self._deadline = 0.0  # 0: none
+
+    @property
+    def pid(self) -> int:
+        """The process that connected; see Peer.checked() before it is used."""
+        return self.peer.pid
+
+    @property
+    def uid(self) -> int:
+        """Its user."""
+        return self.peer.uid
+
+    @property
+    def privileged(self) -> bool:
+        """Whether it is root of this machine."""
+        return self.peer.privileged
+
+    @property
+    def owner(self) -> tuple[int, bool]:
+        """Whom bounds count it for: root of a container is another than root of the machine."""
+        return self.uid, self.privileged
+
+    @property
+    def idle(self) -> bool:
+        """Whether it has asked nothing that is not answered, and is sending nothing."""
+        return not (self._busy or self._in or self._out or self._fds)
+
+    def answer(self, line: bytes) -> None:
+        """Send the answer to the pending request.  From any thread."""
+        self._server.call(lambda: self._answered(line))
+
+    def later(self, call: Callable[[], bytes | None]) -> None:
+        """Answer the pending request by what the call returns, in a thread of the user's queue.
+
+        Raises:
+            PagecacheError: no thread can be started; the call is not made.
+        """
+        self._server.queues.submit(self.handler.queue(self), lambda: self._run(call))
+
+    def readable(self) -> None:
+        """Take what the other side has sent."""
+        room = socket.CMSG_LEN(4 * (self.handler.fds_per_message + 1))
+        try:
+            data, ancillary, flags, _ = self._socket.recvmsg(
+                _PIECE_BYTES, room, socket.MSG_CMSG_CLOEXEC | socket.MSG_DONTWAIT
+            )
+        except (BlockingIOError, InterruptedError):
+            return
+        except OSError:
+            self.close()
+            return
+        for level, kind, raw in ancillary:
+            if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
+                whole = array.array("i")
+                whole.frombytes(raw[: len(raw) - len(raw) % whole.itemsize])
+                self._fds += whole
+                self._server.count_descriptors(self, len(whole))
+        if self._busy or not data:  # a second request before the answer, or the end
+            self.close()
+        elif flags & socket.MSG_CTRUNC or len(self._fds) > self.handler.fds_per_message:
+            self._refuse("too many descriptors came along")
+        elif self._fds and not self._server.has_descriptors(self):
+            self._refuse("too many descriptors of this user, or of all, are on their way")
+        else:
+            self._take(data)
+
+    def _take(self, data: bytes) -> None:
+        if not self._in:
+            self._deadline = time.monotonic() + LINE_SECONDS
+        before = len(self._in)
+        self._in += data
+        # Only what is new is searched: a long line comes in many pieces.
+        newline = self._in.find(b"\n", before)
+        length = len(self._in) if newline < 0 else newline
+        if length >= self.handler.line_bytes:
+            self._refuse(f"a line has to be shorter than {self.handler.line_bytes} bytes")
+        elif 0 <= newline < len(self._in) - 1:
+            self._refuse("a request came before the last one was answered")
+        elif newline >= 0:
+            self._deadline = 0.0
+            line = bytes(memoryview(self._in)[:newline])
+            self._in, fds, self._fds = bytearray(), self._fds, []
+            self._busy = True
+            self._submit(line, fds)
+
+    def _submit(self, line: bytes, fds: list[int]) -> None:
+        """Have the handler answer; a thread that cannot be started is an answer, too."""
+
+        def call() -> bytes | None:
+            try:
+                return self.handler.request(self, line, fds)
+            finally:
+                self._server.count_descriptors(self, -len(fds))
+
+        try:
+            self.later(call)
+        except PagecacheError as error:
+            self._server.refusals["no thread"] += 1
+            self._close_later(fds)
+            self._answered(wire.encode_error(error))
+
+    def _run(self, call: Callable[[], bytes | None]) -> None:
+        try:
+            answer = call()
+        except PagecacheError as error:
+            answer = wire.encode_error(error)
+        except Exception as error:
+            _log.exception("a request failed")
+            answer = wire.encode_error(
+                PagecacheError("the controller failed", f"{type(error).__name__}: {error}")
+            )
+        if answer is not None:
+            self.answer(answer)
+
+    def _answered(self, line: bytes) -> None:
+        if not self.alive:
+            return
+        self._busy = False
+        self._out += line
+        self.used = time.monotonic()
+        self._deadline = self.used + ANSWER_SECONDS
+        self.writable()
+
+    def _refuse(self, why: str) -> None:
+        """Say why and hang up: what follows in the stream cannot be told apart."""
+        self._hang_up = True
+        self._server.refusals["bad framing"] += 1
+        self._answered(wire.encode_error(UsageError("the request was refused", why)))
+
+    def writable(self) -> None:
+        """Send what the other side takes."""
+        try:
+            while self._out:
+                sent = self._socket.send(self._out[:_PIECE_BYTES], socket.MSG_DONTWAIT)
+                del self._out[:sent]
+        except (BlockingIOError, InterruptedError):
+            self._server.watch(self._socket, self, selectors.EVENT_WRITE)
+            return
+        except OSError:
+            self.close()
+            return
+        self._deadline = 0.0
+        if self._hang_up:
+            self.close()
+        else:
+            self._server.watch(self._socket, self, selectors.EVENT_READ)
+
+    def expire(self, now: float) -> None:
+        """Hang up if the other side has been too slow, or idle for too long."""
+        if self._deadline and now > self._deadline:
+            if self._out:
+                self.close()
+            else:
+                self._refuse(f"its line did not end within {LINE_SECONDS:.0f} s")
+            return
+        bound = self.handler.idle_seconds
+        if bound is not None and now > self.used + bound and self.idle:
+            if self.handler.may_end(self):
+                self._server.refusals["idle"] += 1
+                self.close()
+            else:
+                self.used = now  # looked at again only then
+
+    def close(self) -> None:
+        """Hang up; the handler hears of it."""
+        if not self.alive:
+            return
+        self.alive = False
+        self._server.forget(self, self._socket)
+        self._socket.close()
+        fds, self._fds = self._fds, []
+        if fds:
+            self._close_later(fds)
+
+        def leave() -> None:
+            self.handler.gone(self)
+            self.peer.close()
+
+        self._server.queues.submit(self.handler.queue(self), leave, must_run=True)
+
+    def _close_later(self, fds: list[int]) -> None:
+        def leave() -> None:
+            close_all(fds)
+            self._server.count_descriptors(self, -len(fds))
+
+        self._server.queues.submit(self.handler.queue(self), leave, must_run=True)
+
+
+def close_all(fds: list[int]) -> None:
+    """Close descriptors; an error of one does not keep the others open."""
+    for fd in fds:
+        with suppress(OSError):
+            os.close(fd)

@@ -1,0 +1,122 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Framing and errors of both sockets of the controller.
+
+A request is one line of JSON, `{"v": 1, "op": NAME, ...}`; so is the answer, `{"v": 1, "ok":
+{...}}` or `{"v": 1, "error": {"class", "what", "why", "fix", "docs"}}`.  Nothing that comes from
+the other side is believed: an error is raised only in a class of pagecache_bpf.errors, and what
+is no message becomes an error itself.  Importing this costs no more than json.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from pagecache_bpf import errors
+from pagecache_bpf.errors import PagecacheError, UsageError
+
+#: Version of the protocol: of the framing and of the operations of the public socket.
+VERSION = 1
+
+_FIELDS = ("what", "why", "fix", "docs")
+
+
+def encode(message: Mapping[str, Any]) -> bytes:
+    """Return a message as the line that carries it.
+
+    Args:
+        message: members of the JSON object; the version is added.
+
+    Returns:
+        The line, its newline included.
+    """
+    return json.dumps({"v": VERSION, **message}, separators=(",", ":")).encode() + b"\n"
+
+
+def encode_answer(answer: Mapping[str, Any]) -> bytes:
+    """Return the line that answers a request which went well."""
+    return encode({"ok": answer})
+
+
+def encode_error(error: PagecacheError) -> bytes:
+    """Return the line that tells an error."""
+    fields = {name: getattr(error, name) for name in _FIELDS}
+    return encode({"error": {"class": type(error).__name__, **fields}})
+
+
+def decode_request(line: bytes) -> tuple[str, dict[str, Any]]:
+    """Read a request.
+
+    Args:
+        line: without its newline.
+
+    Returns:
+        The name of the operation and its other members; neither has been compared with what the
+        operation takes.
+
+    Raises:
+        UsageError: the line is no request of this version.
+    """
+    try:
+        request = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise refused("it is not JSON", str(error)) from None
+    if not isinstance(request, dict):
+        raise refused("it is not an object", type(request).__name__)
+    if request.pop("v", None) != VERSION:
+        raise UsageError(
+            "the request was refused",
+            f"this controller speaks version {VERSION} of the protocol only",
+            "Use the pagecache-bpf that the controller is from",
+        )
+    name = request.pop("op", None)
+    if not isinstance(name, str):
+        raise refused("there is no such operation", shortened(name))
+    return name, request
+
+
+def decode_answer(line: bytes) -> dict[str, Any]:
+    """Read an answer.
+
+    Args:
+        line: without its newline.
+
+    Returns:
+        What the operation has answered.
+
+    Raises:
+        PagecacheError: the error that the other side tells, in its class.
+        ValueError: the line is no answer.
+    """
+    answer = json.loads(line)
+    if not isinstance(answer, dict):
+        raise ValueError("its answer is no object")
+    if "error" in answer:
+        raise _error(answer["error"])
+    found = answer.get("ok")
+    if not isinstance(found, dict):
+        raise ValueError("its answer is neither a result nor an error")
+    return found
+
+
+def refused(why: str, detail: str = "") -> UsageError:
+    """Make the error for a request that is wrong in itself."""
+    return UsageError("the request was refused", f"{why}: {detail}" if detail else why)
+
+
+def shortened(value: object) -> str:
+    """Show a value of a stranger's in a message: at most 80 characters of it."""
+    text = repr(value)
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
+def _error(fields: object) -> PagecacheError:
+    """Make the error that an answer tells; of our own classes only, and of texts only."""
+    if not isinstance(fields, dict):
+        raise ValueError("its error is no object")
+    kind = getattr(errors, str(fields.get("class", "")), None)
+    if not (isinstance(kind, type) and issubclass(kind, PagecacheError)):
+        kind = PagecacheError
+    texts = {name: str(fields.get(name) or "") for name in _FIELDS}
+    return kind(**texts)

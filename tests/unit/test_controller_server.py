@@ -1,0 +1,471 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The bounds of the server: who is turned away when, and that root's place is never taken."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pagecache_bpf.errors import PagecacheError, PolicyRejected, PrivilegeError, UsageError
+from pagecache_bpf.ipc import peer as peers
+from pagecache_bpf.ipc import wire
+from pagecache_bpf.ipc.client import LineClient
+from pagecache_bpf.ipc.connection import Connection, close_all
+from pagecache_bpf.ipc.operations import collect, operation
+from pagecache_bpf.ipc.peer import Peer
+from pagecache_bpf.ipc.server import Server
+from pagecache_bpf.ipc.user_queues import UserQueues
+from tests.vm.kernel import wait_for
+
+
+@dataclass(eq=False)
+class Handler:
+    """Answers with the number of the connection; `wait` waits to be let go."""
+
+    line_bytes: int = 1000
+    fds_per_message: int = 8
+    connections_per_user: int | None = None
+    connections: int | None = None
+    idle_seconds: float | None = None
+    kept: set[int] = field(default_factory=set)  # something would be lost with these
+    gate: threading.Event = field(default_factory=threading.Event)
+    left: list[int] = field(default_factory=list)
+
+    def queue(self, connection: Connection) -> object:
+        return connection.owner
+
+    def request(self, connection: Connection, line: bytes, fds: list[int]) -> bytes | None:
+        close_all(fds)
+        if line == b"wait":
+            self.gate.wait(20)
+        return wire.encode_answer({"number": connection.number, "fds": len(fds)})
+
+    def may_end(self, connection: Connection) -> bool:
+        return connection.number not in self.kept
+
+    def gone(self, connection: Connection) -> None:
+        self.left.append(connection.number)
+
+
+class Running:
+    """A server in a thread, with any number of listeners."""
+
+    def __init__(self, directory: Path) -> None:
+        self.server = Server(UserQueues())
+        self._directory, self._stop = directory, threading.Event()
+        self._thread = threading.Thread(target=self._run)
+        self._thread.start()
+
+    def _run(self) -> None:
+        while not self._stop.is_set():
+            self.server.step(0.05)
+        self.server.close()
+
+    def listen(self, handler: Handler) -> Callable[[], LineClient]:
+        """What connects to the handler."""
+        path = self._directory / f"{id(handler)}.sock"
+        listener = socket.socket(socket.AF_UNIX)
+        listener.bind(str(path))
+        listening = threading.Event()
+
+        def begin() -> None:
+            self.server.listen(listener, handler)
+            listening.set()
+
+        self.server.call(begin)
+        assert listening.wait(20)
+        return lambda: LineClient(path, 20)
+
+    def stop(self) -> None:
+        self._stop.set()
+        self.server.wake()
+        self._thread.join(20)
+        assert not self._thread.is_alive()
+
+
+@pytest.fixture
+def running(tmp_path: Path) -> Iterator[Running]:
+    found = Running(tmp_path)
+    yield found
+    found.stop()
+
+
+@pytest.fixture
+def others(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
+    """Has whoever connects from now on be of that user; the kernel's side of SO_PEERCRED."""
+
+    def become(uid: int) -> None:
+        monkeypatch.setattr(peers, "credentials", lambda sock: (os.getpid(), uid, uid))
+
+    return become
+
+
+def test_s5_a_crowd_at_one_listener_takes_no_place_at_the_other(
+    running: Running, others: Callable[[int], None]
+) -> None:
+    public = running.listen(Handler(connections=6, connections_per_user=3))
+    root = running.listen(Handler())
+    with ExitStack() as crowd:
+        for uid in (1001, 1001, 1001, 1002, 1002, 1002):
+            others(uid)
+            crowd.enter_context(public()).request("x")
+        others(1001)
+        with public() as late, pytest.raises(PagecacheError, match="does not take more"):
+            late.request("x")
+        others(0)
+        with root() as client:
+            assert client.request("x")["fds"] == 0
+    assert running.server.refusals["too many connections"] == 1
+
+
+def test_s5_a_newcomer_takes_the_place_of_an_idle_connection(
+    running: Running, others: Callable[[int], None]
+) -> None:
+    """Of the user with the most of them, and never one that something is lost with."""
+    handler = Handler(connections=4)
+    public = running.listen(handler)
+    with ExitStack() as crowd:
+        others(1001)
+        clients = [crowd.enter_context(public()) for _ in range(4)]
+        numbers = [client.request("x")["number"] for client in clients]
+        handler.kept.add(numbers[0])
+        others(1002)
+        newcomer = crowd.enter_context(public())
+        assert newcomer.request("x")["number"] == numbers[-1] + 1
+        wait_for(lambda: handler.left == [numbers[1]], "the longest idle one to be gone")
+        assert clients[0].request("x")["number"] == numbers[0]
+        handler.kept.update(numbers)
+        with public() as second, pytest.raises(PagecacheError, match="does not take more"):
+            second.request("x")
+
+
+def test_s5_idle_connections_are_closed_and_loads_are_not(running: Running) -> None:
+    handler = Handler(idle_seconds=0.3)
+    public = running.listen(handler)
+    with public() as idle, public() as loading:
+        number = idle.request("x")["number"]
+        handler.kept.add(loading.request("x")["number"])
+        wait_for(lambda: handler.left == [number], "the idle connection to be closed")
+        assert loading.request("x")["number"] in handler.kept
+        with pytest.raises(PagecacheError, match="does not answer"):
+            idle.request("x")
+
+
+def test_s4_root_has_a_thread_of_its_own() -> None:
+    """However many users hang in how many threads, reserved work is begun at once."""
+    queues, gate, done = UserQueues(per_user=2, total=4), threading.Event(), threading.Event()
+    queues.reserve("root")
+
+    def hang() -> None:
+        gate.wait(20)
+
+    for user in range(10):
+        queues.submit(user, hang)
+    wait_for(lambda: queues.running() == 4, "every thread to hang")
+    queues.submit("root", done.set)
+    assert done.wait(10)
+    gate.set()
+    assert queues.wait_idle(20)
+
+
+def test_s12_a_thread_that_cannot_be_started_is_an_answer(
+    running: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    handler = Handler()
+    public = running.listen(handler)
+    start = threading.Thread.start
+
+    def refuse(thread: threading.Thread) -> None:
+        if thread.name == "queue":
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    with public() as client:
+        monkeypatch.setattr(threading.Thread, "start", refuse)
+        reader, writer = os.pipe()
+        with pytest.raises(PagecacheError, match="no thread can be started"):
+            client.request("x", (writer,))
+        os.close(writer)
+        with pytest.raises(PagecacheError, match="no thread can be started"):
+            client.request("x")
+        monkeypatch.undo()
+        assert client.request("x")["fds"] == 0  # and the server lives
+        assert os.read(reader, 1) == b""  # what came along was closed
+        os.close(reader)
+    wait_for(lambda: len(handler.left) == 1, "the connection to be gone")
+    assert running.server.queues.start_failures >= 2
+
+
+def test_descriptors_of_one_user_on_their_way_are_bounded(
+    running: Running, others: Callable[[int], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Half requests hold descriptors, too: of all connections of a user, only so many."""
+    monkeypatch.setattr("pagecache_bpf.ipc.server.DESCRIPTORS_PER_USER", 20)
+    handler = Handler()
+    public = running.listen(handler)
+    others(1001)
+    with ExitStack() as crowd:
+        half = [crowd.enter_context(public()) for _ in range(4)]
+        told = []
+        for client in half:
+            client._send(b'{"v": 1,', [0] * 8)
+        for client in half:
+            client._socket.settimeout(0.5)
+            with suppress(TimeoutError):
+                told.append(client._line())
+        assert len(told) == 2
+        assert all(b"too many descriptors of this user" in line for line in told)
+        others(1002)
+        with public() as client:
+            assert client.request("x", [0] * 8)["fds"] == 8
+    wait_for(lambda: not running.server._descriptors, "all of them to be closed")
+
+
+# --- who is who ---
+
+
+def pair(path: Path) -> tuple[socket.socket, socket.socket]:
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(path))
+        listener.listen()
+        client = socket.socket(socket.AF_UNIX)
+        client.connect(str(path))
+        return client, listener.accept()[0]
+
+
+@pytest.mark.parametrize("how", ["SO_PEERPIDFD", "pidfd_open"])
+def test_s9_a_process_that_has_ended_is_told_from_its_number(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    if how == "pidfd_open":
+        monkeypatch.setattr(peers, "_SO_PEERPIDFD", 9999)
+    path = tmp_path / "sock"
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(path))
+        listener.listen()
+        reader, writer = os.pipe()
+        child = os.fork()
+        if not child:
+            with suppress(BaseException):
+                os.close(writer)
+                sock = socket.socket(socket.AF_UNIX)
+                sock.connect(str(path))
+                os.read(reader, 1)
+            os._exit(0)
+        os.close(reader)
+        accepted, _ = listener.accept()
+        with accepted:
+            found = Peer(accepted)
+            assert (found.pid, found.uid, found.alive) == (child, os.geteuid(), True)
+            assert found.checked(lambda pid: pid) == child
+            os.close(writer)
+            os.waitpid(child, 0)
+            assert not found.alive
+            called: list[int] = []
+            with pytest.raises(UsageError, match="has ended"):
+                found.checked(called.append)
+            assert called == []
+            found.close()
+
+
+def test_s9_a_number_that_ends_while_it_is_used(tmp_path: Path) -> None:
+    """What was read of it may be another process's, so it is not believed."""
+    client, accepted = pair(tmp_path / "sock")
+    with client, accepted:
+        found = Peer(accepted)
+        os.close(found._pidfd)
+        child = os.fork()
+        if not child:
+            threading.Event().wait(60)
+            os._exit(0)
+        found._pidfd = os.pidfd_open(child)
+
+        def read(pid: int) -> int:
+            os.kill(child, 9)
+            os.waitpid(child, 0)
+            return pid
+
+        with pytest.raises(UsageError, match="has ended"):
+            found.checked(read)
+        found.close()
+
+
+def test_s9_without_so_peerpidfd_a_number_of_another_user_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(peers, "_SO_PEERPIDFD", 9999)
+    monkeypatch.setattr(peers, "credentials", lambda sock: (os.getpid(), 54321, 54321))
+    client, accepted = pair(tmp_path / "sock")
+    with client, accepted:
+        assert not Peer(accepted).alive
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="user namespaces of root's")
+@pytest.mark.parametrize("kind", ["user", "pid"])
+def test_s13_root_of_a_container_is_not_root(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "sock"
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(path))
+        listener.listen()
+        program = (
+            f"import socket; s = socket.socket(socket.AF_UNIX); s.connect({str(path)!r}); s.recv(1)"
+        )
+        flags = ["--user", "--map-root-user"] if kind == "user" else ["--pid", "--fork"]
+        import subprocess
+        import sys
+
+        command = ["unshare", *flags, sys.executable, "-c", program]
+        with subprocess.Popen(command) as process:
+            listener.settimeout(30)
+            accepted, _ = listener.accept()
+            with accepted:
+                contained, trusted = Peer(accepted), Peer(accepted, trust_containers=True)
+                assert (contained.uid, contained.privileged) == (0, False)
+                assert trusted.privileged
+                contained.close()
+                trusted.close()
+            process.wait(30)
+    client, accepted = pair(tmp_path / "own")
+    with client, accepted:
+        assert Peer(accepted).privileged
+
+
+# --- the codec ---
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b"7",
+        b"[]",
+        b"{}",
+        b'{"v": 1, "ok": 7}',
+        b'{"v": 1, "ok": null}',
+        b'{"v": 1, "error": 7}',
+        b'{"v": 1, "error": null}',
+        b"[" * 100_000,
+        b"\xff",
+    ],
+)
+def test_s16_an_answer_that_is_none_is_an_error_of_ours(tmp_path: Path, line: bytes) -> None:
+    client, accepted = pair(tmp_path / "sock")
+    client.close()
+    accepted.close()
+    path = tmp_path / "server"
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(path))
+        listener.listen()
+
+        def serve() -> None:
+            connection, _ = listener.accept()
+            with connection:
+                connection.recv(1000)
+                connection.sendall(line + b"\n")
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        with LineClient(path, 20) as asked, pytest.raises(PagecacheError, match="does not answer"):
+            asked.request("x")
+        thread.join(20)
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("UsageError", UsageError),
+        ("PrivilegeError", PrivilegeError),
+        ("PolicyRejected", PolicyRejected),
+        ("PagecacheError", PagecacheError),
+        ("Path", PagecacheError),  # a name of the module that is no error
+        ("annotations", PagecacheError),
+        ("__doc__", PagecacheError),
+        ("SystemExit", PagecacheError),
+        (None, PagecacheError),
+        (["UsageError"], PagecacheError),
+    ],
+)
+def test_s16_errors_are_of_our_classes_only(name: Any, kind: type[PagecacheError]) -> None:
+    fields = {"class": name, "what": "it failed", "why": 7, "more": "x"}
+    with pytest.raises(PagecacheError) as caught:
+        wire.decode_answer(json.dumps({"v": 1, "error": fields}).encode())
+    assert type(caught.value) is kind and str(caught.value) == "it failed: 7"
+
+
+def test_an_error_comes_back_as_it_went() -> None:
+    error = PrivilegeError("it failed", "for a reason", "do this", "docs/x.md#y")
+    with pytest.raises(PrivilegeError) as caught:
+        wire.decode_answer(wire.encode_error(error).rstrip(b"\n"))
+    assert vars(caught.value) == vars(error)
+
+
+class Operations:
+    """Two operations, and a method that is none."""
+
+    @operation(changes=True)
+    def put(
+        self, fd: int, name: str, sizes: dict[str, int] | None = None, force: bool = False
+    ) -> dict[str, Any]:
+        return {"fd": fd, "name": name, "sizes": sizes, "force": force}
+
+    @operation()
+    def get(self) -> dict[str, Any]:
+        return {}
+
+    def secret(self) -> dict[str, Any]:
+        raise AssertionError
+
+
+def test_only_marked_methods_are_operations() -> None:
+    found = collect(Operations())
+    assert sorted(found) == ["get", "put"]
+    assert (found["put"].changes, found["get"].changes) == (True, False)
+    assert (found["put"].takes_file, found["get"].takes_file) == (True, False)
+    answer = found["put"]({"fd": 3, "name": "x", "sizes": {"a": 1}})
+    assert answer == {"fd": 3, "name": "x", "sizes": {"a": 1}, "force": False}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "why"),
+    [
+        ({"fd": 3}, "needs name"),
+        ({"fd": 3, "name": 7}, "name of put has a bad value"),
+        ({"fd": "3", "name": "x"}, "fd of put has a bad value"),
+        ({"fd": True, "name": "x"}, "fd of put has a bad value"),
+        ({"fd": 3, "name": "x", "force": 1}, "force of put has a bad value"),
+        ({"fd": 3, "name": "x", "sizes": {"a": "b"}}, "sizes of put has a bad value"),
+        ({"fd": 3, "name": "x", "self": 1}, "has no member"),
+    ],
+)
+def test_arguments_are_compared_with_the_hints(arguments: dict[str, Any], why: str) -> None:
+    with pytest.raises(UsageError, match=why):
+        collect(Operations())["put"](arguments)
+
+
+def test_out_of_descriptors_is_survived(running: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    """accept(2) fails with EMFILE: one connection is turned away, and the loop goes on."""
+    handler = Handler()
+    public = running.listen(handler)
+    accept, failed = socket.socket.accept, threading.Event()
+
+    def refuse(listener: socket.socket) -> tuple[socket.socket, Any]:
+        if not failed.is_set():
+            failed.set()
+            raise OSError(errno.EMFILE, "Too many open files")
+        return accept(listener)
+
+    monkeypatch.setattr(socket.socket, "accept", refuse)
+    with public() as turned_away, pytest.raises(PagecacheError, match="does not answer"):
+        turned_away.request("x")
+    with public() as client:
+        assert client.request("x")["fds"] == 0
+    assert running.server.refusals["out of descriptors"] == 1
