@@ -136,6 +136,19 @@ def mincore(fd: int, start: int = 0, length: int = 0) -> int:
         _libc.munmap(address, length)
 
 
+def has_page_cache(fd: int) -> bool:
+    """Return whether an open file has pages in the page cache that can be read ahead.
+
+    Only such files have a shared mapping.  Python's mmap module cannot ask: it refuses empty files
+    by itself, and those of procfs look empty.
+    """
+    address = _libc.mmap(None, PAGE_SIZE, _PROT_NONE, _MAP_SHARED, fd, 0)
+    if address == ctypes.c_void_p(-1).value:
+        return False
+    _libc.munmap(address, PAGE_SIZE)
+    return True
+
+
 def _error() -> OSError:
     code = ctypes.get_errno()
     return OSError(code, os.strerror(code))

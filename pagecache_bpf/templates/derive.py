@@ -12,8 +12,6 @@ Orders:
 from __future__ import annotations
 
 import json
-import os
-import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -26,12 +24,12 @@ from pagecache_bpf.templates.template import EXTENT, MAX_EXTENTS, Extents, Templ
 from pagecache_bpf.weights import headers
 from pagecache_bpf.weights.contents import Contents
 from pagecache_bpf.weights.models import Model
+from pagecache_bpf.weights.names import natural
 
 ORDERS = ("keys", "offset", "natural")
 #: Bytes between two slices that are not worth a seek.
 GAP = 64 << 10
 _CONFIG_BYTES = 1 << 20
-_NUMBERS = re.compile(r"(\d+)")
 
 _Place = tuple[int, int]  # number of a file, number of a tensor in it
 
@@ -54,12 +52,10 @@ def derive(
     """
     if rank is not None and not 0 <= rank < tp:
         raise UsageError(f"there is no rank {rank}", f"of {tp} ranks the last is {tp - 1}")
-    paths = sorted(model.files, key=lambda path: natural(path.name))
-    every = [headers.parse(path) for path in paths]
-    base = model.root if model.root.is_dir() else model.root.parent
-    files = tuple(each.file(relative(path, base)) for each, path in zip(every, paths, strict=True))
+    every = [headers.parse(path) for path in model.files]
+    files = tuple(contents.file(name) for contents, name in zip(every, model.names, strict=True))
     places = _listed(every, names) if names is not None else _ordered(every, order)
-    config = _config(base)
+    config = _config(model.directory)
     ranks = range(tp) if rank is None else (rank,)
     parts = [
         _extents(every, places, config, number, tp, each, gap) for number, each in enumerate(ranks)
@@ -80,31 +76,6 @@ def derive(
         f"{kinds} {'list' if names is not None else order}",
         tp,
     )
-
-
-def natural(name: str) -> list[tuple[int, int, str]]:
-    """A sort key by which layer 10 comes after layer 9."""
-    parts = (part for part in _NUMBERS.split(name) if part)
-    # isdecimal: a number by any script's digits would not be what the pattern found.
-    return [
-        (0, int(part), "")
-        if part.isascii() and part.isdecimal() and len(part) < 20
-        else (1, 0, part)
-        for part in parts
-    ]
-
-
-def relative(path: Path, base: Path) -> str:
-    """The file's path below the model's directory; its name where links lead elsewhere."""
-    try:
-        return str(path.relative_to(os.path.realpath(base)))
-    except ValueError:
-        pass
-    # A Hugging Face snapshot is made of links: the name of the link is what people know.
-    for link in base.rglob("*"):
-        if link.is_symlink() and os.path.realpath(link) == str(path):
-            return str(link.relative_to(base))
-    return path.name
 
 
 def _ordered(every: list[Contents], order: str) -> list[_Place]:

@@ -18,7 +18,6 @@ from pathlib import Path
 import numpy as np
 
 from pagecache_bpf.errors import PagecacheError, UsageError
-from pagecache_bpf.templates.derive import relative
 from pagecache_bpf.templates.intervals import Intervals
 from pagecache_bpf.templates.template import (
     EXTENT,
@@ -84,9 +83,18 @@ class Recorder:
         self._runs += 1
         process.runs.append(_Run(file, index, end))
 
-    def template(self, paths: Sequence[Path], base: Path, loader: str) -> Template:
-        """The template of what has been collected.  Raises PagecacheError when that is nothing."""
-        files = tuple(describe(path, relative(path, base)) for path in paths)
+    def template(self, paths: Sequence[Path], names: Sequence[str], loader: str) -> Template:
+        """Return the template of what has been collected.
+
+        Args:
+            paths: the files by their numbers.
+            names: what they are called below the model's directory.
+            loader: whose order it is.
+
+        Raises:
+            PagecacheError: nothing was collected.
+        """
+        files = tuple(describe(path, name) for path, name in zip(paths, names, strict=True))
         rows: list[tuple[int, int, int, int, int]] = []
         names: list[str] = []
         for process in self._processes.values():
@@ -165,8 +173,7 @@ def record(model: Model, command: Sequence[str], gap: int = GAP) -> Recording:
             while observer.poll(receive, 0):
                 pass
         lost = int(observer.snapshot()["lost_events"]) + recorder.overflown
-    base = model.root if model.root.is_dir() else model.root.parent
-    template = recorder.template(model.files, base, Path(command[0]).name)
+    template = recorder.template(model.files, model.names, Path(command[0]).name)
     return Recording(template, process.returncode, lost)
 
 

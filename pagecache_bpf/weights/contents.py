@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the header of a weight file says lies in it, whatever its format."""
+"""What the header of a weight file says lies in it, whatever its format.
+
+This module knows no format and opens no file.
+"""
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -11,8 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pagecache_bpf.errors import PagecacheError
-from pagecache_bpf.kernel.file_key import open_to_read
-from pagecache_bpf.weights.identity import TemplateFile, identify
+from pagecache_bpf.weights.identity import TemplateFile
 
 #: Tensors of one file; the largest models have about 200,000 in all their files.
 MAX_TENSORS = 1 << 20
@@ -21,10 +22,11 @@ _DOCS = "docs/troubleshooting.md#is-damaged"
 
 @dataclass(frozen=True)
 class Contents:
-    """What a weight file holds: names, and for each offset in the file and length, in bytes.
+    """What a weight file holds: the names of its tensors, their offsets and lengths in bytes.
 
-    shapes and itemsize (bytes of one element, 0: unknown, or no plain array) tell how a tensor
-    can be cut.  [header_from, header_from + header_bytes) is what says all this.
+    path: for messages only.  shapes and itemsize (bytes of one element; 0: unknown, or no plain
+    array) tell how a tensor can be cut.  [header_from, header_from + header_bytes) is the part of
+    the file that says all this, and digest the SHA-256 by which the file is known again.
     """
 
     path: Path
@@ -37,17 +39,15 @@ class Contents:
     header_bytes: int
     shapes: list[tuple[int, ...]] = field(default_factory=list)
     itemsize: list[int] = field(default_factory=list)
+    digest: str = ""
 
     def file(self, name: str) -> TemplateFile:
-        """The file as a template names it."""
-        fd = open_to_read(self.path)
-        try:
-            digest = identify(fd, self.size, self.header_from, self.header_bytes)
-        except EOFError:
-            raise damaged(self.path, "it became shorter meanwhile") from None
-        finally:
-            os.close(fd)
-        return TemplateFile(name, self.size, self.header_from, self.header_bytes, digest)
+        """Return the file as a template names it.
+
+        Args:
+            name: its path below the model's directory.
+        """
+        return TemplateFile(name, self.size, self.header_from, self.header_bytes, self.digest)
 
 
 def damaged(path: Path, why: str) -> PagecacheError:

@@ -19,6 +19,8 @@ _MAX_KEYS = 1 << 16
 _BLOCK = 1 << 18
 _STRING, _ARRAY = 8, 9
 _UINT32 = 4
+#: Arrays in arrays in arrays: far more than anything has.
+_MAX_DEPTH = 8
 #: Bytes of a value, by its type.
 _SIZES = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}
 #: (elements, bytes) of a block, by ggml type; of types not in here the size follows from where
@@ -29,7 +31,7 @@ _BLOCKS = {
     **{14: (256, 210), 15: (256, 292), 16: (256, 66), 17: (256, 74), 18: (256, 98)},
     **{19: (256, 50), 20: (32, 18), 21: (256, 110), 22: (256, 82), 23: (256, 136)},
     **{24: (1, 1), 25: (1, 2), 26: (1, 4), 27: (1, 8), 28: (1, 8), 29: (256, 56), 30: (1, 2)},
-    **{34: (256, 54), 35: (256, 66), 39: (32, 17)},
+    **{34: (256, 54), 35: (256, 66), 39: (32, 17), 40: (64, 36), 41: (128, 18)},
 }
 _PLAIN = {0: 4, 1: 2, 24: 1, 25: 2, 26: 4, 27: 8, 28: 8, 30: 2}
 
@@ -118,7 +120,8 @@ def _name(path: Path, at: _Cursor) -> str:
         raise damaged(path, "a name is not UTF-8") from None
 
 
-def _pass_value(path: Path, at: _Cursor, kind: int) -> None:
+def _pass_value(path: Path, at: _Cursor, kind: int, depth: int = 0) -> None:
+    """Pass over a value of a key; arrays may hold arrays."""
     if kind == _STRING:
         at.pass_string()
     elif kind == _ARRAY:
@@ -128,7 +131,10 @@ def _pass_value(path: Path, at: _Cursor, kind: int) -> None:
                 at.pass_string()
         elif kind in _SIZES:
             at.skip(count * _SIZES[kind])
-        else:  # arrays of arrays are allowed, and never were used
+        elif kind == _ARRAY and depth < _MAX_DEPTH:
+            for _ in range(count):
+                _pass_value(path, at, _ARRAY, depth + 1)
+        else:
             raise damaged(path, f"it has an array of type {kind}")
     elif kind in _SIZES:
         at.skip(_SIZES[kind])

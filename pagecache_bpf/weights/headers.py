@@ -9,35 +9,63 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from pagecache_bpf.errors import UsageError
 from pagecache_bpf.kernel.file_key import open_to_read
 from pagecache_bpf.weights import gguf, safetensors, torch_zip
-from pagecache_bpf.weights.contents import Contents
+from pagecache_bpf.weights.contents import Contents, damaged
+from pagecache_bpf.weights.identity import identify
+
+_READERS: dict[str, Callable[[Path, int, int], Contents]] = {
+    "gguf": gguf.parse,
+    "torch": torch_zip.parse,
+    "safetensors": safetensors.parse,
+}
 
 
 def parse(path: Path) -> Contents:
     """Read the header of a weight file, whatever of the known formats it has.
 
-    Raises UsageError (it cannot be read, or no format is known), PagecacheError (damaged).
+    Args:
+        path: the file; links are followed.
+
+    Raises:
+        UsageError: it cannot be read, or its format is not known.
+        PrivilegeError: it may not be read.
+        PagecacheError: its header is damaged.
     """
     fd = open_to_read(path)
     try:
+        return parse_open(fd, path)
+    finally:
+        os.close(fd)
+
+
+def parse_open(fd: int, path: Path) -> Contents:
+    """Read the header of an open weight file.
+
+    Args:
+        fd: a descriptor that is open for reading; it is not closed, and its position stays.
+        path: what the file is called in messages, and in Contents.path.  It is never opened.
+
+    Raises:
+        UsageError: it cannot be read, or its format is not known.
+        PagecacheError: its header is damaged.
+    """
+    try:
         size = os.fstat(fd).st_size
         start = os.pread(fd, 16, 0)
-        readers: dict[str, Callable[[Path, int, int], Contents]] = {
-            "gguf": gguf.parse,
-            "torch": torch_zip.parse,
-            "safetensors": safetensors.parse,
-        }
-        return readers[_kind(path, start)](path, fd, size)
+        found = _READERS[_kind(path, start)](path, fd, size)
+        digest = identify(fd, size, found.header_from, found.header_bytes)
+        return replace(found, digest=digest)
+    except EOFError:
+        raise damaged(path, "it became shorter meanwhile") from None
     except IsADirectoryError:
         raise UsageError(f"{path} is a directory", "", "Name a weight file") from None
     except OSError as error:
         raise UsageError(f"{path} cannot be read", error.strerror or str(error)) from error
-    finally:
-        os.close(fd)
 
 
 def _kind(path: Path, start: bytes) -> str:

@@ -73,9 +73,7 @@ def _json(path: Path, data: bytes) -> dict[str, Any]:
     if sum(data.count(mark) for mark in (b",", b"[", b"{")) > _MAX_VALUES:
         raise damaged(path, f"its header has more than {_MAX_VALUES:,} values")
     try:
-        header = json.loads(
-            data.decode(), object_pairs_hook=_object, parse_constant=_constant, parse_float=_float
-        )
+        header = json.loads(data.decode(), object_pairs_hook=_object, parse_constant=_constant)
     except UnicodeDecodeError:
         raise damaged(path, "its header is not UTF-8") from None
     except RecursionError:
@@ -84,30 +82,49 @@ def _json(path: Path, data: bytes) -> dict[str, Any]:
         raise damaged(path, f"its header is not the JSON of safetensors: {error}") from None
     if not isinstance(header, dict):
         raise damaged(path, "its header is not a JSON object")
+    try:
+        _refuse_repeated(header)
+    except ValueError as error:
+        raise damaged(path, f"its header is not the JSON of safetensors: {error}") from None
     return header
 
 
+class _Repeating(dict[str, Any]):
+    """An object of the header in which a name stands twice; repeated: that name."""
+
+    repeated = ""
+
+
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Make an object; one that repeats a name is an error only where the name matters."""
     made = dict(pairs)
-    if len(made) != len(pairs):
-        seen: set[str] = set()
-        twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
-        raise ValueError(f"it names {twice[:100]!r} twice")
-    return made
+    if len(made) == len(pairs):
+        return made
+    seen: set[str] = set()
+    marked = _Repeating(pairs)
+    marked.repeated = next(
+        key
+        for key, _ in pairs
+        if key in seen or seen.add(key)  # type: ignore[func-returns-value]
+    )
+    return marked
+
+
+def _refuse_repeated(found: object) -> None:
+    """Refuse a name that stands twice, as safetensors 0.8.0 does for tensors and their fields."""
+    if isinstance(found, _Repeating):
+        raise ValueError(f"it names {found.repeated[:100]!r} twice")
 
 
 def _constant(text: str) -> NoReturn:
     raise ValueError(f"{text} is no JSON")
 
 
-def _float(text: str) -> NoReturn:
-    raise ValueError(f"{text[:40]} is no whole number")
-
-
 def _tensor(entry: Any) -> tuple[int, int, tuple[int, ...], int]:
     """Begin, end, shape and bytes of an element.  Raises ValueError."""
     if not isinstance(entry, dict):
         raise ValueError("it is not described by an object")
+    _refuse_repeated(entry)
     offsets, shape, dtype = entry.get("data_offsets"), entry.get("shape"), entry.get("dtype")
     if not isinstance(offsets, list) or len(offsets) != 2:
         raise ValueError(_NO_OFFSETS)

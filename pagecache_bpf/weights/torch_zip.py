@@ -1,14 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """PyTorch checkpoints in zip format: every storage is an uncompressed member.
 
-The pickle that names the tensors is not looked at: unpickling runs what the file says.  The
-storages are numbered in the order in which the pickle speaks of them, which is the order in
-which torch.load() reads them.
+The pickle that names the tensors is not unpickled, which would run what the file says.  Storages
+are numbered in the order in which the pickle speaks of them, which is the order in which
+torch.load() reads them; PyTorch 1.5 and 1.6 gave them addresses, whose order the pickle has.
 """
 
 from __future__ import annotations
 
 import os
+import pickletools
 import re
 import struct
 import zipfile
@@ -25,7 +26,10 @@ _END = b"PK\x05\x06"
 _END64 = b"PK\x06\x06"
 _LOCATOR64 = b"PK\x06\x07"
 _LOCAL = b"PK\x03\x04"
-_STORAGE = re.compile(r"(?:.*/)?data/(\d{1,9})")
+#: PyTorch 1.5 and 1.6 called storages by their addresses, later ones number them.
+_STORAGE = re.compile(r"(?:.*/)?data/(\d{1,20})")
+_NUMBERED = 1 << 31
+_MAX_PICKLE = 256 << 20
 _BROKEN = (zipfile.BadZipFile, struct.error, NotImplementedError, ValueError, OverflowError)
 
 
@@ -61,14 +65,43 @@ def parse(path: Path, fd: int, size: int) -> Contents:
             "Record one: pagecache-bpf template record",
             "docs/troubleshooting.md#no-template-can-be-derived-from",
         )
+    order = sorted(found)
+    if order[-1] >= _NUMBERED:
+        order = _pickled_order(path, fd, size, members, found)
     names, offsets, lengths = [], [], []
-    for number, member in sorted(found.items()):
+    for number in order:
+        member = found[number]
         names.append(f"data/{number}")
         offsets.append(_data_offset(path, fd, size, member))
         lengths.append(member.file_size)
     at, many = np.array(offsets, np.int64), np.array(lengths, np.int64)
     check_extents(path, names, at, many, 0, start)
     return Contents(path, size, "torch", names, at, many, start, size - start)
+
+
+def _pickled_order(
+    path: Path,
+    fd: int,
+    size: int,
+    members: list[zipfile.ZipInfo],
+    found: dict[int, zipfile.ZipInfo],
+) -> list[int]:
+    """Return storages in the order in which the pickle speaks of them; nothing is unpickled.
+
+    Source: torch/serialization.py, persistent_id(): ("storage", type, key, location, elements).
+    """
+    pickles = [member for member in members if member.filename.endswith("data.pkl")]
+    order: dict[int, None] = {}
+    if len(pickles) == 1 and pickles[0].file_size <= _MAX_PICKLE:
+        start = _data_offset(path, fd, size, pickles[0])
+        data = os.pread(fd, pickles[0].file_size, start)
+        try:
+            for _, value, _ in pickletools.genops(data):
+                if isinstance(value, str) and value.isdecimal() and int(value) in found:
+                    order.setdefault(int(value))
+        except Exception:  # it was no pickle after all: torch would refuse it
+            order.clear()
+    return [*order, *sorted(found.keys() - order.keys())]
 
 
 def _check_directory(path: Path, fd: int, size: int) -> int:

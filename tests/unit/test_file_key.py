@@ -155,7 +155,7 @@ def test_s14_what_is_no_file_is_refused_at_once(tmp_path: Path, kind: str) -> No
 @pytest.mark.parametrize("kind", ["fifo", "terminal", "device", "socket", "directory"])
 @pytest.mark.parametrize("name", ["model.safetensors.index.json", "pytorch_model.bin.index.json"])
 def test_s14_an_index_that_is_no_file(tmp_path: Path, name: str, kind: str) -> None:
-    (tmp_path / "model.safetensors").write_bytes(b"w" * 4096)
+    (tmp_path / name.removesuffix(".index.json")).write_bytes(b"w" * 4096)
     effect = SWAPS[kind](tmp_path / name)
     with at_once(), pytest.raises(UsageError, match="not a weight index: it is not a regular"):
         resolve(tmp_path)

@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 
 from pagecache_bpf.errors import PrivilegeError, UsageError
 from pagecache_bpf.kernel.kernelfs import LIVE
-from pagecache_bpf.weights import models
+from pagecache_bpf.weights import directory, models
+from pagecache_bpf.weights.files import IN_MEMORY
 from pagecache_bpf.weights.models import resolve
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -24,7 +25,7 @@ ROOT = Path(__file__).resolve().parents[2]
 @pytest.fixture
 def disk(tmp_path: Path) -> Path:
     """A directory whose files have pages of their own, as models have."""
-    if LIVE.fstype(tmp_path.stat().st_dev) in models._IN_MEMORY:
+    if LIVE.fstype(tmp_path.stat().st_dev) in IN_MEMORY:
         pytest.skip("the temporary directory is in memory (give --basetemp on a disk)")
     return tmp_path
 
@@ -257,7 +258,7 @@ def test_an_index_cannot_lead_out_of_its_directory(disk: Path, name: str) -> Non
 
 
 def test_a_tree_that_is_no_model(disk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(models, "MAX_ENTRIES", 3)
+    monkeypatch.setattr(directory, "MAX_ENTRIES", 3)
     for i in range(5):
         weights(disk / "m" / f"{i}.bin")
     with pytest.raises(UsageError, match="holds more than 3 files"):

@@ -1,0 +1,157 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Whether a path leads to a file with weights in it, and what it is if not.
+
+The file is opened without side effects, so that a FIFO or a device in its place does not stop
+this process.  Each way in which this fails has an error of its own, which names the file.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import stat
+from pathlib import Path
+
+from pagecache_bpf.errors import PagecacheError, PrivilegeError, UsageError
+from pagecache_bpf.kernel import kernelfs
+from pagecache_bpf.kernel.cachestat import has_page_cache
+from pagecache_bpf.weights.names import is_unfinished
+
+#: File systems whose pages are the only copy: there is no device to read ahead from.
+IN_MEMORY = frozenset({"tmpfs", "ramfs", "devtmpfs", "hugetlbfs"})
+#: A Git LFS pointer has about 130 bytes; its specification says "less than 1024 bytes".
+_POINTER_BYTES = 1024
+_POINTER = re.compile(rb"version https://git-lfs\.github\.com/spec/v\d+\n(?:.*\n)*?size (\d+)\n")
+_KINDS = (
+    (stat.S_ISDIR, "a directory"),
+    (stat.S_ISFIFO, "a named pipe"),
+    (stat.S_ISSOCK, "a socket"),
+    (stat.S_ISCHR, "a character device"),
+    (stat.S_ISBLK, "a block device"),
+)
+_DOCS = "docs/troubleshooting.md"
+
+
+def follow(path: Path) -> os.stat_result:
+    """Return the status of what a path leads to.  Raises UsageError, PrivilegeError."""
+    try:
+        return path.stat()
+    except OSError as error:
+        raise path_error(path, error) from None
+
+
+def path_error(path: Path, error: OSError) -> PagecacheError:
+    """Return the error for a path that cannot be followed or opened."""
+    if error.errno == errno.ENOENT and path.is_symlink():
+        return UsageError(
+            f"{path} is a broken symbolic link",
+            f"it points to {os.readlink(path)}, which does not exist",
+            "Download or restore that file, then try again",
+            f"{_DOCS}#is-a-broken-symbolic-link",
+        )
+    if error.errno == errno.ENOENT:
+        return UsageError(
+            f"{path} does not exist",
+            "",
+            "Check the path for typing errors",
+            f"{_DOCS}#does-not-exist",
+        )
+    if error.errno == errno.ELOOP:
+        return UsageError(
+            f"{path} cannot be followed",
+            "its symbolic links lead back to themselves",
+            "Point the link at the real file",
+            f"{_DOCS}#cannot-be-followed",
+        )
+    if error.errno in (errno.EACCES, errno.EPERM):
+        return PrivilegeError(
+            f"{path} cannot be opened",
+            "permission denied",
+            "Run as a user who may read the file (root usually may)",
+            f"{_DOCS}#cannot-be-opened",
+        )
+    return UsageError(f"{path} cannot be opened", os.strerror(error.errno or 0))
+
+
+def regular(path: Path) -> tuple[Path, os.stat_result]:
+    """Return the real path and the status of a regular file.
+
+    Raises:
+        UsageError: it is something else, or it does not exist.
+        PrivilegeError: it may not be reached.
+    """
+    status = follow(path)
+    if not stat.S_ISREG(status.st_mode):
+        kind = next((text for test, text in _KINDS if test(status.st_mode)), "something else")
+        raise UsageError(
+            f"{path} is not a regular file",
+            f"it is {kind}",
+            "Name the file that holds the weights",
+            f"{_DOCS}#is-not-a-regular-file",
+        )
+    return Path(os.path.realpath(path)), status
+
+
+def require_weights(
+    shown: Path, real: Path, status: os.stat_result, kinds: dict[int, str | None]
+) -> None:
+    """Refuse a file whose pages cannot be read ahead, or that stands in for one not downloaded.
+
+    Args:
+        shown: the name that people see.
+        real: the regular file that it leads to.
+        status: of that file.
+        kinds: file system types that are known already, by device number; added to.
+
+    Raises:
+        UsageError: the file is in memory, virtual, empty, a Git LFS pointer or unfinished.
+        PrivilegeError: it may not be opened.
+    """
+    if status.st_dev not in kinds:
+        kinds[status.st_dev] = kernelfs.LIVE.fstype(status.st_dev)
+    fstype = kinds[status.st_dev]
+    if fstype in IN_MEMORY:
+        raise UsageError(
+            f"{real} has no pages to read ahead",
+            f"on {fstype} the file is in memory already",
+            "Name the copy on disk, if there is one",
+            f"{_DOCS}#has-no-pages-to-read-ahead",
+        )
+    try:
+        fd = os.open(real, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
+    except OSError as error:
+        raise path_error(shown, error) from None
+    try:
+        if not has_page_cache(fd):
+            raise UsageError(
+                f"{real} has no pages to read ahead",
+                f"the file system ({fstype or 'unknown'}) does not keep it in the page cache",
+                "Name a file on a disk or network file system",
+                f"{_DOCS}#has-no-pages-to-read-ahead",
+            )
+        if status.st_size == 0:
+            raise UsageError(
+                f"{shown} is empty",
+                "there is nothing to read ahead",
+                "Check that the download or copy has finished",
+                f"{_DOCS}#is-empty",
+            )
+        if is_unfinished(shown.name):
+            raise UsageError(
+                f"{shown} is not complete",
+                "its name is that of a download in progress",
+                "Wait for the download, or start it again",
+                f"{_DOCS}#is-not-complete",
+            )
+        if status.st_size < _POINTER_BYTES:
+            pointer = _POINTER.match(os.pread(fd, _POINTER_BYTES, 0))
+            if pointer:
+                raise UsageError(
+                    f"{shown} is a Git LFS pointer",
+                    f"the {int(pointer[1]):,} bytes that it stands for were not downloaded",
+                    "Run git lfs pull in its directory",
+                    f"{_DOCS}#is-a-git-lfs-pointer",
+                )
+    finally:
+        os.close(fd)
