@@ -16,7 +16,6 @@ file that may not be opened PrivilegeError.
 from __future__ import annotations
 
 import os
-import re
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
@@ -38,7 +37,6 @@ Device = object
 PathLike = str | os.PathLike[str]
 
 _IN_MEMORY = "has-no-pages-to-read-ahead"
-_HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 _T = TypeVar("_T")
 
 
@@ -205,7 +203,7 @@ def tag(path: PathLike, *, policy: str | None = None, model: str | None = None) 
     from pagecache_bpf.policy.engines import Engines
     from pagecache_bpf.weights.models import resolve
 
-    found = resolve(find(path), model)
+    found = resolve(path, model)
     name = policy or DEFAULT_POLICY
     if os.geteuid() != 0:
         why = "tags that outlive a process take root; load() governs files while it lasts"
@@ -358,32 +356,17 @@ def _placements(devices: Device | Iterable[Device] | None) -> tuple[Placement, .
     return tuple(topology.place_or_unknown(each, machine) for each in names)
 
 
-def find(path: PathLike) -> Path:
-    """PATH itself, or the Hugging Face cache directory of ORG/NAME."""
-    found = Path(path)
-    if not found.exists() and isinstance(path, str) and _HUB_NAME.fullmatch(path):
-        home = os.environ.get("HF_HOME") or os.path.join(
-            os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "huggingface"
-        )
-        hub = os.environ.get("HF_HUB_CACHE") or os.path.join(home, "hub")
-        cached = Path(hub) / f"models--{path.replace('/', '--')}"
-        if cached.is_dir():
-            return cached
-    return found
-
-
 def resolve_model(path: PathLike) -> tuple[Model, str]:
     """The model at PATH; and why nothing can be read ahead of it, if so.  Raises as resolve()."""
     from pagecache_bpf.weights.models import Model, resolve
 
-    found = find(path)
     try:
-        return resolve(found), ""
+        return resolve(path), ""
     except UsageError as error:
         # Weights in memory are no mistake: there is nothing to be done for them.
         if not error.docs.endswith(_IN_MEMORY):
             raise
-        return Model(found.name or "model", found, ()), str(error)
+        return Model(Path(path).name or "model", Path(path), ()), str(error)
 
 
 def _guarded(call: Callable[[], _T], otherwise: _T) -> _T:

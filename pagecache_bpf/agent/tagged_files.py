@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import bisect
 import os
 from dataclasses import dataclass
 from functools import cached_property
@@ -105,30 +104,30 @@ class FileTag:
 
 
 class Sequence:
-    """The files of each model in the order of their names, which is that of most loaders."""
+    """The files of each model in the order in which they were tagged.
+
+    Whoever tags a model does it in the order of its description (weights.models.Model.files), which
+    is that of its loader.  The real paths say nothing about it: in a Hugging Face cache they are
+    named by their hashes.
+    """
 
     def __init__(self) -> None:
         self._tags: dict[str, list[FileTag]] = {}
 
     def add(self, tag: FileTag) -> tuple[FileTag | None, FileTag | None]:
-        """Its neighbours: what comes before it and what after."""
+        """Put a tag at the end of its model's files; return what comes before and after it."""
         tags = self._tags.setdefault(tag.model, [])
-        at = bisect.bisect_left(tags, tag.path, key=_path_of)
-        tags.insert(at, tag)
-        return _at(tags, at - 1), _at(tags, at + 1)
+        tags.append(tag)
+        return _at(tags, len(tags) - 2), None
 
     def remove(self, tag: FileTag) -> tuple[FileTag | None, FileTag | None]:
-        """Those that are neighbours now."""
+        """Take a tag out; return the two that are neighbors now."""
         tags = self._tags[tag.model]
-        at = bisect.bisect_left(tags, tag.path, key=_path_of)
-        while tags[at] is not tag:  # another file has had this name
-            at += 1
+        at = next(number for number, known in enumerate(tags) if known is tag)
         del tags[at]
+        if not tags:
+            del self._tags[tag.model]
         return _at(tags, at - 1), _at(tags, at)
-
-
-def _path_of(tag: FileTag) -> str:
-    return tag.path
 
 
 def _at(tags: list[FileTag], at: int) -> FileTag | None:

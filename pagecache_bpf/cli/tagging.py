@@ -15,7 +15,7 @@ from pagecache_bpf.kernel.control_device import Tag
 from pagecache_bpf.kernel.file_key import open_to_read
 from pagecache_bpf.policy.engines import Engines
 from pagecache_bpf.units import plural
-from pagecache_bpf.weights.models import Model, resolve
+from pagecache_bpf.weights.models import LeftOut, Model, resolve
 
 PAGE_SIZE = os.sysconf("SC_PAGE_SIZE")
 
@@ -38,6 +38,19 @@ def resolve_all(paths: Sequence[str], name: str | None) -> list[Model]:
     return [resolve(path, name) for path in paths]
 
 
+def left_out_json(left_out: Iterable[LeftOut]) -> list[dict[str, str]]:
+    """Return what is not part of a model, as commands print it."""
+    return [{"path": item.path, "why": item.why} for item in left_out]
+
+
+def left_out_row(left_out: Sequence[dict[str, str]]) -> tuple[str, str]:
+    """Return the line that tells people what is not part of a model; the first five of it."""
+    shown = [f"{item['path']} ({item['why']})" for item in left_out[:5]]
+    if len(left_out) > 5:
+        shown.append(f"and {len(left_out) - 5:,} more (--json lists them)")
+    return "left out", "; ".join(shown)
+
+
 @dataclass(frozen=True)
 class TaggedFile:
     """A file that is tagged now, with its size."""
@@ -57,6 +70,7 @@ class Tagging:
     policy: str
     replace: bool = False
     models: dict[str, list[TaggedFile]] = field(default_factory=dict)
+    left_out: dict[str, list[LeftOut]] = field(default_factory=dict)
     _before: dict[_Identity, Tag] = field(default_factory=dict)
     _done: dict[_Identity, Path] = field(default_factory=dict)
 
@@ -66,6 +80,7 @@ class Tagging:
     def add(self, model: Model) -> None:
         """Tag every file of a model.  Raises PagecacheError; what was tagged stays tagged."""
         files = self.models.setdefault(model.name, [])
+        self.left_out.setdefault(model.name, []).extend(model.left_out)
         for path in model.files:
             fd = open_to_read(path)
             try:
@@ -126,6 +141,7 @@ class Tagging:
                 "name": name,
                 "bytes": sum(file.size for file in files),
                 "files": [{"path": str(file.path), "bytes": file.size} for file in files],
+                "left_out": left_out_json(self.left_out.get(name, ())),
             }
             for name, files in self.models.items()
         ]

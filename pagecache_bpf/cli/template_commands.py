@@ -86,7 +86,7 @@ def check_template(args: argparse.Namespace, out: Output) -> int:
     """check: 1 when it does not fit"""
     template = templates.read(args.template)
     model = resolve(args.path)
-    fit = templates.check(template, model.root, model.files)
+    fit = templates.check(template, model)
     data = {
         "fits": fit.whole,
         "fitting_bytes": fit.fitting_bytes,

@@ -106,12 +106,12 @@ def _one(model: Model, wish: str, partial: bool) -> Chosen:
 
     if wish in ("", AUTO):
         template = templates.derive(model)
-        paths = dict(enumerate(templates.template.locate(template, model.root, model.files)))
+        paths = dict(enumerate(templates.template.locate(template, model)))
         assigned = Assigned(model.name, template, paths)
         return Chosen(assigned, None, template.length, template.length)
     file = Path(wish)
     template = templates.read(file)
-    fit = templates.check(template, model.root, model.files)
+    fit = templates.check(template, model)
     template = templates.require_fit(template, fit, str(file), partial)
     return Chosen(
         Assigned(model.name, template, fit.paths), file, fit.fitting_bytes, fit.total_bytes

@@ -83,10 +83,10 @@ class AttachedLoad:
         try:
             if self._request.template is None:
                 found = templates.derive(model)
-                paths = dict(enumerate(templates.template.locate(found, model.root, model.files)))
+                paths = dict(enumerate(templates.template.locate(found, model)))
                 return Assigned(model.name, found, paths)
             found = templates.read(Path(self._request.template))
-            fit = templates.check(found, model.root, model.files)
+            fit = templates.check(found, model)
             found = templates.require_fit(found, fit, self._request.template, partial=True)
             return Assigned(model.name, found, fit.paths)
         except PagecacheError as error:

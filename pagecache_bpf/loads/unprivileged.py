@@ -55,7 +55,7 @@ class UnprivilegedLoad:
 
         try:
             template = templates.read(Path(request.template))
-            fit = templates.check(template, request.model.root, request.model.files)
+            fit = templates.check(template, request.model)
             template = templates.require_fit(template, fit, request.template, partial=True)
         except PagecacheError as error:
             self._notes.append(f"the template is not used: {error}")

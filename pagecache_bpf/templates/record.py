@@ -96,20 +96,20 @@ class Recorder:
         """
         files = tuple(describe(path, name) for path, name in zip(paths, names, strict=True))
         rows: list[tuple[int, int, int, int, int]] = []
-        names: list[str] = []
+        consumers: list[str] = []
         for process in self._processes.values():
             own = _extents(process.runs, [file.size for file in files]) if process else []
             if not own:
                 continue
-            rows += [(len(names), file, at, length, length) for file, at, length in own]
-            names.append(f"{len(names)} {process.name}" if process else "")
+            rows += [(len(consumers), file, at, length, length) for file, at, length in own]
+            consumers.append(f"{len(consumers)} {process.name}" if process else "")
         if not rows:
             raise PagecacheError(
                 "nothing was recorded",
                 "no process of the command read any of the files",
                 "Check --path, and that the command does not read with O_DIRECT",
             )
-        return Template(files, tuple(names), np.array(rows, EXTENT), "recorded", loader)
+        return Template(files, tuple(consumers), np.array(rows, EXTENT), "recorded", loader)
 
 
 def _extents(runs: Sequence[_Run], sizes: Sequence[int]) -> list[tuple[int, int, int]]:

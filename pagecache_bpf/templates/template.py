@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,8 @@ import numpy.typing as npt
 
 from pagecache_bpf.errors import PagecacheError, PrivilegeError, UsageError
 from pagecache_bpf.units import format_size, plural
-from pagecache_bpf.weights.identity import TemplateFile, identify
+from pagecache_bpf.weights.identity import MAX_HASHED, TemplateFile, identify
+from pagecache_bpf.weights.models import Model
 
 #: One extent: bytes [offset, offset + length) of a file, wanted by a consumer.  `wanted` of
 #: these bytes are really used; the rest lies between them and is not worth a seek.
@@ -34,11 +34,6 @@ MAX_FILES = 100_000
 MAX_CONSUMERS = 1024
 MAX_EXTENTS = 1 << 22
 MAX_SIZE = 1 << 62
-#: At most so much of a file is hashed to know it again.
-MAX_HASHED = 128 << 20
-#: Of files whose format is not known, the start and the end are hashed: so much of each.
-_EDGE = 64 << 10
-_BLOCK = 1 << 20
 _DOCS = "docs/troubleshooting.md"
 
 
@@ -202,33 +197,47 @@ class Fit:
         return not self.mismatches
 
 
-def locate(template: Template, root: Path, files: Sequence[Path] = ()) -> list[Path]:
-    """Where the template's files are: below `root`, or root itself where there is one file.
+def locate(template: Template, where: Path | Model) -> list[Path]:
+    """Return where the files of a template are, in the template's order.
 
-    files: the model's real files, taken by name where the paths do not lead to one.
+    Args:
+        template: its files have names below a model's directory.
+        where: a model, whose files are taken by the names that people see; or a directory, or the
+            one file of a template of one.
+
+    Returns:
+        A path for each file of the template, whether there is such a file or not.
     """
-    by_name = {path.name: path for path in files}
-    if root.is_file():
-        base = root.parent
+    if isinstance(where, Model):
+        if len(template.files) == len(where.files) == 1:
+            return [where.files[0]]
+        known = dict(zip(where.names, where.files, strict=True))
+        by_name = {Path(name).name: path for name, path in known.items()}
+        return [
+            known.get(file.path) or by_name.get(Path(file.path).name) or where.directory / file.path
+            for file in template.files
+        ]
+    if where.is_file():
         if len(template.files) == 1:
-            return [root]
-    else:
-        base = root
-    found = []
-    for file in template.files:
-        path = base / file.path
-        if not path.exists():
-            path = by_name.get(Path(file.path).name, path)
-        found.append(path)
-    return found
+            return [where]
+        where = where.parent
+    return [where / file.path for file in template.files]
 
 
-def check(template: Template, root: Path, files: Sequence[Path] = ()) -> Fit:
-    """Compare a template with the files below `root`.  Raises PrivilegeError."""
+def check(template: Template, where: Path | Model) -> Fit:
+    """Compare a template with files, by their sizes and headers.
+
+    Args:
+        template: the template.
+        where: see locate().
+
+    Raises:
+        PrivilegeError: a file may not be read.
+    """
     paths: dict[int, Path] = {}
     mismatches = []
     for number, (file, path) in enumerate(
-        zip(template.files, locate(template, root, files), strict=True)
+        zip(template.files, locate(template, where), strict=True)
     ):
         why = _difference(file, path)
         if why:

@@ -193,7 +193,10 @@ def gguf_header(tensors: int = 0, keys: int = 0, version: int = 3, rest: bytes =
             "goes on behind",
         ),
         (
-            gguf_header(keys=1, rest=weights.string("k") + struct.pack("<IIQ", 9, 9, 1)),
+            gguf_header(
+                keys=1,
+                rest=weights.string("k") + struct.pack("<I", 9) + struct.pack("<IQ", 9, 1) * 99,
+            ),
             "array of type 9",
         ),
         (gguf_header(keys=1, rest=weights.string("k") + struct.pack("<I", 77)), "type 77"),

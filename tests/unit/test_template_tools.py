@@ -39,6 +39,10 @@ def pages(template: Template, consumer: int) -> list[tuple[int, int, int]]:
     ]
 
 
+def named(paths: list[Path]) -> tuple[list[Path], list[str]]:
+    return paths, [path.name for path in paths]
+
+
 def big_files(root: Path) -> list[Path]:
     paths = [root / name for name in ("a.bin", "b.bin")]
     for path in paths:
@@ -58,7 +62,7 @@ def test_recording_joins_orders_and_tells_processes_apart(tmp_path: Path) -> Non
         (1, 7, 40, 20),  # partly a repeat
     ]:
         recorder.add(file, tgid, index, nr)
-    template = recorder.template(big_files(tmp_path), tmp_path, "loader")
+    template = recorder.template(*named(big_files(tmp_path)), "loader")
     assert pages(template, 0) == [(0, 0, 14), (1, 50, 16), (1, 80, 1), (1, 40, 10)]
     assert pages(template, 1) == [(0, 86, 14)]
     # the last page is not whole
@@ -71,7 +75,7 @@ def test_sparse_accesses_stay_apart(tmp_path: Path) -> None:
     recorder = Recorder(gap=2)
     for index in range(0, 90, 10):
         recorder.add(0, 1, index, 1)
-    template = recorder.template(big_files(tmp_path), tmp_path, "loader")
+    template = recorder.template(*named(big_files(tmp_path)), "loader")
     assert pages(template, 0) == [(0, index, 1) for index in range(0, 90, 10)]
 
 
@@ -79,7 +83,7 @@ def test_strangers_are_not_recorded(tmp_path: Path) -> None:
     recorder = Recorder(wanted=lambda tgid: tgid == 2)
     recorder.add(0, 1, 0, 10)
     with pytest.raises(PagecacheError, match="nothing was recorded"):
-        recorder.template(big_files(tmp_path), tmp_path, "loader")
+        recorder.template(*named(big_files(tmp_path)), "loader")
 
 
 def test_traces_go_both_ways(root: Path, tmp_path: Path) -> None:

@@ -52,6 +52,8 @@ MODELS_JSON = {
     "models[].bytes": "size of its files",
     "models[].files[].path": "a tagged file, symbolic links resolved",
     "models[].files[].bytes": "its size",
+    "models[].left_out[].path": "what looks like weights beside them and is not tagged,",
+    "models[].left_out[].why": "and why not",
 }
 JSON = {
     "attach": {
@@ -273,15 +275,16 @@ def _engine(wanted: str, info: PolicyInfo) -> Engine:
 
 
 def tagged_rows(tagging: Tagging) -> list[tuple[str, str]]:
-    """One row a model: its files and their size."""
-    return [
-        (
-            "tagged",
-            f"model {name}: {plural(len(files), 'file')}, "
-            f"{format_size(sum(file.size for file in files))}",
-        )
-        for name, files in tagging.models.items()
-    ]
+    """Return a row a model, with its files and their size, and one for what was left out."""
+    from pagecache_bpf.cli.tagging import left_out_json, left_out_row
+
+    rows = []
+    for name, files in tagging.models.items():
+        size = format_size(sum(file.size for file in files))
+        rows.append(("tagged", f"model {name}: {plural(len(files), 'file')}, {size}"))
+        if tagging.left_out[name]:
+            rows.append(left_out_row(left_out_json(tagging.left_out[name])))
+    return rows
 
 
 def refuse_second(engines: Engines, name: str) -> None:

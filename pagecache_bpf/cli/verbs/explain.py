@@ -52,6 +52,8 @@ JSON = {
         "files[].path": "a file of it",
         "files[].size_bytes": "its size",
         "files[].resident_bytes": "bytes of it in the page cache; null if the kernel does not tell",
+        "left_out[].path": "what looks like weights beside them and is not read,",
+        "left_out[].why": "and why not",
         "size_bytes": "size of all files",
         "resident_bytes": "bytes of them in the page cache; null if the kernel does not tell",
         "to_read_bytes": "bytes that a load would read",
@@ -114,6 +116,8 @@ def run(args: argparse.Namespace, out: Output) -> int:
 
 
 def _as_json(found: DryRun, at_risk: list[dict[str, Any]]) -> dict[str, Any]:
+    from pagecache_bpf.cli.tagging import left_out_json
+
     speed = found.speed
     return {
         "model": found.model.name,
@@ -125,6 +129,7 @@ def _as_json(found: DryRun, at_risk: list[dict[str, Any]]) -> dict[str, Any]:
             }
             for file in found.files
         ],
+        "left_out": left_out_json(found.model.left_out),
         "size_bytes": found.size,
         "resident_bytes": found.resident,
         "to_read_bytes": found.to_read,
@@ -183,6 +188,8 @@ def _at_risk(found: DryRun) -> list[dict[str, Any]]:
 def _human(console: Console, data: dict[str, Any]) -> None:
     from rich.text import Text
 
+    from pagecache_bpf.cli.tagging import left_out_row
+
     console.print(Text.assemble((data["model"], "bold"), f"  {plural(len(data['files']), 'file')}"))
     resident = data["resident_bytes"]
     rows: list[tuple[str, str | Text]] = [
@@ -198,6 +205,8 @@ def _human(console: Console, data: dict[str, Any]) -> None:
     ]
     if data["seconds"]:
         rows.append(("time", f"{format_duration(round(data['seconds'] * 1e9))} at best"))
+    if data["left_out"]:
+        rows.append(left_out_row(data["left_out"]))
     rows.append(("peak cache", format_size(data["peak_cache_bytes"])))
     rows.append(("verdict", _verdict(data)))
     console.print(pairs(rows, indent=2))

@@ -9,9 +9,8 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
-from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
 
@@ -89,7 +88,16 @@ def run(args: argparse.Namespace, out: Output) -> int:
     command = args.command[1:] if args.command[:1] == ["--"] else args.command
     if not command:
         raise UsageError("there is no command to run", "", "Write it after --")
-    wanted = args.weights or list(_weights_of(command))
+    wanted: list[str] = args.weights
+    refused: list[PagecacheError] = []
+    if not wanted:
+        from pagecache_bpf.weights.command_line import models_in
+
+        wanted, refused = models_in(command)
+    if not wanted and refused:
+        raise refused[0]
+    for error in refused:
+        out.warn(str(error))
     if not wanted:
         raise UsageError(
             "no weights were found in the command",
@@ -119,32 +127,6 @@ def run(args: argparse.Namespace, out: Output) -> int:
         for report in reports:
             print(f"pagecache-bpf: {report}", file=sys.stderr)
     return code
-
-
-def _weights_of(command: Sequence[str]) -> Iterator[str]:
-    """The words of a command that lead to weights, each once."""
-    from pagecache_bpf import api
-
-    seen = set()
-    for word in command[1:]:
-        value = word.partition("=")[2] if word.startswith("-") else word
-        if not value or value in seen:
-            continue
-        seen.add(value)
-        path = api.find(value)
-        if not path.exists() or (path.is_file() and not _is_weights(path)):
-            continue
-        try:
-            api.resolve_model(path)
-        except PagecacheError:
-            continue
-        yield value
-
-
-def _is_weights(path: Path) -> bool:
-    from pagecache_bpf.weights.models import SUFFIXES
-
-    return path.suffix[1:].lower() in SUFFIXES
 
 
 def _run(command: Sequence[str]) -> int:

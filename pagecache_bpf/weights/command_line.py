@@ -1,0 +1,105 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which models the command line of an inference server names.
+
+Servers are given several: the model, a draft model (--speculative-config '{"model": ...}'),
+adapters (--lora-modules NAME=PATH), a projector (--mmproj).  No option of any server is known here:
+every word that leads to weights on this machine counts.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from pagecache_bpf.errors import PagecacheError
+from pagecache_bpf.weights.caches import Listed, is_ollama_manifest
+from pagecache_bpf.weights.models import find, resolve
+from pagecache_bpf.weights.names import format_of
+
+_MAX_WORD = 64 << 10
+
+
+def models_in(command: Sequence[str]) -> tuple[list[str], list[PagecacheError]]:
+    """Find the words of a command that lead to weights.
+
+    Args:
+        command: the program and its arguments.
+
+    Returns:
+        The words, or parts of words, that resolve() takes, each model once and in their order; and
+        the errors of those that lead to weights which cannot be used.
+    """
+    found: dict[tuple[Path, ...], str] = {}
+    refused = []
+    revision = _revision(command)
+    for word in dict.fromkeys(_candidates(command[1:])):
+        try:
+            name = _located(word, revision)
+            if name is None:
+                continue
+            found.setdefault(resolve(name).files, name)
+        except PagecacheError as error:
+            if format_of(word) or "model" in error.what:
+                refused.append(error)
+    return list(found.values()), refused
+
+
+def _located(word: str, revision: str | None) -> str | None:
+    """Return what leads to the weights that a word names; None where it names none."""
+    if len(word) > _MAX_WORD or "\0" in word:
+        return None
+    if revision is not None and not os.path.lexists(word) and "@" not in word:
+        try:
+            if find(f"{word}@{revision}") != Path(f"{word}@{revision}"):
+                return f"{word}@{revision}"
+        except PagecacheError:
+            pass  # that revision is not here: the server will download it
+    place = find(word)
+    if isinstance(place, Listed):
+        return word
+    if not place.exists():
+        return None
+    if place.is_file() and not format_of(place.name) and not is_ollama_manifest(place.absolute()):
+        return None
+    return word
+
+
+def _revision(command: Sequence[str]) -> str | None:
+    """Return what --revision names, as vLLM, SGLang and TGI have it."""
+    for word, following in zip(command, [*command[1:], ""], strict=True):
+        if word == "--revision" and following:
+            return following
+        if word.startswith("--revision="):
+            return word.partition("=")[2]
+    return None
+
+
+def _candidates(words: Sequence[str]) -> Iterator[str]:
+    """Yield words, values of options, values in JSON and what stands behind NAME=."""
+    for word in words:
+        value = word.partition("=")[2] if word.startswith("-") else word
+        if not value:
+            continue
+        if value.lstrip()[:1] in ("{", "["):
+            try:
+                yield from _strings(json.loads(value))
+                continue
+            except (ValueError, RecursionError):
+                pass
+        yield value
+        if "=" in value and not os.path.lexists(value):
+            yield value.partition("=")[2]
+
+
+def _strings(value: object) -> Iterator[str]:
+    """Yield all texts in a JSON value."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict):
+        for item in value.values():
+            yield from _strings(item)
+    elif isinstance(value, list):
+        for item in value:
+            yield from _strings(item)
