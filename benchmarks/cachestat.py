@@ -13,7 +13,8 @@ from pathlib import Path
 from types import TracebackType
 
 from pagecache_bpf.errors import PagecacheError
-from pagecache_bpf.kernel.cachestat import PAGE_SIZE, CacheStat, cached_pages, cachestat
+from pagecache_bpf.kernel.cachestat import CacheStat, cached_pages, cachestat
+from pagecache_bpf.kernel.file_pages import PAGE_SIZE
 
 __all__ = [
     "PAGE_SIZE",

@@ -7,7 +7,6 @@ maps and its queue along, and readers go on at the kernel's own speed.
 
 from __future__ import annotations
 
-import array
 import ctypes
 import os
 import sys
@@ -19,7 +18,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from pagecache_bpf._run_dir import write_log
 from pagecache_bpf.agent.hint_access import Hints
 from pagecache_bpf.agent.pressure import Ask, PressureWatch, ask_all
 from pagecache_bpf.agent.queue_depth import DEFAULT_DEPTH, LEAST_DEPTH, Depths, Tuner
@@ -28,18 +26,18 @@ from pagecache_bpf.agent.readers import Readers
 from pagecache_bpf.agent.tagged_files import FileTag, Sequence
 from pagecache_bpf.agent.workers import Pools
 from pagecache_bpf.errors import PolicyRejected, UnsupportedError, UsageError
-from pagecache_bpf.kernel import abi, bpf_maps, libbpf
+from pagecache_bpf.kernel import abi, bpf_object, libbpf
 from pagecache_bpf.kernel.abi import COUNTERS, Hook, RequestKind
+from pagecache_bpf.kernel.bpf_maps import BpfMap, map_id
 from pagecache_bpf.kernel.cachestat import cached_pages
 from pagecache_bpf.kernel.file_key import key_of, reopen, reopen_descriptor
+from pagecache_bpf.kernel.file_pages import PAGE_SIZE
 from pagecache_bpf.kernel.inode_filter import InodeBits
 from pagecache_bpf.kernel.own_processes import OwnProcesses
-from pagecache_bpf.kernel.verifier_log import boil_down
-from pagecache_bpf.policy.catalog import RODATA, PolicyInfo
+from pagecache_bpf.policy.catalog import PolicyInfo
 from pagecache_bpf.policy.hint_maps import CONSUMERS
 from pagecache_bpf.policy.loader import enlarge_maps, set_knobs
 
-PAGE_SIZE = os.sysconf("SC_PAGE_SIZE")
 MAX_INFLIGHT_BYTES = 256 << 20
 #: The readers' memory is looked at so often; a window of 0 opens again only then.
 REFRESH_SECONDS = 0.5
@@ -88,7 +86,7 @@ class Agent:
         self._models: dict[str, int] = {}
         self._lock = threading.Lock()
         self._object = self._load(obj, knobs or {}, sizes or {}, log_dir)
-        self._maps = {each.name: each for each in self._object.maps()}
+        self._maps = {found.name: BpfMap(found.fd) for found in self._object.maps()}
         self._inodes = InodeBits(self._maps["inode_bits"])
         self.hints = Hints(self._object.btf(), self._maps)
         self._orders = abi.pagecache_agent_orders(max_inflight=MAX_INFLIGHT_BYTES // PAGE_SIZE)
@@ -217,11 +215,8 @@ class Agent:
 
     def counters(self) -> dict[str, int]:
         """Each counter of the policy, by name."""
-        cpus = int(libbpf.library().libbpf_num_possible_cpus())
-        values = {}
-        for index, counter in enumerate(COUNTERS):
-            raw = self._maps["counters"].lookup(index.to_bytes(4, sys.byteorder), 8 * cpus)
-            values[counter.name] = sum(array.array("Q", raw or b""))
+        counters = self._maps["counters"]
+        values = {counter.name: counters.sum_per_cpu(at) for at, counter in enumerate(COUNTERS)}
         values["prefetch_issued_bytes"] = self._pools.totals.read_bytes
         values["prefetch_cancelled_bytes"] = self._pools.totals.cancelled_bytes
         values["drop_bytes"] = self._pools.totals.dropped_bytes
@@ -261,7 +256,7 @@ class Agent:
 
     def map_ids(self) -> dict[str, int]:
         """The kernel's number of each map, by which root can open it."""
-        return {name: bpf_maps.map_id(each.fd) for name, each in self._maps.items()}
+        return {name: map_id(opened.fd) for name, opened in self._maps.items()}
 
     def dropped_templates(self) -> list[str]:
         """Models whose I/O template the policy has given up, since it was wrong too often."""
@@ -269,9 +264,9 @@ class Agent:
         found: list[str] = []
         if models is None:
             return found
-        for index in range(models.max_entries):
+        for index in range(models.entries):
             kind = abi.pagecache_template_model
-            raw = models.lookup(index.to_bytes(4, sys.byteorder), ctypes.sizeof(kind))
+            raw = models.lookup(index.to_bytes(4, sys.byteorder))
             model = kind.from_buffer_copy(raw or bytes(ctypes.sizeof(kind)))
             if not model.nr_consumers:
                 break
@@ -283,7 +278,7 @@ class Agent:
     def state(self) -> abi.pagecache_agent_state:
         """What the programs tell this process."""
         size = ctypes.sizeof(abi.pagecache_agent_state)
-        raw = self._maps["state"].lookup(bytes(4), size)
+        raw = self._maps["state"].lookup(bytes(4))
         return abi.pagecache_agent_state.from_buffer_copy(raw or bytes(size))
 
     # --- the parts ---
@@ -291,33 +286,28 @@ class Agent:
     def _load(
         self, obj: Path, knobs: Mapping[str, int], sizes: Mapping[str, int], log_dir: Path | None
     ) -> libbpf.Object:
-        with libbpf.Messages() as messages:
-            try:
-                opened = libbpf.Object(obj, self.info.name)
-            except OSError as error:
-                why = "; ".join(messages.lines[:2]) or str(error)
-                raise UsageError(f"{obj} cannot be loaded", why, "Build it anew") from error
-            try:
-                set_knobs(opened, knobs)
-                enlarge_maps(opened, sizes)
-                _introduce(opened)
-                opened.load()
-            except OSError as error:
-                log = opened.kernel_log
-                text = "\n".join([*messages.lines, "", log])
-                path = write_log(f"{self.info.name}-agent-load.log", text, log_dir)
-                why = boil_down(log) or "; ".join(messages.lines[:2]) or str(error)
-                opened.close()
-                raise PolicyRejected(
-                    f"the kernel refused to load the policy {self.info.name}",
-                    why,
-                    f"The whole log is in {path}" if path else "",
-                    log_path=path,
-                ) from error
-            except BaseException:
-                opened.close()
-                raise
-        return opened
+        def prepare(opened: libbpf.Object) -> None:
+            set_knobs(opened, knobs)
+            enlarge_maps(opened, sizes)
+            namespace = os.stat("/proc/self/ns/pid")
+            opened.set_constants(
+                {
+                    "agent_page_shift": PAGE_SIZE.bit_length() - 1,
+                    "agent_pidns_dev": namespace.st_dev,
+                    "agent_pidns_ino": namespace.st_ino,
+                }
+            )
+
+        name = self.info.name
+        try:
+            return bpf_object.load(obj, name, prepare, f"{name}-agent-load.log", log_dir)
+        except bpf_object.ProgramsRefused as error:
+            raise PolicyRejected(
+                f"the kernel refused to load the policy {name}",
+                error.why,
+                error.fix,
+                log_path=error.log_path,
+            ) from error
 
     def _initialize(self) -> None:
         """Run the policy's init.  Raises PolicyRejected if it fails or ends the policy."""
@@ -364,7 +354,7 @@ class Agent:
 
     def _asker(self, tag: FileTag) -> Ask:
         """Asks the policy's hook `pressure` about a file; in the agent's loop only."""
-        program = next(each for each in self._object.programs() if each.name == "agent_pressure")
+        program = self._object.program("agent_pressure")
 
         def ask(pages: int, cgroup_id: int, turn: int) -> int:
             resident = tag.resident_pages()
@@ -475,20 +465,3 @@ class Agent:
 
     def _give_orders(self) -> None:
         self._maps["orders"].update(bytes(4), bytes(self._orders))
-
-
-def _introduce(opened: libbpf.Object) -> None:
-    """Tell the programs who the agent is, so that they leave its own reads alone."""
-    namespace = os.stat("/proc/self/ns/pid")
-    values = {
-        "agent_page_shift": PAGE_SIZE.bit_length() - 1,
-        "agent_pidns_dev": namespace.st_dev,
-        "agent_pidns_ino": namespace.st_ino,
-    }
-    btf = opened.btf()
-    rodata = next(each for each in opened.maps() if each.name.endswith(RODATA))
-    for variable in btf.variables(RODATA):
-        if variable.name in values:
-            size = btf.size(variable.type_id)
-            data = values[variable.name].to_bytes(size, sys.byteorder)
-            rodata.write_initial(variable.offset, data)

@@ -8,7 +8,7 @@ from dataclasses import asdict
 from typing import Any
 
 from pagecache_bpf.errors import UsageError
-from pagecache_bpf.kernel import libbpf
+from pagecache_bpf.kernel.bpf_maps import BpfMap
 from pagecache_bpf.kernel.btf import Btf
 from pagecache_bpf.policy.hint_maps import BSS, HintMap, find_map, gauges_in, maps_in
 from pagecache_bpf.policy.hints import elements, gauge_values
@@ -17,20 +17,16 @@ from pagecache_bpf.policy.hints import elements, gauge_values
 class Hints:
     """The maps for user space of one loaded policy."""
 
-    def __init__(self, btf: Btf, maps: Mapping[str, libbpf.Map]) -> None:
+    def __init__(self, btf: Btf, maps: Mapping[str, BpfMap]) -> None:
         self.maps, self._gauges = maps_in(btf), gauges_in(btf)
         self._loaded = maps
         self._bss = next((each for name, each in maps.items() if name.endswith(BSS)), None)
-        self._bss_size = max((each.offset + each.size for each in self._gauges), default=0)
-        if self._bss_size:
-            # The kernel copies the whole section.
-            self._bss_size = btf.size(btf.require(BSS))
 
     def as_json(self) -> dict[str, Any]:
         """Maps, gauges and their values."""
         values: dict[str, int] = {}
         if self._bss is not None and self._gauges:
-            data = self._bss.lookup(bytes(4), self._bss_size) or b""
+            data = self._bss.lookup(bytes(4)) or b""
             values = gauge_values(self._gauges, data)
         return {
             "maps": [each.as_json() for each in self.maps],
@@ -41,7 +37,7 @@ class Hints:
     def elements(self, name: str) -> list[tuple[bytes, bytes]]:
         """Keys and values.  Raises UsageError, OSError."""
         found = self._find(name)
-        return list(elements(self._loaded[found.name].fd, found))
+        return list(elements(self._loaded[found.name], found.max_entries))
 
     def write(self, name: str, key: bytes, value: bytes) -> bool:
         """Set an element, or remove it if the value is empty; False: it was not there."""

@@ -15,7 +15,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from pagecache_bpf.agent.worker import CHUNK_BYTES, by_populate
-from pagecache_bpf.kernel.cachestat import PAGE_SIZE, cached_pages
+from pagecache_bpf.kernel.cachestat import cached_pages
+from pagecache_bpf.kernel.file_pages import PAGE_SIZE
 
 WORKERS = 8
 

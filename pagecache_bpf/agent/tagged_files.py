@@ -10,7 +10,8 @@ from typing import Any
 
 from pagecache_bpf.agent.read_threads import Source
 from pagecache_bpf.kernel import abi
-from pagecache_bpf.kernel.cachestat import PAGE_SIZE, cached_pages
+from pagecache_bpf.kernel.cachestat import cached_pages
+from pagecache_bpf.kernel.file_pages import PAGE_SIZE
 
 
 @dataclass

@@ -17,8 +17,6 @@ from pagecache_bpf.policy.engines import Engines
 from pagecache_bpf.units import plural
 from pagecache_bpf.weights.models import LeftOut, Model, resolve
 
-PAGE_SIZE = os.sysconf("SC_PAGE_SIZE")
-
 _Identity = tuple[int, int, int]
 
 

@@ -27,7 +27,8 @@ from pagecache_bpf.controller.node_hints import NodeHints, node_of
 from pagecache_bpf.controller.processes import DiskDelays
 from pagecache_bpf.errors import PagecacheError
 from pagecache_bpf.kernel import cgroups
-from pagecache_bpf.kernel.cachestat import PAGE_SIZE, cached_pages
+from pagecache_bpf.kernel.cachestat import cached_pages
+from pagecache_bpf.kernel.file_pages import PAGE_SIZE
 
 if TYPE_CHECKING:
     from pagecache_bpf.templates.policy_arrays import Assigned

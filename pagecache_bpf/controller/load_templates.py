@@ -118,19 +118,18 @@ class LoadTemplates:
                         self._delete(policy, each.keys)
 
     def _delete(self, policy: str, keys: Sequence[bytes]) -> None:
-        from pagecache_bpf.kernel import libbpf
-        from pagecache_bpf.kernel.bpf_maps import MapFile
+        from pagecache_bpf.kernel.bpf_maps import BpfMap
         from pagecache_bpf.templates.layout import FILES
 
         with suppress(OSError, PagecacheError, KeyError):
             here = _InProcess(self._engines)
             if policy in here.details():
-                found = MapFile.by_id(here.map_ids(policy)[FILES])
+                found = BpfMap.by_id(here.map_ids(policy)[FILES])
             else:
-                found = MapFile.pinned(loader.PIN_ROOT / policy / "maps" / FILES)
+                found = BpfMap.pinned(loader.PIN_ROOT / policy / "maps" / FILES)
             with found:
                 for key in keys:
-                    libbpf.library().bpf_map_delete_elem(found.fd, key)
+                    found.delete(key)
 
 
 def match(

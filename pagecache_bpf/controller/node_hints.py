@@ -7,11 +7,10 @@ process's last load ends.  "Unknown" is no hint.
 
 from __future__ import annotations
 
-import ctypes
 import os
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -19,8 +18,7 @@ from typing import Any
 from pagecache_bpf.agent.readers import sees_readers
 from pagecache_bpf.controller.engine_control import AGENT, EngineControl
 from pagecache_bpf.errors import PagecacheError
-from pagecache_bpf.kernel import libbpf
-from pagecache_bpf.kernel.bpf_maps import MapFile
+from pagecache_bpf.kernel.bpf_maps import BpfMap
 from pagecache_bpf.kernel.numa import nodes
 from pagecache_bpf.policy import loader
 from pagecache_bpf.policy.hint_maps import CONSUMERS
@@ -69,10 +67,10 @@ class NodeHints:
                 if agent is not None:
                     agent.hint(pid, node)
             return agent is not None
-        with suppress(OSError, PagecacheError), MapFile.pinned(_pin(policy)) as found:
+        with suppress(OSError, PagecacheError), BpfMap.pinned(_pin(policy)) as found:
             key = pid.to_bytes(4, sys.byteorder)
             if node is None:
-                libbpf.library().bpf_map_delete_elem(found.fd, key)
+                found.delete(key)
             else:
                 found.update(key, node.to_bytes(4, sys.byteorder, signed=True))
             return True
@@ -85,20 +83,13 @@ def sweep() -> int:
     """
     gone = 0
     for policy in loader.pinned():
-        with suppress(OSError, PagecacheError), MapFile.pinned(_pin(policy)) as found:
-            for pid in list(_keys(found)):
+        with suppress(OSError, PagecacheError), BpfMap.pinned(_pin(policy)) as found:
+            pids = [int.from_bytes(key, sys.byteorder) for key in list(found.keys())]
+            for pid in pids:
                 if not os.path.exists(f"/proc/{pid}"):
-                    libbpf.library().bpf_map_delete_elem(found.fd, pid.to_bytes(4, sys.byteorder))
+                    found.delete(pid.to_bytes(4, sys.byteorder))
                     gone += 1
     return gone
-
-
-def _keys(found: MapFile) -> Iterator[int]:
-    key: Any = None
-    fresh = ctypes.create_string_buffer(4)
-    while libbpf.library().bpf_map_get_next_key(found.fd, key, fresh) == 0:
-        yield int.from_bytes(fresh.raw, sys.byteorder)
-        key = ctypes.create_string_buffer(fresh.raw, 4)
 
 
 def _pin(policy: str) -> Path:

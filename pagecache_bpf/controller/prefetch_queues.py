@@ -18,7 +18,7 @@ from pagecache_bpf.agent.workers import Place, Pools
 from pagecache_bpf.controller.client_files import ClientFile
 from pagecache_bpf.errors import PagecacheError
 from pagecache_bpf.kernel import cgroups
-from pagecache_bpf.kernel.cachestat import PAGE_SIZE
+from pagecache_bpf.kernel.file_pages import PAGE_SIZE
 
 #: Of one user, whatever the memory has room for: a queue longer than this is no window.
 QUEUE_BYTES = 64 << 30

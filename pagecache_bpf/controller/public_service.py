@@ -26,7 +26,8 @@ from pagecache_bpf.controller.resolved_config import ResolvedConfig
 from pagecache_bpf.errors import PrivilegeError, UsageError
 from pagecache_bpf.ipc import public_protocol, wire
 from pagecache_bpf.ipc.server import Connection, close_all
-from pagecache_bpf.kernel.cachestat import PAGE_SIZE, cached_pages
+from pagecache_bpf.kernel.cachestat import cached_pages
+from pagecache_bpf.kernel.file_pages import PAGE_SIZE
 from pagecache_bpf.weights.models import check_name
 
 WAITING_FILES_PER_USER = 16384

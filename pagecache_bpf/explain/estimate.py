@@ -14,8 +14,9 @@ from pathlib import Path
 from pagecache_bpf.errors import PagecacheError, PrivilegeError
 from pagecache_bpf.explain import device_speed
 from pagecache_bpf.kernel import cgroups
-from pagecache_bpf.kernel.cachestat import PAGE_SIZE, resident_pages_or_none
+from pagecache_bpf.kernel.cachestat import resident_pages_or_none
 from pagecache_bpf.kernel.cgroups import Memory
+from pagecache_bpf.kernel.file_pages import PAGE_SIZE
 from pagecache_bpf.weights.models import Model
 
 

@@ -1,43 +1,70 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Maps of attached policies: opened by their pin or their number, and mapped into memory."""
+"""The one wrapper of a BPF map: of a loaded object, by its pin or by its number.
+
+It knows nothing of what the elements mean; keys and values are bytes.
+"""
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import mmap
 import os
-from collections.abc import Mapping
+import sys
+from array import array
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 
 from pagecache_bpf.kernel import libbpf
 
+_PERCPU_TYPES = (5, 6, 10)  # enum bpf_map_type: PERCPU_HASH, PERCPU_ARRAY, LRU_PERCPU_HASH
+_EXIST = 2  # BPF_EXIST
+_BATCH = 4096
+
 
 def map_id(fd: int) -> int:
-    """The kernel's number of an open map.  Raises OSError."""
+    """Return the kernel's number of an open map.  Raises OSError."""
     return libbpf.map_info(fd).id
 
 
-class MapFile:
-    """An open map.  Use it as a context manager.  Raises OSError."""
+class BpfMap:
+    """An open map.  As a context manager it closes the descriptor at the end.
+
+    Args:
+        fd: the descriptor of the map.
+
+    Attributes:
+        fd: the same.
+        key_size, value_size: bytes of a key, and of a value of one CPU.
+        entries: how many elements the map has room for.
+
+    Raises:
+        OSError: from every method, if the kernel refuses.
+    """
 
     def __init__(self, fd: int) -> None:
         self.fd = fd
         info = libbpf.map_info(fd)
         self.entries: int = info.max_entries
+        self.key_size: int = info.key_size
         self.value_size: int = info.value_size
+        self._read_size: int = info.value_size
+        if info.type in _PERCPU_TYPES:  # the kernel copies the values of all CPUs
+            cpus = int(libbpf.library().libbpf_num_possible_cpus())
+            self._read_size = -(-info.value_size // 8) * 8 * cpus
 
     @classmethod
-    def pinned(cls, path: Path) -> MapFile:
-        """The map of that name in bpffs."""
+    def pinned(cls, path: Path) -> BpfMap:
+        """Open the map that has a name in bpffs."""
         return cls(_checked(libbpf.library().bpf_obj_get(os.fsencode(path)), str(path)))
 
     @classmethod
-    def by_id(cls, number: int) -> MapFile:
-        """The map of that number."""
+    def by_id(cls, number: int) -> BpfMap:
+        """Open the map that has a number."""
         return cls(_checked(libbpf.library().bpf_map_get_fd_by_id(number), f"map {number}"))
 
-    def __enter__(self) -> MapFile:
+    def __enter__(self) -> BpfMap:
         return self
 
     def __exit__(
@@ -49,29 +76,98 @@ class MapFile:
         self.close()
 
     def close(self) -> None:
-        """Close it."""
+        """Close the descriptor."""
         os.close(self.fd)
 
     def memory(self, write: bool = False) -> mmap.mmap:
-        """The elements of an array with BPF_F_MMAPABLE, one after the other."""
+        """Map the elements of an array that was made with BPF_F_MMAPABLE, one after the other."""
         size = self.entries * -(-self.value_size // 8) * 8
         length = -(-size // mmap.PAGESIZE) * mmap.PAGESIZE
         access = mmap.PROT_READ | (mmap.PROT_WRITE if write else 0)
         return mmap.mmap(self.fd, length, mmap.MAP_SHARED, access)
 
-    def update(self, key: bytes, value: bytes) -> None:
-        """Set the value of a key."""
-        _checked(libbpf.library().bpf_map_update_elem(self.fd, key, value, 0), "a map")
+    def lookup(self, key: bytes) -> bytes | None:
+        """Return the value of a key (of all CPUs, where each has one), None if it is absent."""
+        value = ctypes.create_string_buffer(self._read_size)
+        result = libbpf.library().bpf_map_lookup_elem(self.fd, key, value)
+        return value.raw if _found(result) else None
+
+    def sum_per_cpu(self, index: int) -> int:
+        """Add up the 64-bit numbers that the CPUs have in an element of a per-CPU array."""
+        raw = self.lookup(index.to_bytes(4, sys.byteorder))
+        return sum(array("Q", raw or b""))
+
+    def update(self, key: bytes, value: bytes, existing: bool = False) -> None:
+        """Set the value of a key; with `existing` only if the key is there (else ENOENT)."""
+        flags = _EXIST if existing else 0
+        result = libbpf.library().bpf_map_update_elem(self.fd, key, value, flags)
+        _checked(result, "a map takes no more")
+
+    def delete(self, key: bytes) -> bool:
+        """Remove a key; False if it was absent."""
+        return _found(libbpf.library().bpf_map_delete_elem(self.fd, key))
+
+    def keys(self) -> Iterator[bytes]:
+        """Yield every key; what is added or removed meanwhile may be met or not."""
+        next_key = libbpf.library().bpf_map_get_next_key
+        key = ctypes.create_string_buffer(self.key_size)
+        before = None
+        while _found(next_key(self.fd, before, key)):
+            yield key.raw
+            before = ctypes.create_string_buffer(key.raw, self.key_size)
+
+    def items(self) -> dict[bytes, bytes]:
+        """Return keys and values, many by one system call where the kernel can (Linux 5.6)."""
+        lookup = libbpf.library().bpf_map_lookup_batch
+        # A batch is whole buckets, so the kernel may ask for more room than there is.
+        size, found = _BATCH, dict[bytes, bytes]()
+        position, after = ctypes.create_string_buffer(8), ctypes.create_string_buffer(8)
+        first = True
+        while True:
+            keys = ctypes.create_string_buffer(self.key_size * size)
+            values = ctypes.create_string_buffer(self.value_size * size)
+            count = ctypes.c_uint32(size)
+            start = None if first else position
+            result = lookup(self.fd, start, after, keys, values, ctypes.byref(count), None)
+            if result == -errno.ENOSPC:
+                size *= 2
+                continue
+            if result not in (0, -errno.ENOENT):
+                return self._items_one_by_one()
+            for at in range(count.value):
+                key = keys.raw[at * self.key_size : (at + 1) * self.key_size]
+                found[key] = values.raw[at * self.value_size : (at + 1) * self.value_size]
+            if result:
+                return found
+            ctypes.memmove(position, after, 8)
+            first = False
+
+    def _items_one_by_one(self) -> dict[bytes, bytes]:
+        """Return what items() does, on kernels that take no batches of this type of map."""
+        found = {}
+        for key in list(self.keys()):
+            value = self.lookup(key)
+            if value is not None:
+                found[key] = value
+        return found
 
 
-def close_all(maps: Mapping[str, MapFile]) -> None:
-    """Close several."""
-    for each in maps.values():
-        each.close()
+def close_all(maps: Mapping[str, BpfMap]) -> None:
+    """Close several maps."""
+    for opened in maps.values():
+        opened.close()
+
+
+def _found(result: int) -> bool:
+    """Tell whether a key was there, by a result of libbpf; raises OSError for other errors."""
+    if result == -errno.ENOENT:
+        return False
+    _checked(result, "a map cannot be used")
+    return True
 
 
 def _checked(result: int, what: str) -> int:
+    """Return a result of libbpf, which reports failure by a negative errno.  Raises OSError."""
     if result < 0:
-        code = -result if result != -1 else errno.EINVAL
-        raise OSError(code, os.strerror(code), what)
+        raise OSError(-result, os.strerror(-result), what)
     return result

@@ -15,21 +15,13 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from pagecache_bpf.errors import UnsupportedError
+from pagecache_bpf.kernel.file_pages import PAGE_SIZE, mapped, resident_vector
 
 # The same number on every architecture: system calls since 5.1 share one table.
 _SYS_CACHESTAT = 451
-PAGE_SIZE = os.sysconf("SC_PAGE_SIZE")
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.syscall.restype = ctypes.c_long
-_libc.mmap.restype = ctypes.c_void_p
-_libc.mmap.argtypes = (
-    *(ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int),
-    *(ctypes.c_int, ctypes.c_int, ctypes.c_int64),
-)
-_libc.munmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t)
-_libc.mincore.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_void_p)
-_PROT_NONE, _MAP_SHARED = 0, 1
 
 
 class _Range(ctypes.Structure):
@@ -117,23 +109,23 @@ def resident_pages_or_none(fd: int) -> int | None:
 
 
 def mincore(fd: int, start: int = 0, length: int = 0) -> int:
-    """The same by mincore(2): slower, and all pages for files that the caller could not write.
+    """Count the pages of a range in the page cache by mincore(2), which is slower.
 
-    Raises OSError.
+    Args:
+        fd: the open file.
+        start: where the range begins, in bytes, at a page boundary.
+        length: bytes of the range; 0: up to the end of the file.
+
+    Returns:
+        Pages of PAGE_SIZE bytes; all of them for a file that the caller could not write.
+
+    Raises:
+        OSError: the kernel refuses.
     """
     length = length or max(0, os.fstat(fd).st_size - start)
     if not length:
         return 0
-    address = _libc.mmap(None, length, _PROT_NONE, _MAP_SHARED, fd, start)
-    if address == ctypes.c_void_p(-1).value:
-        raise _error()
-    try:
-        pages = (ctypes.c_ubyte * ((length + PAGE_SIZE - 1) // PAGE_SIZE))()
-        if _libc.mincore(address, length, pages):
-            raise _error()
-        return sum(page & 1 for page in pages)
-    finally:
-        _libc.munmap(address, length)
+    return sum(page & 1 for page in resident_vector(fd, start, length))
 
 
 def has_page_cache(fd: int) -> bool:
@@ -142,13 +134,8 @@ def has_page_cache(fd: int) -> bool:
     Only such files have a shared mapping.  Python's mmap module cannot ask: it refuses empty files
     by itself, and those of procfs look empty.
     """
-    address = _libc.mmap(None, PAGE_SIZE, _PROT_NONE, _MAP_SHARED, fd, 0)
-    if address == ctypes.c_void_p(-1).value:
+    try:
+        with mapped(fd, 0, PAGE_SIZE):
+            return True
+    except OSError:
         return False
-    _libc.munmap(address, PAGE_SIZE)
-    return True
-
-
-def _error() -> OSError:
-    code = ctypes.get_errno()
-    return OSError(code, os.strerror(code))

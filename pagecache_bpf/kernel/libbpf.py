@@ -10,7 +10,8 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
-from collections.abc import Callable, Iterator
+import sys
+from collections.abc import Callable, Iterator, Mapping
 from functools import lru_cache
 from pathlib import Path
 
@@ -20,6 +21,8 @@ from pagecache_bpf.kernel.btf import Btf
 SONAME = "libbpf.so.1"
 PATH_VARIABLE = "PAGECACHE_BPF_LIBBPF"
 OLDEST = (1, 4)
+#: The section of constants of a program.
+RODATA = ".rodata"
 LOG_BYTES = 16 << 20
 MESSAGE_BYTES = 64 << 10
 
@@ -146,6 +149,7 @@ _PROTOTYPES: dict[str, tuple[type | None, tuple[type, ...]]] = {
     "bpf_map_update_elem": (_I, (_I, _P, _P, ctypes.c_uint64)),
     "bpf_map_delete_elem": (_I, (_I, _P)),
     "bpf_map_get_next_key": (_I, (_I, _P, _P)),
+    "bpf_map_lookup_batch": (_I, (_I, _P, _P, _P, _P, _P, _P)),
     "libbpf_num_possible_cpus": (_I, ()),
     "ring_buffer__new": (_P, (_I, _SAMPLE, _P, _P)),
     "ring_buffer__poll": (_I, (_P, _I)),
@@ -225,8 +229,11 @@ class Messages:
         return 0
 
 
-class Map:
-    """A map of an open object; valid while the object is."""
+class ObjectMap:
+    """A map of an open object, to be set up before it is loaded; valid while the object is.
+
+    What is in a loaded one is read and written by kernel.bpf_maps.BpfMap, by its descriptor.
+    """
 
     def __init__(self, pointer: int) -> None:
         self._pointer = pointer
@@ -266,28 +273,6 @@ class Map:
     def attach_struct_ops(self) -> Link:
         """Attach it.  Raises OSError."""
         return Link(_checked(library().bpf_map__attach_struct_ops(self._pointer)))
-
-    def lookup(self, key: bytes, size: int) -> bytes | None:
-        """The value of a key, `size` bytes; None if it is not there.  Raises OSError."""
-        value = ctypes.create_string_buffer(size)
-        result = library().bpf_map_lookup_elem(self.fd, key, value)
-        if result == -errno.ENOENT:
-            return None
-        _check(result)
-        return value.raw
-
-    def update(self, key: bytes, value: bytes, existing: bool = False) -> None:
-        """Set the value of a key (existing: only if it is there).  Raises OSError."""
-        flags = 2 if existing else 0  # BPF_EXIST, BPF_ANY
-        _check(library().bpf_map_update_elem(self.fd, key, value, flags))
-
-    def delete(self, key: bytes) -> bool:
-        """Forget a key; False if it was not there.  Raises OSError."""
-        result = library().bpf_map_delete_elem(self.fd, key)
-        if result == -errno.ENOENT:
-            return False
-        _check(result)
-        return True
 
 
 class Program:
@@ -395,16 +380,36 @@ class Object:
         """Create the maps and have the programs verified.  Raises OSError."""
         _check(library().bpf_object__load(self._pointer))
 
+    def set_constants(self, values: Mapping[str, int]) -> None:
+        """Set `const volatile` variables of the programs before they are loaded.
+
+        Args:
+            values: by the variable's name; names that the object does not have are left out.
+
+        Raises:
+            OverflowError: a value does not fit its variable.
+        """
+        btf = self.btf()
+        known = [variable for variable in btf.variables(RODATA) if variable.name in values]
+        if not known:
+            return
+        section = next(section for section in self.maps() if section.name.endswith(RODATA))
+        for variable in known:
+            signed = btf.int_signed(variable.type_id)
+            value = values[variable.name]
+            data = value.to_bytes(btf.size(variable.type_id), sys.byteorder, signed=signed)
+            section.write_initial(variable.offset, data)
+
     @property
     def kernel_log(self) -> str:
         """The verifier's log of the program that was refused."""
         return self._log.value.decode("utf-8", "replace")
 
-    def maps(self) -> Iterator[Map]:
+    def maps(self) -> Iterator[ObjectMap]:
         """Its maps, those of data sections and struct_ops included."""
         pointer = library().bpf_object__next_map(self._pointer, None)
         while pointer:
-            yield Map(pointer)
+            yield ObjectMap(pointer)
             pointer = library().bpf_object__next_map(self._pointer, pointer)
 
     def programs(self) -> Iterator[Program]:
@@ -413,6 +418,13 @@ class Object:
         while pointer:
             yield Program(pointer)
             pointer = library().bpf_object__next_program(self._pointer, pointer)
+
+    def program(self, name: str) -> Program:
+        """The program whose function has a name.  Raises LookupError."""
+        for program in self.programs():
+            if program.name == name:
+                return program
+        raise LookupError(f"the object has no program {name}")
 
     def btf(self) -> Btf:
         """Its type information, in which the variables of data sections have their offsets."""

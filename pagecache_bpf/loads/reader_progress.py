@@ -17,7 +17,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-PAGE_SIZE = os.sysconf("SC_PAGE_SIZE")
+from pagecache_bpf.kernel.file_pages import PAGE_SIZE
+
 _ENTRY = 8  # bytes of /proc/PID/pagemap a page
 _MAX_PROCESSES = 64  # tensor-parallel workers of one host; more cost more than they tell
 _FAMILY_SECONDS = 0.1

@@ -10,7 +10,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from pagecache_bpf.errors import UnsupportedError
-from pagecache_bpf.kernel.cachestat import PAGE_SIZE, CacheStat, cachestat, mincore
+from pagecache_bpf.kernel.cachestat import CacheStat, cachestat, mincore
+from pagecache_bpf.kernel.file_pages import PAGE_SIZE
 
 CHUNK = 2 << 20
 

@@ -23,7 +23,7 @@ from pathlib import Path
 from pagecache_bpf.agent import read_threads, worker
 from pagecache_bpf.errors import PagecacheError
 from pagecache_bpf.kernel import cgroups
-from pagecache_bpf.kernel.cachestat import PAGE_SIZE
+from pagecache_bpf.kernel.file_pages import PAGE_SIZE
 from pagecache_bpf.loads.reader_progress import FileProgress, ReaderProgress
 from pagecache_bpf.loads.residency_snapshot import CHUNK, Snapshot, opened, resident_bytes
 

@@ -6,19 +6,17 @@ Root only.  Everything that shows numbers (stats, watch, top, export) starts fro
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any
 
 from pagecache_bpf.errors import UsageError
+from pagecache_bpf.kernel.file_pages import PAGE_SIZE
 
 if TYPE_CHECKING:
     from pagecache_bpf.kernel.control_device import PolicyStatus
     from pagecache_bpf.policy.engines import Engines
-
-PAGE_SIZE = os.sysconf("SC_PAGE_SIZE")
 
 
 @dataclass(frozen=True)

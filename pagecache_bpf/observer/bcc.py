@@ -21,7 +21,8 @@ from typing import Any
 from pagecache_bpf._run_dir import write_log
 from pagecache_bpf.errors import UnsupportedError
 from pagecache_bpf.kernel import libbpf
-from pagecache_bpf.observer.count_maps import MAPS, RING, Map
+from pagecache_bpf.kernel.bpf_maps import BpfMap, close_all
+from pagecache_bpf.observer.count_maps import MAPS, RING
 from pagecache_bpf.observer.programs import FAULTS, check_tracepoints, constants
 
 #: Where distributions put it; a virtual environment does not look there.
@@ -66,7 +67,7 @@ class BccPrograms:
         bcc = import_bcc()
         # Without callbacks areas of memory cannot be searched.
         self.missing: list[str] = sorted(FAULTS)
-        self.maps = {name: Map(_create(name, *MAPS[name]), *MAPS[name][1:3]) for name in MAPS}
+        self.maps = {name: BpfMap(_create(name, *shape)) for name, shape in MAPS.items()}
         self.ring_fd = _create(RING, _RINGBUF, 0, 0, _RING_BYTES, 0)
         flags = _flags(self.maps, self.ring_fd, moves)
         with _stderr() as said:
@@ -97,8 +98,7 @@ class BccPrograms:
         bpf = getattr(self, "_bpf", None)
         if bpf is not None:
             bpf.cleanup()
-        for each in self.maps.values():
-            os.close(each.fd)
+        close_all(self.maps)
         os.close(self.ring_fd)
         self.maps, self._bpf = {}, None
 
@@ -144,7 +144,7 @@ def _source() -> str:
     )
 
 
-def _flags(maps: dict[str, Map], ring: int, moves: int) -> list[str]:
+def _flags(maps: dict[str, BpfMap], ring: int, moves: int) -> list[str]:
     values = {**constants(moves), "observer_silent_ns": 10_000_000}
     values |= {f"FD_{name}": each.fd for name, each in maps.items()}
     values |= {f"FD_{RING}": ring, "PAGECACHE_BCC": 1}

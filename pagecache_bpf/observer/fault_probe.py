@@ -9,20 +9,13 @@ import os
 import tempfile
 from pathlib import Path
 
-PAGE_SIZE = os.sysconf("SC_PAGE_SIZE")
+from pagecache_bpf.kernel.file_pages import PAGE_SIZE, mapped
+
 _BYTES = 4 << 20
 _HUGE = 2 << 20
 _PLACES = ("/var/tmp", "/tmp")
 _PRESENT = 1 << 63  # bit of /proc/PID/pagemap
 _WINDOW = Path("/sys/kernel/debug/fault_around_bytes")
-
-_libc = ctypes.CDLL(None, use_errno=True)
-_libc.mmap.restype = ctypes.c_void_p
-_libc.mmap.argtypes = (
-    *(ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int),
-    *(ctypes.c_int, ctypes.c_int, ctypes.c_int64),
-)
-_libc.munmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t)
 
 
 def maps_whole_folios() -> bool:
@@ -59,14 +52,11 @@ def _fill(fd: int) -> None:
 
 def _mapped_by_one_touch(fd: int, place: int) -> int:
     """Bytes of the file that are in this process's page table after one touch of a mapping."""
-    address = _libc.mmap(None, _BYTES, mmap.PROT_READ, mmap.MAP_PRIVATE, fd, 0)
-    if address == ctypes.c_void_p(-1).value:
-        raise OSError(ctypes.get_errno(), "cannot map")
-    try:
+    with (
+        mapped(fd, 0, _BYTES, mmap.PROT_READ, mmap.MAP_PRIVATE) as address,
+        open("/proc/self/pagemap", "rb", buffering=0) as table,
+    ):
         ctypes.string_at(address + place, 1)
-        with open("/proc/self/pagemap", "rb", buffering=0) as table:
-            raw = os.pread(table.fileno(), 8 * _BYTES // PAGE_SIZE, address // PAGE_SIZE * 8)
-    finally:
-        _libc.munmap(address, _BYTES)
+        raw = os.pread(table.fileno(), 8 * _BYTES // PAGE_SIZE, address // PAGE_SIZE * 8)
     entries = memoryview(raw).cast("Q")
     return sum(bool(entry & _PRESENT) for entry in entries) * PAGE_SIZE

@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Any
 from pagecache_bpf.errors import PagecacheError, PrivilegeError, UnsupportedError, UsageError
 from pagecache_bpf.kernel import abi, libbpf
 from pagecache_bpf.kernel.abi import OBSERVED
-from pagecache_bpf.kernel.cachestat import PAGE_SIZE, cached_pages
+from pagecache_bpf.kernel.cachestat import cached_pages
 from pagecache_bpf.kernel.file_key import key_of, reopen
+from pagecache_bpf.kernel.file_pages import PAGE_SIZE
 from pagecache_bpf.kernel.inode_filter import InodeBits
 from pagecache_bpf.kernel.numa import nodes
 from pagecache_bpf.kernel.own_processes import OwnProcesses

@@ -5,20 +5,17 @@ from __future__ import annotations
 
 import os
 import platform
-import sys
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
-from pagecache_bpf._run_dir import write_log
-from pagecache_bpf.errors import PagecacheError, UnsupportedError
-from pagecache_bpf.kernel import libbpf
-from pagecache_bpf.kernel.verifier_log import boil_down
-from pagecache_bpf.observer.count_maps import MAPS, RING, Map
+from pagecache_bpf.errors import UnsupportedError
+from pagecache_bpf.kernel import bpf_object, libbpf
+from pagecache_bpf.kernel.bpf_maps import BpfMap
+from pagecache_bpf.kernel.file_pages import PAGE_SIZE
+from pagecache_bpf.observer.count_maps import MAPS, RING
 from pagecache_bpf.observer.fault_probe import maps_whole_folios
-from pagecache_bpf.policy.catalog import RODATA
 
-PAGE_SIZE = os.sysconf("SC_PAGE_SIZE")
 #: Without these nothing can be counted ...
 NEEDED = frozenset({"mm_filemap_add_to_page_cache", "mm_filemap_delete_from_page_cache"})
 #: ... and without these no access (before 6.12), without that no stall.
@@ -113,38 +110,29 @@ class Programs:
         self.missing: list[str] = []
         self.ring_fd = -1
         self._links: list[libbpf.Link] = []
-        path = object_path()
-        with libbpf.Messages() as messages:
-            try:
-                self._object = libbpf.Object(path, "observer")
-            except OSError as error:
-                why = "; ".join(messages.lines[:2]) or str(error)
-                raise PagecacheError(f"{path} cannot be loaded", why, "Build it anew") from error
-            try:
-                self._tell(constants(moves, grid))
-                self._object.load()
-            except OSError as error:
-                log = self._object.kernel_log
-                text = "\n".join([*messages.lines, "", log])
-                written = write_log("observer-load.log", text, log_dir)
-                why = boil_down(log) or "; ".join(messages.lines[:2]) or str(error)
-                self._object.close()
-                raise UnsupportedError(
-                    "the kernel refused to load the observer",
-                    why,
-                    f"The whole log is in {written}" if written else "",
-                ) from error
+        try:
+            self._object = bpf_object.load(
+                object_path(),
+                "observer",
+                lambda opened: opened.set_constants(constants(moves, grid)),
+                "observer-load.log",
+                log_dir,
+            )
+        except bpf_object.ProgramsRefused as error:
+            raise UnsupportedError(
+                "the kernel refused to load the observer", error.why, error.fix
+            ) from error
         try:
             self._attach(without)
         except BaseException:
             self.close()
             raise
-        self.maps: dict[str, Map] = {}
-        for each in self._object.maps():
-            if each.name == RING:
-                self.ring_fd = each.fd
-            elif each.name in MAPS:
-                self.maps[each.name] = Map(each.fd, *MAPS[each.name][1:3])
+        self.maps: dict[str, BpfMap] = {}
+        for found in self._object.maps():
+            if found.name == RING:
+                self.ring_fd = found.fd
+            elif found.name in MAPS:
+                self.maps[found.name] = BpfMap(found.fd)
 
     def close(self) -> None:
         """Detach and free everything."""
@@ -152,15 +140,6 @@ class Programs:
             link.close()
         self._links = []
         self._object.close()
-
-    def _tell(self, values: dict[str, int]) -> None:
-        btf = self._object.btf()
-        rodata = next(each for each in self._object.maps() if each.name.endswith(RODATA))
-        for variable in btf.variables(RODATA):
-            if variable.name in values:
-                size = btf.size(variable.type_id)
-                data = values[variable.name].to_bytes(size, sys.byteorder)
-                rodata.write_initial(variable.offset, data)
 
     def _attach(self, without: Collection[str]) -> None:
         with libbpf.Messages():

@@ -15,11 +15,13 @@ import errno
 import os
 import sys
 from collections.abc import Iterator, Mapping
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from pagecache_bpf.errors import PagecacheError, PrivilegeError, UsageError
 from pagecache_bpf.kernel import libbpf
+from pagecache_bpf.kernel.bpf_maps import BpfMap
 from pagecache_bpf.kernel.btf import Btf
 from pagecache_bpf.policy.engines import AGENT, Engines
 from pagecache_bpf.policy.hint_maps import (
@@ -149,20 +151,28 @@ class _Pinned:
         return known, gauge_values(known, libbpf.read_pinned(self._at / "bss")[0])
 
     def read(self, map: HintMap, key: bytes) -> bytes | None:
-        with _Opened(self._at / map.name) as fd:
-            return lookup(fd, key, map.value_size)
+        with self._open(map) as opened:
+            return opened.lookup(key)
 
     def write(self, map: HintMap, key: bytes, value: bytes) -> None:
-        with _Opened(self._at / map.name) as fd:
-            _check(libbpf.library().bpf_map_update_elem(fd, key, value, 0))
+        with self._open(map) as opened:
+            opened.update(key, value)
 
     def remove(self, map: HintMap, key: bytes) -> bool:
-        with _Opened(self._at / map.name) as fd:
-            return _check(libbpf.library().bpf_map_delete_elem(fd, key), errno.ENOENT)
+        with self._open(map) as opened:
+            return opened.delete(key)
 
     def elements(self, map: HintMap) -> list[tuple[bytes, bytes]]:
-        with _Opened(self._at / map.name) as fd:
-            return list(elements(fd, map))
+        with self._open(map) as opened:
+            return list(elements(opened, map.max_entries))
+
+    def _open(self, map: HintMap) -> BpfMap:
+        path = self._at / map.name
+        try:
+            return BpfMap.pinned(path)
+        except OSError as error:
+            why = error.strerror or str(error)
+            raise PagecacheError(f"{path} cannot be opened", why) from error
 
 
 class _Remote:
@@ -223,46 +233,16 @@ def gauge_values(known: tuple[Gauge, ...], data: bytes) -> dict[str, int]:
     }
 
 
-class _Opened:
-    """A pinned map's file descriptor."""
+def elements(opened: BpfMap, most: int) -> Iterator[tuple[bytes, bytes]]:
+    """Yield keys and values of a map; one that changes meanwhile may show some twice.
 
-    def __init__(self, path: Path) -> None:
-        result = libbpf.library().bpf_obj_get(os.fsencode(path))
-        if result < 0:
-            raise PagecacheError(f"{path} cannot be opened", os.strerror(-result))
-        self._fd = int(result)
+    Args:
+        opened: the map.
+        most: elements to yield at most.
 
-    def __enter__(self) -> int:
-        return self._fd
-
-    def __exit__(self, *_: object) -> None:
-        os.close(self._fd)
-
-
-def lookup(fd: int, key: bytes, size: int) -> bytes | None:
-    """The value of a key, None if it is not there.  Raises OSError."""
-    value = ctypes.create_string_buffer(size)
-    found = _check(libbpf.library().bpf_map_lookup_elem(fd, key, value), errno.ENOENT)
-    return value.raw if found else None
-
-
-def elements(fd: int, map: HintMap) -> Iterator[tuple[bytes, bytes]]:
-    """Keys and values of a map; one that changes meanwhile may show some twice.  Raises OSError."""
-    library = libbpf.library()
-    library.bpf_map_get_next_key.argtypes = (ctypes.c_int, _P, _P)
-    key, after = None, ctypes.create_string_buffer(map.key_size)
-    for _ in range(map.max_entries):
-        if not _check(library.bpf_map_get_next_key(fd, key, after), errno.ENOENT):
-            return
-        key = bytes(after.raw)
-        if (value := lookup(fd, key, map.value_size)) is not None:
+    Raises:
+        OSError: the kernel refuses.
+    """
+    for key in islice(opened.keys(), most):
+        if (value := opened.lookup(key)) is not None:
             yield key, value
-
-
-def _check(result: int, absent: int = 0) -> bool:
-    """False for the error `absent`; raises OSError for every other one."""
-    if result == -absent and absent:
-        return False
-    if result < 0:
-        raise OSError(-result, os.strerror(-result))
-    return True

@@ -27,7 +27,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import TypeVar
 
-from pagecache_bpf._run_dir import write_log
 from pagecache_bpf.errors import (
     PagecacheError,
     PolicyRejected,
@@ -35,10 +34,9 @@ from pagecache_bpf.errors import (
     UnsupportedError,
     UsageError,
 )
-from pagecache_bpf.kernel import libbpf
+from pagecache_bpf.kernel import bpf_object, libbpf
 from pagecache_bpf.kernel.btf import Btf, Variable
 from pagecache_bpf.kernel.control_device import Device, ExitRecord
-from pagecache_bpf.kernel.verifier_log import boil_down
 from pagecache_bpf.policy.catalog import RODATA, PolicyInfo, check_knobs, knob_tags
 
 BPFFS = Path("/sys/fs/bpf")
@@ -218,22 +216,20 @@ def _load_and_attach(
 ) -> libbpf.Link:
     """Load and attach.  maps: the directory to pin the maps in, before the policy runs."""
     assert info.object is not None
-    with libbpf.Messages() as messages:
-        try:
-            opened = libbpf.Object(info.object, info.name)
-        except OSError as error:
-            why = "; ".join(messages.lines[:2]) or error.strerror or str(error)
-            raise UsageError(f"{info.object} cannot be loaded", why, "Build it anew") from error
-        with opened:
-            set_knobs(opened, knobs)
-            enlarge_maps(opened, sizes)
-            try:
-                opened.load()
-            except OSError as error:
-                raise _load_error(info, opened, messages.lines, error, log_dir) from error
-            if maps:
-                _pin_maps(opened, maps)
-            return _attach_table(info, opened, device, messages.lines)
+
+    def prepare(opened: libbpf.Object) -> None:
+        set_knobs(opened, knobs)
+        enlarge_maps(opened, sizes)
+
+    try:
+        opened = bpf_object.load(info.object, info.name, prepare, f"{info.name}-load.log", log_dir)
+    except bpf_object.ProgramsRefused as error:
+        what = f"the kernel refused to load the policy {info.name}"
+        raise PolicyRejected(what, error.why, error.fix, log_path=error.log_path) from error
+    with opened, libbpf.Messages() as messages:
+        if maps:
+            _pin_maps(opened, maps)
+        return _attach_table(info, opened, device, messages.lines)
 
 
 def _knob_variables(btf: Btf) -> Iterator[Variable]:
@@ -244,19 +240,11 @@ def set_knobs(opened: libbpf.Object, knobs: Mapping[str, int]) -> None:
     """Set knobs of an object that is not loaded yet.  Raises UsageError."""
     if not knobs:
         return
-    btf = opened.btf()
-    variables = {each.name: each for each in _knob_variables(btf)}
-    rodata = next(each for each in opened.maps() if each.name.endswith(RODATA))
     for name, value in knobs.items():
-        knob = variables[name]
-        signed = btf.int_signed(knob.type_id)
         try:
-            data = value.to_bytes(knob.size, sys.byteorder, signed=signed)
+            opened.set_constants({name: value})
         except OverflowError:
-            raise UsageError(
-                f"{value} does not fit the knob {name}", f"it has {knob.size} bytes"
-            ) from None
-        rodata.write_initial(knob.offset, data)
+            raise UsageError(f"{value} does not fit the knob {name}", "it is too large") from None
 
 
 def enlarge_maps(opened: libbpf.Object, sizes: Mapping[str, int]) -> None:
@@ -287,22 +275,6 @@ def _attach_table(
         except OSError as error:
             raise _attach_error(info, device, since, messages, error) from error
     raise UsageError(f"{info.object} is not a policy", "it has no table")
-
-
-def _load_error(
-    info: PolicyInfo,
-    opened: libbpf.Object,
-    messages: list[str],
-    error: OSError,
-    log_dir: Path | None,
-) -> PolicyRejected:
-    log = opened.kernel_log
-    text = "\n".join([*messages, "", log])
-    path = write_log(f"{info.name}-load.log", text, log_dir)
-    why = boil_down(log) or "; ".join(messages[:2]) or error.strerror or str(error)
-    where = f"The whole log is in {path}" if path else ""
-    what = f"the kernel refused to load the policy {info.name}"
-    return PolicyRejected(what, why, where, log_path=path)
 
 
 def _attach_error(

@@ -9,7 +9,6 @@ left out: they are cached by then.
 from __future__ import annotations
 
 import ctypes
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,10 +17,10 @@ import numpy as np
 
 from pagecache_bpf.errors import PagecacheError
 from pagecache_bpf.kernel import abi
+from pagecache_bpf.kernel.file_pages import PAGE_SIZE
 from pagecache_bpf.templates.intervals import Intervals
 from pagecache_bpf.templates.template import Template
 
-PAGE_SIZE = os.sysconf("SC_PAGE_SIZE")
 #: Bytes of one step at most, and its alignment where that cuts it.
 PIECE = 8 << 20
 #: Pages that are not worth an extent of their own.

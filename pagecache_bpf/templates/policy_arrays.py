@@ -13,13 +13,12 @@ from typing import Any
 import numpy as np
 
 from pagecache_bpf.errors import PagecacheError
-from pagecache_bpf.kernel.bpf_maps import MapFile, close_all
+from pagecache_bpf.kernel.bpf_maps import BpfMap, close_all
+from pagecache_bpf.kernel.file_pages import PAGE_SIZE
 from pagecache_bpf.policy import loader
 from pagecache_bpf.policy.engines import Engines
 from pagecache_bpf.templates.layout import ARRAYS, FILES, Identity, Layout, check_room, lay_out
 from pagecache_bpf.templates.template import Template
-
-PAGE_SIZE = os.sysconf("SC_PAGE_SIZE")
 
 
 @dataclass(frozen=True)
@@ -114,7 +113,7 @@ def give(engines: Engines, policy: str, templates: Sequence[Assigned]) -> int:
     return len(layout.files)
 
 
-def fill(maps: dict[str, MapFile], layout: Layout) -> None:
+def fill(maps: dict[str, BpfMap], layout: Layout) -> None:
     """Write a layout into maps, the hash of files last: before that nothing is found."""
     for name, array in layout.arrays.items():
         _write(maps[name], array)
@@ -122,7 +121,7 @@ def fill(maps: dict[str, MapFile], layout: Layout) -> None:
         maps[FILES].update(key, value)
 
 
-def _write(map_file: MapFile, array: np.ndarray[Any, Any]) -> None:
+def _write(map_file: BpfMap, array: np.ndarray[Any, Any]) -> None:
     if not array.nbytes:
         return
     with map_file.memory(write=True) as memory:
@@ -172,7 +171,7 @@ def _consumer(row: Any, steps: Any, extents: Any) -> Consumer:
     return Consumer(int(row["tgid"]), int(row["position"]) * PAGE_SIZE, pages * PAGE_SIZE)
 
 
-def _read(map_file: MapFile, name: str) -> np.ndarray[Any, Any]:
+def _read(map_file: BpfMap, name: str) -> np.ndarray[Any, Any]:
     with map_file.memory() as memory:
         kind = np.dtype(ARRAYS[name])
         data = memory[: map_file.entries * kind.itemsize]
@@ -180,21 +179,21 @@ def _read(map_file: MapFile, name: str) -> np.ndarray[Any, Any]:
 
 
 @contextmanager
-def _maps(engines: Engines, policy: str) -> Iterator[dict[str, MapFile]]:
+def _maps(engines: Engines, policy: str) -> Iterator[dict[str, BpfMap]]:
     """The template maps of an attached policy, open."""
     names = [*ARRAYS, FILES]
-    maps: dict[str, MapFile] = {}
+    maps: dict[str, BpfMap] = {}
     try:
         if engines.agent and policy in engines.agent.details():
             ids = engines.agent.map_ids(policy)
             for name in names:
                 if name in ids:
-                    maps[name] = MapFile.by_id(ids[name])
+                    maps[name] = BpfMap.by_id(ids[name])
         else:
             for name in names:
                 path = loader.PIN_ROOT / policy / "maps" / name
                 if path.exists():
-                    maps[name] = MapFile.pinned(path)
+                    maps[name] = BpfMap.pinned(path)
         if len(maps) != len(names):
             raise PagecacheError(f"the policy {policy} takes no templates")
         yield maps

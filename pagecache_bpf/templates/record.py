@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from pagecache_bpf.errors import PagecacheError, UsageError
+from pagecache_bpf.kernel.file_pages import PAGE_SIZE
 from pagecache_bpf.templates.intervals import Intervals
 from pagecache_bpf.templates.template import (
     EXTENT,
@@ -28,7 +29,6 @@ from pagecache_bpf.templates.template import (
 from pagecache_bpf.templates.traces import describe
 from pagecache_bpf.weights.models import Model
 
-PAGE_SIZE = os.sysconf("SC_PAGE_SIZE")
 GAP = 128 << 10
 _POLL_MS = 50
 

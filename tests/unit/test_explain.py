@@ -14,8 +14,9 @@ from pagecache_bpf.errors import UnsupportedError
 from pagecache_bpf.explain import device_speed, estimate
 from pagecache_bpf.explain.estimate import DryRun, dry_run
 from pagecache_bpf.kernel import cgroups
-from pagecache_bpf.kernel.cachestat import PAGE_SIZE, cached_pages
+from pagecache_bpf.kernel.cachestat import cached_pages
 from pagecache_bpf.kernel.cgroups import Level, Memory
+from pagecache_bpf.kernel.file_pages import PAGE_SIZE
 from pagecache_bpf.weights.models import resolve
 from tests.unit.command import NOBODY, run, undocumented
 

@@ -12,7 +12,7 @@ import pytest
 
 from pagecache_bpf.errors import PrivilegeError, UnsupportedError
 from pagecache_bpf.kernel import abi, libbpf
-from pagecache_bpf.kernel.cachestat import PAGE_SIZE
+from pagecache_bpf.kernel.file_pages import PAGE_SIZE
 from pagecache_bpf.observer import Observer, bcc, programs, residency_blocks
 from pagecache_bpf.observer.count_maps import BITS_PAGES, MAPS, RING
 
@@ -41,7 +41,7 @@ def test_maps_are_as_compiled() -> None:
     assert found == MAPS
 
 
-def _with_arguments(library: object, opened: libbpf.Object) -> list[libbpf.Map]:
+def _with_arguments(library: object, opened: libbpf.Object) -> list[libbpf.ObjectMap]:
     for what in ("key_size", "value_size", "max_entries", "map_flags"):
         getattr(library, f"bpf_map__{what}").argtypes = (ctypes.c_void_p,)
     return list(opened.maps())

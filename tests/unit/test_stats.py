@@ -21,6 +21,7 @@ from pagecache_bpf.cli.verbs import watch
 from pagecache_bpf.errors import UsageError
 from pagecache_bpf.kernel.abi import OBSERVED
 from pagecache_bpf.kernel.control_device import PolicyStatus, Tag
+from pagecache_bpf.kernel.file_pages import PAGE_SIZE
 from pagecache_bpf.metrics import collect
 from pagecache_bpf.policy import engines
 from pagecache_bpf.templates import policy_arrays
@@ -156,8 +157,8 @@ def test_both_engines_are_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     assert found.observer == collect.Observer("degraded", ("x",), 2, ("read_hit_bytes",))
     noop, sequential, quitter = found.policies
     assert (noop.engine, noop.lost_requests, noop.counters) == ("struct_ops", 0, {"drop_calls": 4})
-    assert noop.governed_bytes == 2 * collect.PAGE_SIZE
-    assert (noop.kept_bytes, noop.keep_max_bytes) == (5 * collect.PAGE_SIZE, 6 * collect.PAGE_SIZE)
+    assert noop.governed_bytes == 2 * PAGE_SIZE
+    assert (noop.kept_bytes, noop.keep_max_bytes) == (5 * PAGE_SIZE, 6 * PAGE_SIZE)
     assert (sequential.lost_requests, sequential.read_errors) == (6, {5: 1})
     assert quitter.ended
     llama, gguf = found.models
@@ -166,7 +167,7 @@ def test_both_engines_are_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     assert set(counters(1)) - set(llama.counters) == {"read_hit_bytes"}
     assert llama.resident_by_node == {"0": 1 << 20}
     assert (gguf.model, gguf.observed, gguf.counters) == (GGUF, False, {})
-    assert (gguf.files, gguf.bytes, gguf.resident_bytes) == (1, 0, 5 * collect.PAGE_SIZE)
+    assert (gguf.files, gguf.bytes, gguf.resident_bytes) == (1, 0, 5 * PAGE_SIZE)
 
 
 def test_a_model_of_the_module_that_is_observed_counts_once(

@@ -11,9 +11,10 @@ import pytest
 
 from pagecache_bpf.cli.verbs import template as verb
 from pagecache_bpf.errors import PagecacheError, UsageError
+from pagecache_bpf.kernel.file_pages import PAGE_SIZE
 from pagecache_bpf.templates import EXTENT, Template, TemplateFile, check, derive, read
 from pagecache_bpf.templates.compare import compare
-from pagecache_bpf.templates.record import PAGE_SIZE, Recorder
+from pagecache_bpf.templates.record import Recorder
 from pagecache_bpf.templates.traces import read_trace, render_trace
 from pagecache_bpf.weights.models import resolve
 from tests.unit import weights

@@ -21,6 +21,7 @@ from benchmarks.cachestat import PAGE_SIZE, drop
 from benchmarks.guest.cgroups import Group, fill, group, lru, stretch
 from pagecache_bpf.errors import PolicyRejected
 from pagecache_bpf.kernel import abi, libbpf
+from pagecache_bpf.kernel.bpf_maps import BpfMap
 from pagecache_bpf.kernel.control_device import Device, ExitRecord
 from pagecache_bpf.policy import loader
 from pagecache_bpf.policy.catalog import find
@@ -251,7 +252,7 @@ def test_beside_a_tracer(first: str, memory: Group, files: tuple[Path, Path]) ->
         assert resident(weights) >= PAGES * 99 // 100
         if first == "tracer":
             counter = next(each for each in object_.maps() if each.name.endswith(".bss"))
-            assert any(counter.lookup(bytes(4), PAGE_SIZE) or b"")
+            assert any(BpfMap(counter.fd).lookup(bytes(4)) or b"")
 
 
 # --- pressure ---

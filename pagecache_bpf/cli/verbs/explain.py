@@ -165,7 +165,7 @@ def _at_risk(found: DryRun) -> list[dict[str, Any]]:
     """Other models that policies govern; what others have in the cache is root's to know."""
     import os
 
-    from pagecache_bpf.cli.tagging import PAGE_SIZE
+    from pagecache_bpf.kernel.file_pages import PAGE_SIZE
     from pagecache_bpf.policy.engines import Engines
 
     models: dict[tuple[str, str], int] = {}

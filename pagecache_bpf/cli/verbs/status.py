@@ -146,7 +146,7 @@ def _collect(engines: Engines) -> dict[str, Any]:
 def _attached(
     engine: str, policy: PolicyStatus, tags: list[Tag], pinned: bool, details: dict[str, Any]
 ) -> dict[str, Any]:
-    from pagecache_bpf.cli.tagging import PAGE_SIZE
+    from pagecache_bpf.kernel.file_pages import PAGE_SIZE
     from pagecache_bpf.policy import hints, loader
 
     knobs = details.get("knobs", loader.knobs_of(policy.name) if pinned else {})
@@ -215,8 +215,8 @@ def _ended(
 
 
 def _models(tags: list[Tag]) -> list[dict[str, Any]]:
-    from pagecache_bpf.cli.tagging import PAGE_SIZE
     from pagecache_bpf.kernel.control_device import size_on_disk
+    from pagecache_bpf.kernel.file_pages import PAGE_SIZE
 
     models: dict[str, dict[str, Any]] = {}
     for tag in tags:

@@ -41,8 +41,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace, out: Output) -> int:
     """List; that nothing governs anything here is no error."""
-    from pagecache_bpf.cli.tagging import PAGE_SIZE, require_root
+    from pagecache_bpf.cli.tagging import require_root
     from pagecache_bpf.kernel.control_device import size_on_disk
+    from pagecache_bpf.kernel.file_pages import PAGE_SIZE
     from pagecache_bpf.policy.engines import Engines
 
     require_root("list tags")

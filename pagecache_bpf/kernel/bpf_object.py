@@ -1,0 +1,75 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Loads a BPF object and says in a few words why the kernel refuses it.
+
+The one way in which policies of both engines and the observer are loaded.  It knows nothing of
+what is in an object: callers set it up (`prepare`) and say what its refusal means to people.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from pagecache_bpf._run_dir import write_log
+from pagecache_bpf.errors import PagecacheError, UsageError
+from pagecache_bpf.kernel import libbpf
+from pagecache_bpf.kernel.verifier_log import boil_down
+
+
+class ProgramsRefused(PagecacheError):
+    """The kernel refuses the programs of an object.
+
+    Attributes:
+        log_path: where all that the verifier and libbpf have said was written; None: nowhere.
+    """
+
+    def __init__(self, name: str, why: str, log_path: Path | None) -> None:
+        fix = f"The whole log is in {log_path}" if log_path else ""
+        super().__init__(f"the kernel refused to load {name}", why, fix)
+        self.log_path = log_path
+
+
+def load(
+    path: Path,
+    name: str,
+    prepare: Callable[[libbpf.Object], None],
+    log_name: str,
+    log_dir: Path | None = None,
+) -> libbpf.Object:
+    """Open an object, set it up, create its maps and have its programs verified.
+
+    Args:
+        path: the object file.
+        name: what the kernel's lists call it.
+        prepare: called with the opened object before it is loaded: sets constants and the sizes
+            of maps, and leaves programs out.
+        log_name: the file that gets the verifier's whole log if it refuses.
+        log_dir: the directory for that; None: the run directory.
+
+    Returns:
+        The loaded object, which the caller closes.
+
+    Raises:
+        UsageError: it is no object file; or what `prepare` raises.
+        ProgramsRefused: the kernel refuses it.
+    """
+    with libbpf.Messages() as messages:
+        try:
+            opened = libbpf.Object(path, name)
+        except OSError as error:
+            why = "; ".join(messages.lines[:2]) or error.strerror or str(error)
+            raise UsageError(f"{path} cannot be loaded", why, "Build it anew") from error
+        try:
+            prepare(opened)
+            try:
+                opened.load()
+            except OSError as error:
+                log = opened.kernel_log
+                written = write_log(log_name, "\n".join([*messages.lines, "", log]), log_dir)
+                why = boil_down(log) or "; ".join(messages.lines[:2])
+                why = why or error.strerror or str(error)
+                raise ProgramsRefused(name, why, written) from error
+        except BaseException:
+            opened.close()
+            raise
+    return opened
