@@ -24,8 +24,8 @@ GUEST_KREL = $(shell ls -d /lib/modules/6.12*/build 2>/dev/null | sort -V | tail
 RUNNING := $(shell uname -r)
 KREL ?= $(GUEST_KREL)
 
-.PHONY: help deps build peers bpf kmod check format coverage docs docs-site mutate test test-unit test-native test-vm test-numa \
-	test-torch test-old vm vm-shell vm-debug debug-kernel demo bench install uninstall clean
+.PHONY: help deps build peers bpf policies kmod check format coverage docs docs-site mutate test test-unit test-native test-vm test-numa \
+	test-torch test-old vm vm-shell vm-debug debug-kernel demo bench wheel dist install install-data uninstall clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -37,7 +37,10 @@ deps: ## install what building, testing and the demo need (root: apt packages)
 build: deps ## build policies and module (for the guest's kernel; for the running one if it has headers)
 	$(Q)$(MAKE) --no-print-directory bpf kmod
 
-bpf: $(POLICIES) $(AGENT_POLICIES) $(OBSERVER) $(TEST_POLICIES) build/bpf/abi.bpf.o ## compile the policies
+bpf: policies $(TEST_POLICIES) build/bpf/abi.bpf.o ## compile the policies
+
+# What is shipped; setup.py makes it, too.
+policies: $(POLICIES) $(AGENT_POLICIES) $(OBSERVER)
 
 build/bpf/%.bpf.o: bpf/policies/%.bpf.c $(BPF_HEADERS)
 	@mkdir -p $(@D)
@@ -124,7 +127,7 @@ TORCH_PY := build/venv-torch/bin/python
 test-torch: build ## tests and examples that need torch and transformers (a venv of its own; large)
 	$(Q)[ -e build/venv-torch/.installed ] || { python3 -m venv build/venv-torch && \
 		$(TORCH_PY) -m pip install -q --disable-pip-version-check '$(TORCH)' transformers \
-			-e '.[test,demo]' && touch build/venv-torch/.installed; }
+			-e '.[all,test,demo]' && touch build/venv-torch/.installed; }
 	$(TORCH_PY) -m pytest tests/unit/test_api_torch.py tests/unit/test_examples.py -rs \
 		--junitxml=build/test/torch.xml
 
@@ -189,42 +192,63 @@ bench: build ## all benchmarks, into build/bench (long)
 	$(PY) -m benchmarks.order
 	$(PY) -m benchmarks.startup
 
+wheel: ## build the wheel and the sdist, into build/dist
+	$(Q)tools/deps.sh wheel
+	$(Q)$(PYTHON) tools/dist.py wheel sdist
+
+dist: ## build all that is released: wheel, sdist, deb, image, chart, SBOM, checksums
+	$(Q)tools/deps.sh wheel dist
+	$(Q)$(PYTHON) tools/dist.py
+
+# The system's own Python: one of root's is unreadable for other users.
+PYTHON ?= $(firstword $(wildcard /usr/bin/python3) python3)
+VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
 LIB = $(DESTDIR)$(PREFIX)/lib/pagecache-bpf
 SHARE = $(DESTDIR)$(PREFIX)/share
 SYSTEMD = $(DESTDIR)$(PREFIX)/lib/systemd/system
-install: build ## install command, policies, module source for DKMS, man page, completion
-	python3 -m venv $(LIB)
-	mkdir -p pagecache_bpf/bpf/include pagecache_bpf/bpf/agent pagecache_bpf/bpf/observer pagecache_bpf/lib
-	cp bpf/policies/*.bpf.c $(POLICIES) pagecache_bpf/bpf/
-	cp $(AGENT_POLICIES) pagecache_bpf/bpf/agent/
-	cp bpf/observer/*.bpf.c $(OBSERVER) pagecache_bpf/bpf/observer/
-	cp bpf/include/*.h pagecache_bpf/bpf/include/
-	if [ -d build/deps/usr/include ]; then \
-		cp -L build/deps/usr/lib/*/libbpf.so.1 pagecache_bpf/lib/ && \
-		cp -r build/deps/usr/include pagecache_bpf/lib/; fi
-	$(LIB)/bin/python -m pip install -q --disable-pip-version-check '.[export]' ; status=$$?; \
-		rm -rf pagecache_bpf/bpf pagecache_bpf/lib build/lib build/bdist.*; exit $$status
-	install -d $(DESTDIR)$(PREFIX)/bin $(DESTDIR)/usr/src/pagecache_bpf-0.1.0/include
+MODULE_SOURCE = $(DESTDIR)/usr/src/pagecache_bpf-$(VERSION)
+MAN_PAGES = $(notdir $(wildcard docs/man/*.1))
+install: ## install command, policies, module source for DKMS, man pages, docs, completion
+	$(Q)tools/deps.sh wheel
+	$(PYTHON) -m venv --clear $(LIB)
+	$(LIB)/bin/python -m pip install -q --disable-pip-version-check '.[all]'
+	install -d $(DESTDIR)$(PREFIX)/bin
 	ln -sf $(PREFIX)/lib/pagecache-bpf/bin/pagecache-bpf $(DESTDIR)$(PREFIX)/bin/pagecache-bpf
-	install -m 644 kmod/*.[ch] kmod/Kbuild kmod/dkms.conf $(DESTDIR)/usr/src/pagecache_bpf-0.1.0
-	install -m 644 bpf/include/pagecache_*.h $(DESTDIR)/usr/src/pagecache_bpf-0.1.0/include
+	$(MAKE) --no-print-directory install-data COMMAND=$(LIB)/bin/pagecache-bpf
+	@echo "next, as root: dkms install pagecache_bpf/$(VERSION) (the module, for this kernel and its updates)"
+
+# What lies beside the Python package; tools/dist.py puts the same into the deb.
+install-data:
+	install -d $(MODULE_SOURCE)/include
+	install -m 644 kmod/*.[ch] kmod/Kbuild kmod/dkms.conf $(MODULE_SOURCE)
+	install -m 644 bpf/include/pagecache_*.h $(MODULE_SOURCE)/include
 	install -D -m 644 -t $(SHARE)/man/man1 docs/man/*.1
+	install -D -m 644 -t $(SHARE)/doc/pagecache-bpf README.md CHANGELOG.md LICENSE
+	install -D -m 644 -t $(SHARE)/doc/pagecache-bpf/docs docs/*.md
 	install -D -m 644 -t $(SHARE)/pagecache-bpf packaging/grafana/*.json packaging/prometheus/*.yml
 	install -d $(SHARE)/bash-completion/completions $(SHARE)/zsh/site-functions $(SHARE)/fish/vendor_completions.d
-	$(PY) -m pagecache_bpf completion bash >$(SHARE)/bash-completion/completions/pagecache-bpf
-	$(PY) -m pagecache_bpf completion zsh >$(SHARE)/zsh/site-functions/_pagecache-bpf
-	$(PY) -m pagecache_bpf completion fish >$(SHARE)/fish/vendor_completions.d/pagecache-bpf.fish
+	$(COMMAND) completion bash >$(SHARE)/bash-completion/completions/pagecache-bpf
+	$(COMMAND) completion zsh >$(SHARE)/zsh/site-functions/_pagecache-bpf
+	$(COMMAND) completion fish >$(SHARE)/fish/vendor_completions.d/pagecache-bpf.fish
 	install -d $(SYSTEMD) $(DESTDIR)/etc/pagecache-bpf
 	sed 's|/usr/local|$(PREFIX)|' packaging/systemd/pagecache-bpf.service >$(SYSTEMD)/pagecache-bpf.service
 	[ -e $(DESTDIR)/etc/pagecache-bpf/config.toml ] || install -m 644 packaging/config.toml $(DESTDIR)/etc/pagecache-bpf/
-	@echo "next, as root: dkms install pagecache_bpf/0.1.0 (the module, for this kernel and its updates)"
 
-uninstall: ## remove what `make install` installed
-	rm -rf $(LIB) $(SHARE)/pagecache-bpf $(DESTDIR)/usr/src/pagecache_bpf-0.1.0
-	rm -f $(DESTDIR)$(PREFIX)/bin/pagecache-bpf $(SHARE)/man/man1/pagecache-bpf.1
+# The module goes first: DKMS needs its sources to forget it.
+uninstall: ## remove what `make install` installed; a configuration that was changed stays
+	@if [ -z "$(DESTDIR)" ] && command -v dkms >/dev/null && [ -e $(MODULE_SOURCE)/dkms.conf ] && \
+		dkms status pagecache_bpf/$(VERSION) | grep -q .; then \
+			echo "dkms remove pagecache_bpf/$(VERSION) --all" && dkms remove pagecache_bpf/$(VERSION) --all; fi
+	rm -rf $(LIB) $(SHARE)/pagecache-bpf $(SHARE)/doc/pagecache-bpf $(MODULE_SOURCE)
+	rm -f $(DESTDIR)$(PREFIX)/bin/pagecache-bpf $(addprefix $(SHARE)/man/man1/,$(MAN_PAGES))
 	rm -f $(SYSTEMD)/pagecache-bpf.service
 	rm -f $(SHARE)/bash-completion/completions/pagecache-bpf $(SHARE)/zsh/site-functions/_pagecache-bpf
 	rm -f $(SHARE)/fish/vendor_completions.d/pagecache-bpf.fish
+	@if cmp -s packaging/config.toml $(DESTDIR)/etc/pagecache-bpf/config.toml; then \
+		rm -f $(DESTDIR)/etc/pagecache-bpf/config.toml; fi
+	@rmdir --ignore-fail-on-non-empty -p $(DESTDIR)/etc/pagecache-bpf $(SHARE)/man/man1 $(SYSTEMD) \
+		$(SHARE)/bash-completion/completions $(SHARE)/zsh/site-functions $(SHARE)/fish/vendor_completions.d \
+		2>/dev/null || true
 
 clean: ## delete what was built, not what was installed into build/venv and build/deps
 	rm -rf build/bpf build/kmod build/test build/guest build/bench build/demo

@@ -7,6 +7,7 @@ tool) lacks something, 4 not enough privilege.
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 
@@ -62,3 +63,26 @@ class PolicyRejected(PagecacheError):
     ) -> None:
         super().__init__(what, why, fix, docs)
         self.log_path = log_path
+
+
+def missing_package(error: ModuleNotFoundError) -> UnsupportedError | None:
+    """Say how to install the Python package that an import did not find.
+
+    The core of this package needs none; others come with the extras of pyproject.toml.
+
+    Args:
+        error: what the import raised.
+
+    Returns:
+        What to tell a person; None where a module of this package or of Python itself is missing,
+        which is a bug or a damaged installation.
+    """
+    name = (error.name or "").partition(".")[0]
+    if not name or name == __name__.partition(".")[0] or name in sys.stdlib_module_names:
+        return None
+    return UnsupportedError(
+        f"the Python package {name} is not installed",
+        "only load() does without all others",
+        "Run `pip install 'pagecache-bpf[all]'`; docs/install.md tells which extra is for what",
+        docs="docs/install.md",
+    )

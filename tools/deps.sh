@@ -1,45 +1,127 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: Apache-2.0
-# Install what building, testing and the demo need: Debian packages (as root, only those that are
-# missing), a virtual environment in build/venv, and in build/deps the Prometheus server for tests
-# and libbpf >= 1.4 where the system's is older.  The system's own package sources are used and
-# left as they are.
+# Install what is missing for one or more roles: deps.sh [wheel] [dist] [test], all by default.
+#
+#   wheel  what `pip wheel .` and `make install` need: clang, make, Python's venv, libbpf >= 1.4
+#   dist   what the packages and the image need besides: debootstrap, buildah, lintian
+#   test   what building the module, testing and the demo need, with a virtual environment in
+#          build/venv and, in build/deps, the Prometheus server
+#
+# What is there is asked of the machine, not of a list of packages; only what to install is named,
+# for apt (Debian 12 and 13, Ubuntu) and for dnf (Fedora, RHEL and its like: role wheel).  Root is
+# needed only where a package is missing.  libbpf is fetched into build/deps where the system's is
+# older.  The system's own package sources are used and left as they are.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-PACKAGES=(
-	bc busybox-static clang dmsetup dwarves e2fsprogs gcc kmod libc6-dev libelf1
-	linux-headers-6.12-amd64 linux-image-6.12-amd64 make openssl python3 python3-bpfcc
-	python3-venv qemu-system-x86 qemu-utils vmtouch xfsprogs
-)
+ROLES=" ${*:-wheel test} "
 LIBBPF_MIN=1.4
 DEPS=$PWD/build/deps
 VENV=$PWD/build/venv
 
 say() { printf '== %s\n' "$*" >&2; }
 
-installed() { dpkg-query -W -f '${db:Status-Status}\n' "$1" 2>/dev/null | grep -qx installed; }
+role() { [[ $ROLES == *" $1 "* ]]; }
 
-packages() {
-	local missing=()
-	for package in "${PACKAGES[@]}"; do
-		installed "$package" || missing+=("$package")
+has() { command -v "$1" >/dev/null || [ -x "/usr/sbin/$1" ] || [ -x "/sbin/$1" ]; }
+
+has_clang() {
+	local name
+	for name in clang clang-{14..30}; do
+		has "$name" && return
 	done
-	if [ ${#missing[@]} -eq 0 ]; then
-		return
+	return 1
+}
+
+has_file() { compgen -G "$1" >/dev/null; }
+
+has_library() { python3 -c 'import ctypes, sys; ctypes.CDLL(sys.argv[1])' "$1" 2>/dev/null; }
+
+# bcc is Debian's own Python's.
+has_bcc() { /usr/bin/python3 -c 'import bcc' 2>/dev/null; }
+
+has_venv() { python3 -c 'import ensurepip, sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null; }
+
+# What is missing, by the names that apt and dnf have for it.
+WANTED_APT=()
+WANTED_DNF=()
+
+# need APT DNF CHECK...: a name for apt may be several, the first that there is is taken: a|b.
+need() {
+	local apt=$1 dnf=$2
+	shift 2
+	"$@" || {
+		WANTED_APT+=("$apt")
+		WANTED_DNF+=("$dnf")
+	}
+}
+
+needs() {
+	need python3-venv python3 has_venv
+	need make make has make
+	need clang clang has_clang
+	need 'libelf1t64|libelf1' elfutils-libelf has_library libelf.so.1
+	if role dist; then
+		need debootstrap debootstrap has debootstrap
+		need buildah buildah has buildah
+		need lintian '' has lintian
 	fi
-	if [ "$(id -u)" -ne 0 ]; then
-		say "not installed: ${missing[*]}"
-		say "run 'make deps' as root, or install them yourself"
-		exit 4
+	if role test; then
+		need bc bc has bc
+		need busybox-static busybox has busybox
+		need dmsetup device-mapper has dmsetup
+		need dwarves dwarves has pahole
+		need e2fsprogs e2fsprogs has mkfs.ext4
+		need gcc gcc has gcc
+		need kmod kmod has modprobe
+		need libc6-dev glibc-devel has_file '/usr/include/stdio.h'
+		need 'linux-headers-6.12-amd64|linux-headers-amd64' '' has_file '/lib/modules/6.12*/build/Makefile'
+		need 'linux-image-6.12-amd64|linux-image-amd64' '' has_file '/boot/vmlinuz-6.12*'
+		need openssl openssl has openssl
+		need python3-bpfcc python3-bcc has_bcc
+		need qemu-system-x86 qemu-kvm has qemu-system-x86_64
+		need qemu-utils qemu-img has qemu-img
+		need vmtouch vmtouch has vmtouch
+		need xfsprogs xfsprogs has mkfs.xfs
 	fi
-	say "installing ${missing[*]}"
+}
+
+with_apt() {
+	local names=() name candidate
+	export DEBIAN_FRONTEND=noninteractive
 	apt-get update -qq
-	DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends \
-		"${missing[@]}" >build/apt.log 2>&1 || {
+	for name in "$@"; do
+		for candidate in ${name//|/ }; do
+			[ -n "$(apt-cache policy "$candidate" | grep 'Candidate: [^(]')" ] && break
+		done
+		names+=("$candidate")
+	done
+	say "installing ${names[*]}"
+	apt-get install -y -qq --no-install-recommends "${names[@]}" >build/apt.log 2>&1 || {
 		tail -n 20 build/apt.log >&2
 		exit 1
 	}
+}
+
+packages() {
+	needs
+	if [ ${#WANTED_APT[@]} -eq 0 ]; then
+		return
+	fi
+	if [ "$(id -u)" -ne 0 ]; then
+		say "not installed: ${WANTED_APT[*]}"
+		say "run tools/deps.sh$ROLES as root, or install them yourself"
+		exit 4
+	fi
+	if has apt-get; then
+		with_apt "${WANTED_APT[@]}"
+	elif has dnf && ! role test; then
+		dnf install -y -q ${WANTED_DNF[*]} >&2
+	else
+		say "not installed, by Debian's names: ${WANTED_APT[*]}"
+		say "this machine has neither apt nor, for role wheel, dnf: install them yourself"
+		exit 3
+	fi
 }
 
 # The version of a libbpf.so, asked of the library itself.
@@ -56,60 +138,8 @@ PY
 
 new_enough() { [ "$(printf '%s\n' "$LIBBPF_MIN" "$1" | sort -V | head -n 1)" = "$LIBBPF_MIN" ]; }
 
-find_libbpf() { find "$DEPS" -name 'libbpf.so.1' 2>/dev/null | head -n 1; }
-
-# Fetch packages of another suite without adding it to the system: apt is given a private list of
-# sources, the machine's own with the suite's name replaced.
-from_suite() {
-	local suite=$1 apt=$PWD/build/apt
-	shift
-	rm -rf "$apt"
-	mkdir -p "$apt/lists/partial" "$apt/debs"
-	python3 - "$suite" >"$apt/private.sources" <<'PY'
-import pathlib, re, sys
-suite = sys.argv[1]
-for path in sorted(pathlib.Path("/etc/apt").glob("sources.list.d/*.sources")):
-    for block in re.split(r"\n\s*\n", path.read_text()):
-        lines = [line for line in block.splitlines() if not line.startswith("#")]
-        text = "\n".join(lines)
-        if re.search(r"^URIs:.*/debian/?\s*$", text, re.M) and "debian-security" not in text:
-            print(re.sub(r"^Suites:.*$", f"Suites: {suite}", text, flags=re.M) + "\n")
-            sys.exit()
-for path in [pathlib.Path("/etc/apt/sources.list"), *pathlib.Path("/etc/apt").glob("sources.list.d/*.list")]:
-    for line in path.read_text().splitlines() if path.exists() else []:
-        match = re.match(r"deb\s+(?:\[[^]]*\]\s+)?(\S+/debian/?)\s", line)
-        if match:
-            print(f"Types: deb\nURIs: {match[1]}\nSuites: {suite}\nComponents: main\n"
-                  "Signed-By: /usr/share/keyrings/debian-archive-keyring.gpg")
-            sys.exit()
-sys.exit("no Debian source found in /etc/apt")
-PY
-	local options=(
-		-o "Dir::Etc::sourcelist=$apt/private.sources" -o Dir::Etc::sourceparts=/nonexistent
-		-o "Dir::State::lists=$apt/lists" -o Dir::Cache::pkgcache= -o Dir::Cache::srcpkgcache=
-		-o APT::Sandbox::User=root
-	)
-	apt-get -qq "${options[@]}" update >&2
-	(cd "$apt/debs" && apt-get -qq "${options[@]}" download "$@" >&2)
-	for deb in "$apt"/debs/*.deb; do
-		dpkg -x "$deb" "$DEPS"
-	done
-}
-
-# Debian's kernel source carries libbpf in tools/lib/bpf, as new as the kernel.
-from_kernel_source() {
-	say "building libbpf from the kernel's source package"
-	[ "$(id -u)" -eq 0 ] && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq \
-		--no-install-recommends linux-source-6.12 libelf-dev zlib1g-dev pkg-config >&2
-	mkdir -p build/linux
-	tar -xf /usr/src/linux-source-6.12.tar.* -C build/linux --strip-components=1 \
-		--wildcards '*/tools/lib' '*/tools/include' '*/tools/scripts' '*/tools/build' '*/tools/arch' \
-		'*/include/uapi' '*/scripts'
-	make -s -C build/linux/tools/lib/bpf DESTDIR="$DEPS" prefix=/usr install install_headers >&2
-}
-
-libbpf() {
-	local found
+find_libbpf() {
+	local found candidate codename
 	found=$(libbpf_version libbpf.so.1)
 	if new_enough "$found" && [ -e /usr/include/bpf/bpf_helpers.h ]; then
 		return
@@ -117,8 +147,21 @@ libbpf() {
 	if [ -n "$(find_libbpf)" ] && new_enough "$(libbpf_version "$(find_libbpf)")"; then
 		return
 	fi
+	if [ "$(id -u)" -eq 0 ] && has apt-get; then
+		candidate=$(apt-cache policy libbpf-dev | sed -n 's/ *Candidate: \(.*:\)\?//p')
+		if new_enough "$candidate"; then
+			with_apt libbpf-dev
+			return
+		fi
+	elif [ "$(id -u)" -eq 0 ] && has dnf; then
+		dnf install -y -q libbpf-devel >&2
+		new_enough "$(libbpf_version libbpf.so.1)" && return
+	fi
 	say "libbpf $found is older than $LIBBPF_MIN or lacks its headers: fetching a newer one into build/deps"
-	local codename
+	has apt-get || {
+		say "no libbpf >= $LIBBPF_MIN could be had: install it, with its headers"
+		exit 3
+	}
 	codename=$(. /etc/os-release && echo "${VERSION_CODENAME:-bookworm}")
 	from_suite "$codename-backports" libbpf1 libbpf-dev || from_kernel_source
 	new_enough "$(libbpf_version "$(find_libbpf)")" || {
@@ -130,12 +173,17 @@ libbpf() {
 # The Prometheus server and promtool, for tests.  Unpacked and not installed: the package would
 # start a service that nobody asked for, on a port that an own one may have.
 prometheus() {
-	[ -x "$DEPS/prometheus/bin/promtool" ] && return
+	[ -x "$DEPS/prometheus/bin/prometheus" ] && [ -x "$DEPS/prometheus/bin/promtool" ] && return
+	local packages=(prometheus)
 	say "unpacking Debian's prometheus into build/deps/prometheus"
 	rm -rf build/prometheus && mkdir -p build/prometheus "$DEPS/prometheus/bin"
 	apt-cache show prometheus >/dev/null 2>&1 || apt-get -qq update
-	(cd build/prometheus && apt-get -qq -o APT::Sandbox::User=root download prometheus >&2)
-	dpkg -x build/prometheus/*.deb build/prometheus
+	# Debian 13 has promtool in a package of its own.
+	apt-cache show promtool >/dev/null 2>&1 && packages+=(promtool)
+	(cd build/prometheus && apt-get -qq -o APT::Sandbox::User=root download "${packages[@]}" >&2)
+	for deb in build/prometheus/*.deb; do
+		dpkg -x "$deb" build/prometheus
+	done
 	mv build/prometheus/usr/bin/prom* "$DEPS/prometheus/bin/"
 	rm -rf build/prometheus
 }
@@ -147,12 +195,14 @@ environment() {
 	fi
 	say "making the virtual environment build/venv"
 	[ -x "$VENV/bin/python" ] || python3 -m venv "$VENV"
-	"$VENV/bin/python" -m pip install -q --disable-pip-version-check -e '.[test,demo,docs,export]' >&2
+	"$VENV/bin/python" -m pip install -q --disable-pip-version-check -e '.[all,test,demo,docs]' >&2
 	touch "$stamp"
 }
 
 mkdir -p build
 packages
 libbpf
-prometheus
-environment
+if role test; then
+	prometheus
+	environment
+fi

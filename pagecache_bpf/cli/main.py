@@ -14,7 +14,7 @@ from typing import NoReturn
 
 from pagecache_bpf.cli.output import Output
 from pagecache_bpf.cli.parser import build_parser
-from pagecache_bpf.errors import PagecacheError
+from pagecache_bpf.errors import PagecacheError, missing_package
 
 INTERRUPTED, BROKEN_PIPE, TERMINATED = 130, 141, 143  # as the shell counts: 128 + signal
 
@@ -58,6 +58,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return BROKEN_PIPE
     except Exception as error:
+        missing = missing_package(error) if isinstance(error, ModuleNotFoundError) else None
+        if missing is not None:
+            out.error(missing)
+            return missing.exit_code
         out.failure(f"unexpected {type(error).__name__}: {error}", error, report=not verbose)
         if verbose:
             traceback.print_exc()

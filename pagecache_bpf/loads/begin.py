@@ -7,7 +7,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import replace
 
-from pagecache_bpf.errors import PagecacheError, UsageError
+from pagecache_bpf.errors import PagecacheError, UsageError, missing_package
 from pagecache_bpf.loads.report import NONE, Report
 from pagecache_bpf.loads.request import LoadRequest, ServedLoad
 
@@ -51,7 +51,10 @@ def begin(request: LoadRequest) -> ServedLoad:
         except (PagecacheError, OSError) as error:
             reasons.append(_reason(error))
         except Exception as error:  # a bug of ours must not end a server
-            reasons.append(f"unexpected {type(error).__name__}: {error}")
+            missing = missing_package(error) if isinstance(error, ModuleNotFoundError) else None
+            reasons.append(
+                _reason(missing) if missing else f"unexpected {type(error).__name__}: {error}"
+            )
     return UnservedLoad(request.blank(NONE, "none", "; ".join(reasons)))
 
 

@@ -1,16 +1,29 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is installed beside the package: the service."""
+"""What is installed: the dependencies by role, and the service beside the package."""
 
 from __future__ import annotations
 
+import ast
+import json
 import re
 import shutil
+import struct
 import subprocess
+import sys
+from collections.abc import Iterator
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 from tests.unit.command import ROOT, run
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
 
 UNIT = ROOT / "packaging" / "systemd" / "pagecache-bpf.service"
 needs_systemd = pytest.mark.skipif(
@@ -52,3 +65,100 @@ def test_the_unit_starts_what_there_is() -> None:
     assert "Type=notify" in text and "kill -HUP" in text
     # What a restart would not cure: usage and what the machine lacks.
     assert "RestartPreventExitStatus=2 3" in text
+
+
+def declared() -> dict[str, set[str]]:
+    """The distributions that pyproject.toml names, by extra; "" is the core."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = {"": project["dependencies"], **project["optional-dependencies"]}
+    return {
+        extra: {canonicalize_name(Requirement(line).name) for line in lines}
+        for extra, lines in extras.items()
+    }
+
+
+def imported() -> Iterator[tuple[Path, str]]:
+    """Each import of a package that is neither ours nor Python's: (file, top-level name)."""
+    for path in sorted((ROOT / "pagecache_bpf").rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = []
+            if isinstance(node, ast.Import):
+                names = [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+                names = [node.module]
+            for name in {name.partition(".")[0] for name in names}:
+                if name not in sys.stdlib_module_names and name != "pagecache_bpf":
+                    yield path, name
+
+
+def test_the_core_needs_no_other_package() -> None:
+    assert declared()[""] == set()
+
+
+def test_what_is_imported_comes_with_a_role() -> None:
+    """An import without an extra would fail for everyone but developers."""
+    homes = {**packages_distributions(), "pynvml": ["nvidia-ml-py"], "tomllib": ["tomli"]}
+    extras = declared()
+    roles = {name for role in ("all", "nvidia", "torch", "bcc") for name in extras[role]}
+    for role in ("cli", "controller", "export", "templates"):
+        roles |= extras[role]
+    seen = set()
+    for path, name in imported():
+        if name == "vllm":  # the plug-in's host: it is there, or the plug-in is not called
+            continue
+        # Not installed here: then it has the same name, or the test would not know better.
+        home = {canonicalize_name(found) for found in homes.get(name, [name])}
+        assert home & roles, f"{path.relative_to(ROOT)} imports {name}, which no extra brings"
+        seen |= home
+    assert {"numpy", "pyelftools", "rich"} <= seen
+
+
+WITHOUT = """
+import sys
+
+class Nothing:
+    def find_spec(self, name, path=None, target=None):
+        top = name.partition(".")[0]
+        if top not in sys.stdlib_module_names and top != "pagecache_bpf":
+            raise ModuleNotFoundError(f"No module named {top!r}", name=top)
+
+sys.meta_path.insert(0, Nothing())
+"""
+
+LOAD = """
+import pagecache_bpf
+
+with pagecache_bpf.load(sys.argv[1]) as load:
+    data = open(sys.argv[1], "rb").read()
+print(len(data), load.report())
+"""
+
+COMMAND_LINE = """
+from pagecache_bpf.cli.main import main
+
+sys.exit(main(["policy", "list"]))
+"""
+
+
+def without_packages(program: str, *words: str) -> subprocess.CompletedProcess[str]:
+    """Run Python code where nothing but the standard library and this package can be imported."""
+    command = [sys.executable, "-c", WITHOUT + program, *words]
+    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=120)
+
+
+def test_a_load_needs_only_the_standard_library(tmp_path: Path) -> None:
+    size = 1 << 20
+    header = json.dumps({"w": {"dtype": "U8", "shape": [size], "data_offsets": [0, size]}})
+    file = tmp_path / "model.safetensors"
+    file.write_bytes(struct.pack("<Q", len(header)) + header.encode() + bytes(size))
+    done = without_packages(LOAD, str(file))
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith(f"{file.stat().st_size} ")
+    assert "unexpected" not in done.stdout
+
+
+def test_a_package_that_is_missing_is_told_with_what_to_install() -> None:
+    done = without_packages(COMMAND_LINE)
+    assert done.returncode == 3
+    assert "pagecache-bpf[all]" in done.stderr and "is not installed" in done.stderr
+    assert "bug" not in done.stderr and "Traceback" not in done.stderr
