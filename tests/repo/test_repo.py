@@ -35,7 +35,7 @@ def test_one_version() -> None:
     assert changes[0] == version()
     assert f'MODULE_VERSION("{version()}")' in text(ROOT / "kmod/main.c")
     assert f'PACKAGE_VERSION="{version()}"' in text(ROOT / "kmod/dkms.conf")
-    assert f"pagecache_bpf-{version()}" in text(ROOT / "Makefile")
+    assert version() not in text(ROOT / "Makefile")  # which asks pyproject.toml
 
 
 @pytest.mark.parametrize("policy", POLICIES)
