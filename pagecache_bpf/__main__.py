@@ -1,8 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`python -m pagecache_bpf` is the command pagecache-bpf."""
+"""Where the command starts: `pagecache-bpf` and `python -m pagecache_bpf`.
 
+Until the command has read its arguments it has done nothing, so a Ctrl-C ends it as it ends any
+program, without a traceback of whatever was being imported.
+"""
+
+import signal
 import sys
 
-from pagecache_bpf.cli.main import main
 
-sys.exit(main())
+def main() -> int:
+    """Run the command line and return its exit code."""
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+    from pagecache_bpf.cli.main import main as run
+
+    return run()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -8,7 +8,7 @@ nanoseconds) and printing is short: a printed value is for eyes, JSON carries th
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from fractions import Fraction
 
 from pagecache_bpf.errors import UsageError
@@ -107,3 +107,49 @@ def format_count(count: int, unit: str) -> str:
 def plural(count: int, noun: str) -> str:
     """Return "1 file", "4 files"; the noun takes a plain s."""
     return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """Return the question that a mistyped word calls for.
+
+    Args:
+        word: what was typed.
+        known: the words that there are.
+
+    Returns:
+        "Did you mean X?", or nothing when none of them is close.
+    """
+    import difflib
+
+    close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
+    return f"Did you mean {close[0]}?" if close else ""
+
+
+def printable(text: str, keep: str = "") -> str:
+    """Return text that a terminal shows as it is, whatever names in it were chosen to do.
+
+    Control characters (line feeds and the ESC of terminal sequences among them), characters that
+    turn the direction of writing, and bytes that are no text become backslash escapes.
+
+    Args:
+        text: what is to be shown; names of files and processes may hold anything.
+        keep: control characters that stay.
+    """
+
+    def escaped(match: re.Match[str]) -> str:
+        character = match[0]
+        if character in keep:
+            return character
+        code = ord(character)
+        if 0xDC80 <= code <= 0xDCFF:  # os.fsdecode() of a byte that is no text
+            code -= 0xDC00
+        named = {"\n": "\\n", "\r": "\\r", "\t": "\\t"}.get(character)
+        return named or (f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}")
+
+    return _UNPRINTABLE.sub(escaped, text)
+
+
+#: C0 and C1 controls, DEL, marks and overrides of direction, line separators, surrogates.
+_UNPRINTABLE = re.compile(
+    "[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]"
+)

@@ -3,20 +3,20 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import signal
 import sys
 import traceback
 from collections.abc import Sequence
-from types import FrameType
-from typing import NoReturn
 
-from pagecache_bpf.cli.output import Output
+from pagecache_bpf.cli import interrupts, undo_log
+from pagecache_bpf.cli.output import TROUBLESHOOTING, Output
 from pagecache_bpf.cli.parser import build_parser
-from pagecache_bpf.errors import PagecacheError, missing_package
+from pagecache_bpf.errors import PagecacheError, PrivilegeError, missing_package
 
-INTERRUPTED, BROKEN_PIPE, TERMINATED = 130, 141, 143  # as the shell counts: 128 + signal
+INTERRUPTED, BROKEN_PIPE = 130, 141  # as the shell counts: 128 + signal
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -30,6 +30,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     out = Output(json="--json" in ours, color="--no-color" not in ours)
     verbose = False
     try:
+        interrupts.install()
         args = build_parser().parse_args(words)
         verbose = args.verbose
         logging.basicConfig(
@@ -37,10 +38,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             format="%(name)s: %(message)s",
             level=logging.DEBUG if verbose else logging.WARNING,
         )
-        # So that what is half done is undone, as on Ctrl-C.
-        signal.signal(signal.SIGTERM, _terminated)
+        if os.geteuid() == 0:
+            undo_log.recover(out)
         code: int = args.run(args, out)
-        sys.stdout.flush()
+        out.flush()
         return code
     except PagecacheError as error:
         out.error(error)
@@ -50,13 +51,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt as error:
         out.failure("interrupted", error)
         return INTERRUPTED
-    except _Terminated as error:
-        out.failure("terminated", error)
-        return TERMINATED
+    except interrupts.Terminated as error:
+        hung_up = error.number == signal.SIGHUP
+        out.failure("the terminal hung up" if hung_up else "terminated", error)
+        return 128 + error.number
     except BrokenPipeError:
         # The reader has had enough, as `head` does; the exit must not try to flush again.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        out.discard()
         return BROKEN_PIPE
+    except OSError as error:
+        # What the system refused at a place that no command expects it.
+        out.error(_of_system(error))
+        if verbose:
+            traceback.print_exc()
+        return PrivilegeError.exit_code if isinstance(error, PermissionError) else 1
     except Exception as error:
         missing = missing_package(error) if isinstance(error, ModuleNotFoundError) else None
         if missing is not None:
@@ -68,9 +76,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
 
 
-class _Terminated(BaseException):
-    """SIGTERM has arrived."""
-
-
-def _terminated(number: int, frame: FrameType | None) -> NoReturn:
-    raise _Terminated
+def _of_system(error: OSError) -> PagecacheError:
+    """Return what the system refused as an error for people; the file is named if it is known."""
+    why = error.strerror or str(error)
+    what = f"{error.filename} cannot be used" if error.filename else "the system refused a request"
+    docs = f"{TROUBLESHOOTING}#cannot-be-used"
+    if isinstance(error, PermissionError):
+        return PrivilegeError(what, why, "Run as a user who may, or as root", docs)
+    fixes = {
+        errno.ENOSPC: "Free some space on that file system",
+        errno.EROFS: "Make that file system writable, or name another place",
+        errno.EMFILE: "Raise the limit of open files (ulimit -n)",
+        errno.ENFILE: "Raise fs.file-max: the machine has no open files left",
+        errno.ENOMEM: "Free some memory",
+    }
+    return PagecacheError(what, why, fixes.get(error.errno or 0, "Run it again with -v"), docs)

@@ -10,18 +10,46 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pagecache_bpf.errors import PagecacheError
+from pagecache_bpf.units import printable
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
     from rich.table import Table
 
-WIDTH = 96  # without a terminal
+WIDTH = 96  # without a terminal, unless COLUMNS says otherwise
 PREFIX = "pagecache-bpf: "
 TROUBLESHOOTING = "docs/troubleshooting.md"
+#: Where the documents are after an installation (`make install`, `pip install`).
+INSTALLED_DOCS = Path(sys.prefix) / "share" / "doc" / "pagecache-bpf"
+
+
+def where(docs: str) -> str:
+    """Return where a section of the documents can be read on this machine.
+
+    Args:
+        docs: what an error names, like docs/troubleshooting.md#is-not-attached; may be empty.
+
+    Returns:
+        The path of the document in the source tree or of the installed one, with the section.
+    """
+    name, mark, section = docs.partition("#")
+    for root in (Path(__file__).resolve().parents[2] / "docs", INSTALLED_DOCS):
+        path = root / name.removeprefix("docs/")
+        if name and path.is_file():
+            return f"{path}{mark}{section}"
+    return docs
+
+
+def _columns() -> int:
+    """The width of output that goes to a pipe or a file."""
+    text = os.environ.get("COLUMNS", "")
+    return int(text) if text.isascii() and text.isdigit() and 20 <= int(text) <= 1000 else WIDTH
 
 
 def add_note(error: BaseException, text: str) -> None:
@@ -46,24 +74,69 @@ class Output:
     def emit(self, data: Mapping[str, Any], human: Callable[[Console], None]) -> None:
         """Print a command's result: DATA with --json, otherwise what HUMAN prints."""
         if self.json:
-            print(json.dumps(data, indent=2))
+            self._print(json.dumps(data, indent=2))
         else:
             console = self._console()
             if console.is_terminal:
-                human(console)
+                with self._told():
+                    human(console)
                 return
-            with console.capture() as captured:
+            with self._told(), console.capture() as captured:
                 human(console)
             # tables are padded to their width, which is noise in files and pipes
-            for line in captured.get().splitlines():
-                print(line.rstrip())
+            lines = captured.get().split("\n")
+            self._print("\n".join(line.rstrip() for line in lines).rstrip("\n"))
+
+    def _print(self, text: str) -> None:
+        if text:
+            with self._told():
+                print(text)
+        self.flush()
+
+    def flush(self) -> None:
+        """Hand everything that was printed to the system.
+
+        Raises:
+            PagecacheError: the system does not take it; the command itself is done.
+        """
+        with self._told():
+            sys.stdout.flush()
+
+    @contextmanager
+    def _told(self) -> Iterator[None]:
+        try:
+            yield
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            self.discard()
+            raise PagecacheError(
+                "the output cannot be written",
+                error.strerror or str(error),
+                "The command itself is done. Free some space, or write the output elsewhere",
+                f"{TROUBLESHOOTING}#the-output-cannot-be-written",
+            ) from error
+
+    def discard(self) -> None:
+        """Let stdout lead nowhere, so that the end of the process does not try to flush it."""
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
     def _console(self) -> Console:
         from rich.console import Console
 
+        class SafeConsole(Console):
+            """A console on which no name can send sequences to the terminal."""
+
+            def print(self, *objects: Any, **options: Any) -> None:
+                safe = [
+                    printable(text, keep="\n") if isinstance(text, str) else text
+                    for text in objects
+                ]
+                super().print(*safe, **options)
+
         tty = sys.stdout.isatty()
-        return Console(
-            width=None if tty else WIDTH,
+        return SafeConsole(
+            width=None if tty else _columns(),
             # what comes from the system (paths, messages) is text, never markup
             markup=False,
             highlight=False,
@@ -81,7 +154,7 @@ class Output:
                 "what": error.what,
                 "why": error.why,
                 "fix": error.fix,
-                "docs": error.docs,
+                "docs": where(error.docs),
                 "log": str(log) if log else None,
                 "notes": _notes(error),
                 "exit_code": error.exit_code,
@@ -89,16 +162,17 @@ class Output:
             self._stderr(json.dumps({"error": content}))
             return
         self._stderr(
-            f"{PREFIX}{self._red('error:')} {error.what}{f': {error.why}' if error.why else ''}"
+            f"{PREFIX}{self._red('error:')} "
+            + printable(f"{error.what}{f': {error.why}' if error.why else ''}")
         )
         for note in _notes(error):
-            self._stderr(f"  note: {note}")
+            self._stderr(f"  note: {printable(note)}")
         if error.fix:
-            self._stderr(f"  fix:  {error.fix}")
+            self._stderr(f"  fix:  {printable(error.fix)}")
         if log and str(log) not in error.fix:
-            self._stderr(f"  log:  {log}")
+            self._stderr(f"  log:  {printable(str(log))}")
         if error.docs:
-            self._stderr(f"  see:  {error.docs}")
+            self._stderr(f"  see:  {where(error.docs)}")
 
     def failure(self, text: str, error: BaseException, *, report: bool = False) -> None:
         """Print what ended the command and is no PagecacheError; report: ask for a report."""
@@ -111,21 +185,35 @@ class Output:
             content = {"type": type(error).__name__, "what": text, "notes": notes}
             self._stderr(json.dumps({"error": content}))
             return
-        self._stderr(f"{PREFIX}{self._red('error:')} {text}")
+        self._stderr(f"{PREFIX}{self._red('error:')} {printable(text)}")
         for note in notes:
-            self._stderr(f"  note: {note}")
+            self._stderr(f"  note: {printable(note)}")
 
     def warn(self, text: str) -> None:
-        """Print a warning to stderr."""
-        self._stderr(json.dumps({"warning": text}) if self.json else f"{PREFIX}warning: {text}")
+        """Print a warning to stderr.
+
+        Args:
+            text: a sentence.
+        """
+        shown = f"{PREFIX}warning: {printable(text)}"
+        self._stderr(json.dumps({"warning": text}) if self.json else shown)
+
+    def remark(self, text: str) -> None:
+        """Print a line for people to stderr, where stdout belongs to another program.
+
+        Args:
+            text: the line.
+        """
+        self._stderr(f"{PREFIX}{printable(text)}")
 
     def _red(self, text: str) -> str:
         return f"\033[1;31m{text}\033[0m" if self.color and sys.stderr.isatty() else text
 
     @staticmethod
     def _stderr(text: str) -> None:
-        # file names may hold bytes that are no text
-        print(text.encode("utf-8", "backslashreplace").decode(), file=sys.stderr)
+        # Nobody can be told that stderr does not take anything; the exit code stays what it is.
+        with suppress(OSError):
+            print(text.encode("utf-8", "backslashreplace").decode(), file=sys.stderr, flush=True)
 
 
 def table(columns: Sequence[tuple[str, str]], rows: Sequence[Sequence[RenderableType]]) -> Table:
@@ -142,8 +230,12 @@ def table(columns: Sequence[tuple[str, str]], rows: Sequence[Sequence[Renderable
             no_wrap=kind == "number",
         )
     for row in rows:
-        made.add_row(*row)
+        made.add_row(*map(_safe, row))
     return made
+
+
+def _safe(cell: RenderableType) -> RenderableType:
+    return printable(cell) if isinstance(cell, str) else cell
 
 
 def pairs(rows: Sequence[tuple[str, RenderableType]], indent: int = 0) -> Table:
@@ -154,5 +246,5 @@ def pairs(rows: Sequence[tuple[str, RenderableType]], indent: int = 0) -> Table:
     made.add_column(style="bold", no_wrap=True)
     made.add_column(overflow="fold")
     for name, value in rows:
-        made.add_row(" " * indent + name, value)
+        made.add_row(" " * indent + printable(name), _safe(value))
     return made

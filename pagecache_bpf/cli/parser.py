@@ -6,19 +6,36 @@ from __future__ import annotations
 import argparse
 import importlib
 import pkgutil
+from collections.abc import Sequence
+from enum import Enum
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from pagecache_bpf.errors import UsageError
+from pagecache_bpf.units import did_you_mean
 
 if TYPE_CHECKING:
     Subparsers = argparse._SubParsersAction[Any]
 
 PROG = "pagecache-bpf"
 DESCRIPTION = """\
-Attaches eBPF policies that decide what the kernel reads ahead for the weight files of models.
-A policy governs only files that are tagged; every other file is read as before. The kernel
-keeps the policy and the tags: no process stays behind, and `detach` undoes it all."""
+Attaches eBPF policies that program the page cache for the weight files of models: what is read
+ahead, what is kept, what is dropped. A policy governs only files that are tagged; every other file
+is read as before. The kernel runs the policy, through a module of ours or on tracepoints (engine
+agent: a process of ours reads ahead). `detach` undoes it all."""
+
+
+class Group(Enum):
+    """What a command is for; --help lists the commands by it, in this order.
+
+    A command declares its own: `GROUP = Group.LOOK` in its module.
+    """
+
+    USE = "use: load a model, put its files under a policy, take them out"
+    LOOK = "look: what is attached, what readers find, what a load would do"
+    POLICIES = "policies: what there is, what they can be told, try one on a trace"
+    OPERATE = "operate: run the controller, check the machine, export, set up"
+
 
 COMMON = (
     ("--json", "print JSON (keys: see the manual page); errors are JSON on stderr too"),
@@ -41,17 +58,84 @@ class Parser(argparse.ArgumentParser):
         argparse by itself takes a list of PATHs as finished, though empty, at the first option.
         """
         lists = any(action.nargs in ("*", "+") for action in self._get_positional_actions())
-        if self._sorting or not lists:
+        if self._sorting:
             return super().parse_known_args(args, namespace)
-        self._sorting = True  # the call below comes back here
-        try:
-            return self.parse_known_intermixed_args(args, namespace)
-        finally:
-            self._sorting = False
+        if not lists:
+            found, extras = super().parse_known_args(args, namespace)
+        else:
+            self._sorting = True  # the call below comes back here
+            try:
+                found, extras = self.parse_known_intermixed_args(args, namespace)
+            finally:
+                self._sorting = False
+        self.refuse_extras(extras)
+        return found, extras
 
     def error(self, message: str) -> NoReturn:
-        """Raise UsageError."""
-        raise UsageError(message, "", f"Run `{self.prog} --help`")
+        """Raise UsageError.
+
+        Args:
+            message: what argparse says is wrong.
+        """
+        raise UsageError(self._only_required(message), "", f"Run `{self.prog} --help`")
+
+    def _only_required(self, message: str) -> str:
+        """Leave out of argparse's list of what is missing what may be missing: a list of PATHs."""
+        begin = "the following arguments are required: "
+        if not message.startswith(begin):
+            return message
+        optional = {
+            str(action.metavar)
+            for action in self._get_positional_actions()
+            if action.nargs in ("?", "*")
+        }
+        missing = message[len(begin) :].split(", ")
+        return begin + ", ".join(name for name in missing if name not in optional)
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        """Refuse a value that is no choice, and name the choice that was probably meant."""
+        if action.choices is None or value in action.choices:
+            return
+        choices = [str(choice) for choice in action.choices]
+        name = action.metavar or "/".join(action.option_strings)
+        raise UsageError(
+            f"{name}: invalid choice: {value!r}",
+            f"there are {', '.join(choices)}",
+            did_you_mean(str(value), choices) or f"Run `{self.prog} --help`",
+        )
+
+    def refuse_extras(self, extras: Sequence[str]) -> None:
+        """Raise UsageError for words that no argument takes.
+
+        Args:
+            extras: what parse_known_args() could not place.
+        """
+        if not extras:
+            return
+        options = [option for action in self._actions for option in action.option_strings]
+        wrong = next((word for word in extras if word.startswith("-")), "")
+        raise UsageError(
+            f"unrecognized arguments: {' '.join(extras)}",
+            "",
+            did_you_mean(wrong.partition("=")[0], options) or f"Run `{self.prog} --help`",
+        )
+
+
+class _GroupedHelp(argparse.RawDescriptionHelpFormatter):
+    """Help that lists the commands by their groups."""
+
+    def _format_action(self, action: argparse.Action) -> str:
+        if not isinstance(action, argparse._SubParsersAction):
+            return super()._format_action(action)
+        parts = []
+        for group in Group:
+            parts.append(f"\n  {group.value}\n")
+            self._indent()
+            for summary in action._choices_actions:
+                if action.choices[summary.dest].get_default("group") is group:
+                    parts.append(super()._format_action(summary))
+            self._dedent()
+        return "".join(parts).lstrip("\n")
 
 
 class _Version(argparse.Action):
@@ -66,7 +150,7 @@ class _Version(argparse.Action):
 
 def build_parser() -> Parser:
     """Return a new parser for the whole command line."""
-    parser = Parser(prog=PROG, description=DESCRIPTION)
+    parser = Parser(prog=PROG, description=DESCRIPTION, formatter_class=_GroupedHelp)
     parser.add_argument("--version", action=_Version, nargs=0, help="print the version and exit")
     _add_common(parser)
     parser.set_defaults(json=False, no_color=False, verbose=False)
@@ -74,7 +158,7 @@ def build_parser() -> Parser:
     for name, verb in find_verbs().items():
         command = add_command(commands, name, verb.HELP, verb.DESCRIPTION, verb.EXAMPLES)
         verb.add_arguments(command)
-        command.set_defaults(run=verb.run)
+        command.set_defaults(run=verb.run, group=verb.GROUP)
     return parser
 
 

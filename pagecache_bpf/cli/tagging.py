@@ -7,15 +7,17 @@ import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pagecache_bpf.cli.output import TROUBLESHOOTING
 from pagecache_bpf.errors import PagecacheError, PrivilegeError, UsageError
 from pagecache_bpf.kernel.control_device import Tag
 from pagecache_bpf.kernel.file_key import open_to_read
 from pagecache_bpf.policy.engines import Engines
-from pagecache_bpf.units import plural
 from pagecache_bpf.weights.models import LeftOut, Model, resolve
+
+if TYPE_CHECKING:
+    from pagecache_bpf.cli.undo_log import Steps
 
 _Identity = tuple[int, int, int]
 
@@ -59,7 +61,7 @@ class TaggedFile:
 
 @dataclass
 class Tagging:
-    """Tags files for one policy and can take it all back.
+    """Tags files for one policy and knows what takes that back.
 
     replace: take over files that another policy governs.
     """
@@ -108,29 +110,34 @@ class Tagging:
             f"{TROUBLESHOOTING}#is-tagged-already",
         )
 
-    def rollback(self) -> str:
-        """Take back every tag that was added; return a sentence about it."""
-        restored, failed = 0, []
-        for identity, path in self._done.items():
-            old = self._before.get(identity)
-            try:
-                fd = open_to_read(path)
+    def steps_back(self, models: Sequence[Model], *, attached: bool) -> Steps:
+        """Return what takes the tagging of these models back, before any of it is done.
+
+        Args:
+            models: what add() is going to be called with.
+            attached: whether the command attaches the policy as well.
+        """
+        from pagecache_bpf.cli.undo_log import Steps
+
+        known = {tag.model for tag in self._before.values()}
+        names = [model.name for model in models if model.name not in known]
+        steps = Steps(undo=True, policy=self.policy, release=names)
+        if attached:
+            steps.detach.append(self.policy)
+        for model in models:
+            for path in model.files:
                 try:
-                    self.device.untag_fd(fd)
-                    if old and old.active and old.policy != self.policy:
-                        self.device.tag(fd, policy=old.policy, model=old.model, path=old.path)
-                        restored += 1
-                finally:
-                    os.close(fd)
-            except PagecacheError as error:
-                failed.append(f"{path} ({error.why or error.what})")
-        text = f"{plural(len(self._done) - len(failed), 'file')} untagged again"
-        if restored:
-            text += f", {restored} of them back under their former policy"
-        if failed:
-            text += f"; not taken back: {', '.join(failed)}"
-        self._done.clear()
-        return text
+                    status = path.stat()
+                except OSError:
+                    continue  # add() says why
+                identity = (os.major(status.st_dev), os.minor(status.st_dev), status.st_ino)
+                old = self._before.get(identity)
+                if old and (old.policy, old.model) == (self.policy, model.name):
+                    continue
+                steps.untag_paths.append(str(path))
+                if old and old.active:
+                    steps.retag.append({"path": old.path, "policy": old.policy, "model": old.model})
+        return steps
 
     def as_json(self) -> list[dict[str, Any]]:
         """The models as attach and tag print them."""

@@ -6,6 +6,7 @@ from __future__ import annotations
 import array
 import socket
 import threading
+import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -19,6 +20,7 @@ from pagecache_bpf.ipc.peer import credentials
 #: For an answer to come, in seconds.
 SECONDS = 60.0
 _PIECE_BYTES = 1 << 16
+_LOOK_SECONDS = 2.0  # without an answer for so long, look whether the other side is stopped
 
 Self = TypeVar("Self", bound="LineClient")
 
@@ -119,12 +121,15 @@ class LineClient:
                 # One that hangs up before the end of a request has said why.
                 with suppress(BrokenPipeError, ConnectionResetError):
                     self._send(line, fds)
-                answer = self._line()
+                answer = self._line(seconds)
                 return wire.decode_answer(answer)
             except (OSError, ValueError, RecursionError) as error:
                 self._socket.close()  # what comes next would answer something else
                 raise PagecacheError(
-                    f"{self.server} does not answer", str(error) or "it hung up", self.log_hint
+                    f"{self.server} does not answer",
+                    str(error) or "it hung up",
+                    self.log_hint,
+                    "docs/troubleshooting.md#the-agent-does-not-answer",
                 ) from error
 
     def _send(self, line: bytes, fds: Sequence[int]) -> None:
@@ -134,12 +139,24 @@ class LineClient:
         if sent < len(line):
             self._socket.sendall(line[sent:])
 
-    def _line(self) -> bytes:
-        """Receive one line, without its newline.  Raises OSError."""
+    def _line(self, seconds: float = SECONDS) -> bytes:
+        """Receive one line, without its newline.  Raises OSError, also for a stopped server."""
         at = -1
+        deadline = time.monotonic() + seconds
+        self._socket.settimeout(min(seconds, _LOOK_SECONDS))
         while at < 0:
             before = len(self._buffer)
-            data = self._socket.recv(_PIECE_BYTES)
+            try:
+                data = self._socket.recv(_PIECE_BYTES)
+            except TimeoutError:
+                if is_stopped(self.pid):
+                    raise OSError(
+                        f"process {self.pid} is stopped; `kill -CONT {self.pid}` lets it go on, "
+                        f"`kill -KILL {self.pid}` ends it with its policies"
+                    ) from None
+                if time.monotonic() < deadline:
+                    continue
+                raise OSError(f"process {self.pid} gave no answer for {seconds:.0f} s") from None
             if not data:
                 raise OSError("it hung up")
             self._buffer += data
@@ -160,3 +177,16 @@ def answers(path: Path) -> bool:
     except OSError:
         return False
     return True
+
+
+def is_stopped(pid: int) -> bool:
+    """Return whether a process is stopped, by SIGSTOP, Ctrl-Z or a debugger.
+
+    Args:
+        pid: the process.
+    """
+    try:
+        status = Path(f"/proc/{pid}/stat").read_bytes()
+    except OSError:
+        return False
+    return status.rpartition(b")")[2].split()[:1] in ([b"T"], [b"t"])

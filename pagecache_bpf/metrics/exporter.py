@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 from pagecache_bpf.errors import PagecacheError, PrivilegeError, UnsupportedError, UsageError
 from pagecache_bpf.metrics import declarations
 from pagecache_bpf.metrics.collect import Snapshot, take
+from pagecache_bpf.units import printable
 
 if TYPE_CHECKING:
     from prometheus_client.core import Metric as Family
@@ -128,7 +129,7 @@ def families(snapshot: Snapshot | None) -> Iterator[Family]:
         else:
             made = GaugeMetricFamily(metric.name, metric.help, labels=metric.labels)
         for labels, value in metric.read(snapshot):
-            made.add_metric(labels, value)
+            made.add_metric([printable(str(label)) for label in labels], value)
         yield made
 
 

@@ -35,8 +35,12 @@ def start() -> None:
     """Start the agent's process unless it runs.  Raises PagecacheError."""
     if is_running():
         return
-    RUN_DIR.mkdir(mode=0o700, parents=True, exist_ok=True)
-    with LOG.open("ab") as log:
+    try:
+        RUN_DIR.mkdir(mode=0o700, parents=True, exist_ok=True)
+        log = LOG.open("ab")
+    except OSError as error:
+        raise _did_not_start(f"{LOG} cannot be written: {error.strerror}") from error
+    with log:
         process = subprocess.Popen(
             [sys.executable, "-m", "pagecache_bpf.controller"],
             stdin=subprocess.DEVNULL,
@@ -50,9 +54,25 @@ def start() -> None:
         said = process.stdout.readline().decode(errors="replace").strip()
     # Another command may have been faster; what matters is that one answers.
     if said != "ready" and not is_running():
-        raise PagecacheError(
-            "the agent did not start", said or "it gave no reason", f"Read the end of {LOG}"
-        )
+        raise _did_not_start(said or _last_line() or "it gave no reason")
+
+
+def _did_not_start(why: str) -> PagecacheError:
+    return PagecacheError(
+        "the agent did not start",
+        why,
+        f"Free some space in {RUN_DIR} if it is full or read-only; {LOG} may say more",
+        "docs/troubleshooting.md#the-agent-did-not-start",
+    )
+
+
+def _last_line() -> str:
+    """The last line of the log, which is where a process that dies says why."""
+    try:
+        lines = LOG.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return ""
+    return lines[-1].strip() if lines else ""
 
 
 class AgentDevice(LineClient):

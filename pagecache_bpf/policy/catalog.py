@@ -16,6 +16,7 @@ from pathlib import Path
 from pagecache_bpf.errors import PagecacheError, UsageError
 from pagecache_bpf.kernel.btf import Btf, BtfError, Kind
 from pagecache_bpf.kernel.elf import Elf
+from pagecache_bpf.units import did_you_mean
 
 PACKAGE = Path(__file__).resolve().parents[1]
 SOURCE_TREE = PACKAGE.parent
@@ -92,7 +93,8 @@ def find(name_or_path: str) -> PolicyInfo:
         raise UsageError(
             f"there is no policy {name_or_path}",
             f"known are {', '.join(known)}" if known else "none is built",
-            "Give one of these, or the path of a .bpf.c or .bpf.o file"
+            did_you_mean(name_or_path, known)
+            or "Give one of these, or the path of a .bpf.c or .bpf.o file"
             if known
             else "Run `make bpf`, or give the path of a .bpf.c or .bpf.o file",
         )
@@ -304,6 +306,7 @@ def _knob(info: PolicyInfo, name: str) -> Knob:
     raise UsageError(
         f"the policy {info.name} has no knob {name}",
         f"its knobs are {names}" if names else "it has no knobs",
+        did_you_mean(name, [knob.name for knob in info.knobs]),
     )
 
 

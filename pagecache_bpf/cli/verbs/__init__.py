@@ -2,6 +2,7 @@
 """One module a command; the command is called as its module.
 
 A module has
+    GROUP                       what it is for: a member of cli.parser.Group
     HELP                        one line, in the list of commands
     DESCRIPTION                 what it does, for --help and the manual page
     EXAMPLES                    (command line, what it does) pairs

@@ -9,8 +9,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pagecache_bpf.cli import interrupts
 from pagecache_bpf.cli.budget import ADMISSION_JSON, admission_rows
-from pagecache_bpf.cli.output import TROUBLESHOOTING, Output, add_note, pairs
+from pagecache_bpf.cli.output import TROUBLESHOOTING, Output, pairs
+from pagecache_bpf.cli.parser import Group
 from pagecache_bpf.errors import PagecacheError, UnsupportedError
 from pagecache_bpf.units import format_size, plural
 
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
     from pagecache_bpf.policy.engines import Engines
     from pagecache_bpf.weights.models import Model
 
+GROUP = Group.USE
 HELP = "attach a policy and put files under it"
 DESCRIPTION = """\
 Attaches POLICY and tags the weight files that each PATH stands for. The policy stays attached
@@ -173,9 +176,10 @@ def _size(text: str) -> int:
 def run(args: argparse.Namespace, out: Output) -> int:
     """Check everything that needs no root, then change the system."""
     from pagecache_bpf.cli.budget import budget_knob
-    from pagecache_bpf.cli.tagging import require_root, resolve_all
+    from pagecache_bpf.cli.tagging import Tagging, require_root, resolve_all
     from pagecache_bpf.cli.templating import choose
-    from pagecache_bpf.kernel import libbpf
+    from pagecache_bpf.cli.undo_log import Change, Steps
+    from pagecache_bpf.kernel import kmod, libbpf
     from pagecache_bpf.policy import catalog
     from pagecache_bpf.policy.engines import Engines
 
@@ -185,12 +189,20 @@ def run(args: argparse.Namespace, out: Output) -> int:
     templates = choose(info, models, args.template, args.partial, out)
     libbpf.library()
     require_root("attach a policy")
-    engine = _engine(args.engine, info)
-    with Engines(observe=not args.no_observe) as engines:
-        refuse_second(engines, info.name)
-        tagging, admission = _attach_and_tag(
-            *(engines, engine, info, knobs, models, templates), args.replace, args.budget
-        )
+    with Change(f"pagecache-bpf attach {info.name}", out) as change:
+        unload = args.engine != "agent" and not kmod.is_loaded()
+        change.begin(Steps(undo=True, unload=unload))
+        engine = _engine(args.engine, info)
+        with Engines(observe=not args.no_observe) as engines:
+            refuse_second(engines, info.name)
+            tagging = Tagging(engines, info.name, args.replace)
+            steps = tagging.steps_back(models, attached=True)
+            steps.unload = unload
+            change.begin(steps)
+            admission = _attach_and_tag(
+                engine, info, knobs, models, templates, tagging, args.budget
+            )
+        interrupts.ignore()
     values = {knob.name: knobs.get(knob.name, knob.default) for knob in info.knobs}
     undo = f"pagecache-bpf detach {info.name}"
     data = {
@@ -301,42 +313,28 @@ def refuse_second(engines: Engines, name: str) -> None:
 
 
 def _attach_and_tag(
-    engines: Engines,
     engine: Engine,
     info: PolicyInfo,
     knobs: dict[str, int],
     models: Sequence[Model],
     templates: Sequence[Chosen],
-    replace: bool,
+    tagging: Tagging,
     budget: int | None,
-) -> tuple[Tagging, list[dict[str, Any]]]:
-    """Attach, then tag; on any failure (Ctrl-C too) detach and untag again."""
-    from pagecache_bpf.cli.budget import admit, release
-    from pagecache_bpf.cli.tagging import Tagging
+) -> list[dict[str, Any]]:
+    """Attach, have the models admitted, tag them, and give the policy its templates."""
+    from pagecache_bpf.cli.budget import admit
     from pagecache_bpf.cli.templating import give, sizes_of
     from pagecache_bpf.policy import loader
 
-    tagging = Tagging(engines, info.name, replace)
+    engines = tagging.device
     sizes = sizes_of(templates)
     if engine.object is None:
         loader.attach(info, knobs, sizes=sizes)
     else:
         assert engines.agent is not None
         engine.missing = engines.agent.attach(info, engine.object, knobs, sizes)
-    admission: list[dict[str, Any]] = []
-    try:
-        admission = admit(engines, models, budget)
-        for model in models:
-            tagging.add(model)
-        give(engines, info.name, templates)
-    except BaseException as error:
-        untagged = tagging.rollback()
-        release(engines, [answer["model"] for answer in admission])
-        try:
-            engines.detach(info.name)
-            detached = f"the policy {info.name} is detached"
-        except PagecacheError as second:
-            detached = f"the policy {info.name} could not be detached ({second})"
-        add_note(error, f"rolled back: {detached}, {untagged}")
-        raise
-    return tagging, admission
+    admission = admit(engines, models, budget)
+    for model in models:
+        tagging.add(model)
+    give(engines, info.name, templates)
+    return admission

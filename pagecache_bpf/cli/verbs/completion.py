@@ -7,8 +7,10 @@ import argparse
 from collections.abc import Iterator
 
 from pagecache_bpf.cli.output import TROUBLESHOOTING, Output
+from pagecache_bpf.cli.parser import Group
 from pagecache_bpf.errors import UnsupportedError
 
+GROUP = Group.OPERATE
 HELP = "print a completion script for bash, zsh or fish"
 DESCRIPTION = """\
 Prints a script that lets a shell complete commands, options, policies and paths. It is made

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pagecache_bpf.cli.output import Output, pairs, table
+from pagecache_bpf.cli.parser import Group
 from pagecache_bpf.errors import UsageError
 
 if TYPE_CHECKING:
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
 
     from pagecache_bpf.controller.config import Config
 
+GROUP = Group.OPERATE
 HELP = "check or show the configuration of the controller"
 DESCRIPTION = """\
 The controller reads /etc/pagecache-bpf/config.toml, or the file that `serve --config` names.

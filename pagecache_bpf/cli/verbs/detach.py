@@ -6,16 +6,20 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING, Any
 
-from pagecache_bpf.cli.output import TROUBLESHOOTING, Output, pairs
+from pagecache_bpf.cli import interrupts
+from pagecache_bpf.cli.output import TROUBLESHOOTING, Output, add_note, pairs
+from pagecache_bpf.cli.parser import Group
 from pagecache_bpf.errors import PagecacheError
 from pagecache_bpf.units import plural
 
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from pagecache_bpf.cli.undo_log import Change
     from pagecache_bpf.kernel.control_device import ExitRecord
     from pagecache_bpf.policy.engines import Engines
 
+GROUP = Group.USE
 HELP = "detach a policy; the kernel's own behavior takes over"
 DESCRIPTION = """\
 Detaches POLICY and takes the tags off its files. Readers notice nothing: the kernel's own
@@ -60,13 +64,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace, out: Output) -> int:
     """Detach one policy or all."""
     from pagecache_bpf.cli.tagging import require_root
+    from pagecache_bpf.cli.undo_log import Change
     from pagecache_bpf.policy.engines import Engines
 
     require_root("detach a policy")
     ended: list[dict[str, Any]] = []
-    with Engines() as engines:
-        for name in engines.attached() if args.all else [args.policy]:
-            ended.append(_detach(engines, name, args.keep_tags))
+    try:
+        with Change("pagecache-bpf detach", out, required=False) as change, Engines() as engines:
+            for name in engines.attached() if args.all else [args.policy]:
+                with interrupts.deferred():  # a policy is detached as a whole
+                    ended.append(_detach(engines, change, name, args.keep_tags))
+    except BaseException as error:
+        if ended:
+            add_note(error, f"detached: {', '.join(entry['name'] for entry in ended)}")
+        raise
+    interrupts.ignore()
 
     def human(console: Console) -> None:
         if not ended:
@@ -82,8 +94,9 @@ def run(args: argparse.Namespace, out: Output) -> int:
     return 0
 
 
-def _detach(engines: Engines, name: str, keep_tags: bool) -> dict[str, Any]:
+def _detach(engines: Engines, change: Change, name: str, keep_tags: bool) -> dict[str, Any]:
     from pagecache_bpf.cli.tagging import untag
+    from pagecache_bpf.cli.undo_log import Steps
 
     if engines.engine_of(name) and name not in engines.attached():
         raise PagecacheError(
@@ -93,6 +106,9 @@ def _detach(engines: Engines, name: str, keep_tags: bool) -> dict[str, Any]:
             f"{TROUBLESHOOTING}#cannot-be-detached",
         )
     tags = [tag for tag in engines.tags() if tag.policy == name]
+    left = [] if keep_tags else [tag.identity for tag in tags]
+    if name in engines.attached():
+        change.begin(Steps(undo=False, detach=[name], untag=left))
     record = engines.detach(name)
     gone = []
     if not keep_tags:

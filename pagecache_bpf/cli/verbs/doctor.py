@@ -7,6 +7,7 @@ import argparse
 from typing import TYPE_CHECKING
 
 from pagecache_bpf.cli.output import Output, pairs, table
+from pagecache_bpf.cli.parser import Group
 from pagecache_bpf.errors import PrivilegeError, UnsupportedError
 
 if TYPE_CHECKING:
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
 
     from pagecache_bpf.explain.features import Feature
 
+GROUP = Group.OPERATE
 HELP = "check what this machine has and lacks, with the next step for each"
 DESCRIPTION = """\
 Asks the kernel and looks for tools, changes nothing, and prints for each thing whether it is

@@ -8,6 +8,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from pagecache_bpf.cli.output import Output, pairs, table
+from pagecache_bpf.cli.parser import Group
 from pagecache_bpf.errors import PagecacheError
 from pagecache_bpf.units import format_duration, format_size, parse_size, plural
 
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 
     from pagecache_bpf.explain.estimate import DryRun
 
+GROUP = Group.LOOK
 HELP = "dry run: what loading a model would read, and what would have to go"
 DESCRIPTION = """\
 Tells what loading a model would do here: the bytes to read, what of them is in the page cache

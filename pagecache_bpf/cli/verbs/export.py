@@ -11,11 +11,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pagecache_bpf.cli.output import TROUBLESHOOTING, Output
+from pagecache_bpf.cli.parser import Group
 from pagecache_bpf.errors import UsageError
 
 if TYPE_CHECKING:
     from pagecache_bpf.metrics.exporter import Tls
 
+GROUP = Group.OPERATE
 HELP = "serve the metrics to Prometheus"
 DESCRIPTION = """\
 Serves the metrics (docs/metrics.md) over HTTP in the Prometheus format until Ctrl-C or SIGTERM.

@@ -7,6 +7,7 @@ import argparse
 from typing import TYPE_CHECKING, Any
 
 from pagecache_bpf.cli.output import Output, pairs, table
+from pagecache_bpf.cli.parser import Group
 from pagecache_bpf.errors import UsageError
 
 if TYPE_CHECKING:
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
 
     from pagecache_bpf.policy.hint_maps import HintMap
 
+GROUP = Group.POLICIES
 HELP = "tell an attached policy something, or read what it reports"
 DESCRIPTION = """\
 Some policies have maps for others to write (hints) or to read (reports); `policy show` lists

@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pagecache_bpf.cli.output import Output
+from pagecache_bpf.cli.parser import Group
 
 if TYPE_CHECKING:
     from rich.console import Console
 
+GROUP = Group.OPERATE
 HELP = "load or unload the kernel module"
 DESCRIPTION = """\
 Loads or unloads the kernel module. `attach` loads it by itself; unloading it takes all tags

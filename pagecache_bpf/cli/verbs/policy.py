@@ -7,12 +7,14 @@ import argparse
 from typing import TYPE_CHECKING, Any
 
 from pagecache_bpf.cli.output import Output, pairs, table
+from pagecache_bpf.cli.parser import Group
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from pagecache_bpf.policy.catalog import Knob, PolicyInfo
 
+GROUP = Group.POLICIES
 HELP = "list policies, or show one with its knobs"
 DESCRIPTION = """\
 Lists the policies that come with this package, or shows what one of them does, when to use

@@ -15,11 +15,13 @@ from types import FrameType
 from typing import TYPE_CHECKING
 
 from pagecache_bpf.cli.output import TROUBLESHOOTING, Output
+from pagecache_bpf.cli.parser import Group
 from pagecache_bpf.errors import PagecacheError, UsageError
 
 if TYPE_CHECKING:
     from pagecache_bpf.api import Load
 
+GROUP = Group.USE
 HELP = "run a command with its weights read ahead of it"
 DESCRIPTION = """\
 Runs COMMAND, whose weights are read ahead of it in the best way this user has: by the
@@ -125,7 +127,7 @@ def run(args: argparse.Namespace, out: Output) -> int:
         print(json.dumps({"reports": [report.as_json() for report in reports]}), file=sys.stderr)
     else:
         for report in reports:
-            print(f"pagecache-bpf: {report}", file=sys.stderr)
+            out.remark(str(report))
     return code
 
 

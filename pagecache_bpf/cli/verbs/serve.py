@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pagecache_bpf.cli.output import Output, pairs
+from pagecache_bpf.cli.parser import Group
 
 if TYPE_CHECKING:
     from rich.console import Console
 
+GROUP = Group.OPERATE
 HELP = "run the controller: policies, budgets, and a socket for those who load models"
 DESCRIPTION = """\
 Runs the controller in the foreground until SIGTERM or Ctrl-C. It attaches what the configuration

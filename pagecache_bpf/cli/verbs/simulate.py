@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pagecache_bpf.cli.output import Output, table
+from pagecache_bpf.cli.parser import Group
 from pagecache_bpf.cli.verbs.attach import setting
 from pagecache_bpf.errors import UsageError
 from pagecache_bpf.simulate import TOTALS
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
     from pagecache_bpf.simulate.simulator import Result
 
+GROUP = Group.POLICIES
 HELP = "replay a trace against a policy, LRU and the optimum"
 DESCRIPTION = """\
 Replays who read what against a policy, without a kernel and without root: the policy's own C,

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from pagecache_bpf.cli import views
 from pagecache_bpf.cli.output import Output, pairs, table
+from pagecache_bpf.cli.parser import Group
 from pagecache_bpf.units import format_count, format_duration, format_size, plural
 
 if TYPE_CHECKING:
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 
     from pagecache_bpf.metrics.collect import Consumer, ModelStats, Snapshot
 
+GROUP = Group.LOOK
 HELP = "show once what the readers of each model found in the page cache"
 DESCRIPTION = """\
 Shows for each model what of it is in the page cache and, where the observer counts, what its

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from pagecache_bpf.cli.budget import HELD_JSON, held
 from pagecache_bpf.cli.output import TROUBLESHOOTING, Output, pairs, table
+from pagecache_bpf.cli.parser import Group
 from pagecache_bpf.cli.templating import REPLAY_JSON, replay_rows
 from pagecache_bpf.cli.verbs.detach import EXIT_JSON, exit_as_json
 from pagecache_bpf.errors import UsageError
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from pagecache_bpf.kernel.control_device import ExitRecord, PolicyStatus, Tag
     from pagecache_bpf.policy.engines import Engines
 
+GROUP = Group.LOOK
 HELP = "show attached policies, their counters and how policies ended"
 DESCRIPTION = """\
 Shows each attached policy with its knobs, its models and its counters, and how the last

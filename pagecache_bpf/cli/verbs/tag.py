@@ -4,16 +4,19 @@
 from __future__ import annotations
 
 import argparse
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from pagecache_bpf.cli import interrupts
 from pagecache_bpf.cli.budget import ADMISSION_JSON, admission_rows
-from pagecache_bpf.cli.output import TROUBLESHOOTING, Output, add_note, pairs
+from pagecache_bpf.cli.output import TROUBLESHOOTING, Output, pairs
+from pagecache_bpf.cli.parser import Group
 from pagecache_bpf.cli.verbs.attach import MODELS_JSON, add_tag_options, tagged_rows
 from pagecache_bpf.errors import UsageError
 
 if TYPE_CHECKING:
     from rich.console import Console
 
+GROUP = Group.USE
 HELP = "put more files under an attached policy"
 DESCRIPTION = """\
 Tags the weight files that each PATH stands for, so that an attached policy governs them from
@@ -44,14 +47,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace, out: Output) -> int:
     """Tag all files or none."""
-    from pagecache_bpf.cli.budget import admit, release
+    from pagecache_bpf.cli.budget import admit
     from pagecache_bpf.cli.tagging import Tagging, require_root, resolve_all
+    from pagecache_bpf.cli.undo_log import Change
     from pagecache_bpf.policy import catalog
     from pagecache_bpf.policy.engines import Engines
 
     models = resolve_all(args.paths, args.model)
     require_root("tag a file")
-    with Engines(observe=not args.no_observe) as engines:
+    with (
+        Change(f"pagecache-bpf tag --policy {args.policy}", out) as change,
+        Engines(observe=not args.no_observe) as engines,
+    ):
         attached = [policy.name for _, policy in engines.policies()]
         if args.policy not in attached:
             raise UsageError(
@@ -61,15 +68,11 @@ def run(args: argparse.Namespace, out: Output) -> int:
                 f"{TROUBLESHOOTING}#is-not-attached",
             )
         tagging = Tagging(engines, args.policy, args.replace)
-        admission: list[dict[str, Any]] = []
-        try:
-            admission = admit(engines, models, None)
-            for model in models:
-                tagging.add(model)
-        except BaseException as error:
-            release(engines, [answer["model"] for answer in admission])
-            add_note(error, f"rolled back: {tagging.rollback()}")
-            raise
+        change.begin(tagging.steps_back(models, attached=False))
+        admission = admit(engines, models, None)
+        for model in models:
+            tagging.add(model)
+    interrupts.ignore()
     undo = "pagecache-bpf untag " + " ".join(f"--model {name}" for name in tagging.models)
     data = {
         "policy": args.policy,

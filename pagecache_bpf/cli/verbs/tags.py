@@ -7,11 +7,13 @@ import argparse
 from typing import TYPE_CHECKING, Any
 
 from pagecache_bpf.cli.output import Output, table
+from pagecache_bpf.cli.parser import Group
 from pagecache_bpf.units import format_size
 
 if TYPE_CHECKING:
     from rich.console import Console
 
+GROUP = Group.LOOK
 HELP = "list the tagged files"
 DESCRIPTION = """\
 Lists the tagged files, oldest tag first: their model, their policy and how much of each is in

@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pagecache_bpf.cli.output import Output
+from pagecache_bpf.cli.parser import Group
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+GROUP = Group.POLICIES
 HELP = "derive, record, look at, check and convert I/O templates"
 DESCRIPTION = """\
 An I/O template lists, in the order of a loader, the parts of a model's files that it will read,

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from pagecache_bpf.cli import views
 from pagecache_bpf.cli.output import TROUBLESHOOTING, Output
+from pagecache_bpf.cli.parser import Group
 from pagecache_bpf.cli.verbs.watch import seconds
 from pagecache_bpf.errors import PagecacheError, PrivilegeError, UsageError
 from pagecache_bpf.units import plural
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from pagecache_bpf.cli.views import Row
     from pagecache_bpf.metrics.collect import Snapshot
 
+GROUP = Group.LOOK
 HELP = "show the models live: residency, hit ratio, MB/s, stalls"
 _SORTS = "\n".join(f"  {column.key}  by {column.title}: {column.help}" for column in views.COLUMNS)
 DESCRIPTION = f"""\

@@ -7,6 +7,7 @@ import argparse
 from typing import TYPE_CHECKING, Any
 
 from pagecache_bpf.cli.output import Output, table
+from pagecache_bpf.cli.parser import Group
 from pagecache_bpf.units import format_size
 
 if TYPE_CHECKING:
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
 
     from pagecache_bpf.topology import Topology
 
+GROUP = Group.LOOK
 HELP = "show accelerators and the NUMA nodes they hang on"
 DESCRIPTION = """\
 Shows the accelerators of this machine, the NUMA node of the host memory next to each, and which

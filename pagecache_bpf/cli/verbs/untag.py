@@ -7,7 +7,9 @@ import argparse
 import os
 from typing import TYPE_CHECKING
 
+from pagecache_bpf.cli import interrupts
 from pagecache_bpf.cli.output import TROUBLESHOOTING, Output, pairs
+from pagecache_bpf.cli.parser import Group
 from pagecache_bpf.errors import PagecacheError, UsageError
 from pagecache_bpf.units import plural
 
@@ -15,8 +17,8 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from pagecache_bpf.kernel.control_device import Tag
-    from pagecache_bpf.policy.engines import Engines
 
+GROUP = Group.USE
 HELP = "take files out of their policy"
 DESCRIPTION = """\
 Takes the tags off files; the kernel's own readahead takes over for them at once, and what is
@@ -51,6 +53,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace, out: Output) -> int:
     """Untag what was named; a name that stands for no tagged file is an error."""
     from pagecache_bpf.cli.tagging import require_root, untag
+    from pagecache_bpf.cli.undo_log import Change, Steps
     from pagecache_bpf.policy.engines import Engines
 
     if not (args.paths or args.model or args.all):
@@ -61,16 +64,18 @@ def run(args: argparse.Namespace, out: Output) -> int:
             f"{TROUBLESHOOTING}#nothing-to-untag-was-named",
         )
     require_root("untag a file")
-    with Engines() as device:
-        before = list(device.tags())
+    with Change("pagecache-bpf untag", out, required=False) as change, Engines() as engines:
+        before = list(engines.tags())
+        named = before if args.all else []
         for path in args.paths:
-            _untag_path(device, path, before)
+            named = named + _at_path(path, before)
         for model in args.model:
-            untag(device, _of_model(model, before))
-        if args.all:
-            untag(device, before)
-        left = {tag.identity for tag in device.tags()}
-    gone = [tag for tag in before if tag.identity not in left]
+            named = named + _of_model(model, before)
+        named = list({tag.identity: tag for tag in named}.values())
+        change.begin(Steps(undo=False, untag=[tag.identity for tag in named]))
+        with interrupts.deferred():
+            gone = untag(engines, named)
+    interrupts.ignore()
     data = {
         "untagged": [{"path": tag.path, "model": tag.model, "policy": tag.policy} for tag in gone]
     }
@@ -92,44 +97,40 @@ def run(args: argparse.Namespace, out: Output) -> int:
     return 0
 
 
-def _untag_path(device: Engines, path: str, tags: list[Tag]) -> None:
-    """Untag the files recorded at or below a path, and those it leads to now.
+def _at_path(path: str, tags: list[Tag]) -> list[Tag]:
+    """Return the tags of files recorded at or below a path, and of those it leads to now.
 
     The two differ after a rename, through symbolic links, and for deleted files.
     """
-    from pagecache_bpf.cli.tagging import untag
     from pagecache_bpf.kernel.file_key import open_to_read
     from pagecache_bpf.weights.models import resolve
 
     recorded = os.path.abspath(path)
-    count = len(
-        untag(
-            device,
-            [tag for tag in tags if tag.path == recorded or tag.path.startswith(f"{recorded}/")],
-        )
-    )
+    found = [tag for tag in tags if tag.path == recorded or tag.path.startswith(f"{recorded}/")]
     try:
         files = resolve(path).files
     except PagecacheError:
-        if not count:
+        if not found:
             raise
         files = ()
+    by_inode = {tag.identity[:3]: tag for tag in tags}
     for file in files:
         fd = open_to_read(file)
         try:
-            device.untag_fd(fd)
-            count += 1
-        except UsageError:  # not tagged, or just untagged by its recorded path
-            continue
+            status = os.fstat(fd)
         finally:
             os.close(fd)
-    if not count:
+        inode = (os.major(status.st_dev), os.minor(status.st_dev), status.st_ino)
+        if inode in by_inode:
+            found.append(by_inode[inode])
+    if not found:
         raise UsageError(
             f"{path} is not tagged",
             "no tagged file lies there",
             "`pagecache-bpf tags` lists what is tagged",
             f"{TROUBLESHOOTING}#is-not-tagged",
         )
+    return found
 
 
 def _of_model(model: str, tags: list[Tag]) -> list[Tag]:

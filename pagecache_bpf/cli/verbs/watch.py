@@ -13,11 +13,13 @@ from typing import TYPE_CHECKING
 
 from pagecache_bpf.cli import views
 from pagecache_bpf.cli.output import TROUBLESHOOTING, Output
+from pagecache_bpf.cli.parser import Group
 from pagecache_bpf.errors import UsageError
 
 if TYPE_CHECKING:
     from pagecache_bpf.metrics.collect import Snapshot
 
+GROUP = Group.LOOK
 HELP = "print what happens to each model, at an interval"
 DESCRIPTION = """\
 Prints a line for each model at every interval, until Ctrl-C: what of it is cached, its hit ratio

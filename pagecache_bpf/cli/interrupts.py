@@ -1,0 +1,81 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How signals end a command: the first one raises, so that what is half done is undone.
+
+Every further signal is ignored from then on, so that undoing is not cut short by a second Ctrl-C.
+Sections that must not be cut in two are wrapped in deferred(): a signal that arrives inside takes
+effect at their end.  SIGKILL cannot be caught; cli/undo_log.py is for that.
+"""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from types import FrameType
+
+
+class Terminated(BaseException):
+    """A signal other than SIGINT asked the command to end; SIGINT is a KeyboardInterrupt."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(signal.Signals(number).name)
+        self.number = number
+
+
+@dataclass
+class _State:
+    """What has arrived in this process.  depth: of nested deferred() sections."""
+
+    arrived: int | None = None
+    raised: bool = False
+    depth: int = 0
+
+
+_state = _State()
+
+
+def install() -> None:
+    """Have SIGINT, SIGTERM and SIGHUP end the command by an exception.
+
+    A signal that the caller has ignored (`nohup`, a shell's background job) stays ignored.
+    """
+    _state.arrived, _state.raised, _state.depth = None, False, 0
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, _handle)
+
+
+@contextmanager
+def deferred() -> Iterator[None]:
+    """Let signals that arrive in the block take effect at its end only.
+
+    When the block raises, its own exception goes on and the signal is forgotten: the command ends
+    in either case.
+    """
+    _state.depth += 1
+    try:
+        yield
+    finally:
+        _state.depth -= 1
+    _raise_pending()
+
+
+def ignore() -> None:
+    """Ignore signals from now on: all is done, and the command only has to say so."""
+    _state.depth += 1
+
+
+def _handle(number: int, frame: FrameType | None) -> None:
+    if _state.arrived is None:
+        _state.arrived = number
+        _raise_pending()
+
+
+def _raise_pending() -> None:
+    if _state.arrived is None or _state.raised or _state.depth:
+        return
+    _state.raised = True
+    if _state.arrived == signal.SIGINT:
+        raise KeyboardInterrupt
+    raise Terminated(_state.arrived)
