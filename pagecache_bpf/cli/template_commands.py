@@ -12,8 +12,9 @@ from pagecache_bpf import templates
 from pagecache_bpf.cli.output import Output, pairs, table
 from pagecache_bpf.errors import UsageError
 from pagecache_bpf.templates import Template
+from pagecache_bpf.templates.template import counts
 from pagecache_bpf.units import format_size, parse_size, plural
-from pagecache_bpf.weights.models import resolve
+from pagecache_bpf.weights.models import Model, resolve
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -23,17 +24,41 @@ _NAMES_BYTES = 256 << 20
 
 def derive_template(args: argparse.Namespace, out: Output) -> int:
     """derive"""
+    from pagecache_bpf.templates.parallel import Parallel
+
     names = None if args.list is None else _names(args.list)
+    model = resolve(args.path)
+    parallel = Parallel(args.tp, args.ep, args.pp, args.pp_layers, args.redundant_experts)
+    gap, source = _gap(model, args.gap, parallel.world)
+    unknown: list[str] = []
     made = templates.derive(
-        resolve(args.path),
+        model,
         args.order,
         names=names,
-        tp=args.tp,
         rank=args.rank,
-        gap=parse_size(args.gap),
+        gap=gap,
+        parallel=parallel,
+        unknown=unknown,
     )
-    _deliver(made, args.output, out)
+    if unknown:
+        out.warn(
+            f"{plural(len(unknown), 'kind')} of tensors are not known and read whole by every rank "
+            f"({', '.join(unknown[:3])}{', ...' if len(unknown) > 3 else ''})"
+        )
+    extra = {"gap_bytes": gap, "gap_source": source, "read_whole": unknown}
+    _deliver(made, args.output, out, extra)
     return 0
+
+
+def _gap(model: Model, text: str | None, ranks: int) -> tuple[int, str]:
+    """Return the bytes that are cheaper to read along than to leave out, and how they are known."""
+    from pagecache_bpf.explain.device_speed import read_along_bytes
+    from pagecache_bpf.templates.derive import GAP
+
+    if text is not None:
+        return parse_size(text), "option"
+    measured = read_along_bytes(model.files) if ranks > 1 else None
+    return (GAP, "default") if measured is None else (measured, "measured")
 
 
 def _names(path: Path) -> list[str]:
@@ -76,7 +101,7 @@ def show_template(args: argparse.Namespace, out: Output) -> int:
                 "offset": int(extent["offset"]),
                 "length": int(extent["length"]),
             }
-            for extent in template.extents
+            for extent in template.plain()
         ]
     _show(template, args.template, out, extra)
     return 0
@@ -190,12 +215,14 @@ def _files(paths: tuple[str, ...]) -> str:
     return f"{plural(len(paths), 'file')}: {', '.join(paths[:3])}" if paths else ""
 
 
-def _deliver(template: Template, output: Path | None, out: Output) -> None:
-    """Write it and say what it is, or print it."""
+def _deliver(
+    template: Template, output: Path | None, out: Output, extra: dict[str, Any] | None = None
+) -> None:
+    """Write a template and say what it is, or print it."""
     if output is not None:
         templates.write(template, output)
     if output is not None or out.json:
-        _show(template, output, out, {})
+        _show(template, output, out, extra or {})
         return
     from pagecache_bpf.templates.text import render
 
@@ -208,12 +235,12 @@ def _deliver(template: Template, output: Path | None, out: Output) -> None:
 def _show(template: Template, file: Path | None, out: Output, extra: dict[str, Any]) -> None:
     consumers: list[dict[str, Any]] = []
     for number, name in enumerate(template.consumers):
-        own = template.of(number)
+        own = template.extents[template.extents["consumer"] == number]
         consumers.append(
             {
                 "name": name,
                 "extents": len(own),
-                "bytes": int(own["length"].sum()),
+                "bytes": int((own["length"] * counts(own)).sum()),
                 "wanted_bytes": int(own["wanted"].sum()),
             }
         )

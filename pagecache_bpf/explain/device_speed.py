@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from pagecache_bpf._run_dir import RUN_DIR
-from pagecache_bpf.errors import UnsupportedError
+from pagecache_bpf.errors import PagecacheError, UnsupportedError
 from pagecache_bpf.kernel.cachestat import resident_pages_or_none
 from pagecache_bpf.kernel.kernelfs import LIVE
 
@@ -29,6 +29,9 @@ DEPTH = 16
 SECONDS = 0.5  # no request begins after this
 MAX_BYTES = 1 << 30
 MAX_FILES = 64
+#: Nothing is worth reading more than this along.
+MAX_READ_ALONG = 4 << 20
+SCATTERED = 4096  # requests of one page at most
 ENOUGH_BYTES = 64 << 20  # less says more about the start than about the device
 _ALIGN = 4096  # what O_DIRECT asks of lengths on any device we meet
 
@@ -38,12 +41,25 @@ class Speed:
     """A measured speed: of the device that holds a file, in bytes a second.
 
     bytes, seconds: what was read for it, and in what time; time_ns: when, since 1970.
+    requests_per_second: of 4 KiB each, scattered and as many at a time; None if not measured.
     """
 
     bytes_per_second: float
     bytes: int
     seconds: float
     time_ns: int
+    requests_per_second: float | None = None
+
+    @property
+    def read_along_bytes(self) -> int | None:
+        """Bytes that the device reads in the time that one more request takes it.
+
+        Two pieces that are closer than this are read faster as one.  None if it is not known.
+        """
+        if not self.requests_per_second:
+            return None
+        cost = self.bytes_per_second / self.requests_per_second - _ALIGN
+        return min(max(0, round(cost / _ALIGN) * _ALIGN), MAX_READ_ALONG)
 
 
 def measure(files: Sequence[Path], seconds: float = SECONDS, limit: int = MAX_BYTES) -> Speed:
@@ -59,7 +75,8 @@ def measure(files: Sequence[Path], seconds: float = SECONDS, limit: int = MAX_BY
     with ExitStack() as stack:
         fds = [stack.enter_context(_Direct(path)).fd for path in chosen]
         pages = [resident_pages_or_none(fd) for fd in fds]
-        total, took = _run(fds, seconds, limit)
+        total, took = _run(_requests(fds, limit), seconds)
+        read, spent = _run(_scattered(fds), seconds / 2)
         after = [resident_pages_or_none(fd) for fd in fds]
         grown = sum((new or 0) - (old or 0) for old, new in zip(pages, after, strict=True))
     if grown * mmap.PAGESIZE > total // 2:
@@ -67,13 +84,13 @@ def measure(files: Sequence[Path], seconds: float = SECONDS, limit: int = MAX_BY
             "the speed of the device cannot be measured",
             "direct reads went through the page cache, or somebody reads the files just now",
         )
-    return Speed(total / took, total, took, time.time_ns())
+    scattered = read / _ALIGN / spent if read >= 64 * _ALIGN else None
+    return Speed(total / took, total, took, time.time_ns(), scattered)
 
 
-def _run(fds: Sequence[int], seconds: float, limit: int) -> tuple[int, float]:
-    """Bytes read, and the seconds that took."""
+def _run(requests: Iterator[tuple[int, int, int]], seconds: float) -> tuple[int, float]:
+    """Read, DEPTH requests at a time; return the bytes read and the seconds that took."""
     buffer = _buffer(DEPTH * BLOCK_BYTES)
-    requests = _requests(fds, limit)
     lock = threading.Lock()
     errors: list[OSError] = []
     done = [0] * DEPTH
@@ -116,6 +133,40 @@ def _requests(fds: Sequence[int], limit: int) -> Iterator[tuple[int, int, int]]:
             length = min(BLOCK_BYTES, -(-(size - offset) // _ALIGN) * _ALIGN)
             limit -= length
             yield fd, offset, length
+
+
+def _scattered(fds: Sequence[int]) -> Iterator[tuple[int, int, int]]:
+    """Yield single pages of the files, far apart and never in a row."""
+    pages = [max(1, os.fstat(fd).st_size // _ALIGN) for fd in fds]
+    for number in range(min(SCATTERED, sum(pages))):
+        file = number % len(fds)
+        # Multiples of an irrational share of the file are spread evenly over it.
+        page = int(pages[file] * ((number * 0.6180339887498949) % 1.0))
+        yield fds[file], page * _ALIGN, _ALIGN
+
+
+def read_along_bytes(files: Sequence[Path]) -> int | None:
+    """Return the gap between two reads that is cheaper read along, on the device of these files.
+
+    It is measured where that was not done since the machine was booted.
+
+    Args:
+        files: weight files of one device.
+
+    Returns:
+        Bytes; None where it cannot be measured (no direct I/O, small files, no right to read).
+    """
+    try:
+        device = os.stat(files[0]).st_dev
+        known = last(device)
+        if known is None or known.requests_per_second is None:
+            if sum(path.stat().st_size for path in files[:MAX_FILES]) < ENOUGH_BYTES:
+                return None
+            known = measure(files)
+            remember(device, known)
+    except (PagecacheError, OSError):
+        return None
+    return known.read_along_bytes
 
 
 class _Direct:

@@ -63,7 +63,7 @@ class UnprivilegedLoad:
         numbers = {path: number for number, path in enumerate(request.model.files)}
         known = {at: numbers.get(Path(path).resolve()) for at, path in fit.paths.items()}
         order = []
-        for each in template.extents:
+        for each in template.plain():
             number = known.get(int(each["file"]))
             if number is not None:
                 order.append((number, int(each["offset"]), int(each["length"])))

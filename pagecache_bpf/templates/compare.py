@@ -90,7 +90,7 @@ def _overlap(
 def _in_order(left: Template, right: Template) -> int:
     """Bytes of the heaviest run of the left's extents that the right has in the same order."""
     places = {file.path: number for number, file in enumerate(right.files)}
-    extents = right.extents
+    extents = right.plain()
     lookup: dict[int, tuple[Any, Any]] = {}
     for file in np.unique(extents["file"]):
         numbers = np.flatnonzero(extents["file"] == file)
@@ -100,7 +100,7 @@ def _in_order(left: Template, right: Template) -> int:
     # weights[i] can end; both grow.
     tails: list[tuple[int, int]] = []
     weights: list[int] = []
-    for extent in left.extents:
+    for extent in left.plain():
         there = places.get(left.files[int(extent["file"])].path)
         if there is None or there not in lookup:
             continue

@@ -11,16 +11,22 @@ Orders:
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 
 from pagecache_bpf.errors import UsageError
-from pagecache_bpf.kernel.file_key import read_small_file
-from pagecache_bpf.templates.sharding import Config, slices
-from pagecache_bpf.templates.template import EXTENT, MAX_EXTENTS, Extents, Template, coalesce
+from pagecache_bpf.templates.model_config import ModelConfig
+from pagecache_bpf.templates.parallel import Parallel
+from pagecache_bpf.templates.sharding import Sharding
+from pagecache_bpf.templates.template import (
+    EXTENT,
+    MAX_EXTENTS,
+    STRIDED,
+    Extents,
+    Template,
+    coalesce,
+)
 from pagecache_bpf.weights import headers
 from pagecache_bpf.weights.contents import Contents
 from pagecache_bpf.weights.models import Model
@@ -29,7 +35,7 @@ from pagecache_bpf.weights.names import natural
 ORDERS = ("keys", "offset", "natural")
 #: Bytes between two slices that are not worth a seek.
 GAP = 64 << 10
-_CONFIG_BYTES = 1 << 20
+ONE_RANK = Parallel()
 
 _Place = tuple[int, int]  # number of a file, number of a tensor in it
 
@@ -42,24 +48,75 @@ def derive(
     tp: int = 1,
     rank: int | None = None,
     gap: int = GAP,
+    parallel: Parallel | None = None,
+    unknown: list[str] | None = None,
 ) -> Template:
-    """The template of a model: all its tensors, by their headers only.
+    """Derive the template of a model from the headers of its files only.
 
-    order: one of ORDERS.  names: instead of it, the tensors in the order in which they are
-    read; others are not in the template.  tp: ranks, each with its slice of the tensors that
-    are usually split; rank: only this one.  gap: slices closer than this (bytes) are read as
-    one.  Raises UsageError, PagecacheError (a header is damaged), PrivilegeError.
+    Args:
+        model: its files are read in its order.
+        order: one of ORDERS.
+        names: instead of it, the tensors in the order in which they are read; others are not in
+            the template.
+        tp: ranks, each with its slice of the tensors that are usually split.
+        rank: only this rank; by default all of them, one consumer each.
+        gap: bytes between two slices that are read along, since a seek would cost more.
+        parallel: tensor, expert and pipeline parallelism together; instead of `tp`.
+        unknown: names of tensors that no table of architectures has are appended: every rank
+            reads those whole.
+
+    Raises:
+        UsageError: there is no such order, no such rank, or no such tensor.
+        PrivilegeError: a file may not be read.
+        PagecacheError: a header is damaged.
     """
-    if rank is not None and not 0 <= rank < tp:
-        raise UsageError(f"there is no rank {rank}", f"of {tp} ranks the last is {tp - 1}")
     every = [headers.parse(path) for path in model.files]
+    return derive_open(model, every, order, names, parallel or Parallel(tp), rank, gap, unknown)
+
+
+def derive_open(
+    model: Model,
+    every: Sequence[Contents],
+    order: str = "keys",
+    names: Sequence[str] | None = None,
+    parallel: Parallel = ONE_RANK,
+    rank: int | None = None,
+    gap: int = GAP,
+    unknown: list[str] | None = None,
+) -> Template:
+    """Derive a template from headers that were read already; no weight file is opened.
+
+    Args:
+        model: its names and its directory, in which config.json is looked for, are used.
+        every: what headers.parse_open() said of its files, in their order.
+        order: see derive(), as the others.
+        names: see derive().
+        parallel: see derive().
+        rank: see derive().
+        gap: see derive().
+        unknown: see derive().
+
+    Raises:
+        UsageError: there is no such order, no such rank, or no such tensor.
+    """
+    ranks = range(parallel.world) if rank is None else (rank,)
+    parallel.rank(ranks[-1])
     files = tuple(contents.file(name) for contents, name in zip(every, model.names, strict=True))
     places = _listed(every, names) if names is not None else _ordered(every, order)
-    config = _config(model.directory)
-    ranks = range(tp) if rank is None else (rank,)
-    parts = [
-        _extents(every, places, config, number, tp, each, gap) for number, each in enumerate(ranks)
-    ]
+    if parallel.world == 1:
+        parts = [_whole(every, places)]
+    else:
+        config = ModelConfig.beside(model.directory)
+        shapes = {
+            name: shape
+            for contents in every
+            if contents.kind == "safetensors"
+            for name, shape in zip(contents.names, contents.shapes, strict=True)
+        }
+        sharding = Sharding(config, parallel, shapes, gap)
+        parts = _sliced(every, places, sharding, ranks)
+        if unknown is not None:
+            unknown += sharding.unknown.values()
     extents = np.concatenate(parts)
     if len(extents) > MAX_EXTENTS:
         raise UsageError(
@@ -67,36 +124,43 @@ def derive(
             f"{MAX_EXTENTS:,} are possible",
             "Derive one rank at a time (--rank), or join more (--gap)",
         )
-    kinds = "+".join(sorted({each.kind for each in every}))
+    kinds = "+".join(sorted({contents.kind for contents in every}))
+    loader = f"{kinds} {'list' if names is not None else order}"
+    for name, count in (("ep", parallel.ep), ("pp", parallel.pp)):
+        loader += f" {name} {count}" if count > 1 else ""
     return Template(
         files,
-        tuple(f"rank {each}" for each in ranks) if tp > 1 else ("loader",),
+        tuple(f"rank {number}" for number in ranks) if parallel.world > 1 else ("loader",),
         extents,
         "derived",
-        f"{kinds} {'list' if names is not None else order}",
-        tp,
+        loader,
+        parallel.tp,
     )
 
 
-def _ordered(every: list[Contents], order: str) -> list[_Place]:
+def _ordered(every: Sequence[Contents], order: str) -> list[_Place]:
     if order not in ORDERS:
         raise UsageError(f"there is no order {order}", f"known are {', '.join(ORDERS)}")
     if order == "natural":
-        places = [(f, t) for f, each in enumerate(every) for t in range(len(each.names))]
+        places = [(f, t) for f, contents in enumerate(every) for t in range(len(contents.names))]
         return sorted(places, key=lambda at: natural(every[at[0]].names[at[1]]))
     places = []
-    for number, each in enumerate(every):
-        tensors: Sequence[int] = range(len(each.names))
+    for number, contents in enumerate(every):
+        tensors: Sequence[int] = range(len(contents.names))
         if order == "offset":
-            tensors = np.argsort(each.offsets, kind="stable").tolist()
-        elif each.kind == "safetensors":
-            tensors = sorted(tensors, key=each.names.__getitem__)
+            tensors = np.argsort(contents.offsets, kind="stable").tolist()
+        elif contents.kind == "safetensors":
+            tensors = sorted(tensors, key=contents.names.__getitem__)
         places += [(number, tensor) for tensor in tensors]
     return places
 
 
-def _listed(every: list[Contents], names: Sequence[str]) -> list[_Place]:
-    known = {name: (f, t) for f, each in enumerate(every) for t, name in enumerate(each.names)}
+def _listed(every: Sequence[Contents], names: Sequence[str]) -> list[_Place]:
+    known = {
+        name: (file, tensor)
+        for file, contents in enumerate(every)
+        for tensor, name in enumerate(contents.names)
+    }
     missing = [name for name in names if name not in known]
     if missing:
         raise UsageError(
@@ -107,48 +171,54 @@ def _listed(every: list[Contents], names: Sequence[str]) -> list[_Place]:
     return [known[name] for name in dict.fromkeys(names)]
 
 
-def _extents(
-    every: list[Contents],
-    places: list[_Place],
-    config: Config,
-    consumer: int,
-    tp: int,
-    rank: int,
-    gap: int,
-) -> Extents:
-    """The extents of one rank: each file's header before its first tensor, then its slices."""
+def _whole(every: Sequence[Contents], places: Sequence[_Place]) -> Extents:
+    """Return the extents of a loader that reads every tensor whole."""
     rows: list[tuple[int, int, int, int, int]] = []
     opened = set()
     for file, tensor in places:
         contents = every[file]
         if file not in opened:
             opened.add(file)
-            begin, length = contents.header_from, contents.header_bytes
-            rows.append((consumer, file, begin, length, length))
+            size = contents.header_bytes
+            rows.append((0, file, contents.header_from, size, size))
         offset, length = int(contents.offsets[tensor]), int(contents.lengths[tensor])
-        if not length:
-            continue
-        if tp == 1 or not contents.shapes:
-            rows.append((consumer, file, offset, length, length))
-            continue
-        shape, itemsize = contents.shapes[tensor], contents.itemsize[tensor]
-        found = slices(contents.names[tensor], shape, itemsize, length, config, tp, rank, gap)
-        rows += [(consumer, file, offset + at, size, used) for at, size, used in found]
-        if len(rows) > MAX_EXTENTS:
-            break
-    # Neighbours are joined where nothing lies between: a joined extent would hide the order.
+        if length:
+            rows.append((0, file, offset, length, length))
+    # Neighbors are joined where nothing lies between: a joined extent would hide the order.
     return coalesce(np.array(rows, EXTENT))
 
 
-def _config(base: Path) -> Config:
-    """What the model's config.json says about heads; nothing where there is none."""
-    try:
-        content = json.loads(read_small_file(base / "config.json", _CONFIG_BYTES))
-    except (OSError, ValueError, RecursionError):
-        return Config()
-    if not isinstance(content, dict):
-        return Config()
-    if isinstance(content.get("text_config"), dict):
-        content = content["text_config"]
-    heads = content.get("num_key_value_heads", content.get("num_attention_heads"))
-    return Config(heads if type(heads) is int and 0 < heads < 1 << 16 else 0)
+def _sliced(
+    every: Sequence[Contents],
+    places: Sequence[_Place],
+    sharding: Sharding,
+    ranks: Sequence[int],
+) -> list[Extents]:
+    """Return the extents of each rank: a file's header before its first tensor, then its slices."""
+    rows: list[list[tuple[int, int, int, int, int, int, int]]] = [[] for _ in ranks]
+    consumers = {number: consumer for consumer, number in enumerate(ranks)}
+    opened = set()
+    total = 0
+    for file, tensor in places:
+        contents = every[file]
+        if file not in opened:
+            opened.add(file)
+            header = (contents.header_from, contents.header_bytes, contents.header_bytes)
+            for consumer, own in enumerate(rows):
+                own.append((consumer, file, *header, 1, 0))
+        offset, length = int(contents.offsets[tensor]), int(contents.lengths[tensor])
+        if not length:
+            continue
+        shape: tuple[int, ...] = ()
+        if contents.kind == "safetensors":
+            shape = contents.shapes[tensor]
+        for number, pieces in sharding.readers(contents.names[tensor], shape, length):
+            if number not in consumers:
+                continue
+            at = consumers[number]
+            for begin, size, used, count, stride in pieces:
+                rows[at].append((at, file, offset + begin, size, used, count, stride))
+            total += len(pieces)
+        if total > MAX_EXTENTS:
+            break
+    return [coalesce(np.array(own, STRIDED)) for own in rows]

@@ -19,10 +19,12 @@ from pagecache_bpf.errors import PagecacheError
 from pagecache_bpf.kernel import abi
 from pagecache_bpf.kernel.file_pages import PAGE_SIZE
 from pagecache_bpf.templates.intervals import Intervals
-from pagecache_bpf.templates.template import Template
+from pagecache_bpf.templates.template import Template, counts, expanded, strides
 
 #: Bytes of one step at most, and its alignment where that cuts it.
 PIECE = 8 << 20
+#: Steps of a template that a policy's maps hold at most, where slices of rows are many.
+MAX_STEPS = 1 << 20
 #: Pages that are not worth an extent of their own.
 CRUMB = 16
 _SOURCE = {
@@ -138,12 +140,11 @@ _STEP = np.dtype([("consumer", "u4"), ("file", "u4"), ("start", "i8"), ("end", "
 
 def _steps(template: Template, page_size: int) -> tuple[Array, Array]:
     """Steps of all consumers with the number of their extent; the extents without doubles."""
-    rows = np.zeros(len(template.extents), _STEP)
-    rows["consumer"], rows["file"] = template.extents["consumer"], template.extents["file"]
-    rows["start"] = template.extents["offset"] // page_size
-    rows["end"] = (
-        template.extents["offset"] + template.extents["length"] + (page_size - 1)
-    ) // page_size
+    wanted = _single_ranges(template.extents, page_size)
+    rows = np.zeros(len(wanted), _STEP)
+    rows["consumer"], rows["file"] = wanted["consumer"], wanted["file"]
+    rows["start"] = wanted["offset"] // page_size
+    rows["end"] = (wanted["offset"] + wanted["length"] + (page_size - 1)) // page_size
     rows = _without_repeats(_joined(rows))
     if len(template.consumers) > 1:
         rows = _cut_alike(rows)
@@ -164,6 +165,31 @@ def _steps(template: Template, page_size: int) -> tuple[Array, Array]:
     steps["consumer"], steps["file"] = rows["consumer"], rows["file"]
     steps["extent"] = which.reshape(-1)
     return steps, extents
+
+
+def _single_ranges(extents: Array, page_size: int) -> Array:
+    """Return extents of which none is strided, at most about MAX_STEPS of them.
+
+    Rows whose gaps have no whole page become one range, since their pages are neighbors.  Where the
+    rest would be too many for a policy's maps, those with the smallest gaps are read along.
+    """
+    many = counts(extents).astype(np.int64)
+    if not np.any(many > 1):
+        return extents
+    gaps = strides(extents).astype(np.int64) - extents["length"].astype(np.int64)
+    whole = (many > 1) & (gaps <= page_size)
+    left = np.flatnonzero((many > 1) & ~whole)
+    left = left[np.argsort(gaps[left], kind="stable")]
+    over = int(np.where(whole, 1, many).sum()) - MAX_STEPS
+    if over > 0:
+        saved = np.cumsum(many[left] - 1)
+        whole[left[: int(np.searchsorted(saved, over)) + 1]] = True
+    chosen = extents.copy()
+    reach = strides(extents) * (counts(extents) - np.uint64(1)) + extents["length"]
+    chosen["length"] = np.where(whole, reach, extents["length"])
+    chosen["count"] = np.where(whole, 1, counts(extents))
+    chosen["stride"] = np.where(whole, 0, strides(extents))
+    return expanded(chosen)
 
 
 def _shared(extents: Array) -> Array:

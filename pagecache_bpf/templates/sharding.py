@@ -1,76 +1,494 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which part of a tensor a tensor-parallel rank reads, by the usual names of Llama-like models.
+"""Which parts of a tensor a rank reads, computed on its shape.
 
-Column-parallel layers are split by their first dimension, row-parallel ones by their second
-(Shoeybi et al., Megatron-LM, section 3); so do vLLM, SGLang and transformers with tp_plan.
-What is not known by its name is read whole by every rank.
+A part is a row of equal pieces: one range, or the same range of every row of a matrix.  Quantized
+tensors are cut as the layer they belong to: what stands behind the module's name (qweight, scales,
+weight_scale_inv ...) says which dimension is the layer's output and which its input.  In doubt a
+tensor is whole.
 """
 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 
-_COLUMN = re.compile(
-    r"(?:.*\.)?(?:q_proj|gate_proj|up_proj|w1|w3|fc1|dense_h_to_4h|c_fc|wi|wi_0|wi_1|q_b_proj"
-    r"|kv_b_proj|embed_tokens|lm_head|wte|tok_embeddings|output|wq|word_embeddings)"
-    r"\.(?:weight|bias)"
+from pagecache_bpf.templates.architectures import CONV1D, INTERLEAVED, Cut, cut_of
+from pagecache_bpf.templates.model_config import ModelConfig, layer_of
+from pagecache_bpf.templates.parallel import Parallel
+from pagecache_bpf.templates.slices import (
+    Piece,
+    Ranges,
+    Shape,
+    by_heads,
+    concatenated,
+    even,
+    grouped,
+    halves,
+    joined,
+    rounded_up,
+    split,
+    vocabulary,
 )
-_KEYS_AND_VALUES = re.compile(r"(?:.*\.)?(?:k_proj|v_proj|wk|wv)\.(?:weight|bias)")
-_FUSED = re.compile(r"(?:.*\.)?(?:gate_up_proj|w13)\.(?:weight|bias)")
-_ROW = re.compile(r"(?:.*\.)?(?:o_proj|down_proj|w2|fc2|dense_4h_to_h|out_proj|wo)\.weight")
+
+#: Dimensions of a layer's output and of its input in each of its parameters; None: it has none.
+_PARAMETERS: dict[str, tuple[int | None, int | None]] = {
+    "weight": (0, 1),
+    "bias": (0, None),
+    # AWQ and GPTQ: the input comes first, and one of the two is packed.
+    "qweight": (1, 0),
+    "qzeros": (1, 0),
+    "scales": (1, 0),
+    "g_idx": (None, 0),
+    # compressed-tensors.
+    "weight_packed": (0, 1),
+    "weight_scale": (0, 1),
+    "weight_zero_point": (0, 1),
+    "weight_g_idx": (None, 0),
+    "weight_shape": (None, None),
+    # FP8 by blocks, NVFP4, and scales of one number.
+    "weight_scale_inv": (0, 1),
+    "weight_scale_2": (None, None),
+    "weight_global_scale": (None, None),
+    "input_scale": (None, None),
+    "input_global_scale": (None, None),
+    "k_scale": (None, None),
+    "v_scale": (None, None),
+}
+_SCALES = frozenset(("weight_scale", "weight_scale_inv", "weight_zero_point"))
+_EXPERT = re.compile(r"(?:^|\.)experts\.(\d{1,5})\.")
+_EXPERTS = re.compile(
+    r"(?P<module>.*\bexperts\.(?:gate_up_proj|down_proj|w13|w2))"
+    r"(?:[._](?P<suffix>blocks|scales?|bias|weight|weight_scale|scale_inv|weight_scale_inv))?"
+)
+_MXFP4_BLOCK = 32
+#: Numbers of layers and experts; those in w1 and fc2 are names.
+_NUMBERS = re.compile(r"\.\d+(?=\.)")
 
 
-@dataclass(frozen=True)
-class Config:
-    """What a model's configuration says; kv_heads: heads of keys and values, 0: unknown."""
+@dataclass
+class Sharding:
+    """Cuts the tensors of one model.
 
-    kv_heads: int = 0
+    shapes: of all its tensors, by name: a fused tensor is understood by its neighbors.  unknown:
+    names of layers that no table has and that were therefore taken whole, one for each pattern.
+    """
+
+    config: ModelConfig
+    parallel: Parallel
+    shapes: Mapping[str, Shape]
+    gap: int = 0
+    unknown: dict[str, str] = field(default_factory=dict)
+    _known: dict[object, list[list[Piece]]] = field(default_factory=dict)
+    _cuts: dict[str, Cut | None] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.kinds = self.config.kinds
+        method = str(self.config.quantization.get("quant_method", "")).lower()
+        #: bitsandbytes packs a matrix into one row of bytes, which vLLM does not cut.
+        self.whole = method in ("bitsandbytes", "aqlm", "quip", "hqq", "exl2", "exl3", "torchao")
+        self.ordered = bool(self.config.quantization.get("desc_act"))
+        self.interleaved = bool(self.kinds & INTERLEAVED)
+        self.conv1d = self._has_conv1d()
+        numbers = (int(found[1]) for name in self.shapes if (found := _EXPERT.search(name)))
+        self.experts = self.config.experts or max(numbers, default=-1) + 1
+        text = (name for name in self.shapes if self.config.is_text(name))
+        layers = (number for name in text if (number := layer_of(name)) is not None)
+        self.layers = self.config.layers or max(layers, default=-1) + 1
+        self._stages = self.parallel.stages_of(self.layers) if self.parallel.pp > 1 else []
+        self._placed = [
+            self.parallel.experts_of(rank, self.experts) for rank in range(self.parallel.ep)
+        ]
+        self._ranks = [self.parallel.rank(number) for number in range(self.parallel.world)]
+        self._having = [
+            [(at, rank) for at, rank in enumerate(self._ranks) if expert in self._placed[rank.ep]]
+            for expert in range(self.experts if self.parallel.ep > 1 else 0)
+        ]
+
+    def _has_conv1d(self) -> bool:
+        """Whether the layers are Conv1D: by the architecture, else by the bias of one."""
+        if self.kinds:
+            return bool(self.kinds & CONV1D)
+        for name, shape in self.shapes.items():
+            if name.endswith(("c_attn.weight", "c_fc.weight")) and len(shape) == 2:
+                bias = self.shapes.get(name.removesuffix("weight") + "bias")
+                return bias == (shape[1],) and shape[0] != shape[1]
+        return False
+
+    def pieces(self, name: str, shape: Shape, length: int) -> list[list[Piece]]:
+        """Return what each rank reads of a tensor.
+
+        Args:
+            name: the tensor's name.
+            shape: its dimensions, the slowest one first; () for a scalar or an unknown shape.
+            length: its bytes.
+
+        Returns:
+            For each rank of Parallel.world the pieces in their order; none for a rank that has
+            another layer or another expert.
+        """
+        ranks: list[list[Piece]] = [[] for _ in self._ranks]
+        for number, found in self.readers(name, shape, length):
+            ranks[number] = found
+        return ranks
+
+    def readers(self, name: str, shape: Shape, length: int) -> list[tuple[int, list[Piece]]]:
+        """Return the ranks that read a tensor, each with its pieces.
+
+        Args:
+            name: see pieces(), as the others.
+            shape: see pieces().
+            length: see pieces().
+        """
+        stages = self._stages_of(name)
+        if self.parallel.ep > 1:
+            expert = _EXPERT.search(name)
+            if expert is not None and int(expert[1]) < self.experts:
+                ranks = self._having[int(expert[1])]
+                found = self._cut(name, shape, length)
+                return [
+                    (number, found[rank.expert_tp])
+                    for number, rank in ranks
+                    if stages is None or rank.stage in stages
+                ]
+            if self._cuts_of(name) in _ALL_EXPERTS:
+                return [
+                    (number, self._experts_here(name, shape, length, rank.ep, rank.expert_tp))
+                    for number, rank in enumerate(self._ranks)
+                    if stages is None or rank.stage in stages
+                ]
+        found = self._cut(name, shape, length)
+        return [
+            (number, found[rank.tp])
+            for number, rank in enumerate(self._ranks)
+            if stages is None or rank.stage in stages
+        ]
+
+    def _stages_of(self, name: str) -> frozenset[int] | None:
+        """Return the stages of the pipeline that read a tensor; None for all of them."""
+        if not self._stages or not self.config.is_text(name):
+            return None
+        layer = layer_of(name)
+        last = len(self._stages) - 1
+        if layer is not None and not re.search(r"\bencoder\.", name):
+            at = next((at for at, stage in enumerate(self._stages) if layer in stage), last)
+            return frozenset((at,))
+        module = name.rsplit(".", 1)[0].rsplit(".", 1)[-1]
+        if module in ("lm_head", "output", "embed_out"):
+            return frozenset((last,))
+        if module in ("embed_tokens", "wte", "tok_embeddings", "word_embeddings", "embed_in"):
+            return frozenset((0, last)) if self._last_needs_embedding() else frozenset((0,))
+        return None
+
+    def _last_needs_embedding(self) -> bool:
+        """Whether the last stage reads the input embedding: where it is the output layer, too."""
+        outputs = (".lm_head.", ".output.", ".embed_out.")
+        untied = any(
+            f".{name}".endswith(tuple(f"{end}weight" for end in outputs)) for name in self.shapes
+        )
+        return self.config.ties_embeddings or not untied
+
+    # Cutting one tensor between the ranks of tensor parallelism.
+
+    def _cuts_of(self, name: str) -> Cut | None:
+        """Return how the layer of a tensor is cut, remembered by its name without numbers."""
+        pattern = _NUMBERS.sub(".#", name)
+        if pattern not in self._cuts:
+            module, _ = _module_of(name)
+            cut = cut_of(module, self.kinds)
+            self._cuts[pattern] = cut
+            if cut is None:
+                self.unknown.setdefault(pattern, name)
+        return self._cuts[pattern]
+
+    def _cut(self, name: str, shape: Shape, length: int) -> list[list[Piece]]:
+        """Return what each of the ranks among which this tensor is cut reads of it."""
+        parallel = self.parallel
+        among = parallel.tp
+        cut = self._cuts_of(name)
+        if parallel.ep > 1 and (_EXPERT.search(name) or cut in _ALL_EXPERTS):
+            among = parallel.expert_tp
+        if among == 1 or self.whole or cut in (None, Cut.WHOLE) or not shape or not length:
+            return [[Piece(0, length, length)]] * max(among, parallel.tp)
+        assert cut is not None
+        key = self._key(name, cut, shape, length, among)
+        if key not in self._known:
+            parts = [self._of_rank(name, cut, shape, length, among, rank) for rank in range(among)]
+            self._known[key] = parts
+        return self._known[key]
+
+    def _key(self, name: str, cut: Cut, shape: Shape, length: int, among: int) -> object:
+        """Return what a cut depends on, so that each is computed once."""
+        module, parameter = _module_of(name)
+        near = () if cut in _BY_SHAPE and parameter not in _SCALES else self._near(module)
+        heads: object = None
+        if cut in _BY_HEADS:
+            heads = (self.config.heads(name), self.config.key_value_heads(name))
+        return (_NUMBERS.sub(".#", name), shape, length, among, near, heads)
+
+    def _near(self, module: str) -> tuple[Shape | None, ...]:
+        """Return the shapes of neighbors by which a tensor is understood."""
+        base = module.rpartition(".")[0]
+        names = [f"{module}.weight", f"{base}.gate_up_proj", f"{base}.down_proj"]
+        names += [f"{base}.down_proj_blocks", *(f"{base}.{name}.weight" for name in _OUTPUTS)]
+        return tuple(self.shapes.get(name) for name in names)
+
+    def _of_rank(
+        self, name: str, cut: Cut, shape: Shape, length: int, among: int, rank: int
+    ) -> list[Piece]:
+        """Return what one of `among` ranks reads of a tensor."""
+        whole = [Piece(0, length, length)]
+        module, parameter = _module_of(name)
+        if cut in _ALL_EXPERTS:
+            found = self._of_experts(name, cut, shape, among, rank)
+            if found is None:
+                return whole
+            return split(shape, length, *found, self.gap) or whole
+        if parameter not in _PARAMETERS:
+            return whole
+        dimension, inner = _PARAMETERS[parameter]
+        if self.conv1d and parameter == "weight" and cut is not Cut.VOCABULARY:
+            dimension, inner = inner, dimension
+        if cut is Cut.INPUT:
+            if parameter in ("scales", "qzeros") and self.ordered:
+                return whole  # act-order: every group may belong to every rank
+            dimension = inner
+
+        def divide(size: int) -> Ranges | None:
+            if cut is Cut.INPUT:
+                return even(size, among, rank)
+            return self._of_output(name, module, cut, size, among, rank)
+
+        if dimension is None or dimension >= len(shape):
+            return whole
+        ranges = self._scaled(module, parameter, dimension, shape[dimension], divide)
+        if ranges is None:
+            return whole
+        return split(shape, length, dimension, ranges, self.gap) if ranges else []
+
+    def _scaled(
+        self,
+        module: str,
+        parameter: str,
+        dimension: int,
+        size: int,
+        divide: Callable[[int], Ranges | None],
+    ) -> Ranges | None:
+        """Divide a dimension; that of block scales by the rows that the blocks stand for."""
+        weight = self.shapes.get(f"{module}.weight")
+        if parameter in _SCALES and weight is not None and dimension < len(weight):
+            rows = weight[dimension]
+            if size == 1 and rows > 1:
+                return None  # one scale for all
+            if rows != size:
+                ranges = divide(rows)
+                block = self._block(dimension, rows, size)
+                if ranges is None or block is None:
+                    return None
+                return [(begin // block, -(-end // block)) for begin, end in ranges]
+        return divide(size)
+
+    def _block(self, dimension: int, rows: int, blocks: int) -> int | None:
+        """Return the rows that one scale stands for."""
+        told = self.config.quantization.get("weight_block_size")
+        if isinstance(told, list) and dimension < len(told):
+            size = told[dimension]
+            if type(size) is int and size > 0 and -(-rows // size) == blocks:
+                return size
+        if rows % blocks == 0:
+            return rows // blocks
+        for size in (128, 64, 32, 16, 256):
+            if -(-rows // size) == blocks:
+                return size
+        return None
+
+    def _of_output(
+        self, name: str, module: str, cut: Cut, size: int, among: int, rank: int
+    ) -> Ranges | None:
+        """Divide the output dimension of a layer; None where that is not known to be right."""
+        if cut is Cut.VOCABULARY:
+            return vocabulary(size, among, rank)
+        if cut is Cut.GATE_UP:
+            return halves(size, among, rank)
+        heads, key_value = self.config.heads(name), self.config.key_value_heads(name)
+        if cut is Cut.OUTPUT:
+            return even(size, among, rank)
+        if cut is Cut.KEY_VALUE:
+            return self._key_value(name, module, size, key_value, among, rank)
+        if key_value is None:
+            return None
+        if (rows := self._query_rows(module)) is not None and rows < size:
+            # Queries have as many rows as the layer behind them has inputs.
+            unit, rest = divmod(size - rows, 2 * key_value)
+            heads = rows // unit if not rest and unit and rows % unit == 0 else heads
+        if heads is None or size % (heads + 2 * key_value):
+            return None
+        if cut is Cut.QKV_GROUPED:
+            return grouped(size, heads, key_value, among, rank)
+        found = concatenated(size, heads, key_value, among, rank)
+        if self.conv1d and found is not None and (share := even(size, among, rank)) is not None:
+            # vLLM takes queries, keys and values apart; an even share of the columns is what
+            # Megatron's definition of the layer gives.  The rows are short: both are read.
+            found = joined([*found, *share])
+        return found
+
+    def _key_value(
+        self, name: str, module: str, size: int, heads: int | None, among: int, rank: int
+    ) -> Ranges | None:
+        """Divide a layer of keys or values by its heads."""
+        told = self.config.head_size(name)
+        if told and size % told == 0 and heads is not None and size // told != heads:
+            queries = self.shapes.get(f"{_sibling(module)}.weight")
+            if queries is not None and queries[0] % told == 0:
+                heads = size // told  # of this layer, whatever the others have
+        if heads is None:
+            # Vision and audio towers have as many heads of keys as of queries.
+            return even(size, among, rank) if not self.config.is_text(name) else None
+        return by_heads(size, heads, among, rank)
+
+    def _query_rows(self, module: str) -> int | None:
+        """Return the rows of the queries in a fused layer, from the layer behind it."""
+        base = module.rpartition(".")[0]
+        for output in _OUTPUTS:
+            shape = self.shapes.get(f"{base}.{output}.weight")
+            if shape is not None and len(shape) == 2:
+                return shape[0] if self.conv1d else shape[1]
+        return None
+
+    # Tensors that hold all experts.
+
+    def _of_experts(
+        self, name: str, cut: Cut, shape: Shape, among: int, rank: int
+    ) -> tuple[int, Ranges] | None:
+        """Return the dimension by which all experts in one tensor are cut, and the rank's share."""
+        if cut is Cut.EXPERTS_STACKED:
+            experts = self.experts
+            if not experts or len(shape) != 2 or shape[0] % experts:
+                return None
+            rows = shape[0] // experts
+            share = even(rows, among, rank)
+            if share is None:
+                return None
+            (begin, end), *_ = share
+            return 0, [(at * rows + begin, at * rows + end) for at in range(experts)]
+        matched = _EXPERTS.fullmatch(name)
+        suffix = (matched["suffix"] or "") if matched else ""
+        if suffix == "bias":
+            if cut is Cut.EXPERTS_DOWN or len(shape) != 2:
+                return None
+            share = self._gate_up(name, shape[1], among, rank)
+            return None if share is None else (1, share)
+        if len(shape) < 3:
+            return None
+        packed = suffix in ("blocks", "scales")
+        transposed = False if packed else self._transposed(name, shape)
+        if transposed is None:
+            return None
+        if cut is Cut.EXPERTS_GATE_UP:
+            dimension = 2 if transposed else 1
+            share = self._gate_up(name, shape[dimension], among, rank)
+        else:
+            dimension = 1 if transposed else 2
+            share = even(shape[dimension], among, rank)
+            if share is None and packed:  # gpt-oss: whole blocks, the last rank has fewer
+                share = rounded_up(shape[dimension], among, rank)
+        return None if share is None else (dimension, share)
+
+    def _gate_up(self, name: str, size: int, among: int, rank: int) -> Ranges | None:
+        """Divide gate and up of all experts: two halves, or in turns as gpt-oss has them."""
+        blocks = self.shapes.get(f"{_experts_base(name)}down_proj_blocks")
+        if blocks is not None and len(blocks) == 4 and size == 2 * _MXFP4_BLOCK * blocks[2]:
+            ranges = rounded_up(blocks[2], among, rank)
+            return [(begin * 2 * _MXFP4_BLOCK, end * 2 * _MXFP4_BLOCK) for begin, end in ranges]
+        if self.interleaved or blocks is not None:
+            return even(size, among, rank)
+        return halves(size, among, rank)
+
+    def _transposed(self, name: str, shape: Shape) -> bool | None:
+        """Whether the input dimension comes before the output's; None if the shapes do not say.
+
+        (experts, 2 x inner, hidden) with (experts, hidden, inner), or both turned.
+        """
+        base = _experts_base(name)
+        both = [
+            self.shapes.get(f"{base}{first}") or self.shapes.get(f"{base}{second}")
+            for first, second in (
+                ("gate_up_proj", "w13_weight"),
+                ("down_proj", "w2_weight"),
+            )
+        ]
+        if "_linear" in name:
+            both = [
+                self.shapes.get(f"{base}input_linear.weight"),
+                self.shapes.get(f"{base}output_linear.weight"),
+            ]
+        gate_up, down = both
+        if gate_up is None or down is None or len(gate_up) != 3 or len(down) != 3:
+            return None
+        straight = gate_up[1] == 2 * down[2] and gate_up[2] == down[1]
+        turned = gate_up[2] == 2 * down[1] and gate_up[1] == down[2]
+        return None if straight == turned else turned
+
+    def _experts_here(
+        self, name: str, shape: Shape, length: int, ep_rank: int, tp_rank: int
+    ) -> list[Piece]:
+        """Return what an expert-parallel rank reads of a tensor that holds all experts."""
+        count = self.experts
+        if not shape or not count or shape[0] % count or length % count:
+            return [Piece(0, length, length)]
+        size = length // count
+        inner = self._cut(name, shape, length)[tp_rank]
+        here = sorted(self._placed[ep_rank])
+        if inner == [Piece(0, length, length)]:
+            return [
+                Piece(begin * size, (end - begin) * size, (end - begin) * size)
+                for begin, end in joined((number, number + 1) for number in here)
+            ]
+        found = []
+        for number in here:
+            for piece in inner:
+                rows = piece.rows // count
+                if piece.rows % count:
+                    return [Piece(0, length, length)]
+                found.append(
+                    Piece(
+                        piece.offset + number * size,
+                        piece.length,
+                        piece.wanted // count,
+                        rows,
+                        piece.stride if rows > 1 else 0,
+                    )
+                )
+        return found
 
 
-def slices(
-    name: str,
-    shape: tuple[int, ...],
-    itemsize: int,
-    length: int,
-    config: Config,
-    tp: int,
-    rank: int,
-    gap: int,
-) -> list[tuple[int, int, int]]:
-    """The parts of a tensor that a rank reads: (offset in it, bytes, bytes really used)."""
-    whole = [(0, length, length)]
-    if not itemsize or not shape or length % shape[0]:
-        return whole
-    row = length // shape[0]
-    if _COLUMN.fullmatch(name):
-        return _rows(shape[0], row, tp, rank) or whole
-    if _KEYS_AND_VALUES.fullmatch(name):
-        return _heads(shape[0], row, config, tp, rank) or whole
-    if _FUSED.fullmatch(name) and shape[0] % (2 * tp) == 0:
-        half, part = length // 2, length // 2 // tp
-        return [(rank * part, part, part), (half + rank * part, part, part)]
-    if _ROW.fullmatch(name) and len(shape) == 2 and shape[1] % tp == 0:
-        part = row // tp
-        if row - part > gap:
-            return [(n * row + rank * part, part, part) for n in range(shape[0])]
-        # From the rank's part of the first row to that of the last one.
-        covered = (shape[0] - 1) * row + part
-        return [(rank * part, covered, shape[0] * part)]
-    return whole
+_ALL_EXPERTS = frozenset((Cut.EXPERTS_GATE_UP, Cut.EXPERTS_DOWN, Cut.EXPERTS_STACKED))
+_BY_HEADS = frozenset((Cut.KEY_VALUE, Cut.QKV, Cut.QKV_GROUPED))
+_BY_SHAPE = frozenset((Cut.OUTPUT, Cut.INPUT, Cut.VOCABULARY, Cut.GATE_UP))
+#: The layer behind the queries, keys and values, as architectures call it.
+_OUTPUTS = ("o_proj", "dense", "out_proj", "wo", "c_proj")
 
 
-def _rows(rows: int, row: int, tp: int, rank: int) -> list[tuple[int, int, int]]:
-    """An even share of the rows; of vocabularies that do not divide the last rank has less."""
-    share = -(-rows // tp)
-    begin, end = min(rows, rank * share), min(rows, (rank + 1) * share)
-    return [(begin * row, (end - begin) * row, (end - begin) * row)] if end > begin else []
+def _module_of(name: str) -> tuple[str, str]:
+    """Return the name of a tensor's module, and that of its parameter ("" for none)."""
+    matched = _EXPERTS.fullmatch(name)
+    if matched is not None:
+        return matched["module"], ""
+    module, _, parameter = name.rpartition(".")
+    if parameter in _PARAMETERS:
+        return module, parameter
+    return (name, "bias") if parameter == "sinks" else (name, "")
 
 
-def _heads(rows: int, row: int, config: Config, tp: int, rank: int) -> list[tuple[int, int, int]]:
-    """As rows, but with fewer heads than ranks several ranks read the same head."""
-    heads = config.kv_heads
-    if heads and heads < tp and tp % heads == 0 and rows % heads == 0:
-        part = rows // heads * row
-        return [(rank * heads // tp * part, part, part)]
-    return _rows(rows, row, tp, rank) if rows % tp == 0 else []
+def _experts_base(name: str) -> str:
+    """Return the name of the module that holds the experts, with a dot at its end."""
+    matched = _EXPERTS.fullmatch(name)
+    module = matched["module"] if matched else name.rpartition(".")[0]
+    return f"{module.rpartition('.')[0]}."
+
+
+def _sibling(module: str) -> str:
+    """Return the module of the queries beside one of keys or values."""
+    base, _, last = module.rpartition(".")
+    name = last.replace("k_", "q_").replace("v_", "q_").replace("wk", "wq").replace("wv", "wq")
+    return f"{base}.{name}" if base else name

@@ -27,7 +27,10 @@ EXTENT = np.dtype(
         ("wanted", "<u8"),
     ]
 )
-#: An array of EXTENT.  numpy has no type for the fields of one.
+#: An extent that may be a slice of every row of a matrix: `count` ranges of `length` bytes,
+#: `stride` bytes apart; `wanted` bytes of all of them are used.  count 1 and stride 0: one range.
+STRIDED = np.dtype([*EXTENT.descr, ("count", "<u8"), ("stride", "<u8")])
+#: An array of EXTENT or of STRIDED.  numpy has no type for the fields of one.
 Extents = np.ndarray[Any, Any]
 
 MAX_FILES = 100_000
@@ -42,7 +45,8 @@ class Template:
     """Extents in the order of each consumer, grouped by consumer.
 
     source: derived, recorded or imported.  loader: whose order it is.  tp: tensor-parallel
-    ranks of the load, 1 without.  extents: an array of EXTENT.
+    ranks of the load, 1 without.  extents: an array of EXTENT, or of STRIDED where some are slices
+    of rows; plain() has them one by one.
     Raises UsageError when it contradicts itself.
     """
 
@@ -59,7 +63,7 @@ class Template:
     @property
     def length(self) -> int:
         """Bytes of all extents: a byte that two consumers want counts twice."""
-        return int(self.extents["length"].sum())
+        return int((self.extents["length"] * counts(self.extents)).sum())
 
     @property
     def wanted(self) -> int:
@@ -74,31 +78,143 @@ class Template:
     @property
     def distinct(self) -> int:
         """Bytes that at least one consumer has in an extent, counted once."""
-        return sum(int((ends - starts).sum()) for _, starts, ends in self.ranges())
+        return sum(
+            length * count
+            for number in np.unique(self.extents["file"])
+            for _, length, count, _ in union(self.extents[self.extents["file"] == number])
+        )
 
     def ranges(
         self,
     ) -> list[tuple[int, npt.NDArray[np.uint64], npt.NDArray[np.uint64]]]:
-        """For each file with extents: its number, starts and ends of what is covered, merged."""
+        """Return for each file with extents: its number, starts and ends of what is covered."""
         found = []
-        order = np.lexsort((self.extents["offset"], self.extents["file"]))
-        ordered = self.extents[order]
-        cuts = np.flatnonzero(np.diff(ordered["file"])) + 1
-        for part in np.split(ordered, cuts):
-            if not len(part):
-                continue
-            ends = np.maximum.accumulate(part["offset"] + part["length"])
-            fresh = np.ones(len(part), bool)
-            fresh[1:] = part["offset"][1:] > ends[:-1]
+        for number in np.unique(self.extents["file"]):
+            rows = union(self.extents[self.extents["file"] == number])
+            offsets, lengths = spread(np.array(rows, np.uint64).reshape(-1, 4))
+            ends = offsets + lengths
+            fresh = np.ones(len(offsets), bool)
+            fresh[1:] = offsets[1:] > ends[:-1]
             first = np.flatnonzero(fresh)
-            last = np.append(first[1:], len(part)) - 1
-            found.append((int(part["file"][0]), part["offset"][first], ends[last]))
+            last = np.append(first[1:], len(offsets)) - 1
+            found.append((int(number), offsets[first], ends[last]))
         return found
 
+    def plain(self, consumer: int | None = None) -> Extents:
+        """Return the extents one by one, of dtype EXTENT: a strided one becomes many.
+
+        Args:
+            consumer: the number of one of the consumers; by default all of them.
+        """
+        chosen = self.extents
+        if consumer is not None:
+            chosen = chosen[chosen["consumer"] == consumer]
+        return expanded(chosen)
+
     def of(self, consumer: int) -> Extents:
-        """The extents of one consumer, in its order."""
-        found: Extents = self.extents[self.extents["consumer"] == consumer]
+        """Return the extents of one consumer, one by one and in its order."""
+        return self.plain(consumer)
+
+
+def counts(extents: Extents) -> npt.NDArray[np.uint64]:
+    """Return of how many ranges each extent consists."""
+    if "count" in (extents.dtype.names or ()):
+        found: npt.NDArray[np.uint64] = extents["count"]
         return found
+    return np.ones(len(extents), np.uint64)
+
+
+def strides(extents: Extents) -> npt.NDArray[np.uint64]:
+    """Return how far apart the ranges of each extent are, in bytes; 0 for a single one."""
+    if "stride" in (extents.dtype.names or ()):
+        found: npt.NDArray[np.uint64] = extents["stride"]
+        return found
+    return np.zeros(len(extents), np.uint64)
+
+
+def expanded(extents: Extents) -> Extents:
+    """Return extents of dtype EXTENT, each a single range.
+
+    The wanted bytes of a strided extent are shared evenly among its ranges.
+    """
+    many = counts(extents).astype(np.int64)
+    number = np.arange(int(many.sum())) - np.repeat(np.cumsum(many) - many, many)
+    found = np.zeros(len(number), EXTENT)
+    for name in ("consumer", "file", "offset", "length"):
+        found[name] = np.repeat(extents[name], many)
+    found["offset"] += np.repeat(strides(extents), many) * number.astype(np.uint64)
+    found["wanted"] = np.repeat(extents["wanted"] // np.maximum(counts(extents), 1), many)
+    return found
+
+
+def spread(rows: npt.NDArray[np.uint64]) -> tuple[npt.NDArray[np.uint64], npt.NDArray[np.uint64]]:
+    """Return offsets and lengths of all ranges of rows of (offset, length, count, stride)."""
+    many = rows[:, 2].astype(np.int64)
+    number = (np.arange(int(many.sum())) - np.repeat(np.cumsum(many) - many, many)).astype(
+        np.uint64
+    )
+    offsets = np.repeat(rows[:, 0], many) + np.repeat(rows[:, 3], many) * number
+    return offsets, np.repeat(rows[:, 1], many)
+
+
+_Row = tuple[int, int, int, int]  # offset, length, count, stride
+
+
+def union(extents: Extents) -> list[_Row]:
+    """Return what extents of one file cover, as disjoint rows in order.
+
+    Slices of the same rows are united by arithmetic on one row, without a list of all rows.
+
+    Returns:
+        Rows (offset, length, count, stride), in bytes; the last row of one ends before the next
+        one begins.
+    """
+    columns = (extents["offset"], extents["length"], counts(extents), strides(extents))
+    rows = sorted(set(zip(*(column.tolist() for column in columns), strict=True)))
+    found: list[_Row] = []
+    group: list[_Row] = []
+    reach = 0
+    for row in rows:
+        if group and row[0] >= reach:
+            found += _united(group)
+            group = []
+        group.append(row)
+        reach = max(reach if len(group) > 1 else 0, row[0] + row[3] * (row[2] - 1) + row[1])
+    return found + (_united(group) if group else [])
+
+
+def _united(group: list[_Row]) -> list[_Row]:
+    """Return the union of rows whose hulls overlap, in order."""
+    if len(group) == 1:
+        return group
+    low, (_, _, count, stride) = group[0][0], group[0]
+    alike = count > 1 and all(row[2:] == (count, stride) for row in group)
+    if alike and max(row[0] + row[1] for row in group) - low <= stride:
+        parts = _merged([(row[0], row[0] + row[1]) for row in group])
+        if parts == [(low, low + stride)]:
+            return [(low, stride * count, 1, 0)]
+        if len(parts) == 1:
+            return [(low, parts[0][1] - low, count, stride)]
+    offsets, lengths = spread(np.array(group, np.uint64))
+    order = np.argsort(offsets, kind="stable")
+    begins, ends = offsets[order], np.maximum.accumulate((offsets + lengths)[order])
+    fresh = np.ones(len(begins), bool)
+    fresh[1:] = begins[1:] > ends[:-1]
+    first = np.flatnonzero(fresh)
+    last = np.append(first[1:], len(begins)) - 1
+    merged = zip(begins[first].tolist(), (ends[last] - begins[first]).tolist(), strict=True)
+    return [(begin, length, 1, 0) for begin, length in merged]
+
+
+def _merged(ranges: list[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Return ranges in their order with those made one that touch or overlap."""
+    found: list[tuple[int, int]] = []
+    for begin, end in sorted(ranges):
+        if found and begin <= found[-1][1]:
+            found[-1] = (found[-1][0], max(end, found[-1][1]))
+        else:
+            found.append((begin, end))
+    return found
 
 
 def _check_consistency(template: Template) -> None:
@@ -114,7 +230,7 @@ def _check_consistency(template: Template) -> None:
     if not 1 <= template.tp <= MAX_CONSUMERS:
         raise refuse(f"it is for {template.tp} tensor-parallel ranks")
     extents = template.extents
-    if extents.dtype != EXTENT or extents.ndim != 1 or len(extents) > MAX_EXTENTS:
+    if extents.dtype not in (EXTENT, STRIDED) or extents.ndim != 1 or len(extents) > MAX_EXTENTS:
         raise refuse(f"its extents are no list of at most {MAX_EXTENTS:,}")
     paths = [file.path for file in template.files]
     if len(set(paths)) != len(paths):
@@ -143,7 +259,15 @@ def _check_consistency(template: Template) -> None:
     if bad.any():
         number = int(np.flatnonzero(bad)[0])
         raise refuse(f"extent {number} does not lie in its file")
-    if np.any(extents["wanted"] > extents["length"]):
+    many, apart = counts(extents), strides(extents)
+    largest = np.uint64(MAX_SIZE)
+    rows = (many > 1) & ((apart < extents["length"]) | (many - 1 > largest // np.maximum(apart, 1)))
+    if np.any(rows | (many == 0)):
+        raise refuse(f"the rows of extent {int(np.flatnonzero(rows | (many == 0))[0])} overlap")
+    room = sizes - extents["offset"] - extents["length"]
+    if np.any((many > 1) & ((many - 1) * apart > room)):
+        raise refuse("the last row of an extent does not lie in its file")
+    if np.any(extents["wanted"] > extents["length"] * many):
         raise refuse("more bytes of an extent are wanted than it has")
 
 
@@ -153,17 +277,21 @@ def coalesce(extents: Extents, gap: int = 0) -> Extents:
     gap: bytes between two of them that are not worth a seek; they become part of the extent,
     and are not counted as wanted.
     """
+    if not np.any(counts(extents) > 1):
+        extents = extents[list(EXTENT.names or ())].astype(EXTENT)
     if len(extents) < 2:
         return extents
     start = extents["offset"].astype(np.int64)
+    single = counts(extents) == 1
     end = start + extents["length"].astype(np.int64)
     same = extents["file"][1:] == extents["file"][:-1]
     same &= extents["consumer"][1:] == extents["consumer"][:-1]
-    same &= (start[1:] >= end[:-1]) & (start[1:] - end[:-1] <= gap)
+    same &= (start[1:] >= end[:-1]) & (start[1:] - end[:-1] <= gap) & single[1:] & single[:-1]
     first = np.flatnonzero(np.concatenate(([True], ~same)))
     last = np.append(first[1:], len(extents)) - 1
     joined: Extents = extents[first].copy()
-    joined["length"] = (end[last] - start[first]).astype(np.uint64)
+    several = last > first
+    joined["length"][several] = (end[last] - start[first]).astype(np.uint64)[several]
     joined["wanted"] = np.add.reduceat(extents["wanted"], first)
     return joined
 
@@ -246,7 +374,8 @@ def check(template: Template, where: Path | Model) -> Fit:
             paths[number] = path
     extents = template.extents
     fits = np.isin(extents["file"], np.array(sorted(paths), np.uint32))
-    return Fit(paths, tuple(mismatches), int(extents["length"][fits].sum()), template.length)
+    fitting = (extents["length"] * counts(extents))[fits]
+    return Fit(paths, tuple(mismatches), int(fitting.sum()), template.length)
 
 
 def _difference(expected: TemplateFile, path: Path) -> str:

@@ -35,19 +35,26 @@ from pagecache_bpf.templates.template import (
     MAX_CONSUMERS,
     MAX_EXTENTS,
     MAX_FILES,
+    STRIDED,
     Extents,
     Template,
+    counts,
 )
 from pagecache_bpf.weights.identity import TemplateFile
 
 MAGIC = "pagecache-bpf template"
 VERSION = 1
+#: Behind the number of extents: some lines have a count and a stride.  Templates of fewer ranges
+#: than this are written without.
+_WITH_STRIDES = " strided"
+_PLAIN_LINES = 1 << 16
 SOURCES = ("derived", "recorded", "imported")
 MAX_BYTES = 512 << 20
 _LINE = 16 << 10
 _BATCH = 1 << 16
 _DOCS = "docs/troubleshooting.md#is-not-a-template"
 _EXTENT_LINE = re.compile(rb"(?:\d{1,19} ){4}\d{1,19}\n")
+_STRIDED_LINE = re.compile(rb"(?:\d{1,19} ){4}\d{1,19}(?: \d{1,19} \d{1,19})?\n")
 
 
 def write(template: Template, path: Path) -> None:
@@ -74,7 +81,11 @@ def write(template: Template, path: Path) -> None:
 
 
 def render(template: Template) -> Iterator[bytes]:
-    """The text of a template, in pieces."""
+    """Yield the text of a template, in pieces."""
+    extents = template.extents
+    if int(counts(extents).sum()) <= _PLAIN_LINES:
+        extents = template.plain()
+    strided = extents.dtype != EXTENT
     lines = [
         f"{MAGIC} {VERSION}",
         f"source: {template.source}",
@@ -87,11 +98,14 @@ def render(template: Template) -> Iterator[bytes]:
         for file in template.files
     ]
     lines += [f"consumer: {json.dumps(name)}" for name in template.consumers]
-    lines += [f"extents: {len(template.extents)}", "# consumer file offset length wanted", ""]
+    columns = "consumer file offset length wanted" + (" [count stride]" if strided else "")
+    lines += [f"extents: {len(extents)}{_WITH_STRIDES if strided else ''}", f"# {columns}", ""]
     yield "\n".join(lines).encode()
-    for start in range(0, len(template.extents), _BATCH):
-        rows = template.extents[start : start + _BATCH].tolist()
-        yield "".join("%d %d %d %d %d\n" % row for row in rows).encode()  # noqa: UP031
+    for start in range(0, len(extents), _BATCH):
+        rows = extents[start : start + _BATCH].tolist()
+        if strided:
+            rows = [row if row[5] > 1 else row[:5] for row in rows]
+        yield "".join(" ".join(map(str, row)) + "\n" for row in rows).encode()
     yield b"end\n"
 
 
@@ -139,6 +153,7 @@ class _Reader:
         self._file = file
         self._number = 0
         self._line = b""
+        self._strided = False
 
     def template(self) -> Template:
         first = self._next()
@@ -165,7 +180,9 @@ class _Reader:
             line = self._next()
         if not line.startswith("extents: "):
             raise self._damaged("a line file:, consumer: or extents: was expected")
-        count = self._number_of(line.removeprefix("extents: "), MAX_EXTENTS)
+        text = line.removeprefix("extents: ")
+        self._strided = text.endswith(_WITH_STRIDES)
+        count = self._number_of(text.removesuffix(_WITH_STRIDES), MAX_EXTENTS)
         extents = self._extents(count)
         if self._next() != "end":
             raise self._damaged(f"it has more than the {count:,} extents it speaks of")
@@ -227,9 +244,11 @@ class _Reader:
             lines = []
             for _ in range(min(count, _BATCH)):
                 self._next()
-                if not _EXTENT_LINE.fullmatch(self._line):
+                pattern = _STRIDED_LINE if self._strided else _EXTENT_LINE
+                if not pattern.fullmatch(self._line):
                     raise self._damaged("it is not an extent, `CONSUMER FILE OFFSET LENGTH WANTED`")
-                lines.append(self._line)
+                plain = self._strided and self._line.count(b" ") == 4
+                lines.append(self._line[:-1] + b" 1 0\n" if plain else self._line)
             count -= len(lines)
             with warnings.catch_warnings():
                 warnings.simplefilter("error")
@@ -237,8 +256,8 @@ class _Reader:
                     numbers = np.loadtxt(lines, np.uint64, ndmin=2)
                 except (ValueError, Warning) as error:
                     raise self._damaged(f"a number is out of range ({error})") from None
-            batch = np.zeros(len(lines), EXTENT)
-            for column, name in enumerate(EXTENT.names or ()):
+            batch = np.zeros(len(lines), STRIDED if self._strided else EXTENT)
+            for column, name in enumerate(batch.dtype.names or ()):
                 if name in ("consumer", "file") and numbers[:, column].max() >= 1 << 32:
                     raise self._damaged("a number is out of range")
                 batch[name] = numbers[:, column]

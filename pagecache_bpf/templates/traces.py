@@ -140,7 +140,7 @@ def render_trace(template: Template, paths: dict[int, Path]) -> Iterator[str]:
         int(name.removeprefix("node ")) if name.startswith("node ") and name[5:].isdecimal() else 0
         for name in template.consumers
     ]
-    extents = template.extents
+    extents = template.plain()
     ends = np.cumsum(extents["length"])
     first = np.searchsorted(extents["consumer"], extents["consumer"])
     progress = ends - np.concatenate(([0], ends))[first].astype(ends.dtype)

@@ -94,7 +94,7 @@ def test_every_byte_is_there_once(model: tuple[Path, list[Places]]) -> None:
 
 
 LLAMA = {
-    "model.embed_tokens.weight": (16, 8),
+    "model.embed_tokens.weight": (128, 8),
     "model.layers.0.self_attn.q_proj.weight": (8, 8),
     "model.layers.0.self_attn.k_proj.weight": (2, 8),
     "model.layers.0.self_attn.o_proj.weight": (8, 8),
@@ -102,7 +102,7 @@ LLAMA = {
     "model.layers.0.mlp.down_proj.weight": (8, 16),
     "model.layers.0.input_layernorm.weight": (8,),
 }
-ROWS = ("embed_tokens", "q_proj", "k_proj")
+ROWS = ("embed_tokens", "q_proj")
 
 
 def bytes_of_rank(places: Places, rank: int, tp: int, kv_heads: int = 0) -> set[int]:
@@ -112,8 +112,10 @@ def bytes_of_rank(places: Places, rank: int, tp: int, kv_heads: int = 0) -> set[
         rows, columns = (*LLAMA[name], 1)[:2]
         for row in range(rows):
             for column in range(columns):
-                if name.split(".")[-2] == "k_proj" and kv_heads and kv_heads < tp:
-                    mine = row // (rows // kv_heads) == rank * kv_heads // tp
+                if name.split(".")[-2] == "k_proj":
+                    # Without a number of heads it is not known which rank needs which rows.
+                    heads = kv_heads or rows
+                    mine = not kv_heads or row // (rows // heads) == rank * heads // tp
                 elif name.split(".")[-2] in ROWS:
                     mine = row // (rows // tp) == rank
                 elif "gate_up" in name:
@@ -147,7 +149,8 @@ def test_slices_of_ranks(tmp_path: Path, tp: int, kv_heads: int) -> None:
 def test_gaps_between_slices_are_read_along(tmp_path: Path) -> None:
     weights.safetensors(tmp_path / "m.safetensors", {"x.o_proj.weight": (64, 64)})
     joined, apart = (derive(resolve(tmp_path), tp=2, gap=gap) for gap in (64, 63))
-    assert joined.wanted == apart.wanted and len(apart.extents) > 60
+    assert joined.wanted == apart.wanted and len(apart.plain()) > 60
+    assert len(apart.extents) <= 4
     assert len(joined.extents) <= 4 and joined.length > apart.length
 
 

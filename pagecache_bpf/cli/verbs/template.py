@@ -27,6 +27,10 @@ EXAMPLES = (
         "for two tensor-parallel ranks",
     ),
     (
+        "pagecache-bpf template derive /models/deepseek-v3 --tp 8 --ep 8 --rank 3 -o ds.rank3",
+        "one rank of eight that share the experts",
+    ),
+    (
         "pagecache-bpf template record -o mine.template --path /models/llama-3-8b -- "
         "python3 load.py",
         "from a real load",
@@ -54,7 +58,12 @@ _SUMMARY = {
     "consumers[].wanted_bytes": "of these, bytes that it uses",
 }
 JSON = {
-    "template derive": _SUMMARY,
+    "template derive": {
+        **_SUMMARY,
+        "gap_bytes": "slices closer than this are read as one",
+        "gap_source": "option, measured (what a request costs the device), or default",
+        "read_whole[]": "a tensor of a kind that is not known, which every rank reads whole",
+    },
     "template record": {
         **_SUMMARY,
         "exit_code": "of the command; negative: the signal that ended it",
@@ -138,12 +147,43 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="tensor-parallel ranks, which each read their slice of tensors that are usually split "
         "(default: 1)",
     )
+    derive.add_argument(
+        "--ep",
+        metavar="N",
+        type=_positive,
+        default=1,
+        help="expert-parallel ranks, which each read their share of the experts whole "
+        "(default: 1: experts are sliced like other layers)",
+    )
+    derive.add_argument(
+        "--pp",
+        metavar="N",
+        type=_positive,
+        default=1,
+        help="stages of the pipeline, which each read their layers (default: 1)",
+    )
+    derive.add_argument(
+        "--pp-layers",
+        metavar="LIST",
+        type=_numbers,
+        default=(),
+        help="layers of each stage, as in VLLM_PP_LAYER_PARTITION: 30,31 (default: even shares)",
+    )
+    derive.add_argument(
+        "--redundant-experts",
+        metavar="LIST",
+        type=_numbers,
+        default=(),
+        help="experts that exist twice, numbered as in the model: 0,1,17; they are placed behind "
+        "the others",
+    )
     derive.add_argument("--rank", metavar="R", type=_count, help="only this rank, from 0")
     derive.add_argument(
         "--gap",
         metavar="SIZE",
-        default="64KiB",
-        help="slices closer than this are read as one (default: 64KiB)",
+        help="slices closer than this are read as one (default: what a request costs the device in "
+        "bytes, measured once, for 0.5 s, where there is more than one rank; 64KiB where it cannot "
+        "be measured)",
     )
     _add_output(derive)
 
@@ -229,6 +269,10 @@ def _positive(text: str) -> int:
     if number < 1:
         raise argparse.ArgumentTypeError(f"{text} is not a number from 1 on")
     return number
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+    return tuple(_count(word.strip()) for word in text.split(","))
 
 
 def _count(text: str) -> int:

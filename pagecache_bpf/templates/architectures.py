@@ -1,0 +1,169 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How the layers of deployed architectures are cut between tensor-parallel ranks.
+
+One line an entry.  The last part of a module's name decides, or its last two where one is not
+enough; an architecture (config.json's model_type, or one of its architectures) comes before what is
+common to all.  A name that is in no table is read whole by every rank, and derive() tells it.
+
+Source: Shoeybi et al., Megatron-LM, section 3; vLLM's model_executor/layers/linear.py and models/.
+"""
+
+from __future__ import annotations
+
+import re
+from enum import Enum
+
+
+class Cut(Enum):
+    """How a layer's weight is cut."""
+
+    #: Every rank reads it all.
+    WHOLE = "whole"
+    #: By its output dimension (column-parallel in Megatron's words), in even shares.
+    OUTPUT = "output"
+    #: By its input dimension (row-parallel).
+    INPUT = "input"
+    #: By its output dimension, after padding to a multiple of 64.
+    VOCABULARY = "vocabulary"
+    #: By heads of keys and values, of which several ranks read the same where there are few.
+    KEY_VALUE = "key and value heads"
+    #: Queries, keys and values one after the other in one tensor.
+    QKV = "queries, keys, values"
+    #: Queries, keys and values of each key and value head together.
+    QKV_GROUPED = "queries, keys, values by group"
+    #: Two matrices one after the other (gate and up), each by its output dimension.
+    GATE_UP = "gate and up"
+    #: All experts in one tensor: expert, then gate and up.
+    EXPERTS_GATE_UP = "gate and up of all experts"
+    #: All experts in one tensor: expert, then the down projection.
+    EXPERTS_DOWN = "down projection of all experts"
+    #: All experts in one matrix, one after the other by its first dimension, cut within each.
+    EXPERTS_STACKED = "rows of all experts"
+
+
+#: Common to all architectures.
+COMMON: dict[str, Cut] = {
+    # Attention.
+    "q_proj": Cut.OUTPUT,
+    "wq": Cut.OUTPUT,
+    "q_b_proj": Cut.OUTPUT,  # multi-head latent attention: by heads
+    "kv_b_proj": Cut.OUTPUT,
+    "k_proj": Cut.KEY_VALUE,
+    "v_proj": Cut.KEY_VALUE,
+    "wk": Cut.KEY_VALUE,
+    "wv": Cut.KEY_VALUE,
+    "qkv_proj": Cut.QKV,
+    "Wqkv": Cut.QKV,
+    "W_pack": Cut.QKV,
+    "query_key_value": Cut.QKV_GROUPED,
+    "wqkv": Cut.QKV_GROUPED,
+    "o_proj": Cut.INPUT,
+    "out_proj": Cut.INPUT,
+    "wo": Cut.INPUT,
+    "self_attn.dense": Cut.INPUT,
+    "attention.dense": Cut.INPUT,
+    "self_attention.dense": Cut.INPUT,
+    "attn.c_proj": Cut.INPUT,
+    "self_attn.sinks": Cut.OUTPUT,
+    # Feed-forward layers and experts with a tensor each.
+    "gate_proj": Cut.OUTPUT,
+    "up_proj": Cut.OUTPUT,
+    "w1": Cut.OUTPUT,
+    "w3": Cut.OUTPUT,
+    "fc1": Cut.OUTPUT,
+    "fc_in": Cut.OUTPUT,
+    "c_fc": Cut.OUTPUT,
+    "wi": Cut.OUTPUT,
+    "wi_0": Cut.OUTPUT,
+    "wi_1": Cut.OUTPUT,
+    "dense_h_to_4h": Cut.OUTPUT,
+    "gate_up_proj": Cut.GATE_UP,
+    "w13": Cut.GATE_UP,
+    "down_proj": Cut.INPUT,
+    "w2": Cut.INPUT,
+    "fc2": Cut.INPUT,
+    "fc_out": Cut.INPUT,
+    "dense_4h_to_h": Cut.INPUT,
+    "mlp.c_proj": Cut.INPUT,
+    # All experts in one tensor.
+    "experts.gate_up_proj": Cut.EXPERTS_GATE_UP,
+    "experts.w13": Cut.EXPERTS_GATE_UP,
+    "experts.down_proj": Cut.EXPERTS_DOWN,
+    "experts.w2": Cut.EXPERTS_DOWN,
+    "block_sparse_moe.input_linear": Cut.EXPERTS_GATE_UP,  # granitemoe
+    "block_sparse_moe.output_linear": Cut.EXPERTS_DOWN,
+    # Vocabularies.
+    "embed_tokens": Cut.VOCABULARY,
+    "lm_head": Cut.VOCABULARY,
+    "wte": Cut.VOCABULARY,
+    "tok_embeddings": Cut.VOCABULARY,
+    "output": Cut.VOCABULARY,
+    "word_embeddings": Cut.VOCABULARY,
+    "embed_in": Cut.VOCABULARY,
+    "embed_out": Cut.VOCABULARY,
+    "shared_head.head": Cut.VOCABULARY,  # DeepSeek's multi-token prediction
+    # Known to be whole.
+    "q_a_proj": Cut.WHOLE,
+    "kv_a_proj_with_mqa": Cut.WHOLE,
+    "mlp.gate": Cut.WHOLE,
+    "block_sparse_moe.gate": Cut.WHOLE,
+    "feed_forward.router": Cut.WHOLE,
+    "mlp.router": Cut.WHOLE,
+    "shared_expert_gate": Cut.WHOLE,
+    "wpe": Cut.WHOLE,
+    "embed_positions": Cut.WHOLE,
+    "eh_proj": Cut.WHOLE,
+}
+
+#: What an architecture has otherwise, by model_type or a name of architectures, in lower case.
+ARCHITECTURES: dict[str, dict[str, Cut]] = {
+    "gpt2": {"c_attn": Cut.QKV},
+    "gpt_bigcode": {"c_attn": Cut.QKV},
+    "qwen": {"c_attn": Cut.QKV, "w2": Cut.OUTPUT},
+    "chatglm": {"query_key_value": Cut.QKV, "dense_h_to_4h": Cut.GATE_UP},
+    "glm4v": {"query_key_value": Cut.QKV},
+    "dbrx": {
+        "mlp.w1": Cut.EXPERTS_STACKED,
+        "mlp.v1": Cut.EXPERTS_STACKED,
+        "mlp.w2": Cut.EXPERTS_STACKED,
+    },
+    "opt": {"project_in": Cut.WHOLE, "project_out": Cut.WHOLE},
+    "bart": {"shared": Cut.VOCABULARY},
+}
+
+#: Architectures whose layers are transformers' Conv1D: the input dimension comes first.
+CONV1D = frozenset(("gpt2", "gpt2lmheadmodel", "openai-gpt", "decision_transformer"))
+#: Architectures of which gate and up lie in turns, so that an even share has both.
+INTERLEAVED = frozenset(("gpt_oss", "gptossforcausallm"))
+
+#: Names that are whole whatever they are part of.
+_WHOLE = re.compile(
+    r"(?:.*[._])?(?:\w*norm\w*|ln_\w+|ln\d?|rotary_emb|inv_freq|lora_\w+|indexer|conv\d?|conv1d"
+    r"|\w*position_embedding\w*|e_score_correction_bias|A_log|dt_bias|dt_proj|x_proj|in_proj\w*"
+    r"|patch_embed\w*|class_embedding|relative_attention_bias|\w*projector|merger)(?:[._].*)?",
+    re.IGNORECASE,
+)
+
+
+def cut_of(module: str, kinds: frozenset[str]) -> Cut | None:
+    """Return how a module is cut.
+
+    Args:
+        module: its full name, without the parameter (".weight").
+        kinds: model_type and architectures of the model, in lower case.
+
+    Returns:
+        None for a name that no table has.
+    """
+    if "lora_" in module or ".indexer." in f".{module}.":
+        return Cut.WHOLE
+    parts = module.rsplit(".", 2)
+    names = (".".join(parts[-2:]), parts[-1])
+    for kind in sorted(kinds & ARCHITECTURES.keys()):
+        for name in names:
+            if name in ARCHITECTURES[kind]:
+                return ARCHITECTURES[kind][name]
+    for name in names:
+        if name in COMMON:
+            return COMMON[name]
+    return Cut.WHOLE if _WHOLE.fullmatch(module) else None
