@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from pagecache_bpf.policy.catalog import Knob, PolicyInfo, discover, find, parse_knobs
     from pagecache_bpf.policy.hints import forget, gauges, hint, read_map
     from pagecache_bpf.policy.loader import Attachment, attach, detach, knobs_of, pinned
+    from pagecache_bpf.recording.phases import phase
 
 __all__ = [
     "Attachment",
@@ -64,6 +65,7 @@ __all__ = [
     "knobs_of",
     "load",
     "parse_knobs",
+    "phase",
     "pinned",
     "prefetch",
     "read_map",
@@ -96,6 +98,7 @@ _HOMES = {
     "policy.hints": ("forget", "gauges", "hint", "read_map"),
     "policy.loader": ("Attachment", "attach", "detach", "knobs_of", "pinned"),
     "loads.report": ("Report",),
+    "recording.phases": ("phase",),
     "policy.catalog": ("Knob", "PolicyInfo", "discover", "find", "parse_knobs"),
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}

@@ -69,6 +69,8 @@ needs() {
 	if role test; then
 		need bc bc has bc
 		need busybox-static busybox has busybox
+		need chromium chromium has chromium
+		need chromium-driver chromedriver has chromedriver
 		need dmsetup device-mapper has dmsetup
 		need dwarves dwarves has pahole
 		need e2fsprogs e2fsprogs has mkfs.ext4

@@ -55,22 +55,67 @@ static __always_inline void record(struct pagecache_recorded_value *value, u32 c
 }
 #endif
 
-#define RECORD_PAGES(value, name, pages) \
-	record(value, PAGECACHE_RECORDED_##name, (u64)(pages) << (observer_page_shift & 31))
+#define RECORD_CELLS 32 /* of one event; what is beyond counts for the last of them */
 
-/* An access; late: its reader has waited for what was prefetched. */
-static __always_inline void record_access(struct pagecache_recorded_value *value,
+/* How many of the pages [index, index + nr) lie in the cell of the first. */
+static __always_inline u64 pages_in_cell(u64 index, u64 nr, u32 turn)
+{
+	u64 cell = 1ULL << (observer_record_cell_shift & 63);
+	u64 room = cell - (index & (cell - 1));
+
+	return turn == RECORD_CELLS - 1 || nr < room ? nr : room;
+}
+
+/* Pages that came or went: a folio may be larger than a cell. */
+static __always_inline void record_pages(u32 slot, u64 index, u64 nr, u32 counter)
+{
+	if (!observer_record_tick_ns)
+		return;
+	for (u32 turn = 0; turn < RECORD_CELLS && nr; turn++) {
+		u64 pages = pages_in_cell(index, nr, turn);
+
+		record(recorded_at(slot, index, 0), counter, pages << (observer_page_shift & 31));
+		index += pages;
+		nr -= pages;
+	}
+}
+
+/*
+ * An access to the pages [from, to), spread evenly over their cells: the sums are exact.  late: its
+ * reader has waited for what was prefetched.
+ */
+static __always_inline void record_access(u32 slot, u64 from, u64 to, u32 tgid,
 					  const struct found *found, bool late)
 {
-	if (!value)
+	u32 shift = observer_page_shift & 31;
+	u64 hit, ours, ahead, miss, nr = to - from;
+
+	if (!observer_record_tick_ns || from >= to)
 		return;
-	RECORD_PAGES(value, hit_bytes, found->hit - found->ours);
-	if (late)
-		RECORD_PAGES(value, late_bytes, found->ours);
-	else
-		RECORD_PAGES(value, useful_bytes, found->ours);
-	RECORD_PAGES(value, ahead_bytes, found->ahead);
-	RECORD_PAGES(value, miss_bytes, found->miss);
+	hit = found->hit - found->ours;
+	ours = found->ours;
+	ahead = found->ahead;
+	miss = found->miss;
+	for (u32 turn = 0; turn < RECORD_CELLS && nr; turn++) {
+		u64 pages = pages_in_cell(from, nr, turn);
+		struct pagecache_recorded_value *value = recorded_at(slot, from, tgid);
+		u64 part_hit = hit * pages / nr, part_ours = ours * pages / nr;
+		u64 part_ahead = ahead * pages / nr, part_miss = miss * pages / nr;
+
+		record(value, PAGECACHE_RECORDED_hit_bytes, part_hit << shift);
+		if (late)
+			record(value, PAGECACHE_RECORDED_late_bytes, part_ours << shift);
+		else
+			record(value, PAGECACHE_RECORDED_useful_bytes, part_ours << shift);
+		record(value, PAGECACHE_RECORDED_ahead_bytes, part_ahead << shift);
+		record(value, PAGECACHE_RECORDED_miss_bytes, part_miss << shift);
+		hit -= part_hit;
+		ours -= part_ours;
+		ahead -= part_ahead;
+		miss -= part_miss;
+		from += pages;
+		nr -= pages;
+	}
 }
 
 #endif /* OBSERVER_RECORD_BPF_H */

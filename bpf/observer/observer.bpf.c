@@ -53,7 +53,6 @@ OBSERVE(mm_filemap_get_pages, observe_get_pages)
 	struct pagecache_observed_file *file;
 	struct pagecache_file_key key;
 	struct task_struct *task;
-	struct pagecache_recorded_value *recorded_value;
 	struct task_state *state;
 	struct walk *w;
 	u64 waited = 0, from;
@@ -117,9 +116,10 @@ OBSERVE(mm_filemap_get_pages, observe_get_pages)
 		COUNT_PAGES(value, readahead_bytes, behind);
 	}
 	value->last_ns = bpf_ktime_get_ns();
-	recorded_value = recorded_at(file->slot, from, bpf_get_current_pid_tgid() >> 32);
-	record_access(recorded_value, &w->found, waited);
-	record(recorded_value, PAGECACHE_RECORDED_stall_ns, waited);
+	record_access(file->slot, from, to, bpf_get_current_pid_tgid() >> 32, &w->found, waited);
+	if (waited)
+		record(recorded_at(file->slot, from, bpf_get_current_pid_tgid() >> 32),
+		       PAGECACHE_RECORDED_stall_ns, waited);
 	return 0;
 }
 
@@ -177,7 +177,7 @@ static __always_inline void count_mapped(struct address_space *mapping, struct i
 	COUNT_PAGES(value, mmap_miss_bytes, a->found.miss);
 	COUNT_PAGES(value, prefetch_useful_bytes, a->found.ours);
 	value->last_ns = bpf_ktime_get_ns();
-	record_access(recorded_at(file->slot, from, ids >> 32), &a->found, false);
+	record_access(file->slot, from, to, ids >> 32, &a->found, false);
 }
 
 OBSERVE(mm_filemap_fault, observe_fault)
@@ -227,7 +227,7 @@ OBSERVE(mm_filemap_fault, observe_fault)
 	/* One that had arrived would have been mapped by map_pages. */
 	COUNT_PAGES(value, prefetch_late_bytes, found.ours);
 	value->last_ns = bpf_ktime_get_ns();
-	record_access(recorded_at(file->slot, index, ids >> 32), &found, true);
+	record_access(file->slot, index, index + 1, ids >> 32, &found, true);
 	if (observer_whole_folios && resident) {
 		u64 from = folio_edge(mapping, index, false);
 		u64 to = folio_edge(mapping, index, true);
@@ -305,7 +305,6 @@ OBSERVE(mm_filemap_add_to_page_cache, observe_added)
 	u32 tid = (u32)bpf_get_current_pid_tgid();
 	struct pagecache_observed_value *value;
 	struct pagecache_observed_file *file;
-	struct pagecache_recorded_value *recorded_value;
 	struct pagecache_file_key key;
 	struct working working;
 	struct task_state *state;
@@ -330,11 +329,9 @@ OBSERVE(mm_filemap_add_to_page_cache, observe_added)
 	if (!value)
 		return 0;
 	COUNT_PAGES(value, added_bytes, nr);
-	recorded_value = recorded_at(file->slot, index, 0);
-	if (by == BY_US)
-		RECORD_PAGES(recorded_value, prefetched_bytes, nr);
-	else
-		RECORD_PAGES(recorded_value, read_bytes, nr);
+	record_pages(file->slot, index, nr,
+		     by == BY_US ? PAGECACHE_RECORDED_prefetched_bytes
+				 : PAGECACHE_RECORDED_read_bytes);
 	working.state = state;
 	w = start_walk(state, file->slot, tid);
 	w->index = index + nr; /* a page that is used already: none */
@@ -367,7 +364,6 @@ OBSERVE(mm_filemap_delete_from_page_cache, observe_removed)
 	struct inode *inode = READ(folio, mapping, host);
 	struct pagecache_observed_value *value;
 	struct pagecache_observed_file *file;
-	struct pagecache_recorded_value *recorded_value;
 	struct pagecache_file_key key;
 	u32 tid = (u32)bpf_get_current_pid_tgid(), cause;
 	struct working working;
@@ -395,14 +391,13 @@ OBSERVE(mm_filemap_delete_from_page_cache, observe_removed)
 	COUNT_PAGES(value, readahead_wasted_bytes, w->found.ahead);
 	cause = eviction_cause(inode, index);
 	count(value, cause, nr << (observer_page_shift & 31));
-	recorded_value = recorded_at(file->slot, index, 0);
-	if (cause == PAGECACHE_OBSERVED_evicted_reclaim_bytes)
-		RECORD_PAGES(recorded_value, reclaimed_bytes, nr);
-	else if (cause == PAGECACHE_OBSERVED_evicted_drop_bytes)
-		RECORD_PAGES(recorded_value, dropped_bytes, nr);
-	else
-		RECORD_PAGES(recorded_value, discarded_bytes, nr);
-	RECORD_PAGES(recorded_value, wasted_bytes, w->found.ours);
+	record_pages(file->slot, index, nr,
+		     cause == PAGECACHE_OBSERVED_evicted_reclaim_bytes
+			     ? PAGECACHE_RECORDED_reclaimed_bytes
+		     : cause == PAGECACHE_OBSERVED_evicted_drop_bytes
+			     ? PAGECACHE_RECORDED_dropped_bytes
+			     : PAGECACHE_RECORDED_discarded_bytes);
+	record_pages(file->slot, index, w->found.ours, PAGECACHE_RECORDED_wasted_bytes);
 	return 0;
 }
 

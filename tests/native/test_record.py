@@ -1,0 +1,185 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Recordings of real loads on this machine's own kernel: every byte, by what it was."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from benchmarks.cachestat import PAGE_SIZE, drop, resident_pages
+from pagecache_bpf.policy import agent_device
+from pagecache_bpf.recording import format
+from pagecache_bpf.recording.format import Recording
+from tests.unit.command import COMMAND, ROOT, Result, environment, run
+from tests.vm.kernel import make_file, wait_for
+
+pytestmark = pytest.mark.native
+
+PAGES = 8191
+SIZE = PAGES * PAGE_SIZE
+
+
+@pytest.fixture(autouse=True)
+def _nothing_attached() -> Iterator[None]:
+    """No policy is attached before or after a test."""
+    if agent_device.is_running():
+        run("detach", "--all")
+    yield
+    if agent_device.is_running():
+        run("detach", "--all")
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    """A cold file."""
+    path = make_file(tmp_path / "model.bin", PAGES)
+    drop([path])
+    assert resident_pages(path) == 0
+    return path
+
+
+def record(file: Path, *command: str) -> tuple[Result, Recording]:
+    """Record a command that has to be recorded."""
+    output = file.with_name("load.pcrec")
+    result = run("record", file, "-o", output, "--json", "--", *command)
+    assert result.err == ""
+    return result, format.read(output)
+
+
+def reads(file: Path) -> tuple[str, ...]:
+    """A command that reads a file from front to back."""
+    return ("dd", f"if={file}", "of=/dev/null", "bs=1M", "status=none")
+
+
+def accessed(recording: Recording) -> int:
+    """Bytes that readers wanted."""
+    names = ("hit_bytes", "useful_bytes", "late_bytes", "ahead_bytes", "miss_bytes")
+    return sum(recording.total(name) for name in names)
+
+
+def test_a_cold_read_is_recorded_byte_by_byte(file: Path) -> None:
+    result, recording = record(file, *reads(file))
+    assert result.code == 0 and recording.exit_code == 0
+    assert accessed(recording) == SIZE == result.data["accessed_bytes"]
+    assert recording.total("read_bytes") == resident_pages(file) * PAGE_SIZE == SIZE
+    assert recording.total("hit_bytes") == recording.total("prefetched_bytes") == 0
+    assert recording.lost == 0 and recording.resident == {}
+    assert list(recording.readers.values()) == ["dd"]
+    # each cell was read in once, and wanted once, however large the folios and calls were
+    sizes: dict[int, int] = {}
+    for row in recording.events:
+        sizes[int(row["cell"])] = sizes.get(int(row["cell"]), 0) + int(row["read_bytes"])
+    cells = -(-SIZE // recording.cell_bytes)
+    last = SIZE - (cells - 1) * recording.cell_bytes
+    assert sizes == {cell: recording.cell_bytes for cell in range(cells - 1)} | {cells - 1: last}
+    assert recording.samples[-1].device_bytes >= SIZE
+
+
+def test_a_warm_read_is_all_hit(file: Path) -> None:
+    file.read_bytes()
+    _, recording = record(file, *reads(file))
+    assert recording.total("hit_bytes") == accessed(recording) == SIZE
+    assert recording.total("read_bytes") == 0
+    assert sum(recording.resident.values()) == SIZE
+
+
+def test_prefetch_is_told_from_readahead(file: Path) -> None:
+    """The agent's own observer, which is another one, has counted the same."""
+    assert run("attach", "sequential", "--engine", "agent", file).code == 0
+    _, recording = record(file, *reads(file))
+    (model,) = run("stats", "--json").data["models"]
+    counters = model["counters"]
+    assert (recording.policy, recording.engine) == ("sequential", "agent")
+    assert recording.total("prefetched_bytes") == counters["prefetched_bytes"] > 0
+    used = recording.total("useful_bytes") + recording.total("late_bytes")
+    assert 0 < used <= recording.total("prefetched_bytes")
+    # the recorder itself has looked at the header
+    assert SIZE == accessed(recording) <= counters["read_bytes"] <= SIZE + (1 << 20)
+
+
+def test_what_is_dropped_is_recorded(file: Path) -> None:
+    file.read_bytes()
+    code = (
+        "import os, sys\n"
+        "fd = os.open(sys.argv[1], os.O_RDONLY)\n"
+        "os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)\n"
+    )
+    _, recording = record(file, sys.executable, "-c", code, str(file))
+    assert recording.total("discarded_bytes") == SIZE
+    assert recording.total("dropped_bytes") == recording.total("reclaimed_bytes") == 0
+
+
+def test_phases_of_the_command_are_recorded(file: Path) -> None:
+    code = (
+        "import sys, pagecache_bpf as pc\n"
+        "pc.phase('start'); data = open(sys.argv[1], 'rb').read(); pc.phase('done')\n"
+    )
+    _, recording = record(file, sys.executable, "-c", code, str(file))
+    assert [name for _, name in recording.phases] == ["start", "done"]
+    (begin, _), (end, _) = recording.phases
+    ticks = recording.events["tick"][recording.events["tgid"] != 0]
+    assert begin // recording.tick_ns <= ticks.min() <= ticks.max() <= end // recording.tick_ns
+
+
+def test_the_command_keeps_its_exit_code(file: Path) -> None:
+    result, recording = record(file, "sh", "-c", f"cat {file} >/dev/null; exit 17")
+    assert result.code == recording.exit_code == 17
+    output = file.with_name("none.pcrec")
+    result = run("record", file, "-o", output, "--", "no-such-command")
+    assert result.code == 127 and "cannot be run" in result.err and not output.exists()
+    result = run("record", file, "-o", output, "--", "true")
+    assert result.code == 1 and "nothing was recorded" in result.err and not output.exists()
+
+
+def test_without_a_command_it_records_until_it_is_interrupted(file: Path) -> None:
+    output = file.with_name("load.pcrec")
+    with subprocess.Popen(
+        [*COMMAND, "record", str(file), "-o", str(output)],
+        env=environment(),
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as recorder:
+
+        def watched() -> bool:
+            return "phases.sock" in Path("/proc/net/unix").read_text() and bool(
+                os.listdir(f"/proc/{recorder.pid}/fd")
+            )
+
+        wait_for(watched, "the recorder", 20)
+        read = 0
+
+        def seen() -> bool:
+            # until the programs are attached, reads are not recorded: read again
+            nonlocal read
+            drop([file])
+            file.read_bytes()
+            read += 1
+            return read >= 3
+
+        wait_for(seen, "reads", 20)
+        recorder.send_signal(signal.SIGINT)
+        out, err = recorder.communicate(timeout=30)
+    assert recorder.returncode == 0, err
+    assert "recorded" in out
+    recording = format.read(output)
+    assert accessed(recording) % SIZE == 0 and 0 < accessed(recording) <= 3 * SIZE
+    assert recording.exit_code is None
+
+
+def test_the_same_model_is_recorded_twice_at_once(file: Path) -> None:
+    """Two recorders beside each other see the same load."""
+    other = file.with_name("other.pcrec")
+    result, recording = record(
+        file, *COMMAND, "record", str(file), "-o", str(other), "--", *reads(file)
+    )
+    assert result.code == 0
+    assert accessed(format.read(other)) == SIZE
+    assert accessed(recording) >= SIZE

@@ -1,0 +1,174 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Recordings: the file format, what is added up, and that nothing grows without a bound."""
+
+from __future__ import annotations
+
+import os
+import socket
+import sqlite3
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import pagecache_bpf
+from pagecache_bpf.errors import PagecacheError, UsageError
+from pagecache_bpf.recording import format
+from pagecache_bpf.recording.format import COUNTERS, Recording
+from pagecache_bpf.recording.phases import VARIABLE, PhaseListener
+from pagecache_bpf.recording.recorder import CELLS, EventSums, cell_pages, children_of
+from tests.unit.command import run
+from tests.unit.recordings import MIB, load
+
+PAGE = os.sysconf("SC_PAGE_SIZE")
+
+
+def same(one: Recording, other: Recording) -> None:
+    """Compare all that a recording has."""
+    assert np.array_equal(one.events, other.events)
+    first, second = vars(one), vars(other)
+    assert {**first, "events": None} == {**second, "events": None}
+
+
+def test_what_was_written_is_read(tmp_path: Path) -> None:
+    recording = load()
+    recording.resident = {(0, 3): 17, (1, 0): MIB}
+    recording.uncounted = ("read_stall_ns",)
+    recording.device_limit = None
+    format.write(recording, tmp_path / "load.pcrec")
+    same(format.read(tmp_path / "load.pcrec"), recording)
+    assert [path.name for path in tmp_path.iterdir()] == ["load.pcrec"]
+
+
+def test_anybody_can_ask_it_in_sql(tmp_path: Path) -> None:
+    format.write(load(), tmp_path / "load.pcrec")
+    database = sqlite3.connect(tmp_path / "load.pcrec")
+    assert database.execute("SELECT sum(useful_bytes), sum(miss_bytes) FROM events").fetchone() == (
+        *(7 * MIB, 5 * MIB),
+    )
+
+
+def test_what_is_no_recording_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="there is no recording"):
+        format.read(tmp_path / "none")
+    text = tmp_path / "text"
+    text.write_text("no database at all, but long enough to be looked at" * 50)
+    with pytest.raises(UsageError, match="is not a recording"):
+        format.read(text)
+    other = tmp_path / "other"
+    database = sqlite3.connect(other)
+    database.executescript("CREATE TABLE meta (key, value); INSERT INTO meta VALUES ('a', 1);")
+    database.close()
+    with pytest.raises(UsageError, match="another database"):
+        format.read(other)
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "text"),
+    [
+        ("UPDATE meta SET value = 2 WHERE key = 'version'", PagecacheError, "version 2"),
+        ("DELETE FROM meta WHERE key = 'seconds'", PagecacheError, "damaged"),
+        ("UPDATE meta SET value = 'x' WHERE key = 'tick_ns'", PagecacheError, "damaged"),
+        ("DROP TABLE events", UsageError, "not a recording"),
+        ("UPDATE events SET file = 9", PagecacheError, "damaged"),
+        ("UPDATE events SET hit_bytes = 'many'", PagecacheError, "damaged"),
+    ],
+)
+def test_a_damaged_recording_is_told(
+    tmp_path: Path, change: str, error: type[PagecacheError], text: str
+) -> None:
+    path = tmp_path / "load.pcrec"
+    format.write(load(), path)
+    database = sqlite3.connect(path)
+    database.execute(change)
+    database.commit()
+    database.close()
+    with pytest.raises(error) as raised:
+        format.read(path)
+    assert text in str(raised.value)
+
+
+def test_a_recording_that_was_cut_short_is_told(tmp_path: Path) -> None:
+    path = tmp_path / "load.pcrec"
+    format.write(load(), path)
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(PagecacheError):
+        format.read(path)
+
+
+def test_where_it_cannot_be_written(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="cannot be written"):
+        format.write(load(), tmp_path / "no" / "load.pcrec")
+
+
+@given(
+    st.lists(
+        st.tuples(st.integers(1, 3), st.integers(0, 9), st.integers(0, 999), st.integers(0, 3)),
+        max_size=200,
+    ),
+    st.integers(1, 50),
+)
+def test_sums_keep_every_byte_and_stay_bounded(
+    places: list[tuple[int, int, int, int]], limit: int
+) -> None:
+    sums = EventSums(limit=limit)
+    for number, place in enumerate(places):
+        sums.add({place: [number + 1] * len(COUNTERS)})
+    table = sums.table({1: 0, 2: 1, 3: 2})
+    expected = len(places) * (len(places) + 1) // 2
+    assert all(int(table[name].sum()) == expected for name in COUNTERS)
+    cells = {(slot, cell, tgid) for slot, cell, _, tgid in places}
+    assert len(table) <= max(limit, 2 * len(cells))
+    assert list(table["tick"]) == sorted(table["tick"])
+
+
+@given(st.integers(1, 1 << 44))
+def test_cells_are_powers_of_two_and_few(size: int) -> None:
+    pages = cell_pages(size)
+    assert pages & (pages - 1) == 0
+    assert -(-size // (pages * PAGE)) <= CELLS + 1
+    assert pages * PAGE <= max(256 << 10, 2 * size // CELLS + PAGE)
+
+
+def test_phases_come_with_their_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    listener = PhaseListener(tmp_path)
+    monkeypatch.setenv(VARIABLE, listener.environment[VARIABLE])
+    before = time.monotonic_ns()
+    pagecache_bpf.phase("weights")
+    pagecache_bpf.phase("x" * 1000)
+    (at, name), (_, long) = listener.take()
+    assert before <= at <= time.monotonic_ns()
+    assert (name, long) == ("weights", "x" * 100)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as stranger:
+        stranger.sendto(b"\xff\xfe nonsense", listener.environment[VARIABLE])
+    assert listener.take() == []
+    listener.close()
+    pagecache_bpf.phase("nobody listens any more")
+    monkeypatch.delenv(VARIABLE)
+    pagecache_bpf.phase("nobody ever listened")
+
+
+def test_children_are_found_with_theirs() -> None:
+    import subprocess
+
+    command = ["sh", "-c", "sleep 30 & echo $!; wait"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as shell:
+        assert shell.stdout is not None
+        sleeper = int(shell.stdout.readline())
+        assert {shell.pid, sleeper} <= children_of(os.getpid())
+        assert children_of(shell.pid) == {sleeper}
+        os.kill(sleeper, 15)
+        shell.terminate()
+
+
+def test_the_command_says_what_it_needs(tmp_path: Path) -> None:
+    weights = tmp_path / "model.safetensors"
+    weights.write_bytes(b"\x02\0\0\0\0\0\0\0{}" + bytes(100))
+    result = run("record", weights, "--seconds", "0")
+    assert result.code in (2, 4) and not result.out
+    result = run("report", tmp_path / "none.pcrec")
+    assert result.code == 2 and "there is no recording" in result.err
