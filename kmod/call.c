@@ -4,12 +4,13 @@
 #include <linux/cgroup.h>
 #include <linux/kdev_t.h>
 #include <linux/memcontrol.h>
+#include <linux/once.h>
 #include <linux/random.h>
 #include <linux/sched.h>
 #include <linux/timekeeping.h>
 #include <linux/topology.h>
 
-#include "pagecache.h"
+#include "call.h"
 
 /* Hides the address of the open file; never changes, so that the id is stable. */
 static unsigned long pcb_file_id_key(void)
@@ -40,10 +41,12 @@ static void pcb_describe_cgroup(struct pagecache_ctx *ctx, bool reader)
 }
 
 /* Under rcu_read_lock(). */
-void pcb_call_init(struct pcb_call *call, struct pcb_policy *p, const struct pcb_tag *tag,
-		   enum pagecache_hook hook, struct address_space *mapping, struct file *file,
-		   pgoff_t index, unsigned long nr)
+void pcb_call_init(struct pcb_call *call, const struct pcb_governance *by, enum pagecache_hook hook,
+		   struct address_space *mapping, struct file *file, pgoff_t index,
+		   unsigned long nr)
 {
+	const struct pcb_tag *tag = by->tag;
+	struct pcb_policy *p = by->policy;
 	struct inode *inode = mapping->host;
 	struct pagecache_ctx *ctx = &call->ctx;
 

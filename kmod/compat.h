@@ -18,12 +18,12 @@
 #ifdef PCB_HAVE_RA_ORDER_FIELD
 #define PCB_RA_ORDER_ARGS struct readahead_control *ractl, struct file_ra_state *ra
 #define pcb_ra_order_call(fn, ractl, ra, ord) ((ra)->order = (ord), (fn)(ractl, ra))
-#define pcb_ra_order_again(fn, ractl, ra, ord) (fn)(ractl, ra)
+#define PCB_RA_ORDER_NAMES ractl, ra
 #else
 #define PCB_RA_ORDER_ARGS \
 	struct readahead_control *ractl, struct file_ra_state *ra, unsigned int order
 #define pcb_ra_order_call(fn, ractl, ra, ord) (fn)(ractl, ra, ord)
-#define pcb_ra_order_again(fn, ractl, ra, ord) (fn)(ractl, ra, ord)
+#define PCB_RA_ORDER_NAMES ractl, ra, order
 #endif
 
 /*

@@ -7,7 +7,9 @@
 #include <linux/slab.h>
 #include <linux/uaccess.h>
 
-#include "pagecache.h"
+#include "control.h"
+#include "hooks.h"
+#include "tags.h"
 
 static int pcb_open(struct inode *inode, struct file *file)
 {
@@ -32,7 +34,7 @@ static long pcb_ioc_info(void __user *arg)
 
 	mutex_lock(&pcb_mutex);
 	list_for_each_entry (p, &pcb_policies, list)
-		info.policies += !test_bit(0, &p->ended);
+		info.policies += !test_bit(PCB_ENDED, &p->ended);
 	mutex_unlock(&pcb_mutex);
 	return copy_to_user(arg, &info, sizeof(info)) ? -EFAULT : 0;
 }
@@ -123,7 +125,7 @@ static long pcb_ioc_policies(void __user *arg)
 		return -EFAULT;
 	mutex_lock(&pcb_mutex);
 	list_for_each_entry (p, &pcb_policies, list) {
-		if (p->seq > rec.seq && !test_bit(0, &p->ended)) {
+		if (p->seq > rec.seq && !test_bit(PCB_ENDED, &p->ended)) {
 			pcb_policy_fill(&rec, p);
 			err = 0;
 			break;

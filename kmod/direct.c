@@ -8,8 +8,8 @@
  * goes to code that saves what it needs.  BPF uses the same for fentry; one function has room for
  * one, so hooks_evict.c falls back to an ordinary ftrace_ops.
  */
-#include "compat.h"
-#include "pagecache.h"
+#include "hooks.h"
+#include "hooks_evict.h"
 
 #ifdef PCB_DIRECT
 

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /* ftrace.c - sets of kernel functions that are watched or redirected together. */
-#include "pagecache.h"
+#include "hooks.h"
 
 /*
  * Filters are set once and stay: an ftrace_ops without a filter would watch every function of the

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
  * hooks.c - hooks are on while somebody needs them: a module without a policy costs nothing.
- * get and put are called under pcb_mutex.
  */
-#include "pagecache.h"
+#include "hooks.h"
+#include "policy.h"
 
 static struct pcb_hook_family *const pcb_families[] = {
 	&pcb_readahead_hooks, &pcb_access_hooks, &pcb_cache_hooks,
@@ -56,6 +56,7 @@ int pcb_hooks_get(u32 wanted, const char **failed)
 	struct pcb_hook_family *family;
 	int i, err;
 
+	lockdep_assert_held(&pcb_mutex);
 	for (i = 0; i < ARRAY_SIZE(pcb_families); i++) {
 		family = pcb_families[i];
 		if (!pcb_family_wanted(family, wanted))
@@ -73,6 +74,7 @@ int pcb_hooks_get(u32 wanted, const char **failed)
 
 void pcb_hooks_put(u32 wanted)
 {
+	lockdep_assert_held(&pcb_mutex);
 	pcb_families_put(wanted, ARRAY_SIZE(pcb_families));
 }
 

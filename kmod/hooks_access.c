@@ -11,8 +11,8 @@
 #include <linux/mm.h>
 #include <linux/uio.h>
 
-#include "compat.h"
-#include "pagecache.h"
+#include "call.h"
+#include "hooks.h"
 
 /* True when the policy has been told enough about this stretch. */
 static bool pcb_within_step(struct pcb_tag *tag, u64 step, u64 index, u64 end)
@@ -25,24 +25,18 @@ static bool pcb_within_step(struct pcb_tag *tag, u64 step, u64 index, u64 end)
 static void pcb_accessed(struct file *file, u32 kind, pgoff_t index, unsigned long nr)
 {
 	struct address_space *mapping = file->f_mapping;
-	struct pagecache_ops *ops = NULL;
-	struct pcb_policy *p = NULL;
+	struct pcb_governance by;
 	struct pcb_call call;
-	struct pcb_tag *tag;
 
 	rcu_read_lock();
-	tag = pcb_tag_find(mapping->host);
-	if (tag)
-		p = rcu_dereference(tag->policy);
-	if (p)
-		ops = rcu_dereference(p->ops);
-	if (ops && ops->access &&
-	    !pcb_within_step(tag, ops->access_step_pages, index, index + nr)) {
-		WRITE_ONCE(tag->access_end, index + nr);
-		pcb_call_init(&call, p, tag, PAGECACHE_HOOK_ACCESS, mapping, file, index, nr);
+	by = pcb_governance_of(mapping);
+	if (by.ops && by.ops->access &&
+	    !pcb_within_step(by.tag, by.ops->access_step_pages, index, index + nr)) {
+		WRITE_ONCE(by.tag->access_end, index + nr);
+		pcb_call_init(&call, &by, PAGECACHE_HOOK_ACCESS, mapping, file, index, nr);
 		call.ctx.kind = kind;
-		pcb_count(p, access_calls, 1);
-		ops->access(&call.ctx);
+		pcb_count(by.policy, access_calls, 1);
+		by.ops->access(&call.ctx);
 	}
 	rcu_read_unlock();
 }

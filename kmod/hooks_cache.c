@@ -2,13 +2,14 @@
 /*
  * hooks_cache.c - the hooks added and removed, and the exact count of resident pages.
  *
- * The tracepoints are not exported by name, but the list of all tracepoints is.  removed
- * runs with the page-cache lock held and interrupts off.
+ * removed runs with the page-cache lock held and interrupts off.
  */
 #include <linux/pagemap.h>
 #include <linux/tracepoint.h>
 
-#include "pagecache.h"
+#include "call.h"
+#include "hooks.h"
+#include "hooks_pressure.h"
 
 static struct tracepoint *pcb_tp_added, *pcb_tp_removed;
 
@@ -16,42 +17,40 @@ static noinline void pcb_folio_moved(struct folio *folio, enum pagecache_hook ho
 {
 	struct address_space *mapping = folio->mapping;
 	long nr = folio_nr_pages(folio);
-	struct pagecache_ops *ops;
-	struct pcb_policy *p;
-	struct pcb_kept *kept;
-	struct pcb_call call;
-	struct pcb_tag *tag;
 	bool added = hook == PAGECACHE_HOOK_ADDED;
+	struct pcb_governance by;
+	struct pcb_policy *p;
+	struct pcb_keep *keep;
+	struct pcb_call call;
 
 	rcu_read_lock();
-	tag = pcb_tag_find(mapping->host);
-	if (!tag)
+	by = pcb_governance_of(mapping);
+	if (!by.tag)
 		goto out;
-	atomic64_add(added ? nr : -nr, &tag->resident);
-	p = rcu_dereference(tag->policy);
+	atomic64_add(added ? nr : -nr, &by.tag->resident);
+	p = by.policy;
 	if (!p)
 		goto out;
 	if (added) {
 		if (READ_ONCE(pcb_pressure_live))
-			pcb_pressure_added(p, tag, folio);
+			pcb_pressure_added(p, by.tag, folio);
 	} else {
-		kept = rcu_dereference(tag->kept);
-		if (kept)
-			pcb_kept_del(kept, folio->index, nr);
+		keep = rcu_dereference(by.tag->keep);
+		if (keep)
+			pcb_keep_del(keep, folio->index, nr);
 	}
 	atomic64_add(added ? nr : -nr, &p->governed);
 	if (added)
 		pcb_count(p, added_bytes, (u64)nr << PAGE_SHIFT);
 	else
 		pcb_count(p, removed_bytes, (u64)nr << PAGE_SHIFT);
-	ops = rcu_dereference(p->ops);
-	if (!ops || !(added ? ops->added : ops->removed))
+	if (!by.ops || !(added ? by.ops->added : by.ops->removed))
 		goto out;
-	pcb_call_init(&call, p, tag, hook, mapping, NULL, folio->index, nr);
+	pcb_call_init(&call, &by, hook, mapping, NULL, folio->index, nr);
 	if (added)
-		ops->added(&call.ctx);
+		by.ops->added(&call.ctx);
 	else
-		ops->removed(&call.ctx);
+		by.ops->removed(&call.ctx);
 out:
 	rcu_read_unlock();
 }
@@ -75,17 +74,10 @@ static void pcb_on_removed(void *data, struct folio *folio)
 		pcb_folio_moved(folio, PAGECACHE_HOOK_REMOVED);
 }
 
-static void pcb_match_tracepoint(struct tracepoint *tp, void *data)
-{
-	if (!strcmp(tp->name, "mm_filemap_add_to_page_cache"))
-		pcb_tp_added = tp;
-	else if (!strcmp(tp->name, "mm_filemap_delete_from_page_cache"))
-		pcb_tp_removed = tp;
-}
-
 static int pcb_cache_prepare(void)
 {
-	for_each_kernel_tracepoint(pcb_match_tracepoint, NULL);
+	pcb_tp_added = pcb_tracepoint("mm_filemap_add_to_page_cache");
+	pcb_tp_removed = pcb_tracepoint("mm_filemap_delete_from_page_cache");
 	return pcb_tp_added && pcb_tp_removed ? 0 : -ENOENT;
 }
 

@@ -19,29 +19,16 @@
 #include <linux/ftrace.h>
 #include <linux/memcontrol.h>
 #include <linux/shrinker.h>
-#include <linux/timekeeping.h>
 
-#include "compat.h"
-#include "pagecache.h"
+#include "hooks.h"
+#include "hooks_pressure.h"
 
 #define PCB_SHORTAGES 16 /* cgroups that are noted at a time, the machine among them */
-#define PCB_MIN_WANTED PCB_CHUNK_PAGES
-#define PCB_MAX_FILES 1024 /* asked about in one round */
-#define PCB_MAX_PAUSE (HZ / 5) /* between questions that got nothing */
-
-struct pcb_shortage {
-	u64 cgroup_id; /* 0: the machine */
-	u64 pages; /* 0: unused */
-};
 
 bool pcb_pressure_possible, pcb_pressure_live;
 static struct shrinker *pcb_shrinker;
 static DEFINE_SPINLOCK(pcb_shortage_lock);
 static struct pcb_shortage pcb_shortages[PCB_SHORTAGES];
-static unsigned long pcb_pause; /* jiffies */
-
-static void pcb_pressure_work(struct work_struct *work);
-static DECLARE_DELAYED_WORK(pcb_pressure_item, pcb_pressure_work);
 
 /* In reclaim: quick, and without sleeping. */
 static void notrace pcb_note_shortage(u64 cgroup_id, u64 pages)
@@ -69,10 +56,10 @@ static void notrace pcb_note_shortage(u64 cgroup_id, u64 pages)
 	}
 	spin_unlock_irqrestore(&pcb_shortage_lock, flags);
 	if (free)
-		queue_delayed_work(pcb_wq, &pcb_pressure_item, READ_ONCE(pcb_pause));
+		queue_delayed_work(pcb_wq, &pcb_pressure_item, READ_ONCE(pcb_pressure_pause));
 }
 
-static bool pcb_take_shortage(struct pcb_shortage *out)
+bool pcb_take_shortage(struct pcb_shortage *out)
 {
 	bool found = false;
 	int i;
@@ -85,11 +72,6 @@ static bool pcb_take_shortage(struct pcb_shortage *out)
 	}
 	spin_unlock_irq(&pcb_shortage_lock);
 	return found;
-}
-
-static bool pcb_asked_for_pressure(const struct pcb_policy *p)
-{
-	return p->hooks & BIT(PAGECACHE_HOOK_PRESSURE) && rcu_access_pointer(p->ops);
 }
 
 static unsigned long pcb_shrink_count(struct shrinker *shrinker, struct shrink_control *sc)
@@ -174,198 +156,6 @@ void pcb_pressure_added(struct pcb_policy *p, struct pcb_tag *tag, struct folio 
 #endif
 }
 
-/* One shortage, and what is known of the policy that was asked last. */
-struct pcb_relief {
-	struct pagecache_pressure want;
-	struct cgroup *short_one; /* NULL: the machine */
-	u64 policy; /* its seq */
-	bool concerned;
-};
-
-/* Whether pages of the policy may be charged to the cgroup that is short, or below it. */
-static bool pcb_concerned(struct pcb_policy *p, struct pcb_relief *relief)
-{
-	struct cgroup *charged;
-	bool below = false;
-	int i;
-
-	if (!relief->short_one || READ_ONCE(p->charged_all))
-		return true;
-	if (relief->policy == p->seq)
-		return relief->concerned;
-	for (i = 0; i < PCB_CHARGED && !below && READ_ONCE(p->charged[i]); i++) {
-		charged = cgroup_get_from_id(p->charged[i]);
-		if (IS_ERR(charged))
-			continue; /* gone, or of version 1 */
-		below = cgroup_is_descendant(charged, relief->short_one);
-		cgroup_put(charged);
-	}
-	relief->policy = p->seq;
-	relief->concerned = below;
-	return below;
-}
-
-static void pcb_inode_put(struct inode *inode)
-{
-	struct super_block *sb = inode->i_sb;
-
-	iput(inode);
-	up_read(&sb->s_umount);
-}
-
-/* The tag's inode, with a reference and its file system's s_umount held for reading; or NULL. */
-static struct inode *pcb_inode_get(struct pcb_tag *tag)
-{
-	struct super_block *sb;
-	struct inode *inode, *got = NULL;
-
-	rcu_read_lock();
-	inode = READ_ONCE(tag->inode);
-	if (inode && inode->i_mapping->nrpages) {
-		sb = inode->i_sb;
-		if (down_read_trylock(&sb->s_umount)) {
-			/* The end of a deleted inode may wait for the file system to be thawed. */
-			if (sb->s_root && (sb->s_flags & SB_ACTIVE) && inode->i_nlink)
-				got = igrab(inode);
-			if (!got)
-				up_read(&sb->s_umount);
-		}
-	}
-	rcu_read_unlock();
-	/* xfs uses the memory of an inode again before RCU lets go of it. */
-	if (got && (got->i_ino != tag->ino || got->i_generation != tag->generation)) {
-		pcb_inode_put(got);
-		got = NULL;
-	}
-	return got;
-}
-
-static void pcb_ask_pressure(struct pcb_tag *tag, struct pcb_policy *p, struct inode *inode,
-			     struct pagecache_pressure *want, struct pcb_drops *drops)
-{
-	struct pagecache_ops *ops;
-	struct pcb_call call;
-
-	rcu_read_lock();
-	ops = rcu_dereference(p->ops);
-	if (ops && ops->pressure) {
-		pcb_call_init(&call, p, tag, PAGECACHE_HOOK_PRESSURE, inode->i_mapping, NULL, 0,
-			      want->pages);
-		call.drops = drops;
-		call.ctx.kind = want->cgroup_id ? PAGECACHE_KIND_CGROUP : PAGECACHE_KIND_MACHINE;
-		call.ctx.cgroup_id = want->cgroup_id;
-		call.ctx.tgid = call.ctx.tid = 0;
-		call.ctx.node = PAGECACHE_NODE_ANY;
-		pcb_count(p, pressure_calls, 1);
-		ops->pressure(&call.ctx, want);
-		pcb_policy_took(p, PAGECACHE_HOOK_PRESSURE, call.ctx.time_ns);
-	}
-	rcu_read_unlock();
-}
-
-static u64 pcb_carry_out_drops(struct inode *inode, const struct pcb_drops *drops)
-{
-	unsigned int i;
-	u64 pages = 0;
-
-	for (i = 0; i < drops->nr; i++) {
-		pgoff_t start = drops->at[i].start;
-
-		while (start < drops->at[i].end) {
-			pgoff_t end = min_t(pgoff_t, drops->at[i].end, start + PCB_CHUNK_PAGES);
-
-			pages += pcb_drop_now(inode->i_mapping, start, end);
-			start = end;
-			cond_resched();
-		}
-	}
-	return pages;
-}
-
-/*
- * Asks about the next file behind @seq of a policy that this concerns, and drops what it names.
- * Returns the file's seq, or 0 when there is none.
- */
-static u64 pcb_pressure_file(u64 seq, struct pcb_relief *relief)
-{
-	struct pagecache_pressure *want = &relief->want;
-	static struct pcb_drops drops; /* the work item does not run twice at a time */
-	struct inode *inode = NULL;
-	struct pcb_policy *p = NULL;
-	struct pcb_tag *tag;
-	u64 pages;
-
-	drops.nr = 0;
-	mutex_lock(&pcb_mutex);
-	while (pcb_pressure_live && !inode && (tag = pcb_tag_after(seq))) {
-		seq = tag->seq;
-		p = rcu_dereference_protected(tag->policy, lockdep_is_held(&pcb_mutex));
-		if (p && pcb_asked_for_pressure(p) && pcb_concerned(p, relief))
-			inode = pcb_inode_get(tag);
-	}
-	if (inode) {
-		want->files = atomic_read(&p->tags);
-		pcb_count(p, pressure_wanted_bytes, want->pages << PAGE_SHIFT);
-		pcb_ask_pressure(tag, p, inode, want, &drops);
-		kref_get(&p->ref);
-	}
-	mutex_unlock(&pcb_mutex);
-	if (!inode)
-		return 0;
-
-	pages = pcb_carry_out_drops(inode, &drops);
-	pcb_count(p, drop_bytes, pages << PAGE_SHIFT);
-	pcb_count(p, pressure_dropped_bytes, pages << PAGE_SHIFT);
-	want->pages -= min(want->pages, pages);
-	pcb_policy_put(p);
-	pcb_inode_put(inode);
-	return seq;
-}
-
-/*
- * Returns pages dropped.  Files are asked about in the order of their tags; of more than can be
- * asked about at a time the others come next time.
- */
-static u64 pcb_relieve(const struct pcb_shortage *shortage)
-{
-	static u64 first; /* the work item does not run twice at a time */
-	u64 wanted = max_t(u64, shortage->pages, PCB_MIN_WANTED), seq;
-	struct pcb_relief relief = {
-		.want = { .cgroup_id = shortage->cgroup_id, .pages = wanted },
-	};
-	struct pagecache_pressure *want = &relief.want;
-	int files;
-
-	if (shortage->cgroup_id) {
-		relief.short_one = cgroup_get_from_id(shortage->cgroup_id);
-		if (IS_ERR(relief.short_one))
-			return 0; /* gone since */
-	}
-	for (; want->round < 2 && want->pages; want->round++) {
-		for (seq = first, files = 0; want->pages && files < PCB_MAX_FILES; files++) {
-			seq = pcb_pressure_file(seq, &relief);
-			if (!seq)
-				break;
-		}
-	}
-	if (want->pages)
-		first = seq;
-	if (relief.short_one)
-		cgroup_put(relief.short_one);
-	return wanted - want->pages;
-}
-
-static void pcb_pressure_work(struct work_struct *work)
-{
-	struct pcb_shortage shortage;
-	u64 dropped = 0;
-
-	while (READ_ONCE(pcb_pressure_live) && pcb_take_shortage(&shortage))
-		dropped += pcb_relieve(&shortage);
-	/* Whoever has nothing to give is not asked all the time. */
-	WRITE_ONCE(pcb_pause, dropped ? 0 : min(2 * pcb_pause + 1, PCB_MAX_PAUSE));
-}
-
 static struct pcb_ftrace pcb_pressure_watches[] = {
 	{ .name = "truncate_inode_pages_final", .ops = { .func = pcb_watch_inode_end } },
 	{ .name = "clear_inode", .ops = { .func = pcb_watch_clear } },
@@ -401,7 +191,7 @@ static int pcb_pressure_on(const char **failed)
 		*failed = "pressure: ftrace refuses to watch reclaim";
 		return err;
 	}
-	pcb_pause = 0;
+	pcb_pressure_pause = 0;
 	/* From here on inodes are known: their end is watched. */
 	WRITE_ONCE(pcb_pressure_live, true);
 	shrinker_register(pcb_shrinker);

@@ -13,104 +13,36 @@
  * on; MADV_RANDOM never gets here.  The callback of ftrace only looks for a tag; the rest runs
  * in place of the original, in the reader's context.
  */
-#include <linux/backing-dev.h>
 #include <linux/ftrace.h>
-#include <linux/huge_mm.h>
-#include <linux/nodemask.h>
-#include <linux/sched/signal.h>
-#include <linux/static_call.h>
+#include <linux/pagemap.h>
+#include <linux/topology.h>
 
-#include "compat.h"
-#include "pagecache.h"
+#include "hooks.h"
+#include "prefetch.h"
+#include "streams.h"
 
 static unsigned long pcb_fault_start, pcb_fault_end;
-
-static void pcb_no_ra_order(PCB_RA_ORDER_ARGS)
-{
-}
-
-DEFINE_STATIC_CALL(pcb_ra_order, pcb_no_ra_order);
 
 static bool pcb_called_by_fault(unsigned long ip)
 {
 	return ip >= pcb_fault_start && ip < pcb_fault_end;
 }
 
-/* Reads [start, start + nr) in pieces; a piece is submitted before the next is allocated. */
-void pcb_readahead_issue(struct file *file, struct address_space *mapping, pgoff_t start,
-			 unsigned long nr, pgoff_t mark, unsigned int order)
+/* Clamps an answer.  Returns false when it makes no sense at all. */
+static bool pcb_take_answer(struct pcb_policy *p, const struct pagecache_ctx *ctx,
+			    const struct pagecache_answer *answer, struct pcb_plan *plan)
 {
-	pgoff_t end = start + nr;
+	struct pcb_plan_bounds bounds = {
+		.file_pages = ctx->file_pages,
+		.max_pages = pcb_mib_to_pages(pcb_max_answer_mib),
+		.max_order = MAX_PAGECACHE_ORDER,
+		.node_known = pcb_node_known(answer->node),
+	};
+	enum pcb_plan_result result = pcb_plan_from(answer, &bounds, plan);
 
-	while (start < end && !fatal_signal_pending(current)) {
-		loff_t size = i_size_read(mapping->host);
-		unsigned long n = min_t(unsigned long, end - start, PCB_CHUNK_PAGES);
-		struct file_ra_state ra = { .start = start, .ra_pages = file->f_ra.ra_pages };
-		DEFINE_READAHEAD(ractl, file, &ra, mapping, start);
-
-		/* The file may have been truncated since the answer was clamped. */
-		if (!size || start > (size - 1) >> PAGE_SHIFT)
-			return;
-		n = min_t(unsigned long, n, ((size - 1) >> PAGE_SHIFT) - start + 1);
-		ra.size = n;
-		if (mark >= start && mark < start + n)
-			ra.async_size = start + n - mark;
-		pcb_ra_order_call(static_call(pcb_ra_order), &ractl, &ra, order);
-		start += n;
-		cond_resched();
-	}
-}
-
-/* A decision, taken out of the policy's hands: clamped, and safe to carry out without it. */
-struct pcb_plan {
-	pgoff_t start;
-	unsigned long nr;
-	pgoff_t mark;
-	unsigned int order;
-	s32 node;
-};
-
-/* Returns false when the answer makes no sense at all. */
-static bool pcb_plan_from(struct pcb_policy *p, const struct pagecache_ctx *ctx,
-			  const struct pagecache_answer *answer, struct pcb_plan *plan)
-{
-	u64 nr = answer->nr;
-	bool clamped = false;
-
-	*plan = (struct pcb_plan){ .mark = PAGECACHE_NO_MARK, .node = PAGECACHE_NODE_ANY };
-	if (!nr)
-		return true;
-	if (answer->start >= ctx->file_pages)
-		return false;
-	if (nr > ctx->file_pages - answer->start) {
-		nr = ctx->file_pages - answer->start;
-		clamped = true;
-	}
-	if (nr > pcb_mib_to_pages(pcb_max_answer_mib)) {
-		nr = pcb_mib_to_pages(pcb_max_answer_mib);
-		clamped = true;
-	}
-	plan->start = answer->start;
-	plan->nr = nr;
-	if (answer->mark != PAGECACHE_NO_MARK) {
-		if (answer->mark >= plan->start && answer->mark - plan->start < nr)
-			plan->mark = answer->mark;
-		else
-			clamped = true;
-	}
-	if (answer->order != PAGECACHE_ORDER_AUTO) {
-		plan->order = min_t(u32, answer->order, MAX_PAGECACHE_ORDER);
-		clamped |= plan->order != answer->order;
-	}
-	if (answer->node != PAGECACHE_NODE_ANY) {
-		if (pcb_node_known(answer->node))
-			plan->node = answer->node;
-		else
-			clamped = true;
-	}
-	if (clamped)
+	if (result == PCB_PLAN_CLAMPED)
 		pcb_count(p, clamped_answers, 1);
-	return true;
+	return result != PCB_PLAN_INVALID;
 }
 
 static void pcb_count_question(struct pcb_policy *p, u32 kind, u32 flags)
@@ -144,29 +76,25 @@ static bool pcb_ask(struct file *file, struct address_space *mapping, u32 kind, 
 		.node = PAGECACHE_NODE_ANY,
 		.order = PAGECACHE_ORDER_AUTO,
 	};
-	struct pagecache_ops *ops = NULL;
-	struct pcb_policy *p = NULL;
+	struct pcb_governance by;
+	struct pcb_policy *p;
 	struct pcb_call call;
-	struct pcb_tag *tag;
 	bool decided = false;
 	s32 verdict;
 
 	rcu_read_lock();
-	tag = pcb_tag_find(mapping->host);
-	if (tag)
-		p = rcu_dereference(tag->policy);
-	if (p)
-		ops = rcu_dereference(p->ops);
-	if (!ops || !ops->readahead)
+	by = pcb_governance_of(mapping);
+	p = by.policy;
+	if (!by.ops || !by.ops->readahead)
 		goto out;
 
-	pcb_call_init(&call, p, tag, PAGECACHE_HOOK_READAHEAD, mapping, file, index, nr);
+	pcb_call_init(&call, &by, PAGECACHE_HOOK_READAHEAD, mapping, file, index, nr);
 	call.ctx.kind = kind;
 	call.ctx.flags |= flags;
 	pcb_count_question(p, kind, flags);
-	verdict = ops->readahead(&call.ctx, &answer);
+	verdict = by.ops->readahead(&call.ctx, &answer);
 	if (verdict == PAGECACHE_OVERRIDE) {
-		decided = pcb_plan_from(p, &call.ctx, &answer, plan);
+		decided = pcb_take_answer(p, &call.ctx, &answer, plan);
 		if (!decided)
 			pcb_policy_invalid(p, PAGECACHE_HOOK_READAHEAD,
 					   "readahead: the answer starts behind the file's end");
@@ -200,11 +128,9 @@ static void pcb_carry_out(struct readahead_control *ractl, const struct pcb_plan
 		ractl->ra->async_size =
 			plan->mark == PAGECACHE_NO_MARK ? 0 : plan->start + plan->nr - plan->mark;
 		if (p)
-			pcb_read_on_node(p, file, plan->start, plan->nr, plan->mark, plan->order,
-					 plan->node);
+			pcb_read_on_node(p, file, plan);
 		else
-			pcb_readahead_issue(file, ractl->mapping, plan->start, plan->nr, plan->mark,
-					    plan->order);
+			pcb_read_here(file, ractl->mapping, plan);
 	}
 	if (p)
 		pcb_policy_put(p);
@@ -266,7 +192,7 @@ static noinline void pcb_ra_order_fault(PCB_RA_ORDER_ARGS)
 	if (decided)
 		pcb_carry_out(ractl, &plan, p);
 	else
-		pcb_ra_order_again(static_call(pcb_ra_order), ractl, ra, order);
+		pcb_ra_order_original(PCB_RA_ORDER_NAMES);
 	percpu_ref_put(&pcb_active);
 }
 
@@ -286,19 +212,14 @@ static __always_inline bool pcb_governed(struct readahead_control *ractl)
 static void notrace pcb_redirect(unsigned long ip, unsigned long parent_ip, struct ftrace_ops *ops,
 				 struct ftrace_regs *fregs)
 {
-	struct readahead_control *ractl;
-	int bit;
+	struct readahead_control *ractl =
+		(struct readahead_control *)ftrace_regs_get_argument(fregs, 0);
 
-	/* Our own calls of the original. */
-	if (within_module(parent_ip, THIS_MODULE))
-		return;
-	bit = ftrace_test_recursion_trylock(ip, parent_ip);
-	if (bit < 0)
-		return;
-	ractl = (struct readahead_control *)ftrace_regs_get_argument(fregs, 0);
-	if (pcb_governed(ractl) && percpu_ref_tryget_live(&pcb_active))
-		ftrace_regs_set_instruction_pointer(fregs, (unsigned long)ops->private);
-	ftrace_test_recursion_unlock(bit);
+	pcb_unless_recursing(ip, parent_ip)
+	{
+		if (pcb_governed(ractl))
+			pcb_redirect_to(ops->private, parent_ip, fregs);
+	}
 }
 
 static void notrace pcb_redirect_fault(unsigned long ip, unsigned long parent_ip,
@@ -322,15 +243,9 @@ static struct pcb_ftrace pcb_redirections[] = {
 
 static int pcb_readahead_prepare(void)
 {
-	int err;
-
 	if (!pcb_symbol_range("filemap_fault", &pcb_fault_start, &pcb_fault_end))
 		return -ENOENT;
-	err = pcb_ftrace_prepare(pcb_redirections, ARRAY_SIZE(pcb_redirections));
-	if (err)
-		return err;
-	static_call_update(pcb_ra_order, (typeof(&pcb_no_ra_order))pcb_redirections[0].addr);
-	return 0;
+	return pcb_ftrace_prepare(pcb_redirections, ARRAY_SIZE(pcb_redirections));
 }
 
 static int pcb_readahead_on(const char **failed)

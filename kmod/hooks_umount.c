@@ -12,8 +12,8 @@
 #include <linux/mount.h>
 #include <linux/static_call.h>
 
-#include "compat.h"
-#include "pagecache.h"
+#include "streams.h"
+#include "hooks.h"
 
 static int pcb_no_umount(struct vfsmount *mnt, int flags)
 {
@@ -28,7 +28,7 @@ static noinline int pcb_umount(struct vfsmount *mnt, int flags)
 {
 	int ret;
 
-	pcb_prefetch_drain_sb(mnt->mnt_sb);
+	pcb_drain_sb(mnt->mnt_sb);
 	ret = static_call(pcb_security_sb_umount)(mnt, flags);
 	percpu_ref_put(&pcb_active);
 	return ret;
@@ -37,10 +37,7 @@ static noinline int pcb_umount(struct vfsmount *mnt, int flags)
 static void notrace pcb_redirect_umount(unsigned long ip, unsigned long parent_ip,
 					struct ftrace_ops *ops, struct ftrace_regs *fregs)
 {
-	if (within_module(parent_ip, THIS_MODULE))
-		return;
-	if (percpu_ref_tryget_live(&pcb_active))
-		ftrace_regs_set_instruction_pointer(fregs, (unsigned long)pcb_umount);
+	pcb_redirect_to(pcb_umount, parent_ip, fregs);
 }
 
 static struct pcb_ftrace pcb_umount_redirection = {

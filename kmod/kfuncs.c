@@ -5,7 +5,8 @@
 #include <linux/btf_ids.h>
 
 #include "compat.h"
-#include "pagecache.h"
+#include "prefetch.h"
+#include "streams.h"
 
 static struct pcb_call *pcb_call_of(struct pagecache_ctx *ctx)
 {
@@ -45,7 +46,7 @@ __bpf_kfunc s64 bpf_pagecache_cancel(struct pagecache_ctx *ctx)
 {
 	struct pcb_call *call = pcb_call_of(ctx);
 
-	return call->file ? pcb_prefetch_cancel_file(call->file) : -EINVAL;
+	return call->file ? pcb_cancel_file(call->file) : -EINVAL;
 }
 
 /*

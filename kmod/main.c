@@ -5,7 +5,11 @@
 #include <linux/module.h>
 #include <linux/rcupdate.h>
 
-#include "pagecache.h"
+#include "control.h"
+#include "hooks.h"
+#include "prefetch.h"
+#include "streams.h"
+#include "tags.h"
 
 #define PCB_PARAM(name, type, value, text)                \
 	type pcb_##name = value;                          \
@@ -61,6 +65,7 @@ static int __init pcb_module_init(void)
 	if (err)
 		return err;
 	err = pcb_symbols_init();
+	err = err ?: pcb_read_prepare();
 	err = err ?: pcb_hooks_prepare();
 	if (err)
 		return err;
@@ -76,7 +81,7 @@ static int __init pcb_module_init(void)
 	err = pcb_tags_init();
 	if (err)
 		goto fail_tags;
-	err = pcb_prefetch_start();
+	err = pcb_workers_start();
 	if (err)
 		goto fail_prefetch;
 	err = pcb_control_init();
@@ -84,7 +89,7 @@ static int __init pcb_module_init(void)
 		goto fail_control;
 	/* Last: from here on policies can be attached, and cannot be taken back. */
 	err = pcb_kfuncs_register();
-	err = err ?: pcb_policy_register();
+	err = err ?: pcb_struct_ops_register();
 	if (err)
 		goto fail_register;
 	return 0;
@@ -92,7 +97,7 @@ static int __init pcb_module_init(void)
 fail_register:
 	pcb_control_exit();
 fail_control:
-	pcb_prefetch_stop();
+	pcb_workers_stop();
 fail_prefetch:
 	pcb_tags_free();
 fail_tags:
@@ -110,7 +115,8 @@ static void __exit pcb_module_exit(void)
 	pcb_control_exit();
 	pcb_hooks_release();
 	pcb_active_drain();
-	pcb_prefetch_stop();
+	pcb_drain_all();
+	pcb_workers_stop();
 	destroy_workqueue(pcb_wq);
 	rcu_barrier();
 	pcb_tags_free();

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * symbols.c - finds kernel functions that are not exported.
+ * symbols.c - finds what the kernel does not export: functions, and tracepoints by their name.
  *
  * kallsyms_lookup_name() itself has not been exported since v5.7 (commit 0bd476e6c671); a
  * kprobe that is registered and removed at once tells its address.  Everything found
@@ -12,7 +12,7 @@
 #include <linux/kprobes.h>
 #include <linux/static_call.h>
 
-#include "pagecache.h"
+#include "hooks.h"
 
 static unsigned long pcb_no_lookup(const char *name)
 {
@@ -64,4 +64,26 @@ bool pcb_symbol_range(const char *name, unsigned long *start, unsigned long *end
 		return false;
 	*end = *start + size;
 	return true;
+}
+
+struct pcb_tracepoint_search {
+	const char *name;
+	struct tracepoint *found;
+};
+
+static void pcb_match_tracepoint(struct tracepoint *tp, void *data)
+{
+	struct pcb_tracepoint_search *search = data;
+
+	if (!strcmp(tp->name, search->name))
+		search->found = tp;
+}
+
+/* They are not exported by name, but the list of all of them is. */
+struct tracepoint *pcb_tracepoint(const char *name)
+{
+	struct pcb_tracepoint_search search = { .name = name };
+
+	for_each_kernel_tracepoint(pcb_match_tracepoint, &search);
+	return search.found;
 }

@@ -7,7 +7,8 @@
 #include <linux/rculist.h>
 #include <linux/slab.h>
 
-#include "pagecache.h"
+#include "tags.h"
+#include "hooks_pressure.h"
 
 #define PCB_MAX_TAGS (1U << 20)
 
@@ -30,15 +31,29 @@ static struct pcb_tag *pcb_tag_lookup(dev_t dev, u64 ino, u32 generation)
 	return NULL;
 }
 
+/* Under RCU or pcb_mutex. */
 struct pcb_tag *pcb_tag_find(const struct inode *inode)
 {
 	return pcb_tag_lookup(inode->i_sb->s_dev, inode->i_ino, inode->i_generation);
+}
+
+/* Who is to be asked about the pages of @mapping.  Under RCU. */
+struct pcb_governance pcb_governance_of(struct address_space *mapping)
+{
+	struct pcb_governance by = { .tag = pcb_tag_find(mapping->host) };
+
+	if (by.tag)
+		by.policy = rcu_dereference(by.tag->policy);
+	if (by.policy)
+		by.ops = rcu_dereference(by.policy->ops);
+	return by;
 }
 
 static struct pcb_model *pcb_model_get(const char *name)
 {
 	struct pcb_model *model;
 
+	lockdep_assert_held(&pcb_mutex);
 	list_for_each_entry (model, &pcb_models, list) {
 		if (!strcmp(model->name, name)) {
 			model->refs++;
@@ -57,6 +72,7 @@ static struct pcb_model *pcb_model_get(const char *name)
 
 static void pcb_model_put(struct pcb_model *model)
 {
+	lockdep_assert_held(&pcb_mutex);
 	if (--model->refs)
 		return;
 	list_del(&model->list);
@@ -66,11 +82,12 @@ static void pcb_model_put(struct pcb_model *model)
 }
 
 /* Without memory for the record of what is kept, nothing of the file is. */
-static void pcb_tag_bind(struct pcb_tag *tag, struct pcb_policy *p, struct pcb_kept *kept)
+static void pcb_tag_bind(struct pcb_tag *tag, struct pcb_policy *p, struct pcb_keep *keep)
 {
+	lockdep_assert_held(&pcb_mutex);
 	atomic_inc(&p->tags);
 	WRITE_ONCE(tag->access_end, PCB_NO_ACCESS);
-	rcu_assign_pointer(tag->kept, kept);
+	rcu_assign_pointer(tag->keep, keep);
 	rcu_assign_pointer(tag->policy, p);
 	atomic64_add(atomic64_read(&tag->resident), &p->governed);
 }
@@ -82,27 +99,29 @@ static void pcb_tag_unbind(struct pcb_tag *tag)
 	if (!p)
 		return;
 	rcu_assign_pointer(tag->policy, NULL);
-	pcb_kept_free(rcu_replace_pointer(tag->kept, NULL, lockdep_is_held(&pcb_mutex)));
+	pcb_keep_free(rcu_replace_pointer(tag->keep, NULL, lockdep_is_held(&pcb_mutex)));
 	atomic64_sub(atomic64_read(&tag->resident), &p->governed);
 	atomic_dec(&p->tags);
 }
 
-/* A policy was attached: the tags that name it become active.  Under pcb_mutex. */
+/* A policy was attached: the tags that name it become active. */
 void pcb_tags_bind(struct pcb_policy *p)
 {
 	struct pcb_tag *tag;
 
+	lockdep_assert_held(&pcb_mutex);
 	list_for_each_entry (tag, &pcb_tags, list) {
 		if (!strcmp(tag->policy_name, p->name))
-			pcb_tag_bind(tag, p, pcb_kept_new(p, tag->pages));
+			pcb_tag_bind(tag, p, pcb_keep_new(p, tag->pages));
 	}
 }
 
-/* A policy has ended; its tags stay, inactive.  Under pcb_mutex. */
+/* A policy has ended; its tags stay, inactive. */
 void pcb_tags_unbind(struct pcb_policy *p)
 {
 	struct pcb_tag *tag;
 
+	lockdep_assert_held(&pcb_mutex);
 	list_for_each_entry (tag, &pcb_tags, list) {
 		if (rcu_access_pointer(tag->policy) == p)
 			pcb_tag_unbind(tag);
@@ -113,6 +132,7 @@ static void pcb_tag_remove(struct pcb_tag *tag)
 {
 	struct pcb_model *model = tag->model;
 
+	lockdep_assert_held(&pcb_mutex);
 	pcb_tag_unbind(tag);
 	hlist_del_rcu(&tag->hash);
 	list_del(&tag->list);
@@ -162,7 +182,7 @@ static int pcb_tag_insert(struct inode *inode, const struct pagecache_tag_reques
 	memcpy(tag->path, req->path, len);
 	if (pcb_pressure_live)
 		tag->inode = inode;
-	pcb_tag_bind(tag, p, pcb_kept_new(p, tag->pages));
+	pcb_tag_bind(tag, p, pcb_keep_new(p, tag->pages));
 	hlist_add_head_rcu(&tag->hash, pcb_bucket(tag->dev, tag->ino));
 	list_add_tail(&tag->list, &pcb_tags);
 	pcb_tag_total++;
@@ -211,7 +231,7 @@ int pcb_tag_del(struct file *file, const struct pagecache_untag_request *req)
 }
 
 /*
- * The first tag behind @seq, or NULL.  Under pcb_mutex.  A list of n tags is read with n calls, so
+ * The first tag behind @seq, or NULL.  A list of n tags is read with n calls, so
  * the search starts where the last call stopped.
  */
 struct pcb_tag *pcb_tag_after(u64 seq)
@@ -220,6 +240,7 @@ struct pcb_tag *pcb_tag_after(u64 seq)
 	static u64 hint_changes;
 	struct pcb_tag *tag = NULL, *it;
 
+	lockdep_assert_held(&pcb_mutex);
 	if (hint && hint_changes == pcb_tag_changes && hint->seq == seq) {
 		if (!list_is_last(&hint->list, &pcb_tags))
 			tag = list_next_entry(hint, list);
@@ -249,16 +270,17 @@ void notrace pcb_tags_forget(struct inode *inode)
 	rcu_read_unlock();
 }
 
-/* Under pcb_mutex, when nobody sets them any more. */
+/* Nobody sets them any more. */
 void pcb_tags_forget_inodes(void)
 {
 	struct pcb_tag *tag;
 
+	lockdep_assert_held(&pcb_mutex);
 	list_for_each_entry (tag, &pcb_tags, list)
 		WRITE_ONCE(tag->inode, NULL);
 }
 
-/* Fills in the first tag behind rec->seq.  Under pcb_mutex. */
+/* Fills in the first tag behind rec->seq. */
 int pcb_tag_next(struct pagecache_tag_record *rec)
 {
 	struct pcb_tag *tag = pcb_tag_after(rec->seq);

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * workers.c - the threads that carry out what prefetch.c has queued.
+ * workers.c - the threads that carry out what streams.c has queued.
  *
  * Each NUMA node with CPUs has a few of them, bound to it, so that the pages they allocate land
  * there.  They take pieces of a stream in file order, so that any number of workers still reads
@@ -14,8 +14,25 @@
 #include <linux/topology.h>
 
 #include "prefetch.h"
+#include "streams.h"
 
 struct pcb_node *pcb_nodes[MAX_NUMNODES];
+
+bool pcb_node_known(s32 node)
+{
+	return node >= 0 && node < MAX_NUMNODES && pcb_nodes[node];
+}
+
+/* A stream without work stays on its node's list until a worker has released it. */
+void pcb_node_wake(s32 id, struct pcb_stream *s)
+{
+	struct pcb_node *node = pcb_nodes[id];
+
+	lockdep_assert_held(&pcb_lock);
+	if (list_empty(&s->ready))
+		list_add_tail(&s->ready, &node->ready);
+	wake_up(&node->wait);
+}
 
 static u32 pcb_order_for(const struct pcb_extent *piece)
 {
@@ -30,15 +47,19 @@ static void pcb_work(struct pcb_stream *s, const struct pcb_extent *piece)
 {
 	struct address_space *mapping = s->file->f_mapping;
 	struct mem_cgroup *old = set_active_memcg(s->memcg);
+	struct pcb_plan plan = {
+		.start = piece->start,
+		.nr = piece->end - piece->start,
+		.mark = piece->mark,
+		.order = pcb_order_for(piece),
+	};
 
 #ifdef CONFIG_BLK_CGROUP
 	kthread_associate_blkcg(s->blkcg);
 #endif
 	if (piece->op == PCB_OP_READ) {
-		pcb_readahead_issue(s->file, mapping, piece->start, piece->end - piece->start,
-				    piece->mark, pcb_order_for(piece));
-		pcb_count(s->policy, prefetch_issued_bytes,
-			  (u64)(piece->end - piece->start) << PAGE_SHIFT);
+		pcb_read_here(s->file, mapping, &plan);
+		pcb_count(s->policy, prefetch_issued_bytes, (u64)plan.nr << PAGE_SHIFT);
 	} else {
 		u64 n = pcb_drop_now(mapping, piece->start, piece->end);
 
@@ -50,39 +71,26 @@ static void pcb_work(struct pcb_stream *s, const struct pcb_extent *piece)
 	set_active_memcg(old);
 }
 
-/* Release a stream that has nothing left.  Called and returns with pcb_lock held. */
-static void pcb_stream_finish(struct pcb_stream *s)
-{
-	s->dying = true;
-	list_del_init(&s->ready);
-	spin_unlock(&pcb_lock);
-	pcb_stream_release(s);
-	spin_lock(&pcb_lock);
-	hash_del(&s->hash);
-	kfree(s);
-	wake_up_all(&pcb_progress);
-}
-
 /* One turn of a worker.  Under pcb_lock, which it lets go of while it reads. */
 static void pcb_turn(struct pcb_node *node)
 {
 	struct pcb_stream *s = list_first_entry(&node->ready, struct pcb_stream, ready);
 	struct pcb_extent piece;
 
-	if (s->count && pcb_reader_gone(s))
+	if (s->queue.count && pcb_reader_gone(s))
 		pcb_stream_cancel(s);
-	if (!s->count) {
+	if (!s->queue.count) {
 		if (s->running)
 			list_del_init(&s->ready); /* the last of them finishes it */
 		else
-			pcb_stream_finish(s);
+			pcb_stream_release(s);
 		return;
 	}
-	piece = pcb_stream_pop(s);
+	piece = pcb_queue_pop(&s->queue, PCB_CHUNK_PAGES, PCB_DROP_PAGES);
 	s->running++;
 	/* Other streams have their turn; and other workers can go on with this one. */
 	list_move_tail(&s->ready, &node->ready);
-	if (s->count)
+	if (s->queue.count)
 		wake_up(&node->wait);
 	spin_unlock(&pcb_lock);
 	pcb_work(s, &piece);
@@ -92,7 +100,7 @@ static void pcb_turn(struct pcb_node *node)
 	cond_resched();
 	spin_lock(&pcb_lock);
 	s->running--;
-	if (!s->count && !s->running && list_empty(&s->ready))
+	if (!s->queue.count && !s->running && list_empty(&s->ready))
 		list_add_tail(&s->ready, &node->ready);
 	wake_up_all(&pcb_progress);
 }
@@ -153,7 +161,7 @@ static struct pcb_node *pcb_node_start(int id)
 	return node;
 }
 
-int pcb_prefetch_start(void)
+int pcb_workers_start(void)
 {
 	int id;
 
@@ -161,7 +169,7 @@ int pcb_prefetch_start(void)
 		struct pcb_node *node = pcb_node_start(id);
 
 		if (IS_ERR(node)) {
-			pcb_prefetch_stop();
+			pcb_workers_stop();
 			return PTR_ERR(node);
 		}
 		pcb_nodes[id] = node;
@@ -169,12 +177,11 @@ int pcb_prefetch_start(void)
 	return 0;
 }
 
-/* No policy is attached and no hook runs: nothing new comes in. */
-void pcb_prefetch_stop(void)
+/* Nothing is queued and nothing new comes in. */
+void pcb_workers_stop(void)
 {
 	int id;
 
-	wait_event(pcb_progress, !pcb_sb_busy(NULL));
 	for (id = 0; id < MAX_NUMNODES; id++) {
 		if (pcb_nodes[id])
 			pcb_node_stop(pcb_nodes[id]);

@@ -19,6 +19,7 @@ if [ -e "$module" ] && [ -z "$newest" ] && [ ! "$kernel/Makefile" -nt "$module" 
 	exit 0
 fi
 mkdir -p "$out/include"
+rm -f "$out"/*.[ch]
 cp kmod/*.[ch] kmod/Kbuild "$out"
 cp bpf/include/pagecache_*.h "$out/include"
 echo "  KMOD    $release"

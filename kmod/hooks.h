@@ -1,0 +1,91 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/* hooks.h - how the module gets into the kernel's functions, and out of them again. */
+#ifndef PCB_HOOKS_H
+#define PCB_HOOKS_H
+
+#include <linux/ftrace.h>
+#include <linux/module.h>
+#include <linux/percpu-refcount.h>
+#include <linux/tracepoint.h>
+
+#include "compat.h"
+#include "params.h"
+#include "pagecache_abi.h"
+
+/*
+ * A family of hooks that are attached together.  prepare finds what it needs when the module is
+ * loaded; on and off follow the policies; release is the module's end.
+ */
+struct pcb_hook_family {
+	const char *name;
+	u32 hooks; /* wanted by policies with one of these; 0: by every policy */
+	int (*prepare)(void);
+	int (*on)(const char **failed);
+	void (*off)(void);
+	void (*release)(void);
+	unsigned int users;
+};
+
+extern struct pcb_hook_family pcb_readahead_hooks; /* hooks_readahead.c */
+extern struct pcb_hook_family pcb_access_hooks; /* hooks_access.c */
+extern struct pcb_hook_family pcb_cache_hooks; /* hooks_cache.c */
+extern struct pcb_hook_family pcb_umount_hooks; /* hooks_umount.c */
+extern struct pcb_hook_family pcb_evict_hooks; /* hooks_evict.c */
+extern struct pcb_hook_family pcb_pressure_hooks; /* hooks_pressure.c */
+extern bool pcb_evict_possible, pcb_pressure_possible; /* on this kernel */
+
+/* hooks.c: on while at least one policy is attached */
+int pcb_hooks_prepare(void);
+void pcb_hooks_release(void);
+int pcb_hooks_get(u32 wanted, const char **failed);
+void pcb_hooks_put(u32 wanted);
+u32 pcb_hooks_available(void);
+
+/* symbols.c: what the kernel does not export */
+int pcb_symbols_init(void);
+unsigned long pcb_symbol(const char *name); /* 0: not there */
+bool pcb_symbol_range(const char *name, unsigned long *start, unsigned long *end);
+struct tracepoint *pcb_tracepoint(const char *name); /* NULL: not there */
+
+/* ftrace.c: a set of kernel functions that are watched or redirected together */
+struct pcb_ftrace {
+	const char *name;
+	unsigned long addr;
+	struct ftrace_ops ops;
+};
+
+int pcb_ftrace_prepare(struct pcb_ftrace *set, int n);
+int pcb_ftrace_on(struct pcb_ftrace *set, int n);
+void pcb_ftrace_off(struct pcb_ftrace *set, int n);
+void pcb_ftrace_release(struct pcb_ftrace *set, int n);
+
+/* direct.c: folio_referenced() leads to pcb_folio_referenced() by a direct call */
+int pcb_direct_prepare(unsigned long function);
+int pcb_direct_on(void);
+void pcb_direct_off(void);
+void pcb_direct_release(void);
+
+/*
+ * A task whose instruction pointer was moved into the module may sleep there.  The reference is
+ * taken before the move, and dropped as the last act of our function; unloading waits for all of
+ * them (main.c).
+ */
+extern struct percpu_ref pcb_active;
+
+/* The block runs unless ftrace has come back to where it is already; with preemption off. */
+#define pcb_unless_recursing(ip, parent_ip)                                            \
+	for (int pcb_bit = ftrace_test_recursion_trylock(ip, parent_ip); pcb_bit >= 0; \
+	     ftrace_test_recursion_unlock(pcb_bit), pcb_bit = -1)
+
+/*
+ * In a callback of ftrace: go on in @ours instead of the function.  Not for our own calls of the
+ * original, nor when the module is about to be unloaded.
+ */
+static __always_inline void pcb_redirect_to(void *ours, unsigned long parent_ip,
+					    struct ftrace_regs *fregs)
+{
+	if (!within_module(parent_ip, THIS_MODULE) && percpu_ref_tryget_live(&pcb_active))
+		ftrace_regs_set_instruction_pointer(fregs, (unsigned long)ours);
+}
+
+#endif /* PCB_HOOKS_H */

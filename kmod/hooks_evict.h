@@ -1,0 +1,26 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/* hooks_evict.h - how the two ways into the evict hook, ftrace and direct.c, decide and arrive. */
+#ifndef PCB_HOOKS_EVICT_H
+#define PCB_HOOKS_EVICT_H
+
+#include <linux/mm.h>
+
+#include "tags.h"
+
+/* What we hand on as is_locked when we ask ourselves: reclaim says 1. */
+#define PCB_LOCKED_OURS 2
+
+/* Whether it is reclaim that asks, and about a folio of a file that may be tagged. */
+static __always_inline bool pcb_reclaim_asks(const struct folio *folio, int is_locked)
+{
+	const struct address_space *mapping = READ_ONCE(folio->mapping);
+
+	/* The low bits: anonymous memory. */
+	return is_locked == 1 && mapping && !((unsigned long)mapping & 3) && mapping->host &&
+	       pcb_tag_possible(mapping->host);
+}
+
+int pcb_folio_referenced(struct folio *folio, int is_locked, struct mem_cgroup *target,
+			 unsigned long *vm_flags);
+
+#endif /* PCB_HOOKS_EVICT_H */
