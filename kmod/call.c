@@ -82,4 +82,6 @@ void pcb_call_init(struct pcb_call *call, const struct pcb_governance *by, enum 
 		ctx->flags |= PAGECACHE_F_LARGE_FOLIOS;
 	if (file && (file->f_mode & FMODE_WRITE))
 		ctx->flags |= PAGECACHE_F_WRITABLE;
+	if (file && (file->f_mode & FMODE_RANDOM))
+		ctx->flags |= PAGECACHE_F_RANDOM;
 }

@@ -42,6 +42,8 @@ notrace bool pcb_direct_enter(void)
  */
 /* clang-format off */
 asm("	.pushsection	.text, \"ax\", @progbits\n"
+    /* Bit 0 of the address says "jump" to newer kernels (ftrace_is_jmp()). */
+    "	.balign	16\n"
     "	.type	pcb_direct_referenced, @function\n"
     "	.globl	pcb_direct_referenced\n"
     "pcb_direct_referenced:\n"
@@ -89,7 +91,11 @@ int pcb_direct_on(void)
 /* Waits for those who are in the code above. */
 void pcb_direct_off(void)
 {
-	unregister_ftrace_direct(&pcb_direct_ops, (unsigned long)pcb_direct_referenced, false);
+	int err = unregister_ftrace_direct(&pcb_direct_ops, (unsigned long)pcb_direct_referenced,
+					   false);
+
+	if (err)
+		pcb_ftrace_stuck("folio_referenced", err);
 }
 
 void pcb_direct_release(void)

@@ -22,6 +22,11 @@ static bool pcb_extent_continues(const struct pcb_extent *last, const struct pcb
 	return (next->start - last->mark) % next->mark_step == 0;
 }
 
+static u64 pcb_extent_demand(const struct pcb_extent *extent)
+{
+	return extent->demand ? extent->end - extent->start : 0;
+}
+
 /* Returns false when the queue is full. */
 bool pcb_queue_push(struct pcb_queue *queue, const struct pcb_extent *extent)
 {
@@ -29,10 +34,12 @@ bool pcb_queue_push(struct pcb_queue *queue, const struct pcb_extent *extent)
 
 	if (last && pcb_extent_continues(last, extent)) {
 		last->end = extent->end;
+		queue->demand += pcb_extent_demand(extent);
 		return true;
 	}
 	if (queue->count == PCB_QUEUE_EXTENTS)
 		return false;
+	queue->demand += pcb_extent_demand(extent);
 	*pcb_queue_at(queue, queue->count++) = *extent;
 	return true;
 }
@@ -45,6 +52,7 @@ bool pcb_queue_push_front(struct pcb_queue *queue, const struct pcb_extent *exte
 	queue->first = (queue->first + PCB_QUEUE_EXTENTS - 1) % PCB_QUEUE_EXTENTS;
 	queue->count++;
 	*pcb_queue_at(queue, 0) = *extent;
+	queue->demand += pcb_extent_demand(extent);
 	return true;
 }
 
@@ -79,6 +87,7 @@ struct pcb_extent pcb_queue_pop(struct pcb_queue *queue, unsigned long read_page
 	if (extent->mark > extent->start && extent->mark < piece.end)
 		piece.end = extent->mark;
 	extent->start = piece.end;
+	queue->demand -= pcb_extent_demand(&piece);
 	if (extent->start == extent->end) {
 		queue->first = (queue->first + 1) % PCB_QUEUE_EXTENTS;
 		queue->count--;
@@ -99,5 +108,6 @@ u64 pcb_queue_clear(struct pcb_queue *queue)
 			pages += extent->end - extent->start;
 	}
 	queue->count = 0;
+	queue->demand = 0;
 	return pages;
 }

@@ -25,6 +25,7 @@ struct pcb_extent {
 
 struct pcb_queue {
 	unsigned int first, count;
+	u64 demand; /* pages that readers are waiting for */
 	struct pcb_extent extents[PCB_QUEUE_EXTENTS];
 };
 

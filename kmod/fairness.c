@@ -24,6 +24,7 @@
 #define PCB_LAST_ROUNDS 1 /* priorities */
 #define PCB_LAST_SHARE 64
 #define PCB_HALF_LIFE (2 * HZ)
+#define PCB_FORGET (HZ / 10) /* a reclaimer that has not been seen for that long */
 #define PCB_FIRST_PRIORITY 12 /* DEF_PRIORITY of mm/internal.h */
 #define PCB_ACCOUNT_BITS 8
 #define PCB_RECLAIMER_BITS 9
@@ -39,6 +40,7 @@ struct pcb_account {
  * folios; the accounts do not depend on that.
  */
 struct pcb_reclaimer {
+	unsigned long seen; /* jiffies at its last batch */
 	struct pcb_account *account; /* of the list that the current batch comes from */
 	int priority; /* of its last batch */
 	unsigned int late; /* keeps wanted in the last rounds */
@@ -63,9 +65,14 @@ struct pcb_reclaimer *pcb_reclaimer_of_current(struct folio *folio, struct mem_c
 	return r;
 }
 
-/* 12 when reclaim begins, 0 in its last try. */
+/*
+ * 12 when reclaim begins, 0 in its last try.  That of the batch before, which the kernel tells when
+ * it is done; a task that has not been seen for a while begins anew.
+ */
 int pcb_reclaim_priority(const struct pcb_reclaimer *reclaimer)
 {
+	if (time_after(jiffies, READ_ONCE(reclaimer->seen) + PCB_FORGET))
+		return PCB_FIRST_PRIORITY;
 	return READ_ONCE(reclaimer->priority);
 }
 
@@ -118,7 +125,9 @@ static long pcb_list_pages(struct folio *folio, struct mem_cgroup *memcg)
 bool pcb_reclaim_affords(struct pcb_reclaimer *reclaimer, struct folio *folio,
 			 struct mem_cgroup *memcg)
 {
-	long deficit = pcb_deficit(READ_ONCE(reclaimer->account));
+	struct pcb_account *account = READ_ONCE(reclaimer->account);
+	/* NULL: a task that shares the reclaimer has finished its batch meanwhile. */
+	long deficit = account ? pcb_deficit(account) : 0;
 
 	if (pcb_reclaim_priority(reclaimer) <= PCB_LAST_ROUNDS &&
 	    reclaimer->late++ % PCB_LAST_SHARE == 0)
@@ -131,6 +140,8 @@ void pcb_reclaim_kept(struct pcb_reclaimer *reclaimer, unsigned long nr)
 {
 	struct pcb_account *account = READ_ONCE(reclaimer->account);
 
+	if (!account)
+		return;
 	if (!atomic_long_read(&account->deficit))
 		WRITE_ONCE(account->since, jiffies);
 	atomic_long_add(nr, &account->deficit);
@@ -143,10 +154,13 @@ static void pcb_on_shrunk(void *data, int nid, unsigned long scanned, unsigned l
 	struct pcb_reclaimer *r = pcb_reclaimer();
 	struct pcb_account *account = READ_ONCE(r->account);
 
+	/* The next batch may come from another list: it has to name its account itself. */
+	WRITE_ONCE(r->account, NULL);
+	WRITE_ONCE(r->seen, jiffies);
 	WRITE_ONCE(r->priority, priority);
 	if (priority > PCB_LAST_ROUNDS)
 		WRITE_ONCE(r->late, 0);
-	if (!account || !reclaimed || atomic_long_read(&account->deficit) <= 0)
+	if (!file || !account || !reclaimed || atomic_long_read(&account->deficit) <= 0)
 		return;
 	if (atomic_long_sub_return(reclaimed * PCB_KEEPS_PER_PAGE, &account->deficit) < 0)
 		atomic_long_set(&account->deficit, 0);
@@ -154,7 +168,9 @@ static void pcb_on_shrunk(void *data, int nid, unsigned long scanned, unsigned l
 
 int pcb_fairness_prepare(void)
 {
-	pcb_tp_shrunk = pcb_tracepoint("mm_vmscan_lru_shrink_inactive");
+	pcb_tp_shrunk =
+		pcb_tracepoint("mm_vmscan_lru_shrink_inactive",
+			       "void(pointer, int32, int64, int64, reclaim_stat *, int32, int32)");
 	return pcb_tp_shrunk ? 0 : -ENOENT;
 }
 

@@ -6,8 +6,8 @@
 #include "policy.h"
 
 static struct pcb_hook_family *const pcb_families[] = {
-	&pcb_readahead_hooks, &pcb_access_hooks, &pcb_cache_hooks,
-	&pcb_umount_hooks,    &pcb_evict_hooks,	 &pcb_pressure_hooks,
+	&pcb_readahead_hooks, &pcb_access_hooks,   &pcb_cache_hooks, &pcb_umount_hooks,
+	&pcb_evict_hooks,     &pcb_pressure_hooks, &pcb_super_hooks,
 };
 
 int pcb_hooks_prepare(void)
@@ -36,7 +36,7 @@ void pcb_hooks_release(void)
 
 static bool pcb_family_wanted(const struct pcb_hook_family *family, u32 wanted)
 {
-	return !family->hooks || (family->hooks & wanted);
+	return family->hooks & wanted;
 }
 
 static void pcb_families_put(u32 wanted, int count)
@@ -57,6 +57,10 @@ int pcb_hooks_get(u32 wanted, const char **failed)
 	int i, err;
 
 	lockdep_assert_held(&pcb_mutex);
+	if (!pcb_ftrace_works()) {
+		*failed = "ftrace is off: sysctl kernel.ftrace_enabled=1 turns it on";
+		return -EBUSY;
+	}
 	for (i = 0; i < ARRAY_SIZE(pcb_families); i++) {
 		family = pcb_families[i];
 		if (!pcb_family_wanted(family, wanted))
@@ -76,6 +80,28 @@ void pcb_hooks_put(u32 wanted)
 {
 	lockdep_assert_held(&pcb_mutex);
 	pcb_families_put(wanted, ARRAY_SIZE(pcb_families));
+}
+
+/* For something else than a policy. */
+int pcb_hooks_hold_family(struct pcb_hook_family *family)
+{
+	const char *failed = "";
+	int err;
+
+	lockdep_assert_held(&pcb_mutex);
+	err = family->users ? 0 : family->on(&failed);
+	if (err)
+		pr_err("hook %s: %s (%d)\n", family->name, failed, err);
+	else
+		family->users++;
+	return err;
+}
+
+void pcb_hooks_release_family(struct pcb_hook_family *family)
+{
+	lockdep_assert_held(&pcb_mutex);
+	if (!--family->users)
+		family->off();
 }
 
 u32 pcb_hooks_available(void)

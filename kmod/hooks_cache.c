@@ -22,24 +22,29 @@ static noinline void pcb_folio_moved(struct folio *folio, enum pagecache_hook ho
 	struct pcb_policy *p;
 	struct pcb_keep *keep;
 	struct pcb_call call;
+	long change;
 
 	rcu_read_lock();
 	by = pcb_governance_of(mapping);
 	if (!by.tag)
 		goto out;
-	atomic64_add(added ? nr : -nr, &by.tag->resident);
+	/* The mapping's own count has this folio: it is told of after it comes, before it goes. */
+	change = added ? nr : -nr;
+	if (pcb_tag_sync(&by, mapping) && added)
+		change = 0;
+	atomic64_add(change, &by.tag->resident);
 	p = by.policy;
 	if (!p)
 		goto out;
 	if (added) {
 		if (READ_ONCE(pcb_pressure_live))
-			pcb_pressure_added(p, by.tag, folio);
+			pcb_pressure_added(by.tag, folio);
 	} else {
 		keep = rcu_dereference(by.tag->keep);
 		if (keep)
 			pcb_keep_del(keep, folio->index, nr);
 	}
-	atomic64_add(added ? nr : -nr, &p->governed);
+	atomic64_add(change, &p->governed);
 	if (added)
 		pcb_count(p, added_bytes, (u64)nr << PAGE_SHIFT);
 	else
@@ -51,6 +56,7 @@ static noinline void pcb_folio_moved(struct folio *folio, enum pagecache_hook ho
 		by.ops->added(&call.ctx);
 	else
 		by.ops->removed(&call.ctx);
+	pcb_policy_took(p, hook, call.ctx.time_ns);
 out:
 	rcu_read_unlock();
 }
@@ -76,8 +82,9 @@ static void pcb_on_removed(void *data, struct folio *folio)
 
 static int pcb_cache_prepare(void)
 {
-	pcb_tp_added = pcb_tracepoint("mm_filemap_add_to_page_cache");
-	pcb_tp_removed = pcb_tracepoint("mm_filemap_delete_from_page_cache");
+	pcb_tp_added = pcb_tracepoint("mm_filemap_add_to_page_cache", "void(pointer, folio *)");
+	pcb_tp_removed =
+		pcb_tracepoint("mm_filemap_delete_from_page_cache", "void(pointer, folio *)");
 	return pcb_tp_added && pcb_tp_removed ? 0 : -ENOENT;
 }
 
@@ -85,6 +92,8 @@ static int pcb_cache_on(const char **failed)
 {
 	int err;
 
+	/* What came and went since they were off is not known. */
+	pcb_tags_unsync();
 	err = tracepoint_probe_register(pcb_tp_added, pcb_on_added, NULL);
 	if (!err) {
 		err = tracepoint_probe_register(pcb_tp_removed, pcb_on_removed, NULL);
@@ -109,6 +118,7 @@ static void pcb_cache_release(void)
 
 struct pcb_hook_family pcb_cache_hooks = {
 	.name = "added and removed",
+	.hooks = PCB_ANY_HOOK,
 	.prepare = pcb_cache_prepare,
 	.on = pcb_cache_on,
 	.off = pcb_cache_off,

@@ -28,11 +28,12 @@ static bool pcb_direct; /* how folio_referenced() is redirected */
 bool pcb_evict_possible;
 
 static int pcb_no_referenced(struct folio *folio, int is_locked, struct mem_cgroup *memcg,
-			     unsigned long *vm_flags)
+			     pcb_vma_flags *vm_flags)
 {
 	return 0;
 }
 
+pcb_check_prototype(folio_referenced, pcb_no_referenced);
 DEFINE_STATIC_CALL(pcb_referenced, pcb_no_referenced);
 
 static bool pcb_keep_folio(struct pcb_policy *p, struct pcb_keep *keep, struct folio *folio,
@@ -95,6 +96,8 @@ static int pcb_ask_evict(struct folio *folio, struct mem_cgroup *target, int ref
 
 	rcu_read_lock();
 	by = pcb_governance_of(mapping);
+	if (by.tag)
+		pcb_tag_sync(&by, mapping);
 	if (!by.ops || !by.ops->evict)
 		goto out;
 	memcg = folio_memcg(folio);
@@ -110,6 +113,11 @@ static int pcb_ask_evict(struct folio *folio, struct mem_cgroup *target, int ref
 	switch (verdict) {
 	case PAGECACHE_EVICT_KEEP:
 		if (pcb_keep_folio(by.policy, keep, folio, memcg, reclaimer)) {
+			/*
+			 * Since v6.14 generations (MGLRU) keep a folio that is neither referenced
+			 * nor part of the working set for one round only, and ask again at once.
+			 */
+			folio_set_referenced(folio);
 			refs = 2;
 			goto out;
 		}
@@ -136,12 +144,12 @@ out:
 }
 
 noinline int pcb_folio_referenced(struct folio *folio, int is_locked, struct mem_cgroup *target,
-				  unsigned long *vm_flags)
+				  pcb_vma_flags *vm_flags)
 {
 	int refs = static_call(pcb_referenced)(folio, PCB_LOCKED_OURS, target, vm_flags);
 
 	/* Locked by mlock: stays, whatever a policy says. */
-	if (!(*vm_flags & VM_LOCKED))
+	if (!pcb_locked_by_mlock(vm_flags))
 		refs = pcb_ask_evict(folio, target, refs);
 	percpu_ref_put(&pcb_active);
 	return refs;
@@ -159,6 +167,7 @@ static void notrace pcb_redirect_referenced(unsigned long ip, unsigned long pare
 
 static struct pcb_ftrace pcb_evict_redirection = {
 	.name = "folio_referenced",
+	.prototype = PCB_REFERENCED_PROTOTYPE,
 	.ops = { .func = pcb_redirect_referenced, .flags = FTRACE_OPS_FL_IPMODIFY },
 };
 

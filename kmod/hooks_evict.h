@@ -5,6 +5,7 @@
 
 #include <linux/mm.h>
 
+#include "compat.h"
 #include "tags.h"
 
 /* What we hand on as is_locked when we ask ourselves: reclaim says 1. */
@@ -21,6 +22,6 @@ static __always_inline bool pcb_reclaim_asks(const struct folio *folio, int is_l
 }
 
 int pcb_folio_referenced(struct folio *folio, int is_locked, struct mem_cgroup *target,
-			 unsigned long *vm_flags);
+			 pcb_vma_flags *vm_flags);
 
 #endif /* PCB_HOOKS_EVICT_H */

@@ -27,7 +27,7 @@
 
 bool pcb_pressure_possible, pcb_pressure_live;
 static struct shrinker *pcb_shrinker;
-static DEFINE_SPINLOCK(pcb_shortage_lock);
+static DEFINE_RAW_SPINLOCK(pcb_shortage_lock); /* taken with preemption off */
 static struct pcb_shortage pcb_shortages[PCB_SHORTAGES];
 
 /* In reclaim: quick, and without sleeping. */
@@ -38,7 +38,7 @@ static void notrace pcb_note_shortage(u64 cgroup_id, u64 pages)
 	int i;
 
 	/* Whoever comes while it is taken will come again. */
-	if (!spin_trylock_irqsave(&pcb_shortage_lock, flags))
+	if (!raw_spin_trylock_irqsave(&pcb_shortage_lock, flags))
 		return;
 	for (i = 0; i < PCB_SHORTAGES; i++) {
 		struct pcb_shortage *s = &pcb_shortages[i];
@@ -54,7 +54,7 @@ static void notrace pcb_note_shortage(u64 cgroup_id, u64 pages)
 		free->cgroup_id = cgroup_id;
 		free->pages += pages;
 	}
-	spin_unlock_irqrestore(&pcb_shortage_lock, flags);
+	raw_spin_unlock_irqrestore(&pcb_shortage_lock, flags);
 	if (free)
 		queue_delayed_work(pcb_wq, &pcb_pressure_item, READ_ONCE(pcb_pressure_pause));
 }
@@ -64,13 +64,13 @@ bool pcb_take_shortage(struct pcb_shortage *out)
 	bool found = false;
 	int i;
 
-	spin_lock_irq(&pcb_shortage_lock);
+	raw_spin_lock_irq(&pcb_shortage_lock);
 	for (i = 0; i < PCB_SHORTAGES && !found; i++) {
 		*out = pcb_shortages[i];
 		found = out->pages;
 		pcb_shortages[i].pages = 0;
 	}
-	spin_unlock_irq(&pcb_shortage_lock);
+	raw_spin_unlock_irq(&pcb_shortage_lock);
 	return found;
 }
 
@@ -92,24 +92,30 @@ static unsigned long pcb_shrink_count(struct shrinker *shrinker, struct shrink_c
 /* Nothing is freed here and now. */
 static unsigned long pcb_shrink_scan(struct shrinker *shrinker, struct shrink_control *sc)
 {
-	if ((sc->gfp_mask & (__GFP_FS | __GFP_IO)) == (__GFP_FS | __GFP_IO))
-		pcb_note_shortage(0, sc->nr_to_scan);
+	/* Whatever the mask: it is a work item that drops, not this task. */
+	pcb_note_shortage(0, sc->nr_to_scan);
 	return SHRINK_STOP;
 }
+
+#ifdef CONFIG_MEMCG
+/* An id that tells cgroups of both versions apart: theirs overlap. */
+static u64 notrace pcb_charge_id(struct mem_cgroup *memcg)
+{
+	u64 id = cgroup_id(memcg->css.cgroup);
+
+	return memcg->css.cgroup->root == &cgrp_dfl_root ? id : id | PCB_CGROUP_V1;
+}
+#endif
 
 static void notrace pcb_watch_cgroup(unsigned long ip, unsigned long parent_ip,
 				     struct ftrace_ops *ops, struct ftrace_regs *fregs)
 {
 #ifdef CONFIG_MEMCG
 	struct mem_cgroup *memcg = (struct mem_cgroup *)ftrace_regs_get_argument(fregs, 0);
-	gfp_t gfp = ftrace_regs_get_argument(fregs, 2);
-	int bit = ftrace_test_recursion_trylock(ip, parent_ip);
 
-	if (bit < 0)
-		return;
-	if ((gfp & (__GFP_FS | __GFP_IO)) == (__GFP_FS | __GFP_IO))
-		pcb_note_shortage(cgroup_id(memcg->css.cgroup), ftrace_regs_get_argument(fregs, 1));
-	ftrace_test_recursion_unlock(bit);
+	/* Of any reclaim: pages of XFS are charged without __GFP_FS (xfs_setup_inode()). */
+	pcb_unless_recursing(ip, parent_ip)
+		pcb_note_shortage(pcb_charge_id(memcg), ftrace_regs_get_argument(fregs, 1));
 #endif
 }
 
@@ -131,35 +137,43 @@ static void notrace pcb_watch_clear(unsigned long ip, unsigned long parent_ip,
 		pcb_tags_forget(inode);
 }
 
+/* Whom a page of the file is charged to.  Under RCU; the folio is locked or in use. */
+void pcb_note_charge(struct pcb_tag *tag, struct folio *folio)
+{
+#ifdef CONFIG_MEMCG
+	struct mem_cgroup *memcg = folio_memcg(folio);
+	u64 id = memcg ? pcb_charge_id(memcg) : 0;
+
+	if (!id || READ_ONCE(tag->charged[0]) == id)
+		return;
+	/* Two that take turns are both known; a third pushes one out. */
+	WRITE_ONCE(tag->charged[1], READ_ONCE(tag->charged[0]));
+	WRITE_ONCE(tag->charged[0], id);
+#endif
+}
+
 /* A page of a governed file has come into the cache.  Under RCU; the folio is locked and charged.
  */
-void pcb_pressure_added(struct pcb_policy *p, struct pcb_tag *tag, struct folio *folio)
+void pcb_pressure_added(struct pcb_tag *tag, struct folio *folio)
 {
 	struct inode *inode = folio->mapping->host;
 
 	if (READ_ONCE(tag->inode) != inode)
 		WRITE_ONCE(tag->inode, inode);
-#ifdef CONFIG_MEMCG
-	if (p->hooks & BIT(PAGECACHE_HOOK_PRESSURE) && !READ_ONCE(p->charged_all)) {
-		struct mem_cgroup *memcg = folio_memcg(folio);
-		u64 id = memcg ? cgroup_id(memcg->css.cgroup) : 0;
-		int i;
-
-		for (i = 0; i < PCB_CHARGED; i++) {
-			if (READ_ONCE(p->charged[i]) == id)
-				return;
-			if (!p->charged[i] && !cmpxchg64(&p->charged[i], 0, id))
-				return;
-		}
-		WRITE_ONCE(p->charged_all, true);
-	}
-#endif
+	pcb_note_charge(tag, folio);
 }
 
+pcb_check_prototype(truncate_inode_pages_final, void(struct address_space *));
+pcb_check_prototype(clear_inode, void(struct inode *));
+
 static struct pcb_ftrace pcb_pressure_watches[] = {
-	{ .name = "truncate_inode_pages_final", .ops = { .func = pcb_watch_inode_end } },
-	{ .name = "clear_inode", .ops = { .func = pcb_watch_clear } },
-	{ .name = "try_to_free_mem_cgroup_pages", .ops = { .func = pcb_watch_cgroup } },
+	{ .name = "truncate_inode_pages_final",
+	  .prototype = "void(address_space *)",
+	  .ops = { .func = pcb_watch_inode_end } },
+	{ .name = "clear_inode", .prototype = "void(inode *)", .ops = { .func = pcb_watch_clear } },
+	{ .name = "try_to_free_mem_cgroup_pages",
+	  .prototype = "int64(mem_cgroup *, int64, int32, int32, pointer)",
+	  .ops = { .func = pcb_watch_cgroup } },
 };
 
 /* A kernel without them has the other hooks; a policy with this one does not attach. */

@@ -15,7 +15,8 @@ struct pcb_shortage {
 
 extern bool pcb_pressure_live; /* inodes of tagged files are known */
 bool pcb_take_shortage(struct pcb_shortage *out);
-void pcb_pressure_added(struct pcb_policy *p, struct pcb_tag *tag, struct folio *folio);
+void pcb_pressure_added(struct pcb_tag *tag, struct folio *folio);
+void pcb_note_charge(struct pcb_tag *tag, struct folio *folio);
 
 /* pressure.c: what is done about it */
 extern struct delayed_work pcb_pressure_item;

@@ -15,18 +15,39 @@
  */
 #include <linux/ftrace.h>
 #include <linux/pagemap.h>
+#include <linux/static_call.h>
 #include <linux/topology.h>
 
 #include "hooks.h"
+#include "placement.h"
 #include "prefetch.h"
 #include "streams.h"
 
-static unsigned long pcb_fault_start, pcb_fault_end;
+/* Compilers put what is inlined into a function, and what they think is rare, where they like. */
+static struct pcb_code pcb_fault_code[] = {
+	{ "filemap_fault" },	       { "filemap_fault.cold" },
+	{ "do_sync_mmap_readahead" },  { "do_sync_mmap_readahead.cold" },
+	{ "do_async_mmap_readahead" }, { "do_async_mmap_readahead.cold" },
+};
 
-static bool pcb_called_by_fault(unsigned long ip)
+/* khugepaged reads for nobody in particular. */
+static struct pcb_code pcb_khugepaged_code[] = {
+	{ "collapse_file" },
+	{ "collapse_file.isra.0" },
+	{ "hpage_collapse_scan_file" },
+};
+
+static bool notrace pcb_called_by_fault(unsigned long ip)
 {
-	return ip >= pcb_fault_start && ip < pcb_fault_end;
+	return pcb_code_has(pcb_fault_code, ARRAY_SIZE(pcb_fault_code), ip);
 }
+
+static bool pcb_no_congestion(void)
+{
+	return false;
+}
+
+DEFINE_STATIC_CALL(pcb_congested, pcb_no_congestion);
 
 /* Clamps an answer.  Returns false when it makes no sense at all. */
 static bool pcb_take_answer(struct pcb_policy *p, const struct pagecache_ctx *ctx,
@@ -36,7 +57,7 @@ static bool pcb_take_answer(struct pcb_policy *p, const struct pagecache_ctx *ct
 		.file_pages = ctx->file_pages,
 		.max_pages = pcb_mib_to_pages(pcb_max_answer_mib),
 		.max_order = MAX_PAGECACHE_ORDER,
-		.node_known = pcb_node_known(answer->node),
+		.node_allowed = pcb_node_allowed(answer->node),
 	};
 	enum pcb_plan_result result = pcb_plan_from(answer, &bounds, plan);
 
@@ -63,19 +84,28 @@ static void pcb_count_question(struct pcb_policy *p, u32 kind, u32 flags)
 		pcb_count(p, readahead_late, 1);
 }
 
-/*
- * Asks the policy.  Returns true when it decided; then *plan says what to do, and *out_policy
- * holds a reference if the plan goes to another node.
- */
-static bool pcb_ask(struct file *file, struct address_space *mapping, u32 kind, u32 flags,
-		    pgoff_t index, unsigned long nr, struct pcb_plan *plan,
-		    struct pcb_policy **out_policy)
+/* What a policy has decided.  @policy: NULL, or a reference. */
+struct pcb_decision {
+	struct pcb_policy *policy;
+	struct pcb_plan plan;
+};
+
+/* Whether the reader must not be kept waiting: filemap_get_pages() tells the allocator so. */
+static bool pcb_reader_nowait(void)
+{
+	return current->flags & PF_MEMALLOC_NOIO;
+}
+
+/* Asks the policy.  Returns true when it decided. */
+static bool pcb_ask(struct readahead_control *ractl, u32 kind, u32 flags, pgoff_t index,
+		    unsigned long nr, struct pcb_decision *decision)
 {
 	struct pagecache_answer answer = {
 		.mark = PAGECACHE_NO_MARK,
 		.node = PAGECACHE_NODE_ANY,
 		.order = PAGECACHE_ORDER_AUTO,
 	};
+	struct pcb_plan *plan = &decision->plan;
 	struct pcb_governance by;
 	struct pcb_policy *p;
 	struct pcb_call call;
@@ -83,16 +113,23 @@ static bool pcb_ask(struct file *file, struct address_space *mapping, u32 kind, 
 	s32 verdict;
 
 	rcu_read_lock();
-	by = pcb_governance_of(mapping);
+	by = pcb_governance_of(ractl->mapping);
+	if (by.tag)
+		pcb_tag_sync(&by, ractl->mapping);
 	p = by.policy;
 	if (!by.ops || !by.ops->readahead)
 		goto out;
 
-	pcb_call_init(&call, &by, PAGECACHE_HOOK_READAHEAD, mapping, file, index, nr);
+	pcb_call_init(&call, &by, PAGECACHE_HOOK_READAHEAD, ractl->mapping, ractl->file, index, nr);
 	call.ctx.kind = kind;
 	call.ctx.flags |= flags;
+	if (pcb_reader_nowait())
+		call.ctx.flags |= PAGECACHE_F_NOWAIT;
+	if (pcb_ractl_dropbehind(ractl))
+		call.ctx.flags |= PAGECACHE_F_DONTCACHE;
 	pcb_count_question(p, kind, flags);
 	verdict = by.ops->readahead(&call.ctx, &answer);
+	pcb_policy_took(p, PAGECACHE_HOOK_READAHEAD, call.ctx.time_ns);
 	if (verdict == PAGECACHE_OVERRIDE) {
 		decided = pcb_take_answer(p, &call.ctx, &answer, plan);
 		if (!decided)
@@ -102,12 +139,12 @@ static bool pcb_ask(struct file *file, struct address_space *mapping, u32 kind, 
 		pcb_policy_invalid(p, PAGECACHE_HOOK_READAHEAD,
 				   "readahead: the return value is not a verdict");
 	}
+	decided = decided && kref_get_unless_zero(&p->ref);
 	if (decided) {
+		decision->policy = p;
+		plan->dropbehind = pcb_ractl_dropbehind(ractl);
 		pcb_count(p, readahead_override, 1);
 		pcb_count(p, readahead_bytes, (u64)plan->nr << PAGE_SHIFT);
-		if (plan->node != PAGECACHE_NODE_ANY && plan->node != numa_node_id() &&
-		    kref_get_unless_zero(&p->ref))
-			*out_policy = p;
 	} else {
 		pcb_count(p, readahead_default, 1);
 	}
@@ -116,60 +153,94 @@ out:
 	return decided;
 }
 
-static void pcb_carry_out(struct readahead_control *ractl, const struct pcb_plan *plan,
-			  struct pcb_policy *p)
+static void pcb_carry_out(struct readahead_control *ractl, struct pcb_decision *decision)
 {
-	struct file *file = ractl->file;
+	struct pcb_plan *plan = &decision->plan;
+	struct file_ra_state *ra = ractl->ra;
+	struct pcb_plan rest = *plan;
 
 	if (plan->nr) {
 		/* The kernel's own logic goes on from here if the policy stops deciding. */
-		ractl->ra->start = plan->start;
-		ractl->ra->size = plan->nr;
-		ractl->ra->async_size =
+		ra->start = plan->start;
+		ra->size = plan->nr;
+		ra->async_size =
 			plan->mark == PAGECACHE_NO_MARK ? 0 : plan->start + plan->nr - plan->mark;
-		if (p)
-			pcb_read_on_node(p, file, plan);
-		else
-			pcb_read_here(file, ractl->mapping, plan);
+		/* As much as the kernel would; a worker does the rest. */
+		if (pcb_reader_nowait())
+			plan->nr = min_t(unsigned long, plan->nr, ra->ra_pages);
+		rest.start += plan->nr;
+		rest.nr -= plan->nr;
+		if (plan->node == PAGECACHE_NODE_ANY || plan->node == numa_node_id() ||
+		    !pcb_read_on_node(decision->policy, ractl->file, plan))
+			pcb_read_here(ractl->file, ractl->mapping, plan);
+		if (rest.nr)
+			pcb_read_later(decision->policy, ractl->file, &rest);
 	}
-	if (p)
-		pcb_policy_put(p);
+	pcb_policy_put(decision->policy);
+}
+
+static void pcb_sync(struct readahead_control *ractl, unsigned long req_count, u32 kind)
+{
+	struct pcb_decision decision;
+
+	if (!static_call(pcb_congested)() &&
+	    pcb_ask(ractl, kind, 0, readahead_index(ractl), req_count, &decision))
+		pcb_carry_out(ractl, &decision);
+	else
+		page_cache_sync_ra(ractl, req_count);
+	percpu_ref_put(&pcb_active);
 }
 
 static noinline void pcb_sync_ra(struct readahead_control *ractl, unsigned long req_count)
 {
-	bool fault = pcb_called_by_fault((unsigned long)__builtin_return_address(0));
-	struct pcb_policy *p = NULL;
-	struct pcb_plan plan;
+	pcb_sync(ractl, req_count, PAGECACHE_KIND_MISS);
+}
 
-	if (pcb_ask(ractl->file, ractl->mapping,
-		    fault ? PAGECACHE_KIND_FAULT_SEQ : PAGECACHE_KIND_MISS, 0,
-		    readahead_index(ractl), req_count, &plan, &p))
-		pcb_carry_out(ractl, &plan, p);
-	else
-		page_cache_sync_ra(ractl, req_count);
+static noinline void pcb_sync_ra_fault(struct readahead_control *ractl, unsigned long req_count)
+{
+	pcb_sync(ractl, req_count, PAGECACHE_KIND_FAULT_SEQ);
+}
+
+static void pcb_async(struct readahead_control *ractl, struct folio *folio, unsigned long req_count,
+		      u32 kind)
+{
+	u32 flags = folio_test_uptodate(folio) ? 0 : PAGECACHE_F_LATE;
+	struct pcb_decision decision;
+
+	/* PG_readahead and PG_reclaim are one bit: only the former on a folio that is clean. */
+	if (!folio_test_writeback(folio) && !static_call(pcb_congested)() &&
+	    pcb_ask(ractl, kind, flags, readahead_index(ractl), req_count, &decision)) {
+		folio_clear_readahead(folio);
+		pcb_carry_out(ractl, &decision);
+	} else {
+		page_cache_async_ra(ractl, folio, req_count);
+	}
 	percpu_ref_put(&pcb_active);
 }
 
 static noinline void pcb_async_ra(struct readahead_control *ractl, struct folio *folio,
 				  unsigned long req_count)
 {
-	bool fault = pcb_called_by_fault((unsigned long)__builtin_return_address(0));
-	u32 flags = folio_test_uptodate(folio) ? 0 : PAGECACHE_F_LATE;
-	struct pcb_policy *p = NULL;
-	struct pcb_plan plan;
+	pcb_async(ractl, folio, req_count, PAGECACHE_KIND_MARKER);
+}
 
-	/* PG_readahead and PG_reclaim are one bit: only the former on a folio that is clean. */
-	if (!folio_test_writeback(folio) &&
-	    pcb_ask(ractl->file, ractl->mapping,
-		    fault ? PAGECACHE_KIND_FAULT_MARKER : PAGECACHE_KIND_MARKER, flags,
-		    readahead_index(ractl), req_count, &plan, &p)) {
-		folio_clear_readahead(folio);
-		pcb_carry_out(ractl, &plan, p);
-	} else {
-		page_cache_async_ra(ractl, folio, req_count);
-	}
-	percpu_ref_put(&pcb_active);
+static noinline void pcb_async_ra_fault(struct readahead_control *ractl, struct folio *folio,
+					unsigned long req_count)
+{
+	pcb_async(ractl, folio, req_count, PAGECACHE_KIND_FAULT_MARKER);
+}
+
+pcb_check_prototype(page_cache_sync_ra, pcb_sync_ra);
+pcb_check_prototype(page_cache_async_ra, pcb_async_ra);
+
+/*
+ * Read-around, and nothing else that do_sync_mmap_readahead() asks for: a mapping with
+ * MADV_HUGEPAGE wants two huge folios, newer kernels read executable code in a way of its own.
+ */
+static bool pcb_is_read_around(struct readahead_control *ractl, const struct file_ra_state *ra)
+{
+	return readahead_index(ractl) == ra->start && ra->size == ra->ra_pages &&
+	       ra->async_size == ra->ra_pages / 4;
 }
 
 /* do_sync_mmap_readahead() has moved the index to the start of its window around the fault. */
@@ -180,17 +251,11 @@ static pgoff_t pcb_fault_index(const struct file_ra_state *ra)
 
 static noinline void pcb_ra_order_fault(PCB_RA_ORDER_ARGS)
 {
-	struct file *file = ractl->file;
-	struct pcb_policy *p = NULL;
-	struct pcb_plan plan;
-	bool decided = false;
+	struct pcb_decision decision;
 
-	/* A mapping with MADV_HUGEPAGE asks for two huge folios: the application's own wish. */
-	if (ra->size <= ra->ra_pages)
-		decided = pcb_ask(file, ractl->mapping, PAGECACHE_KIND_FAULT, 0,
-				  pcb_fault_index(ra), 1, &plan, &p);
-	if (decided)
-		pcb_carry_out(ractl, &plan, p);
+	if (pcb_is_read_around(ractl, ra) &&
+	    pcb_ask(ractl, PAGECACHE_KIND_FAULT, 0, pcb_fault_index(ra), 1, &decision))
+		pcb_carry_out(ractl, &decision);
 	else
 		pcb_ra_order_original(PCB_RA_ORDER_NAMES);
 	percpu_ref_put(&pcb_active);
@@ -209,8 +274,9 @@ static __always_inline bool pcb_governed(struct readahead_control *ractl)
 	return governed;
 }
 
-static void notrace pcb_redirect(unsigned long ip, unsigned long parent_ip, struct ftrace_ops *ops,
-				 struct ftrace_regs *fregs)
+static __always_inline void pcb_redirect_governed(void *ours, unsigned long ip,
+						  unsigned long parent_ip,
+						  struct ftrace_regs *fregs)
 {
 	struct readahead_control *ractl =
 		(struct readahead_control *)ftrace_regs_get_argument(fregs, 0);
@@ -218,33 +284,51 @@ static void notrace pcb_redirect(unsigned long ip, unsigned long parent_ip, stru
 	pcb_unless_recursing(ip, parent_ip)
 	{
 		if (pcb_governed(ractl))
-			pcb_redirect_to(ops->private, parent_ip, fregs);
+			pcb_redirect_to(ours, parent_ip, fregs);
 	}
 }
 
-static void notrace pcb_redirect_fault(unsigned long ip, unsigned long parent_ip,
+static void notrace pcb_redirect_sync(unsigned long ip, unsigned long parent_ip,
+				      struct ftrace_ops *ops, struct ftrace_regs *fregs)
+{
+	if (!pcb_code_has(pcb_khugepaged_code, ARRAY_SIZE(pcb_khugepaged_code), parent_ip))
+		pcb_redirect_governed(pcb_called_by_fault(parent_ip) ? pcb_sync_ra_fault
+								     : pcb_sync_ra,
+				      ip, parent_ip, fregs);
+}
+
+static void notrace pcb_redirect_async(unsigned long ip, unsigned long parent_ip,
+				       struct ftrace_ops *ops, struct ftrace_regs *fregs)
+{
+	pcb_redirect_governed(pcb_called_by_fault(parent_ip) ? pcb_async_ra_fault : pcb_async_ra,
+			      ip, parent_ip, fregs);
+}
+
+static void notrace pcb_redirect_order(unsigned long ip, unsigned long parent_ip,
 				       struct ftrace_ops *ops, struct ftrace_regs *fregs)
 {
 	if (pcb_called_by_fault(parent_ip))
-		pcb_redirect(ip, parent_ip, ops, fregs);
+		pcb_redirect_governed(pcb_ra_order_fault, ip, parent_ip, fregs);
 }
 
-#define PCB_REDIRECT(function, callback, ours)                                                \
-	{                                                                                     \
-		.name = function,                                                             \
-		.ops = { .func = callback, .private = ours, .flags = FTRACE_OPS_FL_IPMODIFY } \
-	}
-
 static struct pcb_ftrace pcb_redirections[] = {
-	PCB_REDIRECT("page_cache_ra_order", pcb_redirect_fault, pcb_ra_order_fault),
-	PCB_REDIRECT("page_cache_sync_ra", pcb_redirect, pcb_sync_ra),
-	PCB_REDIRECT("page_cache_async_ra", pcb_redirect, pcb_async_ra),
+	PCB_REDIRECT("page_cache_ra_order", PCB_RA_ORDER_PROTOTYPE, pcb_redirect_order, NULL),
+	PCB_REDIRECT("page_cache_sync_ra", "void(readahead_control *, int64)", pcb_redirect_sync,
+		     NULL),
+	PCB_REDIRECT("page_cache_async_ra", "void(readahead_control *, folio *, int64)",
+		     pcb_redirect_async, NULL),
 };
 
 static int pcb_readahead_prepare(void)
 {
-	if (!pcb_symbol_range("filemap_fault", &pcb_fault_start, &pcb_fault_end))
+	unsigned long congested = pcb_symbol("blk_cgroup_congested");
+
+	if (!pcb_code_find(pcb_fault_code, ARRAY_SIZE(pcb_fault_code)))
 		return -ENOENT;
+	pcb_code_find(pcb_khugepaged_code, ARRAY_SIZE(pcb_khugepaged_code));
+	/* Where groups of processes share a device by cgroups: not to be read ahead for now. */
+	if (congested)
+		static_call_update(pcb_congested, (typeof(&pcb_no_congestion))congested);
 	return pcb_ftrace_prepare(pcb_redirections, ARRAY_SIZE(pcb_redirections));
 }
 

@@ -4,12 +4,13 @@
  *
  * A prefetch in flight holds its reader's file.  When the reader has closed it and the
  * file system is unmounted at once, that reference alone would make umount(2) fail with
- * EBUSY.  security_sb_umount() is the first thing do_umount() calls; what is queued is
- * cancelled and what is being submitted is waited for (milliseconds) in front of it.
- * Without this hook everything else works, and an unmount may have to be repeated.
+ * EBUSY, which counts the users of the mount.  security_sb_umount() is the first thing do_umount()
+ * calls; what is queued is cancelled and what is being submitted is waited for (milliseconds) in
+ * front of it. Without this hook everything else works, and an unmount may have to be repeated.
  */
 #include <linux/ftrace.h>
 #include <linux/mount.h>
+#include <linux/security.h>
 #include <linux/static_call.h>
 
 #include "streams.h"
@@ -20,6 +21,7 @@ static int pcb_no_umount(struct vfsmount *mnt, int flags)
 	return 0;
 }
 
+pcb_check_prototype(security_sb_umount, pcb_no_umount);
 DEFINE_STATIC_CALL(pcb_security_sb_umount, pcb_no_umount);
 
 static bool pcb_umount_found, pcb_umount_watched;
@@ -28,7 +30,9 @@ static noinline int pcb_umount(struct vfsmount *mnt, int flags)
 {
 	int ret;
 
-	pcb_drain_sb(mnt->mnt_sb);
+	/* Both go through whoever uses the file system; nothing has to be waited for. */
+	if (!(flags & (MNT_DETACH | MNT_FORCE)))
+		pcb_drain_mount(mnt);
 	ret = static_call(pcb_security_sb_umount)(mnt, flags);
 	percpu_ref_put(&pcb_active);
 	return ret;
@@ -42,6 +46,7 @@ static void notrace pcb_redirect_umount(unsigned long ip, unsigned long parent_i
 
 static struct pcb_ftrace pcb_umount_redirection = {
 	.name = "security_sb_umount",
+	.prototype = "int32(vfsmount *, int32)",
 	.ops = { .func = pcb_redirect_umount,
 		 .flags = FTRACE_OPS_FL_IPMODIFY | FTRACE_OPS_FL_RECURSION },
 };
@@ -78,6 +83,7 @@ static void pcb_umount_release(void)
 
 struct pcb_hook_family pcb_umount_hooks = {
 	.name = "umount",
+	.hooks = PCB_ANY_HOOK,
 	.prepare = pcb_umount_prepare,
 	.on = pcb_umount_on,
 	.off = pcb_umount_off,

@@ -7,6 +7,7 @@
 
 #include "control.h"
 #include "hooks.h"
+#include "placement.h"
 #include "prefetch.h"
 #include "streams.h"
 #include "tags.h"
@@ -65,7 +66,9 @@ static int __init pcb_module_init(void)
 	if (err)
 		return err;
 	err = pcb_symbols_init();
+	err = err ?: pcb_prototypes_init();
 	err = err ?: pcb_read_prepare();
+	pcb_placement_prepare();
 	err = err ?: pcb_hooks_prepare();
 	if (err)
 		return err;
@@ -113,9 +116,9 @@ fail_ref:
 static void __exit pcb_module_exit(void)
 {
 	pcb_control_exit();
+	pcb_tags_clear();
 	pcb_hooks_release();
 	pcb_active_drain();
-	pcb_drain_all();
 	pcb_workers_stop();
 	destroy_workqueue(pcb_wq);
 	rcu_barrier();

@@ -27,6 +27,9 @@ static inline unsigned long pcb_mib_to_pages(unsigned int mib)
 /* One submission to the file system: what force_page_cache_ra() uses, too. */
 #define PCB_CHUNK_PAGES ((unsigned long)SZ_2M >> PAGE_SHIFT)
 
+/* Of a folio that is read ahead, where the file system takes large ones. */
+#define PCB_FOLIO_PAGES max((unsigned long)SZ_256K >> PAGE_SHIFT, 4UL)
+
 /* What is dropped at once: no folio of the page cache is larger. */
 #define PCB_DROP_PAGES max(PCB_CHUNK_PAGES, 1UL << MAX_PAGECACHE_ORDER)
 

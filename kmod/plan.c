@@ -35,7 +35,7 @@ enum pcb_plan_result pcb_plan_from(const struct pagecache_answer *answer,
 		clamped |= plan->order != answer->order;
 	}
 	if (answer->node != PAGECACHE_NODE_ANY) {
-		if (bounds->node_known)
+		if (bounds->node_allowed)
 			plan->node = answer->node;
 		else
 			clamped = true;

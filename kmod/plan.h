@@ -18,13 +18,14 @@ struct pcb_plan {
 	pgoff_t mark; /* or PAGECACHE_NO_MARK */
 	u32 order; /* or PAGECACHE_ORDER_AUTO */
 	s32 node; /* or PAGECACHE_NODE_ANY */
+	bool dropbehind; /* the reader wants what is read to be dropped after use (RWF_DONTCACHE) */
 };
 
 struct pcb_plan_bounds {
 	u64 file_pages;
 	u64 max_pages; /* of one answer */
 	u32 max_order;
-	bool node_known; /* whether the node that the answer names can be read on */
+	bool node_allowed; /* whether the node that the answer names can be read on, and may be */
 };
 
 enum pcb_plan_result {

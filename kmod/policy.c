@@ -9,8 +9,6 @@
 DEFINE_MUTEX(pcb_mutex);
 LIST_HEAD(pcb_policies);
 
-#define PCB_PRESSURE_LENIENCE 400 /* a worker waits for pressure, not whoever needs memory */
-
 static void pcb_policy_free(struct kref *ref)
 {
 	struct pcb_policy *p = container_of(ref, struct pcb_policy, ref);
@@ -99,26 +97,36 @@ void pcb_policy_invalid(struct pcb_policy *p, enum pagecache_hook hook, const ch
 }
 
 /*
- * A hook that others wait for was called at @since_ns and has answered.  One call may have been
- * interrupted; an average over about 16, each counted as at most four times the bound, tells.
+ * How much longer than evict a hook may take.  readahead and access delay a reader that waits for a
+ * device anyway, but for hits; removed runs with interrupts off; a worker waits for pressure.
+ */
+static const unsigned int pcb_lenience[PAGECACHE_HOOK_NR] = {
+	[PAGECACHE_HOOK_READAHEAD] = 40, [PAGECACHE_HOOK_ACCESS] = 40,
+	[PAGECACHE_HOOK_ADDED] = 10,	 [PAGECACHE_HOOK_REMOVED] = 10,
+	[PAGECACHE_HOOK_EVICT] = 1,	 [PAGECACHE_HOOK_PRESSURE] = 400,
+};
+
+/*
+ * A hook was called at @since_ns and has answered.  One call may have been interrupted; an average
+ * over about 16, each counted as at most four times the bound, tells.
  */
 void pcb_policy_took(struct pcb_policy *p, enum pagecache_hook hook, u64 since_ns)
 {
-	bool evict = hook == PAGECACHE_HOOK_EVICT;
-	u64 bound = (u64)pcb_max_evict_us * NSEC_PER_USEC * (evict ? 1 : PCB_PRESSURE_LENIENCE);
-	u64 *average = evict ? &p->evict_ns : &p->pressure_ns;
+	u64 bound = (u64)pcb_max_evict_us * NSEC_PER_USEC * pcb_lenience[hook];
 	u64 took = ktime_get_mono_fast_ns() - since_ns;
-	u64 was = READ_ONCE(*average);
+	u64 average = READ_ONCE(p->took_ns[hook]);
+	char message[64];
 
 	if (took > bound)
 		pcb_count(p, slow_calls, 1);
-	was = was - was / 16 + min(took, 4 * bound) / 16;
-	WRITE_ONCE(*average, was);
-	if (was > bound)
-		pcb_policy_end(p, PAGECACHE_EXIT_SLOW, -ETIME, hook,
-			       "it took too long over its answers",
-			       evict ? "evict: parameter max_evict_us of the module is the bound"
-				     : "pressure: the bound is 400 times that of evict");
+	average = average - average / 16 + min(took, 4 * bound) / 16;
+	WRITE_ONCE(p->took_ns[hook], average);
+	if (average <= bound)
+		return;
+	snprintf(message, sizeof(message), "the bound is %u times max_evict_us of the module",
+		 pcb_lenience[hook]);
+	pcb_policy_end(p, PAGECACHE_EXIT_SLOW, -ETIME, hook, "it took too long over its answers",
+		       message);
 }
 
 static u32 pcb_hooks_of(const struct pagecache_ops *ops)

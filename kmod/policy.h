@@ -14,8 +14,6 @@
 #include "pagecache_ops.h"
 #include "params.h"
 
-#define PCB_CHARGED 8
-
 /* Bits of pcb_policy.ended. */
 enum {
 	PCB_ENDED, /* it is not asked any more, and the record is being or has been written */
@@ -43,9 +41,7 @@ struct pcb_policy {
 	atomic64_t inflight; /* pages queued for prefetch */
 	atomic64_t kept; /* pages in the cache that it keeps from being evicted */
 	u64 keep_max; /* bound of kept */
-	u64 evict_ns, pressure_ns; /* running averages of what a call takes */
-	u64 charged[PCB_CHARGED]; /* ids of memory cgroups that its pages are charged to */
-	bool charged_all; /* too many to list */
+	u64 took_ns[PAGECACHE_HOOK_NR]; /* running averages of what a call takes */
 	unsigned long ended;
 	struct pagecache_exit_record record;
 	struct work_struct end_work;

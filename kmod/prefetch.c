@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /* prefetch.c - what a policy asks for: reads and drops, carried out later by workers. */
-#include <linux/topology.h>
-
+#include "placement.h"
 #include "prefetch.h"
 #include "streams.h"
 
@@ -28,10 +27,8 @@ s64 pcb_prefetch_queue(struct pcb_call *call, pgoff_t start, u64 nr, s32 node, u
 	nr = min(nr, call->ctx.file_pages - start);
 	nr = min_t(u64, nr, pcb_mib_to_pages(pcb_max_extent_mib));
 	nr = min(nr, bound - inflight);
-	if (!pcb_node_known(node))
-		node = numa_node_id();
-	if (!pcb_node_known(node))
-		return pcb_refuse(call, -EINVAL);
+	if (!pcb_node_allowed(node))
+		node = PAGECACHE_NODE_ANY;
 
 	extent.start = start;
 	extent.end = start + nr;
@@ -62,7 +59,6 @@ static s64 pcb_drop_note(struct pcb_call *call, pgoff_t start, u64 nr)
 s64 pcb_drop_queue(struct pcb_call *call, pgoff_t start, u64 nr)
 {
 	struct pcb_extent extent = { .op = PCB_OP_DROP, .mark = PAGECACHE_NO_MARK };
-	s32 node = numa_node_id();
 	int err;
 
 	if (start >= call->ctx.file_pages || !nr)
@@ -70,11 +66,11 @@ s64 pcb_drop_queue(struct pcb_call *call, pgoff_t start, u64 nr)
 	nr = min(nr, call->ctx.file_pages - start);
 	if (call->drops)
 		return pcb_drop_note(call, start, nr);
-	if (!call->file || !pcb_node_known(node))
+	if (!call->file)
 		return pcb_refuse(call, -EINVAL);
 	extent.start = start;
 	extent.end = start + nr;
-	err = pcb_enqueue(call->policy, call->file, node, &extent);
+	err = pcb_enqueue(call->policy, call->file, PAGECACHE_NODE_ANY, &extent);
 	if (err)
 		return pcb_refuse(call, err);
 	pcb_count(call->policy, drop_calls, 1);

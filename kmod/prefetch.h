@@ -13,7 +13,8 @@ s64 pcb_drop_queue(struct pcb_call *call, pgoff_t start, u64 nr);
 
 /* read.c: submits reads */
 void pcb_read_here(struct file *file, struct address_space *mapping, const struct pcb_plan *plan);
-void pcb_read_on_node(struct pcb_policy *p, struct file *file, const struct pcb_plan *plan);
+bool pcb_read_on_node(struct pcb_policy *p, struct file *file, const struct pcb_plan *plan);
+void pcb_read_later(struct pcb_policy *p, struct file *file, const struct pcb_plan *plan);
 int pcb_read_prepare(void);
 void pcb_ra_order_original(PCB_RA_ORDER_ARGS);
 

@@ -8,7 +8,9 @@
  */
 #include <linux/cgroup.h>
 #include <linux/fs.h>
+#include <linux/pagemap.h>
 
+#include "hooks.h"
 #include "hooks_pressure.h"
 #include "prefetch.h"
 
@@ -25,35 +27,68 @@ bool pcb_asked_for_pressure(const struct pcb_policy *p)
 	return p->hooks & BIT(PAGECACHE_HOOK_PRESSURE) && rcu_access_pointer(p->ops);
 }
 
-/* One shortage, and what is known of the policy that was asked last. */
+/* One shortage, and what has been found out for it. */
 struct pcb_relief {
 	struct pagecache_pressure want;
-	struct cgroup *short_one; /* NULL: the machine */
-	u64 policy; /* its seq */
-	bool concerned;
+	u64 short_id; /* as in pcb_tag.charged; 0: the machine */
+	struct cgroup *short_one; /* NULL: the machine, or a cgroup of version 1 */
+	u64 first,
+		last; /* files (seq) that are asked about: behind the one, not behind the other */
+	u64 known_id; /* a cgroup, and whether it is the one that is short or below it */
+	bool known_below;
 };
 
-/* Whether pages of the policy may be charged to the cgroup that is short, or below it. */
-static bool pcb_concerned(struct pcb_policy *p, struct pcb_relief *relief)
+static bool pcb_below(u64 id, struct pcb_relief *relief)
 {
 	struct cgroup *charged;
-	bool below = false;
-	int i;
 
-	if (!relief->short_one || READ_ONCE(p->charged_all))
+	if (id == relief->short_id)
 		return true;
-	if (relief->policy == p->seq)
-		return relief->concerned;
-	for (i = 0; i < PCB_CHARGED && !below && READ_ONCE(p->charged[i]); i++) {
-		charged = cgroup_get_from_id(p->charged[i]);
-		if (IS_ERR(charged))
-			continue; /* gone, or of version 1 */
-		below = cgroup_is_descendant(charged, relief->short_one);
-		cgroup_put(charged);
+	if (!id || (id & PCB_CGROUP_V1) || !relief->short_one)
+		return false;
+	if (relief->known_id == id)
+		return relief->known_below;
+	charged = cgroup_get_from_id(id);
+	relief->known_id = id;
+	relief->known_below = false;
+	if (IS_ERR(charged))
+		return false; /* gone */
+	relief->known_below = cgroup_is_descendant(charged, relief->short_one);
+	cgroup_put(charged);
+	return relief->known_below;
+}
+
+/* Of a file that was cached before its cgroup was watched for: some page tells. */
+static void pcb_learn_charge(struct pcb_tag *tag, struct inode *inode)
+{
+	struct folio_batch batch;
+	pgoff_t start = 0;
+	unsigned int i;
+
+	folio_batch_init(&batch);
+	filemap_get_folios(inode->i_mapping, &start, ULONG_MAX, &batch);
+	rcu_read_lock();
+	for (i = 0; i < folio_batch_count(&batch); i++)
+		pcb_note_charge(tag, batch.folios[i]);
+	rcu_read_unlock();
+	folio_batch_release(&batch);
+}
+
+/*
+ * Whether pages of the file may be charged to the cgroup that is short, or below it.  What is
+ * charged to others is of no use to it.
+ */
+static bool pcb_concerned(const struct pcb_tag *tag, struct pcb_relief *relief)
+{
+	unsigned int i;
+
+	if (!relief->short_id)
+		return true;
+	for (i = 0; i < PCB_CHARGED; i++) {
+		if (pcb_below(READ_ONCE(tag->charged[i]), relief))
+			return true;
 	}
-	relief->policy = p->seq;
-	relief->concerned = below;
-	return below;
+	return false;
 }
 
 static void pcb_inode_put(struct inode *inode)
@@ -71,7 +106,7 @@ static struct inode *pcb_inode_get(struct pcb_tag *tag)
 	struct inode *inode, *got = NULL;
 
 	rcu_read_lock();
-	inode = READ_ONCE(tag->inode);
+	inode = pcb_ftrace_works() ? READ_ONCE(tag->inode) : NULL;
 	if (inode && inode->i_mapping->nrpages) {
 		sb = inode->i_sb;
 		if (down_read_trylock(&sb->s_umount)) {
@@ -105,6 +140,7 @@ static void pcb_ask_pressure(struct pcb_tag *tag, struct pcb_policy *p, struct i
 		call.drops = drops;
 		call.ctx.kind = want->cgroup_id ? PAGECACHE_KIND_CGROUP : PAGECACHE_KIND_MACHINE;
 		call.ctx.cgroup_id = want->cgroup_id;
+		call.ctx.charged_cgroup_id = READ_ONCE(tag->charged[0]) & ~PCB_CGROUP_V1;
 		call.ctx.tgid = call.ctx.tid = 0;
 		call.ctx.node = PAGECACHE_NODE_ANY;
 		pcb_count(p, pressure_calls, 1);
@@ -139,11 +175,24 @@ static u64 pcb_pressure_file(u64 seq, struct pcb_relief *relief)
 
 	drops.nr = 0;
 	mutex_lock(&pcb_mutex);
-	while (pcb_pressure_live && !inode && (tag = pcb_tag_after(seq))) {
+	while (pcb_pressure_live && !inode && (tag = pcb_tag_after(seq)) &&
+	       tag->seq <= relief->last) {
 		seq = tag->seq;
 		p = rcu_dereference_protected(tag->policy, lockdep_is_held(&pcb_mutex));
-		if (p && pcb_asked_for_pressure(p) && pcb_concerned(p, relief))
-			inode = pcb_inode_get(tag);
+		if (!p || !pcb_asked_for_pressure(p))
+			continue;
+		if (READ_ONCE(tag->charged[0]) && !pcb_concerned(tag, relief))
+			continue;
+		inode = pcb_inode_get(tag);
+		if (!inode || READ_ONCE(tag->charged[0]))
+			continue;
+		pcb_learn_charge(tag, inode);
+		if (pcb_concerned(tag, relief))
+			continue;
+		mutex_unlock(&pcb_mutex);
+		pcb_inode_put(inode);
+		inode = NULL;
+		mutex_lock(&pcb_mutex);
 	}
 	if (inode) {
 		want->files = atomic_read(&p->tags);
@@ -164,31 +213,52 @@ static u64 pcb_pressure_file(u64 seq, struct pcb_relief *relief)
 	return seq;
 }
 
+/* Asks about the files between relief->first and relief->last.  Returns the last one asked. */
+static u64 pcb_pressure_files(struct pcb_relief *relief, int *files)
+{
+	u64 seq = relief->first, next;
+
+	while (relief->want.pages && *files < PCB_MAX_FILES) {
+		next = pcb_pressure_file(seq, relief);
+		if (!next)
+			return 0;
+		seq = next;
+		++*files;
+	}
+	return seq;
+}
+
 /*
- * Returns pages dropped.  Files are asked about in the order of their tags; of more than can be
- * asked about at a time the others come next time.
+ * Returns pages dropped.  Files are asked about in the order of their tags, beginning behind the
+ * one that was the last to be asked: of more than can be asked about at a time the others come
+ * next.
  */
 static u64 pcb_relieve(const struct pcb_shortage *shortage)
 {
 	static u64 first; /* the work item does not run twice at a time */
-	u64 wanted = max_t(u64, shortage->pages, PCB_MIN_WANTED), seq;
+	u64 wanted = max_t(u64, shortage->pages, PCB_MIN_WANTED), seq = first;
 	struct pcb_relief relief = {
-		.want = { .cgroup_id = shortage->cgroup_id, .pages = wanted },
+		.want = { .cgroup_id = shortage->cgroup_id & ~PCB_CGROUP_V1, .pages = wanted },
+		.short_id = shortage->cgroup_id,
 	};
 	struct pagecache_pressure *want = &relief.want;
 	int files;
 
-	if (shortage->cgroup_id) {
-		relief.short_one = cgroup_get_from_id(shortage->cgroup_id);
+	if (relief.short_id && !(relief.short_id & PCB_CGROUP_V1)) {
+		relief.short_one = cgroup_get_from_id(relief.short_id);
 		if (IS_ERR(relief.short_one))
 			return 0; /* gone since */
 	}
 	for (; want->round < 2 && want->pages; want->round++) {
-		for (seq = first, files = 0; want->pages && files < PCB_MAX_FILES; files++) {
-			seq = pcb_pressure_file(seq, &relief);
-			if (!seq)
-				break;
-		}
+		files = 0;
+		relief.first = first;
+		relief.last = U64_MAX;
+		seq = pcb_pressure_files(&relief, &files);
+		if (seq || !first)
+			continue;
+		relief.first = 0;
+		relief.last = first;
+		seq = pcb_pressure_files(&relief, &files);
 	}
 	if (want->pages)
 		first = seq;

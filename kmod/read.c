@@ -33,11 +33,18 @@ void pcb_ra_order_original(PCB_RA_ORDER_ARGS)
 	static_call(pcb_ra_order)(PCB_RA_ORDER_NAMES);
 }
 
+/* What is left to the engine: folios of 256 KiB, where the file system takes them. */
+static unsigned int pcb_order_of(const struct pcb_plan *plan)
+{
+	if (plan->order != PAGECACHE_ORDER_AUTO)
+		return plan->order;
+	return plan->nr >= PCB_FOLIO_PAGES ? ilog2(PCB_FOLIO_PAGES) : min(2, ilog2(plan->nr));
+}
+
 /* Reads a plan in pieces; a piece is submitted before the next is allocated. */
 void pcb_read_here(struct file *file, struct address_space *mapping, const struct pcb_plan *plan)
 {
 	pgoff_t start = plan->start, end = start + plan->nr;
-	unsigned int order = plan->order == PAGECACHE_ORDER_AUTO ? 0 : plan->order;
 
 	while (start < end && !fatal_signal_pending(current)) {
 		loff_t size = i_size_read(mapping->host);
@@ -52,33 +59,50 @@ void pcb_read_here(struct file *file, struct address_space *mapping, const struc
 		ra.size = nr;
 		if (plan->mark >= start && plan->mark < start + nr)
 			ra.async_size = start + nr - plan->mark;
-		pcb_ra_order_call(static_call(pcb_ra_order), &ractl, &ra, order);
+		pcb_ractl_set_dropbehind(&ractl, plan->dropbehind);
+		pcb_ra_order_call(static_call(pcb_ra_order), &ractl, &ra, pcb_order_of(plan));
 		start += nr;
-		cond_resched();
+		cond_resched_tasks_rcu_qs();
 	}
 }
 
-/*
- * Reads for a reader whose answer names another node.  Its worker allocates and submits; the reader
- * waits until that is done (not for the data), or goes on by itself after a while.
- */
-void pcb_read_on_node(struct pcb_policy *p, struct file *file, const struct pcb_plan *plan)
+static struct pcb_extent pcb_extent_of(const struct pcb_plan *plan)
 {
-	struct pcb_extent extent = {
+	return (struct pcb_extent){
 		.op = PCB_OP_READ,
 		.start = plan->start,
 		.end = plan->start + plan->nr,
 		.mark = plan->mark,
 		.order = plan->order,
 	};
+}
 
+/*
+ * Reads for a reader whose answer names another node.  A worker there allocates and submits, in
+ * front of all that is queued; the reader waits until that is done (not for the data).  Returns
+ * false when it was not done, or not in time: then the reader has to read.
+ */
+bool pcb_read_on_node(struct pcb_policy *p, struct file *file, const struct pcb_plan *plan)
+{
+	struct pcb_extent extent = pcb_extent_of(plan);
+
+	extent.demand = true;
 	if (pcb_enqueue(p, file, plan->node, &extent)) {
 		pcb_count(p, refused_calls, 1);
-		return;
+		return false;
 	}
 	/* A read that must not block (IOCB_NOWAIT) comes with this flag set. */
 	if (current->flags & PF_MEMALLOC_NOIO)
-		return;
-	wait_event_killable_timeout(pcb_progress, pcb_stream_submitted(file, plan->node),
-				    PCB_SUBMIT_TIMEOUT);
+		return true;
+	return wait_event_killable_timeout(pcb_progress, !pcb_demand_pending(file, plan->node),
+					   PCB_SUBMIT_TIMEOUT);
+}
+
+/* Reads a plan by a worker, and goes on at once. */
+void pcb_read_later(struct pcb_policy *p, struct file *file, const struct pcb_plan *plan)
+{
+	struct pcb_extent extent = pcb_extent_of(plan);
+
+	if (pcb_enqueue(p, file, plan->node, &extent))
+		pcb_count(p, refused_calls, 1);
 }

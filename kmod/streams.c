@@ -5,9 +5,11 @@
 #include <linux/file.h>
 #include <linux/hashtable.h>
 #include <linux/memcontrol.h>
+#include <linux/module.h>
 #include <linux/sched/mm.h>
 #include <linux/slab.h>
 
+#include "placement.h"
 #include "streams.h"
 
 #define PCB_DRAIN_TIMEOUT (5 * HZ)
@@ -15,18 +17,6 @@
 DEFINE_SPINLOCK(pcb_lock);
 static DEFINE_HASHTABLE(pcb_streams, 8);
 DECLARE_WAIT_QUEUE_HEAD(pcb_progress);
-
-static struct pcb_stream *pcb_stream_find(const struct file *file, s32 node)
-{
-	struct pcb_stream *s;
-
-	lockdep_assert_held(&pcb_lock);
-	hash_for_each_possible (pcb_streams, s, hash, (unsigned long)file) {
-		if (s->file == file && s->node == node && !s->dying)
-			return s;
-	}
-	return NULL;
-}
 
 /* References to the file that are ours. */
 static long pcb_stream_refs(const struct file *file)
@@ -36,29 +26,55 @@ static long pcb_stream_refs(const struct file *file)
 
 	lockdep_assert_held(&pcb_lock);
 	hash_for_each_possible (pcb_streams, s, hash, (unsigned long)file)
-		refs += s->file == file && !s->dying;
+		refs += s->key.file == file && !s->dying;
 	return refs;
 }
 
-static struct pcb_stream *pcb_stream_new(struct file *file, struct pcb_policy *p, s32 node)
+static struct pcb_stream *pcb_stream_find(const struct pcb_stream_key *key)
 {
-	/* Hooks cannot sleep. */
-	struct pcb_stream *s = kzalloc(sizeof(*s), GFP_NOWAIT | __GFP_NOWARN);
+	struct pcb_stream *s;
 
 	lockdep_assert_held(&pcb_lock);
+	hash_for_each_possible (pcb_streams, s, hash, (unsigned long)key->file) {
+		if (s->key.file == key->file && s->key.policy == key->policy &&
+		    s->key.memcg == key->memcg && s->key.mempolicy == key->mempolicy &&
+		    s->key.node == key->node && !s->dying)
+			return s;
+	}
+	return NULL;
+}
+
+/* Takes over the key's references to its cgroup and memory policy. */
+static struct pcb_stream *pcb_stream_new(const struct pcb_stream_key *key)
+{
+	const struct super_block *sb = file_inode(key->file)->i_sb;
+	struct pcb_stream *s;
+
+	lockdep_assert_held(&pcb_lock);
+	/* Hooks cannot sleep. */
+	s = kzalloc(sizeof(*s), GFP_NOWAIT | __GFP_NOWARN);
 	if (!s)
 		return NULL;
+	s->key = *key;
+	/* Unloading then fails with "in use" instead of waiting for a file system that hangs. */
+	if (!try_module_get(THIS_MODULE)) {
+		kfree(s);
+		return NULL;
+	}
+	s->domain = pcb_domain_get(s->key.node, sb, s->key.memcg);
+	if (!s->domain) {
+		module_put(THIS_MODULE);
+		kfree(s);
+		return NULL;
+	}
 	INIT_LIST_HEAD(&s->ready);
-	s->file = get_file(file);
-	s->sb = file_inode(file)->i_sb;
-	s->node = node;
-	s->policy = p;
-	kref_get(&p->ref);
-	s->memcg = get_mem_cgroup_from_mm(current->mm);
+	get_file(s->key.file);
+	s->mnt = s->key.file->f_path.mnt;
+	kref_get(&s->key.policy->ref);
 #ifdef CONFIG_BLK_CGROUP
 	s->blkcg = task_get_css(current, io_cgrp_id);
 #endif
-	hash_add(pcb_streams, &s->hash, (unsigned long)file);
+	hash_add(pcb_streams, &s->hash, (unsigned long)s->key.file);
 	return s;
 }
 
@@ -73,15 +89,18 @@ void pcb_stream_release(struct pcb_stream *s)
 	list_del_init(&s->ready);
 	spin_unlock(&pcb_lock);
 	/* At once, not through the delayed list: an unmount may be waiting. */
-	__fput_sync(s->file);
-	mem_cgroup_put(s->memcg);
+	__fput_sync(s->key.file);
+	mem_cgroup_put(s->key.memcg);
+	pcb_mempolicy_put(s->key.mempolicy);
 	if (s->blkcg)
 		css_put(s->blkcg);
-	pcb_policy_put(s->policy);
+	pcb_policy_put(s->key.policy);
 	spin_lock(&pcb_lock);
 	hash_del(&s->hash);
+	pcb_domain_put(s->domain);
 	kfree(s);
 	wake_up_all(&pcb_progress);
+	module_put(THIS_MODULE);
 }
 
 /* Forgets what is queued.  Returns pages. */
@@ -90,48 +109,80 @@ u64 pcb_stream_cancel(struct pcb_stream *s)
 	u64 pages = pcb_queue_clear(&s->queue);
 
 	lockdep_assert_held(&pcb_lock);
-	atomic64_sub(pages, &s->policy->inflight);
-	pcb_count(s->policy, prefetch_cancelled_bytes, pages << PAGE_SHIFT);
+	atomic64_sub(pages, &s->key.policy->inflight);
+	pcb_count(s->key.policy, prefetch_cancelled_bytes, pages << PAGE_SHIFT);
 	return pages;
 }
 
+static int pcb_enqueue_at(const struct pcb_stream_key *key, const struct pcb_extent *extent,
+			  struct pcb_stream **fresh)
+{
+	struct pcb_stream *s = pcb_stream_find(key);
+	bool queued;
+
+	lockdep_assert_held(&pcb_lock);
+	if (!s) {
+		s = *fresh = pcb_stream_new(key);
+		if (!s)
+			return -ENOMEM;
+	}
+	queued = extent->demand ? pcb_queue_push_front(&s->queue, extent)
+				: pcb_queue_push(&s->queue, extent);
+	if (!queued)
+		return -ENOSPC;
+	if (extent->op == PCB_OP_READ)
+		atomic64_add(extent->end - extent->start, &s->key.policy->inflight);
+	pcb_stream_wake(s);
+	return 0;
+}
+
+/*
+ * Queues an extent for the current task; @node as placement.c allows it, or PAGECACHE_NODE_ANY.
+ * Returns 0, -EINVAL (no node may be read on), -ENOSPC (the queue is full), -ENOMEM.
+ */
 int pcb_enqueue(struct pcb_policy *p, struct file *file, s32 node, const struct pcb_extent *extent)
 {
-	struct pcb_stream *s;
-	int err = 0;
+	struct pcb_stream_key key = { .policy = p, .file = file, .node = node };
+	struct pcb_stream *fresh = NULL;
+	int err;
 
-	spin_lock(&pcb_lock);
-	s = pcb_stream_find(file, node) ?: pcb_stream_new(file, p, node);
-	if (!s) {
-		err = -ENOMEM;
-	} else if (!pcb_queue_push(&s->queue, extent)) {
-		err = -ENOSPC;
-	} else {
-		if (extent->op == PCB_OP_READ)
-			atomic64_add(extent->end - extent->start, &s->policy->inflight);
-		pcb_node_wake(node, s);
+	if (node == PAGECACHE_NODE_ANY) {
+		key.node = pcb_node_of_current();
+		if (key.node < 0)
+			return -EINVAL;
+		key.mempolicy = pcb_mempolicy_of_current();
 	}
+	key.memcg = get_mem_cgroup_from_mm(current->mm);
+	spin_lock(&pcb_lock);
+	err = pcb_enqueue_at(&key, extent, &fresh);
 	spin_unlock(&pcb_lock);
+	if (!fresh) {
+		mem_cgroup_put(key.memcg);
+		pcb_mempolicy_put(key.mempolicy);
+	}
 	return err;
 }
 
 /* The reader has closed and unmapped the file, or the file has been deleted. */
 bool pcb_reader_gone(struct pcb_stream *s)
 {
-	return file_count(s->file) <= pcb_stream_refs(s->file) || !file_inode(s->file)->i_nlink;
+	return file_count(s->key.file) <= pcb_stream_refs(s->key.file) ||
+	       !file_inode(s->key.file)->i_nlink;
 }
 
-/* True when @file has nothing queued on @node. */
-bool pcb_stream_submitted(struct file *file, s32 node)
+/* Whether there is something of @file that a reader waits for, and that @node has not submitted. */
+bool pcb_demand_pending(struct file *file, s32 node)
 {
 	struct pcb_stream *s;
-	bool done;
+	bool pending = false;
 
 	spin_lock(&pcb_lock);
-	s = pcb_stream_find(file, node);
-	done = !s || (!s->queue.count && !s->running);
+	hash_for_each_possible (pcb_streams, s, hash, (unsigned long)file) {
+		if (s->key.file == file && s->key.node == node && !s->dying)
+			pending |= s->queue.demand || s->running_demand;
+	}
 	spin_unlock(&pcb_lock);
-	return done;
+	return pending;
 }
 
 s64 pcb_cancel_file(struct file *file)
@@ -141,10 +192,11 @@ s64 pcb_cancel_file(struct file *file)
 
 	spin_lock(&pcb_lock);
 	hash_for_each_possible (pcb_streams, s, hash, (unsigned long)file) {
-		if (s->file == file && !s->dying)
+		if (s->key.file == file && !s->dying)
 			pages += pcb_stream_cancel(s);
 	}
 	spin_unlock(&pcb_lock);
+	wake_up_all(&pcb_progress);
 	return pages;
 }
 
@@ -155,14 +207,15 @@ void pcb_cancel_policy(struct pcb_policy *p)
 
 	spin_lock(&pcb_lock);
 	hash_for_each (pcb_streams, bucket, s, hash) {
-		if (s->policy == p && !s->dying)
+		if (s->key.policy == p && !s->dying)
 			pcb_stream_cancel(s);
 	}
 	spin_unlock(&pcb_lock);
+	wake_up_all(&pcb_progress);
 }
 
-/* Cancels on @sb (NULL: everywhere); true while one of its files is still held. */
-static bool pcb_sb_busy(const struct super_block *sb)
+/* Cancels what is queued of files of @mnt; true while one of them is still held. */
+static bool pcb_mount_busy(const struct vfsmount *mnt)
 {
 	struct pcb_stream *s;
 	bool busy = false;
@@ -170,7 +223,7 @@ static bool pcb_sb_busy(const struct super_block *sb)
 
 	spin_lock(&pcb_lock);
 	hash_for_each (pcb_streams, bucket, s, hash) {
-		if (sb && s->sb != sb)
+		if (s->mnt != mnt)
 			continue;
 		busy = true;
 		if (!s->dying)
@@ -180,14 +233,8 @@ static bool pcb_sb_busy(const struct super_block *sb)
 	return busy;
 }
 
-/* Lets go of the files of a file system that is about to be unmounted. */
-void pcb_drain_sb(struct super_block *sb)
+/* Lets go of the files of a mount that is about to be unmounted. */
+void pcb_drain_mount(const struct vfsmount *mnt)
 {
-	wait_event_timeout(pcb_progress, !pcb_sb_busy(sb), PCB_DRAIN_TIMEOUT);
-}
-
-/* No policy is attached and no hook runs: nothing new comes in. */
-void pcb_drain_all(void)
-{
-	wait_event(pcb_progress, !pcb_sb_busy(NULL));
+	wait_event_timeout(pcb_progress, !pcb_mount_busy(mnt), PCB_DRAIN_TIMEOUT);
 }

@@ -3,8 +3,8 @@
 #include <linux/bpf.h>
 #include <linux/bpf_verifier.h>
 #include <linux/btf.h>
+#include <linux/capability.h>
 #include <linux/rculist.h>
-#include <linux/static_call.h>
 #include <linux/timekeeping.h>
 
 #include "call.h"
@@ -77,9 +77,16 @@ static int pcb_policy_attach(struct pcb_policy *p)
 
 static int pcb_reg(void *kdata, struct bpf_link *link)
 {
-	struct pcb_policy *p = pcb_policy_alloc(kdata);
+	struct pcb_policy *p;
 	int err;
 
+	/*
+	 * BPF asks for CAP_BPF and CAP_PERFMON only, which tracing tools have, too.  A policy
+	 * decides for all readers of its files, and gets the tags of the last one of its name.
+	 */
+	if (!capable(CAP_SYS_ADMIN))
+		return -EPERM;
+	p = pcb_policy_alloc(kdata);
 	if (!p)
 		return -ENOMEM;
 	mutex_lock(&pcb_mutex);
@@ -118,6 +125,8 @@ static void pcb_unreg(void *kdata, struct bpf_link *link)
 		pcb_exit_record(&p->record, p->name, PAGECACHE_EXIT_DETACHED, 0,
 				PAGECACHE_HOOK_EXIT, "detached", NULL);
 	}
+	/* Whoever is ending the policy at this moment, in a hook, has written the record then. */
+	synchronize_rcu();
 	pcb_policy_finish(p);
 	list_del_rcu(&p->list);
 	pcb_hooks_put(p->hooks);
@@ -127,21 +136,10 @@ static void pcb_unreg(void *kdata, struct bpf_link *link)
 	pcb_policy_put(p);
 }
 
-static s32 pcb_no_btf_find(const struct btf *btf, const char *name, u8 kind)
-{
-	return -ENOENT;
-}
-
-DEFINE_STATIC_CALL(pcb_btf_find, pcb_no_btf_find);
-
 static int pcb_init(struct btf *btf)
 {
-	unsigned long addr = pcb_symbol("btf_find_by_name_kind");
-	s32 id;
+	s32 id = pcb_btf_find_id(btf, "pagecache_answer", BTF_KIND_STRUCT);
 
-	if (addr)
-		static_call_update(pcb_btf_find, (typeof(&pcb_no_btf_find))addr);
-	id = static_call(pcb_btf_find)(btf, "pagecache_answer", BTF_KIND_STRUCT);
 	if (id < 0)
 		return id;
 	pcb_answer_type = btf_type_by_id(btf, id);

@@ -55,15 +55,32 @@ unsigned long pcb_symbol(const char *name)
 	return static_call(pcb_lookup_name)(name);
 }
 
-bool pcb_symbol_range(const char *name, unsigned long *start, unsigned long *end)
+/* Returns how many of them there are. */
+int pcb_code_find(struct pcb_code *parts, int n)
 {
 	unsigned long size, offset;
+	int i, found = 0;
 
-	*start = pcb_symbol(name);
-	if (!*start || !static_call(pcb_lookup_size)(*start, &size, &offset))
-		return false;
-	*end = *start + size;
-	return true;
+	for (i = 0; i < n; i++) {
+		parts[i].start = pcb_symbol(parts[i].name);
+		if (!parts[i].start ||
+		    !static_call(pcb_lookup_size)(parts[i].start, &size, &offset))
+			continue;
+		parts[i].end = parts[i].start + size;
+		found++;
+	}
+	return found;
+}
+
+bool notrace pcb_code_has(const struct pcb_code *parts, int n, unsigned long ip)
+{
+	int i;
+
+	for (i = 0; i < n; i++) {
+		if (ip >= parts[i].start && ip < parts[i].end)
+			return true;
+	}
+	return false;
 }
 
 struct pcb_tracepoint_search {
@@ -79,11 +96,13 @@ static void pcb_match_tracepoint(struct tracepoint *tp, void *data)
 		search->found = tp;
 }
 
-/* They are not exported by name, but the list of all of them is. */
-struct tracepoint *pcb_tracepoint(const char *name)
+/* They are not exported by name, but the list of all of them is.  NULL: not there, or another. */
+struct tracepoint *pcb_tracepoint(const char *name, const char *prototype)
 {
 	struct pcb_tracepoint_search search = { .name = name };
 
+	if (pcb_tracepoint_check(name, prototype))
+		return NULL;
 	for_each_kernel_tracepoint(pcb_match_tracepoint, &search);
 	return search.found;
 }

@@ -2,12 +2,15 @@
 /* tags.c - which files are governed by which policy. */
 #include <linux/dcache.h>
 #include <linux/hash.h>
+#include <linux/exportfs.h>
 #include <linux/hashtable.h>
+#include <linux/jhash.h>
 #include <linux/kdev_t.h>
 #include <linux/rculist.h>
 #include <linux/slab.h>
 
 #include "tags.h"
+#include "hooks.h"
 #include "hooks_pressure.h"
 
 #define PCB_MAX_TAGS (1U << 20)
@@ -19,6 +22,27 @@ static u64 pcb_tag_seq;
 static u32 pcb_tag_total;
 static u32 pcb_model_ids;
 static u64 pcb_tag_changes; /* insertions and removals */
+
+/*
+ * Which tree of inodes an inode belongs to; 0: the file system has one, or does not say.  Those
+ * that have more number themselves as if they had no device; what they hand out for an inode to be
+ * found again (file handles) names the tree.
+ */
+static u32 pcb_tree_of(const struct inode *inode)
+{
+	const struct super_block *sb = inode->i_sb;
+	u32 handle[16];
+	int words = ARRAY_SIZE(handle), type;
+
+	if (MAJOR(sb->s_dev) || !(sb->s_type->fs_flags & FS_REQUIRES_DEV))
+		return 0;
+	if (!sb->s_export_op || !sb->s_export_op->encode_fh)
+		return 0;
+	type = sb->s_export_op->encode_fh((struct inode *)inode, handle, &words, NULL);
+	if (type < 0 || type == FILEID_INVALID || words > ARRAY_SIZE(handle))
+		return 0;
+	return jhash2(handle, words, 0) | 1;
+}
 
 static struct pcb_tag *pcb_tag_lookup(dev_t dev, u64 ino, u32 generation)
 {
@@ -34,7 +58,47 @@ static struct pcb_tag *pcb_tag_lookup(dev_t dev, u64 ino, u32 generation)
 /* Under RCU or pcb_mutex. */
 struct pcb_tag *pcb_tag_find(const struct inode *inode)
 {
-	return pcb_tag_lookup(inode->i_sb->s_dev, inode->i_ino, inode->i_generation);
+	dev_t dev = inode->i_sb->s_dev;
+	struct pcb_tag *tag;
+
+	hlist_for_each_entry_rcu (tag, pcb_bucket(dev, inode->i_ino), hash,
+				  lockdep_is_held(&pcb_mutex)) {
+		if (tag->ino == inode->i_ino && tag->dev == dev &&
+		    tag->generation == inode->i_generation &&
+		    (!tag->tree || tag->tree == pcb_tree_of(inode)))
+			return tag;
+	}
+	return NULL;
+}
+
+/*
+ * The first hook that meets the file counts its pages, whoever brought them.  Pages that are added
+ * at this very moment may be counted twice: the kernel tells of them when they are in.
+ */
+bool pcb_tag_count_resident(const struct pcb_governance *by, struct address_space *mapping)
+{
+	struct pcb_tag *tag = by->tag;
+	long pages;
+
+	if (cmpxchg(&tag->synced, false, true))
+		return false;
+	pages = mapping->nrpages;
+	atomic64_add(pages, &tag->resident);
+	if (by->policy)
+		atomic64_add(pages, &by->policy->governed);
+	return true;
+}
+
+/* Nobody counts at the moment. */
+void pcb_tags_unsync(void)
+{
+	struct pcb_tag *tag;
+
+	lockdep_assert_held(&pcb_mutex);
+	list_for_each_entry (tag, &pcb_tags, list) {
+		atomic64_set(&tag->resident, 0);
+		WRITE_ONCE(tag->synced, false);
+	}
 }
 
 /* Who is to be asked about the pages of @mapping.  Under RCU. */
@@ -138,6 +202,8 @@ static void pcb_tag_remove(struct pcb_tag *tag)
 	list_del(&tag->list);
 	pcb_tag_total--;
 	pcb_tag_changes++;
+	if (!MAJOR(tag->dev))
+		pcb_hooks_release_family(&pcb_super_hooks);
 	kfree_rcu(tag, rcu);
 	pcb_model_put(model);
 }
@@ -151,8 +217,10 @@ static struct inode *pcb_backing_inode(struct file *file)
 static int pcb_tag_insert(struct inode *inode, const struct pagecache_tag_request *req)
 {
 	struct pcb_policy *p = pcb_policy_find(req->policy);
+	struct pcb_governance by = { .policy = p };
 	struct pcb_tag *tag, *old;
 	size_t len = strnlen(req->path, sizeof(req->path) - 1);
+	int err;
 
 	if (!p)
 		return -ESRCH;
@@ -170,14 +238,22 @@ static int pcb_tag_insert(struct inode *inode, const struct pagecache_tag_reques
 		kfree(tag);
 		return -ENOMEM;
 	}
+	if (!MAJOR(inode->i_sb->s_dev)) {
+		err = pcb_hooks_hold_family(&pcb_super_hooks);
+		if (err) {
+			pcb_model_put(tag->model);
+			kfree(tag);
+			return err;
+		}
+	}
 	if (old)
 		pcb_tag_remove(old);
 	tag->dev = inode->i_sb->s_dev;
 	tag->ino = inode->i_ino;
 	tag->generation = inode->i_generation;
+	tag->tree = pcb_tree_of(inode);
 	tag->pages = DIV_ROUND_UP_ULL(i_size_read(inode), PAGE_SIZE);
 	tag->seq = ++pcb_tag_seq;
-	atomic64_set(&tag->resident, inode->i_mapping->nrpages);
 	strscpy(tag->policy_name, req->policy, sizeof(tag->policy_name));
 	memcpy(tag->path, req->path, len);
 	if (pcb_pressure_live)
@@ -185,6 +261,8 @@ static int pcb_tag_insert(struct inode *inode, const struct pagecache_tag_reques
 	pcb_tag_bind(tag, p, pcb_keep_new(p, tag->pages));
 	hlist_add_head_rcu(&tag->hash, pcb_bucket(tag->dev, tag->ino));
 	list_add_tail(&tag->list, &pcb_tags);
+	by.tag = tag;
+	pcb_tag_sync(&by, inode->i_mapping);
 	pcb_tag_total++;
 	pcb_tag_changes++;
 	return 0;
@@ -315,15 +393,32 @@ int pcb_tags_init(void)
 	return pcb_tag_table ? 0 : -ENOMEM;
 }
 
-/* The module is going: no policy is attached and no hook runs. */
-void pcb_tags_free(void)
+/* A file system without a device is going, and its number with it. */
+void pcb_tags_drop_device(dev_t dev)
 {
 	struct pcb_tag *tag, *next;
-	struct pcb_model *model, *next_model;
 
+	mutex_lock(&pcb_mutex);
+	list_for_each_entry_safe (tag, next, &pcb_tags, list) {
+		if (tag->dev == dev)
+			pcb_tag_remove(tag);
+	}
+	mutex_unlock(&pcb_mutex);
+}
+
+/* The module is going. */
+void pcb_tags_clear(void)
+{
+	struct pcb_tag *tag, *next;
+
+	mutex_lock(&pcb_mutex);
 	list_for_each_entry_safe (tag, next, &pcb_tags, list)
-		kfree(tag);
-	list_for_each_entry_safe (model, next_model, &pcb_models, list)
-		kfree(model);
+		pcb_tag_remove(tag);
+	mutex_unlock(&pcb_mutex);
+}
+
+/* No hook runs. */
+void pcb_tags_free(void)
+{
 	kvfree(pcb_tag_table);
 }

@@ -19,23 +19,34 @@ struct pcb_model {
 };
 
 #define PCB_NO_ACCESS (~0ULL)
+#define PCB_CHARGED 2
+#define PCB_CGROUP_V1 (1ULL << 63) /* part of an id in pcb_tag.charged: of another hierarchy */
 
 /*
  * A tag names a file by (device, inode, generation) and holds no reference to it: the file can be
  * deleted, the file system unmounted.  Found under RCU from an inode.
+ *
+ * A device number of a file system without a device (NFS, FUSE) is given to the next one when it is
+ * unmounted: its tags end with it (hooks_super.c).  In file systems that have several trees of
+ * inodes (btrfs: subvolumes, snapshots) inodes of the same number and generation are told apart by
+ * the tree.
  */
 struct pcb_tag {
 	struct hlist_node hash;
 	u64 ino;
 	dev_t dev;
 	u32 generation;
+	u32 tree; /* of file systems with several trees of inodes: which; else 0 */
 	struct pcb_policy __rcu *policy; /* NULL: its policy is not attached */
 	struct pcb_keep __rcu *keep; /* NULL: its policy has no evict hook */
 	struct pcb_model *model;
 	/* What follows is written for each read or folio; what is above is read for each look-up.
 	 */
 	u64 access_end ____cacheline_aligned_in_smp; /* of the last range told, or PCB_NO_ACCESS */
-	atomic64_t resident; /* pages in the cache */
+	atomic64_t resident; /* pages in the cache, once it is synced */
+	bool synced; /* resident is right; else it is 0, and the next hook makes it right */
+	u64 charged[PCB_CHARGED]; /* memory cgroups of pages that came in, the last first; see below
+				   */
 	struct inode *inode; /* read under RCU; see hooks_pressure.c */
 	struct list_head list; /* pcb_tags, by seq, under pcb_mutex */
 	struct rcu_head rcu;
@@ -70,9 +81,23 @@ struct pcb_governance {
 };
 
 int pcb_tags_init(void);
+void pcb_tags_clear(void);
 void pcb_tags_free(void);
+void pcb_tags_drop_device(dev_t dev);
+void pcb_tags_unsync(void);
 struct pcb_tag *pcb_tag_find(const struct inode *inode);
 struct pcb_governance pcb_governance_of(struct address_space *mapping);
+bool pcb_tag_count_resident(const struct pcb_governance *by, struct address_space *mapping);
+
+/*
+ * Makes the tag's count of resident pages right, if it is not.  Under RCU, in each hook.  Returns
+ * true when it was not.
+ */
+static inline bool pcb_tag_sync(const struct pcb_governance *by, struct address_space *mapping)
+{
+	return unlikely(!READ_ONCE(by->tag->synced)) && pcb_tag_count_resident(by, mapping);
+}
+
 int pcb_tag_add(struct file *file, const struct pagecache_tag_request *req);
 int pcb_tag_del(struct file *file, const struct pagecache_untag_request *req);
 int pcb_tag_next(struct pagecache_tag_record *rec);

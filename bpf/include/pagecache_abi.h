@@ -18,7 +18,7 @@
 #include <linux/ioctl.h>
 #endif
 
-#define PAGECACHE_ABI_VERSION 3
+#define PAGECACHE_ABI_VERSION 4
 
 #define PAGECACHE_NAME_LEN 32
 #define PAGECACHE_MODEL_LEN 64
@@ -79,6 +79,10 @@ enum pagecache_kind {
 #define PAGECACHE_F_LATE (1U << 0) /* the marked folio is not up to date yet */
 #define PAGECACHE_F_LARGE_FOLIOS (1U << 1) /* the file system takes large folios */
 #define PAGECACHE_F_WRITABLE (1U << 2) /* the file is open for writing */
+/* Of the reader; the access hook and, where it can be known, readahead. */
+#define PAGECACHE_F_RANDOM (1U << 9) /* it reads at random: fadvise, madvise */
+#define PAGECACHE_F_NOWAIT (1U << 10) /* it must not be kept waiting: IOCB_NOWAIT */
+#define PAGECACHE_F_DONTCACHE (1U << 11) /* it wants pages dropped after use: RWF_DONTCACHE */
 /* The rest tells an evict hook about the folio. */
 #define PAGECACHE_F_REFERENCED \
 	(1U << 3) /* used since reclaim saw it last: the kernel may keep it */
@@ -123,6 +127,7 @@ struct pagecache_ctx {
 	__u64 keep_max_pages; /* bound of kept_pages: pagecache_keep_budget() */
 	__u32 priority; /* evict: 12 when reclaim begins, 0 in its last try before an OOM kill */
 	__u32 cgroup_pages; /* readahead, access: bound of the reader's cgroup; 0: none, unknown */
+	__u64 charged_cgroup_id; /* pressure: memory cgroup that was charged last for this file */
 };
 
 /*
@@ -347,7 +352,7 @@ struct pagecache_agent_pressure {
 #define PAGECACHE_IOC_POLICIES _IOWR(PAGECACHE_IOC_MAGIC, 4, struct pagecache_policy_record)
 #define PAGECACHE_IOC_EXITS _IOWR(PAGECACHE_IOC_MAGIC, 5, struct pagecache_exit_record)
 
-_Static_assert(sizeof(struct pagecache_ctx) == 152, "pagecache_ctx has a hole");
+_Static_assert(sizeof(struct pagecache_ctx) == 160, "pagecache_ctx has a hole");
 _Static_assert(sizeof(struct pagecache_answer) == 32, "pagecache_answer has a hole");
 _Static_assert(sizeof(struct pagecache_pressure) == 24, "pagecache_pressure has a hole");
 _Static_assert(sizeof(struct pagecache_exit_record) == 32 + 32 + 96 + 512,

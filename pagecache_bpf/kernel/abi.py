@@ -26,7 +26,7 @@ TEMPLATE_SHARED_LAST = 2
 TEMPLATE_WHOLE_FIRST = 4
 TEMPLATE_WHOLE_LAST = 8
 COMM_LEN = 16
-ABI_VERSION = 3
+ABI_VERSION = 4
 NAME_LEN = 32
 MODEL_LEN = 64
 PATH_LEN = 1024
@@ -39,6 +39,9 @@ ORDER_AUTO = 0xFFFFFFFF
 F_LATE = 1
 F_LARGE_FOLIOS = 2
 F_WRITABLE = 4
+F_RANDOM = 512
+F_NOWAIT = 1024
+F_DONTCACHE = 2048
 F_REFERENCED = 8
 F_MAPPED = 16
 F_WORKINGSET = 32
@@ -409,7 +412,7 @@ class pagecache_observer_state(ctypes.Structure):
 
 
 class pagecache_ctx(ctypes.Structure):
-    """struct pagecache_ctx, 152 bytes"""
+    """struct pagecache_ctx, 160 bytes"""
 
     ino: int
     file_id: int
@@ -437,6 +440,7 @@ class pagecache_ctx(ctypes.Structure):
     keep_max_pages: int
     priority: int
     cgroup_pages: int
+    charged_cgroup_id: int
 
     _fields_ = (
         ("ino", ctypes.c_uint64),
@@ -465,6 +469,7 @@ class pagecache_ctx(ctypes.Structure):
         ("keep_max_pages", ctypes.c_uint64),
         ("priority", ctypes.c_uint32),
         ("cgroup_pages", ctypes.c_uint32),
+        ("charged_cgroup_id", ctypes.c_uint64),
     )
 
 

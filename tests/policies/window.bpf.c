@@ -13,13 +13,15 @@ PAGECACHE_KNOB(u32, mark_pages, 0, "pages", 0, 1048576, "marker, counted from th
 PAGECACHE_KNOB(s32, node, -1, "NUMA node", -1, 1023, "node to read on; -1: any");
 PAGECACHE_KNOB(u32, drop_pages, 0, "pages", 0, 1048576, "pages dropped in front of the access");
 
-/* Read by the test: events of each kind. */
+/* Read by the test: events of each kind, and flags of all of them. */
 u64 kinds[16];
+u64 flags;
 
 PAGECACHE_READAHEAD(window_readahead)
 (struct pagecache_ctx *ctx, struct pagecache_answer *answer)
 {
 	__sync_fetch_and_add(&kinds[ctx->kind & 15], 1);
+	__sync_fetch_and_or(&flags, ctx->flags);
 	answer->start = ctx->index;
 	answer->nr = window_pages;
 	answer->node = node;
@@ -34,6 +36,7 @@ PAGECACHE_ACCESS(window_access)
 (struct pagecache_ctx *ctx)
 {
 	__sync_fetch_and_add(&kinds[ctx->kind & 15], 1);
+	__sync_fetch_and_or(&flags, ctx->flags);
 	if (drop_pages && ctx->index >= drop_pages)
 		pagecache_drop(ctx, ctx->index - drop_pages, drop_pages);
 }

@@ -50,6 +50,7 @@ class Plan(ctypes.Structure):
         ("mark", ctypes.c_ulong),
         ("order", ctypes.c_uint32),
         ("node", ctypes.c_int32),
+        ("dropbehind", ctypes.c_bool),
     )
 
 
@@ -60,7 +61,7 @@ class Bounds(ctypes.Structure):
         ("file_pages", U64),
         ("max_pages", U64),
         ("max_order", ctypes.c_uint32),
-        ("node_known", ctypes.c_bool),
+        ("node_allowed", ctypes.c_bool),
     )
 
 
@@ -297,7 +298,7 @@ def test_a_queue_keeps_every_page(queue: Queue) -> None:
 
 
 def plan(library: ctypes.CDLL, answer: abi.pagecache_answer, **bounds: int) -> tuple[int, Plan]:
-    limits = {"file_pages": 1000, "max_pages": 512, "max_order": 9, "node_known": 1} | bounds
+    limits = {"file_pages": 1000, "max_pages": 512, "max_order": 9, "node_allowed": 1} | bounds
     out = Plan()
     result = library.pcb_plan_from(
         ctypes.byref(answer), ctypes.byref(Bounds(**limits)), ctypes.byref(out)
@@ -352,5 +353,5 @@ def test_marker_order_and_node_are_checked(library: ctypes.CDLL) -> None:
         assert (got, out.mark) == (CLAMPED, NO_MARK)
     got, out = plan(library, answer(10, 20, order=12))
     assert (got, out.order) == (CLAMPED, 9)
-    got, out = plan(library, answer(10, 20, node=1), node_known=0)
+    got, out = plan(library, answer(10, 20, node=1), node_allowed=0)
     assert (got, out.node) == (CLAMPED, -1)

@@ -58,6 +58,13 @@ def files(mount: Path) -> tuple[Path, Path]:
     return fill(mount / "weights", GOVERNED), stretch(mount / "stream", STREAM)
 
 
+@pytest.fixture(params=["mount", "xfs_mount"], ids=["ext4", "xfs"])
+def files_anywhere(request: pytest.FixtureRequest) -> tuple[Path, Path]:
+    """The same on each file system: their pages are charged with different masks."""
+    mount: Path = request.getfixturevalue(request.param)
+    return fill(mount / "weights", GOVERNED), stretch(mount / "stream", STREAM)
+
+
 def last_exit(policy: str) -> ExitRecord | None:
     with Device() as device:
         record = list(device.exits())[-1:]
@@ -196,7 +203,7 @@ def ended(policy: Policy, kind: str, hook: str) -> None:
 
 def test_slow_evict_is_ended(memory: Group, files: tuple[Path, Path]) -> None:
     weights, stream = files
-    with attached(test_policy("slow_evict"), weights, loops=200_000) as policy:
+    with attached(test_policy("slow"), weights, loops=25_000) as policy:
         memory.read(weights, stream)
         ended(policy, "slow", "evict")
         assert resident(weights) < PAGES // 10
@@ -204,7 +211,7 @@ def test_slow_evict_is_ended(memory: Group, files: tuple[Path, Path]) -> None:
 
 def test_slow_pressure_is_ended(memory: Group, files: tuple[Path, Path]) -> None:
     weights, stream = files
-    with attached(test_policy("slow_evict"), weights, loops=8_000_000, hook=7) as policy:
+    with attached(test_policy("slow"), weights, loops=8_000_000, hook=7) as policy:
         memory.read(weights)
         deadline = time.monotonic() + 60
         while policy.alive and time.monotonic() < deadline:
@@ -214,7 +221,11 @@ def test_slow_pressure_is_ended(memory: Group, files: tuple[Path, Path]) -> None
 
 @pytest.mark.parametrize(
     ("function", "policy", "hook"),
-    [("folio_referenced", "keep_all", "evict"), ("page_cache_sync_ra", "minimal", "readahead")],
+    [
+        ("folio_referenced", "keep_all", "evict"),
+        ("page_cache_sync_ra", "minimal", "readahead"),
+        ("filemap_read", "every_access", "access"),
+    ],
 )
 def test_a_hook_that_is_taken(function: str, policy: str, hook: str) -> None:
     """Not half attached: refused, with the hook's name and the reason; others are not disturbed."""
@@ -258,9 +269,9 @@ def test_beside_a_tracer(first: str, memory: Group, files: tuple[Path, Path]) ->
 # --- pressure ---
 
 
-def test_pressure_goes_first(lists: str, memory: Group, files: tuple[Path, Path]) -> None:
+def test_pressure_goes_first(lists: str, memory: Group, files_anywhere: tuple[Path, Path]) -> None:
     """A cgroup is short: what the policy names goes, though it is not the oldest."""
-    weights, stream = files
+    weights, stream = files_anywhere
     given = PAGES // 2
     with attached(test_policy("pressure_drop"), weights, drop_pages=given) as policy:
         # First what is not governed, so that it is the oldest.

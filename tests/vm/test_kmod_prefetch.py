@@ -202,8 +202,7 @@ def nodes_of(path: Path) -> dict[int, int]:
 
 @pytest.mark.parametrize("node", [0, 1])
 def test_pages_land_on_the_node_asked_for(file: Path, node: int) -> None:
-    if not Path("/sys/devices/system/node/node1").exists():
-        pytest.skip("this guest has one NUMA node; boot it with --numa 2")
+    two_nodes()
     with attached(WINDOW, file, window_pages=256, prefetch_pages=2048, node=node) as policy:
         with file.open("rb") as reader:
             for start in range(0, PAGES, 2304):
@@ -212,3 +211,100 @@ def test_pages_land_on_the_node_asked_for(file: Path, node: int) -> None:
             wait_for(lambda: resident(file) == PAGES, "the whole file")
         counts = nodes_of(file)
         assert counts[node] >= 0.95 * sum(counts.values()), counts
+
+
+def two_nodes() -> None:
+    """Skip where there is one."""
+    if not Path("/sys/devices/system/node/node1").exists():
+        pytest.skip("this guest has one NUMA node; boot it with --numa 2")
+
+
+def test_demand_on_a_node_goes_first(slow_mount: Path) -> None:
+    """What a reader waits for is not behind all that is queued for it."""
+    two_nodes()
+    file = make_file(slow_mount / "weights", PAGES)
+    for node in (0, 1):
+        drop([file])
+        with (
+            attached(WINDOW, file, window_pages=64, prefetch_pages=4000, node=node) as policy,
+            file.open("rb") as reader,
+        ):
+            os.pread(reader.fileno(), 1, 0)
+            os.pread(reader.fileno(), 1, (PAGES - 64) * PAGE_SIZE)
+            assert resident(file, PAGES - 64, 64) == 64
+            policy.idle()
+            assert policy.count("refused_calls") == 1  # nothing lies behind the last window
+
+
+NODE_READER = """
+import os, sys
+open(sys.argv[1] + "/cgroup.procs", "w").write(str(os.getpid()))
+fd = os.open(sys.argv[2], os.O_RDONLY)
+os.pread(fd, 1, 0)
+print("read", flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.mark.parametrize("hint", [-1, 0, 1])
+def test_a_cpuset_has_the_last_word_on_the_node(file: Path, hint: int) -> None:
+    """No policy puts pages where the reader may not have memory (cpuset.mems)."""
+    two_nodes()
+    group = Path("/sys/fs/cgroup/pcbnode")
+    control = Path("/sys/fs/cgroup/cgroup.subtree_control")
+    control.write_text("+cpuset")
+    group.mkdir(exist_ok=True)
+    try:
+        (group / "cpuset.mems").write_text("1")
+        with (
+            attached(WINDOW, file, window_pages=64, prefetch_pages=4000, node=hint) as policy,
+            subprocess.Popen(
+                [sys.executable, "-c", NODE_READER, str(group), str(file)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                text=True,
+            ) as reader,
+        ):
+            assert reader.stdout and reader.stdout.readline() == "read\n"
+            policy.idle()
+            wait_for(lambda: resident(file) == 4064, "what was asked for")
+            reader.communicate()
+        assert nodes_of(file)[1] >= 4064
+    finally:
+        wait_for(lambda: not (group / "cgroup.procs").read_text(), "an empty cgroup")
+        group.rmdir()
+
+
+MEMORY_POLICY = """
+import ctypes, os, sys
+libc = ctypes.CDLL(None, use_errno=True)
+nodes = ctypes.c_ulong(1 << int(sys.argv[2]))
+# set_mempolicy(MPOL_BIND, ...) has no wrapper in the C library: 238 on x86-64, 237 on arm64.
+number = {"x86_64": 238, "aarch64": 237}[os.uname().machine]
+assert libc.syscall(number, 2, ctypes.byref(nodes), 64) == 0, ctypes.get_errno()
+fd = os.open(sys.argv[1], os.O_RDONLY)
+os.pread(fd, 1, 0)
+print("read", flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.mark.parametrize("node", [0, 1])
+def test_workers_take_on_the_memory_policy_of_the_node(file: Path, node: int) -> None:
+    """As with numactl --membind: prefetched pages lie where the reader's own would."""
+    two_nodes()
+    with (
+        attached(WINDOW, file, window_pages=64, prefetch_pages=4000) as policy,
+        subprocess.Popen(
+            [sys.executable, "-c", MEMORY_POLICY, str(file), str(node)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        ) as reader,
+    ):
+        assert reader.stdout and reader.stdout.readline() == "read\n"
+        policy.idle()
+        wait_for(lambda: resident(file) == 4064, "what was asked for")
+        reader.communicate()
+    counts = nodes_of(file)
+    assert counts[node] >= 0.95 * sum(counts.values()), counts

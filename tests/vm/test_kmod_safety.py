@@ -1,0 +1,409 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What must not happen: memory used after it was freed, strangers who switch policies off, hooks
+that are on in name only, readers who pay for others."""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import mmap
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+
+import pytest
+
+from benchmarks.cachestat import PAGE_SIZE, drop
+from benchmarks.guest.cgroups import group
+from benchmarks.guest.devices import ScaledDevice
+from pagecache_bpf.errors import PolicyRejected
+from pagecache_bpf.kernel import libbpf
+from pagecache_bpf.policy import loader
+from pagecache_bpf.policy.catalog import find
+from tests.vm.conftest import device
+from tests.vm.kernel import (
+    attached,
+    check,
+    make_file,
+    mapped,
+    read_all,
+    read_pages,
+    resident,
+    test_policy,
+    wait_for,
+)
+
+pytestmark = pytest.mark.vm
+
+WINDOW = test_policy("window")
+MISS, MARKER, FAULT = 1, 2, 3
+RANDOM, NOWAIT = 1 << 9, 1 << 10
+PAGES = 4099
+FTRACE = Path("/proc/sys/kernel/ftrace_enabled")
+
+
+@pytest.fixture
+def file(mount: Path) -> Path:
+    return make_file(mount / "weights", PAGES)
+
+
+# --- ftrace ---
+
+
+@contextmanager
+def ftrace_off() -> Iterator[None]:
+    FTRACE.write_text("0")
+    try:
+        if FTRACE.read_text().strip() != "0":
+            pytest.skip("on this kernel the sysctl has no effect")
+        yield
+    finally:
+        FTRACE.write_text("1")
+
+
+def test_nothing_is_attached_while_ftrace_is_off(file: Path) -> None:
+    """Hooks would be registered and never called."""
+    with ftrace_off():
+        for name in ("minimal", "keep_all", "pressure_drop"):
+            with pytest.raises(PolicyRejected, match=r"ftrace is off: sysctl kernel\.ftrace"):
+                loader.attach(find(test_policy(name)))
+    with attached(WINDOW, file, window_pages=211):
+        read_pages(file, 0, 1)
+        assert resident(file) == 211
+
+
+@pytest.mark.parametrize("name", ["minimal", "keep_all", "pressure_drop"])
+def test_ftrace_stays_on_while_a_policy_is_attached(name: str) -> None:
+    """Else inodes would end unseen, and tags would point to freed memory."""
+    with attached(test_policy(name)):
+        try:
+            FTRACE.write_text("0")
+        except OSError as error:
+            assert error.errno == errno.EBUSY
+        assert FTRACE.read_text().strip() == "1"
+    FTRACE.write_text("0")  # and afterwards it can be turned off
+    FTRACE.write_text("1")
+
+
+# --- who may ---
+
+CAP_SYS_ADMIN, CAP_PERFMON, CAP_BPF = 21, 38, 39
+
+
+def keep_capabilities(*kept: int) -> None:
+    """Drop all capabilities of this process but these (capset(2))."""
+    header = (ctypes.c_uint32 * 2)(0x20080522, 0)
+    low, high = (
+        sum(1 << (number % 32) for number in kept if number // 32 == word) for word in (0, 1)
+    )
+    sets = (ctypes.c_uint32 * 6)(low, low, 0, high, high, 0)
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.capset(header, sets):
+        raise OSError(ctypes.get_errno(), "capset")
+
+
+@pytest.mark.parametrize(
+    ("kept", "expected"),
+    [((CAP_BPF, CAP_PERFMON), errno.EPERM), ((CAP_BPF, CAP_PERFMON, CAP_SYS_ADMIN), 0)],
+)
+def test_attaching_takes_the_right_of_the_administrator(kept: tuple[int], expected: int) -> None:
+    """What tracing tools have is not enough to decide for all readers of a file."""
+    with libbpf.Object(Path(test_policy("minimal")), "minimal") as loaded:
+        loaded.load()
+        table = next(found for found in loaded.maps() if found.name == "minimal_ops")
+        child = os.fork()
+        if not child:
+            code = 255
+            try:
+                keep_capabilities(*kept)
+                table.attach_struct_ops().close()
+                code = 0
+            except OSError as error:
+                code = error.errno or 254
+            finally:
+                os._exit(code)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == expected
+
+
+# --- unmount ---
+
+
+def test_unmounting_elsewhere_cancels_nothing(slow_mount: Path, tmp_path: Path) -> None:
+    """A bind mount of the same file system, as any user may make in a namespace of his own."""
+    file = make_file(slow_mount / "weights", PAGES)
+    target = tmp_path / "bound"
+    target.mkdir()
+    script = f"mount --bind {slow_mount} {target} && umount {target}"
+    with attached(WINDOW, file, window_pages=1, prefetch_pages=PAGES) as policy:
+        with file.open("rb") as reader:
+            os.pread(reader.fileno(), 1, 0)
+            for _ in range(10):
+                subprocess.run(["unshare", "-m", "sh", "-c", script], check=True)
+            policy.idle()
+            wait_for(lambda: resident(file) == PAGES, "the whole file")
+        assert policy.count("prefetch_cancelled_bytes") == 0
+
+
+# --- large folios ---
+
+
+def test_drops_leave_no_large_folio_behind(xfs_mount: Path) -> None:
+    """Of an extent that begins and ends anywhere, all folios that lie in it go."""
+    file = make_file(xfs_mount / "weights", 3 * 4096)
+    read_all(file)  # in large folios; none of them is under I/O any more
+    drop_pages, end = 5000, 9001
+    with attached(WINDOW, file, window_pages=16384, drop_pages=drop_pages) as policy:
+        fd = os.open(file, os.O_RDONLY)
+        os.pread(fd, 1, end * PAGE_SIZE)
+        policy.idle()
+        wait_for(lambda: policy.count("drop_bytes") > 0, "the drop")
+        largest = 512
+        first, last = end - drop_pages + largest, end - largest
+        wait_for(lambda: resident(file, first, last - first) == 0, "every folio in it to go")
+        assert resident(file, 0, end - drop_pages - largest) == end - drop_pages - largest
+        os.close(fd)
+
+
+@contextmanager
+def read_ahead(scaled: ScaledDevice, kib: int) -> Iterator[None]:
+    scaled.set_read_ahead_kb(kib)
+    try:
+        yield
+    finally:
+        scaled.set_read_ahead_kb(128)
+
+
+def test_huge_page_mappings_are_left_alone_whatever_the_window(xfs_mount: Path) -> None:
+    """MADV_HUGEPAGE asks for 4 MiB at once; a device may well have a larger window."""
+    file = make_file(xfs_mount / "weights", PAGES)
+    with read_ahead(device(1, "xfs"), 8192):
+        file = make_file(xfs_mount / "weights", PAGES)
+        with attached(WINDOW, file, window_pages=101) as policy:
+            with mapped(file, mmap.MADV_HUGEPAGE) as mapping:
+                check(mapping[3000 * PAGE_SIZE : 3001 * PAGE_SIZE], 3000 * PAGE_SIZE)
+            assert policy.variable("kinds")[FAULT] == 0
+            drop([file])
+            with mapped(file) as mapping:
+                check(mapping[3000 * PAGE_SIZE : 3001 * PAGE_SIZE], 3000 * PAGE_SIZE)
+            assert policy.variable("kinds")[FAULT] == 1
+
+
+# --- what readers say of themselves ---
+
+
+def test_a_read_that_must_not_wait(file: Path) -> None:
+    """RWF_NOWAIT: at most what the kernel would is submitted in its place, the rest elsewhere."""
+    with attached(WINDOW, file, window_pages=2003) as policy:
+        fd = os.open(file, os.O_RDONLY)
+        buffer = bytearray(PAGE_SIZE)
+        with suppress(BlockingIOError):  # unless the device was faster
+            os.preadv(fd, [buffer], 0, os.RWF_NOWAIT)
+        policy.idle()
+        wait_for(lambda: resident(file) == 2003, "the rest of the answer")
+        assert policy.variable("flags")[0] & NOWAIT
+        assert os.preadv(fd, [buffer], 0, os.RWF_NOWAIT) == PAGE_SIZE
+        check(bytes(buffer), 0)
+        os.close(fd)
+
+
+def test_random_readers_are_told_apart(file: Path) -> None:
+    with attached(WINDOW, file, window_pages=1009) as policy:
+        read_pages(file, 0, 1)
+        assert not policy.variable("flags")[0] & RANDOM
+        fd = os.open(file, os.O_RDONLY)
+        os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_RANDOM)
+        os.pread(fd, 1, 2000 * PAGE_SIZE)
+        os.close(fd)
+        assert policy.variable("flags")[0] & RANDOM
+        assert policy.count("readahead_calls") == 1
+
+
+# --- counts ---
+
+
+def test_pages_are_counted_that_came_while_nothing_was_attached(file: Path) -> None:
+    """Tagged, detached, read, attached: the first access makes the count right."""
+    with attached(WINDOW, file, window_pages=211) as policy:
+        read_pages(file, 0, 1)
+        assert policy.status.governed_pages == 211
+        loader.detach("window")
+        read_all(file)
+        loader.attach(find(WINDOW), {"window_pages": 211})
+        read_pages(file, 1000, 1)
+        assert policy.status.governed_pages == resident(file) == PAGES
+        loader.detach("window")
+        drop([file])
+        loader.attach(find(WINDOW), {"window_pages": 211})
+        assert policy.status.governed_pages == 0
+        read_pages(file, 0, 1)
+        assert policy.status.governed_pages == resident(file) == 211
+
+
+# --- file systems whose numbers are not unique ---
+
+
+@contextmanager
+def btrfs(directory: Path) -> Iterator[Path]:
+    """A btrfs on a loop device."""
+    image, mount = directory / "image", directory / "btrfs"
+    with image.open("wb") as out:
+        out.truncate(160 << 20)
+    mount.mkdir()
+    if subprocess.run(["modprobe", "-a", "btrfs", "loop"], capture_output=True).returncode:
+        pytest.skip("this kernel has no btrfs")
+    subprocess.run(["mkfs.btrfs", "-q", str(image)], check=True)
+    subprocess.run(["mount", "-o", "loop", str(image), str(mount)], check=True)
+    try:
+        yield mount
+    finally:
+        if os.path.ismount(mount):
+            subprocess.run(["umount", str(mount)], check=True)
+        image.unlink()
+        mount.rmdir()
+
+
+def test_snapshots_are_other_files(mount: Path) -> None:
+    """A snapshot's inode has the number, generation and device of the original's."""
+    with btrfs(mount) as top:
+        subprocess.run(["btrfs", "-q", "subvolume", "create", str(top / "live")], check=True)
+        file = make_file(top / "live" / "weights", 307)
+        command = ["btrfs", "-q", "subvolume", "snapshot", str(top / "live"), str(top / "old")]
+        subprocess.run(command, check=True)
+        copy = top / "old" / "weights"
+        assert copy.stat().st_ino == file.stat().st_ino
+        with attached(WINDOW, file, window_pages=211) as policy:
+            read_pages(copy, 0, 1)
+            assert policy.count("readahead_calls") == 0
+            assert policy.status.governed_pages == 0
+            read_pages(file, 0, 1)
+            assert policy.count("readahead_calls") == 1
+            assert policy.status.governed_pages == resident(file) >= 211
+            policy.tag(copy)
+            assert policy.status.tags == 2
+            subprocess.run(["umount", str(top)], check=True)
+            # Its number is free for the next file system that has none of its own.
+            assert policy.status.tags == 0
+            assert not list(policy.device.tags())
+
+
+def test_tags_of_such_file_systems_end_without_a_policy_too(mount: Path) -> None:
+    with btrfs(mount) as top:
+        file = make_file(top / "weights", 11)
+        with attached(WINDOW, file) as policy:
+            loader.detach("window")
+            assert len(list(policy.device.tags())) == 1
+            subprocess.run(["umount", str(top)], check=True)
+            assert not list(policy.device.tags())
+
+
+# --- one reader's prefetch is not another's ---
+
+ASK = """
+import os, sys
+os.pread(int(sys.argv[1]), 1, int(sys.argv[2]) * 4096)
+print("read", flush=True)
+sys.stdin.read()
+"""
+
+
+def test_two_cgroups_share_an_open_file(slow_mount: Path) -> None:
+    """Each pays for what it asked for."""
+    file = make_file(slow_mount / "weights", PAGES)
+    with (
+        group("pcbfirst", max=1 << 30) as first,
+        group("pcbsecond", max=1 << 30) as second,
+        attached(WINDOW, file, window_pages=1, prefetch_pages=1500) as policy,
+        ExitStack() as stack,
+    ):
+        fd = os.open(file, os.O_RDONLY)
+        os.set_inheritable(fd, True)
+        stack.callback(os.close, fd)
+        for where, memory in ((0, first), (2000, second)):
+            script = f'echo $$ >"{memory.path}"/cgroup.procs && exec "$@"'
+            command = [sys.executable, "-c", ASK, str(fd), str(where)]
+            reader = subprocess.Popen(
+                ["sh", "-c", script, "sh", *command],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                text=True,
+                pass_fds=[fd],
+            )
+            stack.callback(reader.communicate)
+            assert reader.stdout and reader.stdout.readline() == "read\n"
+        policy.idle()
+        wait_for(lambda: resident(file) >= 3002, "what both asked for")
+        for memory in (first, second):
+            assert memory.stat("file") >= 1500 * PAGE_SIZE, memory.path
+
+
+def test_a_throttled_cgroup_holds_up_nobody_else(slow_mount: Path) -> None:
+    """Far above memory.high a task sleeps for what it reads; a worker would sleep for it."""
+    mine, theirs = (make_file(slow_mount / name, PAGES) for name in ("mine", "theirs"))
+    hog = "import sys\nhold = bytearray(64 << 20)\nprint('full', flush=True)\nsys.stdin.read()"
+    with (
+        group("pcbthrottled", max=1 << 30) as memory,
+        attached(WINDOW, mine, theirs, window_pages=1, prefetch_pages=PAGES) as policy,
+        ExitStack() as stack,
+    ):
+        holder = memory.start(sys.executable, "-c", hog)
+        stack.callback(holder.communicate)
+        assert holder.stdout and holder.stdout.readline() == "full\n"
+        fd = os.open(theirs, os.O_RDONLY)
+        stack.callback(os.close, fd)
+        script = f'echo $$ >"{memory.path}"/cgroup.procs && exec "$@"'
+        memory.path.joinpath("memory.high").write_text(str(8 << 20))
+        reader = subprocess.Popen(
+            ["sh", "-c", script, "sh", sys.executable, "-c", ASK, str(fd), "0"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            pass_fds=[fd],
+        )
+        stack.callback(reader.communicate)
+        with mine.open("rb") as own:
+            os.pread(own.fileno(), 1, 0)
+            wait_for(lambda: resident(mine) == PAGES, "my own prefetch", 60)
+        memory.path.joinpath("memory.high").write_text("max")
+        assert reader.stdout and reader.stdout.readline() == "read\n"
+        policy.idle()
+        assert policy.status.inflight_pages == 0
+
+
+def test_a_neighbor_of_ten_is_no_concern(mount: Path) -> None:
+    """However many cgroups have read a file: one that holds none of it does not get it dropped."""
+    file = make_file(mount / "weights", PAGES)
+    stream = make_file(mount / "stream", 3 * PAGES)
+    with (
+        attached(test_policy("pressure_drop"), file) as policy,
+        group("pcbother", max=16 << 20) as other,
+    ):
+        for number in range(10):
+            drop([file])
+            with group(f"pcbreader{number}", max=1 << 30) as memory:
+                memory.read(file)
+        other.read(stream)
+        assert policy.count("pressure_calls") == 0
+        assert resident(file) == PAGES
+
+
+# --- slow hooks ---
+
+
+@pytest.mark.parametrize(("hook", "number"), [("readahead", 2), ("access", 3), ("added", 4)])
+def test_a_slow_hook_is_ended(file: Path, hook: str, number: int) -> None:
+    """And from then on the kernel decides by itself."""
+    with attached(test_policy("slow"), file, loops=4_000_000, hook=number) as policy:
+        for _ in range(40):
+            drop([file])
+            with file.open("rb", buffering=0) as reader:
+                for start in range(0, 64, 32):
+                    os.pread(reader.fileno(), 1, start * PAGE_SIZE)
+            if not policy.alive:
+                break
+        wait_for(lambda: not policy.alive, "the policy to be ended")
+        record = wait_for(lambda: list(policy.device.exits())[-1:], "the exit record")[0]
+        assert (record.policy, record.kind, record.hook) == ("slow", "slow", hook)
+        read_all(file)
