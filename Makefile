@@ -25,7 +25,7 @@ RUNNING := $(shell uname -r)
 KREL ?= $(GUEST_KREL)
 
 .PHONY: help deps build peers bpf policies kmod check format coverage docs docs-site mutate test test-unit test-native test-vm test-numa \
-	test-torch test-old vm vm-shell vm-debug debug-kernel demo bench wheel dist install install-data uninstall clean
+	test-torch test-old vm vm-shell vm-debug debug-kernel test-kernels demo bench wheel dist install install-data uninstall clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -79,6 +79,7 @@ check: build ## lint, types, formats, generated files
 	build/venv/bin/lint-imports
 	build/venv/bin/clang-format --dry-run --Werror $(C_FILES)
 	$(PY) tools/gen_abi.py --check
+	$(PY) tools/kernel_matrix.py --check
 	$(PY) -m tools.generate_docs --check
 
 format: ## format all sources
@@ -175,6 +176,20 @@ vm-debug: build debug-kernel ## tests of the module, in guests whose kernel has 
 
 debug-kernel: build ## build that kernel, and the module for it
 	$(Q)tools/debug_kernel.sh
+
+# Not part of `make test`: each kernel is fetched (some 300 MB with what is needed to build for it), and
+# takes half an hour.  KERNELS names others that Debian has headers of.
+KERNELS ?= $(GUEST_KREL) 7.3.4+deb13-amd64
+KMOD_TESTS := $(patsubst %,tests/vm/test_kmod_%.py,readahead prefetch tags policies evict safety)
+test-kernels: build ## tests of the module on each kernel of docs/kernels.md, and its table (long)
+	$(Q)mkdir -p build/test/kernels
+	$(Q)status=0; for release in $(KERNELS); do \
+		image=/boot/vmlinuz-$$release; \
+		[ -e $$image ] || image=$$(tools/other_kernel.sh $$release) || exit 1; \
+		$(PY) -m benchmarks.guest --name kernel-$$release --kernel $$image --serial --timeout 3600 -- \
+			python -m pytest $(KMOD_TESTS) -p no:cacheprovider -rsf \
+			--junitxml=build/test/kernels/$$release.xml || status=$$?; \
+	done; $(PY) tools/kernel_matrix.py build/test/kernels/*.xml; exit $$status
 
 demo: build ## the main job on real input: cold loads, default against policy (SIZE=, MODEL=)
 	$(PY) -m benchmarks.demo

@@ -1,0 +1,93 @@
+#!/usr/bin/env bash
+# SPDX-License-Identifier: Apache-2.0
+# Fetch a newer kernel of Debian and build the module for it: other_kernel.sh RELEASE, such as
+# 7.3.4+deb13-amd64.  Nothing of this machine is changed: packages come through an apt directory of
+# our own and are unpacked, not installed; compiler and headers live in a directory made with
+# debootstrap, since the machine's own are too old for these headers.  All of it lies in
+# build/kernels/RELEASE.  The last line printed is the image, for `python -m benchmarks.guest --kernel`.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+RELEASE=$1
+SUITE=${SUITE:-trixie}
+DIR=$PWD/build/kernels/$RELEASE
+IMAGE=$DIR/image/usr/lib/modules/$RELEASE/vmlinuz
+ROOT=$DIR/root
+KEYS=/usr/share/keyrings/debian-archive-keyring.gpg
+
+say() { printf '== %s\n' "$*" >&2; }
+
+logged() {
+	local log=$1
+	shift
+	"$@" >"$log" 2>&1 || {
+		tail -n 20 "$log" >&2
+		say "failed: $* (log: $log)"
+		exit 1
+	}
+}
+
+if [ "$(id -u)" -ne 0 ]; then
+	say "run this as root: debootstrap and chroot need it"
+	exit 4
+fi
+command -v debootstrap >/dev/null || {
+	say "debootstrap is not installed: apt-get install debootstrap"
+	exit 4
+}
+# Where this machine gets Debian from.
+MIRROR=$(apt-get indextargets --format '$(ORIGIN) $(REPO_URI)' 'Created-By: Packages' |
+	sed -n 's/^Debian //p' | grep -v security | head -n 1)
+[ -n "$MIRROR" ] || {
+	say "apt on this machine knows no Debian archive"
+	exit 4
+}
+
+apt_private() {
+	mkdir -p "$DIR"/apt/{etc,state/lists/partial,cache/archives/partial}
+	: >"$DIR/apt/state/status"
+	printf "deb [signed-by=$KEYS] $MIRROR %s main\n" "$SUITE" "$SUITE-backports" \
+		>"$DIR/apt/etc/sources.list"
+	cat >"$DIR/apt/conf" <<-CONF
+		Dir::Etc "$DIR/apt/etc"; Dir::Etc::parts "/dev/null"; Dir::Etc::sourceparts "/dev/null";
+		Dir::Etc::sourcelist "$DIR/apt/etc/sources.list"; Dir::State "$DIR/apt/state";
+		Dir::State::status "$DIR/apt/state/status"; Dir::Cache "$DIR/apt/cache";
+		APT::Sandbox::User "root";
+	CONF
+}
+
+mkdir -p "$DIR"
+if [ ! -e "$IMAGE" ]; then
+	say "fetching the kernel $RELEASE"
+	apt_private
+	mkdir -p "$DIR/packages"
+	(
+		export APT_CONFIG=$DIR/apt/conf
+		cd "$DIR/packages"
+		logged ../apt.log apt-get update -q
+		logged ../apt.log apt-get download "linux-binary-$RELEASE" "linux-modules-$RELEASE" \
+			"linux-base-$RELEASE"
+	)
+	for package in "$DIR"/packages/*.deb; do
+		dpkg -x "$package" "$DIR/image"
+	done
+fi
+if [ ! -e "$ROOT/usr/src/linux-headers-$RELEASE" ]; then
+	say "making a place to build in"
+	logged "$DIR/debootstrap.log" debootstrap --variant=minbase "$SUITE" "$ROOT" "$MIRROR"
+	echo "deb $MIRROR $SUITE-backports main" >"$ROOT/etc/apt/sources.list.d/backports.list"
+	logged "$DIR/apt.log" chroot "$ROOT" apt-get update -q
+	logged "$DIR/apt.log" chroot "$ROOT" apt-get install -y -q --no-install-recommends \
+		make gcc "linux-headers-$RELEASE"
+fi
+mkdir -p "$ROOT/src/tests"
+rm -rf "$ROOT"/src/{kmod,bpf,tools} "$ROOT/src/tests/kmod"
+cp -a kmod bpf tools "$ROOT/src/"
+cp -a tests/kmod "$ROOT/src/tests/"
+mountpoint -q "$ROOT/proc" || mount -t proc proc "$ROOT/proc" # objtool asks it
+trap 'umount "$ROOT/proc"' EXIT
+chroot "$ROOT" /src/tools/build_kmod.sh "$RELEASE" >&2
+mkdir -p build/kmod
+rm -rf "build/kmod/$RELEASE"
+cp -a "$ROOT/src/build/kmod/$RELEASE" build/kmod/
+echo "$IMAGE"
