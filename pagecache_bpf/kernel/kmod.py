@@ -9,6 +9,7 @@ import os
 import platform
 import re
 import subprocess
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -22,6 +23,8 @@ BUILT = Path(__file__).resolve().parents[2] / "build" / "kmod"
 _DOCS = "docs/troubleshooting.md"
 # finit_module(2) and delete_module(2) have no wrapper in the C library.
 _SYSCALLS = {"x86_64": (313, 176), "aarch64": (273, 106)}
+#: Seconds within which a policy that was just detached, and what is being read for it, let go.
+_LETS_GO_S = 2.0
 _SIGNATURE = b"~Module signature appended~\n"
 
 #: Takes an open module file, returns 0 or an errno; a parameter so that tests can answer.
@@ -125,10 +128,16 @@ def unload() -> bool:
     """
     if not is_loaded():
         return False
-    code = _syscall(1, ctypes.c_char_p(NAME.encode()), ctypes.c_uint(os.O_NONBLOCK))
+    in_use = (errno.EAGAIN, errno.EWOULDBLOCK, errno.EBUSY)
+    deadline = time.monotonic() + _LETS_GO_S
+    while True:
+        code = _syscall(1, ctypes.c_char_p(NAME.encode()), ctypes.c_uint(os.O_NONBLOCK))
+        if code not in in_use or time.monotonic() >= deadline:
+            break
+        time.sleep(0.02)
     if code == errno.ENOENT:  # another process was faster
         return False
-    if code in (errno.EAGAIN, errno.EWOULDBLOCK, errno.EBUSY):
+    if code in in_use:
         raise PagecacheError(
             f"module {NAME} cannot be unloaded",
             "it is in use: a policy is attached or its device is open",
