@@ -306,5 +306,5 @@ def test_workers_take_on_the_memory_policy_of_the_node(file: Path, node: int) ->
         policy.idle()
         wait_for(lambda: resident(file) == 4064, "what was asked for")
         reader.communicate()
-    counts = nodes_of(file)
-    assert counts[node] >= 0.95 * sum(counts.values()), counts
+    # Looking at them brings in the rest of the file, on whatever node.
+    assert nodes_of(file)[node] >= 4064
