@@ -19,9 +19,8 @@ from pagecache_bpf.ipc.operations import operation
 from pagecache_bpf.kernel import abi
 from pagecache_bpf.kernel.file_key import key_of
 from pagecache_bpf.observer.service import Held
+from pagecache_bpf.policy import exit_history
 from pagecache_bpf.policy.catalog import find
-
-EXITS_KEPT = 64
 
 _log = logging.getLogger(__name__)
 
@@ -29,11 +28,18 @@ _log = logging.getLogger(__name__)
 class Service:
     """What the process holds: policies by name and how the last ones ended."""
 
-    def __init__(self) -> None:
+    def __init__(self, history: Path | None = None) -> None:
+        """Begin with what an agent before this one has left.
+
+        Args:
+            history: the file of how policies ended; None: nothing is kept beyond this process.
+        """
         self.agents: dict[str, Agent] = {}
         self.attached_ns: dict[str, int] = {}
-        self.exits: list[dict[str, Any]] = []
-        self._seq = 0
+        self._history = history
+        self.exits: list[dict[str, Any]] = exit_history.read(history) if history else []
+        self._seq = max((record["seq"] for record in self.exits), default=0)
+        self._save_history()
         self._workers: set[int] = set()
         self._dropped: set[tuple[str, str]] = set()
         self.observed = Held()
@@ -59,6 +65,7 @@ class Service:
             agent.own(pid)
         self.agents[info.name] = agent
         self.attached_ns[info.name] = time.time_ns()
+        self._save_history()
         return {"missing": agent.missing}
 
     @operation(changes=True)
@@ -72,6 +79,7 @@ class Service:
         agent.close()
         if agent.exit is None:
             self._ended(policy, "detached", 0, "detached", "")
+        self._save_history()
         return {"exit": next(each for each in reversed(self.exits) if each["policy"] == policy)}
 
     @operation(changes=True)
@@ -222,6 +230,16 @@ class Service:
                 code, message, hook = agent.exit
                 self._ended(name, "policy", code, "the policy ended itself", message, hook)
 
+    def close(self) -> None:
+        """End every policy, since the process ends."""
+        for name, agent in self.agents.items():
+            agent.close()
+            if agent.exit is None:
+                self._ended(name, "detached", 0, "the agent was told to end", "")
+        self.agents.clear()
+        self.observed.close()
+        self._save_history()
+
     def _agent(self, policy: str) -> Agent:
         if policy not in self.agents:
             raise UsageError(f"the policy {policy} is not attached")
@@ -243,4 +261,10 @@ class Service:
                 "message": message,
             }
         )
-        del self.exits[:-EXITS_KEPT]
+        del self.exits[: -exit_history.EXITS_KEPT]
+        self._save_history()
+
+    def _save_history(self) -> None:
+        if self._history is not None:
+            live = [name for name, agent in self.agents.items() if agent.exit is None]
+            exit_history.write(live, self.exits, self._history)

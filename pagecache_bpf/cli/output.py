@@ -25,8 +25,14 @@ if TYPE_CHECKING:
 WIDTH = 96  # without a terminal, unless COLUMNS says otherwise
 PREFIX = "pagecache-bpf: "
 TROUBLESHOOTING = "docs/troubleshooting.md"
-#: Where the documents are after an installation (`make install`, `pip install`).
-INSTALLED_DOCS = Path(sys.prefix) / "share" / "doc" / "pagecache-bpf"
+#: Where the documents are in the source tree, after `pip install` and after `make install`.
+DOCS = (
+    Path(__file__).resolve().parents[2] / "docs",
+    Path(sys.prefix) / "share" / "doc" / "pagecache-bpf",
+    Path(sys.prefix).parents[1] / "share" / "doc" / "pagecache-bpf" / "docs"
+    if len(Path(sys.prefix).parents) > 1
+    else Path(sys.prefix),
+)
 
 
 def where(docs: str) -> str:
@@ -39,7 +45,7 @@ def where(docs: str) -> str:
         The path of the document in the source tree or of the installed one, with the section.
     """
     name, mark, section = docs.partition("#")
-    for root in (Path(__file__).resolve().parents[2] / "docs", INSTALLED_DOCS):
+    for root in DOCS:
         path = root / name.removeprefix("docs/")
         if name and path.is_file():
             return f"{path}{mark}{section}"

@@ -23,7 +23,7 @@ _NAMES_BYTES = 256 << 20
 
 
 def derive_template(args: argparse.Namespace, out: Output) -> int:
-    """derive"""
+    """Derive a template from the headers of a model."""
     from pagecache_bpf.templates.parallel import Parallel
 
     names = None if args.list is None else _names(args.list)
@@ -71,7 +71,7 @@ def _names(path: Path) -> list[str]:
 
 
 def record_template(args: argparse.Namespace, out: Output) -> int:
-    """record"""
+    """Record a template from what a command reads."""
     from pagecache_bpf.templates.record import record
 
     words = args.words[1:] if args.words[:1] == ["--"] else args.words
@@ -90,7 +90,7 @@ def record_template(args: argparse.Namespace, out: Output) -> int:
 
 
 def show_template(args: argparse.Namespace, out: Output) -> int:
-    """show"""
+    """Show a template."""
     template = templates.read(args.template)
     extra: dict[str, Any] = {}
     if args.order:
@@ -108,7 +108,7 @@ def show_template(args: argparse.Namespace, out: Output) -> int:
 
 
 def check_template(args: argparse.Namespace, out: Output) -> int:
-    """check: 1 when it does not fit"""
+    """Check whether a template fits a model; the exit code is 1 when it does not."""
     template = templates.read(args.template)
     model = resolve(args.path)
     fit = templates.check(template, model)
@@ -138,7 +138,7 @@ def check_template(args: argparse.Namespace, out: Output) -> int:
 
 
 def import_template(args: argparse.Namespace, out: Output) -> int:
-    """import"""
+    """Import a MAIO trace."""
     from pagecache_bpf.templates.traces import read_trace
 
     _deliver(read_trace(args.trace, args.path), args.output, out)
@@ -146,34 +146,39 @@ def import_template(args: argparse.Namespace, out: Output) -> int:
 
 
 def export_template(args: argparse.Namespace, out: Output) -> int:
-    """export"""
+    """Export a template as a MAIO trace."""
     from pagecache_bpf.templates.template import locate
     from pagecache_bpf.templates.traces import render_trace
 
     template = templates.read(args.template)
     paths = dict(enumerate(locate(template, Path(args.path).absolute())))
     lines = render_trace(template, paths)
+    if args.output is None and out.json:
+        text = "".join(lines)
+        data = {"file": None, "lines": text.count("\n"), "trace": text}
+        out.emit(data, lambda console: None)
+        return 0
     if args.output is None:
-        for line in lines:
-            sys.stdout.write(line)
+        for some in lines:
+            sys.stdout.write(some)
         return 0
     count = 0
     try:
         with args.output.open("w", encoding="utf-8", errors="surrogateescape") as file:
-            for line in lines:
-                file.write(line)
-                count += 1
+            for some in lines:
+                file.write(some)
+                count += some.count("\n")
     except OSError as error:
         raise UsageError(f"{args.output} cannot be written", error.strerror or "") from error
     out.emit(
-        {"file": str(args.output), "lines": count},
+        {"file": str(args.output), "lines": count, "trace": None},
         lambda console: console.print(f"{args.output}: {plural(count, 'line')}"),
     )
     return 0
 
 
 def diff_template(args: argparse.Namespace, out: Output) -> int:
-    """diff: 1 when they differ"""
+    """Compare two templates; the exit code is 1 when they differ."""
     from pagecache_bpf.templates.compare import compare
 
     found = compare(templates.read(args.left), templates.read(args.right))

@@ -89,15 +89,15 @@ COLUMNS = (
         *(_rate(lambda r: r.hit_ratio), percent),
     ),
     Column(
-        *("wanted", "w", 13, 2, "accessed_bytes_total", ", a second"),
+        *("accessed", "a", 13, 2, "accessed_bytes_total", ", a second"),
         *(_rate(lambda r: r.accessed), speed),
     ),
     Column(
-        *("read in", "r", 13, 6, "added_bytes_total", ", a second"),
+        *("added", "r", 13, 6, "added_bytes_total", ", a second"),
         *(_rate(lambda r: r.added), speed),
     ),
     Column(
-        *("stalled", "s", 9, 3, "stall_seconds_total", "; one reader all the time is 100%"),
+        *("stall", "s", 9, 3, "stall_seconds_total", "; one reader all the time is 100%"),
         *(_rate(lambda r: r.stalled), percent),
     ),
 )
@@ -157,6 +157,8 @@ JSON = {
     "models[].resident_bytes": declarations.find("pagecache_resident_bytes").help,
     "models[].resident_by_node.*": f"{declarations.find('pagecache_resident_node_bytes').help}; "
     "empty if that is not known",
+    "models[].since_ns": "when it was tagged, in ns since 1970: its counters began at 0 then; 0 if "
+    "it is not observed",
     "models[].observed": "whether the observer counts it; counters is empty if not",
     "models[].hit_ratio": f"{declarations.find('pagecache_hit_ratio').help}; null without any",
     **{
@@ -170,9 +172,9 @@ JSON = {
 }
 RATES_JSON = {
     "models[].rates": "since the line before; null in the first line and if not observed",
-    "models[].rates.accessed": "bytes wanted, a second",
+    "models[].rates.accessed": "bytes accessed, a second",
     "models[].rates.added": "bytes that entered the page cache, a second",
     "models[].rates.stalled": "seconds that readers slept for I/O, a second",
-    "models[].rates.hit_ratio": "hits of the bytes wanted; null without any",
-    "models[].rates.ahead_ratio": "first use of readahead of the bytes wanted; null without any",
+    "models[].rates.hit_ratio": "hits of the bytes accessed; null without any",
+    "models[].rates.ahead_ratio": "first use of readahead of the bytes accessed; null without any",
 }

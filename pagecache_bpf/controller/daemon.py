@@ -38,6 +38,7 @@ from pagecache_bpf.controller.root_service import QUEUE, RootService
 from pagecache_bpf.controller.systemd import notify, reloading, watchdog_seconds
 from pagecache_bpf.errors import PagecacheError, UsageError
 from pagecache_bpf.ipc.server import Connection, Server
+from pagecache_bpf.policy import exit_history
 from pagecache_bpf.policy.agent_device import SOCKET as ROOT_SOCKET
 
 LOCK = RUN_DIR / "agent.lock"
@@ -61,7 +62,7 @@ class Daemon:
         self._saving = threading.Lock()
         self._stop = False
         self.failed: list[str] = []  # of what was to be done at the start
-        self.service = Service()
+        self.service = Service(exit_history.PATH)
         self.engines = EngineControl(self.service, self._lock)
         self.ledger = LoadLedger(self.engines, Budgets(), self._save)
         self.server = Server()

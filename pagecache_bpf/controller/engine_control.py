@@ -196,10 +196,7 @@ class EngineControl:
                     with suppress(PagecacheError):
                         loader.detach(name)
             self.own.clear()
-            for agent in self.service.agents.values():
-                agent.close()
-            self.service.agents.clear()
-            self.service.observed.close()
+            self.service.close()
 
 
 def _inode(key: bytes) -> tuple[int, int]:

@@ -46,12 +46,12 @@ class Counted:
 
     @property
     def accessed_bytes(self) -> int:
-        """Bytes that its readers wanted."""
+        """Bytes that its readers accessed."""
         return self.total("hit_bytes", "ahead_bytes", "miss_bytes")
 
     @property
     def hit_ratio(self) -> float | None:
-        """Of the bytes wanted, the part that was there: hits / accessed.  None without any.
+        """Of the bytes accessed, the part that was there: hits / accessed.  None without any.
 
         First use of what the kernel's readahead had brought is no hit: see ahead_ratio.
         """
@@ -59,7 +59,7 @@ class Counted:
 
     @property
     def ahead_ratio(self) -> float | None:
-        """Of the bytes wanted, the part that the kernel's readahead had just brought."""
+        """Of the bytes accessed, the part that the kernel's readahead had just brought."""
         return self.total("ahead_bytes") / self.accessed_bytes if self.accessed_bytes else None
 
     @property
@@ -124,7 +124,9 @@ class ModelStats(Counted):
     """A model under one policy; bytes is its size.
 
     observed: whether the observer counts it; without, counters is empty.  resident_by_node: by
-    the number of the NUMA node; empty where that is not known.
+    the number of the NUMA node; empty where that is not known.  since_ns: when it was tagged, in
+    ns since 1970, 0 if that is not known.  counters: since then.  totals: since the observer
+    began, so that they only grow; for Prometheus.
     """
 
     model: str
@@ -137,6 +139,8 @@ class ModelStats(Counted):
     observed: bool = False
     counters: Mapping[str, int] = field(default_factory=dict)
     consumers: tuple[Consumer, ...] = ()
+    since_ns: int = 0
+    totals: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def key(self) -> tuple[str, str, str]:
@@ -159,7 +163,7 @@ class Snapshot:
 class Rates:
     """What happened to a model between two snapshots; ratios are None without any access.
 
-    accessed, added: bytes a second wanted and come into the cache.  stalled: seconds that
+    accessed, added: bytes a second accessed and added to the cache.  stalled: seconds that
     readers slept for I/O, a second (2.0: two of them, all the time).
     """
 
@@ -250,8 +254,14 @@ def as_json(snapshot: Snapshot) -> dict[str, Any]:
             {**asdict(policy), "state": "ended" if policy.ended else "attached"}
             for policy in snapshot.policies
         ],
-        "models": [{**asdict(model), "hit_ratio": model.hit_ratio} for model in snapshot.models],
+        "models": [_model_as_json(model) for model in snapshot.models],
     }
+
+
+def _model_as_json(model: ModelStats) -> dict[str, Any]:
+    data = {**asdict(model), "hit_ratio": model.hit_ratio}
+    del data["totals"]  # of use to Prometheus only
+    return data
 
 
 def _policy(
@@ -296,15 +306,20 @@ def _observer(answer: Mapping[str, Any]) -> Observer | None:
 def _observed(row: Mapping[str, Any], uncounted: Collection[str]) -> ModelStats:
     """A model as the observer tells of it, without the zeros of what it cannot count."""
 
-    def counted(counters: Mapping[str, int]) -> dict[str, int]:
-        return {name: value for name, value in counters.items() if name not in uncounted}
+    def since(row: Mapping[str, Any]) -> dict[str, int]:
+        before = row["counters_before"]
+        return {
+            name: max(0, value - before[name])
+            for name, value in row["counters"].items()
+            if name not in uncounted
+        }
 
     nodes = row["resident_by_node"]
     consumers = tuple(
-        Consumer(
-            consumer["tgid"], consumer["comm"], consumer["alive"], counted(consumer["counters"])
-        )
+        Consumer(consumer["tgid"], consumer["comm"], consumer["alive"], counters)
         for consumer in row["consumers"]
+        # One that has read nothing since is of an earlier time.
+        if any((counters := since(consumer)).values())
     )
     return ModelStats(
         row["model"],
@@ -315,8 +330,10 @@ def _observed(row: Mapping[str, Any], uncounted: Collection[str]) -> ModelStats:
         row["resident_bytes"],
         nodes if isinstance(nodes, dict) else {},
         True,
-        counted(row["counters"]),
+        since(row),
         consumers,
+        row["since_ns"],
+        {name: value for name, value in row["counters"].items() if name not in uncounted},
     )
 
 

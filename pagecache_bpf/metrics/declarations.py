@@ -108,7 +108,7 @@ _FAMILIES = (
     _Family(
         r"(?P<access>read|mmap)_(?P<result>hit|ahead|miss)_bytes",
         "accessed_bytes_total",
-        "Bytes that readers wanted, and how they found them",
+        "Bytes that readers accessed, and how they found them",
         ("access", "result"),
     ),
     _Family(
@@ -157,9 +157,9 @@ def _observed() -> Iterator[Metric]:
             labels: tuple[str, ...] = family.labels,
         ) -> Iterator[Sample]:
             for match, counter in members:
-                if counter.name in model.counters:
+                if counter.name in model.totals:
                     values = [match[label] for label in labels]
-                    yield values, _base(counter, model.counters[counter.name])
+                    yield values, _base(counter, model.totals[counter.name])
 
         yield Metric(
             f"{PREFIX}{family.name}",
@@ -171,8 +171,8 @@ def _observed() -> Iterator[Metric]:
     for counter in rest:
 
         def one(model: ModelStats, counter: Counter = counter) -> Iterator[Sample]:
-            if counter.name in model.counters:
-                yield (), _base(counter, model.counters[counter.name])
+            if counter.name in model.totals:
+                yield (), _base(counter, model.totals[counter.name])
 
         text = _sentence(f"bytes {counter.help}" if counter.unit == "bytes" else counter.help)
         yield Metric(f"{PREFIX}{_name(counter)}_total", "counter", text, MODEL, _of_models(one))
@@ -365,7 +365,7 @@ def _gauges() -> Iterator[Metric]:
     )
     yield gauge(
         "hit_ratio",
-        "Of the bytes wanted since the model was tagged, the part that was there: 0 to 1",
+        "Of the bytes accessed since the model was tagged, the part that was there: 0 to 1",
         MODEL,
         _of_models(lambda model: [((), model.hit_ratio)] if model.hit_ratio is not None else []),
     )
@@ -379,7 +379,7 @@ METRICS: tuple[Metric, ...] = (
     Metric(
         f"{PREFIX}errors_total",
         "counter",
-        "What went wrong, by kind; readers got the kernel's own behaviour instead",
+        "What went wrong, by kind; readers got the kernel's own behavior instead",
         (*POLICY, "kind"),
         _of_policies(_errors),
     ),
@@ -411,9 +411,11 @@ def page() -> str:
         "What `pagecache-bpf export` serves. [Monitoring](monitoring.md) says how to collect it.",
         "`pagecache-bpf stats --json` has the same numbers under the kernel's names.",
         "",
-        "Counters begin at 0 when a policy is attached or a file is tagged, and are gone when it",
-        "is not any more. Sizes are bytes of whole pages. There is no histogram of the time that",
-        "hooks take: neither engine measures it (`python -m benchmarks.overhead` does).",
+        "Counters of a policy begin at 0 when it is attached. Counters of a model only grow while",
+        "the agent's process runs, over any number of attachments, and are told while the model is",
+        "tagged; what `stats`, `watch` and `top` show, and `hit_ratio`, begins at 0 when the model",
+        "is tagged. Sizes are bytes of whole pages. There is no histogram of the time that hooks",
+        "take: neither engine measures it (`python -m benchmarks.overhead` does).",
         "",
     ]
     for kind in ("counter", "gauge"):

@@ -27,9 +27,12 @@ A snapshot is a dict that JSON can carry.  Sizes are bytes, times nanoseconds:
           "bytes": int,           size of the files
           "resident_bytes": int,  in the cache now, by cachestat(2)
           "resident_by_node": {"0": int, ...} | "unknown",
-          "counters": {name: int},    every member of kernel.abi.OBSERVED
+          "since_ns": int,        when its first file was tagged, after it had none
+          "counters": {name: int},    every member of kernel.abi.OBSERVED; these only grow
+          "counters_before": {name: int},    what they were at since_ns
           "consumers": [
-            {"tgid": int, "comm": str, "alive": bool, "counters": {name: int}}
+            {"tgid": int, "comm": str, "alive": bool,
+             "counters": {name: int}, "counters_before": {name: int}}
           ]
         }
       ]

@@ -6,7 +6,7 @@ from __future__ import annotations
 import ctypes
 import os
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -70,6 +70,8 @@ class _Model:
     policy: str | None = None
     engine: str | None = None
     files: dict[bytes, _File] = field(default_factory=dict)
+    since_ns: int = 0  # when its first file was tagged, after it had none
+    base: dict[int, list[int]] = field(default_factory=dict)  # what was counted then, by process
 
 
 @dataclass
@@ -177,6 +179,9 @@ class Observer:
             self._maps["observed"].update(
                 bytes(first), bytes(ctypes.sizeof(abi.pagecache_observed_value))
             )
+        if not known.files:
+            known.since_ns = time.time_ns()
+            known.base = _by_process(self._consumers().get(known.number, []))
         known.policy, known.engine = policy or known.policy, engine or known.engine
         self._slots += 1
         blocks = -(-os.fstat(fd).st_size // (PAGE_SIZE * BITS_PAGES))
@@ -293,12 +298,15 @@ class Observer:
             "bytes": size,
             "resident_bytes": resident,
             "resident_by_node": {"0": resident} if len(nodes()) <= 1 else "unknown",
-            "counters": named([sum(column) for column in zip(*_columns(consumers), strict=True)]),
+            "since_ns": model.since_ns,
+            "counters_before": named(_sums(model.base.values())),
+            "counters": named(_sums(consumer.counters for consumer in consumers)),
             "consumers": [
                 {
                     "tgid": each.tgid,
                     "comm": each.comm,
                     "alive": _alive(each.tgid),
+                    "counters_before": named(model.base.get(each.tgid, [0] * len(OBSERVED))),
                     "counters": named(each.counters),
                 }
                 for each in sorted(consumers, key=lambda each: each.tgid)
@@ -456,8 +464,18 @@ def _start(
     return BccPrograms(moves, without, log_dir)
 
 
-def _columns(consumers: list[_Consumer]) -> list[list[int]]:
-    return [each.counters for each in consumers] or [[0] * len(OBSERVED)]
+def _sums(rows: Iterable[list[int]]) -> list[int]:
+    """Each counter's sum over several processes."""
+    return [sum(column) for column in zip([0] * len(OBSERVED), *rows, strict=True)]
+
+
+def _by_process(consumers: list[_Consumer]) -> dict[int, list[int]]:
+    """The counters of each process, those of an ended one of the same number added."""
+    found: dict[int, list[int]] = {}
+    for consumer in consumers:
+        before = found.get(consumer.tgid, [0] * len(OBSERVED))
+        found[consumer.tgid] = _sums([before, consumer.counters])
+    return found
 
 
 def _alive(tgid: int) -> bool:

@@ -14,7 +14,7 @@ from types import TracebackType
 from pagecache_bpf.errors import PagecacheError, UsageError
 from pagecache_bpf.kernel import kmod
 from pagecache_bpf.kernel.control_device import Device, ExitRecord, PolicyStatus, Tag
-from pagecache_bpf.policy import agent_device, loader
+from pagecache_bpf.policy import agent_device, exit_history, loader
 from pagecache_bpf.policy.agent_device import AgentDevice
 from pagecache_bpf.policy.observing import wanted
 
@@ -74,7 +74,9 @@ class Engines:
 
     def exits(self) -> list[ExitRecord]:
         """How the last policies ended, oldest first."""
-        found = [each for _, device in self._engines() for each in device.exits()]
+        found = [record for _, device in self._engines() for record in device.exits()]
+        if self.agent is None:
+            found += [ExitRecord(**record) for record in exit_history.read()]
         return sorted(found, key=lambda each: each.time_ns)
 
     def tag(self, fd: int, *, policy: str, model: str, path: str, replace: bool = False) -> None:

@@ -10,8 +10,10 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from pagecache_bpf.errors import PagecacheError, UsageError
 from pagecache_bpf.kernel.file_key import open_to_read
@@ -20,7 +22,13 @@ from pagecache_bpf.weights import headers
 from pagecache_bpf.weights.identity import TemplateFile, identify
 
 _LINE = 64 << 10
-_NODE_ANY = -1
+_NODE_ANY, _NODE_END = -1, 1 << 20
+_MOST_NODES = 1024
+_BLOCK_BYTES = 16 << 20
+_LINES_AT_ONCE = 1 << 14
+_ROW = np.dtype(
+    [("file", np.int64), ("offset", np.int64), ("length", np.int64), ("node", np.int64)]
+)
 _DOCS = "docs/troubleshooting.md#is-not-a-maio-trace"
 
 
@@ -41,41 +49,62 @@ def describe(path: Path, name: str) -> TemplateFile:
 
 
 def read_trace(trace: Path, root: Path | None = None, gap: int = 0) -> Template:
-    """Import a trace.  root: where the files are, by their names, if not where it says.
+    """Import a trace.
 
-    NUMA nodes become consumers: the trace tells for which node the bytes were read.  Files
-    behind whose end a line reads are refused.  Raises UsageError, with the line.
+    The NUMA node of a line says where its pages are to be, not who reads them: -1 leaves that
+    open, so such a line belongs to the reader of the line before.  Lines for two or more nodes
+    become a consumer for each node, since loaders that read for several nodes have a process on
+    each.
+
+    Args:
+        trace: the file.
+        root: where the files are, by their names, if not where the trace says.
+        gap: bytes between two I/Os of a file that are not worth a seek.
+
+    Returns:
+        The template, with the identities that the files have now.
+
+    Raises:
+        UsageError: it is no trace (with the line), or reads behind the end of a file.
+        PrivilegeError: a file may not be read.
     """
-    paths: dict[str, int] = {}
-    nodes: dict[int, int] = {}
-    rows: list[tuple[int, int, int, int, int]] = []
-    for number, (path, offset, length, node) in enumerate(_lines(trace), 1):
-        if length == 0:
-            continue
-        file = paths.setdefault(path, len(paths))
-        consumer = nodes.setdefault(node, len(nodes))
-        if len(rows) >= MAX_EXTENTS or len(paths) > MAX_FILES or len(nodes) > 1024:
-            raise _damaged(trace, number, "it has more lines, files or nodes than are possible")
-        rows.append((consumer, file, offset, length, length))
-    if not rows:
+    paths, table = _table(trace)
+    if not len(table):
         raise _damaged(trace, 1, "it has no I/O")
     found = [_find(Path(path), root) for path in paths]
     base = Path(os.path.commonpath([path.parent for path in found]))
     files = tuple(describe(path, str(path.relative_to(base))) for path in found)
-    extents = np.array(rows, EXTENT)
-    sizes = np.array([file.size for file in files], np.uint64)[extents["file"]]
-    over = (extents["offset"] >= sizes) | (extents["length"] > sizes - extents["offset"])
+    sizes = np.array([file.size for file in files], np.int64)[table["file"]]
+    over = (table["offset"] >= sizes) | (table["length"] > sizes - table["offset"])
     if over.any():
-        bad = extents[int(np.flatnonzero(over)[0])]
+        bad = table[int(np.flatnonzero(over)[0])]
         raise UsageError(
             f"{trace} does not fit the files",
             f"it reads behind the end of {found[int(bad['file'])]}",
             "Record a template of these files",
             "docs/troubleshooting.md#does-not-fit-the-files",
         )
+    names, readers = _readers(table["node"])
+    extents = np.zeros(len(table), EXTENT)
+    extents["consumer"], extents["file"] = readers, table["file"]
+    extents["offset"], extents["length"] = table["offset"], table["length"]
+    extents["wanted"] = table["length"]
     order = np.argsort(extents["consumer"], kind="stable")
-    names = [f"node {node}" if node >= 0 else "any node" for node in nodes]
-    return Template(files, tuple(names), coalesce(extents[order], gap), "imported", "maio trace")
+    return Template(files, names, coalesce(extents[order], gap), "imported", "maio trace")
+
+
+def _readers(nodes: NDArray[np.int64]) -> tuple[tuple[str, ...], NDArray[np.int64]]:
+    """Names of the consumers, and the number of the consumer of each line."""
+    known = nodes != _NODE_ANY
+    if not known.any():
+        return ("any node",), np.zeros(len(nodes), np.int64)
+    # -1 takes the node of the line before; at the beginning, the first that there is.
+    lines = np.where(known, np.arange(len(nodes)), int(np.argmax(known)))
+    filled = nodes[np.maximum.accumulate(lines)]
+    distinct, first, numbers = np.unique(filled, return_index=True, return_inverse=True)
+    rank = np.argsort(np.argsort(first))  # in the order in which they come
+    names = [f"node {node}" for node in distinct[np.argsort(first)]]
+    return tuple(names), rank[numbers].astype(np.int64)
 
 
 def _find(path: Path, root: Path | None) -> Path:
@@ -92,21 +121,109 @@ def _find(path: Path, root: Path | None) -> Path:
     return path
 
 
-def _lines(trace: Path) -> Iterator[tuple[str, int, int, int]]:
+def _table(trace: Path) -> tuple[list[str], NDArray[Any]]:
+    """The paths of a trace and its lines; those without bytes are left out."""
+    paths: dict[bytes, int] = {}
+    blocks: list[NDArray[Any]] = []
+    number = rows = 0
+    for data in _blocks(trace):
+        block, lines = _block(trace, data, number, paths)
+        number += lines
+        rows += len(block)
+        nodes = np.unique(block["node"]) if len(block) else ()
+        if rows > MAX_EXTENTS or len(paths) > MAX_FILES or len(nodes) > _MOST_NODES:
+            raise _damaged(trace, number, "it has more lines, files or nodes than are possible")
+        blocks.append(block)
+    return [os.fsdecode(path) for path in paths], np.concatenate([np.zeros(0, _ROW), *blocks])
+
+
+def _blocks(trace: Path) -> Iterator[bytes]:
+    """The bytes of a trace in pieces of whole lines."""
+    rest = b""
     try:
         with trace.open("rb") as file:
-            number = 0
-            while line := file.readline(_LINE):
-                number += 1
-                if not line.strip():
-                    continue
-                # Paths may have blanks; numbers do not.
-                words = os.fsdecode(line.rstrip(b"\r\n")).rsplit(" ", 3)
-                if not line.endswith(b"\n") and len(line) == _LINE:
-                    raise _damaged(trace, number, "the line is too long")
-                yield _parsed(trace, number, words)
+            while data := file.read(_BLOCK_BYTES):
+                whole, newline, tail = data.rpartition(b"\n")
+                if newline:
+                    yield rest + whole + newline
+                    rest = tail
+                else:
+                    rest += tail
+                if len(rest) > _BLOCK_BYTES:
+                    break  # a line that long is refused by its length
     except OSError as error:
         raise UsageError(f"{trace} cannot be read", error.strerror or str(error)) from error
+    if rest:
+        yield rest
+
+
+def _block(
+    trace: Path, data: bytes, before: int, paths: dict[bytes, int]
+) -> tuple[NDArray[Any], int]:
+    """Read whole lines: a table of them and their number.
+
+    The three numbers at the end of all lines are read at once, a digit of each at a time; a line
+    that is anything but path, blank, number, blank, number, blank, number is looked at by itself.
+
+    Args:
+        trace: for messages.
+        data: the lines.
+        before: number of lines before them.
+        paths: the numbers of the paths by their bytes; new ones are added.
+    """
+    raw = np.frombuffer(data, np.uint8)
+    ends = np.flatnonzero(raw == ord("\n"))
+    if not data.endswith(b"\n"):
+        ends = np.append(ends, len(raw))
+    starts = np.concatenate(([0], ends[:-1] + 1))
+    stops = ends - ((ends > starts) & (raw[np.maximum(ends, 1) - 1] == ord("\r")))
+    blanks = np.concatenate(([-1, -1, -1], np.flatnonzero(raw == ord(" "))))
+    last = np.searchsorted(blanks, stops)
+    cuts = [blanks[np.maximum(last - back, 0)] for back in (3, 2, 1)]
+    good = (cuts[0] > starts) & (stops - starts < _LINE)
+    values = []
+    for begin, end in zip(cuts, (cuts[1], cuts[2], stops), strict=True):
+        value, fine = _numbers(raw, begin + 1, end)
+        values.append(value)
+        good &= fine
+    good &= (values[0] >= 0) & (values[1] >= 0)
+    good &= (values[2] >= _NODE_ANY) & (values[2] < _NODE_END)
+    table = np.zeros(len(ends), _ROW)
+    table["offset"], table["length"], table["node"] = values
+    cut = cuts[0]
+    for line in np.flatnonzero(~good).tolist():
+        text = data[starts[line] : ends[line]].rstrip(b"\r\n")
+        if not text.strip():
+            table[line] = 0  # an empty line has no bytes to read, and is left out below
+            continue
+        if len(text) >= _LINE:
+            raise _damaged(trace, before + line + 1, "the line is too long")
+        words = os.fsdecode(text).rsplit(" ", 3)
+        path, *numbers = _parsed(trace, before + line + 1, words)
+        table["offset"][line], table["length"][line], table["node"][line] = numbers
+        cut[line] = starts[line] + len(os.fsencode(path))
+    used = table["length"] > 0
+    where = zip(starts[used].tolist(), cut[used].tolist(), strict=True)
+    table = table[used]
+    table["file"] = [paths.setdefault(data[begin:end], len(paths)) for begin, end in where]
+    return table, len(ends)
+
+
+def _numbers(
+    raw: NDArray[np.uint8], begin: NDArray[np.int64], end: NDArray[np.int64]
+) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+    """The decimal numbers in these places, and whether each is one of at most 18 digits."""
+    most = max(len(raw) - 1, 0)
+    negative = raw[np.clip(begin, 0, most)] == ord("-")
+    at = begin + negative
+    good = (end > at) & (end - at < 19)
+    value = np.zeros(len(begin), np.int64)
+    for step in range(int(np.max(np.where(good, end - at, 0), initial=0))):
+        inside = good & (at + step < end)
+        digit = raw[np.clip(at + step, 0, most)].astype(np.int64) - ord("0")
+        good &= ~inside | ((digit >= 0) & (digit <= 9))
+        value = np.where(inside, value * 10 + digit, value)
+    return np.where(negative, -value, value), good
 
 
 def _parsed(trace: Path, number: int, words: list[str]) -> tuple[str, int, int, int]:
@@ -120,7 +237,7 @@ def _parsed(trace: Path, number: int, words: list[str]) -> tuple[str, int, int, 
             raise _damaged(trace, number, wrong)
         values.append(int(word))
     offset, length, node = values
-    if offset < 0 or length < 0 or not _NODE_ANY <= node < 1 << 20:
+    if offset < 0 or length < 0 or not _NODE_ANY <= node < _NODE_END:
         raise _damaged(trace, number, "a number is out of range")
     return words[0], offset, length, node
 
@@ -132,20 +249,35 @@ def _damaged(trace: Path, number: int, why: str) -> UsageError:
 
 
 def render_trace(template: Template, paths: dict[int, Path]) -> Iterator[str]:
-    """The lines of a trace.  Consumers named "node N" are on that node, all others on 0.
+    """Write a template as a trace.
 
-    Consumers take turns in the order of their progress, since the trace knows one order only.
+    Consumers take turns in the order of their progress, since a trace knows one order only.
+
+    Args:
+        template: the template.
+        paths: where its files are, by their numbers; the extents of others are left out.
+
+    Yields:
+        Some thousand lines at a time.  Those of a consumer named "node N" are for that node; for
+        all others the node is left open (-1).
     """
     nodes = [
-        int(name.removeprefix("node ")) if name.startswith("node ") and name[5:].isdecimal() else 0
+        int(name.removeprefix("node "))
+        if name.startswith("node ") and name[5:].isdecimal()
+        else _NODE_ANY
         for name in template.consumers
     ]
     extents = template.plain()
     ends = np.cumsum(extents["length"])
     first = np.searchsorted(extents["consumer"], extents["consumer"])
     progress = ends - np.concatenate(([0], ends))[first].astype(ends.dtype)
-    for number in np.argsort(progress, kind="stable"):
-        extent = extents[number]
-        path = paths.get(int(extent["file"]))
-        if path is not None:
-            yield f"{path} {extent['offset']} {extent['length']} {nodes[int(extent['consumer'])]}\n"
+    names = [str(paths[file]) if file in paths else None for file in range(len(template.files))]
+    ordered = extents[np.argsort(progress, kind="stable")]
+    for begin in range(0, len(ordered), _LINES_AT_ONCE):
+        some = ordered[begin : begin + _LINES_AT_ONCE]
+        columns = (some[name].tolist() for name in ("file", "offset", "length", "consumer"))
+        yield "".join(
+            f"{names[file]} {offset} {length} {nodes[consumer]}\n"
+            for file, offset, length, consumer in zip(*columns, strict=True)
+            if names[file] is not None
+        )

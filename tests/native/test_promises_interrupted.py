@@ -14,6 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -161,3 +162,43 @@ def test_an_early_interrupt_is_no_traceback(pause: float, bench: Bench) -> None:
     _, err = process.communicate(timeout=60)
     assert "Traceback" not in err
     assert process.returncode in (-signal.SIGINT, 130, 0, 1)
+
+
+def test_the_policies_of_a_killed_agent_are_told(bench: Bench) -> None:
+    bench.run(*ATTACH, bench.path("one")).check_returncode()
+    agent = bench.agent_pid()
+    os.kill(agent, signal.SIGKILL)
+    deadline = time.monotonic() + 30
+    while Path(f"/proc/{agent}").exists() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    told = bench.run("status")
+    assert told.returncode == 0 and "no policy is attached" in told.stdout
+    assert "the agent's process was killed, and its policies ended with it" in " ".join(
+        told.stdout.split()
+    )
+    # It is told by the agent that comes after, too, and once.
+    bench.run(*ATTACH, bench.path("one")).check_returncode()
+    exits = json.loads(bench.run("status", "--json").stdout)["exits"]
+    assert [record["kind"] for record in exits] == ["killed"]
+    bench.run("detach", "sequential").check_returncode()
+    exits = json.loads(bench.run("status", "--json").stdout)["exits"]
+    assert [record["kind"] for record in exits] == ["killed", "detached"]
+
+
+def test_names_cannot_send_sequences_to_the_terminal(bench: Bench) -> None:
+    name = bench.directory / "one" / "evil\x1b[31m\nrow.gguf"
+    (bench.directory / "one" / "0.gguf").rename(name)
+    bench.run("attach", "sequential", "--engine", "agent", bench.path("one")).check_returncode()
+    listed = bench.run("tags")
+    assert "\x1b" not in listed.stdout and "\\x1b[31m\\nrow.gguf" in listed.stdout
+    paths = [tag["path"] for tag in json.loads(bench.run("tags", "--json").stdout)["tags"]]
+    assert str(name) in paths
+
+
+def test_a_run_directory_that_cannot_be_written_is_told(bench: Bench) -> None:
+    """A file where the directory should be: nobody can write there, root neither."""
+    (bench.directory / "run").write_text("")
+    refused = bench.run(*ATTACH, bench.path("one"))
+    assert refused.returncode == 1 and "cannot be written" in refused.stderr
+    assert "bug" not in refused.stderr and "Traceback" not in refused.stderr
+    (bench.directory / "run").unlink()

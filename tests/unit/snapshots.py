@@ -56,8 +56,12 @@ def snapshot(scale: int = 1000, *, after_ns: int = 0, level: str = "full") -> Sn
                     Consumer(4711, "python3", True, counters(scale)),
                     Consumer(4712, "cat", False, counters(0)),
                 ),
+                *(BEGIN, counters(scale)),
             ),
-            ModelStats("cold", "sequential", "agent", 1, 1 << 20, 0, {}, True, counters(0)),
+            ModelStats(
+                *("cold", "sequential", "agent", 1, 1 << 20, 0, {}, True, counters(0), ()),
+                *(BEGIN, counters(0)),
+            ),
             ModelStats(GGUF, "noop", "struct_ops", 1, 1 << 20, 1 << 20),
         ),
     )

@@ -99,8 +99,16 @@ def observed_row(**changes: Any) -> dict[str, Any]:
         "bytes": 1 << 30,
         "resident_bytes": 1 << 20,
         "resident_by_node": {"0": 1 << 20},
-        "counters": counters(1),
-        "consumers": [{"tgid": 1, "comm": "cat", "alive": True, "counters": counters(1)}],
+        "since_ns": 17,
+        "counters_before": counters(1),
+        "counters": counters(3),
+        "consumers": [
+            {"tgid": 1, "comm": "cat", "alive": True}
+            | {"counters_before": counters(1), "counters": counters(3)},
+            # It has read nothing since the model was tagged.
+            {"tgid": 2, "comm": "old", "alive": True}
+            | {"counters_before": counters(3), "counters": counters(3)},
+        ],
         **changes,
     }
 
@@ -162,7 +170,11 @@ def test_both_engines_are_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (sequential.lost_requests, sequential.read_errors) == (6, {5: 1})
     assert quitter.ended
     llama, gguf = found.models
-    assert llama.observed and llama.consumers[0].comm == "cat"
+    assert llama.observed and [consumer.comm for consumer in llama.consumers] == ["cat"]
+    # People see what has been counted since the model was tagged, Prometheus all of it.
+    assert llama.since_ns == 17
+    assert llama.counters["read_bytes"] == counters(3)["read_bytes"] - counters(1)["read_bytes"]
+    assert llama.totals["read_bytes"] == counters(3)["read_bytes"]
     # what cannot be counted is not told to be 0
     assert set(counters(1)) - set(llama.counters) == {"read_hit_bytes"}
     assert llama.resident_by_node == {"0": 1 << 20}

@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import os
+import random
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +17,7 @@ from pagecache_bpf.kernel.file_pages import PAGE_SIZE
 from pagecache_bpf.templates import EXTENT, Template, TemplateFile, check, derive, read
 from pagecache_bpf.templates.compare import compare
 from pagecache_bpf.templates.record import Recorder
-from pagecache_bpf.templates.traces import read_trace, render_trace
+from pagecache_bpf.templates.traces import _table, read_trace, render_trace
 from pagecache_bpf.weights.models import resolve
 from tests.unit import weights
 from tests.unit.command import run, undocumented
@@ -93,11 +95,12 @@ def test_traces_go_both_ways(root: Path, tmp_path: Path) -> None:
     lines = [f"{files[1]} 0 4096 1", f"{files[1]} 4096 4096 1", f"{files[0]} 100 50 0", ""]
     trace.write_text("\n".join([*lines, f"{files[0]} 0 10 -1", f"{files[1]} 9000 10 1"]) + "\n")
     template = read_trace(trace)
-    assert template.consumers == ("node 1", "node 0", "any node")
+    # A line whose node is left open (-1) is of the reader of the line before.
+    assert template.consumers == ("node 1", "node 0")
     assert [int(each["length"]) for each in template.of(0)] == [8192, 10]
     assert check(template, root).whole
     paths = dict(enumerate(root / each.path for each in template.files))
-    written = list(render_trace(template, paths))
+    written = "".join(render_trace(template, paths)).splitlines(keepends=True)
     assert sorted(written) == sorted(
         f"{line}\n"
         for line in (
@@ -108,6 +111,45 @@ def test_traces_go_both_ways(root: Path, tmp_path: Path) -> None:
     trace.write_text("".join(written))
     again = read_trace(trace)
     assert again.distinct == template.distinct
+
+
+def test_one_reader_keeps_its_order_whatever_the_nodes(root: Path, tmp_path: Path) -> None:
+    files = sorted(root.iterdir())
+    trace = tmp_path / "trace"
+    order = [(0, 0), (1, 4096), (0, 8192), (1, 0), (0, 4096)]
+    for nodes in ((-1, -1, -1, -1, -1), (-1, 0, -1, 0, 0), (0, -1, -1, -1, 0)):
+        lines = [f"{files[f]} {at} 100 {node}" for (f, at), node in zip(order, nodes, strict=True)]
+        trace.write_text("\n".join(lines))
+        template = read_trace(trace)
+        assert len(template.consumers) == 1
+        assert [int(extent["offset"]) for extent in template.of(0)] == [at for _, at in order]
+        node = max(nodes)  # open for all, or the one that there is
+        paths = dict(enumerate(root / file.path for file in template.files))
+        written = "".join(render_trace(template, paths)).splitlines()
+        assert [line.rpartition(" ")[2] for line in written] == [str(node)] * len(order)
+
+
+def test_a_trace_is_read_as_line_by_line(root: Path, tmp_path: Path) -> None:
+    """Against the plain way to read such a file, with all that may stand in a path."""
+    rng = random.Random(3)
+    names = ["a b", "tab\tbed", "0 1 2", "bytes \udcff", " x"]
+    for name in names:
+        shutil.copyfile(min(root.iterdir()), root / name)
+    lines = []
+    for number in range(3000):
+        offset, length = rng.randrange(1000), rng.choice((0, 1, 77, 1 << 10))
+        end = rng.choice(("\n", "\n", "\r\n", "\n\n", "\n \n"))
+        lines.append(f"{root}/{rng.choice(names)} {offset} {length} {number % 2 - 1}{end}")
+    trace = tmp_path / "trace"
+    trace.write_bytes(os.fsencode("".join(lines)))
+    expected = []
+    for line in trace.read_bytes().split(b"\n"):
+        words = line.rstrip(b"\r").rsplit(b" ", 3)
+        if len(words) == 4 and int(words[2]):
+            expected.append((os.fsdecode(words[0]), int(words[1]), int(words[2])))
+    paths, table = _table(trace)
+    found = [(paths[row["file"]], row["offset"], row["length"]) for row in table]
+    assert found == expected and len(expected) > 1000
 
 
 def test_traces_of_files_that_were_moved(root: Path, tmp_path: Path) -> None:

@@ -102,11 +102,11 @@ def terminal(*words: str, size: tuple[int, int] = (24, 140)) -> Iterator[Termina
 @root_only
 def test_keys() -> None:
     with terminal() as top:
-        top.wait(lambda text: "wanted ↓" in text and "meta-llama" in text, "the first screen")
+        top.wait(lambda text: "accessed ↓" in text and "meta-llama" in text, "the first screen")
         top.press("s")
-        top.wait(lambda text: "stalled ↓" in text, "sorting by stalls")
+        top.wait(lambda text: "stall ↓" in text, "sorting by stalls")
         top.press("i")
-        top.wait(lambda text: "stalled ↑" in text, "the order turned around")
+        top.wait(lambda text: "stall ↑" in text, "the order turned around")
         top.press("?")
         top.wait(lambda text: "Size of the model" in text, "the legend")
         top.press("\x1b[A")  # an arrow: means nothing
@@ -194,7 +194,7 @@ def test_sorting(key: str, first: str) -> None:
 
 
 def test_what_is_not_known_comes_last_either_way() -> None:
-    made = top.Screen(1.0, before=snapshot(), now=snapshot(2000, after_ns=10**9), sort="w")
+    made = top.Screen(1.0, before=snapshot(), now=snapshot(2000, after_ns=10**9), sort="a")
     assert [row.model.model for row in made.rows()] == [LLAMA, "cold", GGUF]
     made.press("i")
     assert [row.model.model for row in made.rows()] == ["cold", LLAMA, GGUF]

@@ -33,7 +33,7 @@ EXIT_JSON = {
     "time_ns": "when, in ns since 1970",
     "policy": "the policy",
     "kind": "detached, policy (it asked to end), invalid (wrong answers), init or hook "
-    "(it never got attached)",
+    "(it never got attached), killed (the agent was)",
     "code": "the policy's own code, or a negative errno",
     "hook": "the hook it happened in",
     "reason": "why, in words",

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import time
 from typing import TYPE_CHECKING
 
 from pagecache_bpf.cli import views
@@ -21,10 +22,10 @@ GROUP = Group.LOOK
 HELP = "show once what the readers of each model found in the page cache"
 DESCRIPTION = """\
 Shows for each model what of it is in the page cache and, where the observer counts, what its
-readers wanted and how they found it since it was tagged: hits (cached, used before, or
-prefetched for the model by the policy), first use of what the kernel had read ahead, misses;
-how long they slept for I/O; who brought the pages in, what became of what was prefetched, and
-why pages left. `-v` shows every counter, docs/metrics.md explains them."""
+readers accessed and how they found it since it was tagged: hits (cached, used before, or
+prefetched for the model by the policy), first use of what the kernel had read ahead, misses; the
+stall (how long they slept for I/O); who added the pages, what of the prefetched ones was useful,
+late or wasted, and what evicted them. `-v` shows every counter, docs/metrics.md explains them."""
 EXAMPLES = (
     ("pagecache-bpf stats", ""),
     ("pagecache-bpf stats --model llama-3-8b --json", "for scripts"),
@@ -89,19 +90,21 @@ def _facts(model: ModelStats) -> list[tuple[str, str]]:
     rows = [("cached", f"{cached} ({nodes})" if len(model.resident_by_node) > 1 else cached)]
     if not model.observed:
         return [*rows, ("readers", "not observed")]
-    wanted = format_size(model.accessed_bytes)
+    accessed = format_size(model.accessed_bytes)
     if model.accessed_bytes:
         missed = model.total("miss_bytes") / model.accessed_bytes
-        wanted += (
-            f": {views.percent(model.hit_ratio)} hit, {views.percent(model.ahead_ratio)} just read "
-            f"ahead by the kernel, {views.percent(missed)} missed"
+        accessed += (
+            f": {views.percent(model.hit_ratio)} hit, {views.percent(model.ahead_ratio)} read "
+            f"ahead by the kernel, {views.percent(missed)} miss"
         )
-    stalled = format_duration(model.total("stall_ns"))
-    rows += [("wanted", wanted), ("stalled", f"{stalled} in all readers together")]
+    stall = format_duration(model.total("stall_ns"))
+    since = format_duration(max(time.time_ns() - model.since_ns, 0))
+    rows += [("since", f"it was tagged, {since} ago")] if model.since_ns else []
+    rows += [("accessed", accessed), ("stall", f"{stall} in all readers together")]
     for title, prefix, names in (
-        ("came", "", ("demand", "readahead", "requested", "prefetched")),
-        ("prefetch", "prefetch_", ("useful", "late", "wasted")),
-        ("left", "evicted_", ("reclaim", "drop", "fadvise", "truncate", "other")),
+        ("added", "", ("demand", "readahead", "requested", "prefetched")),
+        ("prefetched", "prefetch_", ("useful", "late", "wasted")),
+        ("evicted", "evicted_", ("reclaim", "drop", "fadvise", "truncate", "other")),
     ):
         values = [(name, model.counters.get(f"{prefix}{name}_bytes", 0)) for name in names]
         text = ", ".join(f"{name} {format_size(value)}" for name, value in values if value)
@@ -117,7 +120,7 @@ def _facts(model: ModelStats) -> list[tuple[str, str]]:
 def _consumer(consumer: Consumer) -> str:
     who = f"{consumer.comm} ({consumer.tgid}{'' if consumer.alive else ', ended'})"
     found = f"{format_size(consumer.accessed_bytes)}, {views.percent(consumer.hit_ratio)} hit"
-    return f"{who}: {found}, stalled {format_duration(consumer.total('stall_ns'))}"
+    return f"{who}: {found}, stall {format_duration(consumer.total('stall_ns'))}"
 
 
 def _print_counters(console: Console, model: ModelStats) -> None:

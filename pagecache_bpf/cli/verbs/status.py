@@ -360,6 +360,8 @@ def _reason(record: dict[str, Any]) -> str:
     text: str = record["reason"] or record["kind"]
     if record["kind"] == "detached":
         return "on request" if text == "detached" else text
+    if record["kind"] == "killed":
+        return text
     if record["message"]:
         text += f": {record['message']}"
     return f"{text} (hook {record['hook']}, code {record['code']})"

@@ -87,6 +87,7 @@ JSON = {
     "template export": {
         "file": "where the trace lies; null if it was printed",
         "lines": "number of its lines",
+        "trace": "the trace itself; null if it was written to a file",
     },
     "template diff": {
         "same": "whether both read the same bytes of the same files in the same order",
@@ -223,8 +224,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     importing = add(
         "import",
         "make a template from a MAIO text trace",
-        "Reads lines `PATH OFFSET LENGTH NUMA`; what was read for one NUMA node becomes one\n"
-        "consumer. The files have to be there: the trace does not say what they contained.",
+        "Reads lines `PATH OFFSET LENGTH NUMA`. A trace for one NUMA node becomes one consumer,\n"
+        "one for several nodes a consumer for each; -1 leaves the node open and belongs to the\n"
+        "line before. The files have to be there: the trace does not say what they contained.",
     )
     importing.add_argument("trace", metavar="TRACE", type=Path, help="the trace")
     importing.add_argument(

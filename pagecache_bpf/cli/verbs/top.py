@@ -126,7 +126,7 @@ class Screen:
     """What is shown: the last two snapshots, and how they are sorted."""
 
     interval: float
-    sort: str = "w"
+    sort: str = "a"
     reverse: bool = False
     legend: bool = False
     trouble: PagecacheError | None = None

@@ -1,0 +1,83 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every command that the documents show is one that the parser takes, and what they say is so."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import re
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from pagecache_bpf.cli.parser import build_parser, find_verbs
+from pagecache_bpf.errors import UsageError
+from tests.unit.command import ROOT
+
+DOCUMENTS = sorted([*(ROOT / "docs").glob("*.md"), *ROOT.glob("*.md"), ROOT / "examples/README.md"])
+_END = re.compile(r"\s(\||>|>>|&&|;|#|&|2>)(\s|/|$)|\s#")
+_TOO_FEW = ("required", "nothing to", "expected")
+
+
+def shown(text: str) -> Iterator[tuple[str, bool]]:
+    """Each command line of a document, and whether it stands in a block and so is complete."""
+    for line in text.replace("\\\n", " ").splitlines():
+        found = re.match(r"\s*(?:\$ |# )?(?:sudo )?(pagecache-bpf (?!template 1$).*)$", line)
+        if found and re.match(r"\s{4}|\s*\$ |sudo |pagecache-bpf [a-z]+ [-./~\w]", line):
+            yield found[1], line.startswith("    ")
+    # "pagecache-bpf template 1" is the first line of a file format.
+    for code in re.findall(r"`(?:sudo )?(pagecache-bpf (?!template 1`)[^`]*)`", text):
+        yield " ".join(code.split()), False
+
+
+def commands() -> list[tuple[str, str, bool]]:
+    """Every command line of all documents with the name of its document."""
+    return [
+        (path.name, line, complete)
+        for path in DOCUMENTS
+        if path.exists() and path.name != "CHANGELOG.md"
+        for line, complete in shown(path.read_text(encoding="utf-8"))
+    ]
+
+
+def words_of(line: str) -> list[str]:
+    """The words of a command line without what the shell does with it, and without brackets."""
+    line = _END.split(f"{line} ")[0]
+    return shlex.split(re.sub(r"[\[\]…]|\.\.\.", "", line))[1:]
+
+
+@pytest.mark.parametrize(("document", "line", "complete"), commands())
+def test_commands_of_the_documents_are_taken(document: str, line: str, complete: bool) -> None:
+    words = words_of(line)
+    if not words or words[0] == "--version":
+        return
+    assert words[0].startswith("-") or words[0] in find_verbs(), f"{document}: {line}"
+    with contextlib.redirect_stdout(io.StringIO()):
+        try:
+            build_parser().parse_args(words)
+        except SystemExit as end:  # --help
+            assert end.code == 0, f"{document}: {line}"
+        except UsageError as error:
+            # A mention of a command leaves its arguments out; a block shows what to type.
+            few = any(word in error.what for word in _TOO_FEW)
+            assert few and not complete, f"{document}: {line}: {error.what}"
+
+
+def test_there_are_commands_in_the_documents() -> None:
+    assert len(commands()) > 60
+    assert len({words_of(line)[0] for _, line, _ in commands() if words_of(line)}) > 15
+
+
+def test_commands_that_need_root_are_named() -> None:
+    """docs/troubleshooting.md says which; the code asks for root where it says so."""
+    text = (ROOT / "docs" / "troubleshooting.md").read_text(encoding="utf-8")
+    section = " ".join(text.partition("## only root can")[2].partition("\n## ")[0].split())
+    needing, _, free = section.partition("need root")
+    for name, verb in find_verbs().items():
+        assert verb.__file__ is not None
+        asks = "require_root(" in Path(verb.__file__).read_text(encoding="utf-8")
+        named = f"`{name}`" in needing
+        assert named or not asks, f"{name} needs root, and the section does not say so"
+        assert not (asks and f"`{name}`" in free), name
