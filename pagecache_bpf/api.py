@@ -168,14 +168,17 @@ def load(
     if not wait >= 0:
         raise UsageError(f"{wait!r} is not a time to wait", "it has to be 0 or more seconds")
     model, why = resolve_model(path)
-    from pagecache_bpf.topology import node_of
+    node = None
+    if placed:
+        from pagecache_bpf.topology import node_of
 
+        node = node_of(placed)
     request = LoadRequest(
         model,
         policy,
         bound,
         placed,
-        node_of(placed),
+        node,
         None if template is None else os.fspath(template),
         keep,
         wait,

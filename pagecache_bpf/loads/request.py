@@ -9,11 +9,13 @@ from __future__ import annotations
 import threading
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from pagecache_bpf.loads.report import Report
-from pagecache_bpf.topology import Placement
-from pagecache_bpf.weights.models import Model
+
+if TYPE_CHECKING:
+    from pagecache_bpf.topology import Placement
+    from pagecache_bpf.weights.models import Model
 
 
 @dataclass(frozen=True)
