@@ -1,26 +1,26 @@
 # SPDX-License-Identifier: Apache-2.0
 """pagecache-bpf: eBPF policies for the page cache of model weights.
 
-Importing this package costs next to nothing, needs no root and never fails because the kernel
-lacks something: the names below are loaded when they are first used.
+These are the names for programs that load models; those for policies are in
+pagecache_bpf.policy.  Importing this package costs next to nothing, needs no root and never fails
+because the kernel lacks something: names are loaded when they are first used.
 """
 
 from __future__ import annotations
 
-from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pagecache_bpf.api import (
         Load,
         Residency,
-        Tagged,
         drop,
         load,
         prefetch,
         report,
         residency,
         tag,
+        untag,
     )
     from pagecache_bpf.errors import (
         PagecacheError,
@@ -29,65 +29,31 @@ if TYPE_CHECKING:
         UnsupportedError,
         UsageError,
     )
-    from pagecache_bpf.kernel.control_device import Device, ExitRecord, PolicyStatus, Tag, status
     from pagecache_bpf.loads.report import Report
-    from pagecache_bpf.policy.catalog import Knob, PolicyInfo, discover, find, parse_knobs
-    from pagecache_bpf.policy.hints import forget, gauges, hint, read_map
-    from pagecache_bpf.policy.loader import Attachment, attach, detach, knobs_of, pinned
     from pagecache_bpf.recording.phases import phase
 
 __all__ = [
-    "Attachment",
-    "Device",
-    "ExitRecord",
-    "Knob",
     "Load",
     "PagecacheError",
-    "PolicyInfo",
     "PolicyRejected",
-    "PolicyStatus",
     "PrivilegeError",
     "Report",
     "Residency",
-    "Tag",
-    "Tagged",
     "UnsupportedError",
     "UsageError",
     "__version__",
-    "attach",
-    "detach",
-    "discover",
     "drop",
-    "find",
-    "forget",
-    "gauges",
-    "hint",
-    "knobs_of",
     "load",
-    "parse_knobs",
     "phase",
-    "pinned",
     "prefetch",
-    "read_map",
     "report",
     "residency",
-    "status",
     "tag",
+    "untag",
 ]
 
+#: Modules below this package for the names that are not in `api`.
 _HOMES = {
-    "api": (
-        "Load",
-        "Residency",
-        "Tagged",
-        "drop",
-        "load",
-        "prefetch",
-        "report",
-        "residency",
-        "tag",
-    ),
-    "kernel.control_device": ("Device", "ExitRecord", "PolicyStatus", "Tag", "status"),
     "errors": (
         "PagecacheError",
         "PolicyRejected",
@@ -95,22 +61,21 @@ _HOMES = {
         "UnsupportedError",
         "UsageError",
     ),
-    "policy.hints": ("forget", "gauges", "hint", "read_map"),
-    "policy.loader": ("Attachment", "attach", "detach", "knobs_of", "pinned"),
     "loads.report": ("Report",),
     "recording.phases": ("phase",),
-    "policy.catalog": ("Knob", "PolicyInfo", "discover", "find", "parse_knobs"),
 }
-_HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
 
 
 def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     if name == "__version__":
         value: Any = _version()
-    elif name in _HOME_OF:
-        value = getattr(import_module(f"{__name__}.{_HOME_OF[name]}"), name)
     else:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        from importlib import import_module
+
+        home = next((module for module, names in _HOMES.items() if name in names), "api")
+        value = getattr(import_module(f"{__name__}.{home}"), name)
     globals()[name] = value
     return value
 
@@ -124,8 +89,11 @@ def _version() -> str:
     from pathlib import Path
 
     project = Path(__file__).resolve().parent.parent / "pyproject.toml"
-    if project.is_file():  # run from the source tree
-        for line in project.read_text(encoding="utf-8").splitlines():
+    # A wheel may have left some other project's file beside this package.
+    if project.is_file() and 'name = "pagecache-bpf"' in (
+        text := project.read_text(encoding="utf-8", errors="replace")
+    ):
+        for line in text.splitlines():
             if line.startswith("version = "):
                 return line.split('"')[1]
     from importlib.metadata import PackageNotFoundError, version

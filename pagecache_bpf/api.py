@@ -15,29 +15,33 @@ file that may not be opened PrivilegeError.
 
 from __future__ import annotations
 
+import logging
 import os
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 from pagecache_bpf.errors import PagecacheError, UsageError
+from pagecache_bpf.loads.arguments import (
+    Device,
+    PathLike,
+    guarded,
+    parse_budget,
+    placements_of,
+    resolve_model,
+)
 from pagecache_bpf.loads.report import NONE, Report
 
 if TYPE_CHECKING:
-    from pagecache_bpf.loads.request import ServedLoad
-    from pagecache_bpf.topology import Placement
-    from pagecache_bpf.weights.models import Model
+    from pagecache_bpf.loads.open_load import OpenLoad
+    from pagecache_bpf.loads.request import LoadRequest
 
-#: A device by name, or whatever names itself so, as a torch.device does.
-Device = object
-PathLike = str | os.PathLike[str]
 
-_IN_MEMORY = "has-no-pages-to-read-ahead"
-_T = TypeVar("_T")
+_log = logging.getLogger(__name__)
 
 
 class Load:
@@ -46,11 +50,19 @@ class Load:
     Threads may share it.  In a child of fork() it is inert: it stays the parent's.
     """
 
-    def __init__(self, shared: _Shared, keep: bool) -> None:
+    def __init__(self, shared: OpenLoad, request: LoadRequest) -> None:
+        """Take part in a load; load() does that."""
         self._shared = shared
-        self._keep = keep
+        self._keep = request.keep
         self._done = False
         self._pid = os.getpid()
+        differing = shared.request.differences(request)
+        self._notes: tuple[str, ...] = ()
+        if differing:
+            self._notes = (
+                "this process is loading the same files already: "
+                f"what was asked for here as {', '.join(differing)} is not followed",
+            )
 
     def __enter__(self) -> Load:
         return self
@@ -63,45 +75,49 @@ class Load:
     ) -> None:
         self.done()
 
+    def ready(self, timeout: float | None = None) -> bool:
+        """Wait until the load is served, or known not to be.
+
+        Nobody has to: load() returns at once and until then the kernel reads as ever.
+
+        Args:
+            timeout: seconds to wait at most; None: as long as it takes.
+
+        Returns:
+            Whether it is; `report()` says by what.
+        """
+        return self._pid != os.getpid() or self._shared.ready.wait(timeout)
+
     def report(self) -> Report:
-        """How it goes; after done(), how it went.  Never raises."""
-        return self._shared.report()
+        """Tell how it goes; after done(), how it went.  Never raises."""
+        found = self._shared.report()
+        return replace(found, notes=(*self._notes, *found.notes)) if self._notes else found
 
     def done(self, keep: bool | None = None) -> Report:
-        """The weights are where they belong: drop what the load has brought into the cache.
+        """Drop what the load has brought into the cache: the weights are where they belong.
 
-        keep: leave it there (default: as load() was told).  What was in the cache before stays
-        in any case, and so does what somebody has mapped.  Calling it again does nothing.  Never
-        raises.
+        What was in the cache before stays, and so does what somebody has mapped.  Calling it
+        again does nothing.  Never raises.
+
+        Args:
+            keep: leave the pages in the cache; None: as load() was told.
+
+        Returns:
+            How it went.
         """
         if self._pid != os.getpid():
             return self.report()
-        first, self._done = not self._done, True
+        with _lock:
+            first, self._done = not self._done, True
         if first:
             _close(self._shared, self._keep if keep is None else keep)
         return self.report()
 
 
-@dataclass
-class _Shared:
-    """What serves the loads of one set of files in this process: those share it."""
-
-    key: tuple[Path, ...]
-    way: ServedLoad
-    last: Report
-    users: int = 1
-    keep: bool = False
-    over: bool = False
-
-    def report(self) -> Report:
-        with _lock:
-            if not self.over:
-                self.last = _guarded(self.way.report, self.last)
-            return self.last
-
-
-_lock = threading.RLock()
-_open: dict[tuple[Path, ...], _Shared] = {}
+#: Held for moments only, and by the registry alone: no load waits for another one.
+_lock = threading.Lock()
+_open: dict[tuple[Path, ...], OpenLoad] = {}
+_ending: dict[tuple[Path, ...], OpenLoad] = {}
 
 
 def load(
@@ -116,22 +132,35 @@ def load(
 ) -> Load:
     """Have the weights at PATH read ahead of whoever loads them, until done().
 
-    path: a weight file, a directory of shards, a Hugging Face snapshot or cache directory, or
-    ORG/NAME if that is in the Hugging Face cache.  devices: the accelerators they are for
-    ("cuda:0", "rocm:1", "npu:0", a PCI address, a UUID, a torch.device, or several); their pages
-    go to the NUMA node next to them.  policy: by default the best there is.  budget: bytes
-    ("8GiB") of them that may be in the page cache at a time; by default no bound but the memory.
-    template: path of an I/O template, the order in which the loader will want the bytes.  keep:
-    leave the pages in the cache at the end.  wait: seconds to queue when other loads have taken
-    the controller's budget.
+    It returns at once.  What serves the load starts in the background, and the kernel reads as
+    ever until it is ready.
 
-    Raises UsageError, and PrivilegeError for a file that may not be opened.
+    Args:
+        path: a weight file, a directory of shards, a Hugging Face snapshot or cache directory, or
+            ORG/NAME if that is in the Hugging Face cache.
+        devices: the accelerators the weights are for ("cuda:0", "rocm:1", "npu:0", a PCI address,
+            a UUID, a torch.device, or several); pages go to the NUMA node next to them.
+        policy: name of a policy; by default the best there is.
+        budget: bytes ("8GiB") of the weights that may be in the page cache at a time; by default
+            no bound but the memory.
+        template: path of an I/O template, the order in which the loader will want the bytes.
+        keep: leave the pages in the cache at the end.
+        wait: seconds to queue, in the background, when other loads have taken the controller's
+            budget.
+
+    Returns:
+        The load.  A second one of the same files in this process shares the first one's.
+
+    Raises:
+        UsageError: an argument is wrong.
+        PrivilegeError: a file may not be opened.
     """
-    from pagecache_bpf.loads.begin import UnservedLoad, begin, check_policy
+    from pagecache_bpf.loads.begin import check_policy
+    from pagecache_bpf.loads.open_load import OpenLoad
     from pagecache_bpf.loads.request import LoadRequest
 
-    bound = _budget(budget)
-    placed = _placements(devices)
+    bound = parse_budget(budget)
+    placed = placements_of(devices)
     if policy is not None:
         check_policy(policy)
     if template is not None and not Path(template).is_file():
@@ -139,52 +168,68 @@ def load(
     if not wait >= 0:
         raise UsageError(f"{wait!r} is not a time to wait", "it has to be 0 or more seconds")
     model, why = resolve_model(path)
-    from pagecache_bpf.topology import node_of
+    node = None
+    if placed:
+        from pagecache_bpf.topology import node_of
 
+        node = node_of(placed)
     request = LoadRequest(
         model,
         policy,
         bound,
         placed,
-        node_of(placed),
+        node,
         None if template is None else os.fspath(template),
         keep,
         wait,
     )
+    if not model.files:
+        return Load(OpenLoad(request, why), request)
     with _lock:
-        shared = _open.get(model.files) if model.files else None
+        shared = _open.get(model.files)
         if shared is not None:
             shared.users += 1
-            return Load(shared, keep)
-        way: ServedLoad = UnservedLoad(request.blank(NONE, "none", why)) if why else begin(request)
-        shared = _Shared(model.files, way, request.blank(NONE, "none", why))
-        shared.last = shared.report()
-        if model.files:
+        else:
+            shared = OpenLoad(request, why, _ending.get(model.files))
             _open[model.files] = shared
-    return Load(shared, keep)
+    shared.start()
+    return Load(shared, request)
 
 
-def _close(shared: _Shared, keep: bool) -> None:
+def _close(shared: OpenLoad, keep: bool) -> None:
+    """One user of a load is done with it; the last one ends it."""
     with _lock:
         shared.users -= 1
         shared.keep |= keep
         if shared.users:
             return
-        _open.pop(shared.key, None)
-        last = _guarded(lambda: shared.way.finish(shared.keep), shared.report())
-        shared.over = True
-        shared.last = last if last.done else replace(last, done=True)
+        if _open.get(shared.files) is shared:
+            del _open[shared.files]
+            _ending[shared.files] = shared
+    shared.finish(shared.keep)
+    with _lock:
+        if _ending.get(shared.files) is shared:
+            del _ending[shared.files]
 
 
 def report() -> list[Report]:
-    """How the open loads of this process go.  Never raises."""
+    """Tell how the open loads of this process go.  Never raises."""
     with _lock:
-        return [each.report() for each in _open.values()]
+        loads = list(_open.values())
+    return [shared.report() for shared in loads]
 
 
 @dataclass(frozen=True)
 class Tagged:
-    """What tag() has done: files governed by the policy now; why: the reason if none are."""
+    """What tag() or untag() has done.
+
+    Attributes:
+        model: name of the model.
+        policy: the policy that governs the files now; untag(): that did.
+        files: how many of them.
+        engine: the engine that the policy runs on, or "none".
+        why: the reason if it is not all of them.
+    """
 
     model: str
     policy: str
@@ -196,7 +241,17 @@ class Tagged:
 def tag(path: PathLike, *, policy: str | None = None, model: str | None = None) -> Tagged:
     """Put the weights at PATH under an attached policy, until they are untagged; takes root.
 
-    policy: by default `sequential`.  Raises UsageError, PrivilegeError.
+    Args:
+        path: as for load().
+        policy: name of the policy; by default `sequential`.
+        model: name of the model, a label of counters; by default that of the files.
+
+    Returns:
+        What was done; what this user or this machine cannot do is told there.
+
+    Raises:
+        UsageError: the path leads to no weights.
+        PrivilegeError: a file may not be opened.
     """
     from pagecache_bpf.loads.attached import DEFAULT_POLICY
     from pagecache_bpf.loads.residency_snapshot import opened
@@ -224,11 +279,55 @@ def tag(path: PathLike, *, policy: str | None = None, model: str | None = None) 
     return Tagged(found.name, name, done, engine)
 
 
+def untag(path: PathLike) -> Tagged:
+    """Take the weights at PATH from the policies that govern them; takes root.
+
+    Args:
+        path: as for load().
+
+    Returns:
+        What was done: how many files were tagged and are no more.
+
+    Raises:
+        UsageError: the path leads to no weights.
+        PrivilegeError: a file may not be opened.
+    """
+    from pagecache_bpf.loads.residency_snapshot import opened
+    from pagecache_bpf.policy.engines import Engines
+
+    model, _ = resolve_model(path)
+    if os.geteuid() != 0:
+        return Tagged(model.name, "", 0, NONE, "tags are root's")
+    done, names, why = 0, set(), ""
+    try:
+        with Engines() as engines:
+            places = {(tag.dev_major, tag.dev_minor, tag.ino): tag for tag in engines.tags()}
+            for file in model.files:
+                with opened(file) as fd:
+                    status = os.fstat(fd)
+                    device = status.st_dev
+                    tag = places.get((os.major(device), os.minor(device), status.st_ino))
+                    try:
+                        engines.untag_fd(fd)
+                    except UsageError as error:
+                        why = str(error)
+                        continue
+                done += 1
+                if tag is not None:
+                    names.add(tag.policy)
+    except (PagecacheError, OSError) as error:
+        why = str(error)
+    return Tagged(model.name, ", ".join(sorted(names)), done, NONE, why)
+
+
 @dataclass(frozen=True)
 class Residency:
-    """How much of some weights is in the page cache: bytes, None where this user may not know.
+    """How much of some weights is in the page cache.
 
-    files: the same by file.
+    Attributes:
+        bytes: size of the files.
+        resident_bytes: how much of it is there, in whole pages; None where this user may not know.
+        files: the same by file.
     """
 
     bytes: int
@@ -237,10 +336,17 @@ class Residency:
 
 
 def residency(path: PathLike) -> Residency:
-    """How much of the weights at PATH is in the page cache, whole pages counted.
+    """Tell how much of the weights at PATH is in the page cache, in whole pages.
 
     Users who neither own the files nor may write them learn it from the controller, or not at
-    all.  Raises UsageError, PrivilegeError.
+    all.
+
+    Args:
+        path: as for load().
+
+    Raises:
+        UsageError: the path leads to no weights.
+        PrivilegeError: a file may not be opened.
     """
     from pagecache_bpf.loads import through_controller
     from pagecache_bpf.loads.residency_snapshot import resident_of
@@ -250,7 +356,7 @@ def residency(path: PathLike) -> Residency:
     for file in model.files:
         count = resident_of([file])
         if count is None:
-            count = _guarded(lambda file=file: through_controller.residency(file), None)  # type: ignore[misc]
+            count = guarded(lambda file=file: through_controller.residency(file), None)  # type: ignore[misc]
         files[str(file)] = count
     counts = list(files.values())
     total = None if None in counts else sum(count for count in counts if count is not None)
@@ -258,10 +364,20 @@ def residency(path: PathLike) -> Residency:
 
 
 def drop(path: PathLike) -> int | None:
-    """Drop the weights at PATH from the page cache; bytes that went, None if that is not known.
+    """Drop the weights at PATH from the page cache.
 
     Clean pages that nobody maps go.  With a controller, files that somebody's load is reading
-    stay.  Raises UsageError, PrivilegeError.
+    stay.
+
+    Args:
+        path: as for load().
+
+    Returns:
+        Bytes that went; None if that is not known.
+
+    Raises:
+        UsageError: the path leads to no weights.
+        PrivilegeError: a file may not be opened.
     """
     from pagecache_bpf.ipc.public_client import is_running
     from pagecache_bpf.loads import through_controller
@@ -276,8 +392,8 @@ def drop(path: PathLike) -> int | None:
                 gone = through_controller.drop(file)
                 total = None if total is None else total + (gone or 0)
                 continue
-            except (PagecacheError, OSError):
-                pass  # it does not let us: as without one
+            except (PagecacheError, OSError):  # it does not let us: as without one
+                _log.debug("the controller did not drop %s", file, exc_info=True)
         with suppress(OSError), opened(file) as fd:
             before = resident_bytes(fd)
             os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
@@ -295,18 +411,30 @@ def prefetch(
     devices: Device | Iterable[Device] | None = None,
     budget: int | str | None = None,
 ) -> int:
-    """Read weights into the page cache now, at most a budget of them; bytes asked for.
+    """Read weights into the page cache now, at most a budget of them.
 
-    extents: (offset, length) of PATH, which has to be one file then; by default all of it, in
-    order.  budget: by default half of the memory that is free.  Without a controller it returns
-    when they are read.  Raises UsageError, PrivilegeError.
+    Without a controller it returns when they are read.
+
+    Args:
+        path: as for load().
+        extents: (offset, length) in bytes of PATH, which has to be one file then; by default all
+            of it, in order.
+        devices: as for load().
+        budget: bytes ("8GiB") at most; by default half of the memory that is free.
+
+    Returns:
+        Bytes that were asked for.
+
+    Raises:
+        UsageError: an argument is wrong.
+        PrivilegeError: a file may not be opened.
     """
     from pagecache_bpf.ipc.public_client import is_running
     from pagecache_bpf.loads import read_once, through_controller
     from pagecache_bpf.topology import node_of
 
-    bound = _budget(budget)
-    node = node_of(_placements(devices))
+    bound = parse_budget(budget)
+    node = node_of(placements_of(devices))
     model, _ = resolve_model(path)
     if extents is not None and len(model.files) != 1:
         raise UsageError(
@@ -320,71 +448,19 @@ def prefetch(
                 total += through_controller.prefetch(file, parts, node)
                 continue
             except (PagecacheError, OSError):
-                pass
-        total += _guarded(lambda file=file, parts=parts: read_once.read(file, parts, node), 0)  # type: ignore[misc]
+                _log.debug("the controller did not prefetch %s", file, exc_info=True)
+        total += guarded(lambda file=file, parts=parts: read_once.read(file, parts, node), 0)  # type: ignore[misc]
     return total
-
-
-# What the functions share.
-
-
-def _budget(value: int | str | None) -> int | None:
-    if value is None:
-        return None
-    if isinstance(value, str):
-        from pagecache_bpf.units import parse_size
-
-        value = parse_size(value)
-    if isinstance(value, bool) or not isinstance(value, int) or value <= 0:
-        raise UsageError(
-            f"{value!r} is not a budget", "it has to be more than 0 bytes", 'Write it like "8GiB"'
-        )
-    return value
-
-
-def _placements(devices: Device | Iterable[Device] | None) -> tuple[Placement, ...]:
-    if devices is None:
-        return ()
-    if isinstance(devices, str) or not isinstance(devices, Iterable):
-        devices = [devices]
-    names = [str(each) for each in devices]
-    if not names:
-        return ()
-    from pagecache_bpf import topology
-
-    machine = topology.read()
-    return tuple(topology.place_or_unknown(each, machine) for each in names)
-
-
-def resolve_model(path: PathLike) -> tuple[Model, str]:
-    """The model at PATH; and why nothing can be read ahead of it, if so.  Raises as resolve()."""
-    from pagecache_bpf.weights.models import Model, resolve
-
-    try:
-        return resolve(path), ""
-    except UsageError as error:
-        # Weights in memory are no mistake: there is nothing to be done for them.
-        if not error.docs.endswith(_IN_MEMORY):
-            raise
-        return Model(Path(path).name or "model", Path(path), ()), str(error)
-
-
-def _guarded(call: Callable[[], _T], otherwise: _T) -> _T:
-    try:
-        return call()
-    except Exception:  # a server must not end because of us
-        return otherwise
 
 
 def _after_fork() -> None:
     """In a child nothing is open: the loads are the parent's."""
     global _lock
-    _lock = threading.RLock()
-    for shared in _open.values():
-        shared.over = True
-        with suppress(Exception):
-            shared.way.forget()
+    _lock = threading.Lock()
+    for shared in [*_open.values(), *_ending.values()]:
+        shared.forget()
     _open.clear()
+    _ending.clear()
 
 
 os.register_at_fork(after_in_child=_after_fork)

@@ -30,6 +30,7 @@ from pagecache_bpf.controller import node_hints, saved_state
 from pagecache_bpf.controller.admission import Budgets
 from pagecache_bpf.controller.config import Config
 from pagecache_bpf.controller.engine_control import EngineControl
+from pagecache_bpf.controller.inherited import reset
 from pagecache_bpf.controller.load_ledger import LoadLedger
 from pagecache_bpf.controller.model_tagger import ModelTagger
 from pagecache_bpf.controller.public_service import PublicService
@@ -62,6 +63,7 @@ class Daemon:
         self._saving = threading.Lock()
         self._stop = False
         self.failed: list[str] = []  # of what was to be done at the start
+        self.inherited: list[str] = []  # from whoever started it, and not put back
         self.service = Service(exit_history.PATH)
         self.engines = EngineControl(self.service, self._lock)
         self.ledger = LoadLedger(self.engines, Budgets(), self._save)
@@ -236,6 +238,8 @@ class Daemon:
             "listen": self.config.listen if self.config else None,
             "config": str(self.config.source) if self.config and self.config.source else None,
             "persist": self.persist,
+            "inherited": self.inherited,
+            "cpus": len(os.sched_getaffinity(0)),
             "process_events": self.public.watch.how if self.public else None,
             "process_events_why": self.public.watch.why if self.public else "",
         }
@@ -317,9 +321,13 @@ def on_demand() -> int:
     except PagecacheError as error:
         print(error, flush=True)
         return 1
+    inherited = reset()
     _describe(lock, "agent")
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(name)s: %(message)s")
     daemon = Daemon(None)
+    daemon.inherited = inherited
+    for sentence in inherited:
+        _log.warning("%s", sentence)
     signal.signal(signal.SIGTERM, lambda *_: daemon.stop())
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:

@@ -14,6 +14,7 @@ from typing import Any
 
 from pagecache_bpf.agent.service import Service
 from pagecache_bpf.controller.admission import Claim, refusal
+from pagecache_bpf.controller.leases import Leases
 from pagecache_bpf.controller.load_ledger import LoadLedger, headroom
 from pagecache_bpf.errors import PagecacheError, PrivilegeError
 from pagecache_bpf.ipc import wire
@@ -59,6 +60,7 @@ class RootService:
         self.asked = 0.0  # when the last request came, in monotonic seconds
         self._lock, self._ledger, self._service = lock, ledger, service
         self._facts, self._read_again, self._changed = facts, reload, changed
+        self._leases = Leases(service)
         self._of_agent = collect(service)
         self._of_controller = collect(self)
 
@@ -67,11 +69,15 @@ class RootService:
         return QUEUE if connection.privileged else connection.owner
 
     def may_end(self, connection: Connection) -> bool:
-        """Return that nothing of root's ends with a connection."""
-        return True
+        """Return whether nothing is leased by a connection; see leases.Leases."""
+        return not self._leases.has(connection)
 
     def gone(self, connection: Connection) -> None:
-        """Do nothing: nothing of root's ends with a connection."""
+        """Take back what was leased by a connection that has ended."""
+        with self._lock:
+            changed = self._leases.end(connection)
+        if changed:
+            self._changed()
 
     def request(self, connection: Connection, line: bytes, fds: list[int]) -> bytes | None:
         """Answer one request.
@@ -92,14 +98,15 @@ class RootService:
                     f"this is user {connection.uid}"
                     + ("" if connection.uid else " of a container (another user or PID namespace)"),
                 )
-            return wire.encode_answer(self._call(line, fds))
+            return wire.encode_answer(self._call(connection, line, fds))
         except (OSError, ValueError) as error:
             raise PagecacheError("the agent failed", str(error)) from error
         finally:
             close_all(fds)
 
-    def _call(self, line: bytes, fds: list[int]) -> dict[str, Any]:
+    def _call(self, connection: Connection, line: bytes, fds: list[int]) -> dict[str, Any]:
         name, arguments = wire.decode_request(line)
+        lease = name in Leases.OPERATIONS and arguments.pop("lease", False) is True
         if fds:
             arguments["fd"] = fds[0]
         own = self._of_controller.get(name)
@@ -112,6 +119,8 @@ class RootService:
             raise wire.refused(f"{name} takes an open file, not its number")
         with self._lock:
             answer = asked(arguments)
+            if lease:
+                self._leases.take(connection, name, arguments)
         if asked.changes:
             self._changed()
         return dict(answer)

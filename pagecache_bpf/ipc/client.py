@@ -85,6 +85,14 @@ class LineClient:
         """Hang up."""
         self._socket.close()
 
+    def interrupt(self) -> None:
+        """Make a request that is waiting for its answer fail.  From any thread.
+
+        Raises:
+            OSError: the connection is over already.
+        """
+        self._socket.shutdown(socket.SHUT_RDWR)
+
     def request(
         self, operation: str, fds: Sequence[int] = (), /, **arguments: Any
     ) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import time
 from contextlib import suppress
@@ -17,9 +18,10 @@ from pagecache_bpf.kernel.control_device import PolicyStatus
 from pagecache_bpf.kernel.numa import nodes
 from pagecache_bpf.loads.reader_progress import blocked_seconds
 from pagecache_bpf.loads.report import Report
-from pagecache_bpf.loads.request import LoadRequest
+from pagecache_bpf.loads.request import LoadRequest, Starting
 from pagecache_bpf.loads.residency_snapshot import Snapshot, opened, resident_of
 from pagecache_bpf.policy import agent_device, catalog, hints, loader
+from pagecache_bpf.policy.agent_device import AgentDevice
 from pagecache_bpf.policy.catalog import PolicyInfo
 from pagecache_bpf.policy.engines import AGENT, Engines
 from pagecache_bpf.policy.hint_maps import CONSUMERS
@@ -31,30 +33,45 @@ if TYPE_CHECKING:
 DEFAULT_POLICY = "sequential"
 TEMPLATE_POLICY = "maio"
 _MIB = 1 << 20
+_log = logging.getLogger(__name__)
 
 
 class AttachedLoad:
-    """Tags the files, attaching the policy first if it is not; undoes just that at the end.
+    """Files of a load, tagged for a policy that is attached for it if it was not.
 
-    The module serves it if it is loaded: loading one is not for a server to do.  Raises
-    PagecacheError, OSError; everything is taken back then.
+    The module serves it if it is loaded: loading one is not for a server to do.  On engine agent
+    everything is held by a connection, and goes with it: also when this process is killed.
     """
 
-    def __init__(self, request: LoadRequest) -> None:
+    def __init__(self, request: LoadRequest, snapshot: Snapshot, starting: Starting) -> None:
+        """Attach the policy and tag the files.
+
+        Args:
+            request: what is asked for.
+            snapshot: what of its files was cached before.
+            starting: tells when nobody waits for it any more.
+
+        Raises:
+            PagecacheError: it cannot be done; everything has been taken back.
+            OSError: a file cannot be opened; the same.
+            LoadOver: the load is over already; the same.
+        """
         self._policy = request.policy or (TEMPLATE_POLICY if request.template else DEFAULT_POLICY)
         self._request = replace(request, policy=self._policy)
-        self._why = ""
+        self._snapshot, self._starting = snapshot, starting
         self._notes: list[str] = []
         self._tagged: list[Path] = []
-        self._hinted = False
+        self._hinted = self._attached = False
+        self._agent: AgentDevice | None = None
         self._started = time.monotonic()
         self._stalled = blocked_seconds()
-        self._snapshot = Snapshot(request.model.files)
-        info = catalog.find(self._policy)
-        template = self._template(info)
-        self._attached = self._attach(info, template)
         try:
-            with Engines() as engines:
+            info = catalog.find(self._policy)
+            template = self._template(info)
+            starting.check()
+            self._attach(info, template)
+            starting.check()
+            with self._engines() as engines:
                 engine = engines.engine_of(self._policy)
                 if engine is None:
                     raise PagecacheError(f"the policy {self._policy} has ended")
@@ -64,11 +81,15 @@ class AttachedLoad:
                 if template is not None:
                     self._give(engines, template)
                 self._hint()
+            starting.check()
         except BaseException:
             self._undo()
             raise
-        if engine == AGENT:
-            self._why = "the kernel module is not loaded (pagecache-bpf module load)"
+        agent_why = "the kernel module is not loaded (pagecache-bpf module load)"
+        self._why = agent_why if engine == AGENT else ""
+
+    def _engines(self) -> Engines:
+        return Engines(lease=self._agent)
 
     def _template(self, info: PolicyInfo) -> Assigned | None:
         """The template that was asked for, or derived for a policy that lives on one."""
@@ -106,15 +127,25 @@ class AttachedLoad:
         except PagecacheError as error:
             self._notes.append(f"the template is not used: {error}")
 
-    def _attach(self, info: PolicyInfo, template: Assigned | None) -> bool:
-        """Attach the policy unless it is; True if that was done here."""
+    def _connect(self) -> AgentDevice:
+        """The connection that holds what is done for this load on engine agent."""
+        if self._agent is None:
+            self._agent = AgentDevice()
+            self._starting.waits_for(self._agent)
+        return self._agent
+
+    def _attach(self, info: PolicyInfo, template: Assigned | None) -> None:
+        """Attach the policy unless it is."""
         with Engines() as engines:
-            if engines.engine_of(info.name) is not None:
+            engine = engines.engine_of(info.name)
+            if engine is not None:
+                if engine == AGENT:
+                    self._connect()
                 if self._request.budget is not None:
                     self._notes.append(
                         f"the policy {info.name} was attached already: its own budget holds"
                     )
-                return False
+                return
         knobs = self._knobs(info)
         sizes: dict[str, int] = {}
         if template is not None:
@@ -126,21 +157,21 @@ class AttachedLoad:
                 loader.attach(info, knobs, sizes=sizes)
             else:
                 obj = catalog.agent_object(info)
-                agent_device.start()
-                with agent_device.AgentDevice() as agent:
-                    agent.attach(info, obj, knobs, sizes)
+                agent_device.start(self._starting.check)
+                self._connect().attach(info, obj, knobs, sizes, lease=True)
         except PagecacheError as error:
+            self._starting.check()
             with Engines() as engines:
                 if engines.engine_of(info.name) is None:
                     raise
             self._notes.append(f"somebody else was faster: {error}")
-            return False
-        return True
+            return
+        self._attached = True
 
     def _knobs(self, info: PolicyInfo) -> dict[str, int]:
         if self._request.budget is None:
             return {}
-        knob = next((each for each in info.knobs if each.name == "budget_mib"), None)
+        knob = next((knob for knob in info.knobs if knob.name == "budget_mib"), None)
         if knob is None:
             self._notes.append(f"the policy {info.name} has no knob for a budget")
             return {}
@@ -148,7 +179,7 @@ class AttachedLoad:
         return {knob.name: min(max(1, self._request.budget // _MIB), knob.maximum)}
 
     def _tag(self, engines: Engines) -> None:
-        ours = {(each.dev_major, each.dev_minor, each.ino): each for each in engines.tags()}
+        ours = {(tag.dev_major, tag.dev_minor, tag.ino): tag for tag in engines.tags()}
         for path in self._request.model.files:
             with opened(path) as fd:
                 status = os.fstat(fd)
@@ -183,7 +214,7 @@ class AttachedLoad:
             self._notes.append(f"no hint of node {node}: {error}")
 
     def report(self) -> Report:
-        """How it goes; the policy's counters only if it governs nothing else."""
+        """Tell how it goes; the policy's counters only if it governs nothing else."""
         with Engines() as engines:
             now = self._status(engines)
         notes = list(self._notes)
@@ -211,29 +242,34 @@ class AttachedLoad:
         last = self.report()
         self._undo()
         evicted = 0 if keep else self._snapshot.drop_rest()
-        self._snapshot.close()
         resident = resident_of(self._request.model.files)
         return replace(last, done=True, evicted_bytes=evicted, resident_bytes=resident)
 
     def forget(self) -> None:
-        """Tags are the kernel's, or the agent's."""
-        self._snapshot.close()
+        """Close the child's end of the connection that holds what is the parent's."""
+        if self._agent is not None:
+            self._agent.disconnect()
 
     def _status(self, engines: Engines) -> PolicyStatus | None:
-        found = (each for _, each in engines.policies() if each.name == self._policy)
+        found = (status for _, status in engines.policies() if status.name == self._policy)
         return next(found, None)
 
     def _undo(self) -> None:
-        if self._hinted:
-            self._hinted = False
-            with suppress(PagecacheError):
+        """Take everything back.  What the agent does not answer to goes with the connection."""
+        try:
+            if self._hinted:
+                self._hinted = False
                 hints.forget(self._policy, CONSUMERS, tgid=os.getpid())
-        with Engines() as engines:
-            for path in self._tagged:
-                with suppress(PagecacheError, OSError), opened(path) as fd:
-                    engines.untag_fd(fd)
-            self._tagged.clear()
-            status = self._status(engines)
-            if self._attached and (status is None or not status.tags):
-                with suppress(PagecacheError):
+            with self._engines() as engines:
+                for path in self._tagged:
+                    with suppress(UsageError, OSError), opened(path) as fd:
+                        engines.untag_fd(fd)
+                self._tagged.clear()
+                status = self._status(engines)
+                if self._attached and (status is None or not status.tags):
                     engines.detach(self._policy)
+        except PagecacheError:
+            _log.debug("the policy %s was not detached", self._policy, exc_info=True)
+        finally:
+            if self._agent is not None:
+                self._agent.disconnect()

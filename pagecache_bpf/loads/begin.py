@@ -3,90 +3,119 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Sequence
 from dataclasses import replace
 
 from pagecache_bpf.errors import PagecacheError, UsageError, missing_package
 from pagecache_bpf.loads.report import NONE, Report
-from pagecache_bpf.loads.request import LoadRequest, ServedLoad
+from pagecache_bpf.loads.request import LoadOver, LoadRequest, ServedLoad, Starting
+from pagecache_bpf.loads.residency_snapshot import Snapshot
 
 #: Narrows what load() tries; see begin().
 VARIABLE = "PAGECACHE_BPF_API"
 
+_log = logging.getLogger(__name__)
+
 
 class UnservedLoad:
-    """No way at all: the kernel reads as ever."""
+    """A load that nothing serves: the kernel reads as ever."""
 
     def __init__(self, report: Report) -> None:
         self._report = report
 
     def report(self) -> Report:
-        """Says why."""
+        """Return the report that says why."""
         return self._report
 
     def finish(self, keep: bool) -> Report:
-        """Nothing is to be undone."""
+        """Return the last report: nothing is to be undone."""
         return replace(self._report, done=True)
 
     def forget(self) -> None:
-        """Nothing to let go of."""
+        """Do nothing: nothing is held."""
 
 
-def begin(request: LoadRequest) -> ServedLoad:
-    """Serve a load in the best way there is.  Never raises because this machine cannot.
+def begin(request: LoadRequest, snapshot: Snapshot, starting: Starting) -> ServedLoad:
+    """Serve a load in the best way there is.
 
     PAGECACHE_BPF_API in the environment narrows it: "alone" to what this process can do by
     itself, "off" to nothing.
+
+    Args:
+        request: what was asked for.
+        snapshot: what of its files was cached before.
+        starting: tells when the load is over before it is served.
+
+    Returns:
+        What serves it; what this machine cannot do is told in its report, and raises nothing.
+
+    Raises:
+        LoadOver: it is over already; everything has been taken back.
     """
     reasons: list[str] = []
-    ways = [_remote, _direct, _alone]
+    ways = [_by_controller, _by_policy, _by_threads]
     asked = os.environ.get(VARIABLE, "")
     if asked in ("alone", "off"):
         reasons.append(f"{VARIABLE} is {asked}")
         del ways[: 2 if asked == "alone" else 3]
-    for try_it in ways:
+    for serve in ways:
         try:
-            return try_it(request, tuple(reasons))
+            return serve(request, snapshot, starting, tuple(reasons))
+        except LoadOver:
+            raise
         except (PagecacheError, OSError) as error:
+            starting.check()  # a connection that was hung up is no reason
             reasons.append(_reason(error))
+            _log.debug("%s does not serve %s", serve.__name__, request.model.name, exc_info=True)
         except Exception as error:  # a bug of ours must not end a server
             missing = missing_package(error) if isinstance(error, ModuleNotFoundError) else None
             reasons.append(
                 _reason(missing) if missing else f"unexpected {type(error).__name__}: {error}"
             )
+            _log.debug("%s failed for %s", serve.__name__, request.model.name, exc_info=True)
     return UnservedLoad(request.blank(NONE, "none", "; ".join(reasons)))
 
 
-def _remote(request: LoadRequest, reasons: Sequence[str]) -> ServedLoad:
+def _by_controller(
+    request: LoadRequest, snapshot: Snapshot, starting: Starting, reasons: Sequence[str]
+) -> ServedLoad:
     from pagecache_bpf.loads.through_controller import ControllerLoad
 
-    return ControllerLoad(request)
+    return ControllerLoad(request, starting)
 
 
-def _direct(request: LoadRequest, reasons: Sequence[str]) -> ServedLoad:
+def _by_policy(
+    request: LoadRequest, snapshot: Snapshot, starting: Starting, reasons: Sequence[str]
+) -> ServedLoad:
     if os.geteuid() != 0:
         raise PagecacheError("attaching a policy takes root")
     from pagecache_bpf.loads.attached import AttachedLoad
 
-    return AttachedLoad(request)
+    return AttachedLoad(request, snapshot, starting)
 
 
-def _alone(request: LoadRequest, reasons: Sequence[str]) -> ServedLoad:
+def _by_threads(
+    request: LoadRequest, snapshot: Snapshot, starting: Starting, reasons: Sequence[str]
+) -> ServedLoad:
     from pagecache_bpf.loads.unprivileged import UnprivilegedLoad
 
-    return UnprivilegedLoad(request, "; ".join(reasons))
+    return UnprivilegedLoad(request, snapshot, "; ".join(reasons))
 
 
 def _reason(error: BaseException) -> str:
+    """The cause of an error, without the way out: nobody is asked to take it."""
     if isinstance(error, PagecacheError):
         return f"{error.what}: {error.why}" if error.why else error.what
     return str(error)
 
 
 def check_policy(name: str) -> None:
-    """Raise UsageError for a policy that does not come with this package and is not attached
-    by a controller.
+    """Raise UsageError for a policy that neither comes with this package nor is attached.
+
+    Args:
+        name: the policy; a controller that runs is asked for those that it has attached.
     """
     from pagecache_bpf.policy.catalog import names
 
@@ -100,7 +129,7 @@ def check_policy(name: str) -> None:
         with PublicClient() as client:
             served = list(client.hello().get("policies", ()))
     except PagecacheError:
-        pass
+        _log.debug("no controller was asked for its policies", exc_info=True)
     if name not in served:
         raise UsageError(
             f"there is no policy {name}",

@@ -54,7 +54,7 @@ class Report:
         served = f"engine {self.engine}" + (f", policy {self.policy}" if self.policy else "")
         lines = [
             f"{self.model}: {format_size(self.bytes)} in {plural(self.files, 'file')}, "
-            f"{'loaded in' if self.done else 'open for'} {_seconds(self.seconds)} ({served})"
+            f"{'was open for' if self.done else 'open for'} {_seconds(self.seconds)} ({served})"
         ]
         if self.why:
             lines.append(f"  not better because {self.why}")

@@ -11,21 +11,30 @@ from typing import Any
 from pagecache_bpf.errors import UnsupportedError
 from pagecache_bpf.ipc.public_client import PublicClient
 from pagecache_bpf.loads.report import NONE, Report
-from pagecache_bpf.loads.request import LoadRequest, numbers
+from pagecache_bpf.loads.request import LoadRequest, Starting, numbers
 from pagecache_bpf.loads.residency_snapshot import opened
 
 
 class ControllerLoad:
-    """A connection with one load on it.
+    """A connection with one load on it, which ends with the connection."""
 
-    Raises PagecacheError when there is no controller, when it refuses, and when it has no engine
-    to serve the load with.
-    """
+    def __init__(self, request: LoadRequest, starting: Starting) -> None:
+        """Open the load.
 
-    def __init__(self, request: LoadRequest) -> None:
+        Args:
+            request: what is asked for.
+            starting: tells when nobody waits for it any more.
+
+        Raises:
+            PagecacheError: there is no controller, it refuses, or it has no engine to serve the
+                load with.
+            LoadOver: the load is over already.
+            OSError: a file cannot be opened.
+        """
         self._request = request
         with ExitStack() as undo:
             self._client = undo.enter_context(PublicClient())
+            starting.waits_for(self._client)
             first = self._open()
             self._id = str(first["load"])
             if first.get("engine") is None:
@@ -45,11 +54,11 @@ class ControllerLoad:
                 budget=request.budget,
                 devices=[
                     {
-                        "name": each.name,
-                        "pci": each.accelerator.pci if each.accelerator else None,
-                        "node": each.node,
+                        "name": device.name,
+                        "pci": device.accelerator.pci if device.accelerator else None,
+                        "node": device.node,
                     }
-                    for each in request.devices
+                    for device in request.devices
                 ],
                 template=template,
                 keep=request.keep,
@@ -57,7 +66,7 @@ class ControllerLoad:
             )
 
     def report(self) -> Report:
-        """As the controller sees it."""
+        """Tell how the load goes as the controller sees it."""
         return self._read(self._client.load_report(self._id))
 
     def finish(self, keep: bool) -> Report:
@@ -100,18 +109,25 @@ class ControllerLoad:
 
 
 def residency(path: Path) -> int:
-    """Bytes of a file in the page cache, as the controller tells whoever can open it.
+    """Count the bytes of a file in the page cache, as the controller tells whoever can open it.
 
-    Raises PagecacheError, OSError.
+    Raises:
+        PagecacheError: no controller runs, or it refuses.
+        OSError: the file cannot be opened.
     """
     with PublicClient() as client, opened(path) as fd:
         return int(client.residency(fd)["resident_bytes"])
 
 
 def drop(path: Path) -> int | None:
-    """Drop a file's pages through the controller; None: it was left alone, a load reads it.
+    """Drop a file's pages through the controller.
 
-    Raises PagecacheError, OSError.
+    Returns:
+        Bytes that went; None: the file was left alone, as a load reads it.
+
+    Raises:
+        PagecacheError: no controller runs, or it refuses.
+        OSError: the file cannot be opened.
     """
     with PublicClient() as client, opened(path) as fd:
         answer = client.drop(fd)
@@ -119,9 +135,19 @@ def drop(path: Path) -> int | None:
 
 
 def prefetch(path: Path, extents: list[tuple[int, int]], node: int | None) -> int:
-    """Have the controller read ranges of a file; bytes that it will read.
+    """Have the controller read ranges of a file.
 
-    Raises PagecacheError, OSError.
+    Args:
+        path: the file.
+        extents: (offset, length) in bytes.
+        node: the NUMA node to place the pages on; None: any.
+
+    Returns:
+        Bytes that it will read.
+
+    Raises:
+        PagecacheError: no controller runs, or it refuses.
+        OSError: the file cannot be opened.
     """
     with PublicClient() as client, opened(path) as fd:
         answer = client.prefetch(fd, extents, -1 if node is None else node)

@@ -19,23 +19,29 @@ _CANNOT_TELL = (
 
 
 class UnprivilegedLoad:
-    """The unprivileged window, with the numbers of its load.
+    """The window of this process's own threads, with the numbers of its load."""
 
-    why: why nothing better serves it.  Raises OSError.
-    """
+    def __init__(self, request: LoadRequest, snapshot: Snapshot, why: str) -> None:
+        """Start reading ahead.
 
-    def __init__(self, request: LoadRequest, why: str) -> None:
-        self._request, self._why = request, why
+        Args:
+            request: what is asked for.
+            snapshot: what of its files was cached before.
+            why: why nothing better serves it.
+
+        Raises:
+            OSError: a file is gone.
+        """
+        self._request, self._why, self._snapshot = request, why, snapshot
         self._started = time.monotonic()
         self._stalled = blocked_seconds()
-        self._snapshot = Snapshot(request.model.files)
         self._notes: list[str] = []
         cpus: tuple[int, ...] = ()
         if request.node is not None:
             from pagecache_bpf import topology
 
             cpus = topology.read().cpus_of(request.node)
-        self._alone = ReadaheadWindow(
+        self._window = ReadaheadWindow(
             request.model.files,
             self._snapshot,
             order=self._order(),
@@ -63,45 +69,43 @@ class UnprivilegedLoad:
         numbers = {path: number for number, path in enumerate(request.model.files)}
         known = {at: numbers.get(Path(path).resolve()) for at, path in fit.paths.items()}
         order = []
-        for each in template.plain():
-            number = known.get(int(each["file"]))
+        for extent in template.plain():
+            number = known.get(int(extent["file"]))
             if number is not None:
-                order.append((number, int(each["offset"]), int(each["length"])))
+                order.append((number, int(extent["offset"]), int(extent["length"])))
         return order
 
     def report(self) -> Report:
-        """How it goes."""
+        """Tell how it goes."""
         return self._read(resident_of(self._request.model.files) if self._snapshot.known else None)
 
     def finish(self, keep: bool) -> Report:
         """End the window and drop what was not in the cache before."""
-        self._alone.stop()
-        evicted = self._alone.dropped_bytes
+        self._window.stop()
+        evicted = self._window.dropped_bytes
         dropped = 0 if keep else self._snapshot.drop_rest()
         if not keep and self._snapshot.known and self._snapshot.others():
             self._notes.append("another process is loading the same files: it will drop them")
-        self._snapshot.close()
         return replace(
             self.report(), done=True, evicted_bytes=None if dropped is None else evicted + dropped
         )
 
     def forget(self) -> None:
-        """Threads do not follow into a child."""
-        self._snapshot.close()
+        """Do nothing: threads do not follow into a child."""
 
     def _read(self, resident: int | None) -> Report:
-        stalled = blocked_seconds(self._alone.thread_ids)
+        stalled = blocked_seconds(self._window.thread_ids)
         known = self._snapshot.known
         return replace(
             self._request.blank(UNPRIVILEGED, "alone", self._why),
             policy=None,
             seconds=time.monotonic() - self._started,
-            prefetched_bytes=self._alone.prefetched_bytes,
+            prefetched_bytes=self._window.prefetched_bytes,
             stall_seconds=None
             if stalled is None or self._stalled is None
             else max(0.0, stalled - self._stalled),
             resident_before_bytes=self._snapshot.resident if known else None,
             resident_bytes=resident,
-            evicted_bytes=self._alone.dropped_bytes,
-            notes=(*self._notes, *([] if known else [_CANNOT_TELL]), *self._alone.notes),
+            evicted_bytes=self._window.dropped_bytes,
+            notes=(*self._notes, *([] if known else [_CANNOT_TELL]), *self._window.notes),
         )

@@ -6,9 +6,11 @@ Root only.
 
 from __future__ import annotations
 
+import os
+import select
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,12 @@ from pagecache_bpf.policy.catalog import PolicyInfo
 
 SOCKET = RUN_DIR / "agent.sock"
 LOG = RUN_DIR / "agent.log"
+_CHECK_MILLISECONDS = 50
+#: How Python, the compiler and this package are found.
+_ENVIRONMENT = frozenset(
+    {"CLANG", "HOME", "LANG", "LD_LIBRARY_PATH", "PATH", "TMPDIR", "TZ", "VIRTUAL_ENV"}
+)
+_ENVIRONMENT_PREFIXES = ("COVERAGE", "COV_", "LC_", "PAGECACHE_BPF_", "PYTHON")
 
 
 def is_running(path: Path = SOCKET) -> bool:
@@ -31,16 +39,21 @@ def is_running(path: Path = SOCKET) -> bool:
     return answers(path)
 
 
-def start() -> None:
-    """Start the agent's process unless it runs.  Raises PagecacheError."""
+def start(check: Callable[[], None] = lambda: None) -> None:
+    """Start the agent's process unless it runs.
+
+    It lends nothing to it of what is this process's: controller.inherited puts back the rest.
+
+    Args:
+        check: called every now and then; what it raises ends the waiting.
+
+    Raises:
+        PagecacheError: it did not start.
+    """
     if is_running():
         return
-    try:
-        RUN_DIR.mkdir(mode=0o700, parents=True, exist_ok=True)
-        log = LOG.open("ab")
-    except OSError as error:
-        raise _did_not_start(f"{LOG} cannot be written: {error.strerror}") from error
-    with log:
+    RUN_DIR.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with LOG.open("ab") as log:
         process = subprocess.Popen(
             [sys.executable, "-m", "pagecache_bpf.controller"],
             stdin=subprocess.DEVNULL,
@@ -48,31 +61,36 @@ def start() -> None:
             stderr=log,
             start_new_session=True,
             cwd="/",
+            env=environment(os.environ),
         )
     assert process.stdout is not None
-    with process.stdout:
-        said = process.stdout.readline().decode(errors="replace").strip()
+    with process.stdout as pipe:
+        ready = select.poll()
+        ready.register(pipe, select.POLLIN)
+        while not ready.poll(_CHECK_MILLISECONDS):
+            check()
+        said = pipe.readline().decode(errors="replace").strip()
     # Another command may have been faster; what matters is that one answers.
     if said != "ready" and not is_running():
-        raise _did_not_start(said or _last_line() or "it gave no reason")
+        raise PagecacheError(
+            "the agent did not start", said or "it gave no reason", f"Read the end of {LOG}"
+        )
 
 
-def _did_not_start(why: str) -> PagecacheError:
-    return PagecacheError(
-        "the agent did not start",
-        why,
-        f"Free some space in {RUN_DIR} if it is full or read-only; {LOG} may say more",
-        "docs/troubleshooting.md#the-agent-did-not-start",
-    )
+def environment(own: Mapping[str, str]) -> dict[str, str]:
+    """Return what of a process's environment the agent is given.
 
+    What a server has set for itself, such as LD_PRELOAD or the number of its threads, is not
+    meant for it.
 
-def _last_line() -> str:
-    """The last line of the log, which is where a process that dies says why."""
-    try:
-        lines = LOG.read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        return ""
-    return lines[-1].strip() if lines else ""
+    Args:
+        own: that process's environment.
+    """
+    return {
+        name: value
+        for name, value in own.items()
+        if name in _ENVIRONMENT or name.startswith(_ENVIRONMENT_PREFIXES)
+    }
 
 
 class AgentDevice(LineClient):
@@ -108,15 +126,31 @@ class AgentDevice(LineClient):
         obj: Path,
         knobs: Mapping[str, int],
         sizes: Mapping[str, int] | None = None,
+        *,
+        lease: bool = False,
     ) -> list[str]:
-        """Attach a policy; returns the tracepoints that this kernel lacks.
+        """Attach a policy.
 
-        sizes: elements that maps must have room for, by name.
+        Args:
+            info: the policy.
+            obj: its object for engine agent.
+            knobs: numbers that are set before it runs, by name.
+            sizes: elements that maps must have room for, by name.
+            lease: detach it when this connection ends, unless it governs files by then that are
+                nobody's lease.
+
+        Returns:
+            The tracepoints that this kernel lacks.
         """
         # The agent's process finds the policy by itself: a shipped one by its name.
         source = info.name if info.object is None else str(info.object)
         reply = self.request(
-            "attach", policy=source, object=str(obj), knobs=dict(knobs), sizes=dict(sizes or {})
+            "attach",
+            policy=source,
+            object=str(obj),
+            knobs=dict(knobs),
+            sizes=dict(sizes or {}),
+            lease=lease,
         )
         return list(reply["missing"])
 
@@ -137,10 +171,21 @@ class AgentDevice(LineClient):
         path: str,
         replace: bool = False,
         observe: bool = True,
+        lease: bool = False,
     ) -> None:
-        """Let an attached policy govern the open file."""
+        """Let an attached policy govern an open file.
+
+        Args:
+            fd: the file, open for reading.
+            policy: the policy's name.
+            model: the model that the file belongs to, a label of counters.
+            path: where the agent opens it again.
+            replace: take it over from another policy.
+            observe: count who reads it.
+            lease: take the tag off when this connection ends.
+        """
         whose = {"policy": policy, "model": model, "path": path}
-        self.request("tag", (fd,), **whose, replace=replace, observe=observe)
+        self.request("tag", (fd,), **whose, replace=replace, observe=observe, lease=lease)
 
     def observe(self, fd: int, *, policy: str, model: str, path: str) -> None:
         """Observe an open file that a policy of engine struct_ops governs."""

@@ -22,18 +22,32 @@ STRUCT_OPS, AGENT = "struct_ops", "agent"
 
 
 class Engines:
-    """What is attached and tagged here, on either engine.  Use it as a context manager.
+    """What is attached and tagged here, on either engine.  A context manager.
 
-    module, agent: None when the module is not loaded, when no agent runs.  observe: whether
-    the readers of files tagged from here are counted.  Raises
-    PrivilegeError, UnsupportedError (a module of another version).
+    Attributes:
+        module: the module's control device; None: the module is not loaded.
+        agent: a connection to the agent's process; None: no agent runs.
     """
 
-    def __init__(self, observe: bool = True) -> None:
+    def __init__(self, observe: bool = True, lease: AgentDevice | None = None) -> None:
+        """Connect to what there is.
+
+        Args:
+            observe: whether the readers of files that are tagged from here are counted.
+            lease: a connection to the agent that stays open; files tagged from here are governed
+                for as long as it does.
+
+        Raises:
+            PrivilegeError: this takes root.
+            UnsupportedError: the module is of another version.
+        """
         self._observe = observe and wanted()
+        self._lease = lease is not None
         with ExitStack() as stack:
             self.module = stack.enter_context(Device()) if kmod.is_loaded() else None
-            self.agent = stack.enter_context(AgentDevice()) if agent_device.is_running() else None
+            self.agent = lease
+            if lease is None and agent_device.is_running():
+                self.agent = stack.enter_context(AgentDevice())
             self._stack = stack.pop_all()
         self._targets: dict[str, Device | AgentDevice] = {}
 
@@ -55,32 +69,43 @@ class Engines:
             yield AGENT, self.agent
 
     def engine_of(self, policy: str) -> str | None:
-        """The engine that a policy is attached on; None if it is not attached."""
+        """Return the engine that a policy is attached on; None if it is not attached."""
         for engine, device in self._engines():
-            if any(each.name == policy for each in device.policies()):
+            if any(status.name == policy for status in device.policies()):
                 return engine
         return None
 
     def policies(self) -> Iterator[tuple[str, PolicyStatus]]:
-        """Every attached policy with its engine."""
+        """Yield every attached policy with its engine."""
         for engine, device in self._engines():
-            for each in device.policies():
-                yield engine, each
+            for status in device.policies():
+                yield engine, status
 
     def tags(self) -> Iterator[Tag]:
-        """Every tagged file."""
+        """Yield every tagged file."""
         for _, device in self._engines():
             yield from device.tags()
 
     def exits(self) -> list[ExitRecord]:
-        """How the last policies ended, oldest first."""
+        """Return how the last policies ended, oldest first."""
         found = [record for _, device in self._engines() for record in device.exits()]
         if self.agent is None:
             found += [ExitRecord(**record) for record in exit_history.read()]
-        return sorted(found, key=lambda each: each.time_ns)
+        return sorted(found, key=lambda record: record.time_ns)
 
     def tag(self, fd: int, *, policy: str, model: str, path: str, replace: bool = False) -> None:
-        """Let an attached policy govern the open file.  Raises as Device.tag() does."""
+        """Let an attached policy govern an open file.
+
+        Args:
+            fd: the file, open for reading.
+            policy: the policy's name.
+            model: the model that the file belongs to, a label of counters.
+            path: how messages name the file.
+            replace: take it over from another policy.
+
+        Raises:
+            UsageError: the policy is not attached, or the file is tagged already.
+        """
         target = self._targets.get(policy)
         if target is None:  # a model may have 100,000 files
             target = self._targets[policy] = self._device_of(policy)
@@ -91,8 +116,15 @@ class Engines:
                 except UsageError:
                     continue
         if isinstance(target, AgentDevice):
-            observe = self._observe
-            target.tag(fd, policy=policy, model=model, path=path, replace=replace, observe=observe)
+            target.tag(
+                fd,
+                policy=policy,
+                model=model,
+                path=path,
+                replace=replace,
+                observe=self._observe,
+                lease=self._lease,
+            )
             return
         target.tag(fd, policy=policy, model=model, path=path, replace=replace)
         if self._observe:
@@ -108,14 +140,14 @@ class Engines:
 
     def untag_fd(self, fd: int) -> None:
         """Take the tag off the open file.  Raises UsageError if it has none."""
-        self._each("untag_fd", fd)
+        self._on_both("untag_fd", fd)
 
     def untag(self, dev_major: int, dev_minor: int, ino: int, generation: int) -> None:
         """Take the tag off a file by its identity.  Raises UsageError if it has none."""
-        self._each("untag", dev_major, dev_minor, ino, generation)
+        self._on_both("untag", dev_major, dev_minor, ino, generation)
 
     def detach(self, policy: str) -> ExitRecord | None:
-        """End a policy on whichever engine; see loader.detach()."""
+        """End a policy on whichever engine it is; see loader.detach()."""
         if self.agent and policy in self.agent.details():
             return self.agent.detach(policy)
         record = loader.detach(policy)
@@ -124,7 +156,7 @@ class Engines:
         return record
 
     def attached(self) -> list[str]:
-        """Names of the policies that `detach` can end."""
+        """Return the names of the policies that `detach` can end."""
         names = loader.pinned() if self.module else []
         return names + (list(self.agent.details()) if self.agent else [])
 
@@ -135,7 +167,7 @@ class Engines:
             raise UsageError(f"the policy {policy} is not attached")
         return device
 
-    def _each(self, operation: str, *arguments: int) -> None:
+    def _on_both(self, operation: str, *arguments: int) -> None:
         error: PagecacheError | None = UsageError("it is not tagged", "no policy is attached")
         # Both are told: what the module governs the agent's process observes.
         for _, device in self._engines():

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Hints, reports and gauges of policies that are attached, on either engine.  Root only.
 
-    pagecache_bpf.hint("multiplex", "plans", model="llama-3-8b", due_ns="+5s")
-    pagecache_bpf.read_map("multiplex", "scores")
-    pagecache_bpf.gauges("pin")
+    pagecache_bpf.policy.hint("multiplex", "plans", model="llama-3-8b", due_ns="+5s")
+    pagecache_bpf.policy.read_map("multiplex", "scores")
+    pagecache_bpf.policy.gauges("pin")
 
 What maps and gauges a policy has is read from the type information that the kernel keeps with it.
 """

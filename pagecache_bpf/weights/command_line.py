@@ -59,7 +59,7 @@ def _located(word: str, revision: str | None) -> str | None:
     place = find(word)
     if isinstance(place, Listed):
         return word
-    if not place.exists():
+    if not os.path.exists(place):  # which a script in a word may be too long to ask of Path
         return None
     if place.is_file() and not format_of(place.name) and not is_ollama_manifest(place.absolute()):
         return None

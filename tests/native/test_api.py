@@ -19,9 +19,10 @@ import pagecache_bpf as pc
 from benchmarks.cachestat import PAGE_SIZE, drop, resident_pages
 from pagecache_bpf.kernel import kernelfs
 from pagecache_bpf.kernel.numa import nodes
-from pagecache_bpf.loads import through_controller, unprivileged, unprivileged_window
+from pagecache_bpf.loads import open_load, through_controller, unprivileged, unprivileged_window
 from pagecache_bpf.loads.attached import AttachedLoad
-from pagecache_bpf.loads.request import LoadRequest
+from pagecache_bpf.loads.request import LoadRequest, Starting
+from pagecache_bpf.loads.residency_snapshot import Snapshot
 from pagecache_bpf.policy import agent_device, hints
 from pagecache_bpf.topology import runtime
 from pagecache_bpf.weights import models
@@ -42,6 +43,7 @@ import json, os, sys, time
 import pagecache_bpf as pc
 path, wishes = sys.argv[1], json.loads(sys.argv[2])
 with pc.load(path, **wishes) as load:
+    load.ready()
     with open(path, "rb", buffering=0) as file:
         got = 0
         while data := file.read(131072):
@@ -117,7 +119,8 @@ def test_root_attaches_a_policy_and_takes_it_back(file: Path, tmp_path: Path) ->
 
 def test_root_hints_at_the_node_of_its_devices(file: Path) -> None:
     model = models.resolve(file)
-    way = AttachedLoad(LoadRequest(model, node=nodes()[0]))
+    request = LoadRequest(model, node=nodes()[0])
+    way = AttachedLoad(request, Snapshot(model.files), Starting())
     try:
         mine = {"key": {"tgid": os.getpid()}, "value": {"node": nodes()[0]}}
         assert mine in hints.read_map("sequential", "consumers")
@@ -192,7 +195,7 @@ def test_nobody_owning_the_files_leaves_the_cache_clean(file: Path, tmp_path: Pa
 def test_who_cannot_open_a_file_learns_nothing(tmp_path: Path) -> None:
     """A user without rights, in a child: nothing is loaded, told or dropped."""
     assert (
-        unprivileged_window and through_controller and unprivileged and runtime
+        unprivileged_window and through_controller and unprivileged and runtime and open_load
     )  # imported while they can be read
     assert kernelfs.LIVE.mounts()  # which takes a codec that is imported when it is used
     for directory in (tmp_path, *tmp_path.parents):
@@ -208,25 +211,72 @@ def test_who_cannot_open_a_file_learns_nothing(tmp_path: Path) -> None:
 
 
 def test_run_as_root(file: Path, tmp_path: Path) -> None:
+    """The command begins to read when its weights are governed."""
+    tags = " ".join(map(str, COMMAND)) + " tags --json"
+    script = f"until {tags} | grep -q '{file}'; do sleep 0.1; done; cat {file} | wc -c; exit 7"
     done = subprocess.run(
         [
-            *COMMAND,
-            "run",
-            "--json",
-            "--policy",
-            "sequential",
-            "--",
-            "sh",
-            "-c",
-            "cat $0 | wc -c; exit 7",
-            file,
+            *(*COMMAND, "run", "--json", "--policy", "sequential", "--weights", str(file)),
+            *("--", "sh", "-c", script),
         ],
         capture_output=True,
         text=True,
         cwd=ROOT,
         env=environment(PAGECACHE_BPF_RUN_DIR=str(tmp_path / "run")),
+        timeout=120,
     )
     assert done.returncode == 7 and int(done.stdout) == SIZE
     (report,) = json.loads(done.stderr)["reports"]
     assert report["via"] == "direct" and report["evicted_bytes"] == SIZE
     assert resident_pages(file) == 0
+
+
+def test_a_load_that_is_over_before_the_agent_is_ready_leaves_nothing(
+    file: Path, tmp_path: Path
+) -> None:
+    """The policy goes with the load's connection, even while it is being attached."""
+    code = (
+        "import sys, pagecache_bpf as pc\n"
+        "with pc.load(sys.argv[1]) as load: pass\n"
+        "print(load.report().engine)"
+    )
+    run_dir = tmp_path / "run"
+    for _ in range(3):
+        done = subprocess.run(
+            [sys.executable, "-c", code, str(file)],
+            capture_output=True,
+            text=True,
+            cwd=ROOT,
+            env=environment(PAGECACHE_BPF_RUN_DIR=str(run_dir)),
+            timeout=120,
+        )
+        assert (done.returncode, done.stderr) == (0, "")
+    wait_for(lambda: not agent_device.is_running(run_dir / "agent.sock"), "the agent to end", 60)
+
+
+def test_a_server_that_is_killed_leaves_no_policy(file: Path, tmp_path: Path) -> None:
+    run_dir = tmp_path / "run"
+    process = server(file, run_dir, stop=True)
+    assert process.stdout and process.stdout.readline() == "under way\n"
+    with agent_device.AgentDevice(run_dir / "agent.sock") as agent:
+        assert [status.tags for status in agent.policies()] == [1]
+        process.kill()
+        process.communicate()
+        wait_for(lambda: not list(agent.policies()) and not list(agent.tags()), "the end", 30)
+
+
+def test_a_lease_takes_nothing_that_a_command_has_tagged(file: Path, tmp_path: Path) -> None:
+    """A policy that was attached for a load stays for the files that root has tagged since."""
+    other = make_file(tmp_path / "other.safetensors", 64)
+    run_dir = tmp_path / "run"
+    process = server(file, run_dir, stop=True)
+    assert process.stdout and process.stdout.readline() == "under way\n"
+    with agent_device.AgentDevice(run_dir / "agent.sock") as agent:
+        with other.open("rb") as opened:
+            agent.tag(opened.fileno(), policy="sequential", model="other", path=str(other))
+        process.kill()
+        process.communicate()
+        wait_for(lambda: len(list(agent.tags())) == 1, "the lease to end", 30)
+        assert [tag.model for tag in agent.tags()] == ["other"]
+        assert [status.name for status in agent.policies()] == ["sequential"]
+        agent.detach("sequential")

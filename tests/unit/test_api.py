@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -35,7 +36,7 @@ def _unprivileged(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[N
     def refuse(*_: object) -> None:
         raise pc.PagecacheError("attaching a policy takes root")
 
-    monkeypatch.setattr(begin, "_direct", refuse)
+    monkeypatch.setattr(begin, "_by_policy", refuse)
     monkeypatch.setenv("PAGECACHE_BPF_SOCKET", str(tmp_path / "no.sock"))
     yield
     assert api.report() == []
@@ -66,7 +67,8 @@ def wait_for(condition: object, what: str, seconds: float = 20) -> None:
 
 
 def way_of(load: pc.Load) -> unprivileged_window.ReadaheadWindow:
-    window: unprivileged_window.ReadaheadWindow = load._shared.way._alone  # type: ignore[attr-defined]
+    assert load.ready(20)
+    window: unprivileged_window.ReadaheadWindow = load._shared.served._window  # type: ignore[union-attr]
     return window
 
 
@@ -76,6 +78,7 @@ def resident(path: Path) -> int:
 
 def test_a_load_says_who_served_it_and_leaves_the_cache_as_it_was(model: Path) -> None:
     with pc.load(model) as load:
+        assert load.ready(20)
         wait_for(lambda: resident(model) >= TOTAL, "all of a small model within the window")
         first = load.report()
         for path in sorted(model.iterdir()):
@@ -182,7 +185,8 @@ def test_two_loads_of_one_model_share_a_window(model: Path) -> None:
 def test_the_last_of_several_processes_drops(model: Path) -> None:
     """Ranks end at different times; the first must not take the others' pages away."""
     code = (
-        "import sys, pagecache_bpf as pc\nload = pc.load(sys.argv[1])\nprint(flush=True)\n"
+        "import sys, pagecache_bpf as pc\nload = pc.load(sys.argv[1])\nload.ready()\n"
+        "print(flush=True)\n"
         "sys.stdin.readline()\nprint(load.done().evicted_bytes, flush=True)"
     )
     with subprocess.Popen(
@@ -195,12 +199,80 @@ def test_the_last_of_several_processes_drops(model: Path) -> None:
     ) as rank:
         assert rank.stdin and rank.stdout and rank.stdout.readline() == "\n"
         with pc.load(model) as load:
+            assert load.ready(20)
             wait_for(lambda: resident(model) >= TOTAL, "the windows to be filled")
         assert load.report().evicted_bytes == 0 and "another process" in load.report().notes[0]
         assert resident(model) >= TOTAL
         rank.communicate("\n")
     # That one has seen an empty cache at its start.
     assert resident(model) == 0
+
+
+def test_a_second_load_with_other_wishes_is_told_apart(model: Path) -> None:
+    with pc.load(model, budget=CHUNK) as first, pc.load(model, budget=2 * CHUNK) as second:
+        assert first.report().notes == ()
+        (note,) = second.report().notes
+        assert "budget" in note and "not followed" in note
+        with pc.load(model, budget=CHUNK) as third:
+            assert third.report().notes == ()
+
+
+@pytest.fixture
+def slow_start(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
+    """Whatever serves loads is not ready before the event is set."""
+    go_on = threading.Event()
+    by_threads = begin._by_threads
+
+    def serve(request: Any, snapshot: Any, starting: Any, reasons: Any) -> Any:
+        assert go_on.wait(60)
+        starting.check()
+        return by_threads(request, snapshot, starting, reasons)
+
+    monkeypatch.setattr(begin, "_by_threads", serve)
+    yield go_on
+    go_on.set()
+
+
+def test_a_load_does_not_wait_for_what_serves_it(model: Path, slow_start: threading.Event) -> None:
+    """load() returns, is reported on and ends while what serves it is still being started."""
+    shard = sorted(model.iterdir())[1]
+    shard.read_bytes()
+    load = pc.load(model)
+    assert not load.ready(0)
+    report = load.report()
+    assert (report.engine, report.done) == ("none", False) and "being started" in report.why
+    assert report.resident_before_bytes == resident(shard)
+    for path in sorted(model.iterdir()):
+        path.read_bytes()
+    last = load.done()
+    assert last.done and last.engine == "none" and "before anything was ready" in last.why
+    # What the reader has brought in is gone, what was there before is not.
+    assert resident(model) == resident(shard) >= SIZE
+    slow_start.set()
+    assert load.ready(20) and load.report() == last
+
+
+def test_reports_do_not_wait_for_another_load(model: Path, slow_start: threading.Event) -> None:
+    with pc.load(model) as load:
+        other = model / "model-0.safetensors"
+        with pc.load(other):
+            assert len(pc.report()) == 2 and not load.ready(0)
+        slow_start.set()
+        assert load.ready(20) and load.report().engine == "unprivileged"
+
+
+def test_a_load_that_follows_one_that_ends_takes_nothing_for_its_own(model: Path) -> None:
+    """Pages that the first has brought in and not dropped yet were not there before the second."""
+    for _ in range(5):
+        first = pc.load(model)
+        assert first.ready(20)
+        wait_for(lambda: resident(model) >= TOTAL, "the window to be filled")
+        ending = threading.Thread(target=first.done)
+        ending.start()
+        with pc.load(model) as second:
+            assert second.ready(20)
+        ending.join()
+        assert resident(model) == 0
 
 
 def test_threads_may_open_and_close_at_once(model: Path) -> None:
@@ -232,6 +304,7 @@ def test_in_a_forked_child_a_load_is_inert(model: Path) -> None:
             try:
                 load.done()
                 with pc.load(model) as own:  # the child can have its own
+                    own.ready(20)
                     code = 0 if own.report().engine == "unprivileged" and pc.report() != [] else 2
                     own.done(keep=True)
             finally:
@@ -242,6 +315,7 @@ def test_in_a_forked_child_a_load_is_inert(model: Path) -> None:
 
 def test_files_that_vanish_end_nothing(model: Path) -> None:
     with pc.load(model, budget=CHUNK) as load:
+        assert load.ready(20)
         for path in model.iterdir():
             path.unlink()
     report = load.report()
@@ -319,20 +393,6 @@ def test_devices_are_placed(model: Path, tmp_path: Path, monkeypatch: pytest.Mon
         assert load.report().devices[0]["node"] is None and load.report().devices[0]["why"]
 
 
-def test_weights_in_memory_are_no_mistake() -> None:
-    memory = Path("/dev/shm")
-    if kernelfs.LIVE.fstype(memory.stat().st_dev if memory.exists() else -1) != "tmpfs":
-        pytest.skip("there is no /dev/shm")
-    path = memory / f"pagecache-bpf-test-{os.getpid()}.gguf"
-    path.write_bytes(b"x")
-    try:
-        with pc.load(path) as load:
-            assert load.report().engine == "none" and "in memory" in load.report().why
-        assert pc.residency(path).bytes == 0
-    finally:
-        path.unlink()
-
-
 def test_names_of_the_hub_are_found_in_its_cache(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -352,9 +412,9 @@ def test_nothing_at_all_is_still_a_load(model: Path, monkeypatch: pytest.MonkeyP
     def fail(*_: object) -> None:
         raise RuntimeError("a bug")
 
-    monkeypatch.setattr(begin, "_alone", fail)
+    monkeypatch.setattr(begin, "_by_threads", fail)
     with pc.load(model) as load:
-        assert load.report().engine == "none"
+        assert load.ready(20) and load.report().engine == "none"
     assert "unexpected RuntimeError: a bug" in load.report().why and load.report().done
 
 
@@ -362,13 +422,6 @@ def test_tag_without_root_says_so(model: Path, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(os, "geteuid", lambda: 4711)
     tagged = pc.tag(model)
     assert (tagged.files, tagged.engine) == (0, "none") and "root" in tagged.why
-
-
-def test_no_public_function_is_hidden_by_a_module() -> None:
-    """`import pagecache_bpf.tag` would make pagecache_bpf.tag a module."""
-    package = ROOT / "pagecache_bpf"
-    taken = {path.stem for path in package.glob("*.py")} | {path.name for path in package.iterdir()}
-    assert not taken & set(pc.__all__)
 
 
 # The command for those who cannot touch the code.
@@ -386,14 +439,26 @@ def run_it(*words: str | Path, **environ: str) -> subprocess.CompletedProcess[st
     )
 
 
+# A command that begins to read when something has been read ahead of it.
+PATIENT = """
+import sys, time
+import pagecache_bpf as pc
+path, deadline = sys.argv[1], time.monotonic() + 60
+while not pc.residency(path).resident_bytes and time.monotonic() < deadline:
+    time.sleep(0.01)
+print(sum(len(open(file, "rb").read()) for file in pc.residency(path).files))
+sys.exit(7)
+"""
+
+
 def test_run_passes_everything_on(model: Path) -> None:
-    done = run_it("--json", "--", "sh", "-c", "cat $0/* | wc -c; exit 7", model)
+    done = run_it("--json", "--", sys.executable, "-c", PATIENT, model)
     assert done.returncode == 7 and int(done.stdout) == TOTAL
     report = json.loads(done.stderr)["reports"][0]
     assert report["engine"] == "unprivileged" and report["done"]
     assert resident(model) == 0
     done = run_it("--weights", model, "--", "sh", "-c", "kill -USR1 $$")
-    assert done.returncode == 128 + signal.SIGUSR1 and "engine unprivileged" in done.stderr
+    assert done.returncode == 128 + signal.SIGUSR1 and "engine " in done.stderr
     assert run_it("--weights", model, "--", "/nonexistent").returncode == 127
     assert run_it("--weights", model, "--", str(ROOT / "README.md")).returncode == 126
 
@@ -422,7 +487,7 @@ def test_run_passes_signals_on(model: Path) -> None:
 def test_it_can_be_turned_off(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PAGECACHE_BPF_API", "off")
     with pc.load(model) as load:
-        assert load.report().engine == "none" and "is off" in load.report().why
+        assert load.ready(20) and load.report().engine == "none" and "is off" in load.report().why
 
 
 def test_run_needs_weights_and_a_command(model: Path) -> None:

@@ -59,7 +59,7 @@ def test_attach_and_detach() -> None:
 
 
 def test_pinned_policies_outlive_their_loader() -> None:
-    script = "from pagecache_bpf import attach, find; attach(find('noop'))"
+    script = "from pagecache_bpf.policy import attach, find; attach(find('noop'))"
     subprocess.run([sys.executable, "-c", script], check=True)
     assert names() == ["noop"]
     record = loader.detach("noop")
@@ -205,7 +205,8 @@ def test_an_old_libbpf_is_refused(tmp_path: Path) -> None:
     command = [find_clang(), "-shared", "-fPIC", "-x", "c", "-", "-o", str(old)]
     subprocess.run(command, input=source, text=True, check=True)
     script = (
-        "import sys; from pagecache_bpf import PagecacheError, attach, find\n"
+        "import sys; from pagecache_bpf import PagecacheError\n"
+        "from pagecache_bpf.policy import attach, find\n"
         "try: attach(find('noop'))\n"
         "except PagecacheError as error: sys.exit(f'{error.exit_code} {error}')"
     )

@@ -45,7 +45,7 @@ JSON = {
 NOT_EXECUTABLE, NOT_FOUND = 126, 127  # as the shell counts
 FORWARDED = (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 # The terminal sends these to the command as well; it decides.
-IGNORED = (signal.SIGINT, signal.SIGQUIT)
+LEFT_TO_IT = (signal.SIGINT, signal.SIGQUIT)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -143,11 +143,14 @@ def _run(command: Sequence[str]) -> int:
             child.send_signal(number)
 
     before = {number: signal.signal(number, forward) for number in FORWARDED}
-    # Ignored by this process; the command gets the defaults back before it starts.
-    before |= {number: signal.signal(number, signal.SIG_IGN) for number in IGNORED}
+    # Handled here by doing nothing: a signal that is handled has its default back in the command,
+    # one that is ignored stays ignored, as nohup(1) wants it.
+    for left in LEFT_TO_IT:
+        if signal.getsignal(left) != signal.SIG_IGN:
+            before[left] = signal.signal(left, lambda number, frame: None)
     try:
         # Descriptors that were given to us are meant for it; ours close by themselves.
-        child = subprocess.Popen(command, preexec_fn=_default_signals, close_fds=False)
+        child = subprocess.Popen(command, close_fds=False)
         for number in early:
             child.send_signal(number)
         code = child.wait()
@@ -159,11 +162,6 @@ def _run(command: Sequence[str]) -> int:
         for number, handler in before.items():
             signal.signal(number, handler)
     return code if code >= 0 else 128 - code
-
-
-def _default_signals() -> None:
-    for number in IGNORED:
-        signal.signal(number, signal.SIG_DFL)
 
 
 def _cannot_run(name: str, error: OSError, code: int) -> PagecacheError:

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""vLLM's weights, read ahead: pip install this next to vLLM, and nothing else.
+"""The plug-in for vLLM: its weights are read ahead where this package is installed next to it.
 
 vLLM's default loader asks DefaultModelLoader.load_weights(model, model_config) for the weights in
 each worker; a load is open around that call, for the worker's own device.  If vLLM has moved it,
-the plugin says so and does nothing.  VLLM_PLUGINS chooses plugins as ever; PAGECACHE_BPF_BUDGET
+the plug-in says so and does nothing.  VLLM_PLUGINS chooses plug-ins as ever; PAGECACHE_BPF_BUDGET
 ("16GiB") bounds what may be in the page cache at a time.
 """
 
@@ -22,7 +22,7 @@ _MARK = "_read_ahead_by_pagecache_bpf"
 
 
 def register() -> None:
-    """Wrap the loader; may be called several times in a process, as vLLM does."""
+    """Wrap vLLM's default loader; may be called several times in a process, as vLLM does."""
     try:
         from vllm.model_executor.model_loader.default_loader import DefaultModelLoader
 

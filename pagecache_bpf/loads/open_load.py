@@ -1,0 +1,204 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A load from its start, which costs the caller nothing, to its end.
+
+What serves a load is started in a thread: until it is ready, the weights are read at the kernel's
+own speed.  Only what cannot be made up for is done before load() returns: looking at what is in
+the page cache already, which is what the end leaves there.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import time
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+
+from pagecache_bpf.loads.arguments import guarded
+from pagecache_bpf.loads.begin import UnservedLoad, begin
+from pagecache_bpf.loads.report import NONE, Report
+from pagecache_bpf.loads.request import LoadOver, LoadRequest, ServedLoad, Starting
+from pagecache_bpf.loads.residency_snapshot import Snapshot, resident_of
+
+#: For the look at the page cache, in seconds.  What is not seen by then counts as cached before,
+#: and stays.
+SNAPSHOT_SECONDS = 0.05
+
+_STARTING = "what serves it is being started"
+_OVER = "it was over before anything was ready to serve it"
+_log = logging.getLogger(__name__)
+
+
+class OpenLoad:
+    """What serves the loads of one set of files in this process: those share it.
+
+    Threads may share it.  In a child of fork() it is inert.
+
+    Attributes:
+        request: what its first caller asked for.
+        ready: set when it is served, or known that it will not be.
+        finished: set when its end is over.
+        users: loads that share it, and keep: whether one of them wants the pages kept; both
+            belong to the registry that shares it.
+    """
+
+    def __init__(
+        self, request: LoadRequest, why: str = "", earlier: OpenLoad | None = None
+    ) -> None:
+        """Take note of it; start() begins it.
+
+        Args:
+            request: what is asked for.
+            why: why nothing can serve it; empty: something may.
+            earlier: a load of the same files whose end is under way.
+        """
+        self.request = request
+        self.users, self.keep = 1, False
+        self.ready, self.finished = threading.Event(), threading.Event()
+        self._pid = os.getpid()
+        self._begun = time.monotonic()
+        self._lock = threading.Lock()  # of the state; held for moments only
+        self._turn = threading.Lock()  # of what serves it: one call at a time
+        self._starting = Starting()
+        self._served: ServedLoad | None = None
+        self._finishing = False
+        self._last = request.blank(NONE, "none", why or _STARTING)
+        self._earlier = earlier
+        self._is_started = False
+        self._snapshot: Snapshot | None = None
+        if why:
+            self._served = UnservedLoad(self._last)
+            self.ready.set()
+            return
+        self._snapshot = Snapshot(request.model.files, look=False)
+        # Not a daemon: what it has begun has to be taken back before this process ends.
+        self._thread = threading.Thread(target=self._run, name="pagecache-bpf load", daemon=False)
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """The files of it."""
+        return self.request.model.files
+
+    @property
+    def served(self) -> ServedLoad | None:
+        """What serves it; None while that is being started."""
+        return self._served
+
+    def start(self) -> None:
+        """Begin it, or wait a moment for whoever shares it and has begun it.
+
+        What is in the page cache already has been looked at when this returns, unless that takes
+        longer than SNAPSHOT_SECONDS.
+        """
+        if self._snapshot is None:
+            return
+        with self._lock:
+            first, self._is_started = not self._is_started, True
+        if first:
+            try:
+                self._thread.start()
+            except RuntimeError as error:  # no thread can be started
+                self._nothing(str(error))
+                return
+        self._snapshot.taken.wait(SNAPSHOT_SECONDS)
+
+    def _nothing(self, why: str) -> None:
+        with self._lock:
+            self._served = UnservedLoad(self.request.blank(NONE, "none", why))
+        self.ready.set()
+
+    # --- its thread ---
+
+    def _run(self) -> None:
+        served: ServedLoad | None = None
+        try:
+            served = self._serve()
+        except LoadOver:
+            _log.debug("the load of %s was over before it was served", self.request.model.name)
+        except Exception as error:  # a bug of ours must not end a server
+            _log.debug("the load of %s is not served", self.request.model.name, exc_info=True)
+            why = f"unexpected {type(error).__name__}: {error}"
+            served = UnservedLoad(self.request.blank(NONE, "none", why))
+        self._starting.done()
+        first = self._last if served is None else guarded(served.report, self._last)
+        with self._lock:
+            if not self._finishing:
+                self._served, self._last, served = served, first, None
+        self.ready.set()
+        if served is not None:  # it came too late
+            guarded(lambda served=served: served.finish(keep=True), None)  # type: ignore[misc]
+
+    def _serve(self) -> ServedLoad:
+        assert self._snapshot is not None
+        earlier, self._earlier = self._earlier, None
+        self._snapshot.take(earlier._snapshot if earlier is not None else None)
+        if earlier is not None:  # its policy may be about to be detached
+            earlier.finished.wait()
+        self._starting.check()
+        return begin(self.request, self._snapshot, self._starting)
+
+    # --- for those who share it ---
+
+    def report(self) -> Report:
+        """Tell how it goes; the last that is known where that cannot be asked.  Never raises."""
+        if self._pid != os.getpid() or self._finishing:
+            return self._last
+        served = self._served
+        if served is None:
+            return self._unserved(_STARTING)
+        with self._turn:
+            if not self._finishing:
+                self._last = guarded(served.report, self._last)
+            return self._last
+
+    def finish(self, keep: bool) -> None:
+        """End it; once.  Never raises.
+
+        Args:
+            keep: leave its pages in the cache.
+        """
+        with self._lock:
+            self._finishing = True
+            served = self._served
+        if served is None:
+            self._starting.cancel()
+            last = guarded(lambda: self._give_up(keep), self._last)
+        else:
+            with self._turn:
+                last = guarded(lambda: served.finish(keep), guarded(served.report, self._last))
+        self._last = last if last.done else replace(last, done=True)
+        if self._snapshot is not None:
+            self._snapshot.close()
+        self.finished.set()
+
+    def forget(self) -> None:
+        """Let go of it in a child of fork(), where locks may be held by threads that are gone."""
+        self._starting.forget()
+        with suppress(Exception):
+            if self._served is not None:
+                self._served.forget()
+        with suppress(Exception):
+            if self._snapshot is not None:
+                self._snapshot.close()
+
+    def _give_up(self, keep: bool) -> Report:
+        """End it before anything has served it: what was read meanwhile is dropped all the same."""
+        last = self._unserved(_OVER)
+        dropped: int | None = 0
+        if not keep and self._snapshot is not None and self._snapshot.taken.is_set():
+            dropped = self._snapshot.drop_rest()
+        resident = resident_of(self.files)
+        return replace(last, done=True, evicted_bytes=dropped, resident_bytes=resident)
+
+    def _unserved(self, why: str) -> Report:
+        """A report of what is known without anything that serves it."""
+        snapshot = self._snapshot
+        known = snapshot is not None and snapshot.taken.is_set() and snapshot.known
+        return replace(
+            self.request.blank(NONE, "none", why),
+            seconds=time.monotonic() - self._begun,
+            resident_before_bytes=snapshot.resident if snapshot is not None and known else None,
+            resident_bytes=guarded(lambda: resident_of(self.files), None),
+        )
