@@ -327,40 +327,58 @@ class Residency:
     Attributes:
         bytes: size of the files.
         resident_bytes: how much of it is there, in whole pages; None where this user may not know.
-        files: the same by file.
+        files: the same by file, by real path.
+        tensors: the same by tensor, where it was asked for.
+        time_ns: when the kernel was asked, in nanoseconds since 1970.
     """
 
     bytes: int
     resident_bytes: int | None
     files: dict[str, int | None]
+    tensors: dict[str, int | None]
+    time_ns: int
+
+    @property
+    def fraction(self) -> float | None:
+        """Share of the weights that is in the page cache, from 0 to 1; None if it is not told."""
+        if self.resident_bytes is None:
+            return None
+        return self.resident_bytes / self.bytes if self.bytes else 0.0
 
 
-def residency(path: PathLike) -> Residency:
+def residency(path: PathLike, *, tensors: bool = False) -> Residency:
     """Tell how much of the weights at PATH is in the page cache, in whole pages.
 
     Users who neither own the files nor may write them learn it from the controller, or not at
-    all.
+    all: the kernel does not tell them.
 
     Args:
-        path: as for load().
+        path: see load().
+        tensors: whether to tell it of each tensor, too, which reads the headers.
 
     Raises:
-        UsageError: the path leads to no weights.
+        UsageError: the path does not lead to weights.
         PrivilegeError: a file may not be opened.
     """
-    from pagecache_bpf.loads import through_controller
-    from pagecache_bpf.loads.residency_snapshot import resident_of
+    from pagecache_bpf.explain.residency import look
 
-    files: dict[str, int | None] = {}
     model, _ = resolve_model(path)
-    for file in model.files:
-        count = resident_of([file])
-        if count is None:
-            count = guarded(lambda file=file: through_controller.residency(file), None)  # type: ignore[misc]
-        files[str(file)] = count
-    counts = list(files.values())
-    total = None if None in counts else sum(count for count in counts if count is not None)
-    return Residency(model.size, total, files)
+    found = look(model, tensors, residency_through_controller)
+    paths = zip(model.files, found.files, strict=True)
+    return Residency(
+        found.bytes,
+        found.resident_bytes,
+        {str(path): file.resident_bytes for path, file in paths},
+        {tensor.name: tensor.resident_bytes for tensor in found.tensors},
+        found.time_ns,
+    )
+
+
+def residency_through_controller(path: Path) -> int | None:
+    """Return the bytes of a file that the controller says are cached; None if it does not."""
+    from pagecache_bpf.loads import through_controller
+
+    return guarded(lambda: through_controller.residency(path), None)
 
 
 def drop(path: PathLike) -> int | None:
