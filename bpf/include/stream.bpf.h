@@ -493,7 +493,8 @@ static __always_inline s32 stream_readahead(struct pagecache_ctx *ctx,
 			return PAGECACHE_DEFAULT;
 		}
 		s->goal = start_window(ctx);
-		open_window(s, ctx, min_u64(s->goal, s->moved));
+		/* What lies below one that goes down has mostly been read. */
+		open_window(s, ctx, down ? s->goal : min_u64(s->goal, s->moved));
 	}
 	if (!down && stands_down(ctx, ctx->ino, ctx->index)) {
 		s->ahead = max_u64(s->ahead, ctx->index + kernel_reads(ctx));
