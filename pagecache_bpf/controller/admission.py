@@ -45,7 +45,8 @@ class Decision:
 class Claim:
     """A load's: its files (by identity, with their sizes) and the most it was granted.
 
-    tagged: of a claim of root's, that its tags have been seen since.
+    tagged: of a claim of root's, that its tags have been seen since.  owner: whose share of the
+    budget it counts into; None: of nobody's, as root made it.
     """
 
     model: str
@@ -54,6 +55,7 @@ class Claim:
     granted: int
     since: float = field(default_factory=time.monotonic)
     tagged: bool = False
+    owner: object = None
 
     @property
     def size(self) -> int:
@@ -65,11 +67,12 @@ class Claim:
 class Budgets:
     """The bounds and what is claimed of them.
 
-    total: for all models together, None for no bound but the memory; models: by name, of those
-    that have one; rule: see RULES.
+    total: for all models together, None for no bound but the memory; per_user: for all loads of
+    one user; models: by name, of those that have one; rule: see RULES.
     """
 
     total: int | None = None
+    per_user: int | None = None
     models: dict[str, int] = field(default_factory=dict)
     rule: str = "stream"
     claims: dict[str, Claim] = field(default_factory=dict)
@@ -89,9 +92,17 @@ class Budgets:
         """Bytes charged to all claims."""
         return sum(self.charges().values())
 
+    def _claimed_by(self, owner: object) -> int:
+        charges = self.charges()
+        return sum(
+            charges.get(name, 0)
+            for name, claim in list(self.claims.items())
+            if claim.owner == owner
+        )
+
     def of_model(self, model: str, asked: int | None = None) -> int | None:
         """The budget of a model; a load may ask for less than is configured, never for more."""
-        bounds = [each for each in (self.models.get(model), asked) if each is not None]
+        bounds = [bound for bound in (self.models.get(model), asked) if bound is not None]
         return min(bounds, default=None)
 
     def decide(
@@ -100,16 +111,17 @@ class Budgets:
         files: Mapping[bytes, int],
         asked: int | None = None,
         headroom: int | None = None,
+        owner: object = None,
     ) -> Decision:
         """Judge a load that wants these files; claims nothing.
 
         asked: its own bound.  headroom: what memory cgroup and machine leave (None: no bound);
         pages of files that other loads hold are part of it, as they can be reclaimed, so what
-        is claimed but not yet read is not taken off.
+        is claimed but not yet read is not taken off.  owner: whose share it counts into.
         """
         size = sum(files.values())
         held = {key for claim in list(self.claims.values()) for key in claim.files}
-        new = sum(each for key, each in files.items() if key not in held)
+        new = sum(count for key, count in files.items() if key not in held)
         budget = self.of_model(model, asked)
         wanted = size if budget is None else min(size, budget)
         need = min(wanted, new)
@@ -117,9 +129,13 @@ class Budgets:
         if self.total is not None:
             claimed = self.claimed
             bounds["budget left" if claimed else "budget"] = max(0, self.total - claimed)
+        if self.per_user is not None and owner is not None:
+            mine = self._claimed_by(owner)
+            name = "of this user's budget left" if mine else "budget of one user"
+            bounds[name] = max(0, self.per_user - mine)
         if headroom is not None:
             bounds["memory left"] = headroom
-        which = min(bounds, key=lambda each: bounds[each], default="")
+        which = min(bounds, key=lambda name: bounds[name], default="")
         left = bounds.get(which, need)
         if need <= left:
             if budget is None or size <= budget:
@@ -128,7 +144,8 @@ class Budgets:
                 "stream", wanted, f"{_gb(size)} wanted, {_gb(budget)} budget, {_STREAM}"
             )
         text = f"{_gb(size)} wanted, {_gb(left)} {which}"
-        may_fit_later = self.total is None or need <= self.total
+        bounds_for_ever = [self.total] if owner is None else [self.total, self.per_user]
+        may_fit_later = all(bound is None or need <= bound for bound in bounds_for_ever)
         if self.rule == "queue" and may_fit_later:
             return Decision("queue", 0, f"{text}, waits for room")
         if self.rule != "refuse" and left >= LEAST_BYTES:

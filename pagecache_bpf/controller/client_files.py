@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Files that clients pass: the proof that they may read them, and how to find them again."""
+"""Files that clients pass: what a descriptor proves, and on whose file system the file is."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pagecache_bpf.errors import PrivilegeError, UsageError
-from pagecache_bpf.kernel.file_key import key_of, reopen
+from pagecache_bpf.kernel.file_key import key_of
 from pagecache_bpf.kernel.kernelfs import LIVE
 
 #: What users can mount by themselves, and make hang: FUSE, and overlayfs on top of it.
@@ -22,34 +22,13 @@ _USERS_OWN = ("fuse", "overlay")
 class ClientFile:
     """A file that somebody has proved to be allowed to read.
 
-    key: device, inode and generation.  path: by the kernel's word, not the client's; where it
-    leads now may be another file, so open_again() checks.  pid: the client's process, whose root
-    directory may be another one.
+    key: device, inode and generation.  path: by the kernel's word, and for people only: where it
+    leads now may be another file.  size: bytes, when the descriptor came.
     """
 
     key: bytes
     path: str
     size: int
-    pid: int
-
-    def paths(self) -> tuple[str, ...]:
-        """Where it may be found: here, or in the client's container while that lives."""
-        return self.path, f"/proc/{self.pid}/root{self.path}"
-
-    def open_again(self) -> int:
-        """A descriptor of it.  Raises UsageError when it is not to be found any more."""
-        for path in self.paths():
-            with suppress(OSError):
-                return reopen(self.key, path)
-        raise UsageError(f"{self.path} is gone", "another file has its name now, or none")
-
-    def reachable_path(self) -> str | None:
-        """The path that leads to it from here; None if none does."""
-        for path in self.paths():
-            with suppress(OSError):
-                os.close(reopen(self.key, path))
-                return path
-        return None
 
 
 class MountTable:
@@ -94,7 +73,7 @@ def _mountinfo(path: str) -> dict[str, tuple[str, str]]:
     return found
 
 
-def check_descriptor(fd: int, pid: int, mounts: MountTable | None) -> ClientFile:
+def check_descriptor(fd: int, mounts: MountTable | None) -> ClientFile:
     """What a descriptor proves.  mounts: None for a client that is trusted, root.
 
     Raises PrivilegeError (it is not open for reading) and UsageError (it is no regular file, or
@@ -118,4 +97,4 @@ def check_descriptor(fd: int, pid: int, mounts: MountTable | None) -> ClientFile
     if not stat.S_ISREG(status.st_mode):
         raise UsageError(what, "it is not of a regular file", "Pass the file with the weights")
     path = os.readlink(f"/proc/self/fd/{fd}")
-    return ClientFile(key_of(fd), path, status.st_size, pid)
+    return ClientFile(key_of(fd), path, status.st_size)

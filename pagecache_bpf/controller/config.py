@@ -7,16 +7,18 @@ come from it.
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from pagecache_bpf._run_dir import RUN_DIR
 from pagecache_bpf.controller.admission import RULES
 from pagecache_bpf.errors import PagecacheError, PrivilegeError, UsageError
+from pagecache_bpf.ipc.public_protocol import SOCKET_VARIABLE
 from pagecache_bpf.units import parse_size
 from pagecache_bpf.weights.models import check_name
 
@@ -108,7 +110,7 @@ def _choice(*choices: str) -> Callable[[Any], str]:
 
 
 def _names(value: Any) -> tuple[str, ...]:
-    if not isinstance(value, list) or not all(isinstance(each, str) and each for each in value):
+    if not isinstance(value, list) or not all(isinstance(text, str) and text for text in value):
         raise _Bad("it has to be a list of texts")
     return tuple(value)
 
@@ -122,13 +124,14 @@ def _model_name(value: Any) -> str:
 
 
 def _knobs(value: Any) -> dict[str, int]:
-    if not isinstance(value, dict) or not all(type(each) is int for each in value.values()):
+    if not isinstance(value, dict) or not all(type(number) is int for number in value.values()):
         raise _Bad("it has to be a table of whole numbers, like { max_window_mib = 64 }")
     return dict(value)
 
 
 KEYS = (
     Key("", "total_budget", _size, None, "bound for all loads together (none: the memory's)"),
+    Key("", "user_budget", _size, None, "bound for all loads of one user (none: total_budget)"),
     Key("", "admission", _choice(*RULES), "stream", "what to do with a load beyond what is left"),
     Key(
         "",
@@ -145,6 +148,13 @@ KEYS = (
         _group,
         "",
         "group of the socket (empty: pagecache if there is such a group, else root)",
+    ),
+    Key(
+        "socket",
+        "trust_containers",
+        _flag,
+        False,
+        "take user 0 of a container (another user or PID namespace) for root of this machine",
     ),
     Key(
         "loads",
@@ -181,11 +191,13 @@ class Config:
     """The whole configuration; source: the file, None for the defaults."""
 
     total_budget: int | None = None
+    user_budget: int | None = None
     admission: str = "stream"
     persist: bool = False
     listen: str = str(RUN_DIR / "control.sock")
     mode: int = 0o660
     group: str = ""
+    trust_containers: bool = False
     policies: tuple[str, ...] = ("maio", "sequential")
     engine: str = "auto"
     models: tuple[ModelConfig, ...] = ()
@@ -198,6 +210,19 @@ def load(path: Path | None = None) -> Config:
     path: None for /etc/pagecache-bpf/config.toml, which may be absent.  Raises UsageError with
     every mistake and its line, PrivilegeError for a file that may not be read.
     """
+    found = _read(path)
+    # As everywhere, what the environment says goes before what a file says.
+    named = os.environ.get(SOCKET_VARIABLE)
+    if not named:
+        return found
+    try:
+        return replace(found, listen=_socket(named))
+    except _Bad as error:
+        raise UsageError(f"{SOCKET_VARIABLE} is not the path of a socket", str(error)) from None
+
+
+def _read(path: Path | None) -> Config:
+    """Read the configuration from its file."""
     chosen = PATH if path is None else path
     try:
         data = chosen.read_bytes()
@@ -234,7 +259,7 @@ def parse(data: bytes, source: Path) -> Config:
     if not isinstance(listed, list):
         reader.mistake("model", 0, "", "write it as [[model]]")
         listed = []
-    models = [reader.table("model", at, each) for at, each in enumerate(listed)]
+    models = [reader.table("model", at, content) for at, content in enumerate(listed)]
     _check_models(reader, models)
     if reader.mistakes:
         raise _mistakes(source, sorted(reader.mistakes))
@@ -242,7 +267,7 @@ def parse(data: bytes, source: Path) -> Config:
         **top,
         **tables["socket"],
         **tables["loads"],
-        models=tuple(ModelConfig(**each) for each in models),
+        models=tuple(ModelConfig(**model) for model in models),
         source=source,
     )
 
@@ -278,7 +303,7 @@ class _Reader:
     def mistake(self, table: str, at: int, key: str, why: str) -> None:
         """Note one."""
         line = self._lines.get((table, at, key)) or self._lines.get((table, at, "")) or 1
-        label = ".".join(each for each in (table, key) if each)
+        label = ".".join(part for part in (table, key) if part)
         self.mistakes.append((line, f"{label}: {why}"))
 
 

@@ -31,12 +31,14 @@ from pagecache_bpf.controller.admission import Budgets
 from pagecache_bpf.controller.config import Config
 from pagecache_bpf.controller.engine_control import EngineControl
 from pagecache_bpf.controller.inherited import reset
+from pagecache_bpf.controller.inspectors import Inspectors
 from pagecache_bpf.controller.load_ledger import LoadLedger
 from pagecache_bpf.controller.model_tagger import ModelTagger
 from pagecache_bpf.controller.public_service import PublicService
 from pagecache_bpf.controller.resolved_config import ResolvedConfig
 from pagecache_bpf.controller.root_service import QUEUE, RootService
-from pagecache_bpf.controller.systemd import notify, reloading, watchdog_seconds
+from pagecache_bpf.controller.systemd import notify, reloading
+from pagecache_bpf.controller.watchdog import Watchdog
 from pagecache_bpf.errors import PagecacheError, UsageError
 from pagecache_bpf.ipc.server import Connection, Server
 from pagecache_bpf.policy import exit_history
@@ -66,14 +68,18 @@ class Daemon:
         self.inherited: list[str] = []  # from whoever started it, and not put back
         self.service = Service(exit_history.PATH)
         self.engines = EngineControl(self.service, self._lock)
-        self.ledger = LoadLedger(self.engines, Budgets(), self._save)
-        self.server = Server()
+        self.inspectors = Inspectors(self.service.ignore)
+        self.ledger = LoadLedger(self.engines, Budgets(), self.inspectors, self._save)
+        self.server = Server(trust_containers=bool(config and config.trust_containers))
         self.server.queues.reserve(QUEUE)
         self.root = RootService(
             self.service,
             self._lock,
             self.ledger,
             facts=self._facts,
+            clients=self.clients,
+            health=self.health,
+            kick=self.kick,
             reload=self.reload,
             changed=self._save,
         )
@@ -108,15 +114,17 @@ class Daemon:
             RUN_DIR.chmod(0o711)  # others may reach the socket, and list nothing
         else:
             path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+        self.inspectors.prepare()
         self._listener = _listen(path, 0o600)
         self._open_to(self.config, self.config.listen)
+        self._link(path)
         self.public = PublicService(self.ledger, settings, self._hang_up)
         self.server.listen(self._listener, self.public)
 
     def run(self) -> None:
         """Serve until stop(); on demand, until the last policy is gone and a moment longer."""
-        last = pinged = swept = time.monotonic()
-        every = watchdog_seconds()
+        last = swept = time.monotonic()
+        watchdog = Watchdog(self.server.queues, QUEUE, self._lock)
         while not self._stop:
             self.server.step(_TICK_SECONDS)
             now = time.monotonic()
@@ -128,11 +136,9 @@ class Daemon:
             if self.public is not None:
                 self.public.tick()
                 if now >= swept + _SWEEP_SECONDS:
-                    self.server.queues.submit("sweep", self.public.sweep)
+                    self.server.queues.submit("sweep", self._sweep, must_run=True)
                     swept = now
-            if every is not None and now >= pinged + every:
-                notify("WATCHDOG=1")
-                pinged = now
+            watchdog.tick(now)
             busy = self.service.agents or self.service.observed.active
             if busy:
                 last = now
@@ -142,6 +148,12 @@ class Daemon:
             if self.config is None and idle and now > max(last, self.root.asked) + _IDLE_SECONDS:
                 return
 
+    def _sweep(self) -> None:
+        """End what users that have gone have left; may wait."""
+        if self.public is not None:
+            self.public.sweep()
+        self.inspectors.sweep()
+
     def stop(self) -> None:
         """Have run() return.  From any thread, and from signal handlers."""
         self._stop = True
@@ -149,13 +161,17 @@ class Daemon:
 
     def close(self) -> None:
         """Undo everything, but for what is to persist."""
-        for path in (ROOT_SOCKET, Path(self.config.listen) if self.config else None):
-            if path is not None:
-                path.unlink(missing_ok=True)
+        ROOT_SOCKET.unlink(missing_ok=True)
+        if self.config is not None:
+            Path(self.config.listen).unlink(missing_ok=True)
+            usual = RUN_DIR / "control.sock"
+            if usual.is_symlink():
+                usual.unlink()
         self.server.close()
         self.server.queues.wait_idle(_STOP_SECONDS)
         if self.public is not None:
             self.public.close()
+        self.inspectors.close()
         self._save()
         self.engines.close(keep=self.persist)
         if self.config is not None and not self.persist:
@@ -207,11 +223,69 @@ class Daemon:
 
         self.server.queues.submit(QUEUE, work)
 
+    # --- clients ---
+
+    def clients(self) -> list[dict[str, Any]]:
+        """Return who is connected, the longest first.  From any thread."""
+        now = time.monotonic()
+        sessions = self.public.sessions() if self.public is not None else {}
+        found = []
+        for connection in sorted(list(self.server.connections), key=lambda client: client.number):
+            files, loads = sessions.get(connection.number, (0, 0))
+            found.append(
+                {
+                    "id": connection.number,
+                    "socket": "root" if connection.handler is self.root else "public",
+                    "pid": connection.pid,
+                    "uid": connection.uid,
+                    "root": connection.privileged,
+                    "seconds": now - connection.opened,
+                    "idle_seconds": now - connection.used if connection.idle else 0.0,
+                    "waiting_files": files,
+                    "loads": loads,
+                }
+            )
+        return found
+
+    def health(self) -> dict[str, Any]:
+        """Return how much the controller has to do, and what it has refused.  From any thread."""
+        return {
+            "connections": len(self.server.connections),
+            "accepted": self.server.accepted,
+            "refused": dict(self.server.refusals),
+            "requests_waiting": self.server.queues.waiting(),
+            "requests_running": self.server.queues.running(),
+            "threads_not_started": self.server.queues.start_failures,
+            "inspectors": self.inspectors.count(),
+            "inspectors_started": self.inspectors.started,
+            "inspectors_lost": dict(self.inspectors.lost),
+            **(self.public.numbers() if self.public else {}),
+        }
+
+    def kick(self, number: int) -> bool:
+        """Hang up on a client; its loads end.  False: there is no such connection."""
+        for connection in list(self.server.connections):
+            if connection.number == number and connection.handler is not self.root:
+                self._hang_up(connection)
+                return True
+        return False
+
     def _budget(self, settings: ResolvedConfig) -> None:
         budgets = self.ledger.budgets
         budgets.total = settings.config.total_budget
+        budgets.per_user = settings.config.user_budget
         budgets.rule = settings.config.admission
         budgets.models = settings.budgets
+
+    def _link(self, path: Path) -> None:
+        """Leave a link where clients look first, if the socket is elsewhere."""
+        usual = RUN_DIR / "control.sock"
+        if path == usual:
+            return
+        with suppress(OSError):
+            usual.unlink(missing_ok=True)
+            usual.symlink_to(path)
+            RUN_DIR.chmod(0o711)
 
     def _open_to(self, config: Config, listen: str) -> None:
         """Give the public socket to its group.  Raises UsageError when there is no such group."""
@@ -330,6 +404,7 @@ def on_demand() -> int:
         _log.warning("%s", sentence)
     signal.signal(signal.SIGTERM, lambda *_: daemon.stop())
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
         daemon.start()
         print("ready", flush=True)

@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 
 from pagecache_bpf.agent.service import Service
 from pagecache_bpf.controller.client_files import ClientFile
-from pagecache_bpf.errors import PagecacheError, UnsupportedError, UsageError
+from pagecache_bpf.errors import PagecacheError, UnsupportedError
 from pagecache_bpf.kernel import abi, kmod
 from pagecache_bpf.kernel.control_device import Device
 from pagecache_bpf.policy import catalog, loader
@@ -73,7 +73,7 @@ class EngineControl:
             }
             if kmod.is_loaded():
                 with suppress(PagecacheError), Device() as device:
-                    found.update({each.name: STRUCT_OPS for each in device.policies()})
+                    found.update({policy.name: STRUCT_OPS for policy in device.policies()})
             return found
 
     def ensure(
@@ -130,10 +130,8 @@ class EngineControl:
         """Have a policy govern an open file.  Raises UsageError (it is tagged already, ...)."""
         with self.lock:
             if engine == AGENT:
-                path = file.reachable_path()
-                if path is None:
-                    raise UsageError(f"{file.path} was not tagged", "its path does not lead to it")
-                self.service.tag(fd, policy, model, path, False)
+                # Held open: its path may lead to another file, or to none from here.
+                self.service.tag(fd, policy, model, file.path, False, hold=True)
                 return PlacedTag(AGENT, policy, file.key)
             with Device() as device:
                 device.tag(fd, policy=policy, model=model, path=file.path)
@@ -144,15 +142,56 @@ class EngineControl:
         self, placed: Mapping[bytes, PlacedTag], files: Sequence[ClientFile]
     ) -> dict[bytes, PlacedTag]:
         """The same tags with the identities that the module knows them by, to untag them."""
-        paths = {file.path: file.key for file in files if file.key in placed}
+        keys = {_inode(file.key): file.key for file in files if file.key in placed}
         found = dict(placed)
-        if any(each.engine == STRUCT_OPS for each in placed.values()):
+        if any(tag.engine == STRUCT_OPS for tag in placed.values()):
             with self.lock, suppress(PagecacheError), Device() as device:
                 for tag in device.tags():
-                    key = paths.get(tag.path)
+                    key = keys.get((tag.ino, tag.generation))
                     if key is not None and placed[key].engine == STRUCT_OPS:
                         found[key] = replace(placed[key], identity=tag.identity)
         return found
+
+    def tag_keys(self, policy: str, engine: str, files: Sequence[ClientFile]) -> dict[int, bytes]:
+        """Return how a policy's programs know those of these files that are tagged.
+
+        Args:
+            policy: the policy that governs them.
+            engine: the engine that it runs on.
+            files: the files.
+
+        Returns:
+            Keys, as bytes of struct pagecache_file_key, by the number of the file.
+        """
+        if engine == AGENT:
+            with self.lock:
+                agent = self.service.agents.get(policy)
+                tags = agent.tags if agent is not None else {}
+                return {n: file.key for n, file in enumerate(files) if file.key in tags}
+        numbers = {_inode(file.key): number for number, file in enumerate(files)}
+        found = {}
+        with self.lock, Device() as device:
+            for tag in device.tags():
+                number = numbers.get((tag.ino, tag.generation))
+                if tag.policy == policy and number is not None:
+                    found[number] = bytes(
+                        abi.pagecache_file_key(
+                            ino=tag.ino,
+                            dev_major=tag.dev_major,
+                            dev_minor=tag.dev_minor,
+                            generation=tag.generation,
+                        )
+                    )
+        return found
+
+    def map_ids(self, policy: str) -> dict[str, int]:
+        """Return the kernel's numbers of the maps of a policy of engine agent.
+
+        Raises:
+            UsageError: it is not attached.
+        """
+        with self.lock:
+            return dict(self.service.maps(policy)["maps"])
 
     def untag(self, placed: PlacedTag) -> None:
         """Take back a tag; one that is gone already is no error."""
@@ -183,9 +222,9 @@ class EngineControl:
         if stats is None:
             return None
         with self.lock, suppress(PagecacheError):
-            for each in stats()["models"]:
-                if each["model"] == model:
-                    return dict(each["counters"])
+            for counted in stats()["models"]:
+                if counted["model"] == model:
+                    return dict(counted["counters"])
         return None
 
     def close(self, keep: bool) -> None:

@@ -2,12 +2,12 @@
 """Loads: a client's files under a policy, for as long as the client lives.
 
 The ledger knows every open load, which files they share, and which tags were set for them.  A tag
-goes with the last load that needs it; tags of root stay.
+goes with the last load that needs it; tags of root stay.  A load holds descriptors of its files
+until it ends, so no path is ever followed on behalf of a client.
 """
 
 from __future__ import annotations
 
-import logging
 import os
 import secrets
 import threading
@@ -15,28 +15,29 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pagecache_bpf.agent.read_threads import drop as drop_pages
 from pagecache_bpf.controller.admission import Budgets, Claim, Decision
 from pagecache_bpf.controller.client_files import ClientFile
 from pagecache_bpf.controller.engine_control import EngineControl, PlacedTag
-from pagecache_bpf.controller.load_templates import LoadTemplates, keys_of
+from pagecache_bpf.controller.inspectors import Inspectors, Owner
+from pagecache_bpf.controller.load_templates import Asker, LoadTemplates
 from pagecache_bpf.controller.node_hints import NodeHints, node_of
 from pagecache_bpf.controller.processes import DiskDelays
 from pagecache_bpf.errors import PagecacheError
+from pagecache_bpf.ipc.peer import Peer
 from pagecache_bpf.kernel import cgroups
 from pagecache_bpf.kernel.cachestat import cached_pages
+from pagecache_bpf.kernel.file_key import reopen_descriptor
 from pagecache_bpf.kernel.file_pages import PAGE_SIZE
+from pagecache_bpf.weights.models import NAME_BYTES
 
 if TYPE_CHECKING:
-    from pagecache_bpf.templates.policy_arrays import Assigned
+    from pagecache_bpf.templates.template import Template
 
 #: For what is being read of a load's files when it is over; the disk gives the rest soon.
 _SETTLE_SECONDS = 10.0
-
-_log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -45,8 +46,7 @@ class Load:
 
     id: str
     model: str
-    uid: int
-    pid: int
+    peer: Peer
     files: tuple[ClientFile, ...]
     decision: Decision
     budget: int | None
@@ -57,6 +57,8 @@ class Load:
     why: str = ""
     opened: float = field(default_factory=time.monotonic)
     closed: float | None = None
+    held: dict[bytes, int] = field(default_factory=dict)  # descriptors of its files, by key
+    resident_bytes: int = 0  # when it was closed
     resident_at_open: int = 0
     dropped: int = 0
     delay_at_open: int | None = None
@@ -72,19 +74,35 @@ class Load:
         """Bytes of its files."""
         return sum(file.size for file in self.files)
 
+    @property
+    def owner(self) -> Owner:
+        """Whose it is: the user, and whether that is root of this machine."""
+        return self.peer.uid, self.peer.privileged
+
 
 class LoadLedger:
     """Every open load.  Its methods may be called from any thread."""
 
     def __init__(
-        self, engines: EngineControl, budgets: Budgets, changed: Callable[[], None] = lambda: None
+        self,
+        engines: EngineControl,
+        budgets: Budgets,
+        inspectors: Inspectors,
+        changed: Callable[[], None] = lambda: None,
     ) -> None:
-        """changed: called, holding no lock, when tags have been set or taken off."""
+        """Make an empty ledger.
+
+        Args:
+            engines: where policies are attached and files tagged.
+            budgets: bounds of loads.
+            inspectors: read headers and templates of clients.
+            changed: called, holding no lock, when tags have been set or taken off.
+        """
         self.engines = engines
         self._changed = changed
         self.budgets = budgets
         self.loads: dict[str, Load] = {}
-        self.templates = LoadTemplates(engines)
+        self.templates = LoadTemplates(engines, inspectors)
         self.hints = NodeHints(engines)
         self.delays: DiskDelays | None = None
         self._lock = threading.RLock()
@@ -96,21 +114,37 @@ class LoadLedger:
         files: Sequence[ClientFile],
         *,
         model: str,
-        uid: int,
-        pid: int,
+        peer: Peer,
         budget: int | None,
         keep: bool,
+        configured: bool = False,
         devices: Sequence[dict[str, Any]] = (),
         behind: bool = False,
     ) -> tuple[Load | None, Decision]:
         """Judge a load and, if it may run, take note of it; place() has to follow.
 
-        behind: others wait already, so this one has to queue up.
+        Args:
+            files: what it wants to read.
+            model: the name that the client gives, or that of the configured model.
+            peer: the process that asks.
+            budget: bytes that it wants to have in the cache at most; None: no bound of its own.
+            keep: whether its pages stay when it is done.
+            configured: whether the files are those of a model of the configuration.
+            devices: what it is for, as the protocol has it.
+            behind: whether others wait already, so that this one has to queue up.
+
+        Returns:
+            The load, None if it may not run yet, or at all; and what was decided.
+
+        Raises:
+            UsageError: the process has ended.
         """
         sizes = {file.key: file.size for file in files}
+        room = peer.checked(headroom)
+        owner = (peer.uid, peer.privileged)
+        name = model if configured else label(model, owner)
         with self._lock:
-            name = self._own_name(model, uid)
-            decision = self.budgets.decide(name, sizes, budget, headroom(pid))
+            decision = self.budgets.decide(name, sizes, budget, room, owner)
             if behind and self.budgets.rule == "queue" and decision.kind != "refuse":
                 decision = Decision("queue", 0, f"{decision.message}; others wait already")
             if decision.kind in ("queue", "refuse"):
@@ -119,15 +153,15 @@ class LoadLedger:
             load = Load(
                 secrets.token_hex(8),
                 name,
-                uid,
-                pid,
+                peer,
                 tuple({file.key: file for file in files}.values()),
                 decision,
                 decision.granted if decision.kind == "stream" else bound,
                 tuple(devices),
                 keep,
             )
-            self.budgets.claim(load.id, Claim(name, uid, sizes, decision.granted))
+            claim = Claim(name, peer.uid, sizes, decision.granted, owner=owner)
+            self.budgets.claim(load.id, claim)
             self.loads[load.id] = load
             for key in sizes:
                 self._users.setdefault(key, set()).add(load.id)
@@ -141,23 +175,31 @@ class LoadLedger:
         *,
         knobs: Mapping[str, int],
         wanted: str,
-        template: Path | None,
+        asker: Asker,
     ) -> None:
         """Put the load's files under a policy; one that cannot be had leaves it to the kernel.
 
-        fds: open descriptors of load.files, in that order.  knobs, wanted: for a policy that is
-        not attached yet, its knobs and engine.  template: its text; None: derived.
+        Args:
+            load: as admit() made it.
+            fds: open descriptors of load.files, in that order; they stay the caller's.
+            policy: the policy.
+            knobs: its knobs, if it is not attached yet.
+            wanted: the engine for it, if it is not attached yet.
+            asker: whose files these are, and the template that came along.
         """
-        load.resident_at_open = sum(_resident(fd) for fd in fds)
+        for file, fd in zip(load.files, fds, strict=True):
+            load.held[file.key] = reopen_descriptor(fd)
+        load.resident_at_open = self._resident(load)
         self.delays = self.delays or DiskDelays()
-        load.delay_at_open = self.delays.of(load.pid)
-        assigned = None
+        load.delay_at_open = self._waited(load)
+        # Whoever reads is served first and gets the template a moment later.  Only the maps of a
+        # policy that is not attached yet have to be made for the template's size.
+        template: Template | None = None
+        attached = policy in self.engines.attached()
+        if not attached:
+            template = self._template(load, fds, policy, asker)
         try:
-            assigned = self.templates.prepare(policy, load.model, load.files, fds, template)
-        except PagecacheError as error:
-            load.template_why = str(error)
-        sizes = self.templates.sizes(assigned)
-        try:
+            sizes = self.templates.sizes(template)
             engine, load.why = self.engines.ensure(policy, knobs, wanted, sizes)
         except PagecacheError as error:
             load.why = f"no policy: {error}"
@@ -183,33 +225,58 @@ class LoadLedger:
             # What root has put under another policy stays there.
             load.policy = policy if policy in governed else governed[0]
             load.engine = self.engines.attached().get(load.policy)
-            node = node_of(load.devices) if load.devices else None
-            if load.engine and self.hints.give(load.id, load.pid, load.policy, load.engine, node):
-                load.node = node
+            self._hint(load)
         self._changed()
-        if assigned is not None and load.policy == policy:
-            self._give(load, policy, engine, assigned)
+        if load.policy == policy:
+            if attached:
+                template = self._template(load, fds, policy, asker)
+            if template is not None:
+                self._give(load, policy, engine, template)
 
-    def _give(self, load: Load, policy: str, engine: str, assigned: Assigned) -> None:
-        """Give the policy the load's template; without it, it finds the order by itself."""
-        keys = keys_of(self.engines, policy, engine, load.files)
+    def _template(
+        self, load: Load, fds: Sequence[int], policy: str, asker: Asker
+    ) -> Template | None:
+        """The template of a load; without one the policy finds the order by itself."""
         try:
-            self.templates.give(load.id, policy, assigned, keys)
+            return self.templates.prepare(policy, load.files, fds, asker)
         except PagecacheError as error:
             load.template_why = str(error)
+            return None
+
+    def _give(self, load: Load, policy: str, engine: str, template: Template) -> None:
+        """Give the policy the load's template."""
+        try:
+            self.templates.give(load.id, policy, engine, load.model, template, load.files)
+        except (PagecacheError, OSError) as error:
+            load.template_why = str(error)
         else:
-            load.template = assigned.template.source
+            load.template = template.source
             if load.closed is not None:
                 self.templates.forget(load.id)
 
+    def _hint(self, load: Load) -> None:
+        """Tell the policy near which node the load's process wants its pages."""
+        node = node_of(load.devices) if load.devices else None
+        if load.engine is None or load.policy is None or node is None:
+            return
+        policy, engine = load.policy, load.engine
+        with suppress(PagecacheError):
+            if self.hints.give(load.id, load.peer.checked(int), policy, engine, node):
+                load.node = node
+
     def end(self, load: Load, drop: bool = False) -> None:
-        """The load is over: its tags go, its claim is free; drop: and pages nobody else uses."""
+        """End a load: its tags go, its claim is free.
+
+        Args:
+            load: the load; one that has ended is left alone.
+            drop: whether the pages that nobody else uses go, too.
+        """
         with self._lock:
             if load.closed is not None:
                 return
-            load.closed = time.monotonic()
             load.delay = self._delay(load)
             load.counted = self._counted(load)
+            load.closed = time.monotonic()
             del self.loads[load.id]
             self.budgets.release(load.id)
             unused = []
@@ -224,12 +291,17 @@ class LoadLedger:
                     self.engines.untag(placed)
                 unused.append(file)
         self.templates.forget(load.id)
-        self.hints.forget(load.id, load.pid)
+        self.hints.forget(load.id, load.peer.pid)
         self._changed()
         if drop:
             self.engines.settle(_SETTLE_SECONDS)
             for file in unused:
-                load.dropped += drop_file(file)
+                with suppress(OSError, KeyError):
+                    load.dropped += drop_pages(load.held[file.key], 0, 0)
+        load.resident_bytes = self._resident(load)
+        held, load.held = load.held, {}
+        for fd in held.values():
+            os.close(fd)
 
     def readers(self, key: bytes) -> set[str]:
         """Loads that read a file."""
@@ -260,7 +332,7 @@ class LoadLedger:
             "node": load.node,
             "seconds": (load.closed or time.monotonic()) - load.opened,
             "resident_at_open_bytes": load.resident_at_open,
-            "resident_bytes": sum(resident(file) for file in load.files),
+            "resident_bytes": self._resident(load) if load.closed is None else load.resident_bytes,
             "dropped_bytes": load.dropped,
             "io_delay_ns": delay,
             "io_delay_why": "" if delay is not None else why or "the process has ended",
@@ -269,11 +341,29 @@ class LoadLedger:
             "counters": load.counted if load.closed is not None else self._counted(load),
         }
 
+    def _waited(self, load: Load) -> int | None:
+        """Nanoseconds that the load's process has waited for the disk; None: not known."""
+        if self.delays is None:
+            return None
+        with suppress(PagecacheError):
+            return load.peer.checked(self.delays.of)
+        return None
+
     def _delay(self, load: Load) -> int | None:
-        now = self.delays.of(load.pid) if self.delays else None
+        """What of it was since the load began."""
+        now = self._waited(load)
         if now is None or load.delay_at_open is None:
             return None
         return now - load.delay_at_open
+
+    @staticmethod
+    def _resident(load: Load) -> int:
+        """Bytes of a load's files in the page cache: counted without asking a file system."""
+        found = 0
+        for file in load.files:
+            with suppress(OSError, KeyError):
+                found += cached_pages(load.held[file.key], 0, file.size) * PAGE_SIZE
+        return found
 
     def _counted(self, load: Load) -> dict[str, int] | None:
         """What the observer has counted for the model since the load was opened."""
@@ -283,11 +373,22 @@ class LoadLedger:
         before = load.counted_at_open or {}
         return {name: value - before.get(name, 0) for name, value in now.items()}
 
-    def _own_name(self, model: str, uid: int) -> str:
-        """Names are labels of counters: two users' models of one name must not be mixed."""
-        if any(each.model == model and each.uid != uid for each in self.loads.values()):
-            return f"{model[:52]}@{uid}"
+
+def label(model: str, owner: Owner) -> str:
+    """Return the name under which a client's model is counted, tagged and given templates.
+
+    Only root's names are plain: those of others carry their user, so that nobody's load is counted
+    into, reads or replaces what is root's or another user's.
+
+    Args:
+        model: the name that the client gives.
+        owner: its user, and whether it is root of this machine.
+    """
+    uid, privileged = owner
+    if privileged:
         return model
+    suffix = f"@{uid}"
+    return model[: NAME_BYTES - len(suffix)] + suffix
 
 
 def headroom(pid: int) -> int | None:
@@ -295,34 +396,4 @@ def headroom(pid: int) -> int | None:
     found = [cgroups.host_memory().get("MemAvailable")]
     with suppress(PagecacheError):
         found.append(cgroups.of_process(pid).headroom)
-    return min((each for each in found if each is not None), default=None)
-
-
-def resident(file: ClientFile) -> int:
-    """Bytes of a file in the page cache; 0 for one that is gone."""
-    with suppress(PagecacheError, OSError):
-        fd = file.open_again()
-        try:
-            return _resident(fd)
-        finally:
-            os.close(fd)
-    return 0
-
-
-def _resident(fd: int) -> int:
-    with suppress(OSError):
-        return cached_pages(fd) * PAGE_SIZE
-    return 0
-
-
-def drop_file(file: ClientFile) -> int:
-    """Drop a file's pages; how many bytes went."""
-    try:
-        fd = file.open_again()
-    except PagecacheError as error:
-        _log.info("nothing dropped: %s", error)
-        return 0
-    try:
-        return drop_pages(fd, 0, 0)
-    finally:
-        os.close(fd)
+    return min((room for room in found if room is not None), default=None)

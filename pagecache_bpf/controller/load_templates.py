@@ -1,213 +1,207 @@
 # SPDX-License-Identifier: Apache-2.0
-"""I/O templates of loads: compared with the descriptors that were passed, then given to the policy.
+"""I/O templates of loads: made from the descriptors that were passed, then given to the policy.
 
-A client's template is compared with the client's own files only, and by content: opening what it
-names would tell the client about files that it cannot open.
+Nothing of a client's is parsed here: that is done by a process of the client's user (inspectors),
+and a template of its own is compared with its own files only.  What a policy has been given by
+others stays as it is.
 """
 
 from __future__ import annotations
 
-import logging
-import os
 import threading
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from pathlib import Path
-from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from pagecache_bpf.controller.client_files import ClientFile
 from pagecache_bpf.controller.engine_control import AGENT, EngineControl
+from pagecache_bpf.controller.inspectors import Inspectors, Owner
 from pagecache_bpf.errors import PagecacheError, UsageError
-from pagecache_bpf.kernel.control_device import Device
-from pagecache_bpf.kernel.kmod import is_loaded
-from pagecache_bpf.policy import catalog, loader
+from pagecache_bpf.kernel import abi
+from pagecache_bpf.policy import catalog
 
 if TYPE_CHECKING:
-    from pagecache_bpf.templates.policy_arrays import Assigned
+    from pagecache_bpf.kernel.bpf_maps import BpfMap
     from pagecache_bpf.templates.template import Template
 
 #: Maps are made when a policy is attached: room for more than the first template.
 _SPARE = 2
 
-_log = logging.getLogger(__name__)
+
+@dataclass(frozen=True)
+class Asker:
+    """Whose files are to be looked at, and whether the answer is still wanted.
+
+    owner: user, and whether it is root of this machine.  text: the descriptor of a template that
+    came along; None: it is derived.
+    """
+
+    owner: Owner
+    gid: int
+    text: int | None = None
+    wanted: Callable[[], bool] = lambda: True
 
 
 @dataclass
 class _Given:
-    assigned: Assigned
-    keys: tuple[bytes, ...]
+    """What a policy was given for a model: the files that it covers, and for which loads."""
+
+    files: frozenset[bytes]
     loads: set[str] = field(default_factory=set)
 
 
 class LoadTemplates:
     """What each policy has been given, and for which loads."""
 
-    def __init__(self, engines: EngineControl) -> None:
-        self._engines = engines
+    def __init__(self, engines: EngineControl, inspectors: Inspectors) -> None:
+        self._engines, self._inspectors = engines, inspectors
         self._lock = threading.Lock()
         self._given: dict[str, dict[str, _Given]] = {}  # policy -> model
 
     def prepare(
-        self,
-        policy: str,
-        model: str,
-        files: Sequence[ClientFile],
-        fds: Sequence[int],
-        text: Path | None,
-    ) -> Assigned | None:
-        """The template for a load: the client's, or derived from the headers of its files.
+        self, policy: str, files: Sequence[ClientFile], fds: Sequence[int], asker: Asker
+    ) -> Template | None:
+        """Make the template for a load: the client's, or one by the headers of its files.
 
-        None: the policy takes none.  Raises UsageError when it does not fit, or none can be
-        derived.
+        Args:
+            policy: the policy that it is for.
+            files: the files of the load, each once.
+            fds: open descriptors of them, in that order.
+            asker: whose they are.
+
+        Returns:
+            The template, whose files are these in their order; None: the policy takes none.
+
+        Raises:
+            PagecacheError: it does not fit, or none can be derived.
         """
         if not catalog.find(policy).takes_templates:
-            if text is not None:
+            if asker.text is not None:
                 raise UsageError(f"the policy {policy} takes no I/O template")
             return None
-        from pagecache_bpf import templates
-        from pagecache_bpf.templates.policy_arrays import Assigned
+        import numpy as np
 
-        by_number: dict[int, Path] = {}
-        if text is not None:
-            template = templates.read(text)
-        else:
-            from pagecache_bpf.weights.models import Model
+        from pagecache_bpf.templates.template import EXTENT, STRIDED, Template
+        from pagecache_bpf.weights.identity import TemplateFile
+        from pagecache_bpf.weights.names import natural
 
-            paths = [Path(file.path) for file in files]
-            root = Path(os.path.commonpath([path.parent for path in paths]))
-            template = templates.derive(Model(model, root, tuple(paths)))
-        for number, file in match(template, files, fds).items():
-            path = file.reachable_path()
-            if path is not None:
-                by_number[number] = Path(path)
-        return Assigned(model, template, by_number)
+        # Loaders read files by their names.
+        order = sorted(range(len(files)), key=lambda number: natural(files[number].path))
+        names = _names([files[number] for number in order])
+        passed = [fds[number] for number in order]
+        job = "derive" if asker.text is None else "fit"
+        if asker.text is not None:
+            passed.insert(0, asker.text)
+        facts, data = self._inspectors.run(
+            asker.owner, asker.gid, job, passed, asker.wanted, names=names
+        )
+        try:
+            extents = np.frombuffer(data, STRIDED if facts["strided"] else EXTENT).copy()
+            if len(extents) and extents["file"].max() >= len(order):
+                raise ValueError("it names a file that was not passed")
+            extents["file"] = np.array(order, np.uint32)[extents["file"]]
+            by_number = dict(zip(order, names, strict=True))
+            return Template(
+                tuple(
+                    TemplateFile(by_number[number], file.size, 0, 0, "")
+                    for number, file in enumerate(files)
+                ),
+                tuple(f"rank {rank}" for rank in range(int(facts["consumers"]))),
+                extents,
+                source if (source := facts["source"]) in ("recorded", "imported") else "derived",
+                str(facts["loader"])[:100],
+                int(facts["tp"]),
+            )
+        except (ValueError, KeyError, TypeError, OverflowError) as error:
+            raise PagecacheError(
+                "the files were not looked at", f"its process tells nonsense: {error}"
+            ) from None
 
-    def sizes(self, assigned: Assigned | None) -> dict[str, int]:
-        """Elements that maps should have, for a policy that is not attached yet."""
-        if assigned is None:
+    def sizes(self, template: Template | None) -> dict[str, int]:
+        """Return how many elements maps should have, for a policy that is not attached yet."""
+        if template is None:
             return {}
         from pagecache_bpf.templates.policy_arrays import sizes_for
 
-        needed = sizes_for([(assigned.name, assigned.template)])
-        return {name: count * _SPARE for name, count in needed.items()}
+        return {name: count * _SPARE for name, count in sizes_for([("", template)]).items()}
 
-    def give(self, load: str, policy: str, assigned: Assigned, keys: Sequence[bytes]) -> None:
-        """Give a policy the template, beside those it has.  Raises PagecacheError."""
-        from pagecache_bpf.templates import policy_arrays
+    def give(
+        self,
+        load: str,
+        policy: str,
+        engine: str,
+        model: str,
+        template: Template,
+        files: Sequence[ClientFile],
+    ) -> None:
+        """Give a policy the template of a load, beside those that it has.
 
+        Args:
+            load: the load's id.
+            policy: the policy, which is attached.
+            engine: the engine that it runs on.
+            model: the model's name, as tags have it.
+            template: as prepare() made it.
+            files: the files of the load; those that are tagged can be found by the policy.
+
+        Raises:
+            PagecacheError: there is no room, or a load of that name has other files.
+        """
+        from pagecache_bpf.templates import template_maps
+        from pagecache_bpf.templates.layout import Identity
+
+        keys = frozenset(file.key for file in files)
         with self._lock:
             given = self._given.setdefault(policy, {})
-            known = given.get(assigned.name)
+            known = given.get(model)
+            if known is not None and known.files != keys:
+                raise UsageError(
+                    "no template is used", f"another load of {model} is open, with other files"
+                )
             if known is None:
-                fresh = {**given, assigned.name: _Given(assigned, tuple(keys))}
-                everything = [each.assigned for each in fresh.values()]
-                policy_arrays.give(_InProcess(self._engines), policy, everything)  # type: ignore[arg-type]
-                self._given[policy] = given = fresh
-            given[assigned.name].loads.add(load)
+                identities = {}
+                for number, key in self._engines.tag_keys(policy, engine, files).items():
+                    raw = abi.pagecache_file_key.from_buffer_copy(key)
+                    identities[number] = Identity(
+                        raw.dev_major, raw.dev_minor, raw.ino, raw.generation
+                    )
+                with self._maps(policy, engine) as maps:
+                    template_maps.add(maps, model, template, identities)
+                known = given[model] = _Given(keys)
+            known.loads.add(load)
 
     def forget(self, load: str) -> None:
-        """A load is over: the policy must not find the files of its template any more."""
+        """Take note that a load is over: a template that no other load has is taken away."""
+        from pagecache_bpf.templates import template_maps
+
         with self._lock:
             for policy, given in self._given.items():
-                for model, each in list(given.items()):
-                    each.loads.discard(load)
-                    if not each.loads:
-                        del given[model]
-                        self._delete(policy, each.keys)
+                for model, known in list(given.items()):
+                    known.loads.discard(load)
+                    if known.loads:
+                        continue
+                    del given[model]
+                    engine = self._engines.attached().get(policy)
+                    with suppress(OSError, PagecacheError):
+                        if engine is not None:
+                            with self._maps(policy, engine) as maps:
+                                template_maps.remove(maps, model)
 
-    def _delete(self, policy: str, keys: Sequence[bytes]) -> None:
-        from pagecache_bpf.kernel.bpf_maps import BpfMap
-        from pagecache_bpf.templates.layout import FILES
+    @contextmanager
+    def _maps(self, policy: str, engine: str) -> Iterator[Mapping[str, BpfMap]]:
+        from pagecache_bpf.templates.policy_arrays import open_maps_by
 
-        with suppress(OSError, PagecacheError, KeyError):
-            here = _InProcess(self._engines)
-            if policy in here.details():
-                found = BpfMap.by_id(here.map_ids(policy)[FILES])
-            else:
-                found = BpfMap.pinned(loader.PIN_ROOT / policy / "maps" / FILES)
-            with found:
-                for key in keys:
-                    found.delete(key)
+        ids = self._engines.map_ids(policy) if engine == AGENT else None
+        with open_maps_by(policy, ids) as maps:
+            yield maps
 
 
-def match(
-    template: Template, files: Sequence[ClientFile], fds: Sequence[int]
-) -> dict[int, ClientFile]:
-    """Which of the files each of the template's is: by size and header, whatever their names.
-
-    Raises UsageError, saying what fits none of them.
-    """
-    from pagecache_bpf.weights.identity import identify
-
-    by_size: dict[int, list[tuple[ClientFile, int]]] = {}
-    for file, fd in zip(files, fds, strict=True):
-        by_size.setdefault(file.size, []).append((file, fd))
-    found: dict[int, ClientFile] = {}
-    for number, each in enumerate(template.files):
-        for file, fd in by_size.get(each.size, ()):
-            with suppress(OSError, EOFError):
-                if identify(fd, file.size, each.hashed_from, each.hashed_bytes) == each.digest:
-                    found[number] = file
-                    break
-        else:
-            raise UsageError(
-                "the template does not fit the files",
-                f"none of them has the {each.size:,} bytes and the header of {each.path}",
-                "Make it anew for these files: pagecache-bpf template derive",
-            )
+def _names(files: Sequence[ClientFile]) -> list[str]:
+    """Names for messages and for the order of loading: those of the files, each one once."""
+    found: list[str] = []
+    for number, file in enumerate(files):
+        name = file.path.rpartition("/")[2].removesuffix(" (deleted)") or "file"
+        name = name if name.isprintable() and name not in (".", "..") else "file"
+        found.append(name if name not in found else f"{number}/{name}")
     return found
-
-
-class _InProcess:
-    """What templates.replay asks of a Engines, answered without a socket."""
-
-    def __init__(self, engines: EngineControl) -> None:
-        self._engines = engines
-        self.agent = self
-
-    def tags(self) -> Iterator[Any]:
-        with self._engines.lock:
-            agents = list(self._engines.service.agents.items())
-        for name, agent in agents:
-            for tag in list(agent.tags.values()):
-                identity = {
-                    key: getattr(tag, key)
-                    for key in ("dev_major", "dev_minor", "ino", "generation", "path")
-                }
-                yield SimpleNamespace(policy=name, **identity)
-        if is_loaded():
-            with Device() as device:
-                yield from device.tags()
-
-    def details(self) -> Mapping[str, Any]:
-        with self._engines.lock:
-            return dict(self._engines.service.agents)
-
-    def map_ids(self, policy: str) -> dict[str, int]:
-        with self._engines.lock:
-            return self._engines.service.agents[policy].map_ids()
-
-
-def keys_of(
-    engines: EngineControl, policy: str, engine: str, files: Sequence[ClientFile]
-) -> list[bytes]:
-    """How the policy's maps know these files: by the identity of their tags."""
-    from pagecache_bpf.kernel import abi
-
-    if engine == AGENT:
-        return [file.key for file in files]
-    paths = {file.path for file in files}
-    return [
-        bytes(
-            abi.pagecache_file_key(
-                ino=tag.ino,
-                dev_major=tag.dev_major,
-                dev_minor=tag.dev_minor,
-                generation=tag.generation,
-            )
-        )
-        for tag in _InProcess(engines).tags()
-        if tag.policy == policy and tag.path in paths
-    ]

@@ -5,18 +5,27 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Sequence
+from contextlib import ExitStack
+from typing import TYPE_CHECKING
 
 from pagecache_bpf.controller.admission import Claim
 from pagecache_bpf.controller.client_files import ClientFile, check_descriptor
 from pagecache_bpf.controller.engine_control import EngineControl, PlacedTag
 from pagecache_bpf.controller.load_ledger import LoadLedger
+from pagecache_bpf.controller.load_templates import Asker
 from pagecache_bpf.controller.resolved_config import ConfiguredModel, ResolvedConfig
 from pagecache_bpf.errors import PagecacheError, UsageError
 from pagecache_bpf.kernel.file_key import open_to_read
 from pagecache_bpf.policy import catalog
 
+if TYPE_CHECKING:
+    from pagecache_bpf.templates.template import Template
+
 _log = logging.getLogger(__name__)
 BUDGET_KNOB = "budget_mib"
+_CLAIM = "config:"
+_ROOT = (0, True)  # whose the files of the configuration are
 
 
 class ModelTagger:
@@ -33,14 +42,15 @@ class ModelTagger:
     def apply(self, settings: ResolvedConfig) -> list[str]:
         """Tag what is configured and untag what is not any more; returns what failed."""
         failed = list(settings.missing)
-        wanted = {each.name: each for each in settings.models if each.config.policy}
+        wanted = {model.name: model for model in settings.models if model.config.policy}
         for key, (name, placed) in list(self._placed.items()):
             model = wanted.get(name)
             if model is None or model.config.policy != placed.policy:
                 self._engines.untag(placed)
+                self._ledger.templates.forget(f"{_CLAIM}{name}")
                 del self._placed[key]
-        for name in [each for each in self._ledger.budgets.claims if each.startswith("config:")]:
-            if name.removeprefix("config:") not in wanted:
+        for name in [name for name in self._ledger.budgets.claims if name.startswith(_CLAIM)]:
+            if name.removeprefix(_CLAIM) not in wanted:
                 self._ledger.budgets.release(name)
         for model in wanted.values():
             try:
@@ -53,34 +63,50 @@ class ModelTagger:
 
     def _tag(self, model: ConfiguredModel, knobs: dict[str, int]) -> None:
         policy = model.config.policy or ""
-        engine, _ = self._engines.ensure(policy, knobs)
         name = catalog.find(policy).name
-        files: dict[bytes, ClientFile] = {}
+        files: list[ClientFile] = []
         fresh: dict[bytes, PlacedTag] = {}
-        try:
+        with ExitStack() as opened:
+            fds = []
             for path in model.model.files:
-                fd = open_to_read(path)
-                try:
-                    file = check_descriptor(fd, os.getpid(), None)
-                    files[file.key] = file
+                fds.append(open_to_read(path))
+                opened.callback(os.close, fds[-1])
+                files.append(check_descriptor(fds[-1], None))
+            template = self._template(model, name, files, fds)
+            engine, _ = self._engines.ensure(
+                policy, knobs, sizes=self._ledger.templates.sizes(template)
+            )
+            try:
+                for file, fd in zip(files, fds, strict=True):
                     if file.key in self._placed:
                         continue
                     by = self._engines.governor_of(file)
                     if by is None:
                         fresh[file.key] = self._engines.tag(fd, file, name, engine, model.name)
                     elif by != name:
-                        raise UsageError(f"{path} was not tagged", f"{by} governs it")
-                finally:
-                    os.close(fd)
-        finally:
-            for key, placed in self._engines.locate(fresh, list(files.values())).items():
-                self._placed[key] = (model.name, placed)
-        sizes = {key: file.size for key, file in files.items()}
+                        raise UsageError(f"{file.path} was not tagged", f"{by} governs it")
+            finally:
+                for key, placed in self._engines.locate(fresh, files).items():
+                    self._placed[key] = (model.name, placed)
+        if template is not None:
+            claim = f"{_CLAIM}{model.name}"
+            self._ledger.templates.give(claim, name, engine, model.name, template, files)
+        sizes = {file.key: file.size for file in files}
         budgets = self._ledger.budgets
-        budgets.release(f"config:{model.name}")
+        budgets.release(f"{_CLAIM}{model.name}")
         decision = budgets.decide(model.name, sizes)
         _log.info("model %s: %s", model.name, decision.message)
-        budgets.claim(f"config:{model.name}", Claim(model.name, 0, sizes, decision.granted))
+        budgets.claim(f"{_CLAIM}{model.name}", Claim(model.name, 0, sizes, decision.granted))
+
+    def _template(
+        self, model: ConfiguredModel, policy: str, files: Sequence[ClientFile], fds: Sequence[int]
+    ) -> Template | None:
+        """The template of a configured model; without one the policy finds the order itself."""
+        try:
+            return self._ledger.templates.prepare(policy, files, fds, Asker(_ROOT, 0))
+        except PagecacheError as error:
+            _log.warning("model %s has no I/O template: %s", model.name, error)
+            return None
 
 
 def knobs_for(policy: str, settings: ResolvedConfig) -> dict[str, int]:
@@ -88,13 +114,13 @@ def knobs_for(policy: str, settings: ResolvedConfig) -> dict[str, int]:
 
     The budget goes to the knob budget_mib, which policies bound their prefetching by.
     """
-    models = [each for each in settings.models if each.config.policy == policy]
+    models = [model for model in settings.models if model.config.policy == policy]
     knobs = dict(models[0].config.knobs) if models else {}
     info = catalog.find(policy)
     if BUDGET_KNOB in knobs or not any(knob.name == BUDGET_KNOB for knob in info.knobs):
         return knobs
-    budgets = [each.config.budget for each in models]
-    bounds = [sum(each for each in budgets if each)] if models and all(budgets) else []
+    budgets = [model.config.budget for model in models]
+    bounds = [sum(budget for budget in budgets if budget)] if models and all(budgets) else []
     if settings.config.total_budget is not None:
         bounds.append(settings.config.total_budget)
     if bounds:

@@ -26,7 +26,7 @@ from pagecache_bpf.policy.hint_maps import CONSUMERS
 
 def node_of(devices: Sequence[dict[str, Any]]) -> int | None:
     """The node that all of these devices are near; None: not known, or there are several."""
-    found = {each.get("node") for each in devices}
+    found = {device.get("node") for device in devices}
     (node,) = found if len(found) == 1 else (None,)
     return node if node in nodes() else None
 

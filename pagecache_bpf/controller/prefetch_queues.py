@@ -10,18 +10,34 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable, Collection, Sequence
-from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
 
 from pagecache_bpf.agent.queue_depth import DEFAULT_DEPTH
 from pagecache_bpf.agent.read_threads import Extent, Source
 from pagecache_bpf.agent.workers import Place, Pools
 from pagecache_bpf.controller.client_files import ClientFile
+from pagecache_bpf.controller.inspectors import Owner
 from pagecache_bpf.errors import PagecacheError
-from pagecache_bpf.kernel import cgroups
+from pagecache_bpf.kernel.file_key import reopen_descriptor
 from pagecache_bpf.kernel.file_pages import PAGE_SIZE
 
 #: Of one user, whatever the memory has room for: a queue longer than this is no window.
 QUEUE_BYTES = 64 << 30
+
+
+#: Users who prefetch at a time: each has worker processes of 33 tasks.
+USERS = 32
+
+
+@dataclass
+class _Queued:
+    """A request: whose, of which connection, bytes that are not settled, and the file."""
+
+    owner: Owner
+    connection: int
+    left: int
+    source: Source
 
 
 class PrefetchQueues:
@@ -33,56 +49,82 @@ class PrefetchQueues:
     def __init__(self, started: Callable[[int], None]) -> None:
         self._started = started
         self._lock = threading.Lock()
-        self._of: dict[int, Pools] = {}
-        self._left: dict[int, tuple[int, int]] = {}  # descriptor -> user, bytes not settled
+        self._of: dict[Owner, Pools] = {}
+        self._left: dict[int, _Queued] = {}  # by the descriptor that is held for it
 
     def submit(
         self,
-        uid: int,
-        pid: int,
+        owner: Owner,
+        connection: int,
+        cgroup: Path | None,
         fd: int,
         file: ClientFile,
         extents: Sequence[Sequence[int]],
         node: int,
         room: int | None,
     ) -> tuple[int, int]:
-        """Queue ranges of an open file; returns bytes queued and bytes refused.
+        """Queue ranges of an open file.
 
-        pid: whom the pages are charged to.  fd: stays the caller's.  room: bytes that memory has
-        room for, None for no bound.
+        Args:
+            owner: whose queue they go to.
+            connection: the number of the connection that they are cancelled with.
+            cgroup: the memory cgroup that the pages are charged to; None: that of this process.
+            fd: the file; it stays the caller's.
+            file: what it is.
+            extents: offset and length, in bytes.
+            node: the NUMA node for the pages; -1: any.
+            room: bytes that memory has room for; None: no bound.
+
+        Returns:
+            Bytes queued and bytes refused.
+
+        Raises:
+            PagecacheError: no process can be started to read them.
         """
         status = os.fstat(fd)
         device = f"{os.major(status.st_dev)}:{os.minor(status.st_dev)}"
-        cgroup = None
-        with suppress(PagecacheError):
-            cgroup = cgroups.directory_of(pid)
-            if cgroup == cgroups.directory_of(os.getpid()):
-                cgroup = None
         place = Place(device, cgroup, node)
         with self._lock:
-            pools = self._of.get(uid)
+            pools = self._of.get(owner)
             if pools is None:
-                pools = self._of[uid] = Pools(self._settled, lambda _: DEFAULT_DEPTH, self._started)
-            queued = sum(left for user, left in self._left.values() if user == uid)
+                pools = self._of[owner] = self._start()
+            queued = sum(queued.left for queued in self._left.values() if queued.owner == owner)
             bound = QUEUE_BYTES if room is None else min(QUEUE_BYTES, room)
             wanted, refused = cut(extents, file.size, bound - queued)
             total = sum(length for _, length in wanted)
             if not total:
                 return 0, refused
             # One descriptor for the whole request, held until the last of it is settled.
-            held = os.dup(fd)
-            self._left[held] = (uid, total)
-        source = Source(lambda: os.dup(held))
+            held = reopen_descriptor(fd)
+            source = Source(lambda: os.dup(held))
+            self._left[held] = _Queued(owner, connection, total, source)
         for start, length in wanted:
             pools.submit(Extent(source, start, length, held, node), place)
         return total, refused
 
-    def sweep(self, connected: Collection[int]) -> None:
+    def cancel(self, connection: int) -> None:
+        """Forget what a connection has asked for; what is being read is finished."""
+        with self._lock:
+            over = [
+                (self._of[queued.owner], queued.source)
+                for queued in self._left.values()
+                if queued.connection == connection and queued.owner in self._of
+            ]
+        for pools, source in over:
+            source.over = True
+            pools.cancel(None, source)
+
+    def queued_bytes(self) -> int:
+        """Return the bytes that are queued or being read, of all users."""
+        with self._lock:
+            return sum(queued.left for queued in self._left.values())
+
+    def sweep(self, connected: Collection[Owner]) -> None:
         """End the workers of users that have gone, once they have nothing to do."""
         with self._lock:
-            busy = {user for user, _ in self._left.values()}
-            gone = [uid for uid in self._of if uid not in connected and uid not in busy]
-            over = [self._of.pop(uid) for uid in gone]
+            busy = {queued.owner for queued in self._left.values()}
+            gone = [owner for owner in self._of if owner not in connected and owner not in busy]
+            over = [self._of.pop(owner) for owner in gone]
         for pools in over:
             pools.stop()
 
@@ -94,15 +136,32 @@ class PrefetchQueues:
             pools.cancel(None)
             pools.stop()
 
+    def _start(self) -> Pools:
+        """Start the workers of one more user.  Raises PagecacheError."""
+        what = "nothing was prefetched"
+        if len(self._of) >= USERS:
+            raise PagecacheError(
+                what,
+                f"{USERS} other users prefetch at this moment",
+                "Read by yourself, or try again later",
+            )
+        try:
+            return Pools(self._settled, lambda _: DEFAULT_DEPTH, self._started)
+        except (OSError, RuntimeError) as error:
+            raise PagecacheError(
+                what, f"no process can be started: {error}", "Raise the controller's TasksMax"
+            ) from error
+
     def _settled(self, extent: Extent, start: int, length: int) -> None:
         """Called by the pools, holding no lock of this object."""
         with self._lock:
-            uid, left = self._left.get(extent.owner, (0, 0))
-            if left > length:
-                self._left[extent.owner] = (uid, left - length)
+            queued = self._left.get(extent.owner)
+            if queued is None:
                 return
-            if self._left.pop(extent.owner, None) is None:
+            if queued.left > length:
+                queued.left -= length
                 return
+            del self._left[extent.owner]
         os.close(extent.owner)
 
 

@@ -21,6 +21,7 @@ from contextlib import suppress
 from typing import Any
 
 from pagecache_bpf.errors import UnsupportedError
+from pagecache_bpf.ipc.peer import has_ended
 from pagecache_bpf.kernel.kernelfs import LIVE
 
 CONNECTOR, PIDFD = "connector", "pidfd"
@@ -35,14 +36,20 @@ _INIT_PIDNS = 0xEFFFFFFC  # PROC_PID_INIT_INO in include/linux/proc_ns.h
 class Process:
     """A process that lives, or has lived.  Raises OSError when there is none of that number."""
 
-    def __init__(self, pid: int) -> None:
+    def __init__(self, pid: int, pidfd: int | None = None) -> None:
+        """Hold a process.
+
+        Args:
+            pid: its number.
+            pidfd: a descriptor of it, which is this object's now; None: one is taken.
+        """
         self.pid = pid
-        self._fd = os.pidfd_open(pid)
+        self._fd = os.pidfd_open(pid) if pidfd is None else pidfd
 
     @property
     def alive(self) -> bool:
         """Whether it has not ended."""
-        return self._fd >= 0 and not select.select([self._fd], [], [], 0)[0]
+        return self._fd >= 0 and not has_ended(self._fd)
 
     def fileno(self) -> int:
         """Readable when it has ended."""
@@ -78,19 +85,29 @@ class ProcessWatch:
             except UnsupportedError as error:
                 self.why = error.why
 
-    def add(self, pid: int) -> bool:
-        """ProcessWatch a process; False if it has ended already."""
+    def add(self, pid: int, pidfd: int | None = None) -> bool:
+        """Watch a process.
+
+        Args:
+            pid: its number.
+            pidfd: a descriptor of it, which is this object's now; None: one is taken.
+
+        Returns:
+            False if it has ended already.
+        """
+        try:
+            added = Process(pid, pidfd)
+        except OSError:
+            return False
         with self._lock:
             if pid in self._processes:
+                added.close()
                 process, times = self._processes[pid]
                 if process.alive:
                     self._processes[pid] = (process, times + 1)
                     return True
                 return False
-            try:
-                self._processes[pid] = (Process(pid), 1)
-            except OSError:
-                return False
+            self._processes[pid] = (added, 1)
             if self._thread is None:
                 self._thread = threading.Thread(target=self._run, name="processes", daemon=True)
                 self._thread.start()
@@ -98,7 +115,7 @@ class ProcessWatch:
         return True
 
     def remove(self, pid: int) -> None:
-        """ProcessWatch it no more, or once less."""
+        """Watch it no more, or once less."""
         with self._lock:
             process, times = self._processes.get(pid, (None, 0))
             if process is None:
@@ -118,11 +135,14 @@ class ProcessWatch:
             self._thread.join(5)
         for process, _ in self._processes.values():
             process.close()
+        os.close(self._wake_write)
+        os.close(self._wake_read)
+        self._wake_write = self._wake_read = -1
         if self._events is not None:
             self._events.close()
 
     def _wake(self) -> None:
-        with suppress(BlockingIOError):
+        with suppress(OSError):  # it is full, or this is over
             os.write(self._wake_write, b"\0")
 
     def _run(self) -> None:

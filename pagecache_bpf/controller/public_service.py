@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import logging
 import os
+import resource
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -19,18 +21,23 @@ import pagecache_bpf
 from pagecache_bpf.controller.admission import Decision, refusal
 from pagecache_bpf.controller.client_files import ClientFile, MountTable, check_descriptor
 from pagecache_bpf.controller.load_ledger import Load, LoadLedger, headroom
+from pagecache_bpf.controller.load_templates import Asker
 from pagecache_bpf.controller.model_tagger import knobs_for
 from pagecache_bpf.controller.prefetch_queues import PrefetchQueues
 from pagecache_bpf.controller.processes import ProcessWatch
 from pagecache_bpf.controller.resolved_config import ResolvedConfig
-from pagecache_bpf.errors import PrivilegeError, UsageError
+from pagecache_bpf.errors import PagecacheError, PrivilegeError, UsageError
 from pagecache_bpf.ipc import public_protocol, wire
 from pagecache_bpf.ipc.server import Connection, close_all
+from pagecache_bpf.kernel import cgroups
 from pagecache_bpf.kernel.cachestat import cached_pages
 from pagecache_bpf.kernel.file_pages import PAGE_SIZE
 from pagecache_bpf.weights.models import check_name
 
-WAITING_FILES_PER_USER = 16384
+#: Files of one user that wait for a load or are in one: each is an open descriptor here.
+FILES_PER_USER = 16384
+#: Open loads of one user.
+LOADS_PER_USER = 256
 _log = logging.getLogger(__name__)
 
 
@@ -75,6 +82,7 @@ class PublicService:
         self._sessions: dict[Connection, _Session] = {}
         self._waiting: list[_Waiting] = []
         self._lock = threading.RLock()
+        self._most_files = resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2
         # files and open_load take the descriptors over; the others leave them.
         self._answers: dict[str, Callable[..., dict[str, Any]]] = {
             name: getattr(self, f"_{name}")
@@ -85,7 +93,7 @@ class PublicService:
     def sweep(self) -> None:
         """End what users that have gone have left; may wait."""
         with self._lock:
-            connected = {each.uid for each in self._sessions}
+            connected = {connection.owner for connection in self._sessions}
         self._prefetch_queues.sweep(connected)
 
     def close(self) -> None:
@@ -134,17 +142,32 @@ class PublicService:
             if session is None:
                 return
             session.gone = True
-            waiting = [each for each in self._waiting if each.connection is connection]
-            self._waiting = [each for each in self._waiting if each.connection is not connection]
+            waiting = [load for load in self._waiting if load.connection is connection]
+            self._waiting = [load for load in self._waiting if load.connection is not connection]
         close_all([fd for fd, _ in session.files])
-        for each in waiting:
-            close_all(each.fds)
+        for load_to_be in waiting:
+            close_all(load_to_be.fds)
+        self._prefetch_queues.cancel(connection.number)
         for load in session.loads.values():
-            _log.info("load %s of process %d ends with it", load.id, load.pid)
+            _log.info("load %s of process %d ends with it", load.id, load.peer.pid)
             self._ledger.end(load)
         if session.watched:
             self.watch.remove(connection.pid)
         self.tick()
+
+    def numbers(self) -> dict[str, int]:
+        """Return how many loads wait, and bytes that are still to be prefetched."""
+        with self._lock:
+            waiting = len(self._waiting)
+        return {"loads_waiting": waiting, "prefetch_bytes": self._prefetch_queues.queued_bytes()}
+
+    def sessions(self) -> dict[int, tuple[int, int]]:
+        """Return for each connection, by its number, its waiting files and its open loads."""
+        with self._lock:
+            return {
+                connection.number: (len(session.files), len(session.loads))
+                for connection, session in self._sessions.items()
+            }
 
     # --- operations; files and open_load take the descriptors over, the others do not ---
 
@@ -164,19 +187,22 @@ class PublicService:
         session = self._session(connection)
         try:
             mounts = self._mounts(connection)
-            files = [check_descriptor(fd, connection.pid, mounts) for fd in fds]
+            files = [check_descriptor(fd, mounts) for fd in fds]
             if any(not file.size for file in files):  # procfs, too
                 raise UsageError("the files were refused", "one of them is empty")
             with self._lock:
-                mine = sum(
-                    len(each.files)
-                    for other, each in self._sessions.items()
-                    if other.uid == connection.uid
-                )
+                mine, everybodys = self._files_of(connection.owner)
                 most = public_protocol.FILES_PER_LOAD - len(session.files)
-                if len(fds) > min(most, WAITING_FILES_PER_USER - mine):
+                if len(fds) > min(most, FILES_PER_USER - mine):
                     raise UsageError(
-                        "the files were refused", f"{mine} of this user wait for a load already"
+                        "the files were refused",
+                        f"{mine} of this user are in use or wait for a load already",
+                    )
+                if not connection.privileged and everybodys + len(fds) > self._most_files:
+                    raise UsageError(
+                        "the files were refused",
+                        f"{everybodys} of all users are in use or wait for a load already",
+                        "Raise the controller's limit of open files (LimitNOFILE)",
                     )
                 if session.gone:
                     raise UsageError("the files were refused", "the connection is over")
@@ -199,6 +225,7 @@ class PublicService:
             check_name(arguments["model"])
             known = self.settings.policies
             policy = arguments.setdefault("policy", known[0] if known else "")
+            self._check_number_of_loads(connection)
             if policy not in known and policy not in self._ledger.engines.attached():
                 raise UsageError(
                     f"the policy {policy} cannot serve loads",
@@ -221,12 +248,12 @@ class PublicService:
         session = self._session(connection)
         with self._lock:
             held = list(session.files)
-            configured = self.settings.model_of(file.path for _, file in held)
+            configured = self.settings.model_of(file.key for _, file in held)
             load, decision = self._ledger.admit(
                 [file for _, file in held],
                 model=configured.name if configured else arguments["model"],
-                uid=connection.uid,
-                pid=connection.pid,
+                peer=connection.peer,
+                configured=configured is not None,
                 budget=arguments.get("budget"),
                 keep=arguments.get("keep", False) or (configured.keep if configured else False),
                 devices=arguments.get("devices", []),
@@ -263,7 +290,12 @@ class PublicService:
                 arguments["policy"],
                 knobs=knobs_for(arguments["policy"], self.settings),
                 wanted=self.settings.config.engine,
-                template=_template(waiting.fds, self._mounts(connection)),
+                asker=Asker(
+                    connection.owner,
+                    connection.peer.gid,
+                    _template(waiting.fds, self._mounts(connection)),
+                    lambda: connection.alive,
+                ),
             )
             with self._lock:
                 if session.gone:
@@ -296,7 +328,7 @@ class PublicService:
     def _residency(
         self, connection: Connection, fd: int, offset: int = 0, length: int = 0
     ) -> dict[str, Any]:
-        file = check_descriptor(fd, connection.pid, self._mounts(connection))
+        file = check_descriptor(fd, self._mounts(connection))
         start, stop = _range(file, offset, length)
         cached = cached_pages(fd, start, stop - start) * PAGE_SIZE if stop > start else 0
         return {
@@ -308,7 +340,7 @@ class PublicService:
     def _drop(
         self, connection: Connection, fd: int, offset: int = 0, length: int = 0
     ) -> dict[str, Any]:
-        file = check_descriptor(fd, connection.pid, self._mounts(connection))
+        file = check_descriptor(fd, self._mounts(connection))
         start, stop = _range(file, offset, length)
         mine = set(self._session(connection).loads)
         if self._ledger.readers(file.key) - mine:
@@ -323,11 +355,14 @@ class PublicService:
     def _prefetch(
         self, connection: Connection, fd: int, extents: Sequence[Sequence[int]], node: int = -1
     ) -> dict[str, Any]:
-        file = check_descriptor(fd, connection.pid, self._mounts(connection))
-        room = headroom(connection.pid)
+        file = check_descriptor(fd, self._mounts(connection))
+        room = connection.peer.checked(headroom)
+        cgroup = connection.peer.checked(_cgroup)
         queued, refused = self._prefetch_queues.submit(
-            connection.uid, connection.pid, fd, file, extents, node, room
+            connection.owner, connection.number, cgroup, fd, file, extents, node, room
         )
+        if not connection.alive:  # gone() may have been before
+            self._prefetch_queues.cancel(connection.number)
         return {"queued_bytes": queued, "refused_bytes": refused}
 
     def _topology(self, connection: Connection) -> dict[str, Any]:
@@ -338,16 +373,16 @@ class PublicService:
     def _status(self, connection: Connection) -> dict[str, Any]:
         budgets = self._ledger.budgets
         loads = [
-            {**self._ledger.report(load), "uid": load.uid, "pid": load.pid}
+            {**self._ledger.report(load), "uid": load.peer.uid, "pid": load.peer.pid}
             for load in list(self._ledger.loads.values())
-            if connection.uid in (0, load.uid)
+            if connection.privileged or connection.owner == load.owner
         ]
         return {
             "loads": loads,
             "budget": {
                 "total_bytes": budgets.total,
                 "claimed_bytes": budgets.claimed,
-                "headroom_bytes": headroom(connection.pid),
+                "headroom_bytes": connection.peer.checked(headroom),
             },
         }
 
@@ -358,7 +393,7 @@ class PublicService:
         while True:
             with self._lock:
                 now = time.monotonic()
-                due = [each for each in self._waiting if now >= each.until]
+                due = [load for load in self._waiting if now >= load.until]
                 waiting = next(iter(due or self._waiting), None)
                 admitted = self._admit(waiting) if waiting else None
             if waiting is None or admitted is None:
@@ -375,6 +410,30 @@ class PublicService:
                     self._sessions[connection] = session
             return session
 
+    def _files_of(self, owner: tuple[int, bool]) -> tuple[int, int]:
+        """How many files of a user, and of all, wait for a load or are in one; under the lock."""
+        mine = everybodys = 0
+        for connection, session in self._sessions.items():
+            count = len(session.files) + sum(len(load.held) for load in session.loads.values())
+            everybodys += count
+            if connection.owner == owner:
+                mine += count
+        return mine, everybodys
+
+    def _check_number_of_loads(self, connection: Connection) -> None:
+        with self._lock:
+            mine = sum(
+                len(session.loads)
+                for other, session in self._sessions.items()
+                if other.owner == connection.owner
+            )
+        if mine >= LOADS_PER_USER and not connection.privileged:
+            raise UsageError(
+                "the load was not opened",
+                f"this user has {mine} open loads",
+                "Close loads that are over",
+            )
+
     def _taken(self, session: _Session) -> list[int]:
         """Take the files that wait; their descriptors are the caller's now."""
         with self._lock:
@@ -389,18 +448,18 @@ class PublicService:
         return load
 
     def _mounts(self, connection: Connection) -> MountTable | None:
-        return MountTable(connection.pid) if connection.uid else None
+        return None if connection.privileged else connection.peer.checked(MountTable)
 
     def _watch(self, connection: Connection, session: _Session) -> bool:
-        """ProcessWatch the process; False if it has ended."""
+        """Watch the process; False if it has ended."""
         if not session.watched:
-            session.watched = self.watch.add(connection.pid)
+            session.watched = self.watch.add(connection.pid, connection.peer.duplicate())
         return session.watched
 
     def _process_ended(self, pid: int) -> None:
         """A child may have inherited the connection: its load ends all the same."""
         with self._lock:
-            over = [each for each in self._sessions if each.pid == pid]
+            over = [connection for connection in self._sessions if connection.pid == pid]
         for connection in over:
             self._end(connection)
 
@@ -413,14 +472,23 @@ def _range(file: ClientFile, offset: int, length: int) -> tuple[int, int]:
     return min(offset, file.size), min(stop, file.size)
 
 
-def _template(fds: Sequence[int], mounts: MountTable | None) -> Path | None:
-    """Where the text of a template that came along can be read, while it is open."""
+def _template(fds: Sequence[int], mounts: MountTable | None) -> int | None:
+    """The descriptor of a template that came along, if it is one that can be read."""
     if not fds:
         return None
-    file = check_descriptor(fds[0], 0, mounts)
+    file = check_descriptor(fds[0], mounts)
     if file.size > public_protocol.TEMPLATE_BYTES:
         raise UsageError(
             "the template was refused",
             f"it has {file.size} bytes, at most {public_protocol.TEMPLATE_BYTES} are taken",
         )
-    return Path(f"/proc/self/fd/{fds[0]}")
+    return fds[0]
+
+
+def _cgroup(pid: int) -> Path | None:
+    """The memory cgroup of a process, None if it is this process's own or cannot be told."""
+    with suppress(PagecacheError):
+        found = cgroups.directory_of(pid)
+        if found != cgroups.directory_of(os.getpid()):
+            return found
+    return None

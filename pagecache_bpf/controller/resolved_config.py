@@ -3,11 +3,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 
 from pagecache_bpf.controller.config import Config, ModelConfig
 from pagecache_bpf.errors import PagecacheError
+from pagecache_bpf.kernel.file_key import key_of, open_to_read
 from pagecache_bpf.policy import catalog
 from pagecache_bpf.weights.models import Model, resolve
 
@@ -39,16 +42,20 @@ class ResolvedConfig:
 
     def __init__(self, config: Config) -> None:
         self.config = config
-        known = {each.name for each in catalog.discover()}
+        known = {policy.name for policy in catalog.discover()}
         self.policies = [name for name in config.policies if name in known]
         self.models: list[ConfiguredModel] = []
         self.missing: list[str] = []
-        for each in config.models:
+        self._by_key: dict[bytes, ConfiguredModel] = {}
+        for wanted in config.models:
             try:
-                self.models.append(ConfiguredModel(resolve(each.path, each.name), each))
+                found = ConfiguredModel(resolve(wanted.path, wanted.name), wanted)
+                keys = [_key(path) for path in found.model.files]
             except PagecacheError as error:
                 self.missing.append(str(error))
-        self._by_path = {str(path): found for found in self.models for path in found.model.files}
+            else:
+                self.models.append(found)
+                self._by_key.update(dict.fromkeys(keys, found))
 
     @property
     def budgets(self) -> dict[str, int]:
@@ -59,6 +66,19 @@ class ResolvedConfig:
             if found.config.budget is not None
         }
 
-    def model_of(self, paths: Iterable[str]) -> ConfiguredModel | None:
-        """The configured model that any of these files is of."""
-        return next((self._by_path[path] for path in paths if path in self._by_path), None)
+    def model_of(self, keys: Iterable[bytes]) -> ConfiguredModel | None:
+        """Find the configured model that any of some files is of.
+
+        Args:
+            keys: what the files are (file_key.key_of), whatever their paths.
+        """
+        return next((self._by_key[key] for key in keys if key in self._by_key), None)
+
+
+def _key(path: Path) -> bytes:
+    """What a file is: device, inode number and generation.  Raises PagecacheError."""
+    fd = open_to_read(path)
+    try:
+        return key_of(fd)
+    finally:
+        os.close(fd)

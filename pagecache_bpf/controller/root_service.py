@@ -15,7 +15,7 @@ from typing import Any
 from pagecache_bpf.agent.service import Service
 from pagecache_bpf.controller.admission import Claim, refusal
 from pagecache_bpf.controller.leases import Leases
-from pagecache_bpf.controller.load_ledger import LoadLedger, headroom
+from pagecache_bpf.controller.load_ledger import Load, LoadLedger, headroom
 from pagecache_bpf.errors import PagecacheError, PrivilegeError
 from pagecache_bpf.ipc import wire
 from pagecache_bpf.ipc.operations import collect, operation
@@ -44,6 +44,9 @@ class RootService:
         ledger: LoadLedger,
         *,
         facts: Callable[[], dict[str, Any]],
+        clients: Callable[[], list[dict[str, Any]]],
+        health: Callable[[], dict[str, Any]],
+        kick: Callable[[int], bool],
         reload: Callable[[], dict[str, Any]],
         changed: Callable[[], None],
     ) -> None:
@@ -54,11 +57,15 @@ class RootService:
             lock: held around every operation of the service.
             ledger: the open loads.
             facts: what `controller` answers first.
+            clients: lists the connections.
+            health: tells how much there is to do, and what was refused.
+            kick: hangs up on one by its number; False: there is none.
             reload: reads the configuration again.
             changed: called after an operation that changes what the state file has to know.
         """
         self.asked = 0.0  # when the last request came, in monotonic seconds
         self._lock, self._ledger, self._service = lock, ledger, service
+        self._list_clients, self._numbers, self._hang_up = clients, health, kick
         self._facts, self._read_again, self._changed = facts, reload, changed
         self._leases = Leases(service)
         self._of_agent = collect(service)
@@ -141,14 +148,24 @@ class RootService:
                     "id": name,
                     "model": claim.model,
                     "uid": claim.uid,
-                    "pid": self._ledger.loads[name].pid if name in self._ledger.loads else None,
+                    "pid": _pid_of(self._ledger.loads.get(name)),
                     "wanted_bytes": claim.size,
                     "granted_bytes": claim.granted,
-                    "charged_bytes": charges[name],
+                    "charged_bytes": charges.get(name, 0),
                 }
                 for name, claim in list(budgets.claims.items())
             ],
         }
+
+    @operation()
+    def clients(self) -> dict[str, Any]:
+        """List who is connected, and tell how the controller does."""
+        return {"clients": self._list_clients(), "health": self._numbers()}
+
+    @operation()
+    def kick(self, client: int) -> dict[str, Any]:
+        """Hang up on a client by its number."""
+        return {"found": self._hang_up(client)}
 
     @operation()
     def reload(self) -> dict[str, Any]:
@@ -191,3 +208,8 @@ class RootService:
                 claim.tagged = True
             elif claim.tagged or time.monotonic() > claim.since + _UNTAGGED_SECONDS:
                 self._ledger.budgets.release(name)
+
+
+def _pid_of(load: Load | None) -> int | None:
+    """The process of a load; None: it is over, or the claim is of no load."""
+    return None if load is None else load.peer.pid

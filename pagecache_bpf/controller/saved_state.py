@@ -62,7 +62,7 @@ def forget(path: Path = PATH) -> None:
 def save_kernel(own: Mapping[str, str], placed: Iterable[PlacedTag], path: Path = KERNEL) -> None:
     """Write down which of the kernel's policies and tags are this controller's."""
     mine = [name for name, engine in own.items() if engine == STRUCT_OPS]
-    tags = [each.identity for each in placed if each.identity is not None]
+    tags = [tag.identity for tag in placed if tag.identity is not None]
     if mine or tags:
         _write({"version": VERSION, "policies": mine, "tags": tags}, path)
     else:
@@ -99,17 +99,17 @@ def restore(service: Service, path: Path = PATH) -> list[str]:
     except (OSError, ValueError, KeyError, TypeError) as error:
         return [f"{path} cannot be used: {error}"]
     failed = []
-    for each in attached:
+    for policy in attached:
         try:
-            info = catalog.find(each["policy"])
-            service.attach(each["policy"], str(catalog.agent_object(info)), each["knobs"])
+            info = catalog.find(policy["policy"])
+            service.attach(policy["policy"], str(catalog.agent_object(info)), policy["knobs"])
         except (PagecacheError, KeyError) as error:
-            failed.append(f"the policy {each.get('name')} was not attached again: {error}")
-    for each in tags:
+            failed.append(f"the policy {policy.get('name')} was not attached again: {error}")
+    for tag in tags:
         try:
-            _tag(service, each)
+            _tag(service, tag)
         except (PagecacheError, OSError, KeyError, ValueError) as error:
-            failed.append(f"{each.get('path')} was not tagged again: {error}")
+            failed.append(f"{tag.get('path')} was not tagged again: {error}")
     _log.info("restored %d policies and %d tags", len(attached), len(tags) - len(failed))
     return failed
 

@@ -71,6 +71,16 @@ class Peer:
             raise self._gone()
         return found
 
+    def duplicate(self) -> int:
+        """Return another descriptor of the process, which is the caller's.
+
+        Raises:
+            UsageError: it has ended.
+        """
+        if not self.alive:
+            raise self._gone()
+        return os.dup(self._pidfd)
+
     def close(self) -> None:
         """Let go of the process."""
         if self._pidfd >= 0:

@@ -150,13 +150,18 @@ class ModelStats(Counted):
 
 @dataclass(frozen=True)
 class Snapshot:
-    """All of it at one time (wall clock); engines: which are there, running or loaded."""
+    """All of it at one time (wall clock); engines: which are there, running or loaded.
+
+    controller: how much it has to do and what it has refused, as `clients list` tells it; None:
+    none runs.
+    """
 
     time_ns: int
     engines: Mapping[str, bool]
     observer: Observer | None
     policies: tuple[PolicyStats, ...]
     models: tuple[ModelStats, ...]
+    controller: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -202,6 +207,7 @@ def take() -> Snapshot:
             observer,
             (*attached, *ended),
             (*models, *others),
+            engines.agent.request("clients")["health"] if engines.agent else None,
         )
 
 

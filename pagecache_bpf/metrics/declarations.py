@@ -50,6 +50,7 @@ LABELS = {
         "or read_ and the name of an errno"
     ),
     "level": "how much the observer sees on this kernel",
+    "reason": "why it was refused, or lost; a few fixed texts",
     "version": "of pagecache-bpf",
 }
 
@@ -371,11 +372,69 @@ def _gauges() -> Iterator[Metric]:
     )
 
 
+def _of_controller(name: str) -> Callable[[Snapshot | None], Iterator[Sample]]:
+    """Samples of a number of the controller, or of a table of them by reason."""
+
+    def read(snapshot: Snapshot | None) -> Iterator[Sample]:
+        found = (snapshot.controller or {}).get(name) if snapshot else None
+        if isinstance(found, dict):
+            yield from (((reason,), count) for reason, count in found.items())
+        elif found is not None:
+            yield (), found
+
+    return read
+
+
+def _controller_metrics() -> Iterator[Metric]:
+    def metric(name: str, kind: str, text: str, key: str, *labels: str) -> Metric:
+        return Metric(f"{PREFIX}controller_{name}", kind, text, labels, _of_controller(key))
+
+    yield metric("connections", "gauge", "Connections to the controller now", "connections")
+    yield metric("accepted_connections_total", "counter", "Connections taken so far", "accepted")
+    yield metric(
+        "refusals_total",
+        "counter",
+        "What the controller refused before a request was read, by reason",
+        "refused",
+        "reason",
+    )
+    yield metric("requests_waiting", "gauge", "Requests that wait for a thread", "requests_waiting")
+    yield metric("requests_running", "gauge", "Requests that are worked on", "requests_running")
+    yield metric(
+        "thread_failures_total",
+        "counter",
+        "Threads that could not be started",
+        "threads_not_started",
+    )
+    yield metric("loads_waiting", "gauge", "Loads that wait for room in a budget", "loads_waiting")
+    yield metric(
+        "prefetch_queued_bytes",
+        "gauge",
+        "Bytes that clients have asked to prefetch and are not read yet",
+        "prefetch_bytes",
+    )
+    yield metric("inspectors", "gauge", "Processes that read headers of clients now", "inspectors")
+    yield metric(
+        "inspectors_started_total",
+        "counter",
+        "Processes that read headers of clients, so far",
+        "inspectors_started",
+    )
+    yield metric(
+        "inspectors_lost_total",
+        "counter",
+        "Of these, ended in the middle of a job, by reason",
+        "inspectors_lost",
+        "reason",
+    )
+
+
 METRICS: tuple[Metric, ...] = (
     *_gauges(),
     *_observed(),
     *_policy_counters(),
     *_template_metrics(),
+    *_controller_metrics(),
     Metric(
         f"{PREFIX}errors_total",
         "counter",

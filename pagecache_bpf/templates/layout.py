@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 
-from pagecache_bpf.errors import PagecacheError
 from pagecache_bpf.kernel import abi
 from pagecache_bpf.kernel.file_pages import PAGE_SIZE
 from pagecache_bpf.templates.intervals import Intervals
@@ -74,21 +73,24 @@ def lay_out(
     models: Sequence[tuple[str, Template]],
     identity: Callable[[str, int], Identity | None] = lambda name, file: None,
     page_size: int = PAGE_SIZE,
+    first: Mapping[str, int] | None = None,
 ) -> Layout:
     """The arrays of named templates.
+
+    first: where the elements will stand in each array, by its name; 0 by default.
 
     identity: of a model's file, by the model's name and the file's number in its template; a
     file that has none (it is not tagged) cannot be found by a policy.
     """
     arrays: dict[str, list[Array]] = {name: [] for name in ARRAYS}
-    used = dict.fromkeys(ARRAYS, 0)
+    used = {name: (first or {}).get(name, 0) for name in ARRAYS}
     files: list[tuple[bytes, bytes]] = []
 
     def add(name: str, array: Array) -> None:
         arrays[name].append(array)
         used[name] += len(array)
 
-    for number, (name, template) in enumerate(models):
+    for number, (name, template) in enumerate(models, used["template_models"]):
         first_file, first_consumer = used["template_targets"], used["template_consumers"]
         nr_files, nr_consumers = len(template.files), len(template.consumers)
         first_span = used["template_spans"]
@@ -365,14 +367,3 @@ def _tables(
     spans["first"] = edges[:-1] + first_entry
     spans["nr"] = np.diff(edges)
     return consumers, spans, index, table
-
-
-def check_room(layout: Layout, capacities: Mapping[str, int]) -> None:
-    """Raise PagecacheError when the maps of an attached policy are too small."""
-    for name, size in layout.sizes().items():
-        if size > capacities[name]:
-            raise PagecacheError(
-                "the template was not given to the policy",
-                f"its map {name} has room for {capacities[name]:,} elements, not for {size:,}",
-                "Detach the policy, and attach it with this template",
-            )

@@ -4,20 +4,19 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from pagecache_bpf.errors import PagecacheError
 from pagecache_bpf.kernel.bpf_maps import BpfMap, close_all
 from pagecache_bpf.kernel.file_pages import PAGE_SIZE
 from pagecache_bpf.policy import loader
 from pagecache_bpf.policy.engines import Engines
-from pagecache_bpf.templates.layout import ARRAYS, FILES, Identity, Layout, check_room, lay_out
+from pagecache_bpf.templates import template_maps
+from pagecache_bpf.templates.layout import ARRAYS, FILES, Identity, lay_out
 from pagecache_bpf.templates.template import Template
 
 
@@ -90,50 +89,43 @@ def sizes_for(templates: Sequence[tuple[str, Template]]) -> dict[str, int]:
 
 
 def give(engines: Engines, policy: str, templates: Sequence[Assigned]) -> int:
-    """Give templates to an attached policy, in place of what it has; how many files they cover.
+    """Give templates to an attached policy, beside those of other models that it has.
 
-    The files have to be tagged: a template is found by the identity that a tag has.  Raises
-    PagecacheError when they need more room than the policy's maps have.
+    Args:
+        engines: what is attached and tagged; the files have to be tagged, as a template is found
+            by the identity that a tag has.
+        policy: the name of the policy.
+        templates: one of each model; that of a model which has one already takes its place.
+
+    Returns:
+        How many files they cover.
+
+    Raises:
+        PagecacheError: they need more room than the policy's maps have.
     """
     tags = {
         os.path.realpath(tag.path): Identity(tag.dev_major, tag.dev_minor, tag.ino, tag.generation)
         for tag in engines.tags()
         if tag.policy == policy
     }
-    by_name = {assigned.name: assigned for assigned in templates}
-
-    def identity(name: str, file: int) -> Identity | None:
-        path = by_name[name].paths.get(file)
-        return tags.get(os.path.realpath(path)) if path else None
-
-    layout = lay_out([(assigned.name, assigned.template) for assigned in templates], identity)
-    with _maps(engines, policy) as maps:
-        check_room(layout, {name: assigned.entries for name, assigned in maps.items()})
-        fill(maps, layout)
-    return len(layout.files)
-
-
-def fill(maps: dict[str, BpfMap], layout: Layout) -> None:
-    """Write a layout into maps, the hash of files last: before that nothing is found."""
-    for name, array in layout.arrays.items():
-        _write(maps[name], array)
-    for key, value in layout.files:
-        maps[FILES].update(key, value)
-
-
-def _write(map_file: BpfMap, array: np.ndarray[Any, Any]) -> None:
-    if not array.nbytes:
-        return
-    with map_file.memory(write=True) as memory:
-        memory[: array.nbytes] = array.tobytes()
+    covered = 0
+    with open_maps(engines, policy) as maps:
+        for assigned in templates:
+            found = {
+                number: tags[real]
+                for number, path in assigned.paths.items()
+                if (real := os.path.realpath(path)) in tags
+            }
+            covered += len(template_maps.add(maps, assigned.name, assigned.template, found))
+    return covered
 
 
 def state(engines: Engines, policy: str) -> list[Replay]:
     """How the templates of an attached policy do; empty where it has none."""
     try:
-        with _maps(engines, policy) as maps:
+        with open_maps(engines, policy) as maps:
             models, consumers, steps, extents = (
-                _read(maps[name], name)
+                template_maps.read_array(maps[name], name)
                 for name in (
                     *("template_models", "template_consumers"),
                     *("template_steps", "template_extents"),
@@ -171,21 +163,31 @@ def _consumer(row: Any, steps: Any, extents: Any) -> Consumer:
     return Consumer(int(row["tgid"]), int(row["position"]) * PAGE_SIZE, pages * PAGE_SIZE)
 
 
-def _read(map_file: BpfMap, name: str) -> np.ndarray[Any, Any]:
-    with map_file.memory() as memory:
-        kind = np.dtype(ARRAYS[name])
-        data = memory[: map_file.entries * kind.itemsize]
-    return np.frombuffer(data, kind)
+@contextmanager
+def open_maps(engines: Engines, policy: str) -> Iterator[dict[str, BpfMap]]:
+    """The template maps of an attached policy, open."""
+    ids = None
+    if engines.agent and policy in engines.agent.details():
+        ids = engines.agent.map_ids(policy)
+    with open_maps_by(policy, ids) as maps:
+        yield maps
 
 
 @contextmanager
-def _maps(engines: Engines, policy: str) -> Iterator[dict[str, BpfMap]]:
-    """The template maps of an attached policy, open."""
+def open_maps_by(policy: str, ids: Mapping[str, int] | None) -> Iterator[dict[str, BpfMap]]:
+    """Open the template maps of an attached policy.
+
+    Args:
+        policy: its name.
+        ids: the kernel's numbers of its maps by their names; None: they are pinned.
+
+    Raises:
+        PagecacheError: it takes no templates, or its maps cannot be used.
+    """
     names = [*ARRAYS, FILES]
     maps: dict[str, BpfMap] = {}
     try:
-        if engines.agent and policy in engines.agent.details():
-            ids = engines.agent.map_ids(policy)
+        if ids is not None:
             for name in names:
                 if name in ids:
                     maps[name] = BpfMap.by_id(ids[name])

@@ -64,6 +64,19 @@ def snapshot(scale: int = 1000, *, after_ns: int = 0, level: str = "full") -> Sn
             ),
             ModelStats(GGUF, "noop", "struct_ops", 1, 1 << 20, 1 << 20),
         ),
+        {
+            "connections": 3,
+            "accepted": 17,
+            "refused": {"too many connections": 2, "idle": 5},
+            "requests_waiting": 1,
+            "requests_running": 4,
+            "threads_not_started": 6,
+            "inspectors": 2,
+            "inspectors_started": 9,
+            "inspectors_lost": {"its process has ended": 1},
+            "loads_waiting": 8,
+            "prefetch_bytes": 1 << 20,
+        },
     )
 
 

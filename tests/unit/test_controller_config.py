@@ -15,6 +15,7 @@ from pagecache_bpf.controller.config import Config, parse
 from pagecache_bpf.controller.model_tagger import knobs_for
 from pagecache_bpf.controller.resolved_config import ResolvedConfig
 from pagecache_bpf.errors import PagecacheError, UsageError
+from pagecache_bpf.kernel.file_key import key_of
 from tests.unit.command import ROOT, run, undocumented
 
 SOURCE = Path("config.toml")
@@ -170,8 +171,39 @@ def test_budgets_reach_the_knob(tmp_path: Path) -> None:
     }
     assert knobs_for("noop", settings) == {}
     assert settings.budgets == {"a.gguf": 1 << 30, "b.gguf": 1 << 30}
-    paths = [str(tmp_path / "b.gguf")]
-    assert (found := settings.model_of(paths)) and found.name == "b.gguf"
+
+
+def test_s15_a_model_is_known_by_what_its_files_are(tmp_path: Path) -> None:
+    """A hard link is the model's, whatever it is called; another file of its path is not."""
+    weights, link = tmp_path / "a.gguf", tmp_path / "other"
+    weights.write_bytes(b"x" * 4096)
+    link.hardlink_to(weights)
+    text = f"[[model]]\npath = '{weights}'\n"
+    settings = ResolvedConfig(parse(text.encode(), SOURCE))
+    if settings.missing:
+        pytest.skip("the temporary directory has no page cache")
+
+    def key(path: Path) -> bytes:
+        with path.open("rb") as file:
+            return key_of(file.fileno())
+
+    assert (found := settings.model_of([key(link)])) and found.name == "a.gguf"
+    weights.unlink()
+    weights.write_bytes(b"y" * 4096)
+    assert settings.model_of([key(weights)]) is None
+
+
+def test_the_socket_may_be_named_by_the_environment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "c.toml"
+    file.write_text("[socket]\nlisten = '/run/a.sock'\n")
+    assert config.load(file).listen == "/run/a.sock"
+    monkeypatch.setenv("PAGECACHE_BPF_SOCKET", "/run/b.sock")
+    assert config.load(file).listen == "/run/b.sock"
+    monkeypatch.setenv("PAGECACHE_BPF_SOCKET", "b.sock")
+    with pytest.raises(UsageError, match="PAGECACHE_BPF_SOCKET"):
+        config.load(file)
 
 
 # --- the command ---

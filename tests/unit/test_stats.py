@@ -131,6 +131,10 @@ class _Engine:
     def stats(self) -> dict[str, Any]:
         return dict(self._answers["stats"])
 
+    def request(self, operation: str) -> dict[str, Any]:
+        assert operation == "clients"
+        return {"clients": [], "health": {"connections": 1}}
+
 
 def status(name: str) -> PolicyStatus:
     return PolicyStatus(name, 17, 2, 3, ("readahead",), 1, 5, 6, {"drop_calls": 4})

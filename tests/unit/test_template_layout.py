@@ -10,11 +10,10 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pagecache_bpf.errors import PagecacheError
 from pagecache_bpf.kernel import abi
 from pagecache_bpf.templates import EXTENT, Template, TemplateFile
 from pagecache_bpf.templates.intervals import Intervals
-from pagecache_bpf.templates.layout import Identity, Layout, check_room, lay_out
+from pagecache_bpf.templates.layout import Identity, Layout, lay_out
 
 PAGE = 4096
 PIECE = 2048  # pages
@@ -150,19 +149,6 @@ def test_several_models_and_identities() -> None:
     assert steps_of(layout, 2) == [(2, 60, 70), (2, 0, 60)]
     assert find(layout, 4, 65) == int(layout.arrays["template_consumers"]["first_step"][2])
     assert layout.arrays["template_targets"]["pages"].tolist() == [100, 50, 70]
-
-
-def test_maps_that_are_too_small() -> None:
-    layout = lay_out([("m", template([10], [(0, 0, 0, 10)]))])
-    room = {name: 1 for name in layout.sizes()}
-    check_room(layout, room)
-    room["template_steps"] = 0
-    try:
-        check_room(layout, room)
-    except PagecacheError as error:
-        assert "template_steps has room for 0 elements, not for 1" in error.why
-    else:
-        raise AssertionError
 
 
 @settings(max_examples=60, deadline=None)

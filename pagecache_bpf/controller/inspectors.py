@@ -1,0 +1,273 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Has a client's files looked at by a process of the client's user; see file_inspector.
+
+Each user has at most one such process, which does one job after the other.  It is bounded in
+time, ends when the client hangs up, and may be lost at any moment: then the job has failed and
+the next one gets another process.  What it answers is checked here like anything of a stranger's.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import select
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from typing import Any
+
+from pagecache_bpf import errors
+from pagecache_bpf.controller.file_inspector import FDS_AT_ONCE
+from pagecache_bpf.errors import PagecacheError
+
+#: Processes of all users together; a job waits for its turn, so long at most.
+PROCESSES = 16
+TURN_SECONDS = 20.0
+#: From the beginning of a job to the end of its answer.
+JOB_SECONDS = 30.0
+_LOOK_SECONDS = 0.1
+_IDLE_SECONDS = 10.0
+_ANSWER_BYTES = 16 << 20
+_DATA_BYTES = 256 << 20
+_START = (
+    "import sys; sys.path[:] = sys.argv.pop().split('\\n'); "
+    "from pagecache_bpf.controller.file_inspector import main; sys.exit(main())"
+)
+
+Owner = tuple[int, bool]
+_log = logging.getLogger(__name__)
+
+
+class _Lost(Exception):
+    """The process is not there any more, or was ended; its text says why."""
+
+
+class _Process:
+    """One inspector; it belongs to nobody until it is told whose it is."""
+
+    def __init__(self) -> None:
+        ours, theirs = socket.socketpair()
+        with theirs:
+            try:
+                self.process = subprocess.Popen(
+                    [sys.executable, "-I", "-c", _START, str(theirs.fileno()), "\n".join(sys.path)],
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.DEVNULL,
+                    stderr=subprocess.DEVNULL,
+                    pass_fds=[theirs.fileno()],
+                    cwd="/",
+                    # numpy's libraries would start a thread for each CPU.
+                    env={"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "PATH": "/usr/bin"},
+                )
+            except BaseException:
+                ours.close()
+                raise
+        self.socket = ours
+        self.busy = threading.Lock()  # one job at a time
+        self.used = time.monotonic()
+
+    def send(self, job: dict[str, Any], fds: Sequence[int], until: float) -> None:
+        """Give it a job.  Raises OSError."""
+        text = json.dumps(job).encode()
+        self.socket.settimeout(max(0.01, until - time.monotonic()))
+        self.socket.sendall(len(text).to_bytes(4, "little") + len(fds).to_bytes(4, "little"))
+        for first in range(0, len(fds), FDS_AT_ONCE):
+            socket.send_fds(self.socket, [b"f"], list(fds[first : first + FDS_AT_ONCE]))
+        self.socket.sendall(text)
+
+    def receive(self, size: int, until: float, wanted: Callable[[], bool]) -> bytes:
+        """Take so many bytes of its answer.  Raises _Lost."""
+        data = bytearray()
+        poller = select.poll()
+        poller.register(self.socket, select.POLLIN)
+        while len(data) < size:
+            if time.monotonic() >= until:
+                raise _Lost(f"it took longer than {JOB_SECONDS:.0f} s")
+            if not wanted():
+                raise _Lost("the client has hung up")
+            if not poller.poll(_LOOK_SECONDS * 1000):
+                continue
+            piece = self.socket.recv(min(size - len(data), 1 << 20))
+            if not piece:
+                raise _Lost(self._ending())
+            data += piece
+        return bytes(data)
+
+    def _ending(self) -> str:
+        with suppress(subprocess.TimeoutExpired):
+            if -self.process.wait(5) == signal.SIGXCPU:
+                return "it took too much time of the processor"
+        return "its process has ended"
+
+    def close(self) -> None:
+        """End it, whatever it does."""
+        self.socket.close()
+        self.process.kill()
+        self.process.wait()
+
+
+class Inspectors:
+    """The processes of all users.
+
+    Attributes:
+        started: processes that were started so far.
+        lost: those that ended in the middle of a job, or had to be ended, by reason.
+    """
+
+    def __init__(self, started: Callable[[int], None] = lambda pid: None) -> None:
+        """Start one process, so that the first job finds one.
+
+        Args:
+            started: is told each process; what it reads is no access of a client's.
+        """
+        self.started = 0
+        self.lost: Counter[str] = Counter()
+        self._tell_started = started
+        self._lock = threading.Lock()
+        self._ended = threading.Condition(self._lock)
+        self._of: dict[Owner, _Process] = {}
+        self._spare: _Process | None = None
+        self._spare_is_wanted = True
+        self._closed = False
+
+    def prepare(self) -> None:
+        """Start a process that waits for the next user; where it cannot be, jobs try again."""
+        with self._lock:
+            if self._spare is None and not self._closed:
+                with suppress(OSError):
+                    self._spare = self._start()
+
+    def run(
+        self,
+        owner: Owner,
+        gid: int,
+        job: str,
+        fds: Sequence[int],
+        wanted: Callable[[], bool] = lambda: True,
+        **arguments: Any,
+    ) -> tuple[dict[str, Any], bytes]:
+        """Have a job done.
+
+        Args:
+            owner: whose files these are; its user.
+            gid: the user's group.
+            job: one of file_inspector.JOBS.
+            fds: the files; they stay the caller's.
+            wanted: whether somebody still waits for the answer.
+            **arguments: of the job.
+
+        Returns:
+            The answer, and the bytes that follow it.
+
+        Raises:
+            PagecacheError: what the job tells, or that it could not be done.
+        """
+        what = "the files were not looked at"
+        process = self._process(owner, gid)
+        until = time.monotonic() + TURN_SECONDS + JOB_SECONDS
+        if not process.busy.acquire(timeout=TURN_SECONDS):
+            raise PagecacheError(what, "an earlier request of this user takes too long")
+        try:
+            until = min(until, time.monotonic() + JOB_SECONDS)
+            process.send({"job": job, **arguments}, fds, until)
+            head = process.receive(8, until, wanted)
+            sizes = int.from_bytes(head[:4], "little"), int.from_bytes(head[4:], "little")
+            if sizes[0] > _ANSWER_BYTES or sizes[1] > _DATA_BYTES:
+                raise _Lost("its answer is too long")
+            facts = json.loads(process.receive(sizes[0], until, wanted))
+            data = process.receive(sizes[1], until, wanted)
+            if not isinstance(facts, dict):
+                raise _Lost("its answer is none")
+            process.used = time.monotonic()
+        except (_Lost, OSError, ValueError, RecursionError) as error:
+            # A few fixed texts: they are labels of a metric.
+            why = str(error) if isinstance(error, _Lost) else "its process has ended"
+            self._lose(owner, process, why)
+            raise PagecacheError(what, why) from None
+        finally:
+            process.busy.release()
+        if "error" in facts:
+            raise _told(facts["error"])
+        return facts, data
+
+    def sweep(self) -> None:
+        """End the processes that have had nothing to do for a while, and see to a spare one."""
+        now = time.monotonic()
+        with self._lock:
+            idle = [
+                (owner, process)
+                for owner, process in self._of.items()
+                if now > process.used + _IDLE_SECONDS and not process.busy.locked()
+            ]
+            for owner, _ in idle:
+                del self._of[owner]
+            self._ended.notify_all()
+        for _, process in idle:
+            process.close()
+        self.prepare()
+
+    def count(self) -> int:
+        """Return how many processes there are."""
+        with self._lock:
+            return len(self._of) + (self._spare is not None)
+
+    def close(self) -> None:
+        """End all of them."""
+        with self._lock:
+            self._closed = True
+            over = [*self._of.values(), *([self._spare] if self._spare else [])]
+            self._of, self._spare = {}, None
+        for process in over:
+            process.close()
+
+    def _start(self) -> _Process:
+        process = _Process()
+        self.started += 1
+        self._tell_started(process.process.pid)
+        return process
+
+    def _process(self, owner: Owner, gid: int) -> _Process:
+        """The process of a user.  Raises PagecacheError where there can be none."""
+        what = "the files were not looked at"
+        with self._lock:
+            known = self._of.get(owner)
+            if known is not None and known.process.poll() is None:
+                return known
+            self._of.pop(owner, None)
+            if not self._ended.wait_for(lambda: len(self._of) < PROCESSES, TURN_SECONDS):
+                raise PagecacheError(what, f"those of {PROCESSES} other users are, at this moment")
+            try:
+                process, self._spare = self._spare or self._start(), None
+                uid = owner[0]
+                process.send({"uid": uid, "gid": gid}, (), time.monotonic() + JOB_SECONDS)
+            except OSError as error:
+                self.lost["not started"] += 1
+                raise PagecacheError(what, f"no process can be started: {error}") from error
+            self._of[owner] = process
+            return process
+
+    def _lose(self, owner: Owner, process: _Process, why: str) -> None:
+        with self._lock:
+            if self._of.get(owner) is process:
+                del self._of[owner]
+            self.lost[why] += 1
+            self._ended.notify_all()
+        _log.info("the process for files of user %d was ended: %s", owner[0], why)
+        process.close()
+
+
+def _told(fields: object) -> PagecacheError:
+    """The error that a job tells: of our own classes, and texts of a bounded length."""
+    if not isinstance(fields, list) or not fields:
+        return PagecacheError("the files were not looked at", "its process tells no reason")
+    name, *texts = (str(field)[:500] for field in fields)
+    kind = getattr(errors, name, None)
+    if not (isinstance(kind, type) and issubclass(kind, PagecacheError)):
+        kind = PagecacheError
+    return kind(*texts[:3])

@@ -1,0 +1,175 @@
+# SPDX-License-Identifier: Apache-2.0
+"""S3, S4, S6: a client's headers are read in a process of its user, which may be lost any time."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import struct
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pagecache_bpf.controller import inspectors as module
+from pagecache_bpf.controller.inspectors import Inspectors
+from pagecache_bpf.errors import PagecacheError
+from pagecache_bpf.templates.template import EXTENT
+from tests.vm.kernel import wait_for
+
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="a process of another user takes root")
+USER = (65533, False)
+
+
+@pytest.fixture(scope="module")
+def found() -> Iterator[Inspectors]:
+    inspectors = Inspectors()
+    inspectors.prepare()
+    yield inspectors
+    inspectors.close()
+    assert inspectors.count() == 0
+
+
+def weights(path: Path, tensors: int = 3) -> int:
+    entries = {
+        f"w{n}": {"dtype": "U8", "shape": [10], "data_offsets": [n * 10, n * 10 + 10]}
+        for n in range(tensors)
+    }
+    header = json.dumps(entries).encode()
+    path.write_bytes(struct.pack("<Q", len(header)) + header + bytes(tensors * 10))
+    return os.open(path, os.O_RDONLY)
+
+
+def hole_of_strings(path: Path) -> int:
+    """A GGUF file whose metadata are an array of empty strings in a hole."""
+    count = 1 << 26
+    with path.open("wb") as out:
+        out.write(b"GGUF" + struct.pack("<IQQ", 3, 1, 1))
+        out.write(struct.pack("<Q", 1) + b"k" + struct.pack("<IIQ", 9, 8, count))
+        out.truncate(out.tell() + 8 * count + (1 << 20))
+    return os.open(path, os.O_RDONLY)
+
+
+def process(inspectors: Inspectors) -> int:
+    return inspectors._of[USER].process.pid
+
+
+def test_s3_only_what_the_descriptor_leads_to_is_read(found: Inspectors, tmp_path: Path) -> None:
+    """The file is root's alone and its name leads elsewhere by now: the descriptor is the right."""
+    path = tmp_path / "w.safetensors"
+    fd = weights(path)
+    size = path.stat().st_size
+    path.chmod(0o600)
+    path.unlink()
+    path.symlink_to("/etc/shadow")
+    facts, data = found.run(USER, USER[0], "derive", [fd], names=["w.safetensors"])
+    os.close(fd)
+    assert facts == {
+        "source": "derived",
+        "loader": "safetensors keys",
+        "tp": 1,
+        "consumers": 1,
+    }
+    extents = np.frombuffer(data, EXTENT)
+    assert set(extents["file"].tolist()) == {0}
+    assert int(extents["length"].sum()) == size  # header and tensors, each byte once
+
+
+def test_it_has_no_rights(found: Inspectors, tmp_path: Path) -> None:
+    fd = weights(tmp_path / "w.safetensors")
+    found.run(USER, USER[0], "derive", [fd], names=["w.safetensors"])
+    os.close(fd)
+    status = Path(f"/proc/{process(found)}/status").read_text()
+    uid = "\t".join(["65533"] * 4)
+    for line in (f"Uid:\t{uid}", f"Gid:\t{uid}", "CapPrm:\t0000000000000000", "NoNewPrivs:\t1"):
+        assert line in status
+    limits = Path(f"/proc/{process(found)}/limits").read_text()
+    assert "Max processes             0                    0" in limits
+    open_now = [os.readlink(entry) for entry in Path(f"/proc/{process(found)}/fd").iterdir()]
+    assert not [path for path in open_now if path.startswith("/") and path != "/dev/null"]
+
+
+def test_what_is_no_weight_file_is_told(found: Inspectors, tmp_path: Path) -> None:
+    path = tmp_path / "shadow"
+    path.write_bytes(b"root:*:20000:0:99999:7:::\n" * 20)
+    with path.open("rb") as file, pytest.raises(PagecacheError) as caught:
+        found.run(USER, USER[0], "derive", [file.fileno()], names=["model"])
+    assert "neither safetensors nor GGUF" in str(caught.value)
+    assert "root" not in str(caught.value)
+
+
+def test_s6_time_and_memory_are_bounded(found: Inspectors, tmp_path: Path) -> None:
+    """A hole costs its own user some seconds, and the next job is done by a new process."""
+    fd = hole_of_strings(tmp_path / "hole.gguf")
+    with pytest.raises(PagecacheError, match="were not looked at"):
+        found.run(USER, USER[0], "derive", [fd] * 16, names=[f"{n}.gguf" for n in range(16)])
+    os.close(fd)
+    good = weights(tmp_path / "w.safetensors")
+    assert found.run(USER, USER[0], "derive", [good], names=["w"])[0]["consumers"] == 1
+    os.close(good)
+
+
+def test_s6_it_ends_when_nobody_waits_any_more(found: Inspectors, tmp_path: Path) -> None:
+    fd = hole_of_strings(tmp_path / "hole.gguf")
+    since = time.monotonic()
+    with pytest.raises(PagecacheError, match="has hung up"):
+        found.run(
+            *(USER, USER[0], "derive", [fd] * 16),
+            wanted=lambda: time.monotonic() < since + 0.5,
+            names=[f"{n}.gguf" for n in range(16)],
+        )
+    os.close(fd)
+    assert found.lost["the client has hung up"] >= 1
+
+
+def test_kill_9_in_the_middle(found: Inspectors, tmp_path: Path) -> None:
+    fd = hole_of_strings(tmp_path / "hole.gguf")
+    small = weights(tmp_path / "w.safetensors")
+    found.run(USER, USER[0], "derive", [small], names=["w"])
+    pid = process(found)
+    threading.Timer(0.3, os.kill, (pid, signal.SIGKILL)).start()
+    with pytest.raises(PagecacheError, match="its process has ended"):
+        found.run(USER, USER[0], "derive", [fd] * 16, names=[f"{n}.gguf" for n in range(16)])
+    os.close(fd)
+    assert found.run(USER, USER[0], "derive", [small], names=["w"])[0]["consumers"] == 1
+    os.close(small)
+    assert process(found) != pid
+
+
+def test_s12_a_process_that_cannot_be_started_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise BlockingIOError(11, "Resource temporarily unavailable")
+
+    inspectors = Inspectors()
+    monkeypatch.setattr("pagecache_bpf.controller.inspectors.subprocess.Popen", refuse)
+    inspectors.prepare()
+    with pytest.raises(PagecacheError, match="no process can be started"):
+        inspectors.run(USER, USER[0], "derive", [0], names=["w"])
+    monkeypatch.undo()
+    fd = weights(tmp_path / "w.safetensors")
+    assert inspectors.run(USER, USER[0], "derive", [fd], names=["w"])[0]["tp"] == 1
+    os.close(fd)
+    inspectors.close()
+
+
+def test_idle_processes_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_IDLE_SECONDS", 0.0)
+    inspectors = Inspectors()
+    fd = weights(tmp_path / "w.safetensors")
+    for uid in (65531, 65532):
+        inspectors.run((uid, False), uid, "derive", [fd], names=["w"])
+    os.close(fd)
+    assert inspectors.count() == 2
+
+    def swept() -> bool:
+        inspectors.sweep()
+        return inspectors.count() == 1  # the spare one
+
+    wait_for(swept, "the processes to be ended")
+    inspectors.close()
