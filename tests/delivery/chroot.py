@@ -2,8 +2,8 @@
 """Clean Debian systems to install into: a debootstrap below, what a test changes above.
 
 The system below is made once and kept in build/chroots; each test gets an overlay of its own on a
-tmpfs.  /proc, /sys, the BPF file system and the run directory are this machine's, so that what is
-installed there works on the kernel that runs.
+tmpfs.  /proc, /sys and the BPF file system are this machine's, so that what is installed there works
+on the kernel that runs; the run directory is its own, so that no agent of this machine is met.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from tools.image import root_file_system
 
 #: Those of a clean system; root's own PATH may name this machine's tools.
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-SHARED = ("/proc", "/sys", "/sys/fs/bpf", "/dev", "/run/pagecache-bpf")
+SHARED = ("/proc", "/sys", "/sys/fs/bpf", "/dev", "/dev/pts")
 ENVIRONMENT = {"HOME": "/root", "LC_ALL": "C.UTF-8", "DEBIAN_FRONTEND": "noninteractive"}
 SECONDS = 900
 
@@ -70,7 +70,6 @@ class Chroot:
 def clean_system(suite: str, scratch: Path) -> Iterator[Chroot]:
     """Yield a clean system of one suite of Debian; what was changed in it is gone afterwards."""
     below = root_file_system(suite)
-    Path("/run/pagecache-bpf").mkdir(mode=0o711, exist_ok=True)
     with ExitStack() as undo:
         _mount(undo, scratch, "-t", "tmpfs", "-o", "mode=755,size=6g", "tmpfs")
         layers = {name: scratch / name for name in ("upper", "work", "root")}

@@ -27,7 +27,7 @@ def older(deb: Path, place: Path) -> Path:
     assert f"Version: {version}\n" in text
     control.write_text(text.replace(f"Version: {version}\n", f"Version: {version}~earlier\n"))
     target = place / f"{deb.name.split('_')[0]}_earlier.deb"
-    subprocess.run(["dpkg-deb", "-b", str(root), str(target)], check=True)
+    subprocess.run(["dpkg-deb", "-Znone", "-b", str(root), str(target)], check=True)
     return target
 
 
