@@ -2,8 +2,8 @@
 """Clean Debian systems to install into: a debootstrap below, what a test changes above.
 
 The system below is made once and kept in build/chroots; each test gets an overlay of its own on a
-tmpfs.  /proc, /sys and the BPF file system are this machine's, so that what is installed there works
-on the kernel that runs; the run directory is its own, so that no agent of this machine is met.
+tmpfs.  /proc and /sys are of this machine; the run directory and the BPF file system are not, so
+that nothing that runs here is met: the removal of a package detaches all policies.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from tools.image import root_file_system
 
 #: Those of a clean system; root's own PATH may name this machine's tools.
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-SHARED = ("/proc", "/sys", "/sys/fs/bpf", "/dev", "/dev/pts")
+SHARED = ("/proc", "/sys", "/dev", "/dev/pts")
 ENVIRONMENT = {"HOME": "/root", "LC_ALL": "C.UTF-8", "DEBIAN_FRONTEND": "noninteractive"}
 SECONDS = 900
 

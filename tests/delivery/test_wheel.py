@@ -69,7 +69,9 @@ def _cold_load(system: Chroot) -> None:
     model.write_bytes(bytes(size))
     inside = system.root / "models"
     inside.mkdir()
+    pins = system.root / "sys/fs/bpf"
     subprocess.run(["mount", "--bind", str(place), str(inside)], check=True)
+    subprocess.run(["mount", "--bind", "/sys/fs/bpf", str(pins)], check=True)
     try:
         system.run(f"{COMMAND} attach sequential /models/model.bin")
         try:
@@ -84,5 +86,6 @@ def _cold_load(system: Chroot) -> None:
         assert model_told["counters"]["prefetched_bytes"] > size // 2
         assert json.loads(system.run(f"{COMMAND} tags --json"))["tags"] == []
     finally:
+        subprocess.run(["umount", str(pins)], check=True)
         subprocess.run(["umount", str(inside)], check=True)
         shutil.rmtree(place)
