@@ -51,9 +51,9 @@ class Chroot:
         return done.stdout
 
     def copy(self, *files: Path) -> None:
-        """Put files into its /root."""
+        """Put files into its /srv."""
         for file in files:
-            shutil.copy(file, self.root / "root" / file.name)
+            shutil.copy(file, self.root / "srv" / file.name)
 
     def files(self) -> set[str]:
         """Return the paths of all that is on its own file system."""

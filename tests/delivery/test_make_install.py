@@ -11,12 +11,12 @@ from tests.unit.command import ROOT
 
 # What apt, dpkg, Python and the build keep for themselves.
 NOT_OURS = re.compile(
-    r"/(root|tmp|run|var|proc|sys|dev|etc/ld\.so\.cache|etc/alternatives)(/|$)|__pycache__"
+    r"/(root|srv|tmp|run|var|proc|sys|dev|etc/ld\.so\.cache|etc/alternatives)(/|$)|__pycache__"
 )
 
 
 def test_make_install_leaves_nothing_behind(system: Chroot) -> None:
-    tree = system.root / "root" / "pagecache-bpf"
+    tree = system.root / "srv" / "pagecache-bpf"
     tree.mkdir()
     listed = subprocess.run(
         ["git", "-C", str(ROOT), "ls-files", "-z"], capture_output=True, check=True
@@ -26,16 +26,16 @@ def test_make_install_leaves_nothing_behind(system: Chroot) -> None:
     )
     system.run("apt-get update -qq && apt-get install -y -qq --no-install-recommends make python3")
     _give_pip_what_this_machine_has(system)
-    system.run("cd /root/pagecache-bpf && tools/deps.sh wheel")
+    system.run("cd /srv/pagecache-bpf && tools/deps.sh wheel")
     for unwanted in ("qemu-system-x86_64", "prometheus", "gcc-12", "pahole"):
         assert system.run(f"command -v {unwanted} || echo none").strip() == "none"
     before = system.files()
-    system.run("cd /root/pagecache-bpf && make install")
+    system.run("cd /srv/pagecache-bpf && make install")
     assert system.run("pagecache-bpf --version").startswith("pagecache-bpf ")
     assert "sequential" in system.run("pagecache-bpf policy list")
     # Other users can run it, whoever installed it.
     system.run("setpriv --reuid=65534 --clear-groups pagecache-bpf policy show sequential")
-    system.run("cd /root/pagecache-bpf && make uninstall")
+    system.run("cd /srv/pagecache-bpf && make uninstall")
     left = {path for path in system.files() - before if not NOT_OURS.search(path)}
     assert left == set()
     assert before - system.files() == set()

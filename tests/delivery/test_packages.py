@@ -43,7 +43,7 @@ def test_a_package_is_installed_upgraded_removed_and_purged(
     before = older(main, tmp_path)
     system.copy(main, before)
     install = "apt-get install -y -qq --no-install-recommends"
-    system.run(f"apt-get update -qq && {install} /root/{before.name}")
+    system.run(f"apt-get update -qq && {install} /srv/{before.name}")
     assert installed(system) == f"ii {dist.version()}~earlier"
     assert json.loads(system.run("pagecache-bpf policy list --json"))["policies"]
     assert system.run("pagecache-bpf --version").split()[-1] == dist.version()
@@ -54,7 +54,7 @@ def test_a_package_is_installed_upgraded_removed_and_purged(
 
     config = system.root / CONFIG
     config.write_text(config.read_text() + "# changed here\n")
-    system.run(f"{install} /root/{main.name}")
+    system.run(f"{install} /srv/{main.name}")
     assert installed(system) == f"ii {dist.version()}"
     assert config.read_text().endswith("# changed here\n")
 
@@ -65,7 +65,7 @@ def test_a_package_is_installed_upgraded_removed_and_purged(
         path
         for path in system.files()
         if any(name in path for name in OURS)
-        and not path.startswith(("/root/", "/run/", "/var/log/"))
+        and not path.startswith(("/srv/", "/run/", "/var/log/"))
     }
     assert left == set()
 
@@ -74,7 +74,7 @@ def test_the_module_of_the_package_is_forgotten_with_it(system: Chroot, debs: li
     """There are no headers in a clean system: DKMS knows the sources and builds for no kernel."""
     system.copy(debs[1])
     install = "apt-get install -y -qq --no-install-recommends"
-    system.run(f"apt-get update -qq && {install} /root/{debs[1].name}")
+    system.run(f"apt-get update -qq && {install} /srv/{debs[1].name}")
     assert "pagecache_bpf" in system.run("dkms status")
     system.run("apt-get purge -y -qq pagecache-bpf-dkms")
     assert "pagecache_bpf" not in system.run("dkms status")

@@ -49,9 +49,9 @@ def test_auditwheel_finds_nothing_left_to_do(wheel: Path) -> None:
 def test_a_load_is_served_in_a_system_without_compilers(system: Chroot, wheels: Path) -> None:
     system.run("apt-get update -qq && apt-get install -y -qq --no-install-recommends python3-venv")
     assert system.run("command -v clang gcc cc make || echo none").strip() == "none"
-    shutil.copytree(wheels, system.root / "root" / "wheels")
+    shutil.copytree(wheels, system.root / "srv" / "wheels")
     system.run("python3 -m venv /opt/venv")
-    install = "/opt/venv/bin/pip install -q --no-index --find-links /root/wheels"
+    install = "/opt/venv/bin/pip install -q --no-index --find-links /srv/wheels"
     system.run(f"{install} 'pagecache-bpf[cli]'")
     listed = json.loads(system.run(f"{COMMAND} policy list --json"))
     assert sorted(policy["name"] for policy in listed["policies"]) == POLICIES
