@@ -25,7 +25,8 @@ RUNNING := $(shell uname -r)
 KREL ?= $(GUEST_KREL)
 
 .PHONY: help deps build peers bpf policies kmod check format coverage docs docs-site mutate test test-unit test-native test-vm test-numa \
-	test-torch test-old vm vm-shell vm-debug debug-kernel test-kernels demo bench wheel dist install install-data uninstall clean
+	test-torch test-old vm vm-shell vm-debug debug-kernel test-kernels demo bench wheel dist chart test-delivery install \
+	install-data uninstall clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -151,6 +152,12 @@ test-vm: build ## tests of the module, in two guests with a stock kernel
 test-numa: build ## the tests that need two NUMA nodes, in a guest with two
 	$(PY) -m benchmarks.guest --name numa --numa 2 --serial -- $(VM_TESTS) -k node --junitxml=build/test/numa.xml
 
+# Not part of `make test`: it makes clean Debian systems (debootstrap) and installs into them.
+test-delivery: build ## wheel, packages and `make install` in clean Debian 12 and 13, as root (long)
+	$(Q)tools/deps.sh wheel dist
+	$(Q)python3 tools/dist.py wheel deb
+	$(PY) -m pytest tests/delivery -rs --junitxml=build/test/delivery.xml
+
 # Not part of `make test`: it installs one more kernel.
 test-old: build ## the observer on a kernel before 6.12, degraded (installs Debian's 6.1)
 	$(Q)ls /boot/vmlinuz-6.1.* >/dev/null 2>&1 || \
@@ -209,11 +216,16 @@ bench: build ## all benchmarks, into build/bench (long)
 
 wheel: ## build the wheel and the sdist, into build/dist
 	$(Q)tools/deps.sh wheel
-	$(Q)$(PYTHON) tools/dist.py wheel sdist
+	$(Q)python3 tools/dist.py wheel sdist
 
 dist: ## build all that is released: wheel, sdist, deb, image, chart, SBOM, checksums
 	$(Q)tools/deps.sh wheel dist
-	$(Q)$(PYTHON) tools/dist.py
+	$(Q)python3 tools/dist.py
+
+chart: ## render the Helm chart into packaging/kubernetes, and have Helm check it
+	$(Q)python3 tools/dist.py --tools
+	build/venv-dist/bin/python -m tools.chart
+	build/venv-dist/bin/python -m tools.chart --check
 
 # The system's own Python: one of root's is unreadable for other users.
 PYTHON ?= $(firstword $(wildcard /usr/bin/python3) python3)
@@ -224,7 +236,7 @@ SYSTEMD = $(DESTDIR)$(PREFIX)/lib/systemd/system
 MODULE_SOURCE = $(DESTDIR)/usr/src/pagecache_bpf-$(VERSION)
 MAN_PAGES = $(notdir $(wildcard docs/man/*.1))
 install: ## install command, policies, module source for DKMS, man pages, docs, completion
-	$(Q)tools/deps.sh wheel
+	$(Q)PYTHON=$(PYTHON) tools/deps.sh wheel
 	$(PYTHON) -m venv --clear $(LIB)
 	$(LIB)/bin/python -m pip install -q --disable-pip-version-check '.[all]'
 	install -d $(DESTDIR)$(PREFIX)/bin

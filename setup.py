@@ -7,8 +7,9 @@ package, and `bdist_wheel` has auditwheel add the libraries that libbpf needs an
 manylinux tag.  `pip wheel .`, `pip install .` and `python -m build` run both; an editable
 installation runs neither, as a source tree's own build/ is used there.
 
-PAGECACHE_BPF_SYSROOT=DIR builds for another architecture: libbpf and what it needs are taken from
-DIR, and the wheel is tagged for the machine that they are for.  BPF objects are the same on all.
+PAGECACHE_BPF_SYSROOT=DIR has libbpf, its headers and what it needs taken from DIR, as where an
+sdist is built: PAGECACHE_BPF_SYSROOT=$PWD/build/deps python -m build.  The wheel is tagged for the
+machine that the libbpf there is for.  BPF objects are the same on all.
 """
 
 from __future__ import annotations
@@ -58,7 +59,7 @@ class BuildPackage(build_py):
             return
         headers = _libbpf_headers()
         library = _libbpf()
-        _compile_policies()
+        _compile_policies(headers)
         package = Path(self.build_lib) / "pagecache_bpf"
         for place in ("bpf", "lib"):  # of an earlier build
             shutil.rmtree(package / place, ignore_errors=True)
@@ -101,7 +102,9 @@ def _refuse(what: str, why: str, fix: str) -> SystemExit:
 
 def _libbpf_headers() -> Path:
     """The directory of bpf_helpers.h and the others: `make deps`' own, or the system's."""
-    for prefix in (ROOT / "build" / "deps" / "usr", Path("/usr"), Path("/usr/local")):
+    sysroot = os.environ.get("PAGECACHE_BPF_SYSROOT")
+    own = [Path(sysroot) / "usr"] if sysroot else []
+    for prefix in (*own, ROOT / "build" / "deps" / "usr", Path("/usr"), Path("/usr/local")):
         if (prefix / "include" / "bpf" / "bpf_helpers.h").is_file():
             return prefix / "include" / "bpf"
     raise _refuse(
@@ -132,7 +135,8 @@ def _libbpf() -> Path:
     raise _refuse(
         "libbpf 1.4 or newer is missing",
         f"this machine has {', '.join(seen)}" if seen else "this machine has none",
-        "Run `tools/deps.sh wheel`, which fetches one into build/deps",
+        "Run `tools/deps.sh wheel` in a clone, which fetches one into build/deps; elsewhere set "
+        "PAGECACHE_BPF_SYSROOT to that directory",
     )
 
 
@@ -155,7 +159,7 @@ def _machine(library: Path) -> str:
     return MACHINES[number]
 
 
-def _compile_policies() -> None:
+def _compile_policies(headers: Path) -> None:
     """Compile what is not compiled yet, by the rules of the Makefile."""
     if shutil.which("make") is None:
         raise _refuse("make is missing", "the policies are compiled by it", "Install make")
@@ -170,7 +174,10 @@ def _compile_policies() -> None:
     if clang is None:
         raise _refuse("clang is missing", "the policies are C compiled to BPF", "Install clang")
     subprocess.run(
-        ["make", "-s", "-C", str(ROOT), "policies", f"CLANG={clang}"],
+        [
+            *("make", "-s", "-C", str(ROOT), "policies", f"CLANG={clang}"),
+            f"LIBBPF_INCLUDE=-I {headers.parent}",
+        ],
         stdout=sys.stderr,
         check=True,
         env={key: value for key, value in os.environ.items() if not key.startswith("MAKE")},

@@ -7,6 +7,8 @@
 #   test   what building the module, testing and the demo need, with a virtual environment in
 #          build/venv and, in build/deps, the Prometheus server
 #
+# PYTHON=/usr/bin/python3 names the Python that environments are made with.
+#
 # What is there is asked of the machine, not of a list of packages; only what to install is named,
 # for apt (Debian 12 and 13, Ubuntu) and for dnf (Fedora, RHEL and its like: role wheel).  Root is
 # needed only where a package is missing.  libbpf is fetched into build/deps where the system's is
@@ -40,7 +42,7 @@ has_library() { python3 -c 'import ctypes, sys; ctypes.CDLL(sys.argv[1])' "$1" 2
 # bcc is Debian's own Python's.
 has_bcc() { /usr/bin/python3 -c 'import bcc' 2>/dev/null; }
 
-has_venv() { python3 -c 'import ensurepip, sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null; }
+has_venv() { "${PYTHON:-python3}" -c 'import ensurepip, sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null; }
 
 # What is missing, by the names that apt and dnf have for it.
 WANTED_APT=()

@@ -13,8 +13,11 @@ import sys
 from collections.abc import Iterator
 from importlib.metadata import packages_distributions
 from pathlib import Path
+from typing import Any
 
+import kubernetes_validate
 import pytest
+import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
@@ -162,3 +165,103 @@ def test_a_package_that_is_missing_is_told_with_what_to_install() -> None:
     assert done.returncode == 3
     assert "pagecache-bpf[all]" in done.stderr and "is not installed" in done.stderr
     assert "bug" not in done.stderr and "Traceback" not in done.stderr
+
+
+MANIFESTS = sorted((ROOT / "packaging" / "kubernetes").glob("*.yaml"))
+# Not part of Kubernetes itself: kubernetes-validate has no schema of them.
+FOREIGN = {"PrometheusRule", "ServiceMonitor"}
+
+
+def documents() -> list[dict[str, Any]]:
+    """All documents of the plain manifests."""
+    return [one for path in MANIFESTS for one in yaml.safe_load_all(path.read_text()) if one]
+
+
+def test_the_manifests_are_what_kubernetes_takes() -> None:
+    """Strictly: a field that the API does not have is a mistake."""
+    kinds = set()
+    for document in documents():
+        kinds.add(document["kind"])
+        if document["kind"] not in FOREIGN:
+            for version in ("1.30", kubernetes_validate.latest_version()):
+                kubernetes_validate.validate(document, version, strict=True)
+    assert (
+        kinds >= {"DaemonSet", "ServiceAccount", "ConfigMap", "Service", "NetworkPolicy"} | FOREIGN
+    )
+
+
+def test_a_misspelt_field_would_be_seen() -> None:
+    daemons = [one for one in documents() if one["kind"] == "DaemonSet"]
+    assert len(daemons) == 1
+    daemons[0]["spec"]["template"]["spec"]["hostPid"] = True
+    with pytest.raises(kubernetes_validate.ValidationError, match="hostPid"):
+        kubernetes_validate.validate(daemons[0], kubernetes_validate.latest_version(), strict=True)
+
+
+def test_the_manifests_are_of_this_version() -> None:
+    version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    chart = yaml.safe_load((ROOT / "packaging/helm/pagecache-bpf/Chart.yaml").read_text())
+    assert (chart["version"], chart["appVersion"]) == (version, version)
+    images = set(re.findall(r"image: (\S+)", "".join(path.read_text() for path in MANIFESTS)))
+    assert images == {f"localhost/pagecache-bpf:{version}"}
+    compose = yaml.safe_load((ROOT / "packaging/container/compose.yaml").read_text())
+    assert compose["services"]["agent"]["image"].endswith(f":-{version}}}")
+
+
+def test_the_alerts_and_the_dashboard_of_the_cluster_are_ours() -> None:
+    by_kind = {one["kind"]: one for one in documents() if one["kind"] in (*FOREIGN, "ConfigMap")}
+    alerts = yaml.safe_load((ROOT / "packaging/prometheus/alerts.yml").read_text())
+    assert by_kind["PrometheusRule"]["spec"] == alerts
+    boards = [one for one in documents() if "pagecache-bpf.json" in one.get("data", {})]
+    (board,) = boards
+    ours = json.loads((ROOT / "packaging/grafana/pagecache-bpf.json").read_text())
+    assert json.loads(board["data"]["pagecache-bpf.json"]) == ours
+
+
+def test_the_configuration_of_the_cluster_is_correct(tmp_path: Path) -> None:
+    (text,) = (
+        one["data"]["config.toml"] for one in documents() if "config.toml" in one.get("data", {})
+    )
+    file = tmp_path / "config.toml"
+    file.write_text(text)
+    done = run("config", "check", str(file))
+    assert done.code == 0, done.err
+
+
+def test_the_agents_arguments_parse() -> None:
+    """Of the exporter the command line, of the agent what the entry point hands on."""
+    (daemon,) = (one for one in documents() if one["kind"] == "DaemonSet")
+    containers = {one["name"]: one for one in daemon["spec"]["template"]["spec"]["containers"]}
+    assert run(*containers["exporter"]["args"], "--help").code == 0
+    assert containers["agent"]["args"] == ["agent"]
+    entry = ROOT / "packaging" / "container" / "entrypoint"
+    assert "exec pagecache-bpf serve --no-color" in entry.read_text()
+
+
+@pytest.mark.parametrize(("doctor", "stays"), [(3, True), (0, False)])
+def test_a_node_that_lacks_the_kernel_says_why_and_stays(
+    tmp_path: Path, doctor: int, stays: bool
+) -> None:
+    """The entry point with a command of ours that finds no engine, or finds one."""
+    command = tmp_path / "pagecache-bpf"
+    command.write_text(f'#!/bin/sh\necho "$@"\n[ "$1" = doctor ] && exit {doctor}\nexit 7\n')
+    command.chmod(0o755)
+    entry = ROOT / "packaging" / "container" / "entrypoint"
+    with subprocess.Popen(
+        [str(entry), "agent", "--persist"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env={"PATH": f"{tmp_path}:/usr/bin:/bin"},
+    ) as started:
+        assert started.stdout
+        lines = [started.stdout.readline(), started.stdout.readline()]
+        assert lines[0] == "doctor --no-color\n"
+        if stays:
+            assert "models load as before" in lines[1]
+            assert started.poll() is None
+            started.terminate()
+            assert started.wait(timeout=60) == 0
+        else:
+            assert lines[1] == "serve --no-color --persist\n"
+            assert started.wait(timeout=60) == 7
