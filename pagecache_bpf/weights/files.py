@@ -32,6 +32,9 @@ _KINDS = (
 )
 _DOCS = "docs/troubleshooting.md"
 
+#: What /proc/PID/root, or a thread's, begins a path with.
+_ROOT_OF_PROCESS = re.compile(r"/proc/(?:\d+(?:/task/\d+)?|self|thread-self)/root(?=/)")
+
 
 def follow(path: Path) -> os.stat_result:
     """Return the status of what a path leads to.  Raises UsageError, PrivilegeError."""
@@ -90,7 +93,26 @@ def regular(path: Path) -> tuple[Path, os.stat_result]:
             "Name the file that holds the weights",
             f"{_DOCS}#is-not-a-regular-file",
         )
-    return Path(os.path.realpath(path)), status
+    return real_path(path), status
+
+
+def real_path(path: Path) -> Path:
+    """Return a path without symbolic links that leads to the same file from here.
+
+    Below /proc/PID/root it stays below it: that link leads into the mounts of another process (a
+    container), and the path that it reads as means nothing, or another file, outside of them.
+    """
+    root = _ROOT_OF_PROCESS.match(os.path.abspath(path))
+    if root is None:
+        return Path(os.path.realpath(path))
+    fd = os.open(path, os.O_PATH | os.O_CLOEXEC)
+    try:
+        inside = Path(root[0] + os.readlink(f"/proc/self/fd/{fd}"))
+        if inside.exists() and os.path.samestat(inside.stat(), os.fstat(fd)):
+            return inside
+        return Path(os.path.abspath(path))
+    finally:
+        os.close(fd)
 
 
 def require_weights(
