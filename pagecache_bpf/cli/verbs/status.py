@@ -327,6 +327,8 @@ def _print_counters(console: Console, counters: dict[str, int], verbose: bool) -
 def _print_controller(console: Console, controller: dict[str, Any]) -> None:
     """The controller and who holds what; nothing where there is nothing to say."""
     claims = controller["claims"]
+    for sentence in controller["inherited"]:
+        console.print(f"the agent runs with limits: {sentence}")
     if not controller["serving"] and not claims:
         return
     total, claimed = controller["budget"]["total_bytes"], controller["budget"]["claimed_bytes"]
