@@ -87,9 +87,6 @@ struct agent_cursor {
 	u64 to;
 	u64 mark; /* the next marked page */
 	u64 step; /* from one mark to the next; 0: no marks */
-	u64 touched; /* pages accessed so far, a second time where the reader came back */
-	u64 last_start; /* the last access */
-	u64 last_end;
 };
 
 struct {
@@ -117,10 +114,6 @@ struct agent_call {
 	struct pagecache_ctx ctx;
 	struct agent_cursor_key key;
 	u32 hook; /* enum pagecache_hook */
-	u32 random; /* 1: the reader has said that it reads this mapping at random */
-	u32 forget; /* 1: the policy wants to be told of this reader's accesses one by one again */
-	u32 reserved;
-	u64 touched; /* of the reader's cursor */
 };
 
 static __always_inline struct agent_call *agent_call_of(struct pagecache_ctx *ctx)
@@ -260,8 +253,6 @@ static __always_inline s64 pagecache_prefetch(struct pagecache_ctx *ctx, u64 sta
 	struct agent_cursor *cursor;
 	s64 accepted;
 
-	if (call->random)
-		return 0;
 	nr = agent_cut(ctx, start > end ? start - end : 0, nr);
 	accepted = pagecache_prefetch_file(ctx, &call->key.file, ctx->file_pages, start, nr, node);
 	if (accepted <= 0)
@@ -270,54 +261,6 @@ static __always_inline s64 pagecache_prefetch(struct pagecache_ctx *ctx, u64 sta
 	if (cursor)
 		agent_asked_for(cursor, start, accepted, end, mark_step);
 	return accepted;
-}
-
-#pragma clang attribute push(__attribute__((preserve_access_index)), apply_to = record)
-struct sched_entity___run {
-	u64 sum_exec_runtime;
-};
-
-struct sched_info___run {
-	unsigned long long run_delay;
-};
-
-struct task_struct___run {
-	struct sched_entity___run se;
-	struct sched_info___run sched_info;
-};
-#pragma clang attribute pop
-
-/* How long the reader's thread has run or waited for a CPU, and so did not wait for pages. */
-static __always_inline u64 pagecache_reader_busy_ns(void)
-{
-	struct task_struct___run *task = (void *)bpf_get_current_task();
-	u64 delay = 0;
-
-	if (bpf_core_field_exists(task->sched_info.run_delay))
-		delay = BPF_CORE_READ(task, sched_info.run_delay);
-	return BPF_CORE_READ(task, se.sum_exec_runtime) + delay;
-}
-
-/* Whether the reader has asked not to be read ahead of: madvise(2), posix_fadvise(2). */
-static __always_inline bool pagecache_reads_at_random(const struct pagecache_ctx *ctx)
-{
-	return ((const struct agent_call *)ctx)->random;
-}
-
-/*
- * Pages of this file that its reader has accessed so far, each as often as it was;
- * PAGECACHE_UNKNOWN where the engine does not see all accesses.  Of huge pages that are mapped
- * whole none is seen.
- */
-static __always_inline u64 pagecache_touched(const struct pagecache_ctx *ctx)
-{
-	return ((const struct agent_call *)ctx)->touched;
-}
-
-/* The reader does not stream after all: its accesses are told of one by one again. */
-static __always_inline void pagecache_forget_reader(struct pagecache_ctx *ctx)
-{
-	agent_call_of(ctx)->forget = 1;
 }
 
 /* The file of the model that comes after this one, by name; returns its pages, 0 without one. */

@@ -20,51 +20,32 @@ struct state {
 };
 
 struct {
-	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
 	__uint(max_entries, 131072);
-	__uint(map_flags, 1); /* BPF_F_NO_PREALLOC */
 	__type(key, struct piece_key);
 	__type(value, struct state);
 } states SEC(".maps");
 
-/*
- * Pieces that left the small queue unused: they come back into the main one, if no more was evicted
- * meanwhile than the cache holds.  The value is the clock of evictions when they left.
- */
+/* Pieces that left the small queue unused: they come back into the main one. */
 struct {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);
 	__uint(max_entries, 65536);
 	__type(key, struct piece_key);
-	__type(value, u64);
+	__type(value, u32);
 } ghosts SEC(".maps");
 
-static u64 small_pages, evicted_pages;
-
-struct reading {
-	struct pagecache_ctx *ctx;
-};
-
-/* Reading through a piece is one use of it, which is counted where it begins. */
-static long use_piece(u32 i, struct reading *reading)
-{
-	struct pagecache_ctx *ctx = reading->ctx;
-	u64 piece = pages_per_piece(ctx), start = ctx->index + i * piece;
-	struct piece_key key = piece_at(ctx, start);
-	struct state *state = bpf_map_lookup_elem(&states, &key);
-
-	if (i)
-		start -= start % piece;
-	if (state && state->resident && start % piece == 0 && state->uses < 3)
-		state->uses++;
-	return 0;
-}
+static u64 small_pages;
 
 PAGECACHE_ACCESS(s3fifo_access)
 (struct pagecache_ctx *ctx)
 {
-	struct reading reading = { ctx };
+	struct piece_key key = piece_at(ctx, ctx->index);
+	struct state *state = bpf_map_lookup_elem(&states, &key);
+	u64 piece = pages_per_piece(ctx), first = ctx->index % piece;
 
-	bpf_loop(pieces_of(ctx), use_piece, &reading, 0);
+	/* Reading through a piece is one use of it. */
+	if (state && state->resident && (first == 0 || first + ctx->nr >= piece) && state->uses < 3)
+		state->uses++;
 }
 
 PAGECACHE_ADDED(s3fifo_added)
@@ -72,11 +53,9 @@ PAGECACHE_ADDED(s3fifo_added)
 {
 	struct piece_key key = piece_at(ctx, ctx->index);
 	struct state *state = bpf_map_lookup_elem(&states, &key), fresh = {};
-	u64 *left;
 
 	if (!state || (s64)state->resident <= 0) {
-		left = bpf_map_lookup_elem(&ghosts, &key);
-		fresh.main = left && evicted_pages - *left <= ctx->governed_pages;
+		fresh.main = bpf_map_lookup_elem(&ghosts, &key) != NULL;
 		bpf_map_update_elem(&states, &key, &fresh, BPF_ANY);
 		bpf_map_delete_elem(&ghosts, &key);
 		state = bpf_map_lookup_elem(&states, &key);
@@ -93,17 +72,15 @@ PAGECACHE_REMOVED(s3fifo_removed)
 {
 	struct piece_key key = piece_at(ctx, ctx->index);
 	struct state *state = bpf_map_lookup_elem(&states, &key);
-	u64 now = __sync_fetch_and_add(&evicted_pages, ctx->nr) + ctx->nr;
+	u32 one = 1;
 
 	if (!state)
 		return;
 	__sync_fetch_and_add(&state->resident, -ctx->nr);
-	if (!state->main) {
-		__sync_fetch_and_add(&small_pages, -ctx->nr);
-		bpf_map_update_elem(&ghosts, &key, &now, BPF_ANY);
-	}
-	if ((s64)state->resident <= 0)
-		bpf_map_delete_elem(&states, &key);
+	if (state->main)
+		return;
+	__sync_fetch_and_add(&small_pages, -ctx->nr);
+	bpf_map_update_elem(&ghosts, &key, &one, BPF_ANY);
 }
 
 PAGECACHE_EVICT(s3fifo_evict)

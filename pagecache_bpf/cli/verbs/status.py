@@ -286,9 +286,6 @@ def _print_policy(console: Console, policy: dict[str, Any], verbose: bool) -> No
             failed = (f"{n} x {os.strerror(int(c))}" for c, n in policy["read_errors"].items())
             rows.append(("failed", f"reads: {', '.join(failed)}"))
     rows += [(name, f"{value:,}") for name, value in policy["gauges"].items()]
-    if policy["gauges"].get("standing_down"):
-        stalled = policy["gauges"].get("stalled_percent", 0)
-        rows.append(("standing down", f"the kernel keeps up (stalled {stalled}% of the time)"))
     rows += [("ALARM", Text(text, "bold red")) for text in policy["alarms"]]
     rows += replay_rows(policy["templates"])
     if policy["knobs"]:
