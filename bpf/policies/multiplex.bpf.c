@@ -23,6 +23,7 @@ PAGECACHE_KNOB(u32, device_mb_per_s, 1000, "MB/s", 1, 1000000,
 	       "speed of reading a model whose plan names none");
 
 #define MODELS 64
+#define PROBES 4 /* slots in which a model can be */
 #define STEP 256
 #define UNKNOWN (1ULL << 42) /* ns: more than an hour */
 
@@ -82,11 +83,22 @@ static __always_inline struct score *score_at(u32 slot)
 
 static __always_inline struct score *score_of(const struct pagecache_ctx *ctx)
 {
-	struct score *s = score_at(ctx->model % MODELS);
+	struct score *found = NULL;
 
-	if (s)
-		s->model = ctx->model;
-	return s;
+	/* Numbers of models only grow: one of long ago leaves its slot to another. */
+	for (int i = 0; i < PROBES; i++) {
+		struct score *s = score_at((ctx->model + i * 17) % MODELS);
+
+		if (s && s->model == ctx->model)
+			return s;
+		if (s && !found && (!s->model || (s64)s->resident_pages <= 0))
+			found = s;
+	}
+	if (found) {
+		__builtin_memset(found, 0, sizeof(*found));
+		found->model = ctx->model;
+	}
+	return found;
 }
 
 static __always_inline struct cursor *cursor_of(const struct pagecache_ctx *ctx)
@@ -101,6 +113,17 @@ static __always_inline bool in_use(const struct score *s, u64 now)
 	return now - s->last_use_ns < (u64)idle_ms * 1000000;
 }
 
+/*
+ * Whether a plan's time has passed: the model was used since, or nobody came within the time that
+ * is usual between two uses.  A plan that is not taken back would hold its model for ever.
+ */
+static __always_inline bool is_over(const struct plan *plan, const struct score *s, u64 now)
+{
+	u64 grace = max_u64(s->every_ns, (u64)idle_ms * 1000000);
+
+	return s->last_use_ns > plan->due_ns || now > plan->due_ns + grace;
+}
+
 /* Time until a model (of one in use: what was read already) is wanted, times its speed. */
 static __always_inline u64 cost_of(const struct score *s, u64 now)
 {
@@ -112,7 +135,7 @@ static __always_inline u64 cost_of(const struct score *s, u64 now)
 		speed = plan->mb_per_s;
 	if (plan && plan->due_ns > now)
 		wait = plan->due_ns - now;
-	else if ((plan && plan->due_ns) || in_use(s, now))
+	else if ((plan && plan->due_ns && !is_over(plan, s, now)) || in_use(s, now))
 		wait = 0;
 	else
 		wait = max_u64(s->every_ns ?: UNKNOWN, now - s->last_use_ns);

@@ -20,32 +20,51 @@ struct state {
 };
 
 struct {
-	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(max_entries, 131072);
+	__uint(map_flags, 1); /* BPF_F_NO_PREALLOC */
 	__type(key, struct piece_key);
 	__type(value, struct state);
 } states SEC(".maps");
 
-/* Pieces that left the small queue unused: they come back into the main one. */
+/*
+ * Pieces that left the small queue unused: they come back into the main one, if no more was evicted
+ * meanwhile than the cache holds.  The value is the clock of evictions when they left.
+ */
 struct {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);
 	__uint(max_entries, 65536);
 	__type(key, struct piece_key);
-	__type(value, u32);
+	__type(value, u64);
 } ghosts SEC(".maps");
 
-static u64 small_pages;
+static u64 small_pages, evicted_pages;
+
+struct reading {
+	struct pagecache_ctx *ctx;
+};
+
+/* Reading through a piece is one use of it, which is counted where it begins. */
+static long use_piece(u32 i, struct reading *reading)
+{
+	struct pagecache_ctx *ctx = reading->ctx;
+	u64 piece = pages_per_piece(ctx), start = ctx->index + i * piece;
+	struct piece_key key = piece_at(ctx, start);
+	struct state *state = bpf_map_lookup_elem(&states, &key);
+
+	if (i)
+		start -= start % piece;
+	if (state && state->resident && start % piece == 0 && state->uses < 3)
+		state->uses++;
+	return 0;
+}
 
 PAGECACHE_ACCESS(s3fifo_access)
 (struct pagecache_ctx *ctx)
 {
-	struct piece_key key = piece_at(ctx, ctx->index);
-	struct state *state = bpf_map_lookup_elem(&states, &key);
-	u64 piece = pages_per_piece(ctx), first = ctx->index % piece;
+	struct reading reading = { ctx };
 
-	/* Reading through a piece is one use of it. */
-	if (state && state->resident && (first == 0 || first + ctx->nr >= piece) && state->uses < 3)
-		state->uses++;
+	bpf_loop(pieces_of(ctx), use_piece, &reading, 0);
 }
 
 PAGECACHE_ADDED(s3fifo_added)
@@ -53,9 +72,11 @@ PAGECACHE_ADDED(s3fifo_added)
 {
 	struct piece_key key = piece_at(ctx, ctx->index);
 	struct state *state = bpf_map_lookup_elem(&states, &key), fresh = {};
+	u64 *left;
 
 	if (!state || (s64)state->resident <= 0) {
-		fresh.main = bpf_map_lookup_elem(&ghosts, &key) != NULL;
+		left = bpf_map_lookup_elem(&ghosts, &key);
+		fresh.main = left && evicted_pages - *left <= ctx->governed_pages;
 		bpf_map_update_elem(&states, &key, &fresh, BPF_ANY);
 		bpf_map_delete_elem(&ghosts, &key);
 		state = bpf_map_lookup_elem(&states, &key);
@@ -72,15 +93,17 @@ PAGECACHE_REMOVED(s3fifo_removed)
 {
 	struct piece_key key = piece_at(ctx, ctx->index);
 	struct state *state = bpf_map_lookup_elem(&states, &key);
-	u32 one = 1;
+	u64 now = __sync_fetch_and_add(&evicted_pages, ctx->nr) + ctx->nr;
 
 	if (!state)
 		return;
 	__sync_fetch_and_add(&state->resident, -ctx->nr);
-	if (state->main)
-		return;
-	__sync_fetch_and_add(&small_pages, -ctx->nr);
-	bpf_map_update_elem(&ghosts, &key, &one, BPF_ANY);
+	if (!state->main) {
+		__sync_fetch_and_add(&small_pages, -ctx->nr);
+		bpf_map_update_elem(&ghosts, &key, &now, BPF_ANY);
+	}
+	if ((s64)state->resident <= 0)
+		bpf_map_delete_elem(&states, &key);
 }
 
 PAGECACHE_EVICT(s3fifo_evict)

@@ -27,8 +27,8 @@ def resident_bytes(fd: int, start: int = 0, length: int = 0) -> int | None:
         length: its length in bytes; 0: up to the end of the file.
 
     Returns:
-        Bytes, in whole pages; None if this user may not know: the kernel tells owners, those who
-        may write the file, and root.
+        Bytes, in whole pages but never more than the range has; None if this user may not know:
+        the kernel tells owners, those who may write the file, and root.
 
     Source: cachestat(2), kernel commit cf264e1329fb (Linux 6.5); mincore(2) before it.
     """
@@ -44,7 +44,9 @@ def resident_bytes(fd: int, start: int = 0, length: int = 0) -> int | None:
             return None
     except OSError:
         return None
-    return (found if isinstance(found, int) else found.cached) * PAGE_SIZE
+    there = max(0, os.fstat(fd).st_size - start)
+    pages = found if isinstance(found, int) else found.cached
+    return min(pages * PAGE_SIZE, min(length, there) if length else there)
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 def test_the_tests_of_a_module_are_those_that_import_it() -> None:
     module = Path("pagecache_bpf/controller/admission.py")
-    assert mutate.tests_of(module, ROOT) == ["tests/unit/test_controller_admission.py"]
+    assert "tests/unit/test_controller_admission.py" in mutate.tests_of(module, ROOT)
     assert mutate.tests_of(Path("pagecache_bpf/controller/no_such_module.py"), ROOT) == []
 
 

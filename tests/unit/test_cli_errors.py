@@ -127,7 +127,7 @@ def test_bad_paths(tmp_path: Path, weights: Path) -> None:
         (Path("/proc/version"), "/proc/version has no pages to read ahead: the file system (proc)"),
     ):
         # one good path beside a bad one is not enough
-        refused(run("attach", "sequential", weights, path), 2, said, "see:  docs/")
+        refused(run("attach", "sequential", weights, path), 2, said, "see:  ", "/docs/")
 
 
 def test_a_bad_model_name(weights: Path) -> None:

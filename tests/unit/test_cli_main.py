@@ -199,11 +199,12 @@ def fake_verb(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
     def fail(args: argparse.Namespace, out: Output) -> int:
         raise error
 
-    verb = ModuleType("fake")
-    verb.HELP, verb.DESCRIPTION, verb.EXAMPLES = "fail", "", ()  # type: ignore[attr-defined]
-    verb.add_arguments, verb.run = lambda parser: None, fail  # type: ignore[attr-defined]
     from pagecache_bpf.cli import parser as parser_module
 
+    verb = ModuleType("fake")
+    verb.HELP, verb.DESCRIPTION, verb.EXAMPLES = "fail", "", ()  # type: ignore[attr-defined]
+    verb.GROUP = parser_module.Group.OPERATE  # type: ignore[attr-defined]
+    verb.add_arguments, verb.run = lambda parser: None, fail  # type: ignore[attr-defined]
     monkeypatch.setattr(parser_module, "find_verbs", lambda: {"fake": verb})
     monkeypatch.setattr(signal, "signal", lambda *_: None)
 

@@ -56,3 +56,19 @@ def test_s3fifo_keeps_what_is_used_again_from_one_hit_wonders() -> None:
     found = compare("s3fifo", script, 16 * MIB)
     assert found.policy.hit_bytes >= 0.9 * found.optimum.hit_bytes
     assert found.policy.hit_bytes > found.lru.hit_bytes
+
+
+def test_a_ghost_of_s3fifo_is_forgotten_when_more_was_evicted_than_fits() -> None:
+    """What is scanned twice, far apart, has not been used again soon: hot files stay."""
+    script = Script()
+    hot = [script.has(f"/hot/{n}", 1) for n in range(8)]
+    scanned = script.has("/once/scan.bin", 96)
+    for name in hot * 3:
+        script.scan(name)
+    for _ in range(3):
+        for start in range(96):
+            script.scan(scanned, start * MIB, (start + 1) * MIB)
+            script.scan(hot[start % 8])
+    found = compare("s3fifo", script, 16 * MIB)
+    reads = 3 * 96 + 2 * 8
+    assert found.policy.hit_bytes >= 0.9 * reads * MIB

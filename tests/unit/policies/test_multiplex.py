@@ -67,3 +67,37 @@ def test_the_score_of_each_model_can_be_read() -> None:
     assert len(used) >= 2
     assert 0 < sum(score["resident_pages"] for score in used) <= MEMORY * 256
     assert all(score["uses"] for score in used)
+
+
+def test_a_plan_whose_time_is_over_holds_nothing() -> None:
+    """Model a was to be used at second 2, and nobody came: b and c have the memory."""
+    script = Script()
+    for model in "abc":
+        script.has(f"/{model}/w.bin", 8, model)
+    script.tell("plans", {"model": "a"}, due_ns=2 * 10**9)
+    script.scan("/a/w.bin")
+    script.wait(60)
+    for _ in range(4):
+        for model in "bc":
+            script.scan(f"/{model}/w.bin")
+            script.wait(5)
+    found = compare("multiplex", script, 18 * MIB)
+    assert found.policy.hit_bytes >= 2 * 3 * 8 * MIB - 2 * MIB
+
+
+def test_more_models_than_slots_have_one_each() -> None:
+    """Numbers of models only grow; the 65th does not share the slot of the first."""
+    script = Script()
+    for number in range(70):
+        script.has(f"/m{number}/w.bin", 1, f"m{number}")
+        script.scan(f"/m{number}/w.bin")
+        script.wait(1)
+    scores: dict[int, dict[str, int]] = {}
+
+    def look(replay: Replay, _: int) -> None:
+        scores.clear()
+        scores.update({row["value"]["model"]: row["value"] for row in replay.report("scores")})
+
+    simulator("multiplex").replay(script.settle(), 8 * MIB, watch=look)
+    resident = {model: score["resident_pages"] for model, score in scores.items()}
+    assert resident[70] == 256 and 0 <= sum(resident.values()) <= 8 * 256
