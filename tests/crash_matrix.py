@@ -32,9 +32,15 @@ ROOT = Path(__file__).resolve().parents[1]
 SIGNALS = ("INT", "TERM", "KILL", "STOP")
 MOMENTS = 10
 FILE_BYTES = 8 << 20
+SHARDS = 4
 ANSWER_SECONDS = 20.0  # within which the next command has to say something
 
 State = tuple[tuple[str, ...], tuple[tuple[str, str], ...]]
+
+
+def shard_name(shard: int) -> str:
+    """Return the name of a shard, counted from 0, by which loaders know the split of one model."""
+    return f"m-{shard + 1:05d}-of-{SHARDS:05d}.gguf"
 
 
 @dataclass
@@ -47,8 +53,8 @@ class Bench:
     def __post_init__(self) -> None:
         for name in ("one", "two"):
             (self.directory / name).mkdir()
-            for shard in range(4):
-                with (self.directory / name / f"{shard}.gguf").open("wb") as file:
+            for shard in range(SHARDS):
+                with (self.directory / name / shard_name(shard)).open("wb") as file:
                     file.write(bytes([shard + 1]) * FILE_BYTES)
                     os.fsync(file.fileno())
 
@@ -193,8 +199,8 @@ def reading(bench: Bench) -> Iterator[subprocess.Popen[str]]:
     code = (
         "import os, sys\n"
         "while True:\n"
-        "    for shard in range(4):\n"
-        "        with open(sys.argv[1] + f'/{shard}.gguf', 'rb', buffering=0) as file:\n"
+        "    for shard, name in enumerate(sorted(os.listdir(sys.argv[1]))):\n"
+        "        with open(os.path.join(sys.argv[1], name), 'rb', buffering=0) as file:\n"
         "            while data := file.read(1 << 17):\n"
         "                assert data == bytes([shard + 1]) * len(data)\n"
         "            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)\n"

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.crash_matrix import Bench
+from tests.crash_matrix import Bench, shard_name
 from tests.unit.command import ROOT
 
 pytestmark = pytest.mark.native
@@ -186,11 +186,13 @@ def test_the_policies_of_a_killed_agent_are_told(bench: Bench) -> None:
 
 
 def test_names_cannot_send_sequences_to_the_terminal(bench: Bench) -> None:
-    name = bench.directory / "one" / "evil\x1b[31m\nrow.gguf"
-    (bench.directory / "one" / "0.gguf").rename(name)
-    bench.run("attach", "sequential", "--engine", "agent", bench.path("one")).check_returncode()
+    name = bench.directory / "evil\x1b[31m\nrow.gguf"
+    (bench.directory / "one" / shard_name(0)).rename(name)
+    bench.run(*ATTACH, str(name), "--model", "evil").check_returncode()
     listed = bench.run("tags")
-    assert "\x1b" not in listed.stdout and "\\x1b[31m\\nrow.gguf" in listed.stdout
+    # A path that is too long for its column goes on in the next line.
+    assert "\x1b" not in listed.stdout and "evil\\x1b[31m\\" in listed.stdout
+    assert not any(line.startswith("row.gguf") for line in listed.stdout.splitlines())
     paths = [tag["path"] for tag in json.loads(bench.run("tags", "--json").stdout)["tags"]]
     assert str(name) in paths
 
