@@ -73,6 +73,7 @@ def test_s3_only_what_the_descriptor_leads_to_is_read(found: Inspectors, tmp_pat
         "loader": "safetensors keys",
         "tp": 1,
         "consumers": 1,
+        "strided": False,
     }
     extents = np.frombuffer(data, EXTENT)
     assert set(extents["file"].tolist()) == {0}

@@ -211,6 +211,7 @@ def test_descriptors_of_one_user_on_their_way_are_bounded(
 ) -> None:
     """Half requests hold descriptors, too: of all connections of a user, only so many."""
     monkeypatch.setattr("pagecache_bpf.ipc.server.DESCRIPTORS_PER_USER", 20)
+    monkeypatch.setattr("pagecache_bpf.ipc.connection.LINE_SECONDS", 600.0)
     handler = Handler()
     public = running.listen(handler)
     others(1001)
