@@ -223,7 +223,7 @@ def _one_set(directory: Path, candidates: list[str], found: Selection) -> list[s
     found.left_out += [
         LeftOut(name, f"loaders take the .{suffix} files")
         for name in candidates
-        if name not in kept
+        if not name.lower().endswith(f".{suffix}")
     ]
     sets: dict[tuple[str, int, str], list[tuple[int, str]]] = {}
     for name in kept:
