@@ -63,8 +63,9 @@ def test_nothing_is_left_behind(tmp_path: Path, files: list[Path]) -> None:
         assert controller.run("attach", "noop", "--engine", "agent", files[0]).code == 0
         assert controller.stop() == 0
     names = {path.name for path in directory.iterdir()}
-    # Besides the test's own files: the lock, and how deep the devices' queues should be.
-    assert names <= {"agent.lock", "depths.json", "config.toml", "stderr"}
+    # Besides the test's own files: locks, how policies ended, and how deep queues should be.
+    told = {"agent.lock", "change.lock", "depths.json", "exits.json"}
+    assert names <= told | {"config.toml", "stderr"}
     with serving(directory, AGENT) as controller:
         assert tagged(controller) == []
 
