@@ -224,8 +224,8 @@ def test_descriptors_of_one_user_on_their_way_are_bounded(
             client._socket.settimeout(0.5)
             with suppress(TimeoutError):
                 told.append(client._line())
-        assert len(told) == 2
-        assert all(b"too many descriptors of this user" in line for line in told)
+        refused = [line for line in told if b"too many descriptors of this user" in line]
+        assert len(refused) == 2
         others(1002)
         with public() as client:
             assert client.request("x", [0] * 8)["fds"] == 8
