@@ -18,9 +18,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from pagecache_bpf.kernel.file_pages import PAGE_SIZE
+from pagecache_bpf.kernel.process_tree import descendants
 
 _ENTRY = 8  # bytes of /proc/PID/pagemap a page
-_MAX_PROCESSES = 64  # tensor-parallel workers of one host; more cost more than they tell
 _FAMILY_SECONDS = 0.1
 _PRESENT = 0x80
 
@@ -186,39 +186,6 @@ class ReaderProgress:
         count = re.search(r"(?m)^rchar: (\d+)", text)
         value = int(count[1]) if count else 0
         return value - self._read_before.setdefault(key, value)
-
-
-def descendants(pid: int, proc: Path = Path("/proc")) -> list[int]:
-    """The process and those it has started, directly or not; at most _MAX_PROCESSES."""
-    pids = [pid]
-    for parent in pids:
-        try:
-            for task in os.listdir(proc / str(parent) / "task"):
-                text = (proc / str(parent) / "task" / task / "children").read_text()
-                pids += [int(child) for child in text.split()]
-        except FileNotFoundError:  # it ended, or the kernel lacks CONFIG_PROC_CHILDREN
-            if not (proc / str(pid) / "task" / str(pid) / "children").exists():
-                return _descendants_by_parent(pid, proc)
-        except OSError:
-            continue
-        if len(pids) >= _MAX_PROCESSES:
-            break
-    return pids[:_MAX_PROCESSES]
-
-
-def _descendants_by_parent(pid: int, proc: Path) -> list[int]:
-    children: dict[int, list[int]] = {}
-    for name in os.listdir(proc):
-        if name.isdigit():
-            try:
-                text = (proc / name / "stat").read_text(errors="replace")
-                children.setdefault(int(text.rpartition(")")[2].split()[1]), []).append(int(name))
-            except (OSError, IndexError):
-                continue
-    pids = [pid]
-    for parent in pids:
-        pids += children.get(parent, [])
-    return pids[:_MAX_PROCESSES]
 
 
 def blocked_seconds(skip: frozenset[int] = frozenset()) -> float | None:

@@ -11,7 +11,6 @@ from __future__ import annotations
 import os
 import platform
 import socket
-import struct
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
@@ -23,11 +22,13 @@ import numpy as np
 
 from pagecache_bpf._run_dir import RUN_DIR
 from pagecache_bpf.errors import PagecacheError
+from pagecache_bpf.ipc.peer import credentials
 from pagecache_bpf.kernel import cgroups
 from pagecache_bpf.kernel.cachestat import cachestat
 from pagecache_bpf.kernel.file_key import open_to_read
 from pagecache_bpf.kernel.file_pages import PAGE_SIZE
 from pagecache_bpf.kernel.kernelfs import LIVE
+from pagecache_bpf.kernel.process_tree import descendants
 from pagecache_bpf.observer import Observer, RecordingGrid
 from pagecache_bpf.recording.format import (
     EVENT,
@@ -117,33 +118,13 @@ class EventSums:
         return np.array(rows, EVENT)
 
 
-def agent_processes() -> set[int]:
-    """Return the processes that prefetch for policies of engine agent: the agent and its workers.
-
-    Their reads are prefetch, and no accesses.
-    """
+def agent_process() -> int | None:
+    """Return the process of engine agent; None if none runs."""
     with suppress(OSError), socket.socket(socket.AF_UNIX) as probe:
         probe.settimeout(1.0)
         probe.connect(str(_ROOT_SOCKET))
-        raw = probe.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
-        agent = int(struct.unpack("3i", raw)[0])
-        return {agent, *children_of(agent)}
-    return set()
-
-
-def children_of(pid: int) -> set[int]:
-    """Return the processes that a process has started and that still live, with theirs.
-
-    Args:
-        pid: the process.
-    """
-    found: set[int] = set()
-    with suppress(OSError):
-        for thread in os.listdir(f"/proc/{pid}/task"):
-            text = LIVE.read(f"/proc/{pid}/task/{thread}/children") or ""
-            for child in map(int, text.split()):
-                found |= {child, *children_of(child)}
-    return found
+        return credentials(probe)[0]
+    return None
 
 
 def device_bytes(device: int) -> int:
@@ -189,6 +170,7 @@ class Recorder:
         )
         self._sums = EventSums()
         self._file_of: dict[int, int] = {}
+        self._agent: int | None = None
         self._ours: set[int] = set()
         self._looked = 0.0
         self._cgroup_of: int | None = None
@@ -299,8 +281,14 @@ class Recorder:
         self._recording.files.append(RecordedFile(str(path), size))
 
     def _know_ours(self) -> None:
-        """Tell the programs of workers that the agent has started since."""
-        ours = agent_processes()
+        """Tell the programs of workers that the agent has started since.
+
+        Their reads are prefetch, and no accesses.  An agent that is known is not asked again for
+        as long as it lives: this is done many times a second.
+        """
+        if self._agent is None or not os.path.exists(f"/proc/{self._agent}"):
+            self._agent = agent_process()
+        ours = set(descendants(self._agent)) if self._agent is not None else set()
         for pid in ours - self._ours:
             self._observer.own(pid)
         self._ours = ours

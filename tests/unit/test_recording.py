@@ -16,10 +16,11 @@ from hypothesis import strategies as st
 
 import pagecache_bpf
 from pagecache_bpf.errors import PagecacheError, UsageError
+from pagecache_bpf.kernel.process_tree import descendants
 from pagecache_bpf.recording import format
 from pagecache_bpf.recording.format import COUNTERS, Recording
 from pagecache_bpf.recording.phases import VARIABLE, PhaseListener
-from pagecache_bpf.recording.recorder import CELLS, EventSums, cell_pages, children_of
+from pagecache_bpf.recording.recorder import CELLS, EventSums, cell_pages
 from tests.unit.command import run
 from tests.unit.recordings import MIB, load
 
@@ -159,8 +160,8 @@ def test_children_are_found_with_theirs() -> None:
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as shell:
         assert shell.stdout is not None
         sleeper = int(shell.stdout.readline())
-        assert {shell.pid, sleeper} <= children_of(os.getpid())
-        assert children_of(shell.pid) == {sleeper}
+        assert {shell.pid, sleeper} <= set(descendants(os.getpid()))
+        assert descendants(shell.pid) == [shell.pid, sleeper]
         os.kill(sleeper, 15)
         shell.terminate()
 
