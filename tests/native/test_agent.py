@@ -20,6 +20,7 @@ from pagecache_bpf.cli.verbs import attach, detach, status, tags
 from pagecache_bpf.kernel.control_device import PolicyStatus
 from pagecache_bpf.policy import agent_device
 from pagecache_bpf.policy.catalog import agent_object, find
+from tests.native.readahead import usual_readahead
 from tests.unit.command import Result, run, undocumented
 from tests.vm.kernel import check, make_file, read_all, wait_for
 
@@ -47,18 +48,8 @@ def _nothing_attached() -> Iterator[None]:
 def file(tmp_path: Path) -> Iterator[Path]:
     """A cold file of known contents on a device with the usual readahead window."""
     path = make_file(tmp_path / "model.safetensors", PAGES)
-    device = (
-        Path("/sys/dev/block") / f"{os.major(path.stat().st_dev)}:{os.minor(path.stat().st_dev)}"
-    )
-    window = device / "queue" / "read_ahead_kb"
-    if not window.exists():
-        window = device.resolve().parent / "queue" / "read_ahead_kb"
-    before = window.read_text() if window.exists() else None
-    if before is not None:
-        window.write_text("128")
-    yield path
-    if before is not None:
-        window.write_text(before)
+    with usual_readahead(path):
+        yield path
 
 
 def done(*words: str | Path) -> Result:

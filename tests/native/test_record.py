@@ -16,6 +16,7 @@ from benchmarks.cachestat import PAGE_SIZE, drop, resident_pages
 from pagecache_bpf.policy import agent_device
 from pagecache_bpf.recording import format
 from pagecache_bpf.recording.format import Recording
+from tests.native.readahead import usual_readahead
 from tests.unit.command import COMMAND, ROOT, Result, environment, run
 from tests.vm.kernel import make_file, wait_for
 
@@ -36,12 +37,13 @@ def _nothing_attached() -> Iterator[None]:
 
 
 @pytest.fixture
-def file(tmp_path: Path) -> Path:
-    """A cold file."""
+def file(tmp_path: Path) -> Iterator[Path]:
+    """A cold file on a device with the usual readahead window."""
     path = make_file(tmp_path / "model.bin", PAGES)
     drop([path])
     assert resident_pages(path) == 0
-    return path
+    with usual_readahead(path):
+        yield path
 
 
 def record(file: Path, *command: str) -> tuple[Result, Recording]:
