@@ -83,6 +83,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace, out: Output) -> int:
     """Record, write the file, say what is in it."""
     from pagecache_bpf.cli.tagging import require_root
+    from pagecache_bpf.explain import device_speed
     from pagecache_bpf.recording import format
     from pagecache_bpf.recording.recorder import Recorder, tensors_of
     from pagecache_bpf.weights.models import resolve
@@ -110,6 +111,8 @@ def run(args: argparse.Namespace, out: Output) -> int:
             policy=policy, engine=engine, command=shlex.join(command), exit_code=code
         )
     recording.tensors = tensors_of(model)
+    speed = device_speed.last(os.stat(model.files[0]).st_dev)
+    recording.device_limit = speed.bytes_per_second if speed else None
     format.write(recording, output)
     data = _summary(recording, output)
     out.emit(data, lambda console: console.print(pairs(_rows(data))))
@@ -174,19 +177,16 @@ def _wait(recorder: Recorder, seconds: float | None) -> None:
 
 
 def _summary(recording: Recording, output: Path) -> dict[str, Any]:
-    total = recording.total
-    hit, late = total("hit_bytes") + total("useful_bytes"), total("late_bytes")
-    ahead, miss = total("ahead_bytes"), total("miss_bytes")
+    from pagecache_bpf.reporting.page import summary
+
+    numbers = summary(recording)
+    told = ("accessed", "ahead", "late", "miss", "prefetched")
     return {
         "recording": str(output),
         "seconds": recording.seconds,
-        "accessed_bytes": hit + late + ahead + miss,
-        "hit_bytes": hit,
-        "ahead_bytes": ahead,
-        "late_bytes": late,
-        "miss_bytes": miss,
-        "prefetched_bytes": total("prefetched_bytes"),
-        "stall_ns": total("stall_ns"),
+        "hit_bytes": numbers["all_hit_bytes"],
+        **{f"{name}_bytes": numbers[f"{name}_bytes"] for name in told},
+        "stall_ns": numbers["stall_ns"],
         "lost_events": recording.lost,
         "policy": recording.policy,
         "engine": recording.engine,
