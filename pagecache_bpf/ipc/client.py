@@ -164,7 +164,9 @@ class LineClient:
                     ) from None
                 if time.monotonic() < deadline:
                     continue
-                raise OSError(f"process {self.pid} gave no answer for {seconds:.0f} s") from None
+                raise TimeoutError(
+                    f"process {self.pid} gave no answer for {seconds:.0f} s"
+                ) from None
             if not data:
                 raise OSError("it hung up")
             self._buffer += data
