@@ -142,7 +142,59 @@ PY
 
 new_enough() { [ "$(printf '%s\n' "$LIBBPF_MIN" "$1" | sort -V | head -n 1)" = "$LIBBPF_MIN" ]; }
 
-find_libbpf() {
+find_libbpf() { find "$DEPS" -name 'libbpf.so.1' 2>/dev/null | head -n 1; }
+
+# Fetch packages of another suite without adding it to the system: apt is given a private list of
+# sources, the machine's own with the suite's name replaced.
+from_suite() {
+	local suite=$1 apt=$PWD/build/apt
+	shift
+	rm -rf "$apt"
+	mkdir -p "$apt/lists/partial" "$apt/debs"
+	python3 - "$suite" >"$apt/private.sources" <<'PY'
+import pathlib, re, sys
+suite = sys.argv[1]
+for path in sorted(pathlib.Path("/etc/apt").glob("sources.list.d/*.sources")):
+    for block in re.split(r"\n\s*\n", path.read_text()):
+        lines = [line for line in block.splitlines() if not line.startswith("#")]
+        text = "\n".join(lines)
+        if re.search(r"^URIs:.*/debian/?\s*$", text, re.M) and "debian-security" not in text:
+            print(re.sub(r"^Suites:.*$", f"Suites: {suite}", text, flags=re.M) + "\n")
+            sys.exit()
+for path in [pathlib.Path("/etc/apt/sources.list"), *pathlib.Path("/etc/apt").glob("sources.list.d/*.list")]:
+    for line in path.read_text().splitlines() if path.exists() else []:
+        match = re.match(r"deb\s+(?:\[[^]]*\]\s+)?(\S+/debian/?)\s", line)
+        if match:
+            print(f"Types: deb\nURIs: {match[1]}\nSuites: {suite}\nComponents: main\n"
+                  "Signed-By: /usr/share/keyrings/debian-archive-keyring.gpg")
+            sys.exit()
+sys.exit("no Debian source found in /etc/apt")
+PY
+	local options=(
+		-o "Dir::Etc::sourcelist=$apt/private.sources" -o Dir::Etc::sourceparts=/nonexistent
+		-o "Dir::State::lists=$apt/lists" -o Dir::Cache::pkgcache= -o Dir::Cache::srcpkgcache=
+		-o APT::Sandbox::User=root
+	)
+	apt-get -qq "${options[@]}" update >&2
+	(cd "$apt/debs" && apt-get -qq "${options[@]}" download "$@" >&2)
+	for deb in "$apt"/debs/*.deb; do
+		dpkg -x "$deb" "$DEPS"
+	done
+}
+
+# Debian's kernel source carries libbpf in tools/lib/bpf, as new as the kernel.
+from_kernel_source() {
+	say "building libbpf from the kernel's source package"
+	[ "$(id -u)" -eq 0 ] && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq \
+		--no-install-recommends linux-source-6.12 libelf-dev zlib1g-dev pkg-config >&2
+	mkdir -p build/linux
+	tar -xf /usr/src/linux-source-6.12.tar.* -C build/linux --strip-components=1 \
+		--wildcards '*/tools/lib' '*/tools/include' '*/tools/scripts' '*/tools/build' '*/tools/arch' \
+		'*/include/uapi' '*/scripts'
+	make -s -C build/linux/tools/lib/bpf DESTDIR="$DEPS" prefix=/usr install install_headers >&2
+}
+
+libbpf() {
 	local found candidate codename
 	found=$(libbpf_version libbpf.so.1)
 	if new_enough "$found" && [ -e /usr/include/bpf/bpf_helpers.h ]; then
