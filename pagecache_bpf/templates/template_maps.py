@@ -56,9 +56,7 @@ def add(
     with _exclusive():
         arrays = read_all(maps)
         files = _files(maps[FILES])
-        for number in _models(arrays):
-            if _name(arrays, number) == name.encode()[:63]:
-                _remove(maps, arrays, number, files)
+        _remove_named(maps, arrays, name, files)
         used = regions(arrays, files)
         sizes = lay_out([(name, template)]).sizes()
         first = {}
@@ -98,9 +96,7 @@ def remove(maps: Mapping[str, BpfMap], name: str) -> None:
     with _exclusive():
         arrays = read_all(maps)
         files = _files(maps[FILES])
-        for number in _models(arrays):
-            if _name(arrays, number) == name.encode()[:63]:
-                _remove(maps, arrays, number, files)
+        _remove_named(maps, arrays, name, files)
 
 
 def read_all(maps: Mapping[str, BpfMap]) -> dict[str, Array]:
@@ -185,9 +181,18 @@ def _name(arrays: Mapping[str, Array], number: int) -> bytes:
     return bytes(arrays["template_models"][number]["name"].tobytes().rstrip(b"\0"))
 
 
+def _remove_named(
+    maps: Mapping[str, BpfMap], arrays: dict[str, Array], name: str, files: dict[bytes, bytes]
+) -> None:
+    """Take away the templates of the models of a name, as far as a policy can tell names apart."""
+    for number in _models(arrays):
+        if _name(arrays, number) == name.encode()[:63]:
+            _remove(maps, arrays, number, files)
+
+
 def _remove(
     maps: Mapping[str, BpfMap],
-    arrays: Mapping[str, Array],
+    arrays: dict[str, Array],
     number: int,
     files: dict[bytes, bytes],
 ) -> None:
@@ -201,7 +206,6 @@ def _remove(
     # What read_all() gave is read-only.
     models = arrays["template_models"].copy()
     models[number] = empty[0]
-    assert isinstance(arrays, dict)
     arrays["template_models"] = models
 
 
