@@ -151,7 +151,7 @@ def draw(report: schema.Report, directory: Path, name: str = "residency") -> lis
         state: [Sample(at, resident) for at, resident in row.extra["residency"]]
         for state, row in zip(states, rows, strict=True)
     }
-    ends = {each: row.extra["residency_end_s"] for each, row in zip(states, rows, strict=True)}
+    ends = {state: row.extra["residency_end_s"] for state, row in zip(states, rows, strict=True)}
     first = rows[0]
     title = f"Cold load of {first.case} by {first.loader}: {first.fs}"
     if first.extra.get("delay_ms") is not None:

@@ -98,20 +98,20 @@ def _case(
             wanted_bytes=all_rounds[0].wanted_bytes,
             policy=state,
             engine="struct_ops" if state else None,
-            seconds=[each.seconds for each in all_rounds],
-            device_bytes_rounds=[each.device_bytes for each in all_rounds],
+            seconds=[outcome.seconds for outcome in all_rounds],
+            device_bytes_rounds=[outcome.device_bytes for outcome in all_rounds],
         )
         row.extra = {
             "lru": _LRU[generations],
             "state": "attached" if state else "default",
             "limit_bytes": lab.limit,
-            "hit_bytes": int(statistics.median(each.hit_bytes for each in all_rounds)),
+            "hit_bytes": int(statistics.median(outcome.hit_bytes for outcome in all_rounds)),
             **{
-                key: statistics.median(each.numbers[key] for each in all_rounds)
+                key: statistics.median(outcome.numbers[key] for outcome in all_rounds)
                 for key in all_rounds[0].numbers
             },
         }
-        held = max(each.capacity_bytes for each in found[None])
+        held = max(outcome.capacity_bytes for outcome in found[None])
         if name == "cyclic":
             row.extra["optimum_hit_bytes"] = _cyclic_optimum(lab.part(1.5), held)
         if name == "multiplex":

@@ -73,8 +73,8 @@ def on_every_core(path: Path, mode: str, block: int, count: int) -> float:
 def cached(options: argparse.Namespace, where: Path, say: hosted.Say) -> list[schema.Row]:
     """Every workload in every state, in each round."""
     path, other = where / "read.bin", where / "other.bin"
-    for each in (path, other):
-        each.write_bytes(os.urandom(_MIB) * (_CACHED_BYTES // _MIB))
+    for file in (path, other):
+        file.write_bytes(os.urandom(_MIB) * (_CACHED_BYTES // _MIB))
         os.sync()
     rows = {
         (work, state): schema.Row(

@@ -84,9 +84,9 @@ def make_parser() -> argparse.ArgumentParser:
 def _wanted_orders(options: argparse.Namespace, copy: Model) -> list[orders.Order]:
     every = orders.make(copy)
     return [
-        each
-        for each in every
-        if not options.only or any(text in each.name for text in options.only)
+        order
+        for order in every
+        if not options.only or any(text in order.name for text in options.only)
     ]
 
 

@@ -66,7 +66,7 @@ class Order:
     @cached_property
     def wanted(self) -> int:
         """Bytes that the processes get, those that several of them get counted once."""
-        ranges = (each for _, _, ranges in self._by_file() for each in ranges)
+        ranges = (byte_range for _, _, ranges in self._by_file() for byte_range in ranges)
         return sum(len(starts) * length for starts, length in ranges)
 
     @cached_property
@@ -89,9 +89,9 @@ class Order:
         pieces: dict[Path, set[Piece]] = {}
         for piece in (piece for rank in self.ranks for piece in rank):
             pieces.setdefault(piece.path, set()).add(piece)
-        for path, each in pieces.items():
+        for path, wanted in pieces.items():
             layout, shapes = data_offsets(path), _shapes(path)
-            ranges = [_ranges(piece, *layout[piece.name], shapes[piece.name]) for piece in each]
+            ranges = [_ranges(piece, *layout[piece.name], shapes[piece.name]) for piece in wanted]
             yield path, min(offset for offset, _ in layout.values()), ranges
 
 
@@ -260,6 +260,9 @@ def run(
         if isinstance(outcome, PagecacheError):
             raise outcome
         good.append(outcome)
-    begun, ended = min(each.begun_s for each in good), max(each.ended_s for each in good)
-    size = sum(each.loaded_bytes for each in good)
-    return Outcome(ended - begun, size, all(each.correct for each in good), begun, ended)
+    begun, ended = (
+        min(outcome.begun_s for outcome in good),
+        max(outcome.ended_s for outcome in good),
+    )
+    size = sum(outcome.loaded_bytes for outcome in good)
+    return Outcome(ended - begun, size, all(outcome.correct for outcome in good), begun, ended)

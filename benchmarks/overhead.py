@@ -172,7 +172,9 @@ def time_reclaim(path: Path, memory: Group, count: int) -> float:
 
 def measure(options: argparse.Namespace, say: hosted.Say) -> schema.Report:
     """In the guest: all rounds; one row per workload and state."""
-    states = [each for each in STATES if not options.state or each in ("no module", *options.state)]
+    states = [
+        state for state in STATES if not options.state or state in ("no module", *options.state)
+    ]
     rows = {
         (work, state): schema.Row(
             case=work,

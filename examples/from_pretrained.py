@@ -22,4 +22,4 @@ else:
         model = AutoModel.from_pretrained(args.model).to(args.device)
     print(load.report())
 seconds = time.monotonic() - started
-print(f"{sum(each.numel() for each in model.parameters())} parameters in {seconds:.2f} s")
+print(f"{sum(parameter.numel() for parameter in model.parameters())} parameters in {seconds:.2f} s")

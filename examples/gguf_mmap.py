@@ -67,6 +67,6 @@ with pc.load(args.file) as load, open(args.file, "rb") as file:
         mapping.madvise(mmap.MADV_WILLNEED)  # as llama.cpp does; the kernel cuts it short
         ends = sorted([start + offset for _, offset in places] + [len(mapping)])
         for name, offset in places:
-            end = next(each for each in ends if each > start + offset)
+            end = next(position for position in ends if position > start + offset)
             print(name, sum(mapping[start + offset : end]))
 print(load.report())

@@ -17,5 +17,5 @@ load = pc.load(args.file, devices=args.device, budget=args.budget)
 with load, safe_open(args.file, framework="np") as file:
     tensors = {name: file.get_tensor(name) for name in list(file.keys())}
 
-print(f"{len(tensors)} tensors, {sum(each.nbytes for each in tensors.values())} bytes")
+print(f"{len(tensors)} tensors, {sum(tensor.nbytes for tensor in tensors.values())} bytes")
 print(load.report())

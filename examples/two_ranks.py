@@ -36,13 +36,13 @@ def main() -> None:
         context.Process(target=rank, args=(number, args.file, device, results))
         for number, device in enumerate(args.devices)
     ]
-    for each in ranks:
-        each.start()
+    for process in ranks:
+        process.start()
     for _ in ranks:
         number, digests, report = results.get()
         print(f"rank {number}: {len(digests)} tensors {hash_of(digests)}\n{report}")
-    for each in ranks:
-        each.join()
+    for process in ranks:
+        process.join()
 
 
 def hash_of(digests: dict[str, str]) -> str:

@@ -181,6 +181,6 @@ def send(file: Any, device: torch.device, buffers: Any) -> dict[str, torch.Tenso
 def _parts(tensor: torch.Tensor, target: torch.Tensor) -> Iterator[_Part]:
     if not tensor.numel():
         return
-    source, sink = (each.reshape(-1).view(torch.uint8) for each in (tensor, target))
+    source, sink = (part.reshape(-1).view(torch.uint8) for part in (tensor, target))
     for start in range(0, len(source), STAGING_BYTES):
         yield _Part(source, sink, start, min(STAGING_BYTES, len(source) - start))

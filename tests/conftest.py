@@ -64,13 +64,13 @@ def pytest_runtest_protocol(item: pytest.Item, nextitem: pytest.Item | None) -> 
     for left in reversed(range(TRIES)):
         before = _RECLAIM.so_far()
         reports = runtestprotocol(item, nextitem=nextitem, log=False)
-        if not left or not any(each.failed for each in reports):
+        if not left or not any(report.failed for report in reports):
             break
         if _RECLAIM.so_far(now=True) == before:
             break
         item._initrequest()  # type: ignore[attr-defined]
-    for each in reports:
-        item.ihook.pytest_runtest_logreport(report=each)
+    for report in reports:
+        item.ihook.pytest_runtest_logreport(report=report)
     item.ihook.pytest_runtest_logfinish(nodeid=item.nodeid, location=item.location)
     return True
 

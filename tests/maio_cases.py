@@ -251,7 +251,7 @@ class Cases:
             assert 0.5 * PAGES * PAGE_SIZE < asked <= 1.05 * PAGES * PAGE_SIZE
             replay = policy.replay()
             assert replay.accuracy is not None and replay.accuracy > 0.9
-            positions = [each.position for each in replay.consumers]
+            positions = [consumer.position for consumer in replay.consumers]
             assert all(
                 at > 0.9 * c.length for at, c in zip(positions, replay.consumers, strict=True)
             )

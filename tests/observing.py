@@ -120,7 +120,7 @@ class Counts(dict[str, int]):
 def counts(observer: Observer, tgid: int | None = None) -> Counts:
     """Of the model "test", or of one of its consumers."""
     shown: dict[str, Any] = observer.snapshot()
-    (model,) = (each for each in shown["models"] if each["model"] == "test")
+    (model,) = (model for model in shown["models"] if model["model"] == "test")
     assert shown["lost_events"] == 0
     every = [model] if tgid is None else [e for e in model["consumers"] if e["tgid"] == tgid]
     (found,) = every

@@ -245,10 +245,10 @@ exit $status
         if self.numa == 1:
             return []
         size = Disk(self.memory).bytes() // self.numa >> 20
-        each = self.cpus // self.numa
+        cpus_per_node = self.cpus // self.numa
         options = []
         for node in range(self.numa):
-            first, last = node * each, (node + 1) * each - 1
+            first, last = node * cpus_per_node, (node + 1) * cpus_per_node - 1
             cpus = f"{first}-{last}" if last > first else f"{first}"
             options += ["--numa", f"{size}M,cpus={cpus}"]
         return options

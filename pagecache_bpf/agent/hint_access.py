@@ -20,7 +20,7 @@ class Hints:
     def __init__(self, btf: Btf, maps: Mapping[str, BpfMap]) -> None:
         self.maps, self._gauges = maps_in(btf), gauges_in(btf)
         self._loaded = maps
-        self._bss = next((each for name, each in maps.items() if name.endswith(BSS)), None)
+        self._bss = next((bpf_map for name, bpf_map in maps.items() if name.endswith(BSS)), None)
 
     def as_json(self) -> dict[str, Any]:
         """Maps, gauges and their values."""
@@ -29,8 +29,8 @@ class Hints:
             data = self._bss.lookup(bytes(4)) or b""
             values = gauge_values(self._gauges, data)
         return {
-            "maps": [each.as_json() for each in self.maps],
-            "gauges": [asdict(each) for each in self._gauges],
+            "maps": [hint_map.as_json() for hint_map in self.maps],
+            "gauges": [asdict(gauge) for gauge in self._gauges],
             "values": values,
         }
 

@@ -136,7 +136,7 @@ class PressureWatch:
         limited, before = _limited(source.group), source.limited
         source.limited = limited
         limits = [_number(source.group / name) for name in ("memory.high", "memory.max")]
-        limit = min((each for each in limits if each is not None), default=None)
+        limit = min((bound for bound in limits if bound is not None), default=None)
         if limit is None or (limited == before and used < limit * (1 - SLACK)):
             return None
         return Short(identity, max(int(used - limit * (1 - SLACK)), WANT_BYTES // 8))

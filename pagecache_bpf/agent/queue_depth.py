@@ -71,9 +71,9 @@ class Depths:
 
     def _keep(self) -> None:
         kept = {
-            device: {"depth": each.depth, "bytes_per_second": each.bytes_per_second}
-            for device, each in self._known.items()
-            if each.source != "default"
+            device: {"depth": found.depth, "bytes_per_second": found.bytes_per_second}
+            for device, found in self._known.items()
+            if found.source != "default"
         }
         partial = self._path.with_suffix(f".{os.getpid()}")
         with suppress(OSError):  # it is found again
@@ -106,7 +106,7 @@ def probe(fd: int) -> Depth:
     finally:
         os.close(direct)
     best = max(speeds.values())
-    depth = min(each for each in speeds if speeds[each] >= best * (1 - GAIN))
+    depth = min(tried for tried in speeds if speeds[tried] >= best * (1 - GAIN))
     return Depth(depth, int(best), "measured")
 
 

@@ -75,12 +75,14 @@ class Service:
         self.tick()
         self.observed.forget_policy(policy)
         del self.agents[policy]
-        self._dropped = {each for each in self._dropped if each[0] != policy}
+        self._dropped = {record_key for record_key in self._dropped if record_key[0] != policy}
         agent.close()
         if agent.exit is None:
             self._ended(policy, "detached", 0, "detached", "")
         self._save_history()
-        return {"exit": next(each for each in reversed(self.exits) if each["policy"] == policy)}
+        return {
+            "exit": next(record for record in reversed(self.exits) if record["policy"] == policy)
+        }
 
     @operation(changes=True)
     def tag(
@@ -208,7 +210,7 @@ class Service:
 
     def ignore(self, pid: int) -> None:
         """What this process reads, now and for policies to come, is no access."""
-        self._workers = {each for each in self._workers if os.path.exists(f"/proc/{each}")}
+        self._workers = {worker for worker in self._workers if os.path.exists(f"/proc/{worker}")}
         self._workers.add(pid)
         self.observed.own(pid)
         for agent in list(self.agents.values()):

@@ -159,7 +159,7 @@ class Worker:
 
     def _cancel(self, number: int) -> None:
         with self._wake:
-            job = next((each for each in self._jobs if each.number == number), None)
+            job = next((queued for queued in self._jobs if queued.number == number), None)
             if job is None:
                 return
             self._jobs.remove(job)

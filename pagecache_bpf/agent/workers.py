@@ -83,7 +83,7 @@ class Pool:
     def load(self) -> int:
         """Bytes that are queued or being read."""
         waiting = sum(extent.length for _, extent in self.waiting)
-        return waiting + sum(each.left for each in self.open.values())
+        return waiting + sum(job.left for job in self.open.values())
 
     def set_depth(self, depth: int) -> None:
         """How many chunks are read at once."""
@@ -218,12 +218,12 @@ class Pools:
         """Take these out of the queues, as far as nobody reads them; under the lock."""
         gone: list[tuple[Extent, int, int]] = []
         for pool in self._pools.values():
-            for item in [each for each in pool.waiting if meant(each[1])]:
+            for item in [queued for queued in pool.waiting if meant(queued[1])]:
                 pool.waiting.remove(item)
                 extent = item[1]
                 gone.append((extent, extent.start + extent.length, extent.length))
-            for number, each in pool.open.items():
-                if meant(each.extent):
+            for number, job in pool.open.items():
+                if meant(job.extent):
                     pool.cancel(number)
         self.totals.cancelled_bytes += sum(length for _, _, length in gone)
         return gone
@@ -232,11 +232,11 @@ class Pools:
         """What was asked for before would come in after it has been dropped, and stay."""
         end = extent.start + extent.length
 
-        def inside(each: Extent) -> bool:
+        def inside(other: Extent) -> bool:
             return (
-                each.file is extent.file
-                and extent.start <= each.start
-                and each.start + each.length <= end
+                other.file is extent.file
+                and extent.start <= other.start
+                and other.start + other.length <= end
             )
 
         with self._lock:
@@ -244,10 +244,10 @@ class Pools:
             busy = {
                 number
                 for pool in self._pools.values()
-                for number, each in pool.open.items()
-                if each.extent.file is extent.file
-                and each.extent.start < end
-                and extent.start < each.extent.start + each.extent.length
+                for number, job in pool.open.items()
+                if job.extent.file is extent.file
+                and job.extent.start < end
+                and extent.start < job.extent.start + job.extent.length
             }
             if busy:
                 self._after.append((extent, busy))
@@ -277,9 +277,9 @@ class Pools:
             return self._ended.wait_for(
                 lambda: (
                     not any(
-                        each.extent.file.over
+                        job.extent.file.over
                         for pool in self._pools.values()
-                        for each in pool.open.values()
+                        for job in pool.open.values()
                     )
                 ),
                 seconds,
@@ -435,7 +435,7 @@ class Pools:
         """A worker was killed (by the OOM killer of its cgroup, say): the rest has failed."""
         self._selector.unregister(pool.socket)
         self._count(errno.ECHILD)
-        lost = [(each.extent, each.left) for each in pool.open.values()]
+        lost = [(job.extent, job.left) for job in pool.open.values()]
         lost += [(extent, extent.length) for _, extent in pool.waiting]
         for number in pool.open:
             self._is_over(number)

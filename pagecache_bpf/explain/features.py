@@ -136,7 +136,9 @@ def probe(machine: Machine | None = None) -> list[Feature]:
 def lacking(features: Iterable[Feature]) -> dict[str, list[Feature]]:
     """What each engine needs and this machine does not have; nothing: it can run policies."""
     missing = [feature for feature in features if feature.ok is False]
-    return {engine: [each for each in missing if engine in each.engines] for engine in ENGINES}
+    return {
+        engine: [feature for feature in missing if engine in feature.engines] for engine in ENGINES
+    }
 
 
 def load_module() -> None:
@@ -276,11 +278,11 @@ def _tracepoints(m: Machine) -> Feature:
 def _access_tracepoints(m: Machine) -> Feature:
     name = "access tracepoints"
     lost = "the engine agent does not see what readers want"
-    known = {each: m.has_type(f"btf_trace_{each}") for each in ACCESS_TRACEPOINTS}
+    known = {tracepoint: m.has_type(f"btf_trace_{tracepoint}") for tracepoint in ACCESS_TRACEPOINTS}
     if None in known.values():
         return Feature(name, None, "no BTF to ask", lost, "See kernel BTF")
-    there = [each for each, found in known.items() if found]
-    missing = [each for each in known if each not in there]
+    there = [tracepoint for tracepoint, found in known.items() if found]
+    missing = [tracepoint for tracepoint in known if tracepoint not in there]
     if not there:
         fix = "Boot Linux 6.12 or newer, or use the engine struct_ops"
         return Feature(name, False, f"missing: {', '.join(missing)}", lost, fix)

@@ -270,7 +270,9 @@ class Btf:
             start, member = pending.pop()
             offset, inner = start + member.bit_offset // 8, self.resolve(member.type_id)
             if not member.name and self.kind(inner) in _AGGREGATES:
-                pending += [(offset, each) for each in reversed(self.members(inner))]
+                pending += [
+                    (offset, inner_member) for inner_member in reversed(self.members(inner))
+                ]
             elif not member.bits:
                 found.append(Field(member.name, offset, self.size(inner), member.type_id))
         return found

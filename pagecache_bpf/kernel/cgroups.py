@@ -37,7 +37,7 @@ class Level:
     @property
     def bound(self) -> int | None:
         """The lower of limit and high; None without either."""
-        return min((each for each in (self.limit, self.high) if each is not None), default=None)
+        return min((bound for bound in (self.limit, self.high) if bound is not None), default=None)
 
     @property
     def headroom(self) -> int | None:
@@ -174,8 +174,8 @@ def _directories(mount: Mount, path: str) -> Iterator[tuple[str, str]]:
     if ".." in name.parts or not name.is_relative_to(mount.root):
         return  # outside the cgroup namespace, or of what is mounted
     below = name.relative_to(mount.root)
-    for each in (below, *below.parents):
-        yield os.path.normpath(f"{mount.target}/{each}"), str(PurePosixPath(mount.root) / each)
+    for group in (below, *below.parents):
+        yield os.path.normpath(f"{mount.target}/{group}"), str(PurePosixPath(mount.root) / group)
 
 
 def _level_v2(kernel: KernelFS, directory: str, name: str) -> Level | None:
@@ -207,8 +207,8 @@ def _clean(kernel: KernelFS, directory: str, lists: str, states: str) -> int:
     for line in (kernel.read(f"{directory}/memory.stat") or "").splitlines():
         name, _, value = line.partition(" ")
         stat[name] = _number(value) or 0
-    pages = sum(stat.get(f"{lists}{each}_file", 0) for each in ("inactive", "active"))
-    return max(0, pages - sum(stat.get(f"{states}{each}", 0) for each in ("dirty", "writeback")))
+    pages = sum(stat.get(f"{lists}{list_name}_file", 0) for list_name in ("inactive", "active"))
+    return max(0, pages - sum(stat.get(f"{states}{state}", 0) for state in ("dirty", "writeback")))
 
 
 def _number(text: str | None) -> int | None:

@@ -85,7 +85,7 @@ class KernelFS:
                 continue
             major, _, minor = fields[2].partition(":")
             # octal: a space is \040
-            root, target = (each.encode().decode("unicode_escape") for each in fields[3:5])
+            root, target = (field.encode().decode("unicode_escape") for field in fields[3:5])
             fstype, *rest = tail.split()
             device = os.makedev(int(major), int(minor))
             found.append(Mount(device, target, fstype, root, rest[-1] if rest else ""))

@@ -67,10 +67,11 @@ class Report:
             f"  in the page cache {_size(self.resident_before_bytes)} before, "
             f"{_size(self.resident_bytes)} now; evicted {_size(self.evicted_bytes)}"
         )
-        for each in self.devices:
-            node = "unknown" if each["node"] is None else each["node"]
+        for device in self.devices:
+            node = "unknown" if device["node"] is None else device["node"]
             lines.append(
-                f"  {each['name']}: NUMA node {node}" + (f" ({each['why']})" if each["why"] else "")
+                f"  {device['name']}: NUMA node {node}"
+                + (f" ({device['why']})" if device["why"] else "")
             )
         lines += [f"  {note}" for note in self.notes]
         return "\n".join(lines)

@@ -81,7 +81,7 @@ class ReadaheadWindow:
         self._files = [_file(path) for path in files]
         self._chunks = _cut(
             order if order is not None else ((n, 0, f.size) for n, f in enumerate(self._files)),
-            [each.size for each in self._files],
+            [file.size for file in self._files],
         )
         for chunk in self._chunks:
             chunk.before = snapshot.was_there(chunk.file, chunk.offset)
@@ -90,7 +90,7 @@ class ReadaheadWindow:
         self._bound = threading.local()
         self._threads: set[int] = set()
         self._lock = threading.Lock()
-        self._number = {id(each.source): n for n, each in enumerate(self._files)}
+        self._number = {id(file.source): n for n, file in enumerate(self._files)}
         self._next = 0  # the first chunk that may have to be asked for
         self._cursor = 0  # chunks before it are behind the readers
         self._reading: dict[tuple[int, int], int] = {}  # chunks by file and offset
@@ -101,7 +101,7 @@ class ReadaheadWindow:
         self._room, self._room_until = 0, 0.0
         self._bypassed = False
         self._stop = threading.Event()
-        self._progress = ReaderProgress([each.identity for each in self._files])
+        self._progress = ReaderProgress([file.identity for file in self._files])
         self._executor = read_threads.Executor(self._settled, read=self._read)
         self._watcher = threading.Thread(target=self._watch, name="window", daemon=True)
         self._watcher.start()
@@ -135,8 +135,8 @@ class ReadaheadWindow:
         self._executor.cancel(None)
         self._executor.stop()
         self._progress.close()
-        for each in self._files:
-            self._let_go(each)
+        for file in self._files:
+            self._let_go(file)
         if self._executor.totals.by_errno:
             names = (
                 f"{count} x {os.strerror(code)}"
@@ -161,11 +161,11 @@ class ReadaheadWindow:
 
     def _pass_over_what_is_there(self) -> None:
         """Chunks that are in the cache as a whole need not be read."""
-        for number, each in enumerate(self._files):
+        for number, file in enumerate(self._files):
             mine = [it for it in self._chunks if it.file == number and it.before]
             if not mine or not self._snapshot.known:
                 continue
-            with suppress(OSError), opened(each.path) as fd:
+            with suppress(OSError), opened(file.path) as fd:
                 for chunk in mine:
                     if (resident_bytes(fd, chunk.offset, chunk.length) or 0) >= chunk.length:
                         chunk.state = _GONE
@@ -176,19 +176,19 @@ class ReadaheadWindow:
                 (file, offset, _pages(self._chunks[at].length))
                 for (file, offset), at in self._reading.items()
             )
-            ours = frozenset(each.fd for each in self._files if each.fd >= 0)
+            ours = frozenset(file.fd for file in self._files if file.fd >= 0)
         seen = self._progress.look(ours, parts)
-        if any(each.direct for each in seen.values()) and not self._bypassed:
+        if any(progress.direct for progress in seen.values()) and not self._bypassed:
             self._bypassed = True
             self.notes.append("the reader bypasses the page cache (O_DIRECT): nothing more is read")
         with self._lock:
             self._follow(seen)
-            for number, each in enumerate(self._files):
+            for number, file in enumerate(self._files):
                 now = number in seen
-                if each.opened and not now and each.used:
+                if file.opened and not now and file.used:
                     # Closed again: whatever was wanted of it has been read.
                     self._consume(at for at in self._ready if self._chunks[at].file == number)
-                each.opened = now
+                file.opened = now
 
     def _follow(self, seen: dict[int, FileProgress]) -> None:
         """Note the chunks that readers have consumed, and move the cursor."""
@@ -200,7 +200,11 @@ class ReadaheadWindow:
             and (there := seen.get(self._chunks[at].file))
             and self._is_touched(there, self._chunks[at], self._chunks[end - 1])
         ]
-        if not found and seen and not any(each.mappings or each.position for each in seen.values()):
+        if (
+            not found
+            and seen
+            and not any(progress.mappings or progress.position for progress in seen.values())
+        ):
             found = self._by_bytes_read()
         if not found:
             return
@@ -220,7 +224,7 @@ class ReadaheadWindow:
         ):
             return True
         middle = (chunk.offset + chunk.length // 2) // PAGE_SIZE * PAGE_SIZE
-        return any(self._progress.touched(each, middle) for each in seen.mappings)
+        return any(self._progress.touched(mapping, middle) for mapping in seen.mappings)
 
     def _by_bytes_read(self) -> list[int]:
         """The chunks that a reader with pread(2) would have come past by now, in the order."""
@@ -260,14 +264,14 @@ class ReadaheadWindow:
                 self._held += chunk.length
                 self._next = at + 1
                 asked.append(chunk)
-                each = self._files[chunk.file]
-                each.reading += 1
-                if each.fd < 0:
+                file = self._files[chunk.file]
+                file.reading += 1
+                if file.fd < 0:
                     with suppress(OSError):
-                        each.fd = each.source.acquire()
+                        file.fd = file.source.acquire()
         for chunk in asked:
-            file = self._files[chunk.file].source
-            self._executor.submit(read_threads.Extent(file, chunk.offset, chunk.length, 0))
+            source = self._files[chunk.file].source
+            self._executor.submit(read_threads.Extent(source, chunk.offset, chunk.length, 0))
 
     def _first_idle(self) -> int | None:
         for at in range(self._next, len(self._chunks)):
@@ -331,10 +335,10 @@ class ReadaheadWindow:
                 return
             self._chunks[at].state = _READY
             self._ready.add(at)
-            each = self._files[number]
-            each.reading -= 1
-            if not each.reading:
-                self._let_go(each)
+            file = self._files[number]
+            file.reading -= 1
+            if not file.reading:
+                self._let_go(file)
 
     def _let_go(self, file: _File) -> None:
         if file.fd >= 0:

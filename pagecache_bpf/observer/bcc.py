@@ -146,7 +146,7 @@ def _source() -> str:
 
 def _flags(maps: dict[str, BpfMap], ring: int, moves: int) -> list[str]:
     values = {**constants(moves), "observer_silent_ns": 10_000_000}
-    values |= {f"FD_{name}": each.fd for name, each in maps.items()}
+    values |= {f"FD_{name}": bpf_map.fd for name, bpf_map in maps.items()}
     values |= {f"FD_{RING}": ring, "PAGECACHE_BCC": 1}
     return [
         f"-I{_place('include')}",

@@ -42,7 +42,7 @@ _MOVED = slice(
 #: What is counted without the tracepoints of reads and faults.
 _COUNTED_DEGRADED = frozenset(
     {"added_bytes", "requested_bytes", "prefetched_bytes", "removed_bytes"}
-    | {each.name for each in OBSERVED if each.name.startswith("evicted_")}
+    | {counter.name for counter in OBSERVED if counter.name.startswith("evicted_")}
 )
 _STALLS = frozenset({"read_stall_ns", "mmap_stall_ns"})
 
@@ -143,7 +143,7 @@ class Observer:
     def uncounted(self) -> list[str]:
         """Counters that stay 0 for want of tracepoints."""
         missing = set(self._programs.missing)
-        names = [each.name for each in OBSERVED]
+        names = [counter.name for counter in OBSERVED]
         if missing & ACCESSES:
             return [name for name in names if name not in _COUNTED_DEGRADED]
         return [name for name in names if SWITCH in missing and name in _STALLS]
@@ -285,8 +285,8 @@ class Observer:
 
         def named(counters: list[int]) -> dict[str, int]:
             return {
-                each.name: 0 if each.name in uncounted else value
-                for each, value in zip(OBSERVED, counters, strict=True)
+                counter.name: 0 if counter.name in uncounted else value
+                for counter, value in zip(OBSERVED, counters, strict=True)
             }
 
         return {
@@ -303,14 +303,14 @@ class Observer:
             "counters": named(_sums(consumer.counters for consumer in consumers)),
             "consumers": [
                 {
-                    "tgid": each.tgid,
-                    "comm": each.comm,
-                    "alive": _alive(each.tgid),
-                    "counters_before": named(model.base.get(each.tgid, [0] * len(OBSERVED))),
-                    "counters": named(each.counters),
+                    "tgid": consumer.tgid,
+                    "comm": consumer.comm,
+                    "alive": _alive(consumer.tgid),
+                    "counters_before": named(model.base.get(consumer.tgid, [0] * len(OBSERVED))),
+                    "counters": named(consumer.counters),
                 }
-                for each in sorted(consumers, key=lambda each: each.tgid)
-                if each.tgid
+                for consumer in sorted(consumers, key=lambda consumer: consumer.tgid)
+                if consumer.tgid
             ],
         }
 
@@ -356,22 +356,22 @@ class Observer:
             identity = abi.pagecache_observed_key.from_buffer_copy(key)
             value = abi.pagecache_observed_value.from_buffer_copy(raw)
             comm = value.comm.decode(errors="replace")
-            each = _Consumer(identity.tgid, comm, value.last_ns, list(value.counters))
+            consumer = _Consumer(identity.tgid, comm, value.last_ns, list(value.counters))
             if identity.tgid and not _alive(identity.tgid):
                 dead.add(identity.tgid)
                 self._maps["observed"].delete(key)
-                self._end(identity.model, each)
+                self._end(identity.model, consumer)
             else:
-                found.setdefault(identity.model, []).append(each)
+                found.setdefault(identity.model, []).append(consumer)
         if dead or len(self._retired) > 1000:
             self._purge(dead)
         for model, ended in self._ended.items():
             found.setdefault(model[0], []).extend(ended)
         return found
 
-    def _end(self, model: int, each: _Consumer) -> None:
+    def _end(self, model: int, consumer: _Consumer) -> None:
         kept = self._ended.setdefault((model, 0), [])
-        kept.append(each)
+        kept.append(consumer)
         if len(kept) > ENDED_KEPT + 1:
             # The first stands for all that are not listed; it is nobody's process.
             one, two = kept.pop(0), kept.pop(0)

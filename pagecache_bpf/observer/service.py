@@ -55,7 +55,7 @@ class Held:
 
     def own(self, pid: int) -> None:
         """What this process reads is prefetched and no access."""
-        self._own = {each for each in self._own if os.path.exists(f"/proc/{each}")} | {pid}
+        self._own = {process for process in self._own if os.path.exists(f"/proc/{process}")} | {pid}
         if self._observer:
             self._observer.own(pid)
 

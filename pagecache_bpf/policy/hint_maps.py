@@ -64,7 +64,7 @@ class HintMap:
     def from_json(cls, data: Mapping[str, Any]) -> HintMap:
         """The opposite."""
         fields = {
-            each: tuple(MapField(**field) for field in data[each]) for each in ("key", "value")
+            side: tuple(MapField(**field) for field in data[side]) for side in ("key", "value")
         }
         return cls(**{**data, **fields})
 
@@ -85,12 +85,12 @@ class HintMap:
 
         Raises UsageError for one that belongs to neither, and for missing members of the key.
         """
-        names = {each.name for each in self.key}
+        names = {field.name for field in self.key}
         if set(FILE_FIELDS) <= names:
             names.add("file")
         key = {name: value for name, value in words.items() if name in names}
         value = {name: value for name, value in words.items() if name not in names}
-        known = {each.name for each in self.value}
+        known = {field.name for field in self.value}
         for name in value:
             if name not in known:
                 raise UsageError(
@@ -103,10 +103,10 @@ class HintMap:
 
     def usage(self) -> str:
         """What to write on the command line."""
-        key = [each.name for each in self.key if each.name != "reserved"]
+        key = [field.name for field in self.key if field.name != "reserved"]
         if set(FILE_FIELDS) <= set(key):
             key = ["file", *(name for name in key if name not in FILE_FIELDS)]
-        value = [each.name for each in self.value if each.name != "reserved"]
+        value = [field.name for field in self.value if field.name != "reserved"]
         return " ".join(f"{name}=..." for name in (*key, *value))
 
     def _encode(
@@ -117,17 +117,17 @@ class HintMap:
         start: bytes,
     ) -> bytes:
         data = bytearray(start)
-        for each in fields:
-            if each.name not in numbers:
+        for field in fields:
+            if field.name not in numbers:
                 continue
             try:
-                raw = numbers[each.name].to_bytes(each.size, sys.byteorder, signed=each.signed)
+                raw = numbers[field.name].to_bytes(field.size, sys.byteorder, signed=field.signed)
             except OverflowError:
                 raise UsageError(
-                    f"{numbers[each.name]} does not fit {each.name}",
-                    f"it has {each.size} bytes" + ("" if each.signed else " and no sign"),
+                    f"{numbers[field.name]} does not fit {field.name}",
+                    f"it has {field.size} bytes" + ("" if field.signed else " and no sign"),
                 ) from None
-            data[each.offset : each.offset + each.size] = raw
+            data[field.offset : field.offset + field.size] = raw
         return bytes(data[:size])
 
 
@@ -145,11 +145,11 @@ class Gauge:
 
 def _decode(fields: tuple[MapField, ...], data: bytes) -> dict[str, int]:
     return {
-        each.name: int.from_bytes(
-            data[each.offset : each.offset + each.size], sys.byteorder, signed=each.signed
+        field.name: int.from_bytes(
+            data[field.offset : field.offset + field.size], sys.byteorder, signed=field.signed
         )
-        for each in fields
-        if each.name != "reserved"
+        for field in fields
+        if field.name != "reserved"
     }
 
 
@@ -172,7 +172,9 @@ def maps_in(btf: Btf) -> tuple[HintMap, ...]:
         kind = next((kind for kind in _KINDS if kind in tags), None)
         if kind is None:
             continue
-        members = {each.name: each.type_id for each in btf.members(btf.resolve(variable.type_id))}
+        members = {
+            member.name: member.type_id for member in btf.members(btf.resolve(variable.type_id))
+        }
 
         def number(name: str, members: dict[str, int] = members) -> int:
             return btf.array(btf.resolve(btf.target(btf.resolve(members[name]))))[1]
@@ -192,7 +194,7 @@ def maps_in(btf: Btf) -> tuple[HintMap, ...]:
             )
         )
     # The policy's own first.
-    return tuple(sorted(found, key=lambda each: each.name == CONSUMERS))
+    return tuple(sorted(found, key=lambda hint_map: hint_map.name == CONSUMERS))
 
 
 def _fields(btf: Btf, type_id: int, name: str) -> tuple[MapField, ...]:
@@ -200,9 +202,9 @@ def _fields(btf: Btf, type_id: int, name: str) -> tuple[MapField, ...]:
     if btf.kind(inner) not in (Kind.STRUCT, Kind.UNION):
         return (MapField(name, 0, btf.size(inner), btf.int_signed(inner)),)
     return tuple(
-        MapField(each.name, each.offset, each.size, btf.int_signed(each.type_id))
-        for each in btf.fields(inner)
-        if btf.kind(btf.resolve(each.type_id)) in (Kind.INT, Kind.ENUM)
+        MapField(field.name, field.offset, field.size, btf.int_signed(field.type_id))
+        for field in btf.fields(inner)
+        if btf.kind(btf.resolve(field.type_id)) in (Kind.INT, Kind.ENUM)
     )
 
 
@@ -239,19 +241,19 @@ def gauges_in(btf: Btf) -> tuple[Gauge, ...]:
 def broken_promises(gauges: tuple[Gauge, ...], values: Mapping[str, int]) -> list[str]:
     """Sentences about gauges that are below what the policy has promised."""
     return [
-        f"{each.name} is {values[each.name]:,} {each.unit}, {each.at_least} "
-        f"{values[each.at_least]:,}"
-        for each in gauges
-        if each.at_least and values[each.name] < values[each.at_least]
+        f"{gauge.name} is {values[gauge.name]:,} {gauge.unit}, {gauge.at_least} "
+        f"{values[gauge.at_least]:,}"
+        for gauge in gauges
+        if gauge.at_least and values[gauge.name] < values[gauge.at_least]
     ]
 
 
 def find_map(policy: str, known: tuple[HintMap, ...], name: str) -> HintMap:
     """The map of that name.  Raises UsageError."""
-    for each in known:
-        if each.name == name.replace("-", "_"):
-            return each
-    names = ", ".join(each.name for each in known)
+    for hint_map in known:
+        if hint_map.name == name.replace("-", "_"):
+            return hint_map
+    names = ", ".join(hint_map.name for hint_map in known)
     raise UsageError(
         f"the policy {policy} has no map {name} for hints",
         f"it has {names}" if names else "it has none",

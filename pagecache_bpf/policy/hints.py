@@ -185,10 +185,10 @@ class _Remote:
 
     @property
     def maps(self) -> tuple[HintMap, ...]:
-        return tuple(HintMap.from_json(each) for each in self._told["maps"])
+        return tuple(HintMap.from_json(hint_map) for hint_map in self._told["maps"])
 
     def gauges(self) -> tuple[tuple[Gauge, ...], dict[str, int]]:
-        return tuple(Gauge(**each) for each in self._told["gauges"]), dict(self._told["values"])
+        return tuple(Gauge(**gauge) for gauge in self._told["gauges"]), dict(self._told["values"])
 
     def read(self, map: HintMap, key: bytes) -> bytes | None:
         wanted = [value for found, value in self.elements(map) if found == key]
@@ -216,7 +216,7 @@ def _live(engines: Engines, policy: str) -> _Pinned | _Remote:
         raise PrivilegeError("only root can read or write a policy's maps", "", "Use sudo")
     engine = engines.engine_of(policy)
     if engine is None:
-        attached = ", ".join(each.name for _, each in engines.policies())
+        attached = ", ".join(policy.name for _, policy in engines.policies())
         raise UsageError(
             f"the policy {policy} is not attached",
             f"attached are {attached}" if attached else "no policy is",
@@ -228,8 +228,10 @@ def _live(engines: Engines, policy: str) -> _Pinned | _Remote:
 def gauge_values(known: tuple[Gauge, ...], data: bytes) -> dict[str, int]:
     """Gauges from the contents of the section they are in."""
     return {
-        each.name: int.from_bytes(data[each.offset : each.offset + each.size], sys.byteorder)
-        for each in known
+        variable.name: int.from_bytes(
+            data[variable.offset : variable.offset + variable.size], sys.byteorder
+        )
+        for variable in known
     }
 
 

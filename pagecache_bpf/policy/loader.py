@@ -138,7 +138,7 @@ def detach(name: str) -> ExitRecord | None:
             def ended() -> ExitRecord | None:
                 # A record older than the pin is of an earlier attachment of that name.
                 return _newest_exit(
-                    device, name, lambda each: each.seq > since or each.time_ns >= pinned_ns
+                    device, name, lambda record: record.seq > since or record.time_ns >= pinned_ns
                 )
 
             return _wait(ended, EXIT_SECONDS)
@@ -233,7 +233,7 @@ def _load_and_attach(
 
 
 def _knob_variables(btf: Btf) -> Iterator[Variable]:
-    return (each for each in btf.variables(RODATA) if knob_tags(btf, each.var_id))
+    return (variable for variable in btf.variables(RODATA) if knob_tags(btf, variable.var_id))
 
 
 def set_knobs(opened: libbpf.Object, knobs: Mapping[str, int]) -> None:
@@ -249,29 +249,29 @@ def set_knobs(opened: libbpf.Object, knobs: Mapping[str, int]) -> None:
 
 def enlarge_maps(opened: libbpf.Object, sizes: Mapping[str, int]) -> None:
     """Enlarge maps of an object that is not loaded yet; none becomes smaller."""
-    for each in opened.maps():
-        if sizes.get(each.name, 0) > each.max_entries:
-            each.resize(sizes[each.name])
+    for bpf_map in opened.maps():
+        if sizes.get(bpf_map.name, 0) > bpf_map.max_entries:
+            bpf_map.resize(sizes[bpf_map.name])
 
 
 def _pin_maps(opened: libbpf.Object, directory: Path) -> None:
-    for each in opened.maps():
-        if each.type == _STRUCT_OPS_MAP:
+    for bpf_map in opened.maps():
+        if bpf_map.type == _STRUCT_OPS_MAP:
             continue  # held by the link
         # "sequenti.rodata" is a section's; bpffs takes no dots in names.
-        name = each.name.partition(".")[2] or each.name
-        libbpf.pin(each.fd, directory / name.replace(".", "_"))
+        name = bpf_map.name.partition(".")[2] or bpf_map.name
+        libbpf.pin(bpf_map.fd, directory / name.replace(".", "_"))
 
 
 def _attach_table(
     info: PolicyInfo, opened: libbpf.Object, device: Device, messages: list[str]
 ) -> libbpf.Link:
     since = _last_exit(device)
-    for each in opened.maps():
-        if each.type != _STRUCT_OPS_MAP:
+    for bpf_map in opened.maps():
+        if bpf_map.type != _STRUCT_OPS_MAP:
             continue
         try:
-            return each.attach_struct_ops()
+            return bpf_map.attach_struct_ops()
         except OSError as error:
             raise _attach_error(info, device, since, messages, error) from error
     raise UsageError(f"{info.object} is not a policy", "it has no table")
@@ -284,7 +284,7 @@ def _attach_error(
         return _already_attached(info.name)
     what = f"the policy {info.name} was not attached"
     # The reason is in the record that the module has written, if the policy got that far.
-    record = _newest_exit(device, info.name, lambda each: each.seq > since)
+    record = _newest_exit(device, info.name, lambda record: record.seq > since)
     if record:
         return PolicyRejected(what, str(record))
     if error.errno == errno.EPROTO:
@@ -310,7 +310,7 @@ def _already_attached(name: str) -> PagecacheError:
 
 def _remove_stale_pins(name: str, device: Device) -> None:
     """Remove what a dead loader or a policy that has ended by itself has left of that name."""
-    if any(each.name == name for each in device.policies()):
+    if any(policy.name == name for policy in device.policies()):
         raise _already_attached(name)
     if (PIN_ROOT / name).is_dir():
         _remove_pins(name)
@@ -372,13 +372,13 @@ def _mount_bpffs() -> None:
 
 
 def _last_exit(device: Device) -> int:
-    return max((each.seq for each in device.exits()), default=0)
+    return max((record.seq for record in device.exits()), default=0)
 
 
 def _newest_exit(
     device: Device, name: str, wanted: Callable[[ExitRecord], bool]
 ) -> ExitRecord | None:
-    found = [each for each in device.exits() if each.policy == name and wanted(each)]
+    found = [record for record in device.exits() if record.policy == name and wanted(record)]
     return found[-1] if found else None
 
 

@@ -96,8 +96,8 @@ class Prometheus:
         data = self.get("query", query=query)
         assert data["resultType"] == "vector"
         return {
-            tuple(sorted(each["metric"].items())): float(each["value"][1])
-            for each in data["result"]
+            tuple(sorted(series["metric"].items())): float(series["value"][1])
+            for series in data["result"]
         }
 
     def value(self, query: str) -> float:

@@ -87,7 +87,7 @@ def read(path: Path, how: str = "read", piece: int = 128 << 10, limit: int = 0) 
 def policy(name: str = "sequential") -> PolicyStatus:
     """Its record now."""
     with agent_device.AgentDevice() as agent:
-        return next(each for each in agent.policies() if each.name == name)
+        return next(policy for policy in agent.policies() if policy.name == name)
 
 
 def idle() -> None:
@@ -138,7 +138,7 @@ def test_the_window_goes_on_into_the_next_file(file: Path, tmp_path: Path) -> No
     rest = PAGES - head + resident_pages(shards[2])
     assert policy().counters["prefetch_bytes"] - before <= 1.1 * rest * PAGE_SIZE
     done("untag", shards[1])
-    assert [each["path"] for each in done("tags", "--json").data["tags"]] == [
+    assert [tag["path"] for tag in done("tags", "--json").data["tags"]] == [
         str(shards[0]),
         str(shards[2]),
     ]
@@ -148,8 +148,8 @@ def test_status_tags_and_detach_tell_the_engine(file: Path) -> None:
     done("attach", "sequential", "--engine", "agent", file, "--knob", "max_window_mib=8")
     shown = done("status", "--json").data
     assert not undocumented(shown, status.JSON["status"])
-    (each,) = shown["policies"]
-    assert (each["engine"], each["tags"], each["knobs"]["max_window_mib"]) == ("agent", 1, 8)
+    (policy,) = shown["policies"]
+    assert (policy["engine"], policy["tags"], policy["knobs"]["max_window_mib"]) == ("agent", 1, 8)
     listed = done("tags", "--json").data
     assert not undocumented(listed, tags.JSON["tags"])
     assert [tag["path"] for tag in listed["tags"]] == [str(file)]
@@ -244,9 +244,9 @@ def test_two_commands_share_one_agent(file: Path) -> None:
     for thread in threads:
         thread.join()
     assert sorted(result.code for result in results) == [0, 0, 1]
-    assert "attached already" in next(each.err for each in results if each.code)
+    assert "attached already" in next(result.err for result in results if result.code)
     with agent_device.AgentDevice() as agent:
-        assert sorted(each.name for each in agent.policies()) == ["noop", "sequential"]
+        assert sorted(policy.name for policy in agent.policies()) == ["noop", "sequential"]
 
 
 def test_a_file_that_is_replaced_is_left_alone(file: Path) -> None:
@@ -272,7 +272,7 @@ def test_a_policy_that_ends_itself(file: Path) -> None:
     drop([file])
     read(file, limit=PAGE_SIZE)
     ended = wait_for(
-        lambda: [each for each in done("status", "--json").data["policies"] if each["exit"]],
+        lambda: [policy for policy in done("status", "--json").data["policies"] if policy["exit"]],
         "the end of the policy",
     )
     assert ended[0]["state"] == "ended"
@@ -319,7 +319,7 @@ def test_a_file_can_be_unmounted_after_a_load(file: Path) -> None:
     read(file)
     idle()
     with agent_device.AgentDevice() as agent:
-        held = [os.readlink(each) for each in Path(f"/proc/{agent.pid}/fd").iterdir()]
+        held = [os.readlink(link) for link in Path(f"/proc/{agent.pid}/fd").iterdir()]
         maps = Path(f"/proc/{agent.pid}/maps").read_text()
     assert str(file) not in held and str(file) not in maps
 
@@ -345,13 +345,13 @@ def test_what_is_tagged_is_observed(file: Path) -> None:
     read(file)
     with agent_device.AgentDevice() as agent:
         shown = agent.stats()
-    (model,) = [each for each in shown["models"] if each["model"] == name]
+    (model,) = [model for model in shown["models"] if model["model"] == name]
     assert (model["model"], model["policy"], model["engine"]) == (name, "noop", "agent")
     assert model["counters"]["added_bytes"] == PAGES * PAGE_SIZE == model["resident_bytes"]
     assert model["counters"]["read_hit_bytes"] == 0 < model["counters"]["read_bytes"]
     done("untag", file)
     with agent_device.AgentDevice() as agent:
-        (model,) = [each for each in agent.stats()["models"] if each["model"] == name]
+        (model,) = [model for model in agent.stats()["models"] if model["model"] == name]
         assert model["files"] == 0
 
 

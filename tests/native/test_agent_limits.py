@@ -80,9 +80,9 @@ def begin(process: subprocess.Popen[str]) -> None:
 
 def position(process: subprocess.Popen[str], path: Path) -> int:
     """The page that a reader has come to."""
-    for each in Path(f"/proc/{process.pid}/fd").iterdir():
-        if os.readlink(each) == str(path):
-            info = Path(f"/proc/{process.pid}/fdinfo/{each.name}").read_text()
+    for link in Path(f"/proc/{process.pid}/fd").iterdir():
+        if os.readlink(link) == str(path):
+            info = Path(f"/proc/{process.pid}/fdinfo/{link.name}").read_text()
             return int(info.split()[1]) // PAGE_SIZE
     raise AssertionError(f"{path} is not open")
 
@@ -173,7 +173,7 @@ def test_the_headroom_of_the_readers_cgroup_is_respected(large: Path, cgroup: Pa
         used = cgroups.of_process(process.pid).levels[0].reclaimable
         assert used >= 0.95 * resident_pages(large) * PAGE_SIZE
         shown = done("status", "--json").data["policies"][0]
-        assert not any("could not be moved" in each for each in shown["not_honoured"])
+        assert not any("could not be moved" in reason for reason in shown["not_honoured"])
     counters = policy().counters
     assert counters["prefetch_bytes"] > 16 * MIB
     # The fixture waits until the worker has left, and removes the cgroup.
@@ -194,7 +194,7 @@ def test_nothing_stays_behind_a_killed_agent(large: Path) -> None:
             os.kill(pid, signal.SIGKILL)
         assert workers and set(programs()) - others
         assert process.stdout is not None and process.stdout.readline() == "done\n"
-    wait_for(lambda: not any(Path(f"/proc/{each}").exists() for each in workers), "the workers")
+    wait_for(lambda: not any(Path(f"/proc/{worker}").exists() for worker in workers), "the workers")
     wait_for(lambda: not set(programs()) - others, "the programs to be gone")
     assert (ahead.read_text() if ahead else None) == before
     done("attach", "sequential", "--engine", "agent", large)
@@ -296,8 +296,8 @@ def test_a_file_deleted_while_tagged_is_let_go(file: Path) -> None:  # noqa: F81
     assert str(2) in shown["read_errors"]  # ENOENT
     with agent_device.AgentDevice() as agent:
         for pid in (agent.pid, *shown["workers"]):
-            held = [os.readlink(each) for each in Path(f"/proc/{pid}/fd").iterdir()]
-            assert not any(each.startswith(str(file)) for each in held)
+            held = [os.readlink(link) for link in Path(f"/proc/{pid}/fd").iterdir()]
+            assert not any(target.startswith(str(file)) for target in held)
     done("detach", "sequential")
 
 
@@ -313,7 +313,7 @@ def test_a_second_agent_gives_way() -> None:
     assert second.returncode == 1
     told = second.stdout + second.stderr
     assert "another controller runs already" in told and "Traceback" not in told
-    assert [each["name"] for each in done("status", "--json").data["policies"]] == ["noop"]
+    assert [policy["name"] for policy in done("status", "--json").data["policies"]] == ["noop"]
 
 
 def test_a_read_only_bpffs_does_not_matter(file: Path) -> None:  # noqa: F811

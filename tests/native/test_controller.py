@@ -46,9 +46,9 @@ def controller(tmp_path: Path) -> Iterator[Controller]:
 def links(controller: Controller) -> list[str]:
     """What the controller has open."""
     found = []
-    for each in Path(f"/proc/{controller.process.pid}/fd").iterdir():
+    for link in Path(f"/proc/{controller.process.pid}/fd").iterdir():
         with suppress(FileNotFoundError):
-            found.append(os.readlink(each))
+            found.append(os.readlink(link))
     return found
 
 
@@ -398,7 +398,7 @@ def test_templates_of_loads(tmp_path: Path) -> None:
             *("maio", "derived", ""),
         )
         (policy,) = controller.run("status", "--json").data["policies"]
-        assert [each["model"] for each in policy["templates"]] == ["a"]
+        assert [template["model"] for template in policy["templates"]] == ["a"]
         read(names["a"])
         passed = load(client, [names["b"]], model="b", template=texts["b"])
         assert passed["template"] == "derived"

@@ -205,7 +205,7 @@ def test_the_load_of_somebody_else(controller: Controller, file: Path) -> None:
                         found.append("done")
                     except PagecacheError as error:
                         found.append(type(error).__name__)
-                found += [each["model"] for each in client.status()["loads"]]
+                found += [load["model"] for load in client.status()["loads"]]
             return found
 
         for uid in (NOBODY, OTHER, 0):

@@ -56,7 +56,7 @@ def model(tmp_path: Path) -> Iterator[Path]:
     device = directory.stat().st_dev
     block = Path(f"/sys/dev/block/{os.major(device)}:{os.minor(device)}")
     places = (block / "queue", block.resolve().parent / "queue")
-    window = next((each / "read_ahead_kb" for each in places if each.exists()), None)
+    window = next((place / "read_ahead_kb" for place in places if place.exists()), None)
     before = window.read_text() if window else ""
     if window:
         window.write_text("128")
@@ -128,8 +128,8 @@ def total(samples: dict[Any, float], name: str, **labels: str) -> float:
     """The sum of the samples that have these labels."""
     return sum(
         value
-        for (each, having), value in samples.items()
-        if each == name and labels.items() <= dict(having).items()
+        for (metric, having), value in samples.items()
+        if metric == name and labels.items() <= dict(having).items()
     )
 
 

@@ -34,7 +34,7 @@ class Attached:
     def status(self) -> PolicyStatus:
         """Its record now."""
         with agent_device.AgentDevice() as agent:
-            return next(each for each in agent.policies() if each.name == "maio")
+            return next(policy for policy in agent.policies() if policy.name == "maio")
 
     def count(self, counter: str) -> int:
         """One counter."""
@@ -121,8 +121,8 @@ def test_the_command_derives_and_shows_it(tmp_path: Path) -> None:
     assert given["bytes"] == path.stat().st_size
     listed = run("status", "--json").data
     assert not undocumented(listed, status.JSON["status"])
-    (each,) = listed["policies"][0]["templates"]
-    assert each["accuracy"] is None and not each["dropped"]
+    (template,) = listed["policies"][0]["templates"]
+    assert template["accuracy"] is None and not template["dropped"]
     assert "not used yet" in run("status").out
 
 

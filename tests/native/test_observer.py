@@ -226,16 +226,16 @@ def test_consumers_and_models_are_kept_apart(file: Path, tmp_path: Path) -> None
         one = reader(file, pread((0, 7 * PAGE_SIZE)))
         two = reader(file, pread((0, 13 * PAGE_SIZE)))
         reader(other, stream())
-        shown = {each["model"]: each for each in observer.snapshot()["models"]}
+        shown = {model["model"]: model for model in observer.snapshot()["models"]}
         read = {
-            each["tgid"]: each["counters"]["read_bytes"] // PAGE_SIZE
-            for each in shown["test"]["consumers"]
+            consumer["tgid"]: consumer["counters"]["read_bytes"] // PAGE_SIZE
+            for consumer in shown["test"]["consumers"]
         }
         assert read == {one: 7, two: 13}
         assert shown["test"]["counters"]["read_bytes"] == 20 * PAGE_SIZE
         assert shown["other"]["counters"]["read_bytes"] == 307 * PAGE_SIZE
         assert shown["other"]["resident_bytes"] == 307 * PAGE_SIZE
-        assert not any(each["alive"] for each in shown["test"]["consumers"])
+        assert not any(consumer["alive"] for consumer in shown["test"]["consumers"])
 
 
 def test_moves_are_recorded(file: Path) -> None:

@@ -20,7 +20,7 @@ PAGES = 2039
 
 
 def test_what_comes_and_goes_is_counted(tmp_path: Path) -> None:
-    if any(each.ok for each in features.probe() if each.name == "access tracepoints"):
+    if any(feature.ok for feature in features.probe() if feature.name == "access tracepoints"):
         pytest.skip("this kernel has all tracepoints: `make test-old` boots one that has not")
     file = make_file(tmp_path / "model.safetensors", PAGES)
     attach = run("attach", "sequential", file, "--engine", "agent")

@@ -48,7 +48,7 @@ def test_each_test_is_run_once(tmp_path: Path, right: bool) -> None:
         )
     (tmp_path / "taken" / "test_7.py").mkdir(parents=True)  # by a third one
     runs = [run(tmp_path, name, "--share", str(tmp_path / "taken")) for name in "ab"]
-    codes = [each.wait() for each in runs]
+    codes = [run.wait() for run in runs]
     assert sorted(codes) == [0, 0 if right else 1]
     mine, yours = reported(tmp_path, "a"), reported(tmp_path, "b")
     assert len({*mine, *yours}) == len(mine) + len(yours) == 21

@@ -71,11 +71,11 @@ def run(
 def key_paths(value: Any, prefix: str = "") -> Iterator[str]:
     """Every path to a value in a JSON document, as the documentation writes it: a.b[].c"""
     if isinstance(value, dict) and value:
-        for key, each in value.items():
-            yield from key_paths(each, f"{prefix}.{key}" if prefix else key)
+        for key, item in value.items():
+            yield from key_paths(item, f"{prefix}.{key}" if prefix else key)
     elif isinstance(value, list) and value:
-        for each in value:
-            yield from key_paths(each, f"{prefix}[]")
+        for item in value:
+            yield from key_paths(item, f"{prefix}[]")
     else:
         yield prefix
 
@@ -89,7 +89,7 @@ def undocumented(data: Any, documented: Mapping[str, str]) -> set[str]:
         # an empty list or object is described by what it would hold
         below = (f"{path}[", f"{path}.")
         return (
-            path in known or path.startswith(stars) or any(each.startswith(below) for each in known)
+            path in known or path.startswith(stars) or any(path.startswith(below) for path in known)
         )
 
     return {path for path in key_paths(data) if not is_known(path)}

@@ -26,7 +26,7 @@ BEGIN = time.time_ns()
 
 def counters(scale: int) -> dict[str, int]:
     """Every observed counter: no two are alike."""
-    found = {each.name: scale * (7 + index) for index, each in enumerate(OBSERVED)}
+    found = {counter.name: scale * (7 + index) for index, counter in enumerate(OBSERVED)}
     for how in ("read", "mmap"):
         parts = ("hit", "ahead", "miss")
         found[f"{how}_bytes"] = sum(found[f"{how}_{part}_bytes"] for part in parts)
@@ -35,7 +35,7 @@ def counters(scale: int) -> dict[str, int]:
 
 def snapshot(scale: int = 1000, *, after_ns: int = 0, level: str = "full") -> Snapshot:
     """Three models: observed on the agent, tagged but never read, known to the module only."""
-    sequential = {each.name: 3 + index for index, each in enumerate(COUNTERS)}
+    sequential = {counter.name: 3 + index for index, counter in enumerate(COUNTERS)}
     return Snapshot(
         BEGIN + after_ns,
         {"struct_ops": True, "agent": True},

@@ -25,9 +25,9 @@ MODULES = sorted((ROOT / "build" / "kmod").glob("*/pagecache_bpf.ko"))
 ANY_MODULE = ROOT / "build" / "kmod" / "KERNELRELEASE" / "pagecache_bpf.ko"
 
 STRUCTS = {
-    name: each
-    for name, each in vars(abi).items()
-    if isinstance(each, type) and issubclass(each, ctypes.Structure)
+    name: value
+    for name, value in vars(abi).items()
+    if isinstance(value, type) and issubclass(value, ctypes.Structure)
 }
 # What programs on tracepoints and the agent share; the module has none of it.
 AGENT_OBJECTS = sorted((ROOT / "build" / "bpf" / "agent").glob("*.bpf.o"))
@@ -148,7 +148,7 @@ def test_enums_have_the_same_values(built: tuple[Btf, str], name: str) -> None:
         pytest.skip("the module has no variable of that type, so its types do not have it")
     assert type_id is not None, f"{where} has no enum {name}"
     theirs = sorted(btf.enum_values(type_id).values())
-    assert theirs == sorted(each.value for each in ENUMS[name]), f"enum {name} in {where}"
+    assert theirs == sorted(member.value for member in ENUMS[name]), f"enum {name} in {where}"
 
 
 @pytest.mark.parametrize(

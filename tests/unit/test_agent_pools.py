@@ -108,10 +108,10 @@ def test_no_file_stays_open(pools: Pools, log: Log, weights: Path) -> None:
     def held() -> bool:
         pids = [os.getpid(), *pools.pids()]
         return any(
-            os.readlink(each) == str(weights)
+            os.readlink(link) == str(weights)
             for pid in pids
-            for each in Path(f"/proc/{pid}/fd").iterdir()
-            if each.is_symlink()
+            for link in Path(f"/proc/{pid}/fd").iterdir()
+            if link.is_symlink()
         )
 
     wait_for(lambda: not held(), "the file to be closed")

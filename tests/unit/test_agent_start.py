@@ -21,7 +21,7 @@ before = os.sched_getaffinity(0)
 from pagecache_bpf.controller.inherited import reset
 failed = reset()
 print(json.dumps([len(before), len(os.sched_getaffinity(0)), os.getpriority(os.PRIO_PROCESS, 0),
-                  [int(each) for each in signal.pthread_sigmask(signal.SIG_BLOCK, ())],
+                  [int(blocked) for blocked in signal.pthread_sigmask(signal.SIG_BLOCK, ())],
                   os.umask(0), failed]))
 """
 

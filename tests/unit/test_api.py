@@ -62,7 +62,7 @@ def wait_for(condition: object, what: str, seconds: float = 20) -> None:
     assert callable(condition)
     deadline = time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < deadline, f"{what}: {[str(each) for each in api.report()]}"
+        assert time.monotonic() < deadline, f"{what}: {[str(report) for report in api.report()]}"
         time.sleep(0.005)
 
 

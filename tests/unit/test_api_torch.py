@@ -82,7 +82,7 @@ def test_staging_gives_the_same_bytes(
 @pytest.mark.parametrize("pinned", [True, False])
 def test_on_a_gpu(file: Path, pinned: bool) -> None:
     ours = pct.load_file(file, "cuda:0", pinned=pinned)
-    assert all(each.device.type == "cuda" for each in ours.values())
+    assert all(tensor.device.type == "cuda" for tensor in ours.values())
     same(ours, file)
     placed = pct.place("cuda:0")
     assert placed.accelerator is not None

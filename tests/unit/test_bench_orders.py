@@ -30,11 +30,11 @@ def reference(checkpoint: Model) -> loaders.Reference:
 
 
 def order(checkpoint: Model, name: str) -> orders.Order:
-    return next(each for each in orders.make(checkpoint) if each.name == name)
+    return next(found for found in orders.make(checkpoint) if found.name == name)
 
 
 def test_the_orders(checkpoint: Model) -> None:
-    assert [each.name for each in orders.make(checkpoint)] == NAMES
+    assert [found.name for found in orders.make(checkpoint)] == NAMES
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -63,7 +63,7 @@ def test_what_is_wanted_in_pages(checkpoint: Model, name: str) -> None:
             places = places.take(at, piece.axis)
         pages |= {(piece.path, int(page)) for page in np.unique(places // PAGE_SIZE)}
         pages.add((piece.path, 0))
-    headers = sum(each.hashed_bytes for each in derive(resolve(checkpoint.root)).files)
+    headers = sum(file.hashed_bytes for file in derive(resolve(checkpoint.root)).files)
     assert len(pages) * PAGE_SIZE <= tested.wanted_pages <= len(pages) * PAGE_SIZE + headers
     assert tested.wanted <= tested.wanted_pages <= checkpoint.size + 3 * PAGE_SIZE
 
@@ -74,7 +74,7 @@ def test_the_template_is_what_it_reads(checkpoint: Model, name: str) -> None:
     tp = int(tested.options[1]) if "--tp" in tested.options else 1
     rank = 0 if "--rank" in tested.options else None
     template = derive(resolve(checkpoint.root), names=tested.names, tp=tp, rank=rank)
-    headers = sum(each.hashed_bytes for each in template.files)
+    headers = sum(file.hashed_bytes for file in template.files)
     assert len(template.consumers) == len(tested.ranks)
     if not name.startswith("rank 0"):  # whose slices by columns are read with what lies between
         assert tested.wanted <= template.distinct <= 1.03 * tested.wanted + headers

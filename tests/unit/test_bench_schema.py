@@ -46,8 +46,8 @@ def report() -> schema.Report:
         row("attached", [1.0, 2.0, 9.0], residency=[[-0.1, 0], [0.5, 64_000_000]]),
         row("limit", [1.0, 1.5, 2.0]),
     ]
-    for each in rows[:2]:
-        each.extra |= {"residency_end_s": 6.0 if each.policy is None else 1.0}
+    for default in rows[:2]:
+        default.extra |= {"residency_end_s": 6.0 if default.policy is None else 1.0}
     rows[1].extra |= {"speedup": 3.0, "of_limit": 0.75}
     schema.fill_limits(rows, same=lambda _: None)
     rows.append(row("again", [0.5]))
@@ -110,9 +110,9 @@ def test_table_fits_80_columns_and_says_it_all(report: schema.Report) -> None:
 
 def test_other_peoples_loaders_fit_into_the_table(report: schema.Report) -> None:
     for name in ("read after vmtouch -t", "read + prefetch threads", "run:ai streamer"):
-        each = row("peer", [3.0, 4.0])
-        each.loader = name
-        report.rows.append(each)
+        peer = row("peer", [3.0, 4.0])
+        peer.loader = name
+        report.rows.append(peer)
     theirs = row("again", [2.0])
     theirs.loader = "run:ai streamer"
     report.rows.append(theirs)
@@ -127,11 +127,11 @@ def test_other_peoples_loaders_fit_into_the_table(report: schema.Report) -> None
 
 def test_one_table_has_both_kernels(report: schema.Report) -> None:
     here = [schema.Row.from_json(row.as_json()) for row in report.rows]
-    for each in here:
-        each.case = "all-MiniLM-L6-v2"
-        each.extra |= {"host": "native", "delay_ms": None, "cap_bytes_per_s": None}
-        each.wanted_bytes = round(min(each.seconds) * 10.8e9)
-        each.loader = each.loader.replace("read", "safe_open")
+    for measured in here:
+        measured.case = "all-MiniLM-L6-v2"
+        measured.extra |= {"host": "native", "delay_ms": None, "cap_bytes_per_s": None}
+        measured.wanted_bytes = round(min(measured.seconds) * 10.8e9)
+        measured.loader = measured.loader.replace("read", "safe_open")
     here[0].extra["state"] = "detached"  # the longest words, and five digits of MB/s
     console = Console(width=80, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
     console.print(show.one_table([*here, *report.rows], "Cold loads"))
@@ -178,8 +178,8 @@ def test_picture_is_drawn_and_the_same_each_time(report: schema.Report, tmp_path
 
 
 def test_picture_without_samples_is_none(report: schema.Report, tmp_path: Path) -> None:
-    for each in report.rows:
-        each.extra.pop("residency", None)
+    for measured in report.rows:
+        measured.extra.pop("residency", None)
     assert demo.draw(report, tmp_path) == []
 
 

@@ -70,7 +70,7 @@ def test_layout_is_the_compilers(btf: Btf) -> None:
 
 
 def test_bit_fields_have_their_bits(btf: Btf) -> None:
-    members = {each.name: each for each in btf.members(btf.require("outer", Kind.STRUCT))}
+    members = {member.name: member for member in btf.members(btf.require("outer", Kind.STRUCT))}
     assert (members["low"].bit_offset, members["low"].bits) == (960, 3)
     assert (members["high"].bit_offset, members["high"].bits) == (963, 29)
     assert members["second"].bits == 0
@@ -81,7 +81,7 @@ def test_enum_values(btf: Btf) -> None:
 
 
 def test_variables_and_their_tags(btf: Btf) -> None:
-    variables = {each.name: each for each in btf.variables(".rodata")}
+    variables = {variable.name: variable for variable in btf.variables(".rodata")}
     assert set(variables) == {"knob", "other"}
     assert sorted(btf.tags(variables["knob"].var_id)) == ["pagecache:min=1", "pagecache:unit=MiB"]
     assert btf.tags(variables["other"].var_id) == []

@@ -145,7 +145,7 @@ def test_colors_can_be_switched_off() -> None:
 
 def test_names_only_for_scripts() -> None:
     names = run("policy", "list", "--names").out.split()
-    assert names == [each["name"] for each in run("policy", "list", "--json").data["policies"]]
+    assert names == [policy["name"] for policy in run("policy", "list", "--json").data["policies"]]
 
 
 def test_a_reader_that_goes_away_is_no_error() -> None:

@@ -120,7 +120,7 @@ def test_a_mistake_has_its_line(text: str, told: str) -> None:
 
 def test_all_mistakes_at_once_in_order() -> None:
     found = lines_of("[loads]\nengine = 'x'\nnew = 1\n[socket]\nmode = 1\n")
-    assert [each.split(":")[0] for each in found] == ["line 2", "line 3", "line 5"]
+    assert [complaint.split(":")[0] for complaint in found] == ["line 2", "line 3", "line 5"]
 
 
 def test_not_utf8() -> None:
@@ -161,11 +161,11 @@ def test_budgets_reach_the_knob(tmp_path: Path) -> None:
         (tmp_path / f"{name}.gguf").write_bytes(b"x" * 4096)
     where = [f"[[model]]\npath = '{tmp_path}/{name}.gguf'\n" for name in ("a", "b")]
     policy = "policy = 'sequential'\nbudget = '1GiB'\n"
-    settings = ResolvedConfig(parse("".join(each + policy for each in where).encode(), SOURCE))
+    settings = ResolvedConfig(parse("".join(table + policy for table in where).encode(), SOURCE))
     if settings.missing:
         pytest.skip("the temporary directory has no page cache")
     assert knobs_for("sequential", settings) == {"budget_mib": 2048}
-    total = "total_budget = '1GiB'\n" + "".join(each + policy for each in where)
+    total = "total_budget = '1GiB'\n" + "".join(table + policy for table in where)
     assert knobs_for("sequential", ResolvedConfig(parse(total.encode(), SOURCE))) == {
         "budget_mib": 1024
     }

@@ -95,7 +95,9 @@ _JSON = st.recursive(
     lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
     max_leaves=20,
 )
-_NAMES = sorted({name for each in public_protocol.OPERATIONS.values() for name in each.arguments})
+_NAMES = sorted(
+    {name for operation in public_protocol.OPERATIONS.values() for name in operation.arguments}
+)
 
 
 @given(

@@ -100,7 +100,7 @@ def test_exit_records_are_named(opened: Device, module: Module) -> None:
     assert (first.kind, first.hook, first.code) == ("invalid", "readahead", -22)
     assert str(first) == "why: so (code -22)"
     assert (second.kind, second.hook, str(second)) == ("77", "init", "why")
-    assert [each.seq for each in opened.exits(since=1)] == [2]
+    assert [record.seq for record in opened.exits(since=1)] == [2]
 
 
 def test_a_list_that_goes_backwards_does_not_hang(

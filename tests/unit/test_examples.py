@@ -136,7 +136,7 @@ class DefaultModelLoader:
     def load_weights(self, model, model_config):
         """As vLLM's: reads the weights while it runs."""
         import pagecache_bpf as pc
-        self.seen = [(each.path, each.files, each.done) for each in pc.report()]
+        self.seen = [(load.path, load.files, load.done) for load in pc.report()]
         if model == "broken":
             raise ValueError("a bad checkpoint")
         return "loaded"
@@ -145,8 +145,8 @@ USE_PLUGIN = """
 import sys
 from importlib.metadata import entry_points
 from types import SimpleNamespace as Config
-(plugin,) = [each for each in entry_points(group="vllm.general_plugins")
-             if each.name == "pagecache_bpf"]
+(plugin,) = [point for point in entry_points(group="vllm.general_plugins")
+             if point.name == "pagecache_bpf"]
 register = plugin.load()
 register()
 register()

@@ -189,7 +189,7 @@ def test_the_models_own_pages_are_to_stay(file: Path, monkeypatch: pytest.Monkey
 def test_one_page_cache_line_for_each_file(file: Path, tmp_path: Path) -> None:
     (tmp_path / "other.safetensors").write_bytes(b"x" * PAGE_SIZE)
     found = look(tmp_path)
-    assert [each.size for each in found.files] == [PAGES * PAGE_SIZE - 17, PAGE_SIZE]
+    assert [file.size for file in found.files] == [PAGES * PAGE_SIZE - 17, PAGE_SIZE]
     assert isinstance(found.files[0], estimate.File)
 
 

@@ -91,7 +91,7 @@ class Kernel:
         return Machine(KernelFS(self.root), RELEASE, euid, built=self.root / "built")
 
     def probe(self, name: str, euid: int = 0) -> Feature:
-        found = [each for each in features.probe(self.machine(euid)) if each.name == name]
+        found = [feature for feature in features.probe(self.machine(euid)) if feature.name == name]
         assert len(found) == 1, f"{len(found)} features are called {name}"
         return found[0]
 
@@ -103,8 +103,8 @@ def kernel(tmp_path: Path) -> Kernel:
 
 def test_a_kernel_that_has_everything(kernel: Kernel) -> None:
     tools = {"libbpf", "clang", "pahole", "cachestat(2)"}  # of this machine, not of that kernel
-    table = [each for each in features.probe(kernel.machine()) if each.name not in tools]
-    assert [each for each in table if not each.ok] == []
+    table = [feature for feature in features.probe(kernel.machine()) if feature.name not in tools]
+    assert [feature for feature in table if not feature.ok] == []
     assert len(table) == len(features.PROBES) - len(tools)
 
 
@@ -112,29 +112,32 @@ def test_what_an_engine_lacks_is_told_apart(kernel: Kernel) -> None:
     """A locked kernel still runs the agent; one without its tracepoints still takes the module."""
     kernel.remove("proc/modules")
     lacking = features.lacking(features.probe(kernel.machine()))
-    assert "loadable modules" in [each.name for each in lacking["struct_ops"]]
-    assert not [each for each in lacking["agent"] if each.name != "libbpf"]
-    names = ("bpf_struct_ops_desc", *(f"btf_trace_{each}" for each in features.TRACEPOINTS))
+    assert "loadable modules" in [feature.name for feature in lacking["struct_ops"]]
+    assert not [feature for feature in lacking["agent"] if feature.name != "libbpf"]
+    names = (
+        "bpf_struct_ops_desc",
+        *(f"btf_trace_{tracepoint}" for tracepoint in features.TRACEPOINTS),
+    )
     kernel.put("sys/kernel/btf/vmlinux", btf(*names))
     lacking = features.lacking(features.probe(kernel.machine()))
-    assert "access tracepoints" in [each.name for each in lacking["agent"]]
-    assert "access tracepoints" not in [each.name for each in lacking["struct_ops"]]
+    assert "access tracepoints" in [feature.name for feature in lacking["agent"]]
+    assert "access tracepoints" not in [feature.name for feature in lacking["struct_ops"]]
 
 
 def test_every_line_says_what_is_lost_and_what_to_do(tmp_path: Path) -> None:
     """A kernel that has nothing at all: no probe may raise, and each has a next step."""
     table = features.probe(Machine(KernelFS(tmp_path / "void"), RELEASE, 1000))
-    assert len({each.name for each in table}) == len(table)
-    for each in table:
-        assert each.name and each.found
-        if each.name != "kernel":
-            assert each.lost, each
-        if each.ok is False:
-            assert each.fix, each
+    assert len({feature.name for feature in table}) == len(table)
+    for feature in table:
+        assert feature.name and feature.found
+        if feature.name != "kernel":
+            assert feature.lost, feature
+        if feature.ok is False:
+            assert feature.fix, feature
 
 
 def test_the_live_kernel_answers() -> None:
-    table = {each.name: each for each in features.probe()}
+    table = {feature.name: feature for feature in features.probe()}
     assert platform.release() in table["kernel"].found
     assert table["privileges"].ok == (os.geteuid() == 0) or os.geteuid() == 0
     assert (table["kernel BTF"].ok is True) == Path("/sys/kernel/btf/vmlinux").exists()

@@ -25,12 +25,12 @@ def the_map(policy: str, name: str) -> HintMap:
 
 
 def test_what_is_marked_is_found_and_nothing_else() -> None:
-    assert [(each.name, each.kind) for each in maps_of(find("multiplex"))] == [
+    assert [(hint_map.name, hint_map.kind) for hint_map in maps_of(find("multiplex"))] == [
         ("plans", "hint"),
         ("scores", "report"),
         ("consumers", "hint"),
     ]
-    assert [each.name for each in maps_of(find("sequential"))] == ["consumers"]
+    assert [hint_map.name for hint_map in maps_of(find("sequential"))] == ["consumers"]
     plans = the_map("multiplex", "plans")
     assert [(f.name, f.offset, f.size) for f in plans.value] == [
         ("due_ns", 0, 8),
@@ -42,9 +42,11 @@ def test_what_is_marked_is_found_and_nothing_else() -> None:
 
 def test_every_hint_of_a_shipped_policy_says_what_for() -> None:
     for info in discover():
-        for each in maps_of(info):
-            assert each.help and each.key and each.value, f"{info.name}: {each.name}"
-        known = {each.name for each in gauges_of(info)}
+        for hint_map in maps_of(info):
+            assert hint_map.help and hint_map.key and hint_map.value, (
+                f"{info.name}: {hint_map.name}"
+            )
+        known = {gauge.name for gauge in gauges_of(info)}
         for gauge in gauges_of(info):
             assert gauge.help and gauge.unit and (not gauge.at_least or gauge.at_least in known)
 

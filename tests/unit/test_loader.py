@@ -226,7 +226,7 @@ class FakeDevice:
         return [SimpleNamespace(name=name) for name in self.names]
 
     def exits(self, since: int = 0) -> list[ExitRecord]:
-        return [each for each in self.records if each.seq > since]
+        return [record for record in self.records if record.seq > since]
 
 
 @pytest.fixture

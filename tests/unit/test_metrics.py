@@ -50,7 +50,7 @@ def test_samples_have_a_value_for_each_label(metric: declarations.Metric) -> Non
     seen = [tuple(labels) for labels, _ in metric.read(snapshot())]
     assert len(seen) == len(set(seen))
     assert all(len(labels) == len(metric.labels) for labels in seen)
-    assert all(isinstance(each, str) for labels in seen for each in labels)
+    assert all(isinstance(label, str) for labels in seen for label in labels)
     assert seen  # the snapshot has something of everything
     assert not list(metric.read(None)) or metric.name in ("pagecache_up", "pagecache_build_info")
 
@@ -68,9 +68,9 @@ def test_every_observed_counter_is_exported_once() -> None:
         if labels[0] == LLAMA
     )
     expected = [
-        model.counters[each.name] / (1e9 if each.unit == "ns" else 1)
-        for each in OBSERVED
-        if each.name not in ("read_bytes", "mmap_bytes", "added_bytes", "removed_bytes")
+        model.counters[counter.name] / (1e9 if counter.unit == "ns" else 1)
+        for counter in OBSERVED
+        if counter.name not in ("read_bytes", "mmap_bytes", "added_bytes", "removed_bytes")
     ]
     assert exported == sorted(expected)
 
@@ -191,7 +191,7 @@ def test_the_dashboard_is_well_formed() -> None:
         }
         assert not cells & places, panel["title"]
         places |= cells
-    variables = {each["name"] for each in dashboard["templating"]["list"]}
+    variables = {variable["name"] for variable in dashboard["templating"]["list"]}
     assert variables == {"datasource", "model"}
 
 

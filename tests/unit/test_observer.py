@@ -27,16 +27,16 @@ def test_maps_are_as_compiled() -> None:
     library = libbpf.library()
     with libbpf.Object(OBJECT, "observer") as opened:
         found = {
-            each.name: (
-                each.type,
+            bpf_map.name: (
+                bpf_map.type,
                 *(
-                    int(getattr(library, f"bpf_map__{what}")(each._pointer))
+                    int(getattr(library, f"bpf_map__{what}")(bpf_map._pointer))
                     for what in ("key_size", "value_size", "max_entries", "map_flags")
                 ),
             )
-            for each in _with_arguments(library, opened)
+            for bpf_map in _with_arguments(library, opened)
             # BCC's programs look for no areas of memory.
-            if not each.name.endswith((".rodata", ".bss", RING)) and each.name != "areas"
+            if not bpf_map.name.endswith((".rodata", ".bss", RING)) and bpf_map.name != "areas"
         }
     assert found == MAPS
 
@@ -63,12 +63,12 @@ def test_what_is_resident_is_told_page_by_page(tmp_path: Path) -> None:
 
 
 def test_every_counter_has_a_text() -> None:
-    names = [each.name for each in abi.OBSERVED]
+    names = [counter.name for counter in abi.OBSERVED]
     assert len(set(names)) == len(names)
     guide = (ROOT / "docs" / "observing.md").read_text()
-    for each in abi.OBSERVED:
-        assert each.unit in ("bytes", "ns") and each.name.endswith(f"_{each.unit}")
-        assert f"`{each.name}`" in guide and each.help
+    for counter in abi.OBSERVED:
+        assert counter.unit in ("bytes", "ns") and counter.name.endswith(f"_{counter.unit}")
+        assert f"`{counter.name}`" in guide and counter.help
 
 
 def test_only_root_observes(monkeypatch: pytest.MonkeyPatch) -> None:

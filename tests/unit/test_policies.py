@@ -123,7 +123,7 @@ def test_unknown_names_list_the_known(monkeypatch: pytest.MonkeyPatch, tmp_path:
     assert caught.value.exit_code == 2
     with pytest.raises(PagecacheError, match=r"not built. Run `make bpf`"):
         find("noop")
-    assert [each.name for each in catalog.discover()] == ["noop", "sequential"]
+    assert [info.name for info in catalog.discover()] == ["noop", "sequential"]
 
 
 def test_paths_that_are_no_policies(tmp_path: Path) -> None:
@@ -145,13 +145,13 @@ def test_paths_that_are_no_policies(tmp_path: Path) -> None:
 
 def test_shipped_policies_are_complete() -> None:
     shipped = catalog.discover()
-    assert {"noop", "sequential"} <= {each.name for each in shipped}
-    for each in shipped:
-        assert each.source is not None
-        assert each.purpose and each.when and each.limits, f"{each.name} lacks its texts"
-        for knob in each.knobs:
-            assert knob.minimum <= knob.default <= knob.maximum, f"{each.name}: {knob}"
-            assert knob.unit and knob.help, f"{each.name}: {knob}"
+    assert {"noop", "sequential"} <= {info.name for info in shipped}
+    for info in shipped:
+        assert info.source is not None
+        assert info.purpose and info.when and info.limits, f"{info.name} lacks its texts"
+        for knob in info.knobs:
+            assert knob.minimum <= knob.default <= knob.maximum, f"{info.name}: {knob}"
+            assert knob.unit and knob.help, f"{info.name}: {knob}"
 
 
 def test_knobs_are_parsed(info: PolicyInfo) -> None:

@@ -199,7 +199,7 @@ def test_the_command(tmp_path: Path) -> None:
     done = run(*words, "--knob", "budget_mib=6", "--json")
     assert done.code == 0, done.err
     data = json.loads(done.out)
-    by_name = {each["name"]: each for each in data["results"]}
+    by_name = {result["name"]: result for result in data["results"]}
     assert list(by_name) == ["pin", "default", "lru", "optimum"]
     assert data["distinct_bytes"] == 12 << 20 and data["knobs"]["budget_mib"] == 6
     assert by_name["lru"]["hit_bytes"] == 0
@@ -209,12 +209,12 @@ def test_the_command(tmp_path: Path) -> None:
     assert done.code == 0 and "optimum" in done.out
 
 
-@pytest.mark.parametrize("policy", [each.name for each in discover()])
+@pytest.mark.parametrize("policy", [info.name for info in discover()])
 def test_every_shipped_policy_can_be_replayed(tmp_path: Path, policy: str) -> None:
     words = ["--trace", str(cyclic_trace(tmp_path)), "--memory", "8MiB", "--json"]
     done = run("simulate", "--policy", policy, *words)
     assert done.code == 0, done.err
-    by_name = {each["name"]: each for each in json.loads(done.out)["results"]}
+    by_name = {result["name"]: result for result in json.loads(done.out)["results"]}
     assert by_name[policy]["read_bytes"] >= by_name["optimum"]["read_bytes"] > 0
 
 
@@ -264,11 +264,13 @@ def test_a_template_is_a_trace(tmp_path: Path) -> None:
     template = Template(files, ("one", "two"), np.array(rows, EXTENT), "recorded", "test")
     templates.write(template, path)
     found = recorded.read(path)
-    assert [(each.name, each.model) for each in found.files] == [
+    assert [(file.name, file.model) for file in found.files] == [
         ("a.safetensors", "llama"),
         ("b.safetensors", "llama"),
     ]
-    reads = [(each.consumer, each.file, each.offset, each.length) for each in found.accesses]
+    reads = [
+        (access.consumer, access.file, access.offset, access.length) for access in found.accesses
+    ]
     assert reads == [
         *((0, 0, 0, MIB), (1, 0, 0, MIB), (0, 0, MIB, MIB), (0, 0, 2 * MIB, MIB)),
         (0, 1, 4096, 8192),

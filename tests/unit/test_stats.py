@@ -144,7 +144,7 @@ def both_engines(monkeypatch: pytest.MonkeyPatch, module: Any, agent: Any) -> No
     def policies() -> Any:
         for name, engine in (("struct_ops", module), ("agent", agent)):
             if engine:
-                yield from ((name, each) for each in engine.policies())
+                yield from ((name, policy) for policy in engine.policies())
 
     monkeypatch.setattr(policy_arrays, "replays", lambda *_: [])
     both = SimpleNamespace(module=module, agent=agent, policies=policies)
@@ -221,7 +221,7 @@ def test_stats_in_json_is_documented() -> None:
     assert shown.code == 0
     assert not undocumented(shown.data, stats_verb.JSON["stats"])
     llama = shown.data["models"][0]
-    assert set(llama["counters"]) == {each.name for each in OBSERVED}
+    assert set(llama["counters"]) == {counter.name for counter in OBSERVED}
     assert 0 < llama["hit_ratio"] < 1
     assert shown.data["policies"][2]["state"] == "ended"
 

@@ -37,8 +37,7 @@ def model(tmp_path: Path) -> tuple[Path, list[Places]]:
 
 def ranges(template: Template, consumer: int = 0) -> list[tuple[int, int, int]]:
     return [
-        (int(each["file"]), int(each["offset"]), int(each["length"]))
-        for each in template.of(consumer)
+        (int(row["file"]), int(row["offset"]), int(row["length"])) for row in template.of(consumer)
     ]
 
 
@@ -46,7 +45,7 @@ def expected(places: list[Places], names: list[tuple[int, str]]) -> list[tuple[i
     """Ranges of these tensors, each file's header before its first, joined where they touch."""
     rows: list[tuple[int, int, int]] = []
     for file, name in names:
-        if all(each[0] != file for each in rows):
+        if all(row[0] != file for row in rows):
             rows.append((file, 0, min(start for start, _ in places[file].values())))
         start, length = places[file][name]
         last = rows[-1]
@@ -176,7 +175,7 @@ def test_snapshots_keep_the_names_of_their_links(tmp_path: Path) -> None:
     link = cache / "snapshots" / "abc" / "model.safetensors"
     link.symlink_to("../../blobs/0f3e")
     template = derive(resolve(cache / "snapshots" / "abc"))
-    assert [each.path for each in template.files] == ["model.safetensors"]
+    assert [file.path for file in template.files] == ["model.safetensors"]
     assert check(template, cache / "snapshots" / "abc").whole
 
 
@@ -187,7 +186,7 @@ def test_fit(model: tuple[Path, list[Places]]) -> None:
     second = root / "model-2-of-2.safetensors"
     weights.safetensors(second, {"m.1.y": (4, 8), "a": (8,), "m.10.a": (8, 8)})
     fit = check(template, root)
-    assert [(each.path, each.why) for each in fit.mismatches] == [
+    assert [(mismatch.path, mismatch.why) for mismatch in fit.mismatches] == [
         ("model-2-of-2.safetensors", "its header is another one")
     ]
     assert fit.fitting_bytes == (root / "model-1-of-2.safetensors").stat().st_size

@@ -49,7 +49,7 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
     umask = os.umask(0)
     os.umask(umask)
     assert stat.S_IMODE(path.stat().st_mode) == 0o666 & ~umask
-    assert [each.name for each in tmp_path.iterdir()] == ["t"]
+    assert [path.name for path in tmp_path.iterdir()] == ["t"]
 
 
 @st.composite
@@ -193,6 +193,6 @@ def test_damaged_text_ends_in_our_error(tmp_path: Path, data: st.DataObject) -> 
     except PagecacheError as error:
         assert error.what
         return
-    sizes = np.array([each.size for each in template.files], np.uint64)
+    sizes = np.array([file.size for file in template.files], np.uint64)
     ends = template.extents["offset"] + template.extents["length"]
     assert np.all(ends <= sizes[template.extents["file"]])

@@ -109,7 +109,7 @@ def test_huge_pages_that_are_wanted_whole_are_known() -> None:
             (number % ranks, 0, start, end - start) for number, (start, end) in enumerate(ranges)
         ]
         layout = lay_out([("m", template([size], rows, ranks))], page_size=PAGE)
-        return [int(each) for each in layout.arrays["template_extents"]["edges"]]
+        return [int(edge) for edge in layout.arrays["template_extents"]["edges"]]
 
     # The second comes first: together they want all of the huge page in which they meet.
     assert edges(4 * huge, (700, 1700), (0, 700)) == [first | last, first]
@@ -145,7 +145,7 @@ def test_several_models_and_identities() -> None:
     assert [(v.file, v.model, v.spans) for v in values.values()] == [(0, 0, 0), (2, 1, 4)]
     models = layout.arrays["template_models"]
     assert models["first_consumer"].tolist() == [0, 2]
-    assert [each.tobytes().rstrip(b"\0") for each in models["name"]] == [b"one", b"other"]
+    assert [raw.tobytes().rstrip(b"\0") for raw in models["name"]] == [b"one", b"other"]
     assert steps_of(layout, 2) == [(2, 60, 70), (2, 0, 60)]
     assert find(layout, 4, 65) == int(layout.arrays["template_consumers"]["first_step"][2])
     assert layout.arrays["template_targets"]["pages"].tolist() == [100, 50, 70]

@@ -71,7 +71,7 @@ def test_recording_joins_orders_and_tells_processes_apart(tmp_path: Path) -> Non
     # the last page is not whole
     assert int(template.of(1)["length"][0]) == 14 * PAGE_SIZE - 1
     assert template.source == "recorded" and check(template, tmp_path).whole
-    assert [each.path for each in template.files] == ["a.bin", "b.bin"]
+    assert [file.path for file in template.files] == ["a.bin", "b.bin"]
 
 
 def test_sparse_accesses_stay_apart(tmp_path: Path) -> None:
@@ -97,9 +97,9 @@ def test_traces_go_both_ways(root: Path, tmp_path: Path) -> None:
     template = read_trace(trace)
     # A line whose node is left open (-1) is of the reader of the line before.
     assert template.consumers == ("node 1", "node 0")
-    assert [int(each["length"]) for each in template.of(0)] == [8192, 10]
+    assert [int(row["length"]) for row in template.of(0)] == [8192, 10]
     assert check(template, root).whole
-    paths = dict(enumerate(root / each.path for each in template.files))
+    paths = dict(enumerate(root / file.path for file in template.files))
     written = "".join(render_trace(template, paths)).splitlines(keepends=True)
     assert sorted(written) == sorted(
         f"{line}\n"

@@ -47,10 +47,10 @@ def test_every_shape_is_read_and_printed(name: str, tmp_path: Path) -> None:
     machine = topology.read(build(tmp_path, name))
     data = json.loads(json.dumps({**machine.as_json(), "devices": []}))
     assert not undocumented(data, verb.JSON["topology"])
-    assert [each.id for each in machine.nodes] == [int(key) for key in SHAPES[name]["nodes"]]
-    for each in machine.accelerators:
-        assert place(each.pci, machine, {}).accelerator == each
-        assert each.node is None or machine.cpus_of(each.node)
+    assert [node.id for node in machine.nodes] == [int(key) for key in SHAPES[name]["nodes"]]
+    for accelerator in machine.accelerators:
+        assert place(accelerator.pci, machine, {}).accelerator == accelerator
+        assert accelerator.node is None or machine.cpus_of(accelerator.node)
 
 
 @shape("no-accelerator")
@@ -71,8 +71,8 @@ def test_single_node(machine: Topology) -> None:
 
 @shape("two-socket-8-gpu")
 def test_two_sockets_eight_gpus(machine: Topology) -> None:
-    assert [each.node for each in machine.accelerators] == [0] * 4 + [1] * 4
-    assert [each.uuid for each in machine.accelerators] == H100
+    assert [accelerator.node for accelerator in machine.accelerators] == [0] * 4 + [1] * 4
+    assert [accelerator.uuid for accelerator in machine.accelerators] == H100
     assert nodes_of(machine, "cuda") == [0] * 4 + [1] * 4
     assert machine.cpus_of(1)[:2] == (56, 57) and len(machine.cpus_of(1)) == 112
     assert not machine.unified
@@ -167,7 +167,7 @@ def test_mig(tmp_path: Path) -> None:
     tree = build(tmp_path, "two-socket-8-gpu")
     migs = ["MIG-1f2a0000-aaaa-5bbb-8ccc-000000000001", "MIG-1f2b0000-aaaa-5bbb-8ccc-000000000002"]
     gpus: dict[str, list[tuple[str, int, int]]] = {
-        each.pci: [] for each in topology.read(tree).accelerators
+        accelerator.pci: [] for accelerator in topology.read(tree).accelerators
     }
     gpus["0000:c3:00.0"] = [(migs[0], 1, 0), (migs[1], 2, 0)]
     machine = topology.read(tree, fake_nvml(gpus))
@@ -212,7 +212,9 @@ def test_gh200_memory_of_the_gpu_is_a_node(machine: Topology) -> None:
 
 @shape("gb200")
 def test_gb200_without_numa_status(machine: Topology) -> None:
-    assert [(each.node, each.memory_node) for each in machine.accelerators] == [(0, 2), (1, 3)]
+    assert [
+        (accelerator.node, accelerator.memory_node) for accelerator in machine.accelerators
+    ] == [(0, 2), (1, 3)]
     assert machine.unified
     assert machine.cpus_of(3) == tuple(range(72, 144))
 
@@ -226,11 +228,11 @@ def test_gb10_shares_memory(machine: Topology) -> None:
 
 @shape("mi300x-8-gpu")
 def test_mi300x(machine: Topology) -> None:
-    assert [each.index for each in machine.accelerators] == list(range(8))
+    assert [accelerator.index for accelerator in machine.accelerators] == list(range(8))
     for prefix in ("rocm", "hip", "cuda"):  # PyTorch calls AMD's GPUs cuda, too
         assert nodes_of(machine, prefix) == [0] * 4 + [1] * 4
     assert not machine.unified
-    uuids = [each.uuid for each in machine.accelerators]
+    uuids = [accelerator.uuid for accelerator in machine.accelerators]
     assert uuids[1] == "GPU-8a3c1f0000001111"
 
     def seen(**environ: str) -> list[int | None]:
@@ -250,12 +252,15 @@ def test_mi300x(machine: Topology) -> None:
 
 @shape("mi300a", "ryzen-apu")
 def test_apus_are_unified(machine: Topology) -> None:
-    assert machine.unified and all(each.unified for each in machine.accelerators)
+    assert machine.unified and all(accelerator.unified for accelerator in machine.accelerators)
 
 
 @shape("mi300a")
 def test_domains_of_kfd(machine: Topology) -> None:
-    assert [each.pci for each in machine.accelerators] == ["0000:01:00.0", "0001:01:00.0"]
+    assert [accelerator.pci for accelerator in machine.accelerators] == [
+        "0000:01:00.0",
+        "0001:01:00.0",
+    ]
     assert nodes_of(machine, "rocm") == [0, 1]
 
 
@@ -280,7 +285,7 @@ def test_ascend_numbers_are_not_guessed(machine: Topology) -> None:
 
 @shape("numa-node-unknown")
 def test_unknown_stays_unknown(machine: Topology) -> None:
-    assert [each.node for each in machine.accelerators] == [None, None]
+    assert [accelerator.node for accelerator in machine.accelerators] == [None, None]
     assert machine.accelerators[1].uuid is None  # the driver has not asked it yet
     placed = place("cuda:0", machine, {})
     assert placed.node is None and placed.accelerator is not None and "firmware" in placed.why

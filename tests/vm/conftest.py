@@ -110,13 +110,13 @@ def device(disk: int, fs: str, part: int = 0, delay_ms: float = 0) -> ScaledDevi
     if delay_ms != _delays.get(key, 0):
         found.set_delay(delay_ms)
         _delays[key] = delay_ms
-    for each in found.mount.iterdir():
-        if each.name == "lost+found":
+    for entry in found.mount.iterdir():
+        if entry.name == "lost+found":
             continue
-        if each.is_dir():
-            shutil.rmtree(each)
+        if entry.is_dir():
+            shutil.rmtree(entry)
         else:
-            each.unlink()
+            entry.unlink()
     return found
 
 

@@ -152,12 +152,12 @@ class Policy:
     @property
     def status(self) -> PolicyStatus:
         """Its record now; fails if the policy has ended."""
-        return next(each for each in self.device.policies() if each.name == self.name)
+        return next(policy for policy in self.device.policies() if policy.name == self.name)
 
     @property
     def alive(self) -> bool:
         """Whether the kernel still asks it."""
-        return any(each.name == self.name for each in self.device.policies())
+        return any(policy.name == self.name for policy in self.device.policies())
 
     def count(self, counter: str) -> int:
         """One counter."""
@@ -166,7 +166,7 @@ class Policy:
     def variable(self, name: str, section: str = "bss") -> list[int]:
         """A global variable of the policy, as 64-bit words, from its pinned map."""
         data, btf = libbpf.read_pinned(loader.PIN_ROOT / self.name / "maps" / section)
-        variable = next(each for each in btf.variables(f".{section}") if each.name == name)
+        variable = next(found for found in btf.variables(f".{section}") if found.name == name)
         raw = data[variable.offset : variable.offset + variable.size]
         return [int.from_bytes(raw[i : i + 8], "little") for i in range(0, len(raw), 8)]
 

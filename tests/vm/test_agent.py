@@ -128,8 +128,8 @@ def test_pages_are_charged_to_the_reader_within_its_headroom(mount: Path, cgroup
             # Pages of other files may lie there too, but those of this one nowhere else.
             assert level.reclaimable >= 0.95 * resident(path) * PAGE_SIZE
             assert not any(
-                "could not be moved" in each
-                for each in agent.details()["sequential"]["not_honoured"]
+                "could not be moved" in reason
+                for reason in agent.details()["sequential"]["not_honoured"]
             )
         finally:
             process.kill()  # also when it is stopped: leaving the block waits for it

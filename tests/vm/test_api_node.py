@@ -30,9 +30,9 @@ def two_nodes() -> Topology:
 
 
 def test_nodes_are_read(two_nodes: Topology) -> None:
-    assert [each.id for each in two_nodes.nodes] == [0, 1]
-    assert [set(each.cpus) for each in two_nodes.nodes] == [{0}, {1}]
-    assert all(each.memory_bytes and len(each.distances) == 2 for each in two_nodes.nodes)
+    assert [node.id for node in two_nodes.nodes] == [0, 1]
+    assert [set(node.cpus) for node in two_nodes.nodes] == [{0}, {1}]
+    assert all(node.memory_bytes and len(node.distances) == 2 for node in two_nodes.nodes)
 
 
 @pytest.mark.parametrize("node", [0, 1])

@@ -46,14 +46,14 @@ def tagged() -> list[dict[str, object]]:
 def policies() -> list[str]:
     """What is attached, as the command sees it."""
     data = done("status", "--json").data
-    return [each["name"] for each in data["policies"] if each["state"] == "attached"]
+    return [policy["name"] for policy in data["policies"] if policy["state"] == "attached"]
 
 
 def test_attach_status_detach(model: Path) -> None:
     attached = done("attach", "sequential", model, "--knob", "max_window_mib=8", "--json").data
     assert not undocumented(attached, attach.JSON["attach"])
     assert attached["policy"]["name"] == "sequential"
-    assert [(each["name"], len(each["files"])) for each in attached["models"]] == [("llama", 3)]
+    assert [(model["name"], len(model["files"])) for model in attached["models"]] == [("llama", 3)]
     assert attached["models"][0]["bytes"] == 3 * SHARD_PAGES * PAGE_SIZE
 
     for shard in sorted(model.glob("*.safetensors")):
@@ -73,7 +73,7 @@ def test_attach_status_detach(model: Path) -> None:
             "size_bytes": 3 * SHARD_PAGES * PAGE_SIZE,
         }
     ]
-    assert {each["resident_bytes"] for each in tagged()} == {SHARD_PAGES * PAGE_SIZE}
+    assert {tag["resident_bytes"] for tag in tagged()} == {SHARD_PAGES * PAGE_SIZE}
 
     gone = done("detach", "sequential", "--json").data
     assert not undocumented(gone, detach.JSON["detach"])

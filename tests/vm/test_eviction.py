@@ -156,5 +156,9 @@ def test_hints_are_checked(lab: Lab, lru: str) -> None:
         assert row["value"] == {"due_ns": 7, "mb_per_s": 2000}
         assert hints.forget("multiplex", "plans", model="llama")
         assert not hints.forget("multiplex", "plans", model="llama")
-        assert {each.name for each in hints.maps("multiplex")} == {"plans", "scores", "consumers"}
+        assert {hint_map.name for hint_map in hints.maps("multiplex")} == {
+            "plans",
+            "scores",
+            "consumers",
+        }
     wait_for(lambda: "multiplex" not in loader.pinned(), "the policy to be gone")

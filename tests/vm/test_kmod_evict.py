@@ -262,7 +262,7 @@ def test_beside_a_tracer(first: str, memory: Group, files: tuple[Path, Path]) ->
         memory.read(weights, stream, stream)
         assert resident(weights) >= PAGES * 99 // 100
         if first == "tracer":
-            counter = next(each for each in object_.maps() if each.name.endswith(".bss"))
+            counter = next(bpf_map for bpf_map in object_.maps() if bpf_map.name.endswith(".bss"))
             assert any(BpfMap(counter.fd).lookup(bytes(4)) or b"")
 
 
@@ -380,11 +380,11 @@ def squeezed(memory: Group, *files: Path) -> Iterator[None]:
     readers = [memory.start("sh", "-c", script, "sh", *map(str, files)) for _ in range(2)]
     try:
         yield
-        assert all(each.poll() is None for each in readers)
+        assert all(reader.poll() is None for reader in readers)
     finally:
-        for each in readers:
-            each.kill()
-            each.communicate()
+        for reader in readers:
+            reader.kill()
+            reader.communicate()
 
 
 def asked(policy: Policy) -> bool:

@@ -62,8 +62,8 @@ def test_maximal_sees_everything(file: Path) -> None:
         assert policy.count("drop_calls") > 0
         assert policy.variable("prefetched")[0] > 0
         words = policy.variable("last")
-    each = len(words) // 8
-    ctx = words[HOOKS["readahead"] * each :][:each]
+    words_per_hook = len(words) // 8
+    ctx = words[HOOKS["readahead"] * words_per_hook :][:words_per_hook]
     info = file.stat()
     assert ctx[0] == info.st_ino
     assert ctx[1] != 0  # file_id

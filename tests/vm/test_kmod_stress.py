@@ -56,17 +56,17 @@ def readers(*files: Path) -> Iterator[list[subprocess.Popen[str]]]:
         for path in files
     ]
     try:
-        for each in running:
-            assert each.stdout and each.stdout.readline() == "go\n"
+        for process in running:
+            assert process.stdout and process.stdout.readline() == "go\n"
         yield running
-        for each in running:
+        for process in running:
             # At least one round is whole, with all its bytes checked.
-            assert each.stdout and each.stdout.readline(), each.communicate()[1]
-            assert each.poll() is None, each.communicate()[1]
+            assert process.stdout and process.stdout.readline(), process.communicate()[1]
+            assert process.poll() is None, process.communicate()[1]
     finally:
-        for each in running:
-            each.kill()
-            each.communicate()
+        for process in running:
+            process.kill()
+            process.communicate()
 
 
 @pytest.fixture
@@ -123,7 +123,7 @@ def test_killed_loader_leaves_nothing_half(files: list[Path]) -> None:
 
         def consistent() -> bool:
             with Device() as device:
-                names = [each.name for each in device.policies()]
+                names = [policy.name for policy in device.policies()]
             return names == loader.pinned()
 
         wait_for(consistent, "links that nobody pinned to go")

@@ -76,8 +76,8 @@ def test_a_tag_does_not_hold_its_file(scratch_fs: Path, remount: object) -> None
 
 def test_overlay_reads_the_backing_inode(mount: Path, tmp_path: Path) -> None:
     lower, merged = mount / "lower", tmp_path / "merged"
-    for each in (lower, mount / "upper", mount / "work", merged):
-        each.mkdir()
+    for folder in (lower, mount / "upper", mount / "work", merged):
+        folder.mkdir()
     file = make_file(lower / "weights", 307)
     options = f"lowerdir={lower},upperdir={mount}/upper,workdir={mount}/work"
     subprocess.run(["mount", "-t", "overlay", "overlay", "-o", options, str(merged)], check=True)

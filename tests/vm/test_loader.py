@@ -34,7 +34,7 @@ pytestmark = pytest.mark.vm
 
 def names() -> list[str]:
     """What the module says is attached."""
-    return [each.name for each in status()]
+    return [policy.name for policy in status()]
 
 
 def left() -> list[str]:

@@ -83,7 +83,7 @@ def test_explain_reads_the_limits_of_cgroup_v2(model: Path, cgroup: Path) -> Non
     shown = run(*words, "--cgroup", str(cgroup)).data
     assert not undocumented(shown, explain.JSON["explain"])
     assert shown["cgroup"] == {"path": "/pagecache-test/job", "version": 2}
-    limits = {each["name"]: each["bound_bytes"] for each in shown["places"]}
+    limits = {limit["name"]: limit["bound_bytes"] for limit in shown["places"]}
     assert limits == {
         "host": None,
         "cgroup /pagecache-test/job": 64 * MIB,
