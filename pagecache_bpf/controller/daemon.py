@@ -63,7 +63,8 @@ class Daemon:
         self._override = persist
         self._lock = threading.RLock()
         self._saving = threading.Lock()
-        self._stop = False
+        # Signal handlers set these and nothing else: the loop may hold any lock when one runs.
+        self._stop = self._reload_wanted = False
         self.failed: list[str] = []  # of what was to be done at the start
         self.inherited: list[str] = []  # from whoever started it, and not put back
         self.service = Service(exit_history.PATH)
@@ -138,6 +139,9 @@ class Daemon:
                 if now >= swept + _SWEEP_SECONDS:
                     self.server.queues.submit("sweep", self._sweep, must_run=True)
                     swept = now
+            if self._reload_wanted:
+                self._reload_wanted = False
+                self.server.queues.submit(QUEUE, self._reload_and_tell)
             watchdog.tick(now)
             busy = self.service.agents or self.service.observed.active
             if busy:
@@ -210,18 +214,19 @@ class Daemon:
         return {"failed": failed}
 
     def hang_up_signal(self) -> None:
-        """SIGHUP: read the configuration again, and tell the manager."""
+        """SIGHUP: have run() read the configuration again.  From signal handlers."""
+        self._reload_wanted = True
+        self.server.wake()
 
-        def work() -> None:
-            reloading()
-            try:
-                self.reload()
-            except PagecacheError as error:
-                _log.error("the old configuration stays: %s", error)
-            finally:
-                notify("READY=1")
-
-        self.server.queues.submit(QUEUE, work)
+    def _reload_and_tell(self) -> None:
+        """Read the configuration again, and tell the service manager."""
+        reloading()
+        try:
+            self.reload()
+        except PagecacheError as error:
+            _log.error("the old configuration stays: %s", error)
+        finally:
+            notify("READY=1")
 
     # --- clients ---
 

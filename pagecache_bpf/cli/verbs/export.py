@@ -4,9 +4,9 @@
 from __future__ import annotations
 
 import argparse
+import os
 import signal
 import sys
-import threading
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -75,15 +75,16 @@ def run(args: argparse.Namespace, out: Output) -> int:
 
     address, tls = parse_address(args.listen), _tls(args)
     require_root("read the counters")
-    stop = threading.Event()
+    # A pipe, as a handler that takes a lock may meet its own thread holding it.
+    told, tell = os.pipe2(os.O_CLOEXEC)
     # The end by a signal is the normal one, and has to look like it to systemd.
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stop.set())
+        signal.signal(number, lambda *_: os.write(tell, b"\0"))
     with Exporter(address, tls=tls, allow_remote=args.allow_remote, warn=out.warn) as exporter:
         data = {"url": exporter.url, "listen": str(exporter.address)}
         out.emit(data, lambda console: console.print(f"serving  {exporter.url}"))
         sys.stdout.flush()
-        stop.wait()
+        os.read(told, 1)
     return 0
 
 
