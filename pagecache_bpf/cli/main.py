@@ -39,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             level=logging.DEBUG if verbose else logging.WARNING,
         )
         if os.geteuid() == 0:
-            undo_log.recover(out)
+            args.recovered = undo_log.recover(out)
         code: int = args.run(args, out)
         out.flush()
         return code

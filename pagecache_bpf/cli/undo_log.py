@@ -18,13 +18,16 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pagecache_bpf._run_dir import RUN_DIR
 from pagecache_bpf.cli.interrupts import deferred
 from pagecache_bpf.cli.output import Output, add_note
 from pagecache_bpf.errors import PagecacheError
 from pagecache_bpf.units import plural
+
+if TYPE_CHECKING:
+    from pagecache_bpf.kernel.control_device import ExitRecord
 
 PATH = RUN_DIR / "change.lock"
 WAIT_SECONDS = 30.0
@@ -69,6 +72,10 @@ class Change:
         required: refuse to go on where the log cannot be written.  False for commands that take
             things away: those have to work when /run is full.
 
+    Attributes:
+        recovered: the policies that were detached because a command before this one was killed,
+            with the kernel's record of their end.
+
     Raises:
         PagecacheError: another command has the lock for too long, or the log cannot be written.
     """
@@ -77,6 +84,7 @@ class Change:
         self._command, self._out, self._required = command, out, required
         self._fd = -1
         self._steps: Steps | None = None
+        self.recovered: dict[str, ExitRecord | None] = {}
 
     def __enter__(self) -> Change:
         with deferred():
@@ -90,7 +98,7 @@ class Change:
             try:
                 self._wait()
                 with deferred():
-                    _recover(self._fd, self._out)
+                    self.recovered = _recover(self._fd, self._out)
             except BaseException:
                 os.close(self._fd)
                 raise
@@ -127,7 +135,7 @@ class Change:
         with deferred():
             settled = True
             if self._steps is not None:
-                text, settled = _take(self._steps)
+                text, settled, _ = _take(self._steps)
                 add_note(error, text)
             self._close(settled)
 
@@ -157,22 +165,26 @@ class Change:
             time.sleep(_POLL_SECONDS)
 
 
-def recover(out: Output) -> None:
+def recover(out: Output) -> dict[str, ExitRecord | None]:
     """Settle what a command that was killed has left; nothing while a command is under way.
 
     Args:
         out: is told what was left and what was done about it.
+
+    Returns:
+        The policies that were detached, with the records of their end.
     """
     try:
         if not PATH.stat().st_size:
-            return
+            return {}
         fd = os.open(PATH, os.O_RDWR | os.O_CLOEXEC)
     except OSError:
-        return
+        return {}
     try:
         if _try_lock(fd):
             with deferred():
-                _recover(fd, out)
+                return _recover(fd, out)
+        return {}
     finally:
         os.close(fd)
 
@@ -193,26 +205,35 @@ def cannot_write(path: Path, error: OSError) -> PagecacheError:
     )
 
 
-def _recover(fd: int, out: Output) -> None:
-    """Take the steps of a command that did not live to do so.  The lock is held."""
+def _recover(fd: int, out: Output) -> dict[str, ExitRecord | None]:
+    """Take the steps of a command that did not live to do so.  The lock is held.
+
+    Returns:
+        The policies that were detached, with the records of their end.
+    """
     data = os.pread(fd, os.fstat(fd).st_size, 0)
     if not data:
-        return
+        return {}
     try:
         record: dict[str, Any] = json.loads(data)
         command, pid = record.pop("command"), record.pop("pid")
         steps = Steps(**record)
     except (ValueError, TypeError, KeyError, AttributeError):
         os.ftruncate(fd, 0)  # it was killed while it wrote, before its first change
-        return
-    text, settled = _take(steps)
+        return {}
+    text, settled, detached = _take(steps)
     out.warn(f"`{command}` (process {pid}) came to an end half-way; {text}")
     if settled:
         os.ftruncate(fd, 0)
+    return detached
 
 
-def _take(steps: Steps) -> tuple[str, bool]:
-    """Take the steps; return what was done, in words, and whether the state is settled now.
+def _take(steps: Steps) -> tuple[str, bool, dict[str, ExitRecord | None]]:
+    """Take the steps.
+
+    Returns:
+        What was done, in words; whether the state is settled now; and the policies that were
+        detached, with the records of their end.
 
     A file that fails is named and the rest still done.  The state is not settled when an engine
     does not answer.
@@ -222,13 +243,14 @@ def _take(steps: Steps) -> tuple[str, bool]:
 
     done: list[str] = []
     failed: list[str] = []
+    detached: dict[str, ExitRecord | None] = {}
     settled = True
     try:
         with Engines() as engines:
             attached = set(engines.attached())
             for name in steps.detach:
                 if name in attached:
-                    engines.detach(name)
+                    detached[name] = engines.detach(name)
                     done.append(f"the policy {name} is detached")
             untagged = _untag(engines, steps, failed)
             if untagged:
@@ -246,7 +268,7 @@ def _take(steps: Steps) -> tuple[str, bool]:
         failed.append(str(error))
         settled = False
     text = f"{'rolled back' if steps.undo else 'finished'}: {', '.join(done) or 'nothing was left'}"
-    return (f"{text}; not done: {'; '.join(failed)}" if failed else text), settled
+    return (f"{text}; not done: {'; '.join(failed)}" if failed else text), settled, detached
 
 
 def _untag(engines: Any, steps: Steps, failed: list[str]) -> int:

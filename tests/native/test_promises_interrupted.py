@@ -94,6 +94,22 @@ def test_what_a_killed_attach_left_is_cleared_by_the_next_command(bench: Bench) 
     assert bench.run("status").stderr == ""
 
 
+def test_detaching_what_a_killed_attach_left_is_no_error(bench: Bench) -> None:
+    """Settling detaches the policy, and that is what was asked for."""
+    process = start_and_wait(bench, *ATTACH, bench.path("one"))
+    left = (bench.directory / "run" / "change.lock").read_bytes()
+    process.communicate(timeout=90)
+    assert process.returncode == 0 and left
+    # As if it had been killed between its last change and the end of its record.
+    (bench.directory / "run" / "change.lock").write_bytes(left)
+    done = bench.run("detach", "sequential", "--json")
+    assert (done.returncode, bench.state()) == (0, ((), ()))
+    assert "came to an end half-way; rolled back" in json.loads(done.stderr)["warning"]
+    (entry,) = json.loads(done.stdout)["detached"]
+    assert (entry["name"], entry["exit"]["kind"]) == ("sequential", "detached")
+    assert bench.run("detach", "sequential").returncode == 2
+
+
 def test_files_go_back_to_the_policy_they_were_taken_from(bench: Bench) -> None:
     bench.run(*ATTACH, bench.path("one")).check_returncode()
     before = bench.state()

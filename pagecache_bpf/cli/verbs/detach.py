@@ -72,6 +72,11 @@ def run(args: argparse.Namespace, out: Output) -> int:
     try:
         with Change("pagecache-bpf detach", out, required=False) as change, Engines() as engines:
             for name in engines.attached() if args.all else [args.policy]:
+                recovered = {**args.recovered, **change.recovered}
+                if name in recovered and name not in engines.attached():
+                    # It was half attached by a command that was killed, and has just gone.
+                    ended.append(_entry(name, 0, recovered[name]))
+                    continue
                 with interrupts.deferred():  # a policy is detached as a whole
                     ended.append(_detach(engines, change, name, args.keep_tags))
     except BaseException as error:
@@ -116,11 +121,12 @@ def _detach(engines: Engines, change: Change, name: str, keep_tags: bool) -> dic
         still = {tag.identity: tag for tag in engines.tags() if tag.policy == name}
         gone = [tag for tag in tags if tag.identity not in still]
         gone += untag(engines, still.values())
-    return {
-        "name": name,
-        "untagged": len(gone),
-        "exit": exit_as_json(record) if record else None,
-    }
+    return _entry(name, len(gone), record)
+
+
+def _entry(name: str, untagged: int, record: ExitRecord | None) -> dict[str, Any]:
+    """A policy that is detached now, as JSON has it."""
+    return {"name": name, "untagged": untagged, "exit": exit_as_json(record) if record else None}
 
 
 def exit_as_json(record: ExitRecord) -> dict[str, Any]:
