@@ -360,7 +360,7 @@ def residency(path: PathLike, *, tensors: bool = False) -> Residency:
         UsageError: the path does not lead to weights.
         PrivilegeError: a file may not be opened.
     """
-    from pagecache_bpf.explain.residency import look
+    from pagecache_bpf.explain.model_residency import look
 
     model, _ = resolve_model(path)
     found = look(model, tensors, residency_through_controller)

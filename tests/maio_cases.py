@@ -19,7 +19,7 @@ import pytest
 
 from benchmarks.cachestat import PAGE_SIZE, drop
 from pagecache_bpf.templates import EXTENT, Template
-from pagecache_bpf.templates.policy_arrays import Replay
+from pagecache_bpf.templates.policy_arrays import TemplateReplay
 from pagecache_bpf.templates.traces import describe
 from tests.vm.kernel import check, make_file, resident, wait_for
 
@@ -40,7 +40,7 @@ class Attached(Protocol):
     def idle(self) -> None:
         """Wait until nothing is on its way."""
 
-    def replay(self) -> Replay:
+    def replay(self) -> TemplateReplay:
         """How its template does."""
 
 

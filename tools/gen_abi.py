@@ -22,7 +22,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # so that it runs without the package being installed
 
-from pagecache_bpf.kernel.btf import Btf, Kind  # noqa: E402
+from pagecache_bpf.kernel.btf import Btf, BtfKind  # noqa: E402
 from pagecache_bpf.kernel.elf import Elf  # noqa: E402
 from pagecache_bpf.policy.compiler import find_clang  # noqa: E402
 
@@ -140,7 +140,7 @@ def class_name(name: str) -> str:
 
 def enums(btf: Btf) -> Iterator[str]:
     """A class for each enum; its names lose what they have in common."""
-    for type_id in btf.ids(Kind.ENUM, Kind.ENUM64):
+    for type_id in btf.ids(BtfKind.ENUM, BtfKind.ENUM64):
         values = btf.enum_values(type_id)
         if btf.name(type_id).endswith("counter"):
             continue  # COUNTERS, OBSERVED and RECORDED say more
@@ -163,15 +163,15 @@ def enums(btf: Btf) -> Iterator[str]:
 def field_type(btf: Btf, type_id: int) -> tuple[str, str]:
     """A member's ctypes expression and the Python type it is read as."""
     type_id = btf.resolve(type_id)
-    if btf.kind(type_id) == Kind.ARRAY:
+    if btf.kind(type_id) == BtfKind.ARRAY:
         element, length = btf.array(type_id)
         if btf.name(btf.resolve(element)) == "char":
             return f"ctypes.c_char * {length}", "bytes"
         inner, _ = field_type(btf, element)
         return f"{inner} * {length}", f"ctypes.Array[{inner}]"
-    if btf.kind(type_id) == Kind.STRUCT and btf.name(type_id).startswith(PREFIX.lower()):
+    if btf.kind(type_id) == BtfKind.STRUCT and btf.name(type_id).startswith(PREFIX.lower()):
         return btf.name(type_id), btf.name(type_id)
-    if btf.kind(type_id) != Kind.INT:
+    if btf.kind(type_id) != BtfKind.INT:
         sys.exit(f"gen_abi: type {btf.name(type_id)!r} of a member is not an integer")
     sign = "" if btf.int_signed(type_id) else "u"
     return f"ctypes.c_{sign}int{8 * btf.size(type_id)}", "int"
@@ -179,7 +179,7 @@ def field_type(btf: Btf, type_id: int) -> tuple[str, str]:
 
 def structs(btf: Btf) -> Iterator[str]:
     """A class for each struct, named as in C."""
-    for type_id in btf.ids(Kind.STRUCT):
+    for type_id in btf.ids(BtfKind.STRUCT):
         name = btf.name(type_id)
         if not name.startswith(PREFIX.lower()):
             continue

@@ -10,7 +10,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from pagecache_bpf.agent.workers import Place
+from pagecache_bpf.agent.workers import WorkerPlace
 from pagecache_bpf.errors import UsageError
 from pagecache_bpf.kernel import cgroups
 from pagecache_bpf.kernel.numa import nodes
@@ -69,12 +69,12 @@ class Readers:
         with suppress(UsageError):
             self._home = cgroups.directory_of(os.getpid())
 
-    def place(self, tgid: int, node: int, device: str) -> Place:
+    def place(self, tgid: int, node: int, device: str) -> WorkerPlace:
         """Where pages of a device belong that are read for a reader."""
         cgroup = self.get(tgid).cgroup
         if cgroup == self._home:
             cgroup = None
-        return Place(device, cgroup, node if self._several_nodes else -1)
+        return WorkerPlace(device, cgroup, node if self._several_nodes else -1)
 
     def get(self, tgid: int) -> Reader:
         """What is known of a reader that asks, not older than STALE_SECONDS."""

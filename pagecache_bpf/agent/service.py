@@ -18,7 +18,7 @@ from pagecache_bpf.errors import PagecacheError, UsageError
 from pagecache_bpf.ipc.operations import operation
 from pagecache_bpf.kernel import abi
 from pagecache_bpf.kernel.file_key import key_of
-from pagecache_bpf.observer.service import Held
+from pagecache_bpf.observer.observed_files import ObservedFiles
 from pagecache_bpf.policy import exit_history
 from pagecache_bpf.policy.catalog import find
 
@@ -42,7 +42,7 @@ class Service:
         self._save_history()
         self._workers: set[int] = set()
         self._dropped: set[tuple[str, str]] = set()
-        self.observed = Held()
+        self.observed = ObservedFiles()
 
     @operation(changes=True)
     def attach(

@@ -40,7 +40,7 @@ SPARE_SECONDS = 1.0
 
 
 @dataclass(frozen=True)
-class Place:
+class WorkerPlace:
     """Where pages go, and from which device, MAJOR:MINOR.
 
     cgroup: its directory (None: the agent's own); node: NUMA, -1: any.
@@ -74,7 +74,7 @@ class Pool:
                 ours.close()
                 raise
         self.socket = ours
-        self.place = Place()
+        self.place = WorkerPlace()
         self.waiting: deque[tuple[int, Extent]] = deque()
         self.open: dict[int, _Open] = {}
         self.idle_since = time.monotonic()
@@ -158,7 +158,7 @@ class Pools:
         self._depth_of = depth_of
         self._lock = threading.RLock()
         self._ended = threading.Condition(self._lock)  # something has been read
-        self._pools: dict[Place, Pool] = {}
+        self._pools: dict[WorkerPlace, Pool] = {}
         self._spare: Pool | None = None
         self._spare_taken = 0.0
         self._number = 0
@@ -180,7 +180,7 @@ class Pools:
         for thread in self._threads:
             thread.start()
 
-    def submit(self, extent: Extent, place: Place | None = None) -> None:
+    def submit(self, extent: Extent, place: WorkerPlace | None = None) -> None:
         """Queue an extent."""
         if extent.drop:
             self._submit_drop(extent)
@@ -193,7 +193,7 @@ class Pools:
                 failed = [(extent, extent.start + extent.length, extent.length)]
             else:
                 try:
-                    pool = self._pool(place or Place())
+                    pool = self._pool(place or WorkerPlace())
                 except OSError as error:  # no process can be started: the reader reads by itself
                     self._count(error.errno or errno.EAGAIN)
                     failed = [(extent, extent.start + extent.length, extent.length)]
@@ -332,7 +332,7 @@ class Pools:
         with suppress(OSError):
             self._rope.send(b".")
 
-    def _pool(self, place: Place) -> Pool:
+    def _pool(self, place: WorkerPlace) -> Pool:
         pool = self._pools.get(place)
         if pool is None:
             pool, self._spare = self._spare or self._start(), None

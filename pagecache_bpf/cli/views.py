@@ -9,7 +9,7 @@ from typing import Any
 
 from pagecache_bpf.kernel.abi import COUNTERS, OBSERVED
 from pagecache_bpf.metrics import collect, declarations
-from pagecache_bpf.metrics.collect import ModelStats, Rates, Snapshot
+from pagecache_bpf.metrics.collect import ModelStats, Rates, StatsSnapshot
 from pagecache_bpf.units import format_size
 
 UNKNOWN = "-"
@@ -103,13 +103,13 @@ COLUMNS = (
 )
 
 
-def rows(before: Snapshot | None, after: Snapshot) -> list[Row]:
+def rows(before: StatsSnapshot | None, after: StatsSnapshot) -> list[Row]:
     """A row for each model of the later snapshot."""
     changes = collect.rates(before, after) if before else {}
     return [Row(model, changes.get(model.key)) for model in after.models]
 
 
-def as_json(before: Snapshot | None, after: Snapshot) -> dict[str, Any]:
+def as_json(before: StatsSnapshot | None, after: StatsSnapshot) -> dict[str, Any]:
     """The later snapshot with rates; they are null without an earlier one."""
     data = collect.as_json(after)
     changes = collect.rates(before, after) if before else {}

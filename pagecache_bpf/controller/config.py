@@ -175,7 +175,7 @@ TABLES = {"": "", "socket": "socket", "loads": "loads", "model": "[model]"}
 
 
 @dataclass(frozen=True)
-class ModelConfig:
+class ModelSection:
     """One [[model]]."""
 
     path: str
@@ -200,7 +200,7 @@ class Config:
     trust_containers: bool = False
     policies: tuple[str, ...] = ("maio", "sequential")
     engine: str = "auto"
-    models: tuple[ModelConfig, ...] = ()
+    models: tuple[ModelSection, ...] = ()
     source: Path | None = None
 
 
@@ -267,7 +267,7 @@ def parse(data: bytes, source: Path) -> Config:
         **top,
         **tables["socket"],
         **tables["loads"],
-        models=tuple(ModelConfig(**model) for model in models),
+        models=tuple(ModelSection(**model) for model in models),
         source=source,
     )
 

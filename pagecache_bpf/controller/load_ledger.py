@@ -41,7 +41,7 @@ _SETTLE_SECONDS = 10.0
 
 
 @dataclass
-class Load:
+class ClientLoad:
     """One load; times are of the monotonic clock, sizes in bytes."""
 
     id: str
@@ -101,7 +101,7 @@ class LoadLedger:
         self.engines = engines
         self._changed = changed
         self.budgets = budgets
-        self.loads: dict[str, Load] = {}
+        self.loads: dict[str, ClientLoad] = {}
         self.templates = LoadTemplates(engines, inspectors)
         self.hints = NodeHints(engines)
         self.delays: DiskDelays | None = None
@@ -120,7 +120,7 @@ class LoadLedger:
         configured: bool = False,
         devices: Sequence[dict[str, Any]] = (),
         behind: bool = False,
-    ) -> tuple[Load | None, Decision]:
+    ) -> tuple[ClientLoad | None, Decision]:
         """Judge a load and, if it may run, take note of it; place() has to follow.
 
         Args:
@@ -150,7 +150,7 @@ class LoadLedger:
             if decision.kind in ("queue", "refuse"):
                 return None, decision
             bound = self.budgets.of_model(name, budget)
-            load = Load(
+            load = ClientLoad(
                 secrets.token_hex(8),
                 name,
                 peer,
@@ -169,7 +169,7 @@ class LoadLedger:
 
     def place(
         self,
-        load: Load,
+        load: ClientLoad,
         fds: Sequence[int],
         policy: str,
         *,
@@ -234,7 +234,7 @@ class LoadLedger:
                 self._give(load, policy, engine, template)
 
     def _template(
-        self, load: Load, fds: Sequence[int], policy: str, asker: Asker
+        self, load: ClientLoad, fds: Sequence[int], policy: str, asker: Asker
     ) -> Template | None:
         """The template of a load; without one the policy finds the order by itself."""
         try:
@@ -243,7 +243,7 @@ class LoadLedger:
             load.template_why = str(error)
             return None
 
-    def _give(self, load: Load, policy: str, engine: str, template: Template) -> None:
+    def _give(self, load: ClientLoad, policy: str, engine: str, template: Template) -> None:
         """Give the policy the load's template."""
         try:
             self.templates.give(load.id, policy, engine, load.model, template, load.files)
@@ -254,7 +254,7 @@ class LoadLedger:
             if load.closed is not None:
                 self.templates.forget(load.id)
 
-    def _hint(self, load: Load) -> None:
+    def _hint(self, load: ClientLoad) -> None:
         """Tell the policy near which node the load's process wants its pages."""
         node = node_of(load.devices) if load.devices else None
         if load.engine is None or load.policy is None or node is None:
@@ -264,7 +264,7 @@ class LoadLedger:
             if self.hints.give(load.id, load.peer.checked(int), policy, engine, node):
                 load.node = node
 
-    def end(self, load: Load, drop: bool = False) -> None:
+    def end(self, load: ClientLoad, drop: bool = False) -> None:
         """End a load: its tags go, its claim is free.
 
         Args:
@@ -313,7 +313,7 @@ class LoadLedger:
         with self._lock:
             return dict(self._placed)
 
-    def report(self, load: Load) -> dict[str, Any]:
+    def report(self, load: ClientLoad) -> dict[str, Any]:
         """A load as the protocol tells it."""
         delay = load.delay if load.closed is not None else self._delay(load)
         why = self.delays.why if self.delays else "nothing was asked yet"
@@ -341,7 +341,7 @@ class LoadLedger:
             "counters": load.counted if load.closed is not None else self._counted(load),
         }
 
-    def _waited(self, load: Load) -> int | None:
+    def _waited(self, load: ClientLoad) -> int | None:
         """Nanoseconds that the load's process has waited for the disk; None: not known."""
         if self.delays is None:
             return None
@@ -349,7 +349,7 @@ class LoadLedger:
             return load.peer.checked(self.delays.of)
         return None
 
-    def _delay(self, load: Load) -> int | None:
+    def _delay(self, load: ClientLoad) -> int | None:
         """What of it was since the load began."""
         now = self._waited(load)
         if now is None or load.delay_at_open is None:
@@ -357,7 +357,7 @@ class LoadLedger:
         return now - load.delay_at_open
 
     @staticmethod
-    def _resident(load: Load) -> int:
+    def _resident(load: ClientLoad) -> int:
         """Bytes of a load's files in the page cache: counted without asking a file system."""
         found = 0
         for file in load.files:
@@ -365,7 +365,7 @@ class LoadLedger:
                 found += cached_pages(load.held[file.key], 0, file.size) * PAGE_SIZE
         return found
 
-    def _counted(self, load: Load) -> dict[str, int] | None:
+    def _counted(self, load: ClientLoad) -> dict[str, int] | None:
         """What the observer has counted for the model since the load was opened."""
         now = self.engines.observed(load.model)
         if now is None:

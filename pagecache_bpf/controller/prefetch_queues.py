@@ -15,7 +15,7 @@ from pathlib import Path
 
 from pagecache_bpf.agent.queue_depth import DEFAULT_DEPTH
 from pagecache_bpf.agent.read_threads import Extent, Source
-from pagecache_bpf.agent.workers import Place, Pools
+from pagecache_bpf.agent.workers import Pools, WorkerPlace
 from pagecache_bpf.controller.client_files import ClientFile
 from pagecache_bpf.controller.inspectors import Owner
 from pagecache_bpf.errors import PagecacheError
@@ -83,7 +83,7 @@ class PrefetchQueues:
         """
         status = os.fstat(fd)
         device = f"{os.major(status.st_dev)}:{os.minor(status.st_dev)}"
-        place = Place(device, cgroup, node)
+        place = WorkerPlace(device, cgroup, node)
         with self._lock:
             pools = self._of.get(owner)
             if pools is None:

@@ -20,7 +20,7 @@ from typing import Any
 import pagecache_bpf
 from pagecache_bpf.controller.admission import Decision, refusal
 from pagecache_bpf.controller.client_files import ClientFile, MountTable, check_descriptor
-from pagecache_bpf.controller.load_ledger import Load, LoadLedger, headroom
+from pagecache_bpf.controller.load_ledger import ClientLoad, LoadLedger, headroom
 from pagecache_bpf.controller.load_templates import Asker
 from pagecache_bpf.controller.model_tagger import knobs_for
 from pagecache_bpf.controller.prefetch_queues import PrefetchQueues
@@ -46,7 +46,7 @@ class _Session:
     """What a connection has: files that wait for open_load, and loads."""
 
     files: list[tuple[int, ClientFile]] = field(default_factory=list)
-    loads: dict[str, Load] = field(default_factory=dict)
+    loads: dict[str, ClientLoad] = field(default_factory=dict)
     watched: bool = False
     gone: bool = False
 
@@ -242,7 +242,7 @@ class PublicService:
 
     def _admit(
         self, waiting: _Waiting
-    ) -> tuple[Load | None, Decision, list[tuple[int, ClientFile]]] | None:
+    ) -> tuple[ClientLoad | None, Decision, list[tuple[int, ClientFile]]] | None:
         """Judge a load and take its files; None: it waits for room."""
         connection, arguments = waiting.connection, waiting.arguments
         session = self._session(connection)
@@ -271,7 +271,7 @@ class PublicService:
     def _open(
         self,
         waiting: _Waiting,
-        load: Load | None,
+        load: ClientLoad | None,
         decision: Decision,
         held: list[tuple[int, ClientFile]],
     ) -> bytes:
@@ -441,7 +441,7 @@ class PublicService:
             session.files = []
         return fds
 
-    def _load(self, connection: Connection, name: str) -> Load:
+    def _load(self, connection: Connection, name: str) -> ClientLoad:
         load = self._session(connection).loads.get(name)
         if load is None:  # of another connection: nobody is told that it exists
             raise PrivilegeError("there is no such load", "this connection has not opened it")

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from pagecache_bpf.controller.config import Config, ModelConfig
+from pagecache_bpf.controller.config import Config, ModelSection
 from pagecache_bpf.errors import PagecacheError
 from pagecache_bpf.kernel.file_key import key_of, open_to_read
 from pagecache_bpf.policy import catalog
@@ -20,7 +20,7 @@ class ConfiguredModel:
     """A [[model]] whose files were found."""
 
     model: Model
-    config: ModelConfig
+    config: ModelSection
 
     @property
     def name(self) -> str:

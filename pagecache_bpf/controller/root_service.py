@@ -15,7 +15,7 @@ from typing import Any
 from pagecache_bpf.agent.service import Service
 from pagecache_bpf.controller.admission import Claim, refusal
 from pagecache_bpf.controller.leases import Leases
-from pagecache_bpf.controller.load_ledger import Load, LoadLedger, headroom
+from pagecache_bpf.controller.load_ledger import ClientLoad, LoadLedger, headroom
 from pagecache_bpf.errors import PagecacheError, PrivilegeError
 from pagecache_bpf.ipc import wire
 from pagecache_bpf.ipc.operations import collect, operation
@@ -210,6 +210,6 @@ class RootService:
                 self._ledger.budgets.release(name)
 
 
-def _pid_of(load: Load | None) -> int | None:
+def _pid_of(load: ClientLoad | None) -> int | None:
     """The process of a load; None: it is over, or the claim is of no load."""
     return None if load is None else load.peer.pid

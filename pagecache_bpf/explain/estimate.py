@@ -30,7 +30,7 @@ class File:
 
 
 @dataclass(frozen=True)
-class Place:
+class MemoryPlace:
     """Somewhere the pages have to fit: the host, or a memory cgroup.  All in bytes.
 
     bound: None for the host.  free: what fits in at once; room: what fits in when everything
@@ -60,7 +60,7 @@ class DryRun:
     speed_source: str
     speed_why: str
     memory: Memory
-    places: tuple[Place, ...]
+    places: tuple[MemoryPlace, ...]
     window: int | None = None
 
     @property
@@ -91,7 +91,7 @@ class DryRun:
         return self.to_read / self.speed.bytes_per_second if self.speed else None
 
     @property
-    def tightest(self) -> Place | None:
+    def tightest(self) -> MemoryPlace | None:
         """Where most is missing, or else most has to go; None if all fits in at once."""
         worst = max(self.places, key=lambda place: (place.missing, place.reclaimed), default=None)
         return worst if worst and worst.reclaimed else None
@@ -153,7 +153,7 @@ def _speed(
     return (last, "last", "") if last else (None, "none", why)
 
 
-def _places(memory: Memory, to_read: int, resident: int) -> Iterable[Place]:
+def _places(memory: Memory, to_read: int, resident: int) -> Iterable[MemoryPlace]:
     host = cgroups.host_memory()
     total, free = host.get("MemTotal", 0), host.get("MemFree", 0)
     available = host.get("MemAvailable", free)
@@ -167,8 +167,10 @@ def _places(memory: Memory, to_read: int, resident: int) -> Iterable[Place]:
             yield _place(name, level.bound, level.used, level.free, room, to_read)
 
 
-def _place(name: str, bound: int | None, used: int, free: int, room: int, wanted: int) -> Place:
+def _place(
+    name: str, bound: int | None, used: int, free: int, room: int, wanted: int
+) -> MemoryPlace:
     room = max(0, room)
-    return Place(
+    return MemoryPlace(
         name, bound, used, free, room, max(0, wanted - free), max(0, wanted - max(room, free))
     )

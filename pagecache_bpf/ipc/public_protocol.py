@@ -39,7 +39,7 @@ def socket_path() -> Path:
 
 
 @dataclass(frozen=True)
-class Operation:
+class PublicOperation:
     """One operation: members of its request, descriptors that come along, members of its answer.
 
     arguments: name -> (kind, whether it may be left out, meaning); the kinds are those of
@@ -84,8 +84,8 @@ _REPORT = {
 }
 
 #: Every operation of the public socket.
-OPERATIONS: Mapping[str, Operation] = {
-    "hello": Operation(
+OPERATIONS: Mapping[str, PublicOperation] = {
+    "hello": PublicOperation(
         "say who is there; needs no right",
         answer={
             "protocol": "version of this protocol",
@@ -97,13 +97,13 @@ OPERATIONS: Mapping[str, Operation] = {
             "process_events": "connector or pidfd: how the end of a process is noticed",
         },
     ),
-    "files": Operation(
+    "files": PublicOperation(
         "pass files for the next open_load; as often as needed",
         fds=(1, FDS_PER_MESSAGE),
         fds_are="regular files, open for reading",
         answer={"files": "how many are waiting now", "bytes": "their size"},
     ),
-    "open_load": Operation(
+    "open_load": PublicOperation(
         "begin a load: tag the files passed before and serve their reader until the connection "
         "or the process ends",
         {
@@ -123,14 +123,14 @@ OPERATIONS: Mapping[str, Operation] = {
         "the template: a memfd or a regular file with its text, if there is one",
         {**_REPORT},
     ),
-    "load_report": Operation("say how a load goes", _LOAD, answer=_REPORT),
-    "done": Operation(
+    "load_report": PublicOperation("say how a load goes", _LOAD, answer=_REPORT),
+    "done": PublicOperation(
         "the load is over: drop what nobody else uses, unless it is to be kept, and close it",
         {**_LOAD, "keep": ("flag", True, "leave the pages in the cache")},
         answer=_REPORT,
     ),
-    "close": Operation("end a load and leave the cache as it is", _LOAD, answer=_REPORT),
-    "residency": Operation(
+    "close": PublicOperation("end a load and leave the cache as it is", _LOAD, answer=_REPORT),
+    "residency": PublicOperation(
         "how much of a file is in the page cache",
         _RANGE,
         (1, 1),
@@ -141,14 +141,14 @@ OPERATIONS: Mapping[str, Operation] = {
             "governed": "whether a policy governs the file",
         },
     ),
-    "drop": Operation(
+    "drop": PublicOperation(
         "drop clean, unmapped pages of a file, unless a load of somebody else is reading it",
         _RANGE,
         (1, 1),
         "the file",
         {"dropped_bytes": "bytes that went", "in_use": "true: left alone, a load is reading it"},
     ),
-    "prefetch": Operation(
+    "prefetch": PublicOperation(
         "read ranges of a file into the page cache, in that order; answers at once",
         {
             "extents": ("extents", False, "[[offset, length], ...] in bytes"),
@@ -158,11 +158,11 @@ OPERATIONS: Mapping[str, Operation] = {
         "the file",
         {"queued_bytes": "bytes that will be read", "refused_bytes": "beyond budget or end"},
     ),
-    "topology": Operation(
+    "topology": PublicOperation(
         "accelerators and NUMA nodes of this machine, as `pagecache-bpf topology --json`",
         answer={"topology": "the machine's"},
     ),
-    "status": Operation(
+    "status": PublicOperation(
         "loads and budgets: of the caller's user; for root, of everybody",
         answer={
             "loads[]": "reports, as load_report gives them, each with uid and pid",

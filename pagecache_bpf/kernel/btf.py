@@ -33,7 +33,7 @@ class BtfError(PagecacheError):
     """Type information that cannot be read."""
 
 
-class Kind(IntEnum):
+class BtfKind(IntEnum):
     """Kinds of types, numbered as in include/uapi/linux/btf.h."""
 
     VOID = 0
@@ -62,12 +62,12 @@ class Kind(IntEnum):
 _FIXED = (0, 1, 0, 3, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 1, 0, 0)
 _EACH = (0, 0, 0, 0, 3, 3, 2, 0, 0, 0, 0, 0, 0, 2, 0, 3, 0, 0, 0, 3)
 
-_AGGREGATES = (Kind.STRUCT, Kind.UNION)
-_ENUMS = (Kind.ENUM, Kind.ENUM64)
-_SIZED = (Kind.INT, Kind.FLOAT, Kind.DATASEC, *_AGGREGATES, *_ENUMS)
+_AGGREGATES = (BtfKind.STRUCT, BtfKind.UNION)
+_ENUMS = (BtfKind.ENUM, BtfKind.ENUM64)
+_SIZED = (BtfKind.INT, BtfKind.FLOAT, BtfKind.DATASEC, *_AGGREGATES, *_ENUMS)
 _ALIASES = (
-    *(Kind.TYPEDEF, Kind.VOLATILE, Kind.CONST, Kind.RESTRICT),
-    *(Kind.TYPE_TAG, Kind.VAR, Kind.DECL_TAG),
+    *(BtfKind.TYPEDEF, BtfKind.VOLATILE, BtfKind.CONST, BtfKind.RESTRICT),
+    *(BtfKind.TYPE_TAG, BtfKind.VAR, BtfKind.DECL_TAG),
 )
 
 
@@ -134,9 +134,9 @@ class Btf:
         owner, start = self._locate(type_id)
         return owner._words[start:]
 
-    def kind(self, type_id: int) -> Kind:
+    def kind(self, type_id: int) -> BtfKind:
         """The kind of a type; type 0 is void."""
-        return Kind(self._words_of(type_id)[1] >> 24 & 31) if type_id else Kind.VOID
+        return BtfKind(self._words_of(type_id)[1] >> 24 & 31) if type_id else BtfKind.VOID
 
     def name(self, type_id: int) -> str:
         """The name of a type, "" if it has none."""
@@ -155,7 +155,7 @@ class Btf:
             raise BtfError("broken BTF", f"there is no string at {offset}")
         return self._strings[start:end].decode("utf-8", "replace")
 
-    def _elements(self, type_id: int, kinds: tuple[Kind, ...]) -> Iterator[tuple[int, ...]]:
+    def _elements(self, type_id: int, kinds: tuple[BtfKind, ...]) -> Iterator[tuple[int, ...]]:
         """The words of each element of a type of one of these kinds."""
         kind = self.kind(type_id)
         if kind not in kinds:
@@ -167,7 +167,7 @@ class Btf:
 
     # Searching.
 
-    def find(self, name: str, *kinds: Kind) -> int | None:
+    def find(self, name: str, *kinds: BtfKind) -> int | None:
         """The id of the type of that name, of any of these kinds (none given: any kind)."""
         if self.base and (found := self.base.find(name, *kinds)) is not None:
             return found
@@ -178,7 +178,7 @@ class Btf:
                 return type_id
         return None
 
-    def require(self, name: str, *kinds: Kind) -> int:
+    def require(self, name: str, *kinds: BtfKind) -> int:
         """Like find, but raises BtfError when there is no such type."""
         found = self.find(name, *kinds)
         if found is None:
@@ -195,7 +195,7 @@ class Btf:
             yield self._first_string + at
             at = self._strings.find(name + b"\0", at + 1)
 
-    def ids(self, *kinds: Kind) -> Iterator[int]:
+    def ids(self, *kinds: BtfKind) -> Iterator[int]:
         """Ids of this object's own types (not of its base), of these kinds if any are given."""
         for type_id in range(self.first_id, self.end_id):
             if not kinds or self.kind(type_id) in kinds:
@@ -219,9 +219,9 @@ class Btf:
             kind = self.kind(type_id)
             if kind in _SIZED:
                 return count * self.target(type_id)
-            if kind == Kind.PTR:
+            if kind == BtfKind.PTR:
                 return count * POINTER_SIZE
-            if kind != Kind.ARRAY:
+            if kind != BtfKind.ARRAY:
                 raise BtfError("broken BTF", f"{kind.name} (type {type_id}) has no size")
             type_id, length = self.array(type_id)
             count *= length
@@ -229,7 +229,7 @@ class Btf:
 
     def array(self, type_id: int) -> tuple[int, int]:
         """Element type and length of an array."""
-        if self.kind(type_id) != Kind.ARRAY:
+        if self.kind(type_id) != BtfKind.ARRAY:
             raise BtfError("broken BTF", f"type {type_id} is not an array")
         words = self._words_of(type_id)
         return words[3], words[5]
@@ -240,7 +240,7 @@ class Btf:
         words = self._words_of(type_id)
         if self.kind(type_id) in _ENUMS:
             return bool(words[1] & _SIGN)
-        return self.kind(type_id) == Kind.INT and bool(words[3] >> 24 & 1)
+        return self.kind(type_id) == BtfKind.INT and bool(words[3] >> 24 & 1)
 
     def members(self, type_id: int) -> list[Member]:
         """Members of a struct or union, as written."""
@@ -293,19 +293,19 @@ class Btf:
 
     def variables(self, datasec: str) -> list[Variable]:
         """The variables of a data section such as ".rodata"; none if there is no such section."""
-        section = self.find(datasec, Kind.DATASEC)
+        section = self.find(datasec, BtfKind.DATASEC)
         if section is None:
             return []
         return [
             Variable(self.name(var_id), self.target(var_id), offset, size, var_id)
-            for var_id, offset, size in self._elements(section, (Kind.DATASEC,))
+            for var_id, offset, size in self._elements(section, (BtfKind.DATASEC,))
         ]
 
     def tags(self, type_id: int) -> list[str]:
         """The decl tags on a variable, type or function as a whole (not on its members)."""
         if self._tags is None:
             self._tags = {}
-            for tag_id in self.ids(Kind.DECL_TAG):
+            for tag_id in self.ids(BtfKind.DECL_TAG):
                 _, _, target, component = self._words_of(tag_id)[:4]
                 if component == 0xFFFFFFFF:
                     self._tags.setdefault(target, []).append(self.name(tag_id))
@@ -313,11 +313,11 @@ class Btf:
 
     def parameters(self, type_id: int) -> list[tuple[str, int]]:
         """Names and types of the parameters of a function or of its prototype."""
-        if self.kind(type_id) == Kind.FUNC:
+        if self.kind(type_id) == BtfKind.FUNC:
             type_id = self.target(type_id)
         return [
             (self._string(name), parameter)
-            for name, parameter in self._elements(type_id, (Kind.FUNC_PROTO,))
+            for name, parameter in self._elements(type_id, (BtfKind.FUNC_PROTO,))
         ]
 
 

@@ -82,7 +82,7 @@ class LoadOver(Exception):
     """The load was over before it was served; whoever starts it takes everything back."""
 
 
-class Connection(Protocol):
+class ControllerConnection(Protocol):
     """What the start of a load may be waiting for; ipc.client.LineClient is one."""
 
     def interrupt(self) -> None:
@@ -98,14 +98,14 @@ class Starting:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._over = False
-        self._connections: list[Connection] = []
+        self._connections: list[ControllerConnection] = []
 
     def check(self) -> None:
         """Raise LoadOver if the load is over."""
         if self._over:
             raise LoadOver
 
-    def waits_for(self, connection: Connection) -> None:
+    def waits_for(self, connection: ControllerConnection) -> None:
         """Have a connection interrupted when the load is over, until done().
 
         Raises:

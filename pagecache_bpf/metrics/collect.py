@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """One look at what both engines count: per policy, and per model what its readers found.
 
-Root only.  Everything that shows numbers (stats, watch, top, export) starts from a Snapshot.
+Root only.  Everything that shows numbers (stats, watch, top, export) starts from a StatsSnapshot.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Observer:
+class ObserverState:
     """How much the observer sees: its level, the tracepoints it lacks, events it lost.
 
     level: full, degraded (only what enters and leaves the cache) or off.  uncounted: counters
@@ -69,7 +69,7 @@ class Counted:
 
 
 @dataclass(frozen=True)
-class Consumer(Counted):
+class ConsumerStats(Counted):
     """A process that reads a model; counters as the model has them."""
 
     tgid: int
@@ -79,7 +79,7 @@ class Consumer(Counted):
 
 
 @dataclass(frozen=True)
-class Template:
+class TemplateStats:
     """How an I/O template does: bytes that came as it says, and those that did not.
 
     dropped: whether the policy has given it up.
@@ -109,7 +109,7 @@ class PolicyStats:
     counters: Mapping[str, int] = field(default_factory=dict)
     lost_requests: int = 0
     read_errors: Mapping[int, int] = field(default_factory=dict)
-    templates: tuple[Template, ...] = ()
+    templates: tuple[TemplateStats, ...] = ()
     kept_bytes: int = 0
     keep_max_bytes: int = 0
 
@@ -138,7 +138,7 @@ class ModelStats(Counted):
     resident_by_node: Mapping[str, int] = field(default_factory=dict)
     observed: bool = False
     counters: Mapping[str, int] = field(default_factory=dict)
-    consumers: tuple[Consumer, ...] = ()
+    consumers: tuple[ConsumerStats, ...] = ()
     since_ns: int = 0
     totals: Mapping[str, int] = field(default_factory=dict)
 
@@ -149,7 +149,7 @@ class ModelStats(Counted):
 
 
 @dataclass(frozen=True)
-class Snapshot:
+class StatsSnapshot:
     """All of it at one time (wall clock); engines: which are there, running or loaded.
 
     controller: how much it has to do and what it has refused, as `clients list` tells it; None:
@@ -158,7 +158,7 @@ class Snapshot:
 
     time_ns: int
     engines: Mapping[str, bool]
-    observer: Observer | None
+    observer: ObserverState | None
     policies: tuple[PolicyStats, ...]
     models: tuple[ModelStats, ...]
     controller: Mapping[str, Any] | None = None
@@ -179,7 +179,7 @@ class Rates:
     ahead_ratio: float | None
 
 
-def take() -> Snapshot:
+def take() -> StatsSnapshot:
     """Ask the engines.  Raises PrivilegeError, UnsupportedError, PagecacheError."""
     from pagecache_bpf.policy.engines import AGENT, STRUCT_OPS, Engines
 
@@ -201,7 +201,7 @@ def take() -> Snapshot:
         models = [_observed(row, uncounted) for row in rows]
         known = {model.key for model in models}
         others = [model for model in _tagged(engines) if model.key not in known]
-        return Snapshot(
+        return StatsSnapshot(
             time.time_ns(),
             {STRUCT_OPS: engines.module is not None, AGENT: engines.agent is not None},
             observer,
@@ -211,7 +211,7 @@ def take() -> Snapshot:
         )
 
 
-def only(snapshot: Snapshot, model: str) -> Snapshot:
+def only(snapshot: StatsSnapshot, model: str) -> StatsSnapshot:
     """The same, of one model and its policies.  Raises UsageError if it is not tagged."""
     models = tuple(stats for stats in snapshot.models if stats.model == model)
     if not models:
@@ -228,7 +228,7 @@ def only(snapshot: Snapshot, model: str) -> Snapshot:
     return replace(snapshot, models=models, policies=policies)
 
 
-def rates(before: Snapshot, after: Snapshot) -> dict[tuple[str, str, str], Rates]:
+def rates(before: StatsSnapshot, after: StatsSnapshot) -> dict[tuple[str, str, str], Rates]:
     """What happened in between, by ModelStats.key; counters that began anew count from 0."""
     seconds = max((after.time_ns - before.time_ns) / 1e9, 1e-6)
     old = {model.key: model for model in before.models}
@@ -250,7 +250,7 @@ def _rates(before: ModelStats | None, after: ModelStats, seconds: float) -> Rate
     )
 
 
-def as_json(snapshot: Snapshot) -> dict[str, Any]:
+def as_json(snapshot: StatsSnapshot) -> dict[str, Any]:
     """The snapshot as `stats --json` prints it."""
     return {
         "time_ns": snapshot.time_ns,
@@ -294,14 +294,14 @@ def _policy(
     )
 
 
-def _template(row: Mapping[str, Any]) -> Template:
-    return Template(**{member.name: row[member.name] for member in fields(Template)})
+def _template(row: Mapping[str, Any]) -> TemplateStats:
+    return TemplateStats(**{member.name: row[member.name] for member in fields(TemplateStats)})
 
 
-def _observer(answer: Mapping[str, Any]) -> Observer | None:
+def _observer(answer: Mapping[str, Any]) -> ObserverState | None:
     if not answer:
         return None
-    return Observer(
+    return ObserverState(
         str(answer["level"]),
         tuple(answer["missing"]),
         answer["lost_events"],
@@ -322,7 +322,7 @@ def _observed(row: Mapping[str, Any], uncounted: Collection[str]) -> ModelStats:
 
     nodes = row["resident_by_node"]
     consumers = tuple(
-        Consumer(consumer["tgid"], consumer["comm"], consumer["alive"], counters)
+        ConsumerStats(consumer["tgid"], consumer["comm"], consumer["alive"], counters)
         for consumer in row["consumers"]
         # One that has read nothing since is of an earlier time.
         if any((counters := since(consumer)).values())

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from pagecache_bpf.kernel.abi import COUNTERS, OBSERVED, Counter
-from pagecache_bpf.metrics.collect import ModelStats, PolicyStats, Snapshot, Template
+from pagecache_bpf.metrics.collect import ModelStats, PolicyStats, StatsSnapshot, TemplateStats
 
 Sample = tuple[Sequence[str], float]
 PREFIX = "pagecache_"
@@ -66,13 +66,13 @@ class Metric:
     kind: str
     help: str
     labels: tuple[str, ...]
-    read: Callable[[Snapshot | None], Iterable[Sample]]
+    read: Callable[[StatsSnapshot | None], Iterable[Sample]]
 
 
 def _of_models(value: Callable[[ModelStats], Iterable[Sample]]) -> Callable[..., Iterator[Sample]]:
     """Samples of each model, its own labels put in front."""
 
-    def read(snapshot: Snapshot | None) -> Iterator[Sample]:
+    def read(snapshot: StatsSnapshot | None) -> Iterator[Sample]:
         for model in snapshot.models if snapshot else ():
             for labels, number in value(model):
                 yield (*model.key, *labels), number
@@ -85,7 +85,7 @@ def _of_policies(
 ) -> Callable[..., Iterator[Sample]]:
     """Samples of each policy that is attached; ended: of those that have ended, too."""
 
-    def read(snapshot: Snapshot | None) -> Iterator[Sample]:
+    def read(snapshot: StatsSnapshot | None) -> Iterator[Sample]:
         for policy in snapshot.policies if snapshot else ():
             if ended or not policy.ended:
                 for labels, number in value(policy):
@@ -224,11 +224,11 @@ def _errors(policy: PolicyStats) -> Iterator[Sample]:
 
 
 def _templates(
-    value: Callable[[Template], Iterable[Sample]],
-) -> Callable[[Snapshot | None], Iterator[Sample]]:
+    value: Callable[[TemplateStats], Iterable[Sample]],
+) -> Callable[[StatsSnapshot | None], Iterator[Sample]]:
     """Samples of each I/O template, with the labels of its model."""
 
-    def read(snapshot: Snapshot | None) -> Iterator[Sample]:
+    def read(snapshot: StatsSnapshot | None) -> Iterator[Sample]:
         for policy in snapshot.policies if snapshot else ():
             for template in policy.templates:
                 for labels, number in value(template):
@@ -266,23 +266,23 @@ def _template_metrics() -> Iterator[Metric]:
     )
 
 
-def _build(_: Snapshot | None) -> Iterator[Sample]:
+def _build(_: StatsSnapshot | None) -> Iterator[Sample]:
     import pagecache_bpf
 
     yield (str(pagecache_bpf.__version__),), 1
 
 
-def _engines(snapshot: Snapshot | None) -> Iterator[Sample]:
+def _engines(snapshot: StatsSnapshot | None) -> Iterator[Sample]:
     for engine, there in (snapshot.engines if snapshot else {}).items():
         yield (engine,), int(there)
 
 
-def _observer(snapshot: Snapshot | None) -> Iterator[Sample]:
+def _observer(snapshot: StatsSnapshot | None) -> Iterator[Sample]:
     if snapshot and snapshot.observer:
         yield (snapshot.observer.level,), 1
 
 
-def _lost(snapshot: Snapshot | None) -> Iterator[Sample]:
+def _lost(snapshot: StatsSnapshot | None) -> Iterator[Sample]:
     if snapshot and snapshot.observer:
         yield (), snapshot.observer.lost_events
 
@@ -372,10 +372,10 @@ def _gauges() -> Iterator[Metric]:
     )
 
 
-def _of_controller(name: str) -> Callable[[Snapshot | None], Iterator[Sample]]:
+def _of_controller(name: str) -> Callable[[StatsSnapshot | None], Iterator[Sample]]:
     """Samples of a number of the controller, or of a table of them by reason."""
 
-    def read(snapshot: Snapshot | None) -> Iterator[Sample]:
+    def read(snapshot: StatsSnapshot | None) -> Iterator[Sample]:
         found = (snapshot.controller or {}).get(name) if snapshot else None
         if isinstance(found, dict):
             yield from (((reason,), count) for reason, count in found.items())

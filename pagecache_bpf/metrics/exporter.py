@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from pagecache_bpf.errors import PagecacheError, PrivilegeError, UnsupportedError, UsageError
 from pagecache_bpf.metrics import declarations
-from pagecache_bpf.metrics.collect import Snapshot, take
+from pagecache_bpf.metrics.collect import StatsSnapshot, take
 from pagecache_bpf.units import printable
 
 if TYPE_CHECKING:
@@ -98,7 +98,7 @@ class Collector:
     def __init__(
         self,
         warn: Callable[[str], None] = lambda text: None,
-        source: Callable[[], Snapshot] = take,
+        source: Callable[[], StatsSnapshot] = take,
     ) -> None:
         self._warn, self._source = warn, source
         self._lock = threading.Lock()  # one question at a time, however many scrape
@@ -106,7 +106,7 @@ class Collector:
 
     def collect(self) -> Iterator[Family]:
         """Every family, those without a sample too: their names and texts are always there."""
-        snapshot: Snapshot | None = None
+        snapshot: StatsSnapshot | None = None
         with self._lock:
             try:
                 snapshot = self._source()
@@ -118,7 +118,7 @@ class Collector:
         yield from families(snapshot)
 
 
-def families(snapshot: Snapshot | None) -> Iterator[Family]:
+def families(snapshot: StatsSnapshot | None) -> Iterator[Family]:
     """The client library's objects for a snapshot; None: the engines could not be read."""
     from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pagecache_bpf.errors import PagecacheError, UsageError
-from pagecache_bpf.kernel.btf import Btf, BtfError, Kind
+from pagecache_bpf.kernel.btf import Btf, BtfError, BtfKind
 from pagecache_bpf.kernel.elf import Elf
 from pagecache_bpf.units import did_you_mean
 
@@ -256,7 +256,7 @@ def _bound(elf: Elf, knob: str, tags: Mapping[str, str], which: str) -> int:
 
 def _type_name(btf: Btf, type_id: int) -> str:
     """The name a type was declared with, without const and volatile."""
-    while btf.kind(type_id) in (Kind.CONST, Kind.VOLATILE):
+    while btf.kind(type_id) in (BtfKind.CONST, BtfKind.VOLATILE):
         type_id = btf.target(type_id)
     return btf.name(type_id)
 

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from pagecache_bpf.errors import UsageError
-from pagecache_bpf.kernel.btf import Btf, BtfError, Kind
+from pagecache_bpf.kernel.btf import Btf, BtfError, BtfKind
 from pagecache_bpf.kernel.elf import Elf
 from pagecache_bpf.policy.catalog import PolicyInfo, knob_tags
 from pagecache_bpf.units import parse_duration
@@ -199,12 +199,12 @@ def maps_in(btf: Btf) -> tuple[HintMap, ...]:
 
 def _fields(btf: Btf, type_id: int, name: str) -> tuple[MapField, ...]:
     inner = btf.resolve(type_id)
-    if btf.kind(inner) not in (Kind.STRUCT, Kind.UNION):
+    if btf.kind(inner) not in (BtfKind.STRUCT, BtfKind.UNION):
         return (MapField(name, 0, btf.size(inner), btf.int_signed(inner)),)
     return tuple(
         MapField(field.name, field.offset, field.size, btf.int_signed(field.type_id))
         for field in btf.fields(inner)
-        if btf.kind(btf.resolve(field.type_id)) in (Kind.INT, Kind.ENUM)
+        if btf.kind(btf.resolve(field.type_id)) in (BtfKind.INT, BtfKind.ENUM)
     )
 
 

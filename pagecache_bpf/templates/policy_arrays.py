@@ -30,7 +30,7 @@ class Assigned:
 
 
 @dataclass(frozen=True)
-class Consumer:
+class ConsumerPosition:
     """A consumer of a template: its process (0: none yet) and how far that has come, in bytes."""
 
     tgid: int
@@ -39,7 +39,7 @@ class Consumer:
 
 
 @dataclass(frozen=True)
-class Replay:
+class TemplateReplay:
     """How a template does.
 
     followed, strayed: bytes that came as it said, and those that did not or were prefetched for
@@ -52,7 +52,7 @@ class Replay:
     strayed: int
     jumps: int
     dropped: bool
-    consumers: tuple[Consumer, ...]
+    consumers: tuple[ConsumerPosition, ...]
 
     @property
     def accuracy(self) -> float | None:
@@ -120,7 +120,7 @@ def give(engines: Engines, policy: str, templates: Sequence[Assigned]) -> int:
     return covered
 
 
-def state(engines: Engines, policy: str) -> list[Replay]:
+def state(engines: Engines, policy: str) -> list[TemplateReplay]:
     """How the templates of an attached policy do; empty where it has none."""
     try:
         with open_maps(engines, policy) as maps:
@@ -138,7 +138,7 @@ def state(engines: Engines, policy: str) -> list[Replay]:
         first, count = int(model["first_consumer"]), int(model["nr_consumers"])
         own = consumers[first : first + count]
         found.append(
-            Replay(
+            TemplateReplay(
                 model["name"].tobytes().rstrip(b"\0").decode(errors="replace"),
                 _SOURCES.get(int(model["source"]), "unknown"),
                 int(model["followed"]) * PAGE_SIZE,
@@ -154,13 +154,13 @@ def state(engines: Engines, policy: str) -> list[Replay]:
 _SOURCES = {1: "derived", 2: "recorded", 3: "imported"}
 
 
-def _consumer(row: Any, steps: Any, extents: Any) -> Consumer:
+def _consumer(row: Any, steps: Any, extents: Any) -> ConsumerPosition:
     pages = 0
     if row["nr_steps"]:
         last = steps[int(row["first_step"]) + int(row["nr_steps"]) - 1]
         extent = extents[int(last["extent"])]
         pages = int(last["before"]) + int(extent["end"]) - int(extent["start"])
-    return Consumer(int(row["tgid"]), int(row["position"]) * PAGE_SIZE, pages * PAGE_SIZE)
+    return ConsumerPosition(int(row["tgid"]), int(row["position"]) * PAGE_SIZE, pages * PAGE_SIZE)
 
 
 @contextmanager

@@ -49,7 +49,7 @@ class _Process:
 
 
 @dataclass
-class Recorder:
+class AccessRecorder:
     """Collects accesses in the order in which they come, in pages.
 
     gap: pages between two accesses that are joined.  wanted: whether a process, by its number,
@@ -133,7 +133,7 @@ def _name_of(tgid: int) -> str:
 
 
 @dataclass(frozen=True)
-class Recording:
+class RecordedTemplate:
     """A template, how the command ended, and how many accesses are missing."""
 
     template: Template
@@ -141,7 +141,7 @@ class Recording:
     lost: int
 
 
-def record(model: Model, command: Sequence[str], gap: int = GAP) -> Recording:
+def record(model: Model, command: Sequence[str], gap: int = GAP) -> RecordedTemplate:
     """Run a command and record what its processes read of a model's files.  Root only.
 
     gap: bytes between two accesses that are joined.  Raises UsageError (no such command),
@@ -151,7 +151,7 @@ def record(model: Model, command: Sequence[str], gap: int = GAP) -> Recording:
     from pagecache_bpf.observer import Move, Observer
 
     numbers: dict[bytes, int] = {}
-    recorder = Recorder(max(0, gap) // PAGE_SIZE)
+    recorder = AccessRecorder(max(0, gap) // PAGE_SIZE)
     with Observer(moves="all") as observer:
         for number, path in enumerate(model.files):
             fd = open_to_read(path)
@@ -174,7 +174,7 @@ def record(model: Model, command: Sequence[str], gap: int = GAP) -> Recording:
                 pass
         lost = int(observer.snapshot()["lost_events"]) + recorder.overflown
     template = recorder.template(model.files, model.names, Path(command[0]).name)
-    return Recording(template, process.returncode, lost)
+    return RecordedTemplate(template, process.returncode, lost)
 
 
 @contextmanager

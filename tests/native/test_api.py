@@ -17,7 +17,7 @@ import pytest
 
 import pagecache_bpf as pc
 from benchmarks.cachestat import PAGE_SIZE, drop, resident_pages
-from pagecache_bpf.explain import residency as residency_look
+from pagecache_bpf.explain import model_residency
 from pagecache_bpf.kernel import kernelfs
 from pagecache_bpf.kernel.numa import nodes
 from pagecache_bpf.loads import open_load, through_controller, unprivileged, unprivileged_window
@@ -201,7 +201,7 @@ def test_who_cannot_open_a_file_learns_nothing(tmp_path: Path) -> None:
         and unprivileged
         and runtime
         and open_load
-        and residency_look
+        and model_residency
     )  # imported while they can be read
     assert kernelfs.LIVE.mounts()  # which takes a codec that is imported when it is used
     for directory in (tmp_path, *tmp_path.parents):

@@ -44,7 +44,7 @@ class Attached:
         """Wait until nothing is on its way."""
         wait_for(lambda: self.status.inflight_pages == 0, "the prefetch queue to run empty")
 
-    def replay(self) -> policy_arrays.Replay:
+    def replay(self) -> policy_arrays.TemplateReplay:
         """How its template does."""
         with Engines() as engines:
             (found,) = policy_arrays.state(engines, "maio")

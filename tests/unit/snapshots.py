@@ -12,12 +12,12 @@ import time
 from pagecache_bpf.kernel.abi import COUNTERS, OBSERVED
 from pagecache_bpf.metrics import collect
 from pagecache_bpf.metrics.collect import (
-    Consumer,
+    ConsumerStats,
     ModelStats,
-    Observer,
+    ObserverState,
     PolicyStats,
-    Snapshot,
-    Template,
+    StatsSnapshot,
+    TemplateStats,
 )
 
 LLAMA, GGUF = "meta-llama/Llama-3.1-8B", "phi.gguf"
@@ -33,17 +33,17 @@ def counters(scale: int) -> dict[str, int]:
     return found
 
 
-def snapshot(scale: int = 1000, *, after_ns: int = 0, level: str = "full") -> Snapshot:
+def snapshot(scale: int = 1000, *, after_ns: int = 0, level: str = "full") -> StatsSnapshot:
     """Three models: observed on the agent, tagged but never read, known to the module only."""
     sequential = {counter.name: 3 + index for index, counter in enumerate(COUNTERS)}
-    return Snapshot(
+    return StatsSnapshot(
         BEGIN + after_ns,
         {"struct_ops": True, "agent": True},
-        Observer(level, () if level == "full" else ("mm_filemap_fault",), 5),
+        ObserverState(level, () if level == "full" else ("mm_filemap_fault",), 5),
         (
             PolicyStats(
                 *("sequential", "agent", BEGIN, 4096, 8192, sequential, 3, {5: 2, 9999: 1}),
-                (Template(LLAMA, "derived", 900, 100, 3, True),),
+                (TemplateStats(LLAMA, "derived", 900, 100, 3, True),),
             ),
             PolicyStats("noop", "struct_ops", BEGIN, 0, 0, dict.fromkeys(sequential, 0)),
             PolicyStats("quitter", "agent", 0, 0, 0),
@@ -53,8 +53,8 @@ def snapshot(scale: int = 1000, *, after_ns: int = 0, level: str = "full") -> Sn
                 *(LLAMA, "sequential", "agent", 4, 1 << 30, 100 << 20),
                 *({"0": 70 << 20, "1": 30 << 20}, True, counters(scale)),
                 (
-                    Consumer(4711, "python3", True, counters(scale)),
-                    Consumer(4712, "cat", False, counters(0)),
+                    ConsumerStats(4711, "python3", True, counters(scale)),
+                    ConsumerStats(4712, "cat", False, counters(0)),
                 ),
                 *(BEGIN, counters(scale)),
             ),
@@ -80,7 +80,7 @@ def snapshot(scale: int = 1000, *, after_ns: int = 0, level: str = "full") -> Sn
     )
 
 
-def growing() -> Snapshot:
+def growing() -> StatsSnapshot:
     """The same, of a load that goes on: each microsecond a little more."""
     passed = time.time_ns() - BEGIN
     return snapshot(1000 + passed // 1000, after_ns=passed)

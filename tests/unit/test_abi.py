@@ -16,7 +16,7 @@ import pytest
 
 from pagecache_bpf.agent import worker
 from pagecache_bpf.kernel import abi
-from pagecache_bpf.kernel.btf import Btf, Kind
+from pagecache_bpf.kernel.btf import Btf, BtfKind
 from pagecache_bpf.kernel.elf import Elf
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -79,7 +79,7 @@ def load(path: Path) -> Btf:
 def differences(struct: type[ctypes.Structure], btf: Btf, where: str) -> list[str]:
     """In what a struct differs; each line names both sides and the field."""
     name = struct.__name__
-    type_id = btf.find(name, Kind.STRUCT)
+    type_id = btf.find(name, BtfKind.STRUCT)
     if type_id is None:
         return [f"{where} has no struct {name}, abi.py has"]
     found = []
@@ -114,7 +114,7 @@ def built(request: pytest.FixtureRequest) -> tuple[Btf, str]:
 def test_structs_are_laid_out_alike(built: tuple[Btf, str], name: str) -> None:
     foreign = AGENT_STRUCTS + OBSERVER_STRUCTS + TEMPLATE_STRUCTS
     if name in foreign and built[1].endswith(".ko"):
-        assert built[0].find(name, Kind.STRUCT) is None
+        assert built[0].find(name, BtfKind.STRUCT) is None
         return
     assert differences(STRUCTS[name], *built) == []
 
@@ -143,7 +143,7 @@ def test_policies_share_templates_with_user_space(name: str) -> None:
 @pytest.mark.parametrize("name", ENUMS)
 def test_enums_have_the_same_values(built: tuple[Btf, str], name: str) -> None:
     btf, where = built
-    type_id = btf.find(name, Kind.ENUM)
+    type_id = btf.find(name, BtfKind.ENUM)
     if type_id is None and where.endswith(".ko"):
         pytest.skip("the module has no variable of that type, so its types do not have it")
     assert type_id is not None, f"{where} has no enum {name}"
@@ -163,7 +163,7 @@ def test_counters_are_named_alike(
     built: tuple[Btf, str], enum: str, prefix: str, family: tuple[abi.Counter, ...]
 ) -> None:
     btf, where = built
-    type_id = btf.find(enum, Kind.ENUM)
+    type_id = btf.find(enum, BtfKind.ENUM)
     if type_id is None and where.endswith(".ko"):
         pytest.skip("the module has no variable of that type, so its types do not have it")
     assert type_id is not None, f"{where} has no enum {enum}"

@@ -14,7 +14,7 @@ import pytest
 
 from pagecache_bpf.agent.read_threads import Extent, Source
 from pagecache_bpf.agent.worker import CHUNK_BYTES
-from pagecache_bpf.agent.workers import Place, Pools
+from pagecache_bpf.agent.workers import Pools, WorkerPlace
 from pagecache_bpf.kernel.cachestat import cached_pages
 from tests.vm.kernel import wait_for
 
@@ -134,7 +134,7 @@ def test_a_killed_worker_settles_what_it_had(pools: Pools, log: Log, weights: Pa
 def test_a_cgroup_that_cannot_be_entered_is_told(
     pools: Pools, log: Log, weights: Path, tmp_path: Path
 ) -> None:
-    pools.submit(Extent(source(weights), 0, CHUNK_BYTES, 1), Place("1:2", tmp_path / "gone"))
+    pools.submit(Extent(source(weights), 0, CHUNK_BYTES, 1), WorkerPlace("1:2", tmp_path / "gone"))
     wait_for(lambda: log.total == CHUNK_BYTES, "the extent to be settled")
     assert pools.charged.refused == {errno.ENOENT: 1} and pools.totals.errors == 0
 
@@ -159,7 +159,7 @@ def test_s8_cpus_that_the_reader_may_not_use(
     monkeypatch.setattr("pagecache_bpf.agent.workers.cpus_of", lambda node: absent)
     size = weights.stat().st_size // PAGE * PAGE
     for number in range(3):
-        pools.submit(Extent(source(weights), 0, size, number), Place("s8", None, 0))
+        pools.submit(Extent(source(weights), 0, size, number), WorkerPlace("s8", None, 0))
     wait_for(lambda: log.total == 3 * size, "every extent to be settled")
     assert pools.totals.by_errno == {}
     assert len(pools.pids()) >= 1
@@ -175,7 +175,7 @@ def test_s12_a_worker_that_cannot_be_started_is_told(
 
     monkeypatch.setattr("pagecache_bpf.agent.workers.subprocess.Popen", refuse)
     for node in (-1, 0):  # the first takes the spare worker, for the second there is none
-        pools.submit(Extent(source(weights), 0, PAGE, node), Place("s12", None, node))
+        pools.submit(Extent(source(weights), 0, PAGE, node), WorkerPlace("s12", None, node))
     wait_for(lambda: len(log.parts) == 2, "both to be settled")
     assert pools.totals.by_errno[errno.EAGAIN] >= 1
     monkeypatch.undo()

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pagecache_bpf.kernel.btf import Btf, BtfError, Kind
+from pagecache_bpf.kernel.btf import Btf, BtfError, BtfKind
 from pagecache_bpf.kernel.elf import Elf
 from pagecache_bpf.policy.compiler import find_clang
 
@@ -55,7 +55,7 @@ def btf(tmp_path_factory: pytest.TempPathFactory) -> Btf:
 
 
 def test_layout_is_the_compilers(btf: Btf) -> None:
-    outer = btf.require("outer", Kind.STRUCT)
+    outer = btf.require("outer", BtfKind.STRUCT)
     fields = {field.name: (field.offset, field.size) for field in btf.fields(outer)}
     assert btf.size(outer) == 136
     assert fields == {
@@ -70,14 +70,18 @@ def test_layout_is_the_compilers(btf: Btf) -> None:
 
 
 def test_bit_fields_have_their_bits(btf: Btf) -> None:
-    members = {member.name: member for member in btf.members(btf.require("outer", Kind.STRUCT))}
+    members = {member.name: member for member in btf.members(btf.require("outer", BtfKind.STRUCT))}
     assert (members["low"].bit_offset, members["low"].bits) == (960, 3)
     assert (members["high"].bit_offset, members["high"].bits) == (963, 29)
     assert members["second"].bits == 0
 
 
 def test_enum_values(btf: Btf) -> None:
-    assert btf.enum_values(btf.require("colour", Kind.ENUM)) == {"RED": 3, "GREEN": 4, "BLUE": 70}
+    assert btf.enum_values(btf.require("colour", BtfKind.ENUM)) == {
+        "RED": 3,
+        "GREEN": 4,
+        "BLUE": 70,
+    }
 
 
 def test_variables_and_their_tags(btf: Btf) -> None:
@@ -92,37 +96,37 @@ def test_variables_and_their_tags(btf: Btf) -> None:
 
 
 def test_function_parameters(btf: Btf) -> None:
-    names = [name for name, _ in btf.parameters(btf.require("add", Kind.FUNC))]
+    names = [name for name, _ in btf.parameters(btf.require("add", BtfKind.FUNC))]
     assert names == ["left", "right"]
 
 
 def test_what_is_not_there_is_named(btf: Btf) -> None:
     assert btf.find("no_such_type") is None
     with pytest.raises(BtfError, match="no struct no_such_type"):
-        btf.require("no_such_type", Kind.STRUCT)
+        btf.require("no_such_type", BtfKind.STRUCT)
 
 
 @pytest.mark.skipif(not VMLINUX.exists(), reason="this kernel has no BTF")
 def test_the_running_kernel() -> None:
     started = time.monotonic()
     kernel = Btf.from_file(VMLINUX)
-    page = kernel.require("page", Kind.STRUCT)
+    page = kernel.require("page", BtfKind.STRUCT)
     assert time.monotonic() - started < 2, "vmlinux has to be read lazily"
     assert kernel.size(page) == 64
     # These come from the kernel's ABI, so they hold for every kernel.
-    stat = kernel.require("sockaddr_in", Kind.STRUCT)
+    stat = kernel.require("sockaddr_in", BtfKind.STRUCT)
     assert [(f.name, f.offset, f.size) for f in kernel.fields(stat)][:3] == [
         ("sin_family", 0, 2),
         ("sin_port", 2, 2),
         ("sin_addr", 4, 4),
     ]
-    types = kernel.enum_values(kernel.require("bpf_prog_type", Kind.ENUM))
+    types = kernel.enum_values(kernel.require("bpf_prog_type", BtfKind.ENUM))
     assert types["BPF_PROG_TYPE_STRUCT_OPS"] == 27
 
 
 # Hand-made BTF.
 
-INT = (Kind.INT, 0, 4, (0x20,))
+INT = (BtfKind.INT, 0, 4, (0x20,))
 
 
 def encode(*types: tuple[int, int, int, tuple[int, ...]], strings: bytes = b"\0name\0") -> bytes:
@@ -138,43 +142,45 @@ def encode(*types: tuple[int, int, int, tuple[int, ...]], strings: bytes = b"\0n
 def test_split_btf_goes_on_where_its_base_ends() -> None:
     base = Btf(encode(INT))
     # Its only type is number 2, and string 6 is the first of its own.
-    own = struct.pack("=3I", 6, Kind.TYPEDEF << 24, 1)
+    own = struct.pack("=3I", 6, BtfKind.TYPEDEF << 24, 1)
     head = struct.pack("=HBBIIIII", 0xEB9F, 1, 0, 24, 0, 12, 12, 4)
     split = Btf(head + own + b"our\0", base)
     assert (split.first_id, split.end_id) == (2, 3)
-    assert split.find("our", Kind.TYPEDEF) == 2
-    assert split.find("name", Kind.INT) == 1
+    assert split.find("our", BtfKind.TYPEDEF) == 2
+    assert split.find("name", BtfKind.INT) == 1
     assert (split.name(2), split.name(1), split.size(2)) == ("our", "name", 4)
 
 
 def test_enum_values_keep_their_sign_and_width() -> None:
     # Bit 31 says that the enum is signed; kernels since 6.0 and clang 15 write it.
-    signed = Btf(encode((Kind.ENUM | 0x80, 1, 4, (1, 0xFFFFFFFD))))
+    signed = Btf(encode((BtfKind.ENUM | 0x80, 1, 4, (1, 0xFFFFFFFD))))
     assert signed.enum_values(1) == {"name": -3}
-    wide = Btf(encode((Kind.ENUM64, 1, 8, (1, 5, 1)), (Kind.ENUM64 | 0x80, 1, 8, (1, 5, 1 << 31))))
+    wide = Btf(
+        encode((BtfKind.ENUM64, 1, 8, (1, 5, 1)), (BtfKind.ENUM64 | 0x80, 1, 8, (1, 5, 1 << 31)))
+    )
     assert wide.enum_values(1) == {"name": 5 + (1 << 32)}
     assert wide.enum_values(2) == {"name": 5 - (1 << 63)}
 
 
 def test_loops_end() -> None:
-    looping = Btf(encode((Kind.TYPEDEF, 0, 2, ()), (Kind.CONST, 0, 1, ())))
+    looping = Btf(encode((BtfKind.TYPEDEF, 0, 2, ()), (BtfKind.CONST, 0, 1, ())))
     with pytest.raises(BtfError, match="refers to itself"):
         looping.size(1)
-    array = Btf(encode((Kind.ARRAY, 0, 0, (1, 1, 2))))
+    array = Btf(encode((BtfKind.ARRAY, 0, 0, (1, 1, 2))))
     with pytest.raises(BtfError, match="contains itself"):
         array.size(1)
 
 
 def test_struct_that_contains_itself_ends() -> None:
     # Two anonymous members of its own type: followed naively, that is 2**depth members.
-    own = Btf(encode((Kind.STRUCT, 2, 4, (0, 1, 0, 0, 1, 0))))
+    own = Btf(encode((BtfKind.STRUCT, 2, 4, (0, 1, 0, 0, 1, 0))))
     with pytest.raises(BtfError, match="contains itself"):
         own.fields(1)
 
 
 def test_deep_nesting_ends() -> None:
-    nested = [(Kind.STRUCT, 2, 4, (0, i + 2, 0, 0, i + 2, 0)) for i in range(60)]
-    deep = Btf(encode(*nested, (Kind.STRUCT, 0, 4, ())))
+    nested = [(BtfKind.STRUCT, 2, 4, (0, i + 2, 0, 0, i + 2, 0)) for i in range(60)]
+    deep = Btf(encode(*nested, (BtfKind.STRUCT, 0, 4, ())))
     with pytest.raises(BtfError, match="far too much"):
         deep.fields(1)
 
@@ -187,7 +193,7 @@ def test_deep_nesting_ends() -> None:
         (b"\0" * 24, "not BTF"),
         (b"\xeb\x9f" + b"\0" * 22, "byte order"),
         (encode(INT)[:-1], "shorter than its header"),
-        (encode((Kind.STRUCT, 9, 4, ())), "cut off"),
+        (encode((BtfKind.STRUCT, 9, 4, ())), "cut off"),
         (encode((31, 0, 4, ())), "kind 31"),
         (encode(INT, strings=b"name"), "malformed"),
     ],
@@ -198,10 +204,10 @@ def test_malformed_data_says_so(data: bytes, message: str) -> None:
 
 
 def test_dangling_references_say_so() -> None:
-    dangling = Btf(encode((Kind.TYPEDEF, 0, 77, ())))
+    dangling = Btf(encode((BtfKind.TYPEDEF, 0, 77, ())))
     with pytest.raises(BtfError, match="no type 77"):
         dangling.size(1)
-    unnamed = Btf(encode((Kind.TYPEDEF, 0, 1, ()), strings=b"\0"))
+    unnamed = Btf(encode((BtfKind.TYPEDEF, 0, 1, ()), strings=b"\0"))
     with pytest.raises(BtfError, match="no string"):
         unnamed.name(1)
 
@@ -214,7 +220,7 @@ def walk(btf: Btf) -> None:
                 ask(type_id)
             except BtfError:
                 continue
-    btf.find("name", Kind.STRUCT)
+    btf.find("name", BtfKind.STRUCT)
 
 
 words = st.integers(0, 2**32 - 1) | st.integers(0, 40)

@@ -20,7 +20,7 @@ import pytest
 
 from pagecache_bpf.errors import PagecacheError, PrivilegeError, UnsupportedError, UsageError
 from pagecache_bpf.metrics import exporter
-from pagecache_bpf.metrics.collect import Snapshot
+from pagecache_bpf.metrics.collect import StatsSnapshot
 from pagecache_bpf.metrics.declarations import METRICS
 from pagecache_bpf.metrics.exporter import Address, Collector, Exporter, Tls, parse_address
 from tests.unit.command import ROOT, environment, run
@@ -151,10 +151,10 @@ def test_without_the_library(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_engines_that_go_and_come_back(monkeypatch: pytest.MonkeyPatch) -> None:
-    answers: list[Snapshot | None] = [snapshot(), None, None, snapshot(), None]
+    answers: list[StatsSnapshot | None] = [snapshot(), None, None, snapshot(), None]
     warnings: list[str] = []
 
-    def source() -> Snapshot:
+    def source() -> StatsSnapshot:
         answer = answers.pop(0)
         if answer is None:
             raise PagecacheError("the agent does not answer", "it hung up")

@@ -166,7 +166,7 @@ def test_both_engines_are_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     )
     found = collect.take()
     assert found.engines == {"struct_ops": True, "agent": True}
-    assert found.observer == collect.Observer("degraded", ("x",), 2, ("read_hit_bytes",))
+    assert found.observer == collect.ObserverState("degraded", ("x",), 2, ("read_hit_bytes",))
     noop, sequential, quitter = found.policies
     assert (noop.engine, noop.lost_requests, noop.counters) == ("struct_ops", 0, {"drop_calls": 4})
     assert noop.governed_bytes == 2 * PAGE_SIZE

@@ -16,7 +16,7 @@ from pagecache_bpf.errors import PagecacheError, UsageError
 from pagecache_bpf.kernel.file_pages import PAGE_SIZE
 from pagecache_bpf.templates import EXTENT, Template, TemplateFile, check, derive, read
 from pagecache_bpf.templates.compare import compare
-from pagecache_bpf.templates.record import Recorder
+from pagecache_bpf.templates.record import AccessRecorder
 from pagecache_bpf.templates.traces import _table, read_trace, render_trace
 from pagecache_bpf.weights.models import resolve
 from tests.unit import weights
@@ -55,7 +55,7 @@ def big_files(root: Path) -> list[Path]:
 
 
 def test_recording_joins_orders_and_tells_processes_apart(tmp_path: Path) -> None:
-    recorder = Recorder(gap=4)
+    recorder = AccessRecorder(gap=4)
     for file, tgid, index, nr in [
         *((0, 7, 0, 4), (0, 7, 4, 4), (0, 7, 10, 2)),  # goes on, with a small gap
         *((1, 7, 50, 16), (1, 7, 80, 1)),  # elsewhere, and elsewhere again
@@ -75,7 +75,7 @@ def test_recording_joins_orders_and_tells_processes_apart(tmp_path: Path) -> Non
 
 
 def test_sparse_accesses_stay_apart(tmp_path: Path) -> None:
-    recorder = Recorder(gap=2)
+    recorder = AccessRecorder(gap=2)
     for index in range(0, 90, 10):
         recorder.add(0, 1, index, 1)
     template = recorder.template(*named(big_files(tmp_path)), "loader")
@@ -83,7 +83,7 @@ def test_sparse_accesses_stay_apart(tmp_path: Path) -> None:
 
 
 def test_strangers_are_not_recorded(tmp_path: Path) -> None:
-    recorder = Recorder(wanted=lambda tgid: tgid == 2)
+    recorder = AccessRecorder(wanted=lambda tgid: tgid == 2)
     recorder.add(0, 1, 0, 10)
     with pytest.raises(PagecacheError, match="nothing was recorded"):
         recorder.template(*named(big_files(tmp_path)), "loader")

@@ -20,7 +20,7 @@ pytestmark = pytest.mark.vm
 class Attached(Policy):
     """As a case looks at it."""
 
-    def replay(self) -> policy_arrays.Replay:
+    def replay(self) -> policy_arrays.TemplateReplay:
         """How its template does."""
         with Engines() as engines:
             (found,) = policy_arrays.state(engines, self.name)

@@ -13,7 +13,7 @@ from pagecache_bpf.units import format_size, plural
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from pagecache_bpf.explain.residency import Resident
+    from pagecache_bpf.explain.model_residency import Resident
 
 GROUP = Group.LOOK
 HELP = "show how much of a model is in the page cache"
@@ -53,7 +53,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace, out: Output) -> int:
     """Look, and tell."""
     from pagecache_bpf.api import residency_through_controller
-    from pagecache_bpf.explain.residency import look
+    from pagecache_bpf.explain.model_residency import look
     from pagecache_bpf.weights.models import resolve
 
     model = resolve(args.path)

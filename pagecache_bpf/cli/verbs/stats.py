@@ -16,7 +16,7 @@ from pagecache_bpf.units import format_count, format_duration, format_size, plur
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from pagecache_bpf.metrics.collect import Consumer, ModelStats, Snapshot
+    from pagecache_bpf.metrics.collect import ConsumerStats, ModelStats, StatsSnapshot
 
 GROUP = Group.LOOK
 HELP = "show once what the readers of each model found in the page cache"
@@ -52,7 +52,7 @@ def run(args: argparse.Namespace, out: Output) -> int:
     return 0
 
 
-def _human(console: Console, snapshot: Snapshot, verbose: bool) -> None:
+def _human(console: Console, snapshot: StatsSnapshot, verbose: bool) -> None:
     from rich.text import Text
 
     observer = snapshot.observer
@@ -117,7 +117,7 @@ def _facts(model: ModelStats) -> list[tuple[str, str]]:
     return rows
 
 
-def _consumer(consumer: Consumer) -> str:
+def _consumer(consumer: ConsumerStats) -> str:
     who = f"{consumer.comm} ({consumer.tgid}{'' if consumer.alive else ', ended'})"
     found = f"{format_size(consumer.accessed_bytes)}, {views.percent(consumer.hit_ratio)} hit"
     return f"{who}: {found}, stall {format_duration(consumer.total('stall_ns'))}"

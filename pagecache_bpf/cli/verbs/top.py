@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from pagecache_bpf.cli.views import Row
-    from pagecache_bpf.metrics.collect import Snapshot
+    from pagecache_bpf.metrics.collect import StatsSnapshot
 
 GROUP = Group.LOOK
 HELP = "show the models live: residency, hit ratio, MB/s, stalls"
@@ -130,8 +130,8 @@ class Screen:
     reverse: bool = False
     legend: bool = False
     trouble: PagecacheError | None = None
-    before: Snapshot | None = None
-    now: Snapshot | None = None
+    before: StatsSnapshot | None = None
+    now: StatsSnapshot | None = None
 
     def look(self) -> None:
         """Take a new snapshot; what fails is shown, as it may come back."""

@@ -17,7 +17,7 @@ from pagecache_bpf.cli.parser import Group
 from pagecache_bpf.errors import UsageError
 
 if TYPE_CHECKING:
-    from pagecache_bpf.metrics.collect import Snapshot
+    from pagecache_bpf.metrics.collect import StatsSnapshot
 
 GROUP = Group.LOOK
 HELP = "print what happens to each model, at an interval"
@@ -74,7 +74,7 @@ def run(args: argparse.Namespace, out: Output) -> int:
     from pagecache_bpf.cli.tagging import require_root
 
     require_root("read the counters")
-    before: Snapshot | None = None
+    before: StatsSnapshot | None = None
     lines = 0
     due = time.monotonic()
     try:
@@ -96,7 +96,7 @@ def run(args: argparse.Namespace, out: Output) -> int:
     raise AssertionError("unreachable")
 
 
-def _take(model: str | None) -> Snapshot:
+def _take(model: str | None) -> StatsSnapshot:
     """A model may be tagged, or come back, later: until then there is nothing of it."""
     from dataclasses import replace
 
@@ -109,7 +109,7 @@ def _take(model: str | None) -> Snapshot:
     return replace(snapshot, models=models)
 
 
-def _print(before: Snapshot | None, now: Snapshot, lines: int) -> int:
+def _print(before: StatsSnapshot | None, now: StatsSnapshot, lines: int) -> int:
     """Print a table's next lines; returns how many there are by now."""
     rows = views.rows(before, now)
     width = max([len("model"), *(len(row.model.model) for row in rows)])

@@ -1,5 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The observer that the agent's process holds, for what is tagged on either engine."""
+"""The files that the agent's process has observed, whichever engine their policy runs on.
+
+Holds the one observer of the process, and starts it with the first file.  Knows no policy and no
+engine beyond their names.
+"""
 
 from __future__ import annotations
 
@@ -12,9 +16,11 @@ from pagecache_bpf.observer.observer import Observer
 from pagecache_bpf.policy.observing import VARIABLE, wanted
 
 
-class Held:
-    """An observer that starts with its first file.  Policies work without, so it never raises
-    because the kernel can't: stats() says why.
+class ObservedFiles:
+    """An observer that starts with its first file.
+
+    Policies work without one, so nothing here raises because the kernel lacks what an observer
+    needs: stats() says why there is none.
     """
 
     def __init__(self) -> None:

@@ -35,7 +35,7 @@ class Resident:
 
 
 @dataclass(frozen=True)
-class Look:
+class ModelResidency:
     """What was in the page cache when the kernel was asked, at time_ns (since 1970).
 
     files: in the model's order, by the names that people see.  tensors: where they were asked for,
@@ -69,7 +69,7 @@ def look(
     model: Model,
     tensors: bool = False,
     ask: Callable[[Path], int | None] = lambda path: None,
-) -> Look:
+) -> ModelResidency:
     """Ask the kernel what of a model is in the page cache.
 
     Args:
@@ -99,7 +99,7 @@ def look(
                     why.append(f"{name}: {error.why or error.what}")
         finally:
             os.close(fd)
-    return Look(began, tuple(files), tuple(parts), tuple(why))
+    return ModelResidency(began, tuple(files), tuple(parts), tuple(why))
 
 
 def _tensors(fd: int, path: Path, told: bool) -> list[Resident]:
