@@ -65,9 +65,19 @@ def add_common(parser: argparse.ArgumentParser, name: str) -> None:
 
 
 def memory_for(wanted_bytes: int) -> str:
-    """Guest memory for loading so much: the cached pages, the loader's copy, the reference
-    and a direct read's buffers, beside the system. Raises UsageError when this machine has
-    less.
+    """Return the memory that a guest needs to load a checkpoint.
+
+    That is the cached pages, the loader's copy, the reference and a direct read's buffers, beside
+    the system.
+
+    Args:
+        wanted_bytes: what is loaded.
+
+    Returns:
+        The memory, as QEMU's option takes it.
+
+    Raises:
+        UsageError: this machine has less.
     """
     need = 4 * wanted_bytes + 1536 * _MIB
     have = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") * 3 // 4

@@ -220,8 +220,18 @@ def run(
     reference: loaders.Reference,
     warmer: Callable[[Sequence[Path]], Callable[[], None]] | None = None,
 ) -> Outcome:
-    """One load: all ranks at once, each in a process of its own, from the first begin to the
-    last end.  warmer: see loaders.run_loader().  Raises PagecacheError when a rank fails.
+    """Load once: all ranks at once, each in a process of its own.
+
+    Args:
+        order: what each rank reads, in its order.
+        reference: what the bytes have to be.
+        warmer: see loaders.run_loader().
+
+    Returns:
+        The time from the first begin to the last end, and what was loaded.
+
+    Raises:
+        PagecacheError: a rank failed.
     """
     outcomes: dict[int, Outcome | PagecacheError] = {}
     # Known by now: it looks into the files, which are cold.

@@ -30,7 +30,7 @@ def runai(files: Sequence[Path]) -> Tensors:
 
 
 def fastsafetensors(files: Sequence[Path]) -> Tensors:
-    """fastsafetensors without GPUDirect, into tensors in memory."""
+    """Load with fastsafetensors without GPUDirect, into tensors in memory."""
     from fastsafetensors import SafeTensorsFileLoader
 
     loader = SafeTensorsFileLoader(None, "cpu", nogds=True)

@@ -10,7 +10,11 @@ import sys
 
 
 def main() -> int:
-    """Run the command line and return its exit code."""
+    """Run the command line.
+
+    Returns:
+        The exit status; see `man pagecache-bpf`.
+    """
     if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
     from pagecache_bpf.cli.main import main as run

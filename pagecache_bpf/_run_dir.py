@@ -12,11 +12,16 @@ RUN_DIR = Path(os.environ.get("PAGECACHE_BPF_RUN_DIR") or "/run/pagecache-bpf")
 
 
 def write_log(name: str, text: str, log_dir: Path | None = None) -> Path | None:
-    """Write text to a file of that name and return its path, None if nothing can be written.
+    """Write a log for people to look into; one that cannot be written hides no other error.
 
-    log_dir: the directory, made if absent.  Without it, /run/pagecache-bpf for root and a new
-    temporary directory for others.  A log that cannot be written must not hide the error it is
-    about, so this never raises.
+    Args:
+        name: the file's name.
+        text: what it holds.
+        log_dir: its directory, made if absent; by default /run/pagecache-bpf for root and a new
+            temporary directory for others.
+
+    Returns:
+        The file, None if nothing can be written.
     """
     try:
         if log_dir is None and os.geteuid() == 0:

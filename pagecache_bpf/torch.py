@@ -33,10 +33,18 @@ _ALIGNMENT = 64  # of a tensor in a buffer: no element type needs more
 
 
 def place(device: torch.device | str | int) -> topology.Placement:
-    """Which accelerator a torch device is, and the NUMA node next to it (None: unknown).
+    """Find which accelerator a torch device is, and the NUMA node next to it.
 
     CUDA is not initialized for that; where it is already, torch's own PCI addresses are used.
-    Raises UsageError for a device that is not there.
+
+    Args:
+        device: a device, its name, or the number of a CUDA device.
+
+    Returns:
+        The accelerator and the node; None for what is unknown.
+
+    Raises:
+        UsageError: the device is not there.
     """
     found = torch.device(device)
     if found.type == "cpu":
@@ -58,13 +66,22 @@ def load_file(
     pinned: bool = True,
     **wishes: Any,
 ) -> dict[str, torch.Tensor]:
-    """All tensors of one safetensors file, on a device, by name.
+    """Load all tensors of a safetensors file onto a device.
 
-    pinned: stage through pinned memory on the way to a CUDA or ROCm device.  wishes: what
-    pagecache_bpf.load() takes besides (policy, budget, template, keep, wait).  The tensors are
-    copies: nothing maps the file afterwards, and its pages can be dropped.
+    The tensors are copies: nothing maps the file afterwards, and its pages can be dropped.
 
-    Raises UsageError (path, device), PagecacheError for a file that is no safetensors file.
+    Args:
+        path: the file.
+        device: where the tensors are to be.
+        pinned: stage through pinned host memory on the way to a CUDA or ROCm device.
+        wishes: what pagecache_bpf.load() takes besides: policy, budget, template, keep, wait.
+
+    Returns:
+        The tensors by name.
+
+    Raises:
+        UsageError: the path or the device is wrong.
+        PagecacheError: the file is no safetensors file.
     """
     target = torch.device(device)
     _check(target)
@@ -158,9 +175,17 @@ def _staged(file: Any, device: torch.device) -> dict[str, torch.Tensor]:
 
 
 def send(file: Any, device: torch.device, buffers: Any) -> dict[str, torch.Tensor]:
-    """Send every tensor of an open safetensors file through the buffers, in turn.
+    """Send every tensor of an open safetensors file through two buffers, in turn.
 
-    buffers: two of them.  Public for tests, which have it work without a GPU.
+    Public for tests, which have it work without a GPU.
+
+    Args:
+        file: what safetensors.safe_open() returned.
+        device: where the tensors are to be.
+        buffers: two host buffers of the same size.
+
+    Returns:
+        The tensors by name.
     """
     found: dict[str, torch.Tensor] = {}
     turn = 0

@@ -34,7 +34,14 @@ def parse_size(text: str) -> int:
 
     K, M, G and T alone are powers of 1024; kB, MB, GB and TB are powers of 1000.
 
-    Raises UsageError when the text is no size or comes to a fraction of a byte.
+    Args:
+        text: the size, as a person writes it.
+
+    Returns:
+        Bytes.
+
+    Raises:
+        UsageError: the text is no size or comes to a fraction of a byte.
     """
     return _parse(text, _SIZES, "size", "64MiB, 64MB or a number of bytes")
 
@@ -42,8 +49,14 @@ def parse_size(text: str) -> int:
 def parse_duration(text: str) -> int:
     """Return the nanoseconds that "20ms", "1.5s" or "2 min" stand for.
 
-    Raises UsageError when the text is no duration, has no unit, or comes to a fraction of
-    a nanosecond.
+    Args:
+        text: the duration, as a person writes it.
+
+    Returns:
+        Nanoseconds.
+
+    Raises:
+        UsageError: the text is no duration, has no unit, or comes to a fraction of a nanosecond.
     """
     return _parse(text, _DURATIONS, "duration", "20ms, 1.5s, 2min")
 
@@ -63,7 +76,14 @@ def _parse(text: str, units: Mapping[str, int], kind: str, examples: str) -> int
 
 
 def format_size(count: int) -> str:
-    """Print bytes with a binary unit: "0 B", "1023 B", "1.5 GiB"; negative values keep the sign."""
+    """Print bytes with a binary unit.
+
+    Args:
+        count: bytes; a negative number keeps its sign.
+
+    Returns:
+        "0 B", "1023 B", "1.5 GiB".
+    """
     sign, rest = ("-", -count) if count < 0 else ("", count)
     unit, factor = "B", 1
     for name, size in _BINARY.items():
@@ -76,7 +96,14 @@ def format_size(count: int) -> str:
 
 
 def format_duration(nanoseconds: int) -> str:
-    """Print a duration in the unit that suits it: "850 ns", "20.0 ms", "1.5 s", "3 min 5 s"."""
+    """Print a duration in the unit that suits it.
+
+    Args:
+        nanoseconds: the duration.
+
+    Returns:
+        "850 ns", "20.0 ms", "1.5 s", "3 min 5 s".
+    """
     if nanoseconds < 0:
         return "-" + format_duration(-nanoseconds)
     if nanoseconds < 1000:
@@ -98,14 +125,30 @@ def format_duration(nanoseconds: int) -> str:
 
 
 def format_count(count: int, unit: str) -> str:
-    """Print a counter with its unit: bytes as a size, anything else with thousands separated."""
+    """Print a counter with its unit.
+
+    Args:
+        count: its value.
+        unit: "bytes", which are printed as a size, or another, whose thousands are separated.
+
+    Returns:
+        The text.
+    """
     if unit == "bytes":
         return format_size(count)
     return f"{count:,} {unit}".rstrip()
 
 
 def plural(count: int, noun: str) -> str:
-    """Return "1 file", "4 files"; the noun takes a plain s."""
+    """Print a number of things.
+
+    Args:
+        count: how many.
+        noun: what they are; more than one take a plain s.
+
+    Returns:
+        "1 file", "4 files".
+    """
     return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
 
 
@@ -134,6 +177,9 @@ def printable(text: str, keep: str = "") -> str:
     Args:
         text: what is to be shown; names of files and processes may hold anything.
         keep: control characters that stay.
+
+    Returns:
+        The text with those escapes.
     """
 
     def escaped(match: re.Match[str]) -> str:

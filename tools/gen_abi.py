@@ -155,7 +155,7 @@ def enums(btf: Btf) -> Iterator[str]:
             "",
         )
         yield f"\n\nclass {class_name(btf.name(type_id))}(IntEnum):"
-        yield f'    """enum {btf.name(type_id)}"""\n'
+        yield f'    """Enum {btf.name(type_id)}."""\n'
         for name, value in values.items():
             yield f"    {name.removeprefix(common)} = {value}"
 
@@ -185,7 +185,7 @@ def structs(btf: Btf) -> Iterator[str]:
             continue
         fields = [(member.name, *field_type(btf, member.type_id)) for member in btf.fields(type_id)]
         yield f"\n\nclass {name}(ctypes.Structure):"
-        yield f'    """struct {name}, {btf.size(type_id)} bytes"""\n'
+        yield f'    """Struct {name}, {btf.size(type_id)} bytes."""\n'
         yield from (f"    {field}: {python}" for field, _, python in fields)
         if len(fields) == 1:  # as ruff formats it
             field, c, _ = fields[0]

@@ -94,6 +94,42 @@ def manual_page() -> str:
     return "\n".join(lines) + "\n"
 
 
+def metrics_page() -> str:
+    """Write the page about all metrics, docs/metrics.md.
+
+    Returns:
+        The page, in Markdown.
+    """
+    lines = [
+        "<!-- Made by `python -m tools.generate_docs --write`: do not edit. -->",
+        "",
+        "# Metrics",
+        "",
+        "What `pagecache-bpf export` serves. [Monitoring](monitoring.md) says how to collect it.",
+        "`pagecache-bpf stats --json` has the same numbers under the kernel's names.",
+        "",
+        "Counters of a policy begin at 0 when it is attached. Counters of a model only grow while",
+        "the agent's process runs, over any number of attachments, and are told while the model is",
+        "tagged; what `stats`, `watch` and `top` show, and `hit_ratio`, begins at 0 when the model",
+        "is tagged. Sizes are bytes of whole pages. There is no histogram of the time that hooks",
+        "take: neither engine measures it (`python -m benchmarks.overhead` does).",
+        "",
+    ]
+    for kind in ("counter", "gauge"):
+        lines += [f"## {kind.title()}s", "", "| name | labels | meaning |", "| --- | --- | --- |"]
+        for metric in declarations.METRICS:
+            if metric.kind == kind:
+                labels = ", ".join(metric.labels)
+                lines.append(f"| `{metric.name}` | {labels} | {metric.help} |")
+        lines.append("")
+    lines += ["## Labels", "", "| label | values |", "| --- | --- |"]
+    used = {label for metric in declarations.METRICS for label in metric.labels}
+    lines += [
+        f"| `{label}` | {text} |" for label, text in declarations.LABELS.items() if label in used
+    ]
+    return "\n".join(lines) + "\n"
+
+
 def _commands(parser: argparse.ArgumentParser, prefix: str = "") -> Iterator[tuple[str, Parser]]:
     """Every command with its full name; those that only hold others come before them."""
     for action in parser._actions:
@@ -188,7 +224,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     what.add_argument("--write", action="store_true", help="write the pages in docs/")
     what.add_argument("--check", action="store_true", help="fail if one of them is stale")
     args = parser.parse_args(argv)
-    pages = {PAGE: manual_page(), METRICS: declarations.page()}
+    pages = {PAGE: manual_page(), METRICS: metrics_page()}
     if args.man:
         print(pages[PAGE], end="")
         return 0

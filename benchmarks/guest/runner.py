@@ -254,9 +254,12 @@ exit $status
         return options
 
     def _disk_options(self, run_dir: Path) -> list[str]:
-        """One raw sparse file a disk. The host's page cache must not serve a capped read twice as
-        fast, but throttling sits above it in QEMU, so cache=unsafe keeps the cap and spares the
-        host's disk (writes are never flushed: the file lives as long as the guest)."""
+        """Return QEMU's options for the disks, each of which is one raw sparse file.
+
+        The host's page cache must not serve a capped read twice as fast, but throttling sits
+        above it in QEMU, so cache=unsafe keeps the cap and spares the host's disk (writes are
+        never flushed: the file lives as long as the guest).
+        """
         options = []
         for n, disk in enumerate(self.disks):
             path = run_dir / f"disk{n}.img"

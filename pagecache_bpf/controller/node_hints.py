@@ -78,8 +78,10 @@ class NodeHints:
 
 
 def sweep() -> int:
-    """Remove what a killed controller has left in the module's policies, of processes that have
-    ended; how many there were.
+    """Remove what a killed controller has left in the module's policies.
+
+    Returns:
+        How many hints there were of processes that have ended.
     """
     gone = 0
     for policy in loader.pinned():

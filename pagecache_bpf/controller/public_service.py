@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The public socket's operations.  Whoever asks is known by uid and pid, and may do what the
-descriptors that came along prove; a load belongs to the connection that opened it.
+"""The operations of the public socket, which any user may call.
+
+Whoever asks is known by uid and pid, and may do what the descriptors that came along prove; a
+load belongs to the connection that opened it.
 """
 
 from __future__ import annotations

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The root socket: the agent's operations (agent.service), and what only root may ask of the
-controller.  Both sides are of one installation, and speak as on the public socket.
+"""The operations of the root socket, which only root may call.
+
+These are the agent's (agent.service), and what only root may ask of the controller.  Both sides
+are of one installation, and speak as on the public socket.
 """
 
 from __future__ import annotations

@@ -63,10 +63,21 @@ class Speed:
 
 
 def measure(files: Sequence[Path], seconds: float = SECONDS, limit: int = MAX_BYTES) -> Speed:
-    """Read the files from the front, past the page cache, until the time or the bytes are up.
+    """Read files from the front, past the page cache, until the time or the bytes are up.
 
-    What is in the page cache stays as it was.  Raises UnsupportedError where there is no direct
-    I/O, OSError.
+    What is in the page cache stays as it was.
+
+    Args:
+        files: the files, read in this order.
+        seconds: how long at most.
+        limit: how many bytes at most.
+
+    Returns:
+        Bytes and seconds that it took.
+
+    Raises:
+        UnsupportedError: the file system has no direct I/O.
+        OSError: a file cannot be read.
     """
     chosen: list[Path] = []
     for path in files[:MAX_FILES]:
@@ -201,7 +212,12 @@ def _buffer(size: int) -> mmap.mmap:
 
 
 def remember(device: int, speed: Speed) -> None:
-    """Keep the speed of a device (st_dev) for last(); that it cannot be kept is no error."""
+    """Keep the speed of a device for last(); that it cannot be kept is no error.
+
+    Args:
+        device: st_dev of its files.
+        speed: what measure() returned.
+    """
     path = _memory()
     with suppress(OSError):
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -212,7 +228,14 @@ def remember(device: int, speed: Speed) -> None:
 
 
 def last(device: int) -> Speed | None:
-    """The speed of a device as last measured since the machine was booted; None if it never was."""
+    """Return the speed of a device as it was last measured.
+
+    Args:
+        device: st_dev of its files.
+
+    Returns:
+        The speed, None if none was measured since the machine was booted.
+    """
     try:
         return Speed(**_remembered()[str(device)])
     except (KeyError, TypeError):

@@ -105,10 +105,20 @@ class DryRun:
 def dry_run(
     model: Model, memory: Memory, *, may_probe: bool = True, window: int | None = None
 ) -> DryRun:
-    """Look at the model's files, the device and the memory.
+    """Estimate what a load would read, how long it would take, and what would have to go.
 
-    may_probe: read from the device to measure it; otherwise its last measured speed is taken.
-    Raises UsageError, PrivilegeError (a file that cannot be opened).
+    Args:
+        model: its files are opened.
+        memory: the cgroup that the pages would be charged to.
+        may_probe: read from the device to measure it; else its last measured speed is taken.
+        window: bytes that are read ahead at a time; by default the policy's.
+
+    Returns:
+        The estimate, with what it is based on.
+
+    Raises:
+        UsageError: the model has no bytes to read.
+        PrivilegeError: a file may not be opened.
     """
     files = tuple(_look(path) for path in model.files)
     speed, source, why = _speed(model, files, may_probe)

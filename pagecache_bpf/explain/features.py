@@ -120,7 +120,14 @@ class Machine:
         return int(match[1], 16) if match else 0
 
     def has_type(self, name: str) -> bool | None:
-        """Tell whether the kernel's BTF knows a name; None without BTF."""
+        """Tell whether the kernel's BTF has a type of a name.
+
+        Args:
+            name: the type's name.
+
+        Returns:
+            None without BTF.
+        """
         return None if self.btf is None else f"\0{name}\0".encode() in self.btf
 
 
@@ -128,13 +135,27 @@ Probe = Callable[[Machine], Feature]
 
 
 def probe(machine: Machine | None = None) -> list[Feature]:
-    """Ask everything; never raises for what is missing.  Without root some answers are None."""
+    """Ask a machine for everything that an engine needs; what is missing raises nothing.
+
+    Args:
+        machine: what is asked; by default this machine.
+
+    Returns:
+        A row for each feature; without root some answers are unknown.
+    """
     machine = machine or Machine()
     return [replace(ask(machine), engines=engines) for ask, engines in PROBES.items()]
 
 
 def lacking(features: Iterable[Feature]) -> dict[str, list[Feature]]:
-    """What each engine needs and this machine does not have; nothing: it can run policies."""
+    """Return what each engine needs and the machine does not have.
+
+    Args:
+        features: what probe() returned.
+
+    Returns:
+        The missing features by engine; an engine without any can run policies.
+    """
     missing = [feature for feature in features if feature.ok is False]
     return {
         engine: [feature for feature in missing if engine in feature.engines] for engine in ENGINES

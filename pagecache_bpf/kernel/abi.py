@@ -60,7 +60,7 @@ IOC_EXITS = 0xC2A0B905
 
 
 class TemplateSource(IntEnum):
-    """enum pagecache_template_source"""
+    """Enum pagecache_template_source."""
 
     DERIVED = 1
     RECORDED = 2
@@ -68,7 +68,7 @@ class TemplateSource(IntEnum):
 
 
 class Hook(IntEnum):
-    """enum pagecache_hook"""
+    """Enum pagecache_hook."""
 
     INIT = 0
     EXIT = 1
@@ -82,14 +82,14 @@ class Hook(IntEnum):
 
 
 class Verdict(IntEnum):
-    """enum pagecache_verdict"""
+    """Enum pagecache_verdict."""
 
     DEFAULT = 0
     OVERRIDE = 1
 
 
 class Eviction(IntEnum):
-    """enum pagecache_eviction"""
+    """Enum pagecache_eviction."""
 
     EVICT_DEFAULT = 0
     EVICT_KEEP = 1
@@ -97,7 +97,7 @@ class Eviction(IntEnum):
 
 
 class Kind(IntEnum):
-    """enum pagecache_kind"""
+    """Enum pagecache_kind."""
 
     NONE = 0
     MISS = 1
@@ -113,7 +113,7 @@ class Kind(IntEnum):
 
 
 class ExitKind(IntEnum):
-    """enum pagecache_exit_kind"""
+    """Enum pagecache_exit_kind."""
 
     NONE = 0
     DETACHED = 1
@@ -125,7 +125,7 @@ class ExitKind(IntEnum):
 
 
 class RequestKind(IntEnum):
-    """enum pagecache_request_kind"""
+    """Enum pagecache_request_kind."""
 
     PREFETCH = 1
     DROP = 2
@@ -134,7 +134,7 @@ class RequestKind(IntEnum):
 
 
 class pagecache_file_key(ctypes.Structure):
-    """struct pagecache_file_key, 24 bytes"""
+    """Struct pagecache_file_key, 24 bytes."""
 
     ino: int
     dev_major: int
@@ -152,7 +152,7 @@ class pagecache_file_key(ctypes.Structure):
 
 
 class pagecache_template_file(ctypes.Structure):
-    """struct pagecache_template_file, 16 bytes"""
+    """Struct pagecache_template_file, 16 bytes."""
 
     file: int
     model: int
@@ -168,7 +168,7 @@ class pagecache_template_file(ctypes.Structure):
 
 
 class pagecache_template_model(ctypes.Structure):
-    """struct pagecache_template_model, 104 bytes"""
+    """Struct pagecache_template_model, 104 bytes."""
 
     first_consumer: int
     nr_consumers: int
@@ -192,7 +192,7 @@ class pagecache_template_model(ctypes.Structure):
 
 
 class pagecache_template_consumer(ctypes.Structure):
-    """struct pagecache_template_consumer, 32 bytes"""
+    """Struct pagecache_template_consumer, 32 bytes."""
 
     first_step: int
     nr_steps: int
@@ -212,7 +212,7 @@ class pagecache_template_consumer(ctypes.Structure):
 
 
 class pagecache_template_target(ctypes.Structure):
-    """struct pagecache_template_target, 48 bytes"""
+    """Struct pagecache_template_target, 48 bytes."""
 
     key: pagecache_file_key
     pages: int
@@ -230,7 +230,7 @@ class pagecache_template_target(ctypes.Structure):
 
 
 class pagecache_template_span(ctypes.Structure):
-    """struct pagecache_template_span, 8 bytes"""
+    """Struct pagecache_template_span, 8 bytes."""
 
     first: int
     nr: int
@@ -242,7 +242,7 @@ class pagecache_template_span(ctypes.Structure):
 
 
 class pagecache_template_entry(ctypes.Structure):
-    """struct pagecache_template_entry, 8 bytes"""
+    """Struct pagecache_template_entry, 8 bytes."""
 
     start: int
     step: int
@@ -254,7 +254,7 @@ class pagecache_template_entry(ctypes.Structure):
 
 
 class pagecache_template_step(ctypes.Structure):
-    """struct pagecache_template_step, 16 bytes"""
+    """Struct pagecache_template_step, 16 bytes."""
 
     extent: int
     next: int
@@ -268,7 +268,7 @@ class pagecache_template_step(ctypes.Structure):
 
 
 class pagecache_template_extent(ctypes.Structure):
-    """struct pagecache_template_extent, 40 bytes"""
+    """Struct pagecache_template_extent, 40 bytes."""
 
     file: int
     start: int
@@ -296,7 +296,7 @@ class pagecache_template_extent(ctypes.Structure):
 
 
 class pagecache_observed_file(ctypes.Structure):
-    """struct pagecache_observed_file, 48 bytes"""
+    """Struct pagecache_observed_file, 48 bytes."""
 
     model: int
     slot: int
@@ -320,7 +320,7 @@ class pagecache_observed_file(ctypes.Structure):
 
 
 class pagecache_observed_key(ctypes.Structure):
-    """struct pagecache_observed_key, 8 bytes"""
+    """Struct pagecache_observed_key, 8 bytes."""
 
     model: int
     tgid: int
@@ -332,7 +332,7 @@ class pagecache_observed_key(ctypes.Structure):
 
 
 class pagecache_observed_value(ctypes.Structure):
-    """struct pagecache_observed_value, 224 bytes"""
+    """Struct pagecache_observed_value, 224 bytes."""
 
     counters: ctypes.Array[ctypes.c_uint64]
     last_ns: int
@@ -346,7 +346,7 @@ class pagecache_observed_value(ctypes.Structure):
 
 
 class pagecache_observed_move(ctypes.Structure):
-    """struct pagecache_observed_move, 64 bytes"""
+    """Struct pagecache_observed_move, 64 bytes."""
 
     file: pagecache_file_key
     index: int
@@ -370,7 +370,7 @@ class pagecache_observed_move(ctypes.Structure):
 
 
 class pagecache_recorded_key(ctypes.Structure):
-    """struct pagecache_recorded_key, 16 bytes"""
+    """Struct pagecache_recorded_key, 16 bytes."""
 
     slot: int
     cell: int
@@ -386,7 +386,7 @@ class pagecache_recorded_key(ctypes.Structure):
 
 
 class pagecache_recorded_value(ctypes.Structure):
-    """struct pagecache_recorded_value, 96 bytes"""
+    """Struct pagecache_recorded_value, 96 bytes."""
 
     counters: ctypes.Array[ctypes.c_uint64]
 
@@ -394,7 +394,7 @@ class pagecache_recorded_value(ctypes.Structure):
 
 
 class pagecache_observer_state(ctypes.Structure):
-    """struct pagecache_observer_state, 40 bytes"""
+    """Struct pagecache_observer_state, 40 bytes."""
 
     moves: int
     lost_moves: int
@@ -412,7 +412,7 @@ class pagecache_observer_state(ctypes.Structure):
 
 
 class pagecache_ctx(ctypes.Structure):
-    """struct pagecache_ctx, 160 bytes"""
+    """Struct pagecache_ctx, 160 bytes."""
 
     ino: int
     file_id: int
@@ -474,7 +474,7 @@ class pagecache_ctx(ctypes.Structure):
 
 
 class pagecache_pressure(ctypes.Structure):
-    """struct pagecache_pressure, 24 bytes"""
+    """Struct pagecache_pressure, 24 bytes."""
 
     pages: int
     cgroup_id: int
@@ -490,7 +490,7 @@ class pagecache_pressure(ctypes.Structure):
 
 
 class pagecache_answer(ctypes.Structure):
-    """struct pagecache_answer, 32 bytes"""
+    """Struct pagecache_answer, 32 bytes."""
 
     start: int
     nr: int
@@ -508,7 +508,7 @@ class pagecache_answer(ctypes.Structure):
 
 
 class pagecache_exit_record(ctypes.Structure):
-    """struct pagecache_exit_record, 672 bytes"""
+    """Struct pagecache_exit_record, 672 bytes."""
 
     seq: int
     time_ns: int
@@ -532,7 +532,7 @@ class pagecache_exit_record(ctypes.Structure):
 
 
 class pagecache_info(ctypes.Structure):
-    """struct pagecache_info, 64 bytes"""
+    """Struct pagecache_info, 64 bytes."""
 
     abi_version: int
     hooks: int
@@ -564,7 +564,7 @@ class pagecache_info(ctypes.Structure):
 
 
 class pagecache_tag_request(ctypes.Structure):
-    """struct pagecache_tag_request, 1128 bytes"""
+    """Struct pagecache_tag_request, 1128 bytes."""
 
     fd: int
     flags: int
@@ -582,7 +582,7 @@ class pagecache_tag_request(ctypes.Structure):
 
 
 class pagecache_untag_request(ctypes.Structure):
-    """struct pagecache_untag_request, 24 bytes"""
+    """Struct pagecache_untag_request, 24 bytes."""
 
     ino: int
     dev_major: int
@@ -600,7 +600,7 @@ class pagecache_untag_request(ctypes.Structure):
 
 
 class pagecache_tag_record(ctypes.Structure):
-    """struct pagecache_tag_record, 1168 bytes"""
+    """Struct pagecache_tag_record, 1168 bytes."""
 
     seq: int
     ino: int
@@ -632,7 +632,7 @@ class pagecache_tag_record(ctypes.Structure):
 
 
 class pagecache_policy_record(ctypes.Structure):
-    """struct pagecache_policy_record, 328 bytes"""
+    """Struct pagecache_policy_record, 328 bytes."""
 
     seq: int
     attached_ns: int
@@ -660,7 +660,7 @@ class pagecache_policy_record(ctypes.Structure):
 
 
 class pagecache_request(ctypes.Structure):
-    """struct pagecache_request, 144 bytes"""
+    """Struct pagecache_request, 144 bytes."""
 
     file: pagecache_file_key
     start: int
@@ -690,7 +690,7 @@ class pagecache_request(ctypes.Structure):
 
 
 class pagecache_agent_tag(ctypes.Structure):
-    """struct pagecache_agent_tag, 48 bytes"""
+    """Struct pagecache_agent_tag, 48 bytes."""
 
     model: int
     flags: int
@@ -708,7 +708,7 @@ class pagecache_agent_tag(ctypes.Structure):
 
 
 class pagecache_agent_state(ctypes.Structure):
-    """struct pagecache_agent_state, 32 bytes"""
+    """Struct pagecache_agent_state, 32 bytes."""
 
     asked: int
     governed: int
@@ -724,7 +724,7 @@ class pagecache_agent_state(ctypes.Structure):
 
 
 class pagecache_agent_orders(ctypes.Structure):
-    """struct pagecache_agent_orders, 24 bytes"""
+    """Struct pagecache_agent_orders, 24 bytes."""
 
     done: int
     max_inflight: int
@@ -738,7 +738,7 @@ class pagecache_agent_orders(ctypes.Structure):
 
 
 class pagecache_agent_pressure(ctypes.Structure):
-    """struct pagecache_agent_pressure, 64 bytes"""
+    """Struct pagecache_agent_pressure, 64 bytes."""
 
     file: pagecache_file_key
     want: pagecache_pressure

@@ -24,7 +24,17 @@ _BATCH = 4096
 
 
 def map_id(fd: int) -> int:
-    """Return the kernel's number of an open map.  Raises OSError."""
+    """Return the kernel's number of an open map.
+
+    Args:
+        fd: the map's descriptor.
+
+    Returns:
+        The number, as `bpftool map` shows it.
+
+    Raises:
+        OSError: the descriptor is no map.
+    """
     return libbpf.map_info(fd).id
 
 
@@ -56,12 +66,32 @@ class BpfMap:
 
     @classmethod
     def pinned(cls, path: Path) -> BpfMap:
-        """Open the map that has a name in bpffs."""
+        """Open the map that has a name in bpffs.
+
+        Args:
+            path: the name, below a mounted bpffs.
+
+        Returns:
+            The map, which the caller closes.
+
+        Raises:
+            OSError: there is no such name, it is no map, or the caller is not root.
+        """
         return cls(_checked(libbpf.library().bpf_obj_get(os.fsencode(path)), str(path)))
 
     @classmethod
     def by_id(cls, number: int) -> BpfMap:
-        """Open the map that has a number."""
+        """Open the map that has a number.
+
+        Args:
+            number: what map_id() returned, or `bpftool map` shows.
+
+        Returns:
+            The map, which the caller closes.
+
+        Raises:
+            OSError: there is no such map any more, or the caller is not root.
+        """
         return cls(_checked(libbpf.library().bpf_map_get_fd_by_id(number), f"map {number}"))
 
     def __enter__(self) -> BpfMap:
@@ -80,35 +110,92 @@ class BpfMap:
         os.close(self.fd)
 
     def memory(self, write: bool = False) -> mmap.mmap:
-        """Map the elements of an array that was made with BPF_F_MMAPABLE, one after the other."""
+        """Map the elements of an array that was made with BPF_F_MMAPABLE, one after the other.
+
+        Args:
+            write: whether the memory can be written; what is written, programs see at once.
+
+        Returns:
+            The memory, of as many bytes as the elements take, rounded up to whole pages.
+
+        Raises:
+            OSError: the map was made without BPF_F_MMAPABLE.
+        """
         size = self.entries * -(-self.value_size // 8) * 8
         length = -(-size // mmap.PAGESIZE) * mmap.PAGESIZE
         access = mmap.PROT_READ | (mmap.PROT_WRITE if write else 0)
         return mmap.mmap(self.fd, length, mmap.MAP_SHARED, access)
 
     def lookup(self, key: bytes) -> bytes | None:
-        """Return the value of a key (of all CPUs, where each has one), None if it is absent."""
+        """Return the value of a key.
+
+        Args:
+            key: as many bytes as the map's keys have.
+
+        Returns:
+            The value, or one value for each possible CPU in a per-CPU map; None if the key is
+            absent.
+
+        Raises:
+            OSError: the kernel refuses the call.
+        """
         value = ctypes.create_string_buffer(self._read_size)
         result = libbpf.library().bpf_map_lookup_elem(self.fd, key, value)
         return value.raw if _found(result) else None
 
     def sum_per_cpu(self, index: int) -> int:
-        """Add up the 64-bit numbers that the CPUs have in an element of a per-CPU array."""
+        """Add up the 64-bit numbers that the CPUs have in an element of a per-CPU array.
+
+        Args:
+            index: the element's.
+
+        Returns:
+            The sum, in the unit of the numbers.
+
+        Raises:
+            OSError: the kernel refuses the call.
+        """
         raw = self.lookup(index.to_bytes(4, sys.byteorder))
         return sum(array("Q", raw or b""))
 
     def update(self, key: bytes, value: bytes, existing: bool = False) -> None:
-        """Set the value of a key; with `existing` only if the key is there (else ENOENT)."""
+        """Set the value of a key.
+
+        Args:
+            key: as many bytes as the map's keys have.
+            value: as many bytes as its values have.
+            existing: only if the key is there; without it the key is added where it is absent.
+
+        Raises:
+            OSError: the map is full, or the key is absent and `existing` is set (ENOENT).
+        """
         flags = _EXIST if existing else 0
         result = libbpf.library().bpf_map_update_elem(self.fd, key, value, flags)
         _checked(result, "a map takes no more")
 
     def delete(self, key: bytes) -> bool:
-        """Remove a key; False if it was absent."""
+        """Remove a key.
+
+        Args:
+            key: as many bytes as the map's keys have.
+
+        Returns:
+            False if the key was absent.
+
+        Raises:
+            OSError: the kernel refuses the call.
+        """
         return _found(libbpf.library().bpf_map_delete_elem(self.fd, key))
 
     def keys(self) -> Iterator[bytes]:
-        """Yield every key; what is added or removed meanwhile may be met or not."""
+        """Yield every key; what is added or removed meanwhile may be met or not.
+
+        Yields:
+            Keys, in the kernel's order.
+
+        Raises:
+            OSError: the kernel refuses the call.
+        """
         next_key = libbpf.library().bpf_map_get_next_key
         key = ctypes.create_string_buffer(self.key_size)
         before = None
@@ -117,7 +204,14 @@ class BpfMap:
             before = ctypes.create_string_buffer(key.raw, self.key_size)
 
     def items(self) -> dict[bytes, bytes]:
-        """Return keys and values, many by one system call where the kernel can (Linux 5.6)."""
+        """Return keys and values, many by one system call where the kernel can (Linux 5.6).
+
+        Returns:
+            Values by their keys; of a per-CPU map, one value for each possible CPU after the other.
+
+        Raises:
+            OSError: the kernel refuses the call.
+        """
         lookup = libbpf.library().bpf_map_lookup_batch
         # A batch is whole buckets, so the kernel may ask for more room than there is.
         size, found = _BATCH, dict[bytes, bytes]()
@@ -153,7 +247,11 @@ class BpfMap:
 
 
 def close_all(maps: Mapping[str, BpfMap]) -> None:
-    """Close several maps."""
+    """Close several maps.
+
+    Args:
+        maps: open maps by any names.
+    """
     for opened in maps.values():
         opened.close()
 

@@ -103,7 +103,11 @@ class Variable:
 
 
 class Btf:
-    """The types of one object, or of a module (with base: those of the kernel it is for)."""
+    """The types of one object, or of a module (with base: those of the kernel it is for).
+
+    What takes the number of a type raises BtfError if there is no such type, if it is of another
+    kind than the method is for, and if what it refers to is damaged.
+    """
 
     def __init__(self, data: bytes, base: Btf | None = None) -> None:
         self.base = base
@@ -118,7 +122,19 @@ class Btf:
 
     @classmethod
     def from_file(cls, path: str | Path, base: Btf | None = None) -> Btf:
-        """Read raw BTF, such as /sys/kernel/btf/vmlinux.  Raises BtfError, OSError."""
+        """Read raw BTF, such as /sys/kernel/btf/vmlinux.
+
+        Args:
+            path: the file.
+            base: the kernel's own BTF, for the split BTF of a module.
+
+        Returns:
+            The type information.
+
+        Raises:
+            BtfError: the file is damaged, or a split one without its base.
+            OSError: the file cannot be read.
+        """
         return cls(Path(path).read_bytes(), base)
 
     # One type.
@@ -135,15 +151,39 @@ class Btf:
         return owner._words[start:]
 
     def kind(self, type_id: int) -> BtfKind:
-        """The kind of a type; type 0 is void."""
+        """Return the kind of a type; type 0 is void.
+
+        Args:
+            type_id: the type's number.
+
+        Returns:
+            Its kind.
+        """
         return BtfKind(self._words_of(type_id)[1] >> 24 & 31) if type_id else BtfKind.VOID
 
     def name(self, type_id: int) -> str:
-        """The name of a type, "" if it has none."""
+        """Return the name of a type.
+
+        Args:
+            type_id: the type's number.
+
+        Returns:
+            The name, "" if it has none.
+        """
         return self._string(self._words_of(type_id)[0]) if type_id else ""
 
     def target(self, type_id: int) -> int:
-        """What a pointer, typedef, qualifier, variable, function or tag refers to."""
+        """Return what a pointer, typedef, qualifier, variable, function or tag refers to.
+
+        Args:
+            type_id: the number of one of those.
+
+        Returns:
+            The number of the type it refers to.
+
+        Raises:
+            BtfError: there is no such type, or it refers to none.
+        """
         return self._words_of(type_id)[2]
 
     def _string(self, offset: int) -> str:
@@ -168,7 +208,15 @@ class Btf:
     # Searching.
 
     def find(self, name: str, *kinds: BtfKind) -> int | None:
-        """The id of the type of that name, of any of these kinds (none given: any kind)."""
+        """Find a type by its name.
+
+        Args:
+            name: the whole name.
+            kinds: the kinds to consider; none given means any.
+
+        Returns:
+            The number of the first such type, None if there is none.
+        """
         if self.base and (found := self.base.find(name, *kinds)) is not None:
             return found
         wanted = set(self._string_offsets(name.encode()))
@@ -179,7 +227,18 @@ class Btf:
         return None
 
     def require(self, name: str, *kinds: BtfKind) -> int:
-        """Like find, but raises BtfError when there is no such type."""
+        """Find a type by its name, and fail where there is none.
+
+        Args:
+            name: the whole name.
+            kinds: the kinds to consider; none given means any.
+
+        Returns:
+            The number of the first such type.
+
+        Raises:
+            BtfError: there is none.
+        """
         found = self.find(name, *kinds)
         if found is None:
             what = " or ".join(kind.name.lower() for kind in kinds) or "type"
@@ -196,7 +255,14 @@ class Btf:
             at = self._strings.find(name + b"\0", at + 1)
 
     def ids(self, *kinds: BtfKind) -> Iterator[int]:
-        """Ids of this object's own types (not of its base), of these kinds if any are given."""
+        """Yield the numbers of this object's own types, not those of its base.
+
+        Args:
+            kinds: only types of these kinds; none given means all.
+
+        Yields:
+            Numbers, ascending.
+        """
         for type_id in range(self.first_id, self.end_id):
             if not kinds or self.kind(type_id) in kinds:
                 yield type_id
@@ -204,7 +270,17 @@ class Btf:
     # Layout.
 
     def resolve(self, type_id: int) -> int:
-        """The type behind typedefs, qualifiers and variables."""
+        """Return the type behind typedefs, qualifiers and variables.
+
+        Args:
+            type_id: the number to start from.
+
+        Returns:
+            The number of the first type that is none of those.
+
+        Raises:
+            BtfError: they lead round in a circle, or to no type.
+        """
         for _ in range(MAX_DEPTH):
             if self.kind(type_id) not in _ALIASES:
                 return type_id
@@ -212,7 +288,17 @@ class Btf:
         raise BtfError("broken BTF", f"type {type_id} refers to itself")
 
     def size(self, type_id: int) -> int:
-        """Bytes that a value of the type takes."""
+        """Return how much room a value of a type takes.
+
+        Args:
+            type_id: the type's number; typedefs and qualifiers are looked through.
+
+        Returns:
+            Bytes.
+
+        Raises:
+            BtfError: the type has no size (a function, void) or is damaged.
+        """
         count = 1
         for _ in range(MAX_DEPTH):
             type_id = self.resolve(type_id)
@@ -228,14 +314,28 @@ class Btf:
         raise BtfError("broken BTF", f"array {type_id} contains itself")
 
     def array(self, type_id: int) -> tuple[int, int]:
-        """Element type and length of an array."""
+        """Return what an array holds.
+
+        Args:
+            type_id: the array's number.
+
+        Returns:
+            The number of the element type, and how many elements there are.
+        """
         if self.kind(type_id) != BtfKind.ARRAY:
             raise BtfError("broken BTF", f"type {type_id} is not an array")
         words = self._words_of(type_id)
         return words[3], words[5]
 
     def int_signed(self, type_id: int) -> bool:
-        """Whether an integer type is signed."""
+        """Tell whether an integer type is signed.
+
+        Args:
+            type_id: the type's number; typedefs and qualifiers are looked through.
+
+        Returns:
+            False for everything that is no signed integer, too.
+        """
         type_id = self.resolve(type_id)
         words = self._words_of(type_id)
         if self.kind(type_id) in _ENUMS:
@@ -243,7 +343,14 @@ class Btf:
         return self.kind(type_id) == BtfKind.INT and bool(words[3] >> 24 & 1)
 
     def members(self, type_id: int) -> list[Member]:
-        """Members of a struct or union, as written."""
+        """Return the members of a struct or union, as they are written.
+
+        Args:
+            type_id: the number of the struct or union.
+
+        Returns:
+            Its members, in order; an anonymous struct is one member with no name.
+        """
         flagged = self._words_of(type_id)[1] & _SIGN
         return [
             Member(
@@ -256,9 +363,16 @@ class Btf:
         ]
 
     def fields(self, type_id: int) -> list[Field]:
-        """Members of a struct or union in bytes, those of anonymous ones inside it included.
+        """Return the members of a struct or union with their offsets in bytes.
 
-        Bit fields are left out: they have no offset in bytes.
+        Members of anonymous structs and unions inside it are included.  Bit fields are left out:
+        they have no offset in bytes.
+
+        Args:
+            type_id: the number of the struct or union.
+
+        Returns:
+            The fields, in order of the declaration.
         """
         found: list[Field] = []
         pending = [(0, member) for member in reversed(self.members(type_id))]
@@ -278,7 +392,14 @@ class Btf:
         return found
 
     def enum_values(self, type_id: int) -> dict[str, int]:
-        """Names and values of an enum."""
+        """Return the names and values of an enum.
+
+        Args:
+            type_id: the number of the enum.
+
+        Returns:
+            Values by name, in order of the declaration.
+        """
         signed = self._words_of(type_id)[1] & _SIGN
         values = {}
         for name, low, *high in self._elements(type_id, _ENUMS):
@@ -292,7 +413,14 @@ class Btf:
     # Variables, tags, functions.
 
     def variables(self, datasec: str) -> list[Variable]:
-        """The variables of a data section such as ".rodata"; none if there is no such section."""
+        """Return the variables of a data section.
+
+        Args:
+            datasec: the name of the section, such as ".rodata".
+
+        Returns:
+            The variables, in the section's order; none if there is no such section.
+        """
         section = self.find(datasec, BtfKind.DATASEC)
         if section is None:
             return []
@@ -302,7 +430,14 @@ class Btf:
         ]
 
     def tags(self, type_id: int) -> list[str]:
-        """The decl tags on a variable, type or function as a whole (not on its members)."""
+        """Return the decl tags on a variable, type or function as a whole, not on its members.
+
+        Args:
+            type_id: the number of what is tagged.
+
+        Returns:
+            The texts of the tags, in the object's order.
+        """
         if self._tags is None:
             self._tags = {}
             for tag_id in self.ids(BtfKind.DECL_TAG):
@@ -312,7 +447,14 @@ class Btf:
         return self._tags.get(type_id, [])
 
     def parameters(self, type_id: int) -> list[tuple[str, int]]:
-        """Names and types of the parameters of a function or of its prototype."""
+        """Return the parameters of a function or of its prototype.
+
+        Args:
+            type_id: the number of the function or of the prototype.
+
+        Returns:
+            The name and the type's number of each, in order.
+        """
         if self.kind(type_id) == BtfKind.FUNC:
             type_id = self.target(type_id)
         return [

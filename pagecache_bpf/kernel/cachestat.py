@@ -50,10 +50,21 @@ class CacheStat:
 
 
 def cachestat(fd: int, offset: int = 0, length: int = 0) -> CacheStat:
-    """Page-cache state of a byte range of an open file; length 0 means up to the end.
+    """Ask the kernel for the page-cache state of a byte range of an open file.
 
-    Raises UnsupportedError where the kernel or a seccomp profile refuses the call, OSError
-    for anything else (a bad descriptor, a hugetlb file).
+    Args:
+        fd: the file's descriptor.
+        offset: the first byte.
+        length: how many bytes; 0 means up to the end of the file.
+
+    Returns:
+        Pages by state: cached, dirty, under writeback, evicted and recently evicted.
+
+    Raises:
+        UnsupportedError: the kernel or a seccomp profile refuses the call.
+        OSError: anything else, such as a bad descriptor or a file of hugetlbfs.
+
+    Source: commit cf264e1329fb, Linux 6.5.
     """
     wanted, answer = _Range(offset, length), _Stat()
     rc = _libc.syscall(
@@ -83,9 +94,20 @@ def cachestat(fd: int, offset: int = 0, length: int = 0) -> CacheStat:
 
 
 def cached_pages(fd: int, start: int = 0, length: int = 0) -> int:
-    """Pages of a range of an open file in the page cache, by whatever this kernel offers.
+    """Count the pages of a range of an open file that are in the page cache.
 
-    start, length: bytes, from a page boundary; length 0 means up to the end.  Raises OSError.
+    Uses cachestat(2), or mincore(2) where the kernel has only that.
+
+    Args:
+        fd: the file's descriptor.
+        start: the first byte, at a page boundary.
+        length: how many bytes; 0 means up to the end of the file.
+
+    Returns:
+        Pages.
+
+    Raises:
+        OSError: the kernel refuses the call.
     """
     try:
         return cachestat(fd, start, length).cached
@@ -94,10 +116,18 @@ def cached_pages(fd: int, start: int = 0, length: int = 0) -> int:
 
 
 def resident_pages_or_none(fd: int) -> int | None:
-    """Pages of an open file in the page cache; None for a caller whom the kernel does not tell.
+    """Count the pages of an open file in the page cache, if the kernel tells this caller.
 
-    It tells the owner, root and whoever may write the file; mincore(2) tells others that all
-    of it is there (commit 134fca9063ad, Linux 5.2).
+    It tells the file's owner, root and whoever may write the file; mincore(2) tells others that all
+    of it is there.
+
+    Args:
+        fd: the file's descriptor.
+
+    Returns:
+        Pages; None for a caller whom the kernel does not tell.
+
+    Source: commit 134fca9063ad, Linux 5.2.
     """
     with suppress(UnsupportedError, OSError):
         return cachestat(fd).cached
@@ -109,7 +139,9 @@ def resident_pages_or_none(fd: int) -> int | None:
 
 
 def mincore(fd: int, start: int = 0, length: int = 0) -> int:
-    """Count the pages of a range in the page cache by mincore(2), which is slower.
+    """Count the pages of a range in the page cache as kernels before 6.5 tell it, slower.
+
+    The call is mincore(2).
 
     Args:
         fd: the open file.
@@ -129,10 +161,16 @@ def mincore(fd: int, start: int = 0, length: int = 0) -> int:
 
 
 def has_page_cache(fd: int) -> bool:
-    """Return whether an open file has pages in the page cache that can be read ahead.
+    """Tell whether an open file has pages in the page cache that can be read ahead.
 
     Only such files have a shared mapping.  Python's mmap module cannot ask: it refuses empty files
     by itself, and those of procfs look empty.
+
+    Args:
+        fd: the file's descriptor.
+
+    Returns:
+        False for pipes, devices, and files of procfs and sysfs.
     """
     try:
         with mapped(fd, 0, PAGE_SIZE):

@@ -74,9 +74,17 @@ class Memory:
 
 
 def of_process(pid: int | None = None, kernel: KernelFS = LIVE) -> Memory:
-    """The memory cgroup that a process (default: this one) is charged to.
+    """Return the memory cgroup that a process is charged to.
 
-    Raises UsageError when there is no such process.
+    Args:
+        pid: the process; by default this one.
+        kernel: where the kernel's files are read.
+
+    Returns:
+        The cgroup's limits and counts, in bytes.
+
+    Raises:
+        UsageError: there is no such process.
     """
     version, mount, path = _place(pid, kernel)
     if mount is None:
@@ -85,10 +93,18 @@ def of_process(pid: int | None = None, kernel: KernelFS = LIVE) -> Memory:
 
 
 def directory_of(pid: int, kernel: KernelFS = LIVE) -> Path | None:
-    """The directory of a process's memory cgroup, to move others there.
+    """Return the directory of a process's memory cgroup, to move others there.
 
-    None where memory is not accounted, and for one outside the cgroup namespace.  Raises
-    UsageError when there is no such process.
+    Args:
+        pid: the process.
+        kernel: where the kernel's files are read.
+
+    Returns:
+        The directory; None where memory is not accounted, and for a process outside of the cgroup
+        namespace.
+
+    Raises:
+        UsageError: there is no such process.
     """
     _, mount, path = _place(pid, kernel)
     if mount is None:
@@ -114,9 +130,17 @@ def _place(pid: int | None, kernel: KernelFS) -> tuple[int, Mount | None, str]:
 
 
 def of_path(path: str | Path, kernel: KernelFS = LIVE) -> Memory:
-    """The memory cgroup of that directory, or of that path below the hierarchy's mount.
+    """Return the memory cgroup of a directory.
 
-    Raises UsageError when it is no cgroup with a memory controller.
+    Args:
+        path: a directory of cgroupfs, or a path below the hierarchy's mount.
+        kernel: where the kernel's files are read.
+
+    Returns:
+        The cgroup's limits and counts, in bytes.
+
+    Raises:
+        UsageError: the path is no cgroup with a memory controller.
     """
     version, mount = _hierarchy(kernel)
     name = str(PurePosixPath("/", path))
@@ -137,7 +161,14 @@ def of_path(path: str | Path, kernel: KernelFS = LIVE) -> Memory:
 
 
 def host_memory(kernel: KernelFS = LIVE) -> dict[str, int]:
-    """/proc/meminfo in bytes, by the kernel's names: MemTotal, MemFree, MemAvailable, ..."""
+    """Return what /proc/meminfo says, in bytes.
+
+    Args:
+        kernel: where the kernel's files are read.
+
+    Returns:
+        Bytes by the kernel's names: MemTotal, MemFree, MemAvailable and so on.
+    """
     found = {}
     for line in (kernel.read("/proc/meminfo") or "").splitlines():
         name, _, rest = line.partition(":")

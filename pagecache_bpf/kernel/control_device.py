@@ -156,7 +156,14 @@ class Device:
         return info
 
     def info(self) -> Info:
-        """What the module can do and its bounds."""
+        """Ask the module what it can do and where its bounds are.
+
+        Returns:
+            Its version, hooks and bounds.
+
+        Raises:
+            PagecacheError: the module refuses.
+        """
         raw = self._raw_info()
         return Info(
             abi_version=raw.abi_version,
@@ -173,12 +180,19 @@ class Device:
         )
 
     def tag(self, fd: int, *, policy: str, model: str, path: str, replace: bool = False) -> None:
-        """Let an attached policy govern the open file.
+        """Let an attached policy govern an open file.
 
-        path is for people to read; a longer one than the ABI takes is cut at its front.
-        replace: take the file over if another policy governs it.  Raises UsageError (a file
-        that has no pages of its own, one that is tagged already, a policy that is not
-        attached, a name that is too long), PagecacheError.
+        Args:
+            fd: the file's descriptor.
+            policy: the name of the attached policy.
+            model: the name that statistics have for the file's model.
+            path: for people to read; a longer one than the ABI takes is cut at its front.
+            replace: take the file over if another policy governs it.
+
+        Raises:
+            UsageError: the file has no pages of its own or is tagged already, the policy is not
+                attached, or a name is too long.
+            PagecacheError: the module refuses for another reason.
         """
         request = abi.pagecache_tag_request(
             fd=fd,
@@ -193,11 +207,28 @@ class Device:
             raise _tag_error(error, path, policy) from error
 
     def untag_fd(self, fd: int) -> None:
-        """Take the tag off the open file.  Raises UsageError if it has none."""
+        """Take the tag off an open file.
+
+        Args:
+            fd: the file's descriptor.
+
+        Raises:
+            UsageError: it has none.
+        """
         self._untag(abi.pagecache_untag_request(fd=fd), f"file descriptor {fd}")
 
     def untag(self, dev_major: int, dev_minor: int, ino: int, generation: int) -> None:
-        """Take the tag off a file by its identity.  Raises UsageError if it has none."""
+        """Take the tag off a file that is known by its identity only.
+
+        Args:
+            dev_major: major number of the file system's device.
+            dev_minor: its minor number.
+            ino: the inode's number.
+            generation: the inode's generation, as the tag has it.
+
+        Raises:
+            UsageError: the file has no tag.
+        """
         request = abi.pagecache_untag_request(
             fd=-1, dev_major=dev_major, dev_minor=dev_minor, ino=ino, generation=generation
         )
@@ -227,7 +258,14 @@ class Device:
             yield record
 
     def tags(self) -> Iterator[Tag]:
-        """Every tagged file, oldest tag first."""
+        """Yield every tagged file.
+
+        Yields:
+            Tags, the oldest first.
+
+        Raises:
+            PagecacheError: the module refuses.
+        """
         for raw in self._records(abi.IOC_TAGS, abi.pagecache_tag_record):
             yield Tag(
                 dev_major=raw.dev_major,
@@ -243,7 +281,14 @@ class Device:
             )
 
     def policies(self) -> Iterator[PolicyStatus]:
-        """Every attached policy, oldest first."""
+        """Yield every attached policy.
+
+        Yields:
+            Policies with their counters, the one that was attached first before the others.
+
+        Raises:
+            PagecacheError: the module refuses.
+        """
         for raw in self._records(abi.IOC_POLICIES, abi.pagecache_policy_record):
             yield PolicyStatus(
                 name=os.fsdecode(raw.name),
@@ -261,7 +306,17 @@ class Device:
             )
 
     def exits(self, since: int = 0) -> Iterator[ExitRecord]:
-        """How the last policies ended, oldest first; only records behind seq `since`."""
+        """Yield how the last policies ended.
+
+        Args:
+            since: only records whose sequence number is greater than this.
+
+        Yields:
+            Records, the oldest first; the module keeps a bounded number of them.
+
+        Raises:
+            PagecacheError: the module refuses.
+        """
         for raw in self._records(abi.IOC_EXITS, abi.pagecache_exit_record, since):
             yield ExitRecord(
                 seq=raw.seq,
@@ -276,7 +331,15 @@ class Device:
 
 
 def status() -> list[PolicyStatus]:
-    """The attached policies with their counters.  Raises as Device does."""
+    """Return the attached policies with their counters.
+
+    Returns:
+        The policies, the one that was attached first before the others.
+
+    Raises:
+        UnsupportedError: the module is not loaded.
+        PrivilegeError: the caller is not root.
+    """
     with Device() as device:
         return list(device.policies())
 
@@ -332,10 +395,16 @@ def _tag_error(error: OSError, path: str, policy: str) -> PagecacheError:
 
 
 def size_on_disk(tag: Tag) -> int | None:
-    """The size of a tagged file; None when its path leads elsewhere by now.
+    """Return the size of a tagged file.
 
-    Compared by inode only: the device number of the pages is not always the path's (overlayfs,
-    btrfs).
+    The file is compared by its inode number only: the device number of its pages is not always that
+    of its path (overlayfs, btrfs).
+
+    Args:
+        tag: a tag with the file's path and inode number.
+
+    Returns:
+        Bytes; None when the path leads to another file by now.
     """
     try:
         status = os.stat(tag.path)

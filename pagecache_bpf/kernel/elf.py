@@ -99,7 +99,17 @@ class Elf:
         return str(self._elf["e_machine"])
 
     def section(self, name: str) -> bytes | None:
-        """The bytes of a section, None if there is no such section."""
+        """Return the bytes of a section.
+
+        Args:
+            name: the section's name, such as ".rodata".
+
+        Returns:
+            Its bytes, None if there is no such section.
+
+        Raises:
+            UsageError: the section lies outside of the file.
+        """
         found = self._sections.get(name)
         if found is None:
             return None
@@ -121,7 +131,14 @@ class Elf:
         return bytes(section.data())
 
     def symbols(self) -> dict[str, Symbol]:
-        """Symbols that have a name and lie in a section, by name."""
+        """Return the symbols that have a name and lie in a section.
+
+        Returns:
+            Symbols by name.
+
+        Raises:
+            UsageError: the symbol table is damaged.
+        """
         table = self._sections.get(".symtab")
         if not isinstance(table, SymbolTableSection):
             return {}
@@ -145,7 +162,17 @@ class Elf:
         return Symbol(str(raw.name), name, int(raw["st_value"]), int(raw["st_size"]))
 
     def relocations(self, section: str) -> list[Relocation]:
-        """The relocations of a section; those against nothing in this file are left out."""
+        """Return the relocations of a section.
+
+        Args:
+            section: the name of the section that is relocated.
+
+        Returns:
+            The relocations; those against nothing in this file are left out.
+
+        Raises:
+            UsageError: the table is damaged.
+        """
         table = self._sections.get(f".rel{section}") or self._sections.get(f".rela{section}")
         if not isinstance(table, RelocationSection):
             return []
@@ -166,10 +193,20 @@ class Elf:
             raise self._damaged(error) from error
 
     def btf(self, base: Btf | None = None) -> Btf:
-        """Its type information.  base: that of the kernel, for a module.
+        """Return the type information in the file.
 
-        A module built by a newer pahole brings the part of its base that it needs along; that
-        is then taken instead.  Raises UsageError if there is none, BtfError if it is broken.
+        A module that was built by a newer pahole brings the part of its base that it needs along;
+        that is then taken instead of `base`.
+
+        Args:
+            base: the kernel's type information, for a module.
+
+        Returns:
+            The type information.
+
+        Raises:
+            UsageError: the file has none.
+            BtfError: it is damaged.
         """
         data = self.section(".BTF")
         if data is None:

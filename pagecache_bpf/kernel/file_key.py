@@ -18,7 +18,17 @@ _FS_IOC_GETVERSION = 0x80087601  # _IOR('v', 1, long)
 
 
 def key_of(fd: int) -> bytes:
-    """How the programs know a file: device, inode number and generation.  Raises OSError."""
+    """Return how the BPF programs know a file: by device, inode number and generation.
+
+    Args:
+        fd: the file's descriptor.
+
+    Returns:
+        The bytes of struct pagecache_file_key.
+
+    Raises:
+        OSError: the descriptor is none.
+    """
     status = os.fstat(fd)
     version = array.array("L", [0])
     with suppress(OSError):

@@ -30,14 +30,22 @@ class InodeBits:
         self._words: Counter[int] = Counter()
 
     def add(self, key: bytes) -> None:
-        """Before the file itself is made known: the programs ask here first."""
+        """Set the bit of a file; it comes before the file's own entry, as programs ask here first.
+
+        Args:
+            key: what key_of() returned.
+        """
         bit = self._bit(key)
         if not self._files[bit]:
             self._flip(bit)
         self._files[bit] += 1
 
     def remove(self, key: bytes) -> None:
-        """Of a file that was added."""
+        """Clear the bit of a file that was added, unless another file shares it.
+
+        Args:
+            key: what key_of() returned.
+        """
         bit = self._bit(key)
         self._files[bit] -= 1
         if not self._files[bit]:

@@ -40,22 +40,50 @@ class KernelFS:
     root: Path = Path("/")
 
     def path(self, name: str) -> Path:
-        """Return where the kernel file NAME (absolute, as on a live system) is looked for."""
+        """Return where a kernel file is looked for.
+
+        Args:
+            name: its absolute path on a live system.
+
+        Returns:
+            The path below this tree's root.
+        """
         return self.root / name.lstrip("/")
 
     def exists(self, name: str) -> bool:
-        """Tell whether NAME is there (False also when its directory may not be searched)."""
+        """Tell whether a kernel file is there.
+
+        Args:
+            name: its absolute path on a live system.
+
+        Returns:
+            False also when its directory may not be searched.
+        """
         found = os.path.exists(self.path(name))
         _log.debug("exists %s: %s", name, found)
         return found
 
     def read(self, name: str) -> str | None:
-        """Return the text of NAME without the final newline, or None when it can't be read."""
+        """Return the text of a kernel file.
+
+        Args:
+            name: its absolute path on a live system.
+
+        Returns:
+            The text without the final newline, None when it cannot be read.
+        """
         data = self.read_bytes(name)
         return None if data is None else data.decode(errors="replace").rstrip("\n")
 
     def read_bytes(self, name: str) -> bytes | None:
-        """Return the content of NAME, or None when it can't be read."""
+        """Return the content of a kernel file.
+
+        Args:
+            name: its absolute path on a live system.
+
+        Returns:
+            The bytes, None when it cannot be read.
+        """
         try:
             data = self.path(name).read_bytes()
         except OSError as error:
@@ -65,7 +93,14 @@ class KernelFS:
         return data
 
     def entries(self, name: str) -> list[str]:
-        """Return the names in the directory NAME, sorted; none when it can't be listed."""
+        """Return the names in a directory of kernel files.
+
+        Args:
+            name: its absolute path on a live system.
+
+        Returns:
+            The names, sorted; none when it cannot be listed.
+        """
         try:
             names = sorted(os.listdir(self.path(name)))
         except OSError as error:
@@ -75,7 +110,11 @@ class KernelFS:
         return names
 
     def mounts(self) -> list[Mount]:
-        """Return the mounts this process sees, in the order they were made."""
+        """Return the mounts that this process sees.
+
+        Returns:
+            The mounts, in the order in which they were made.
+        """
         found = []
         for line in (self.read("/proc/self/mountinfo") or "").splitlines():
             # 36 35 98:0 /root /target options [optional fields] - fstype source options
@@ -92,9 +131,14 @@ class KernelFS:
         return found
 
     def fstype(self, device: int) -> str | None:
-        """Return the file system type mounted from DEVICE (st_dev), or None when unknown.
+        """Return the type of the file system that a device number belongs to.
 
-        File systems with several anonymous devices (btrfs subvolumes) may be unknown.
+        Args:
+            device: st_dev of a file.
+
+        Returns:
+            The type, such as "ext4"; None when unknown, as for file systems with several anonymous
+            devices (subvolumes of btrfs).
         """
         for mount in self.mounts():
             if mount.device == device:

@@ -32,15 +32,30 @@ Insert = Callable[[int], int]
 
 
 def is_loaded(fs: KernelFS = LIVE) -> bool:
-    """Tell whether the module is in the kernel now."""
+    """Tell whether the module is in the kernel now.
+
+    Args:
+        fs: where the kernel's files are read.
+
+    Returns:
+        True if it is.
+    """
     return fs.exists(f"/sys/module/{NAME}")
 
 
 def find(release: str, fs: KernelFS = LIVE, built: Path = BUILT) -> Path | None:
-    """Return the module file for a kernel release, None if there is none.
+    """Return the module file for a kernel release.
 
-    A source tree's own comes first: it has the ABI of the code that asks, what is installed may
-    be older. An installed package has no source tree around it.
+    A source tree's own comes first: it has the ABI of the code that asks, what is installed may be
+    older.  An installed package has no source tree around it.
+
+    Args:
+        release: the release, as `uname -r` prints it.
+        fs: where the kernel's files are read.
+        built: where a source tree puts the modules it builds.
+
+    Returns:
+        The file, None if there is none.
     """
     candidate = built / release / f"{NAME}.ko"
     if candidate.is_file():
@@ -54,7 +69,15 @@ def find(release: str, fs: KernelFS = LIVE, built: Path = BUILT) -> Path | None:
 
 
 def releases(fs: KernelFS = LIVE, built: Path = BUILT) -> list[str]:
-    """Return the kernel releases that there is a module file for."""
+    """Return the kernel releases that there is a module file for.
+
+    Args:
+        fs: where the kernel's files are read.
+        built: where a source tree puts the modules it builds.
+
+    Returns:
+        The releases, sorted.
+    """
     known = {*fs.entries("/lib/modules")}
     if built.is_dir():
         known.update(entry.name for entry in built.iterdir())
@@ -62,7 +85,14 @@ def releases(fs: KernelFS = LIVE, built: Path = BUILT) -> list[str]:
 
 
 def vermagic(module: Path) -> str | None:
-    """Return what a module file was built for ("6.12.1-amd64 SMP ..."), if it says so."""
+    """Return what a module file was built for.
+
+    Args:
+        module: the file.
+
+    Returns:
+        A text such as "6.12.1-amd64 SMP ...", None if the file does not say so.
+    """
     try:
         match = re.search(rb"\0vermagic=([^\0]+)", module.read_bytes())
     except OSError:
@@ -71,7 +101,14 @@ def vermagic(module: Path) -> str | None:
 
 
 def is_signed(module: Path) -> bool:
-    """Tell whether a module file carries a signature (not whether this kernel trusts it)."""
+    """Tell whether a module file carries a signature, not whether this kernel trusts it.
+
+    Args:
+        module: the file.
+
+    Returns:
+        True if it ends with one.
+    """
     try:
         return module.read_bytes().endswith(_SIGNATURE)
     except OSError:
@@ -86,12 +123,23 @@ def load(
     release: str | None = None,
     insert: Insert | None = None,
 ) -> Path | None:
-    """Load the module unless it is loaded; return the file it came from, None if it was there.
+    """Load the module unless it is loaded.
 
-    module: the file to load; by default the one for the running kernel.
+    Args:
+        module: the file to load; by default the one for the running kernel.
+        fs: where the kernel's files are read.
+        built: where a source tree puts the modules it builds.
+        release: the running kernel's; by default what `uname -r` prints.
+        insert: what puts a file into the kernel; by default finit_module(2).
 
-    Raises UnsupportedError (no module for this kernel, module for another kernel, refused by
-    lockdown or for want of a signature), PrivilegeError, UsageError (no such file).
+    Returns:
+        The file it came from, None if the module was there.
+
+    Raises:
+        UnsupportedError: there is no module for this kernel, it is for another one, or the kernel
+            refuses it (lockdown, no trusted signature).
+        PrivilegeError: the caller is not root.
+        UsageError: there is no such file.
     """
     if is_loaded(fs):
         return None
@@ -122,9 +170,14 @@ def load(
 
 
 def unload() -> bool:
-    """Unload the module; return False when it was not loaded.
+    """Unload the module.
 
-    Raises PagecacheError when policies are attached, PrivilegeError without root.
+    Returns:
+        False when it was not loaded.
+
+    Raises:
+        PagecacheError: policies are attached.
+        PrivilegeError: the caller is not root.
     """
     if not is_loaded():
         return False
@@ -250,7 +303,14 @@ def _privilege_or(code: int, what: str) -> PagecacheError:
 
 
 def signature_barrier(fs: KernelFS = LIVE) -> str | None:
-    """Say what makes this kernel refuse unsigned modules; None when nothing is known to."""
+    """Say what makes this kernel refuse unsigned modules.
+
+    Args:
+        fs: where the kernel's files are read.
+
+    Returns:
+        The reason, None when nothing is known to.
+    """
     lockdown = lockdown_state(fs)
     if lockdown not in (None, "none"):
         return f"the kernel is locked down ({lockdown}) and takes signed modules only"
@@ -260,14 +320,28 @@ def signature_barrier(fs: KernelFS = LIVE) -> str | None:
 
 
 def lockdown_state(fs: KernelFS = LIVE) -> str | None:
-    """Return none, integrity or confidentiality; None when the kernel does not tell."""
+    """Return how far the kernel is locked down.
+
+    Args:
+        fs: where the kernel's files are read.
+
+    Returns:
+        "none", "integrity" or "confidentiality"; None when the kernel does not tell.
+    """
     text = fs.read("/sys/kernel/security/lockdown")
     match = re.search(r"\[(\w+)\]", text or "")
     return match[1] if match else None
 
 
 def secure_boot(fs: KernelFS = LIVE) -> bool | None:
-    """Tell whether the firmware booted with Secure Boot; None when there is no EFI to ask."""
+    """Tell whether the firmware booted with Secure Boot.
+
+    Args:
+        fs: where the kernel's files are read.
+
+    Returns:
+        None when there is no EFI to ask.
+    """
     data = fs.read_bytes(
         "/sys/firmware/efi/efivars/SecureBoot-8be4df61-93ca-11d2-aa0d-00e098032b8c"
     )

@@ -8,7 +8,11 @@ from pathlib import Path
 
 
 def nodes() -> list[int]:
-    """The NUMA nodes with memory; one or none where there is nothing to choose."""
+    """Return the NUMA nodes with memory.
+
+    Returns:
+        Their numbers; one or none where there is nothing to choose.
+    """
     found = []
     for path in Path("/sys/devices/system/node").glob("node[0-9]*"):
         found.append(int(path.name.removeprefix("node")))
@@ -16,7 +20,14 @@ def nodes() -> list[int]:
 
 
 def cpus_of(node: int) -> str:
-    """The CPUs of a node that this process may use, separated by spaces; all for -1."""
+    """Return the CPUs of a NUMA node that this process may use.
+
+    Args:
+        node: the node's number; -1 means all of them.
+
+    Returns:
+        The CPUs' numbers, separated by spaces.
+    """
     allowed = os.sched_getaffinity(0)
     cpus = {cpu for cpu in allowed if Path(f"/sys/devices/system/cpu/cpu{cpu}/node{node}").exists()}
     return " ".join(map(str, sorted(cpus or allowed)))

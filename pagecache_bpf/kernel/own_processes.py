@@ -26,7 +26,14 @@ class OwnProcesses:
         self._pids: set[int] = set()
 
     def add(self, pid: int) -> None:
-        """This process is ours.  Raises OSError."""
+        """Tell the programs that a process is ours, so that what it reads counts as no access.
+
+        Args:
+            pid: the process.
+
+        Raises:
+            OSError: the map is full.
+        """
         self.prune()
         self._map.update(pid.to_bytes(4, sys.byteorder), bytes(4))
         self._pids.add(pid)

@@ -65,7 +65,17 @@ class CachedChunks:
 
     @classmethod
     def of(cls, fd: int) -> CachedChunks:
-        """Look at an open file.  Raises OSError."""
+        """Ask the kernel which chunks of an open file are in the page cache.
+
+        Args:
+            fd: the file's descriptor.
+
+        Returns:
+            The chunks, as they were at this moment.
+
+        Raises:
+            OSError: the descriptor is none.
+        """
         found, size = resident_bytes(fd), os.fstat(fd).st_size
         if found is None:
             return cls(0, None, known=False)
@@ -81,7 +91,14 @@ class CachedChunks:
         return cls(found, there)
 
     def has(self, offset: int) -> bool:
-        """Return whether the chunk with that offset was there; True where it is not known."""
+        """Tell whether a chunk was in the page cache.
+
+        Args:
+            offset: a byte of the chunk.
+
+        Returns:
+            True also where it is not known.
+        """
         return self.numbers is None or offset // CHUNK in self.numbers
 
     def drop_others(self, fd: int) -> int:

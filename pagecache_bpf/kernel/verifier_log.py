@@ -20,7 +20,14 @@ VERDICT_LINES = 4
 
 
 def boil_down(log: str) -> str:
-    """The verdict, the source line and the instruction it is about; "" if there is no log."""
+    """Return what people need of the verifier's log.
+
+    Args:
+        log: the whole log.
+
+    Returns:
+        The verdict, and the source line and the instruction it is about; "" if there is no log.
+    """
     verdict: list[str] = []
     source = instruction = ""
     for line in map(str.strip, log.splitlines()):

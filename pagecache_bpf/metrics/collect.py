@@ -39,7 +39,14 @@ class Counted:
     counters: Mapping[str, int]
 
     def total(self, *parts: str) -> int:
-        """The sum of the observed counters named read_PART and mmap_PART."""
+        """Add up observed counters of read() and of mmap.
+
+        Args:
+            parts: the ends of their names: those named read_PART and mmap_PART are added.
+
+        Returns:
+            The sum, in the unit of the counters; what is not counted counts as 0.
+        """
         return sum(
             self.counters.get(f"{how}_{part}", 0) for how in ("read", "mmap") for part in parts
         )
@@ -180,7 +187,16 @@ class Rates:
 
 
 def take() -> StatsSnapshot:
-    """Ask the engines.  Raises PrivilegeError, UnsupportedError, PagecacheError."""
+    """Ask both engines what they count now.
+
+    Returns:
+        The snapshot.
+
+    Raises:
+        PrivilegeError: the caller is not root.
+        UnsupportedError: the module and the agent are of other versions.
+        PagecacheError: an engine refuses.
+    """
     from pagecache_bpf.policy.engines import AGENT, STRUCT_OPS, Engines
 
     with Engines() as engines:
@@ -212,7 +228,18 @@ def take() -> StatsSnapshot:
 
 
 def only(snapshot: StatsSnapshot, model: str) -> StatsSnapshot:
-    """The same, of one model and its policies.  Raises UsageError if it is not tagged."""
+    """Narrow a snapshot to one model and the policies that govern it.
+
+    Args:
+        snapshot: what take() returned.
+        model: the model's name.
+
+    Returns:
+        The snapshot without the others.
+
+    Raises:
+        UsageError: the model is not tagged.
+    """
     models = tuple(stats for stats in snapshot.models if stats.model == model)
     if not models:
         known = ", ".join(sorted({stats.model for stats in snapshot.models}))
@@ -229,7 +256,15 @@ def only(snapshot: StatsSnapshot, model: str) -> StatsSnapshot:
 
 
 def rates(before: StatsSnapshot, after: StatsSnapshot) -> dict[tuple[str, str, str], Rates]:
-    """What happened in between, by ModelStats.key; counters that began anew count from 0."""
+    """Compare two snapshots.
+
+    Args:
+        before: the older one.
+        after: the newer one.
+
+    Returns:
+        What happened in between, by ModelStats.key; counters that began anew count from 0.
+    """
     seconds = max((after.time_ns - before.time_ns) / 1e9, 1e-6)
     old = {model.key: model for model in before.models}
     return {model.key: _rates(old.get(model.key), model, seconds) for model in after.models}
@@ -251,7 +286,14 @@ def _rates(before: ModelStats | None, after: ModelStats, seconds: float) -> Rate
 
 
 def as_json(snapshot: StatsSnapshot) -> dict[str, Any]:
-    """The snapshot as `stats --json` prints it."""
+    """Return a snapshot as `stats --json` prints it.
+
+    Args:
+        snapshot: what take() returned.
+
+    Returns:
+        Keys and values for JSON.
+    """
     return {
         "time_ns": snapshot.time_ns,
         "engines": dict(snapshot.engines),

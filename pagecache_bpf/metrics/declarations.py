@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The one declaration of every metric: name, kind, HELP text, labels, and how it is read.
 
-The exporter, docs/metrics.md, the keys of `stats --json` and `top` come from here, and what is
-counted in the kernel comes here from the ABI (PAGECACHE_COUNTERS, PAGECACHE_OBSERVED).
+The exporter, docs/metrics.md (which tools/generate_docs.py writes), the keys of `stats --json` and
+`top` come from here, and what is counted in the kernel comes here from the ABI
+(PAGECACHE_COUNTERS, PAGECACHE_OBSERVED).
 
 Names follow the Prometheus rules: base units (bytes, seconds), the unit in the name, _total for
 counters.  Labels have few values: models by name, never files; a process is no label either.
@@ -453,38 +454,18 @@ METRICS: tuple[Metric, ...] = (
 
 
 def find(name: str) -> Metric:
-    """The metric of that name.  Raises KeyError."""
+    """Return a metric by its name.
+
+    Args:
+        name: with prefix and unit, as Prometheus has it.
+
+    Returns:
+        The metric.
+
+    Raises:
+        KeyError: there is none.
+    """
     return _BY_NAME[name]
 
 
 _BY_NAME = {metric.name: metric for metric in METRICS}
-
-
-def page() -> str:
-    """docs/metrics.md."""
-    lines = [
-        "<!-- Made by `python -m tools.generate_docs --write`: do not edit. -->",
-        "",
-        "# Metrics",
-        "",
-        "What `pagecache-bpf export` serves. [Monitoring](monitoring.md) says how to collect it.",
-        "`pagecache-bpf stats --json` has the same numbers under the kernel's names.",
-        "",
-        "Counters of a policy begin at 0 when it is attached. Counters of a model only grow while",
-        "the agent's process runs, over any number of attachments, and are told while the model is",
-        "tagged; what `stats`, `watch` and `top` show, and `hit_ratio`, begins at 0 when the model",
-        "is tagged. Sizes are bytes of whole pages. There is no histogram of the time that hooks",
-        "take: neither engine measures it (`python -m benchmarks.overhead` does).",
-        "",
-    ]
-    for kind in ("counter", "gauge"):
-        lines += [f"## {kind.title()}s", "", "| name | labels | meaning |", "| --- | --- | --- |"]
-        for metric in METRICS:
-            if metric.kind == kind:
-                labels = ", ".join(metric.labels)
-                lines.append(f"| `{metric.name}` | {labels} | {metric.help} |")
-        lines.append("")
-    lines += ["## Labels", "", "| label | values |", "| --- | --- |"]
-    used = {label for metric in METRICS for label in metric.labels}
-    lines += [f"| `{label}` | {text} |" for label, text in LABELS.items() if label in used]
-    return "\n".join(lines) + "\n"

@@ -55,7 +55,17 @@ class Tls:
 
 
 def parse_address(text: str) -> Address:
-    """Return the address that HOST:PORT, [IPV6]:PORT or HOST stands for.  Raises UsageError."""
+    """Read an address to listen at.
+
+    Args:
+        text: HOST:PORT, [IPV6]:PORT or HOST.
+
+    Returns:
+        The address, with the default port if none is given.
+
+    Raises:
+        UsageError: the text is no address.
+    """
     host, _, port = text.rpartition(":") if not text.endswith("]") else (text, "", "")
     if not host and not text.startswith(":"):
         host, port = text, ""
@@ -80,7 +90,17 @@ def _bad(text: str, why: str) -> UsageError:
 
 
 def is_loopback(address: Address) -> bool:
-    """Whether only this machine reaches it.  Raises UsageError for a name without an address."""
+    """Tell whether only this machine reaches an address.
+
+    Args:
+        address: what parse_address() returned.
+
+    Returns:
+        True for the addresses of the loopback interface.
+
+    Raises:
+        UsageError: the host is a name without an address.
+    """
     try:
         found = socket.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM)
     except (OSError, UnicodeError) as error:
@@ -105,7 +125,11 @@ class Collector:
         self._failing = False
 
     def collect(self) -> Iterator[Family]:
-        """Every family, those without a sample too: their names and texts are always there."""
+        """Yield every family of metrics, those without a sample too: names and texts always stand.
+
+        Yields:
+            Objects of the client library.
+        """
         snapshot: StatsSnapshot | None = None
         with self._lock:
             try:
@@ -119,7 +143,14 @@ class Collector:
 
 
 def families(snapshot: StatsSnapshot | None) -> Iterator[Family]:
-    """The client library's objects for a snapshot; None: the engines could not be read."""
+    """Yield a snapshot as families of metrics.
+
+    Args:
+        snapshot: what the engines counted, None if they could not be read.
+
+    Yields:
+        Objects of the client library.
+    """
     from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 
     for metric in declarations.METRICS:

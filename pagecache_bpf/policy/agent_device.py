@@ -31,10 +31,13 @@ _ENVIRONMENT_PREFIXES = ("COVERAGE", "COV_", "LC_", "PAGECACHE_BPF_", "PYTHON")
 
 
 def is_running(path: Path = SOCKET) -> bool:
-    """Return whether an agent answers.
+    """Tell whether an agent answers.
 
     Args:
         path: the root socket.
+
+    Returns:
+        True if it does.
     """
     return answers(path)
 
@@ -78,13 +81,16 @@ def start(check: Callable[[], None] = lambda: None) -> None:
 
 
 def environment(own: Mapping[str, str]) -> dict[str, str]:
-    """Return what of a process's environment the agent is given.
+    """Choose what of a process's environment the agent is given.
 
-    What a server has set for itself, such as LD_PRELOAD or the number of its threads, is not
-    meant for it.
+    What a server has set for itself, such as LD_PRELOAD or the number of its threads, is not meant
+    for it.
 
     Args:
         own: that process's environment.
+
+    Returns:
+        The variables that are passed on.
     """
     return {
         name: value
@@ -117,7 +123,15 @@ class AgentDevice(LineClient):
 
     @classmethod
     def connect_error(cls, path: Path, error: OSError) -> PagecacheError:
-        """Make the error for a socket that cannot be connected to."""
+        """Make the error for a socket that cannot be connected to.
+
+        Args:
+            path: the socket.
+            error: what connect(2) said.
+
+        Returns:
+            An error that says what to do.
+        """
         return PagecacheError("the agent does not answer", str(error))
 
     def attach(
@@ -155,11 +169,31 @@ class AgentDevice(LineClient):
         return list(reply["missing"])
 
     def detach(self, name: str) -> ExitRecord:
-        """End a policy."""
+        """End a policy.
+
+        Args:
+            name: the policy's.
+
+        Returns:
+            How it ended.
+
+        Raises:
+            UsageError: it is not attached.
+        """
         return ExitRecord(**self.request("detach", policy=name)["exit"])
 
     def map_ids(self, policy: str) -> dict[str, int]:
-        """The kernel's numbers of a policy's maps.  Raises UsageError if it is not attached."""
+        """Return the kernel's numbers of a policy's maps.
+
+        Args:
+            policy: its name.
+
+        Returns:
+            Numbers by the maps' names.
+
+        Raises:
+            UsageError: the policy is not attached.
+        """
         return dict(self.request("maps", policy=policy)["maps"])
 
     def tag(
@@ -188,50 +222,107 @@ class AgentDevice(LineClient):
         self.request("tag", (fd,), **whose, replace=replace, observe=observe, lease=lease)
 
     def observe(self, fd: int, *, policy: str, model: str, path: str) -> None:
-        """Observe an open file that a policy of engine struct_ops governs."""
+        """Observe an open file that a policy of engine struct_ops governs.
+
+        Args:
+            fd: the file's descriptor.
+            policy: the policy's name.
+            model: the name that statistics have for the file's model.
+            path: for people to read.
+        """
         self.request("observe", (fd,), policy=policy, model=model, path=path)
 
     def unobserve(self, policy: str) -> None:
-        """Let go of what is observed for such a policy."""
+        """Let go of what is observed for a policy of engine struct_ops.
+
+        Args:
+            policy: its name.
+        """
         self.request("unobserve", policy=policy)
 
     def stats(self) -> dict[str, Any]:
-        """A snapshot of the observer; pagecache_bpf.observer says what is in it."""
+        """Return what the observer has counted.
+
+        Returns:
+            Keys and values as pagecache_bpf.observer describes them.
+        """
         return self.request("stats")
 
     def untag_fd(self, fd: int) -> None:
-        """Take the tag off the open file.  Raises UsageError if it has none."""
+        """Take the tag off an open file.
+
+        Args:
+            fd: the file's descriptor.
+
+        Raises:
+            UsageError: it has none.
+        """
         if not self.request("untag_fd", (fd,))["found"]:
             raise UsageError(f"file descriptor {fd} is not tagged")
 
     def untag(self, dev_major: int, dev_minor: int, ino: int, generation: int) -> None:
-        """Take the tag off a file by its identity.  Raises UsageError if it has none."""
+        """Take the tag off a file that is known by its identity only.
+
+        Args:
+            dev_major: major number of the file system's device.
+            dev_minor: its minor number.
+            ino: the inode's number.
+            generation: the inode's generation, as the tag has it.
+
+        Raises:
+            UsageError: the file has no tag.
+        """
         identity = {"dev_major": dev_major, "dev_minor": dev_minor, "generation": generation}
         if not self.request("untag", ino=ino, **identity)["found"]:
             raise UsageError(f"inode {ino} of device {dev_major}:{dev_minor} is not tagged")
 
     def admit(self, model: str, files: Mapping[str, int], budget: int | None) -> dict[str, Any]:
-        """Have a model admitted: files by key_of() in hex, with their sizes.
+        """Have a model admitted to the memory that the controller hands out.
 
-        Raises PagecacheError when it does not fit.
+        Args:
+            model: its name.
+            files: sizes in bytes by key_of() in hexadecimal digits.
+            budget: bytes that it may take at most, None for all of it.
+
+        Returns:
+            The decision, as the controller tells it.
+
+        Raises:
+            PagecacheError: the model does not fit.
         """
         return self.request("admit", model=model, files=dict(files), budget=budget)
 
     def release(self, model: str) -> None:
-        """Take back what admit() has noted."""
+        """Take back what admit() has noted.
+
+        Args:
+            model: the name it was admitted by.
+        """
         self.request("release", model=model)
 
     def controller(self) -> dict[str, Any]:
-        """The controller and who holds what; see pagecache_bpf.cli.budget.HELD_JSON."""
+        """Return the state of the controller, and which model holds how much.
+
+        Returns:
+            Keys and values as pagecache_bpf.cli.budget.HELD_JSON describes them.
+        """
         return self.request("controller")
 
     def tags(self) -> Iterator[Tag]:
-        """Every governed file."""
+        """Yield every file that a policy of the agent governs.
+
+        Yields:
+            Tags, the oldest first.
+        """
         for tag in self.request("tags")["tags"]:
             yield Tag(**tag, active=True)
 
     def policies(self) -> Iterator[PolicyStatus]:
-        """Every attached policy."""
+        """Yield every policy that the agent runs.
+
+        Yields:
+            Policies with their counters.
+        """
         for policy in self.request("policies")["policies"]:
             yield PolicyStatus(
                 name=policy["name"],
@@ -246,13 +337,24 @@ class AgentDevice(LineClient):
             )
 
     def details(self) -> dict[str, Any]:
-        """What `status` shows beside: knobs, missing tracepoints and so on, by policy."""
+        """Return what `status` shows of the agent's policies beside their counters.
+
+        Returns:
+            Knobs, missing tracepoints and so on, by policy.
+        """
         answer = self.request("policies")
         found = {policy["name"]: policy for policy in answer["policies"]}
         return {**found, **{name: {"ended": True} for name in answer["ended"]}}
 
     def exits(self, since: int = 0) -> Iterator[ExitRecord]:
-        """How the last policies ended; only records behind seq `since`."""
+        """Yield how the agent's last policies ended.
+
+        Args:
+            since: only records whose sequence number is greater than this.
+
+        Yields:
+            Records, the oldest first.
+        """
         for record in self.request("ended")["exits"]:
             if record["seq"] > since:
                 yield ExitRecord(**record)

@@ -67,19 +67,35 @@ class PolicyInfo:
 
 
 def discover() -> list[PolicyInfo]:
-    """The policies that come with this package, by name; objects that are damaged raise.
+    """Return the policies that come with this package.
 
     Raises PagecacheError.
+
+    Returns:
+        The policies, by name.
+
+    Raises:
+        PagecacheError: an object is damaged.
     """
     return [_shipped(name) for name in names()]
 
 
 def find(name_or_path: str) -> PolicyInfo:
-    """The policy of that name, or in that file: NAME.bpf.o, or NAME.bpf.c which is compiled.
+    """Find a policy by name or by file.
 
     The object of a compiled file lies in a temporary directory and goes when this process ends.
-    Raises UsageError (no such policy or file, or one that is not a policy), CompileError,
-    UnsupportedError (no compiler).
+
+    Args:
+        name_or_path: the name of a shipped policy; or a file, NAME.bpf.o, or NAME.bpf.c which is
+            compiled now.
+
+    Returns:
+        What the policy declares, and where its object is.
+
+    Raises:
+        UsageError: there is no such policy or file, or it is no policy.
+        CompileError: the compiler refuses the file.
+        UnsupportedError: there is no compiler.
     """
     known = names()
     if name_or_path in known:
@@ -113,10 +129,18 @@ def find(name_or_path: str) -> PolicyInfo:
 
 
 def agent_object(info: PolicyInfo) -> Path:
-    """The same policy compiled for engine `agent`; compiled now if need be.
+    """Return a policy's object for engine `agent`; it is compiled now if need be.
 
-    Raises UnsupportedError (no compiler), CompileError, UsageError when there is only an object
-    for engine struct_ops.
+    Args:
+        info: what find() returned.
+
+    Returns:
+        The object's path.
+
+    Raises:
+        UnsupportedError: there is no compiler.
+        CompileError: the compiler refuses the source.
+        UsageError: there is only an object for engine struct_ops.
     """
     if info.object is not None:
         built = info.object.parent / "agent" / f"{info.object.name}"
@@ -146,7 +170,11 @@ def _first(directories: list[Path], name: str) -> Path | None:
 
 
 def names() -> list[str]:
-    """Names of shipped policies: of every source; an object without one is no policy of ours."""
+    """Return the names of the policies that come with this package.
+
+    Returns:
+        The names of all sources, sorted; an object without a source is no policy of ours.
+    """
     sources = (path for at in _source_dirs() for path in at.glob("*" + _SOURCE))
     return sorted({path.name.removesuffix(_SOURCE) for path in sources})
 
@@ -161,9 +189,17 @@ def _shipped(name: str) -> PolicyInfo:
 
 
 def read_object(path: Path, source: Path | None = None) -> PolicyInfo:
-    """Read what a compiled policy declares.  source: its C, for the texts.
+    """Read what a compiled policy declares.
 
-    Raises UsageError when the file is damaged or not a policy.
+    Args:
+        path: the object.
+        source: its C source, for the texts.
+
+    Returns:
+        What it declares.
+
+    Raises:
+        UsageError: the file is damaged or no policy.
     """
     with Elf(path) as elf:
         if elf.machine != "EM_BPF":
@@ -240,7 +276,15 @@ def _knobs(elf: Elf, btf: Btf) -> tuple[Knob, ...]:
 
 
 def knob_tags(btf: Btf, var_id: int) -> dict[str, str]:
-    """What PAGECACHE_KNOB has noted about a variable; empty if it is not a knob."""
+    """Return what PAGECACHE_KNOB has noted about a variable.
+
+    Args:
+        btf: the object's type information.
+        var_id: the number of the variable in it.
+
+    Returns:
+        Texts by what they are about (unit, range, help); none if it is no knob.
+    """
     pairs = (tag.removeprefix(TAG_PREFIX) for tag in btf.tags(var_id) if tag.startswith(TAG_PREFIX))
     return dict(pair.partition("=")[::2] for pair in pairs)
 
@@ -281,17 +325,34 @@ def _texts(source: Path | None) -> dict[str, str]:
 
 
 def parse_knobs(info: PolicyInfo, settings: Mapping[str, str]) -> dict[str, int]:
-    """Check settings as written by a person against the policy's knobs.
+    """Read settings that a person has written, and check them against the policy's knobs.
 
-    Numbers may be written in decimal or as 0x...; their unit is the knob's.  Raises UsageError
-    for an unknown knob, a text that is not a number, or one out of range.
+    Numbers may be written in decimal or as 0x...; their unit is the knob's.
+
+    Args:
+        info: the policy.
+        settings: texts by the knobs' names.
+
+    Returns:
+        Numbers by the knobs' names.
+
+    Raises:
+        UsageError: there is no such knob, a text is no number, or one is out of range.
     """
     knobs = {name: _knob(info, name) for name in settings}
     return {knobs[name].name: _value(knobs[name], text) for name, text in settings.items()}
 
 
 def check_knobs(info: PolicyInfo, values: Mapping[str, int]) -> None:
-    """Check numbers against the policy's knobs.  Raises UsageError."""
+    """Check numbers against the policy's knobs.
+
+    Args:
+        info: the policy.
+        values: numbers by the knobs' names.
+
+    Raises:
+        UsageError: there is no such knob, or a number is out of range.
+    """
     for name, value in values.items():
         _check_range(_knob(info, name), value)
 

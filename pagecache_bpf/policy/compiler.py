@@ -42,9 +42,13 @@ class CompileError(PagecacheError):
 
 @lru_cache(maxsize=1)
 def find_clang() -> str:
-    """The clang to use: $CLANG, clang, or the newest clang-NN, the first that can do the job.
+    """Find the compiler: $CLANG, clang, or the newest clang-NN, the first that can do the job.
 
-    Raises UnsupportedError when there is none.
+    Returns:
+        The command.
+
+    Raises:
+        UnsupportedError: there is none.
     """
     seen = []
     for clang in _candidates():
@@ -83,9 +87,13 @@ def _can_compile(clang: str) -> bool:
 
 
 def include_dirs() -> list[Path]:
-    """Our headers, then libbpf's unless the compiler finds them by itself.
+    """Return where headers are: ours, then libbpf's unless the compiler finds them by itself.
 
-    Raises UnsupportedError when either is missing.
+    Returns:
+        The directories, in the order in which the compiler looks.
+
+    Raises:
+        UnsupportedError: either is missing.
     """
     dirs = []
     for places, header, what in (
@@ -104,7 +112,14 @@ def include_dirs() -> list[Path]:
 
 
 def flags() -> list[str]:
-    """The compiler's flags for a policy, as for those that come with this package."""
+    """Return the compiler's flags for a policy, the same as for those of this package.
+
+    Returns:
+        The flags.
+
+    Raises:
+        UnsupportedError: headers are missing.
+    """
     machine = platform.machine()
     if machine not in _ARCH:
         raise UnsupportedError(
@@ -122,11 +137,22 @@ def flags() -> list[str]:
 def compile_policy(
     source: Path, out: Path | None = None, log_dir: Path | None = None, engine: str = "struct_ops"
 ) -> Path:
-    """Compile NAME.bpf.c and return the object's path.
+    """Compile a policy's source.
 
-    engine: struct_ops or agent.  out: the object's path; without it the object lies in a
-    temporary directory that goes when this process ends.  Raises UsageError (no such file),
-    UnsupportedError (no clang, no headers), CompileError.
+    Args:
+        source: NAME.bpf.c.
+        out: the object's path; by default it lies in a temporary directory and goes when this
+            process ends.
+        log_dir: where the whole of the compiler's complaints goes (default: /run/pagecache-bpf).
+        engine: "struct_ops" or "agent".
+
+    Returns:
+        The object's path.
+
+    Raises:
+        UsageError: there is no such file.
+        UnsupportedError: there is no compiler, or headers are missing.
+        CompileError: the compiler refuses the source.
     """
     if not source.is_file():
         raise UsageError(f"{source} does not exist", "it is to be compiled", "Check the path")
@@ -140,10 +166,19 @@ def compile_policy(
 
 
 def compile_simulation(source: Path, log_dir: Path | None = None) -> Path:
-    """Compile NAME.bpf.c and a model of the page cache for this process (pagecache_bpf.simulate).
+    """Compile a policy with a model of the page cache, for pagecache_bpf.simulate.
 
-    Returns the path of a shared object, which goes when this process ends.  Raises as
-    compile_policy() does.
+    Args:
+        source: NAME.bpf.c.
+        log_dir: where the whole of the compiler's complaints goes (default: /run/pagecache-bpf).
+
+    Returns:
+        The path of a shared object, which goes when this process ends.
+
+    Raises:
+        UsageError: there is no such file.
+        UnsupportedError: there is no compiler, or headers are missing.
+        CompileError: the compiler refuses the source.
     """
     if not source.is_file():
         raise UsageError(f"{source} does not exist", "it is to be compiled", "Check the path")

@@ -69,25 +69,44 @@ class Engines:
             yield AGENT, self.agent
 
     def engine_of(self, policy: str) -> str | None:
-        """Return the engine that a policy is attached on; None if it is not attached."""
+        """Return the engine that a policy is attached on.
+
+        Args:
+            policy: its name.
+
+        Returns:
+            "struct_ops" or "agent", None if it is not attached.
+        """
         for engine, device in self._engines():
             if any(status.name == policy for status in device.policies()):
                 return engine
         return None
 
     def policies(self) -> Iterator[tuple[str, PolicyStatus]]:
-        """Yield every attached policy with its engine."""
+        """Yield every attached policy with its engine.
+
+        Yields:
+            The engine's name and the policy with its counters.
+        """
         for engine, device in self._engines():
             for status in device.policies():
                 yield engine, status
 
     def tags(self) -> Iterator[Tag]:
-        """Yield every tagged file."""
+        """Yield every tagged file.
+
+        Yields:
+            Tags, engine after engine, the oldest first.
+        """
         for _, device in self._engines():
             yield from device.tags()
 
     def exits(self) -> list[ExitRecord]:
-        """Return how the last policies ended, oldest first."""
+        """Return how the last policies ended.
+
+        Returns:
+            Records, the oldest first.
+        """
         found = [record for _, device in self._engines() for record in device.exits()]
         if self.agent is None:
             found += [ExitRecord(**record) for record in exit_history.read()]
@@ -139,15 +158,42 @@ class Engines:
             self.agent.observe(fd, policy=policy, model=model, path=path)
 
     def untag_fd(self, fd: int) -> None:
-        """Take the tag off the open file.  Raises UsageError if it has none."""
+        """Take the tag off an open file.
+
+        Args:
+            fd: the file's descriptor.
+
+        Raises:
+            UsageError: it has none.
+        """
         self._on_both("untag_fd", fd)
 
     def untag(self, dev_major: int, dev_minor: int, ino: int, generation: int) -> None:
-        """Take the tag off a file by its identity.  Raises UsageError if it has none."""
+        """Take the tag off a file that is known by its identity only.
+
+        Args:
+            dev_major: major number of the file system's device.
+            dev_minor: its minor number.
+            ino: the inode's number.
+            generation: the inode's generation, as the tag has it.
+
+        Raises:
+            UsageError: the file has no tag.
+        """
         self._on_both("untag", dev_major, dev_minor, ino, generation)
 
     def detach(self, policy: str) -> ExitRecord | None:
-        """End a policy on whichever engine it is; see loader.detach()."""
+        """End a policy on whichever engine it is.
+
+        Args:
+            policy: its name.
+
+        Returns:
+            How it ended; None if the kernel did not report it in time, see loader.detach().
+
+        Raises:
+            UsageError: it is not attached.
+        """
         if self.agent and policy in self.agent.details():
             return self.agent.detach(policy)
         record = loader.detach(policy)
@@ -156,7 +202,11 @@ class Engines:
         return record
 
     def attached(self) -> list[str]:
-        """Return the names of the policies that `detach` can end."""
+        """Return the names of the policies that `detach` can end.
+
+        Returns:
+            The names, sorted.
+        """
         names = loader.pinned() if self.module else []
         return names + (list(self.agent.details()) if self.agent else [])
 

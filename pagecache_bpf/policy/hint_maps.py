@@ -57,33 +57,80 @@ class HintMap:
     value: tuple[MapField, ...]
 
     def as_json(self) -> dict[str, Any]:
-        """As the agent's socket tells it."""
+        """Return the map's description as the agent's socket tells it.
+
+        Returns:
+            Keys and values for JSON.
+        """
         return asdict(self)
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> HintMap:
-        """The opposite."""
+        """Make a description of what as_json() returned.
+
+        Args:
+            data: keys and values from JSON.
+
+        Returns:
+            The description.
+        """
         fields = {
             side: tuple(MapField(**field) for field in data[side]) for side in ("key", "value")
         }
         return cls(**{**data, **fields})
 
     def encode_key(self, numbers: Mapping[str, int]) -> bytes:
-        """The key's bytes.  Raises UsageError: each member has to be given, but `reserved`."""
+        """Return the bytes of a key.
+
+        Args:
+            numbers: the members by name; each has to be given, except `reserved`.
+
+        Returns:
+            The key, as the kernel takes it.
+
+        Raises:
+            UsageError: a member is missing or does not fit.
+        """
         return self._encode(self.key, self.key_size, numbers, bytes(self.key_size))
 
     def encode_value(self, numbers: Mapping[str, int], old: bytes | None = None) -> bytes:
-        """The value's bytes: what is not given is as it was, or 0.  Raises UsageError."""
+        """Return the bytes of a value.
+
+        Args:
+            numbers: the members by name; one that is not given is as it was, or 0.
+            old: the value that is there now, None if there is none.
+
+        Returns:
+            The value, as the kernel takes it.
+
+        Raises:
+            UsageError: a member does not fit.
+        """
         return self._encode(self.value, self.value_size, numbers, old or bytes(self.value_size))
 
     def decode(self, key: bytes, value: bytes) -> dict[str, Any]:
-        """An element as numbers by name."""
+        """Return an element as numbers by name.
+
+        Args:
+            key: the bytes of its key.
+            value: the bytes of its value.
+
+        Returns:
+            {"key": numbers, "value": numbers}.
+        """
         return {"key": _decode(self.key, key), "value": _decode(self.value, value)}
 
     def split(self, words: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Which of these settings belong to the key, and which to the value.
+        """Tell which settings belong to the key, and which to the value.
 
-        Raises UsageError for one that belongs to neither, and for missing members of the key.
+        Args:
+            words: settings by name, as a person writes them.
+
+        Returns:
+            Those of the key and those of the value.
+
+        Raises:
+            UsageError: one belongs to neither, or a member of the key is missing.
         """
         names = {field.name for field in self.key}
         if set(FILE_FIELDS) <= names:
@@ -102,7 +149,11 @@ class HintMap:
         return key, value
 
     def usage(self) -> str:
-        """What to write on the command line."""
+        """Return what to write on the command line.
+
+        Returns:
+            The members, those of the key first.
+        """
         key = [field.name for field in self.key if field.name != "reserved"]
         if set(FILE_FIELDS) <= set(key):
             key = ["file", *(name for name in key if name not in FILE_FIELDS)]
@@ -154,7 +205,17 @@ def _decode(fields: tuple[MapField, ...], data: bytes) -> dict[str, int]:
 
 
 def maps_of(info: PolicyInfo) -> tuple[HintMap, ...]:
-    """The maps of a policy that are for user space.  Raises UsageError (a damaged object)."""
+    """Return the maps of a policy that are for user space.
+
+    Args:
+        info: what catalog.find() returned.
+
+    Returns:
+        The maps, the policy's own first.
+
+    Raises:
+        UsageError: the object is damaged.
+    """
     if info.object is None:
         return ()
     with Elf(info.object) as elf:
@@ -165,7 +226,14 @@ def maps_of(info: PolicyInfo) -> tuple[HintMap, ...]:
 
 
 def maps_in(btf: Btf) -> tuple[HintMap, ...]:
-    """The same, from type information."""
+    """Return the maps for user space that an object's type information declares.
+
+    Args:
+        btf: the type information.
+
+    Returns:
+        The maps, the policy's own first.
+    """
     found = []
     for variable in btf.variables(MAPS):
         tags = knob_tags(btf, variable.var_id)
@@ -209,7 +277,17 @@ def _fields(btf: Btf, type_id: int, name: str) -> tuple[MapField, ...]:
 
 
 def gauges_of(info: PolicyInfo) -> tuple[Gauge, ...]:
-    """The gauges of a policy.  Raises UsageError (a damaged object)."""
+    """Return the gauges of a policy.
+
+    Args:
+        info: what catalog.find() returned.
+
+    Returns:
+        The gauges, in order of their declaration.
+
+    Raises:
+        UsageError: the object is damaged.
+    """
     if info.object is None:
         return ()
     with Elf(info.object) as elf:
@@ -220,7 +298,16 @@ def gauges_of(info: PolicyInfo) -> tuple[Gauge, ...]:
 
 
 def gauges_in(btf: Btf) -> tuple[Gauge, ...]:
-    """The same, from type information; offsets mean something once the object is loaded."""
+    """Return the gauges that an object's type information declares.
+
+    Their offsets mean something once the object is loaded.
+
+    Args:
+        btf: the type information.
+
+    Returns:
+        The gauges, in order of their declaration.
+    """
     found = []
     for variable in btf.variables(BSS):
         tags = knob_tags(btf, variable.var_id)
@@ -239,7 +326,15 @@ def gauges_in(btf: Btf) -> tuple[Gauge, ...]:
 
 
 def broken_promises(gauges: tuple[Gauge, ...], values: Mapping[str, int]) -> list[str]:
-    """Sentences about gauges that are below what the policy has promised."""
+    """Say which gauges are below what the policy has promised.
+
+    Args:
+        gauges: the policy's gauges.
+        values: what they show, by name.
+
+    Returns:
+        A sentence for each of those.
+    """
     return [
         f"{gauge.name} is {values[gauge.name]:,} {gauge.unit}, {gauge.at_least} "
         f"{values[gauge.at_least]:,}"
@@ -249,7 +344,19 @@ def broken_promises(gauges: tuple[Gauge, ...], values: Mapping[str, int]) -> lis
 
 
 def find_map(policy: str, known: tuple[HintMap, ...], name: str) -> HintMap:
-    """The map of that name.  Raises UsageError."""
+    """Find a map by its name.
+
+    Args:
+        policy: the policy's name, for the error.
+        known: the policy's maps.
+        name: the map's name; hyphens stand for underscores.
+
+    Returns:
+        The map.
+
+    Raises:
+        UsageError: there is none.
+    """
     for hint_map in known:
         if hint_map.name == name.replace("-", "_"):
             return hint_map
@@ -267,9 +374,20 @@ def resolve(
     file_fields: Callable[[str], Mapping[str, int]],
     now_ns: Callable[[], int] = time.monotonic_ns,
 ) -> dict[str, int]:
-    """Numbers for settings as a person writes them.
+    """Return numbers for settings as a person writes them.
 
-    model_id, cgroup_id, file_fields: what names stand for.  Raises UsageError.
+    Args:
+        words: texts or numbers by the members' names.
+        model_id: returns the number that stands for a model's name.
+        cgroup_id: returns the number of a cgroup from its path.
+        file_fields: returns the members of a file's identity from its path.
+        now_ns: the clock that durations are added to, in nanoseconds.
+
+    Returns:
+        Numbers by the members' names.
+
+    Raises:
+        UsageError: a text stands for no number.
     """
     numbers: dict[str, int] = {}
     for name, word in words.items():
@@ -295,7 +413,17 @@ def resolve(
 
 
 def cgroup_id_of(path: str) -> int:
-    """The number of a cgroup v2 directory, which is its inode's.  Raises UsageError."""
+    """Return the number of a cgroup v2 directory, which is its inode's.
+
+    Args:
+        path: the directory.
+
+    Returns:
+        The number, as bpf_get_current_cgroup_id() returns it.
+
+    Raises:
+        UsageError: the path is no such directory.
+    """
     place = Path(path)
     place = place if place.is_absolute() and place.exists() else CGROUPS / path.lstrip("/")
     try:

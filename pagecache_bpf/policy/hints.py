@@ -41,10 +41,18 @@ _P = ctypes.c_void_p
 
 
 def hint(policy: str, map: str, /, **settings: Any) -> None:
-    """Write an element: members of the key and of the value, by name; the others stay.
+    """Write an element of a policy's map; members that are not given stay as they are.
 
-    Numbers, or what `pagecache_bpf.policy.hint_maps` says that names stand for.  Raises UsageError
-    (no such policy, map or member), PrivilegeError, PagecacheError (the map is full).
+    Args:
+        policy: the name of an attached policy.
+        map: the map's name.
+        settings: members of the key and of the value by name: numbers, or what
+            pagecache_bpf.policy.hint_maps says that names stand for.
+
+    Raises:
+        UsageError: there is no such policy, map or member.
+        PrivilegeError: the caller is not root.
+        PagecacheError: the map is full.
     """
     with Engines() as engines:
         live = _live(engines, policy)
@@ -62,7 +70,20 @@ def hint(policy: str, map: str, /, **settings: Any) -> None:
 
 
 def forget(policy: str, map: str, /, **key: Any) -> bool:
-    """Remove an element; False if it is not there.  Raises as hint() does."""
+    """Remove an element of a policy's map.
+
+    Args:
+        policy: the name of an attached policy.
+        map: the map's name.
+        key: members of the key by name, as hint() takes them.
+
+    Returns:
+        False if the element is not there.
+
+    Raises:
+        UsageError: there is no such policy, map or member.
+        PrivilegeError: the caller is not root.
+    """
     with Engines() as engines:
         live = _live(engines, policy)
         found = find_map(policy, live.maps, map)
@@ -74,9 +95,18 @@ def forget(policy: str, map: str, /, **key: Any) -> bool:
 
 
 def read_map(policy: str, map: str, /) -> list[dict[str, Any]]:
-    """The elements of a map: [{"key": {name: number}, "value": {name: number}}].
+    """Return the elements of a policy's map; those of an array that are all zeros are left out.
 
-    Those of an array that are all zeros are left out.  Raises UsageError, PrivilegeError.
+    Args:
+        policy: the name of an attached policy.
+        map: the map's name.
+
+    Returns:
+        [{"key": {name: number}, "value": {name: number}}].
+
+    Raises:
+        UsageError: there is no such policy or map.
+        PrivilegeError: the caller is not root.
     """
     with Engines() as engines:
         live = _live(engines, policy)
@@ -86,13 +116,33 @@ def read_map(policy: str, map: str, /) -> list[dict[str, Any]]:
 
 
 def maps(policy: str) -> tuple[HintMap, ...]:
-    """The maps of an attached policy that are for user space."""
+    """Return the maps of an attached policy that are for user space.
+
+    Args:
+        policy: its name.
+
+    Returns:
+        The maps.
+
+    Raises:
+        UsageError: it is not attached.
+    """
     with Engines() as engines:
         return _live(engines, policy).maps
 
 
 def gauges(policy: str) -> tuple[dict[str, int], list[str]]:
-    """What an attached policy counts, and sentences about promises that it does not keep."""
+    """Return what an attached policy counts, and which of its promises it does not keep.
+
+    Args:
+        policy: its name.
+
+    Returns:
+        Numbers by the gauges' names, and a sentence for each promise that is not kept.
+
+    Raises:
+        UsageError: it is not attached.
+    """
     with Engines() as engines:
         live = _live(engines, policy)
         known, values = live.gauges()
@@ -226,7 +276,15 @@ def _live(engines: Engines, policy: str) -> _Pinned | _Remote:
 
 
 def gauge_values(known: tuple[Gauge, ...], data: bytes) -> dict[str, int]:
-    """Gauges from the contents of the section they are in."""
+    """Read gauges from the contents of the section that they are in.
+
+    Args:
+        known: the gauges.
+        data: the section's bytes.
+
+    Returns:
+        Numbers by the gauges' names.
+    """
     return {
         variable.name: int.from_bytes(
             data[variable.offset : variable.offset + variable.size], sys.byteorder
@@ -241,6 +299,9 @@ def elements(opened: BpfMap, most: int) -> Iterator[tuple[bytes, bytes]]:
     Args:
         opened: the map.
         most: elements to yield at most.
+
+    Yields:
+        The bytes of a key and of its value.
 
     Raises:
         OSError: the kernel refuses.

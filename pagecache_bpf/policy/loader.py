@@ -87,13 +87,25 @@ def attach(
     log_dir: Path | None = None,
     sizes: Mapping[str, int] | None = None,
 ) -> Attachment:
-    """Load a policy with these knobs and attach it.
+    """Load a policy into the kernel and attach it on engine struct_ops.
 
-    pin: keep it attached when this process ends.  log_dir: where the verifier's whole log goes
-    if the policy is refused (default: /run/pagecache-bpf).  sizes: elements that maps must have
-    room for, by name.  Raises PrivilegeError, UnsupportedError (no module, no libbpf),
-    UsageError (knobs, a damaged object), PolicyRejected (the verifier, the policy's own init, a
-    hook that cannot be attached) and PagecacheError (it is attached already).
+    Args:
+        info: what catalog.find() returned.
+        knobs: numbers by the knobs' names; the others have their defaults.
+        pin: keep it attached when this process ends.
+        log_dir: where the verifier's whole log goes if the policy is refused (default:
+            /run/pagecache-bpf).
+        sizes: elements that maps must have room for, by name.
+
+    Returns:
+        The attached policy.
+
+    Raises:
+        PrivilegeError: the caller is not root.
+        UnsupportedError: there is no module or no libbpf.
+        UsageError: a knob is wrong, or the object is damaged.
+        PolicyRejected: the verifier or the policy's own init refuses, or a hook cannot be attached.
+        PagecacheError: the policy is attached already.
     """
     knobs, sizes = knobs or {}, sizes or {}
     _require_root("attach a policy")
@@ -113,11 +125,18 @@ def attach(
 
 
 def detach(name: str) -> ExitRecord | None:
-    """Detach a pinned policy and return how it ended.
+    """Detach a pinned policy; one that has ended by itself is cleaned up after.
 
-    A policy that has ended by itself is cleaned up after, and its record returned.  None: the
-    kernel did not report the end within EXIT_SECONDS, for instance because another process
-    holds the link.  Raises UsageError if there is no such policy, PrivilegeError.
+    Args:
+        name: the policy's.
+
+    Returns:
+        How it ended; None if the kernel did not report that within EXIT_SECONDS, for instance
+        because another process holds the link.
+
+    Raises:
+        UsageError: there is no such policy.
+        PrivilegeError: the caller is not root.
     """
     _require_root("detach a policy")
     with _locked():
@@ -145,7 +164,14 @@ def detach(name: str) -> ExitRecord | None:
 
 
 def pinned() -> list[str]:
-    """Names of the policies whose links are pinned.  Raises PrivilegeError."""
+    """Return the names of the policies whose links are pinned.
+
+    Returns:
+        The names, sorted.
+
+    Raises:
+        PrivilegeError: the caller is not root.
+    """
     try:
         return sorted(path.parent.name for path in PIN_ROOT.glob("*/link"))
     except PermissionError as error:
@@ -153,9 +179,18 @@ def pinned() -> list[str]:
 
 
 def knobs_of(name: str) -> dict[str, int]:
-    """The knobs of an attached policy as the kernel has them, in its own memory.
+    """Return the knobs of an attached policy as the kernel has them, in its own memory.
 
-    Raises UsageError if there is no such policy, PrivilegeError, UnsupportedError.
+    Args:
+        name: the policy's.
+
+    Returns:
+        Numbers by the knobs' names.
+
+    Raises:
+        UsageError: there is no such policy.
+        PrivilegeError: the caller is not root.
+        UnsupportedError: there is no libbpf.
     """
     _require_root("read a policy's knobs")
     if name not in pinned():
@@ -237,7 +272,15 @@ def _knob_variables(btf: Btf) -> Iterator[Variable]:
 
 
 def set_knobs(opened: libbpf.Object, knobs: Mapping[str, int]) -> None:
-    """Set knobs of an object that is not loaded yet.  Raises UsageError."""
+    """Set knobs of an object that is not loaded yet.
+
+    Args:
+        opened: the object.
+        knobs: numbers by the knobs' names.
+
+    Raises:
+        UsageError: the object has no such knob.
+    """
     if not knobs:
         return
     for name, value in knobs.items():
@@ -248,7 +291,12 @@ def set_knobs(opened: libbpf.Object, knobs: Mapping[str, int]) -> None:
 
 
 def enlarge_maps(opened: libbpf.Object, sizes: Mapping[str, int]) -> None:
-    """Enlarge maps of an object that is not loaded yet; none becomes smaller."""
+    """Enlarge maps of an object that is not loaded yet; none becomes smaller.
+
+    Args:
+        opened: the object.
+        sizes: elements that maps must have room for, by name.
+    """
     for bpf_map in opened.maps():
         if sizes.get(bpf_map.name, 0) > bpf_map.max_entries:
             bpf_map.resize(sizes[bpf_map.name])

@@ -9,5 +9,9 @@ VARIABLE = "PAGECACHE_BPF_OBSERVE"
 
 
 def wanted() -> bool:
-    """Unless the variable says "off": every `attach` and `tag` is then as with --no-observe."""
+    """Tell whether files are to be observed.
+
+    Returns:
+        False if the variable says "off": each `attach` and `tag` is then as with --no-observe.
+    """
     return os.environ.get(VARIABLE, "on") != "off"

@@ -59,10 +59,15 @@ _LIVE = Path("/")
 
 
 def read(root: Path | str = _LIVE, nvml: Any = None) -> Topology:
-    """The machine below ROOT, which is "/" except in tests.
+    """Read NUMA nodes and accelerators of a machine.
 
-    nvml: the module pynvml, or what stands in for it; by default it is imported where an NVIDIA
-    driver is loaded on the live system.
+    Args:
+        root: where its /sys and /proc are; "/" except in tests.
+        nvml: the module pynvml, or what stands in for it; by default it is imported where an NVIDIA
+            driver is loaded on the live system.
+
+    Returns:
+        The machine.
     """
     fs = KernelFS(Path(root))
     nodes = sysfs.read_nodes(fs)
@@ -119,15 +124,24 @@ def _notes(nodes: Sequence[Node], accelerators: Sequence[Accelerator]) -> list[s
 def place(
     name: str, machine: Topology | None = None, environ: Mapping[str, str] | None = None
 ) -> Placement:
-    """Where the device of that name is, as a process with that environment names it.
+    """Find where a device is, as a process with some environment names it.
 
-    name: "cuda:1", "cuda" (the first), "rocm:0", "hip:0", "npu:0", "xpu:0", "cpu", a PCI address,
-    or a UUID (GPU-..., MIG-...; the beginning is enough).  "cuda" on a machine whose GPUs are
-    AMD's means those, as in PyTorch.  PCI addresses and UUIDs name a device of the machine,
-    visible or not.
+    "cuda" on a machine whose GPUs are AMD's means those, as in PyTorch.  PCI addresses and UUIDs
+    name a device of the machine, visible to the process or not.  That the node is unknown is an
+    answer.
 
-    Raises UsageError for a name that is none, and for a device that is not there.  That the node
-    is unknown is an answer.
+    Args:
+        name: "cuda:1", "cuda" (the first), "rocm:0", "hip:0", "npu:0", "xpu:0", "cpu", a PCI
+            address, or a UUID (GPU-..., MIG-...; the beginning is enough).
+        machine: what read() returned; by default it is read now.
+        environ: the environment of the process, which may narrow what it sees (CUDA_VISIBLE_DEVICES
+            and the like); by default this one's.
+
+    Returns:
+        The device and its NUMA node.
+
+    Raises:
+        UsageError: the name is none, or the device is not there.
     """
     machine = read() if machine is None else machine
     environ = os.environ if environ is None else environ
@@ -158,10 +172,20 @@ def place(
 def place_or_unknown(
     name: str, machine: Topology, environ: Mapping[str, str] | None = None
 ) -> Placement:
-    """place(), but a device of a vendor that the kernel shows none of is unknown, not absent.
+    """Find where a device is; one of a vendor whose devices are hidden is unknown, not absent.
 
-    Some devices cannot be seen in sysfs (on boards without PCI, in some sandboxes).  Raises
-    UsageError for a name that is none, and where the device is missing among its like.
+    Some devices cannot be seen in sysfs (on boards without PCI, in some sandboxes).
+
+    Args:
+        name: as place() takes it.
+        machine: what read() returned.
+        environ: as place() takes it.
+
+    Returns:
+        The device and its NUMA node.
+
+    Raises:
+        UsageError: the name is none, or the device is missing among its like.
     """
     try:
         return place(name, machine, environ)
@@ -181,7 +205,19 @@ def place_all(
     machine: Topology | None = None,
     environ: Mapping[str, str] | None = None,
 ) -> tuple[Placement, ...]:
-    """place() for several names; the machine is read once, and not at all for no names."""
+    """Find where several devices are.
+
+    Args:
+        names: as place() takes them; for none the machine is not read.
+        machine: what read() returned; by default it is read once, now.
+        environ: as place() takes it.
+
+    Returns:
+        A placement for each name, in their order.
+
+    Raises:
+        UsageError: as place().
+    """
     if not names:
         return ()
     machine = read() if machine is None else machine
@@ -189,7 +225,14 @@ def place_all(
 
 
 def node_of(placements: Sequence[Placement]) -> int | None:
-    """The one node that all devices are next to; None if there are several or one is unknown."""
+    """Return the one NUMA node that all devices are next to.
+
+    Args:
+        placements: what place() returned for them.
+
+    Returns:
+        The node's number; None if there are several or one is unknown.
+    """
     nodes = {placement.node for placement in placements}
     return nodes.pop() if len(nodes) == 1 else None
 

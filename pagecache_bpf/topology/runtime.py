@@ -20,7 +20,11 @@ _log = logging.getLogger(__name__)
 
 
 def load_nvml() -> Any | None:
-    """The module pynvml (package nvidia-ml-py), None where it is not installed."""
+    """Import NVIDIA's management library.
+
+    Returns:
+        The module pynvml (package nvidia-ml-py), None where it is not installed.
+    """
     try:
         return import_module("pynvml")
     except Exception as error:  # somebody else's module may fail in any way
@@ -29,7 +33,15 @@ def load_nvml() -> Any | None:
 
 
 def ask_nvml(nvml: Any, gpus: Sequence[Accelerator]) -> list[Accelerator] | None:
-    """The same GPUs with NVML's UUIDs, names and MIG instances; None if it does not answer."""
+    """Add NVML's UUIDs, names and MIG instances to GPUs.
+
+    Args:
+        nvml: the module pynvml.
+        gpus: the GPUs that sysfs shows.
+
+    Returns:
+        The same GPUs with what NVML says of them; None if it does not answer.
+    """
     try:
         nvml.nvmlInit()
     except Exception as error:
@@ -83,10 +95,13 @@ def _text(value: str | bytes) -> str:
 
 
 def torch_addresses() -> list[str] | None:
-    """PCI addresses of torch's cuda:0, cuda:1, ...; None unless this process uses CUDA already.
+    """Return the PCI addresses of torch's cuda:0, cuda:1 and so on.
 
-    Nothing is initialized on the process's behalf: that would take memory on every GPU and
-    break servers that fork.
+    Nothing is initialized on the process's behalf: that would take memory on every GPU and break
+    servers that fork.
+
+    Returns:
+        The addresses; None unless this process uses CUDA already.
     """
     torch = sys.modules.get("torch")
     try:

@@ -41,7 +41,14 @@ _PROC_NVIDIA = "/proc/driver/nvidia/gpus"
 
 
 def read_nodes(fs: KernelFS) -> tuple[Node, ...]:
-    """The NUMA nodes; none on a kernel without NUMA."""
+    """Read the NUMA nodes of the machine.
+
+    Args:
+        fs: where the kernel's files are read.
+
+    Returns:
+        The nodes, by number; none on a kernel without NUMA.
+    """
     numbers = sorted(int(name[4:]) for name in fs.entries(_NODES) if re.fullmatch(r"node\d+", name))
     return tuple(_node(fs, number) for number in numbers)
 
@@ -59,7 +66,14 @@ def _node(fs: KernelFS, number: int) -> Node:
 
 
 def read_pci(fs: KernelFS) -> list[Accelerator]:
-    """Accelerators on the PCI bus, by address, without numbers: those are the vendors' matter."""
+    """Read the accelerators on the PCI bus.
+
+    Args:
+        fs: where the kernel's files are read.
+
+    Returns:
+        The accelerators by address, without numbers: those are the vendors' matter.
+    """
     found = []
     for name in fs.entries(_PCI):
         vendor = _VENDORS.get(_hex(fs, f"{_PCI}/{name}/vendor") or 0)
@@ -82,7 +96,15 @@ def read_pci(fs: KernelFS) -> list[Accelerator]:
 
 
 def pci_node(fs: KernelFS, address: str) -> int | None:
-    """The NUMA node of a PCI device; None where the firmware does not tell (-1)."""
+    """Return the NUMA node of a PCI device.
+
+    Args:
+        fs: where the kernel's files are read.
+        address: the device's, in the kernel's notation.
+
+    Returns:
+        The node's number; None where the firmware does not tell (-1).
+    """
     text = fs.read(f"{_PCI}/{address}/numa_node") or ""
     return int(text) if text.strip().isdigit() else None
 
@@ -98,11 +120,17 @@ def _hex(fs: KernelFS, name: str) -> int | None:
 
 
 def nvidia(fs: KernelFS, found: list[Accelerator]) -> tuple[list[Accelerator], bool]:
-    """Add what the driver tells to the GPUs found; True: a driver is there.
+    """Add what NVIDIA's driver tells to the GPUs found.
 
     The driver numbers GPUs in the order of their PCI addresses; CUDA does so too unless
-    CUDA_DEVICE_ORDER asks for the fastest first, which is a matter of the process
-    (see visible.py).
+    CUDA_DEVICE_ORDER asks for the fastest first, which is a matter of the process (see visible.py).
+
+    Args:
+        fs: where the kernel's files are read.
+        found: what read_pci() returned.
+
+    Returns:
+        The accelerators with those GPUs numbered, and whether a driver is there.
     """
     known = fs.entries(_PROC_NVIDIA)
     gpus = []
@@ -135,10 +163,17 @@ def _fields(text: str) -> dict[str, str]:
 
 
 def amd(fs: KernelFS, found: list[Accelerator]) -> tuple[list[Accelerator], bool]:
-    """Number the GPUs as ROCr does: in the order of KFD's nodes; True: KFD is there.
+    """Number AMD's GPUs as ROCr does: in the order of KFD's nodes.
 
     A GPU in partition mode is several nodes with one PCI address, and several accelerators.
     Without KFD nothing can compute on them and they stay unnumbered.
+
+    Args:
+        fs: where the kernel's files are read.
+        found: what read_pci() returned.
+
+    Returns:
+        The accelerators with those GPUs numbered, and whether KFD is there.
     """
     by_pci = {accelerator.pci: accelerator for accelerator in found}
     gpus: list[Accelerator] = []
@@ -176,10 +211,17 @@ def _properties(text: str) -> dict[str, int]:
 
 
 def ascend(fs: KernelFS, found: list[Accelerator]) -> list[Accelerator]:
-    """Return the NPUs, numbered only where there is just one.
+    """Number Ascend NPUs where there is just one.
 
-    Their driver numbers them by the board's wiring, not by PCI address (a server's NPU 0 may sit
-    at c1:00.0 and NPU 1 at 01:00.0), and sysfs does not tell it.
+    Their driver numbers them by the board's wiring, not by PCI address (a server's NPU 0 may sit at
+    c1:00.0 and NPU 1 at 01:00.0), and sysfs does not tell it.
+
+    Args:
+        fs: where the kernel's files are read.
+        found: what read_pci() returned.
+
+    Returns:
+        The accelerators, the NPU numbered if it is the only one.
     """
     devices = [name for name in fs.entries("/dev") if re.fullmatch(r"davinci\d+", name)]
     if len(found) == 1 and len(devices) <= 1:
@@ -188,7 +230,15 @@ def ascend(fs: KernelFS, found: list[Accelerator]) -> list[Accelerator]:
 
 
 def intel(fs: KernelFS, found: list[Accelerator]) -> list[Accelerator]:
-    """GPUs in the order of their addresses, as Level Zero numbers cards by default."""
+    """Number Intel's GPUs by address, as Level Zero numbers cards by default.
+
+    Args:
+        fs: where the kernel's files are read.
+        found: what read_pci() returned.
+
+    Returns:
+        The accelerators with those GPUs numbered.
+    """
     return [replace(gpu, index=number) for number, gpu in enumerate(found)]
 
 
@@ -197,8 +247,15 @@ def memory_of_accelerators(
 ) -> tuple[tuple[Node, ...], list[Accelerator]]:
     """Tie nodes without CPUs to the coherent accelerators whose memory they are.
 
-    The NVIDIA driver says which (numa_status); without it the nodes in question are those
-    without CPUs that are nearest to the accelerator's own node, if they are unambiguous.
+    The NVIDIA driver says which (numa_status); without it the nodes in question are those without
+    CPUs that are nearest to the accelerator's own node, if they are unambiguous.
+
+    Args:
+        nodes: what read_nodes() returned.
+        accelerators: all accelerators found.
+
+    Returns:
+        Both again, the ones that belong together naming each other.
     """
     bare = [node for node in nodes if not node.cpus and node.memory_bytes]
     coherent = [accelerator for accelerator in accelerators if accelerator.device_id in _COHERENT]

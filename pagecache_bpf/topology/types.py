@@ -70,7 +70,11 @@ class Placement:
     why: str = ""
 
     def as_json(self) -> dict[str, Any]:
-        """As reports show it."""
+        """Return the placement as reports show it.
+
+        Returns:
+            Keys and values for JSON.
+        """
         found = self.accelerator
         return {
             "name": self.name,
@@ -96,13 +100,24 @@ class Topology:
         return any(accelerator.unified for accelerator in self.accelerators)
 
     def node(self, number: int) -> Node | None:
-        """The node of that number."""
+        """Return the node of a number.
+
+        Args:
+            number: the kernel's.
+
+        Returns:
+            The node, None if there is none.
+        """
         return next((node for node in self.nodes if node.id == number), None)
 
     def cpus_of(self, node: int | None) -> tuple[int, ...]:
-        """CPUs next to a node: its own, else those of the nearest node that has some.
+        """Return the CPUs next to a node: its own, else those of the nearest node that has some.
 
-        Empty for an unknown node: whoever would bind to it has to leave it.
+        Args:
+            node: the node's number, None if it is unknown.
+
+        Returns:
+            The CPUs' numbers; none for an unknown node, so that whoever would bind to it leaves it.
         """
         here = self.node(node) if node is not None else None
         if here is None or here.cpus:
@@ -111,20 +126,38 @@ class Topology:
         return next((node.cpus for _, node in near if node.cpus), ())
 
     def by_pci(self, address: str) -> Accelerator | None:
-        """The accelerator with that PCI address, in any notation of it."""
+        """Return the accelerator at a PCI address.
+
+        Args:
+            address: in any notation.
+
+        Returns:
+            The accelerator, None if there is none.
+        """
         wanted = pci_address(address)
         return next(
             (accelerator for accelerator in self.accelerators if accelerator.pci == wanted), None
         )
 
     def of_vendor(self, vendor: str) -> tuple[Accelerator, ...]:
-        """Accelerators of one vendor, in its own order where that is known."""
+        """Return the accelerators of one vendor.
+
+        Args:
+            vendor: "nvidia", "amd", "intel" or "huawei".
+
+        Returns:
+            The accelerators, in the vendor's own order where that is known.
+        """
         return tuple(
             accelerator for accelerator in self.accelerators if accelerator.vendor == vendor
         )
 
     def as_json(self) -> dict[str, Any]:
-        """As `pagecache-bpf topology --json` prints it."""
+        """Return the machine as `pagecache-bpf topology --json` prints it.
+
+        Returns:
+            Keys and values for JSON.
+        """
         return {
             "nodes": [{**asdict(node)} for node in self.nodes],
             "accelerators": [
@@ -142,9 +175,15 @@ class Topology:
 
 
 def pci_address(text: str) -> str | None:
-    """The kernel's notation, 0000:65:00.0, of a PCI address in any usual one; None if it is none.
+    """Return a PCI address in the kernel's notation, 0000:65:00.0.
 
-    NVML writes eight digits of domain, people leave the domain and the function out.
+    NVML writes eight digits of domain; people leave the domain and the function out.
+
+    Args:
+        text: the address, in any usual notation.
+
+    Returns:
+        The address, None if the text is none.
     """
     rest, _, function = text.strip().lower().partition(".")
     parts = rest.split(":")
@@ -163,7 +202,14 @@ def pci_address(text: str) -> str | None:
 
 
 def parse_cpulist(text: str) -> tuple[int, ...]:
-    """CPUs of a list as the kernel writes it: "0-3,8"; what makes no sense is left out."""
+    """Return the CPUs of a list as the kernel writes it.
+
+    Args:
+        text: such as "0-3,8".
+
+    Returns:
+        The numbers, ascending as written; what makes no sense is left out.
+    """
     cpus: list[int] = []
     for part in text.strip().split(","):
         first, _, last = part.partition("-")

@@ -32,10 +32,19 @@ class Unknown(Exception):
 def visible(
     vendor: str, devices: Sequence[Accelerator], environ: Mapping[str, str]
 ) -> list[Accelerator]:
-    """The devices of one vendor that a process with that environment sees, in its order.
+    """Return the devices of one vendor that a process with some environment sees.
 
-    Raises Unknown when an entry may be right and cannot be looked up: a MIG instance without
-    NVML, a UUID that the driver does not tell.
+    Args:
+        vendor: as Topology.of_vendor() takes it.
+        devices: the vendor's devices, in its own order.
+        environ: the environment of the process.
+
+    Returns:
+        The devices, in the order in which the process numbers them.
+
+    Raises:
+        Unknown: an entry may be right and cannot be looked up, as a MIG instance without NVML or a
+            UUID that the driver does not tell.
     """
     if vendor == NVIDIA:
         return _cuda(devices, environ.get("CUDA_VISIBLE_DEVICES"))
@@ -92,10 +101,19 @@ def _by_uuid(devices: Sequence[Accelerator], value: str) -> list[Accelerator]:
 
 
 def by_uuid(devices: Sequence[Accelerator], text: str) -> Accelerator | None:
-    """The device of a UUID, of the beginning of one, or of a MIG instance; None if there is none.
+    """Return the device of a UUID, of the beginning of one, or of a MIG instance.
 
     MIG-GPU-<UUID>/<GPU instance>/<compute instance> is how drivers before R470 wrote it.
-    Raises Unknown if it cannot be told.
+
+    Args:
+        devices: the devices to look among.
+        text: the UUID or its beginning.
+
+    Returns:
+        The device, None if there is none.
+
+    Raises:
+        Unknown: it cannot be told.
     """
     if text.startswith("MIG-GPU-"):
         return by_uuid(devices, text[len("MIG-") :].partition("/")[0])

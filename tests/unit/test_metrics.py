@@ -15,6 +15,7 @@ from pagecache_bpf.kernel.abi import COUNTERS, OBSERVED
 from pagecache_bpf.metrics import declarations
 from pagecache_bpf.metrics.declarations import LABELS, METRICS, MODEL
 from tests.unit.snapshots import GGUF, LLAMA, snapshot
+from tools import generate_docs
 
 ROOT = Path(__file__).resolve().parents[2]
 PROMTOOL = ROOT / "build" / "deps" / "prometheus" / "bin" / "promtool"
@@ -142,7 +143,7 @@ def test_templates() -> None:
 
 
 def test_the_page_has_everything() -> None:
-    page = declarations.page()
+    page = generate_docs.metrics_page()
     for metric in METRICS:
         assert f"| `{metric.name}` | {', '.join(metric.labels)} | {metric.help} |" in page
     for label in {label for metric in METRICS for label in metric.labels}:
