@@ -8,9 +8,12 @@ because the kernel lacks something: names are loaded when they are first used.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
-
+# Type checkers take this name as true. Importing it from typing would be most of what importing
+# this package costs, and a Ctrl-C in that time is a traceback: see __main__.
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Any
+
     from pagecache_bpf.api import (
         Load,
         Residency,

@@ -32,6 +32,18 @@ def test_importing_it_loads_nothing_heavy() -> None:
     assert done.stdout.strip() == ""
 
 
+def test_a_command_meets_an_early_ctrl_c_before_it_imports_anything() -> None:
+    """Until main() has set its handling, an interrupt is a traceback of whatever is imported."""
+    code = "import sys, signal; before = set(sys.modules); import pagecache_bpf.__main__; "
+    done = subprocess.run(
+        [sys.executable, "-S", "-c", f"{code}print(*sorted(set(sys.modules) - before))"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.split() == ["__future__", "pagecache_bpf", "pagecache_bpf.__main__"]
+
+
 @pytest.mark.parametrize("package", [pagecache_bpf, pagecache_bpf.policy])
 def test_every_public_name_is_there(package: ModuleType) -> None:
     for name in package.__all__:
