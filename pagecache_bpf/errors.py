@@ -47,6 +47,10 @@ class PrivilegeError(PagecacheError):
     exit_code = 4
 
 
+class NotAdmitted(PagecacheError):
+    """A budget leaves no room for a load: whoever goes on all the same goes past the budget."""
+
+
 class PolicyRejected(PagecacheError):
     """The kernel refused a policy: the verifier, or the attachment.
 

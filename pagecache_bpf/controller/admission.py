@@ -8,15 +8,16 @@ nothing here asks the kernel.
 
 from __future__ import annotations
 
-import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from pagecache_bpf.errors import PagecacheError
+from pagecache_bpf.errors import NotAdmitted
 
 #: What is done with a load that does not fit into what is left.
 RULES = ("stream", "queue", "refuse")
+#: Names of claims of what root attaches and tags begin with it.
+MODEL_CLAIM = "model:"
 #: Streaming needs a window; with less than this left nothing is gained by it.
 LEAST_BYTES = 64 << 20
 
@@ -45,16 +46,15 @@ class Decision:
 class Claim:
     """A load's: its files (by identity, with their sizes) and the most it was granted.
 
-    tagged: of a claim of root's, that its tags have been seen since.  owner: whose share of the
-    budget it counts into; None: of nobody's, as root made it.
+    pending: of a claim of root's, that the command which is to set its tags is still under way.
+    owner: whose share of the budget it counts into; None: of nobody's, as root made it.
     """
 
     model: str
     uid: int
     files: Mapping[bytes, int]
     granted: int
-    since: float = field(default_factory=time.monotonic)
-    tagged: bool = False
+    pending: bool = False
     owner: object = None
 
     @property
@@ -173,10 +173,20 @@ class Budgets:
         """A load is over."""
         self.claims.pop(name, None)
 
+    def release_untagged(self, models: Collection[str]) -> None:
+        """Release the claims of root's models that no file is tagged for, nor is about to be.
 
-def refusal(model: str, decision: Decision) -> PagecacheError:
+        Args:
+            models: names of the models that files are tagged for.
+        """
+        for name, claim in list(self.claims.items()):
+            if name.startswith(MODEL_CLAIM) and not claim.pending and claim.model not in models:
+                self.release(name)
+
+
+def refusal(model: str, decision: Decision) -> NotAdmitted:
     """The error for a load that was not admitted."""
-    return PagecacheError(
+    return NotAdmitted(
         f"the load of {model} was not admitted",
         decision.message,
         "Wait until another load ends, or raise the budget (total_budget in the configuration)",

@@ -126,6 +126,16 @@ class EngineControl:
                             found[key] = tag.policy
         return found
 
+    def tagged_models(self) -> set[str]:
+        """Return the names of the models that files are tagged for."""
+        with self.lock:
+            agents = self.service.agents.values()
+            found = {tag.model for agent in agents for tag in agent.tags.values()}
+            if kmod.is_loaded():
+                with suppress(PagecacheError), Device() as device:
+                    found.update(tag.model for tag in device.tags())
+            return found
+
     def tag(self, fd: int, file: ClientFile, policy: str, engine: str, model: str) -> PlacedTag:
         """Have a policy govern an open file.  Raises UsageError (it is tagged already, ...)."""
         with self.lock:

@@ -17,8 +17,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from pagecache_bpf.agent.read_threads import drop as drop_pages
-from pagecache_bpf.controller.admission import Budgets, Claim, Decision
+from pagecache_bpf.controller.admission import MODEL_CLAIM, Budgets, Claim, Decision
 from pagecache_bpf.controller.client_files import ClientFile
 from pagecache_bpf.controller.engine_control import EngineControl, PlacedTag
 from pagecache_bpf.controller.inspectors import Inspectors, Owner
@@ -31,6 +30,7 @@ from pagecache_bpf.kernel import cgroups
 from pagecache_bpf.kernel.cachestat import cached_pages
 from pagecache_bpf.kernel.file_key import reopen_descriptor
 from pagecache_bpf.kernel.file_pages import PAGE_SIZE
+from pagecache_bpf.kernel.residency import CachedChunks
 from pagecache_bpf.weights.models import NAME_BYTES
 
 if TYPE_CHECKING:
@@ -108,6 +108,13 @@ class LoadLedger:
         self._lock = threading.RLock()
         self._users: dict[bytes, set[str]] = {}  # file -> loads that read it
         self._placed: dict[bytes, PlacedTag] = {}  # tags that were set for loads
+        self._before: dict[bytes, CachedChunks] = {}  # what was cached before the first load of it
+
+    def release_untagged(self) -> None:
+        """Release the claims of root's models that have no tag left."""
+        budgets = self.budgets
+        if any(name.startswith(MODEL_CLAIM) for name in list(budgets.claims)):
+            budgets.release_untagged(self.engines.tagged_models())
 
     def admit(
         self,
@@ -189,7 +196,7 @@ class LoadLedger:
         """
         for file, fd in zip(load.files, fds, strict=True):
             load.held[file.key] = reopen_descriptor(fd)
-        load.resident_at_open = self._resident(load)
+        load.resident_at_open = self._look(load)
         self.delays = self.delays or DiskDelays()
         load.delay_at_open = self._waited(load)
         # Whoever reads is served first and gets the template a moment later.  Only the maps of a
@@ -269,7 +276,7 @@ class LoadLedger:
 
         Args:
             load: the load; one that has ended is left alone.
-            drop: whether the pages that nobody else uses go, too.
+            drop: whether the pages that nobody else uses go, too; what was cached before stays.
         """
         with self._lock:
             if load.closed is not None:
@@ -297,11 +304,27 @@ class LoadLedger:
             self.engines.settle(_SETTLE_SECONDS)
             for file in unused:
                 with suppress(OSError, KeyError):
-                    load.dropped += drop_pages(load.held[file.key], 0, 0)
+                    if not self.readers(file.key):  # a load has come since
+                        load.dropped += self._before[file.key].drop_others(load.held[file.key])
+        with self._lock:
+            for file in unused:
+                if file.key not in self._users:
+                    self._before.pop(file.key, None)
         load.resident_bytes = self._resident(load)
         held, load.held = load.held, {}
         for fd in held.values():
             os.close(fd)
+
+    def _look(self, load: ClientLoad) -> int:
+        """Look at what of a load's files is cached, before anything is read for it; in bytes."""
+        found = 0
+        for file in load.files:
+            with suppress(OSError):
+                cached = CachedChunks.of(load.held[file.key])
+                found += cached.resident
+                with self._lock:
+                    self._before.setdefault(file.key, cached)
+        return found
 
     def readers(self, key: bytes) -> set[str]:
         """Loads that read a file."""
@@ -327,6 +350,7 @@ class LoadLedger:
             "files": len(load.files),
             "bytes": load.size,
             "budget_bytes": load.budget,
+            "keep": load.keep,
             "admission": load.decision.kind,
             "message": load.decision.message,
             "node": load.node,

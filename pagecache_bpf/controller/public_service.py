@@ -237,6 +237,7 @@ class PublicService:
         except BaseException:
             close_all(fds + self._taken(session))
             raise
+        self._ledger.release_untagged()
         until = time.monotonic() + arguments.get("wait", 0)
         waiting = _Waiting(connection, arguments, fds, until)
         admitted = self._admit(waiting)

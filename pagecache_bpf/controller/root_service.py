@@ -11,23 +11,19 @@ import os
 import threading
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from typing import Any
 
 from pagecache_bpf.agent.service import Service
-from pagecache_bpf.controller.admission import Claim, refusal
+from pagecache_bpf.controller.admission import MODEL_CLAIM, Claim, refusal
 from pagecache_bpf.controller.leases import Leases
 from pagecache_bpf.controller.load_ledger import ClientLoad, LoadLedger, headroom
 from pagecache_bpf.errors import PagecacheError, PrivilegeError
 from pagecache_bpf.ipc import wire
 from pagecache_bpf.ipc.operations import collect, operation
 from pagecache_bpf.ipc.server import Connection, close_all
-from pagecache_bpf.kernel.control_device import Device
-from pagecache_bpf.kernel.kmod import is_loaded
 
 #: Root's requests take turns in a thread of their own: policies are not attached side by side.
 QUEUE = "root"
-_UNTAGGED_SECONDS = 60.0  # a claim comes before its tags
 
 
 class RootService:
@@ -70,6 +66,7 @@ class RootService:
         self._list_clients, self._numbers, self._hang_up = clients, health, kick
         self._facts, self._read_again, self._changed = facts, reload, changed
         self._leases = Leases(service)
+        self._pending: dict[Connection, list[Claim]] = {}  # a claim comes before its tags
         self._of_agent = collect(service)
         self._of_controller = collect(self)
 
@@ -82,9 +79,12 @@ class RootService:
         return not self._leases.has(connection)
 
     def gone(self, connection: Connection) -> None:
-        """Take back what was leased by a connection that has ended."""
+        """Take back what was leased by a connection that has ended, and claims without tags."""
         with self._lock:
             changed = self._leases.end(connection)
+        for claim in self._pending.pop(connection, ()):
+            claim.pending = False
+        self._ledger.release_untagged()
         if changed:
             self._changed()
 
@@ -120,7 +120,10 @@ class RootService:
             arguments["fd"] = fds[0]
         own = self._of_controller.get(name)
         if own is not None:
-            return dict(own(arguments))
+            told = dict(own(arguments))
+            if name == "admit":
+                self._await_tags(connection, arguments["model"])
+            return told
         asked = self._of_agent.get(name)
         if asked is None:
             raise wire.refused("there is no such operation", wire.shortened(name))
@@ -131,15 +134,25 @@ class RootService:
             if lease:
                 self._leases.take(connection, name, arguments)
         if asked.changes:
+            self._ledger.release_untagged()
             self._changed()
         return dict(answer)
+
+    def _await_tags(self, connection: Connection, model: str) -> None:
+        """Keep the claim on a model while the connection lasts that is to set its tags."""
+        claim = self._ledger.budgets.claims.get(f"{MODEL_CLAIM}{model}")
+        if claim is not None:
+            self._pending.setdefault(connection, []).append(claim)
+            if not connection.alive:  # gone() may have been before
+                self._pending.pop(connection, None)
+                claim.pending = False
 
     # --- operations ---
 
     @operation()
     def controller(self) -> dict[str, Any]:
         """Tell who is there, and who holds what."""
-        self.sweep()
+        self._ledger.release_untagged()
         budgets = self._ledger.budgets
         charges = budgets.charges()
         return {
@@ -180,36 +193,22 @@ class RootService:
 
         Raises PagecacheError when it does not fit.
         """
-        self.sweep()
+        self._ledger.release_untagged()
         budgets = self._ledger.budgets
         sizes = {bytes.fromhex(name): size for name, size in files.items()}
         decision = budgets.decide_for_root(model, sizes, budget, headroom(os.getpid()))
         if decision.kind in ("queue", "refuse"):  # a command does not wait
             raise refusal(model, decision)
-        budgets.claim(f"model:{model}", Claim(model, 0, sizes, decision.granted))
+        budgets.claim(
+            f"{MODEL_CLAIM}{model}", Claim(model, 0, sizes, decision.granted, pending=True)
+        )
         return decision.as_json()
 
     @operation()
     def release(self, model: str) -> dict[str, Any]:
         """Take back what `admit` has noted."""
-        self._ledger.budgets.release(f"model:{model}")
+        self._ledger.budgets.release(f"{MODEL_CLAIM}{model}")
         return {}
-
-    def sweep(self) -> None:
-        """Forget the claims of models that have no tag left."""
-        names = {
-            tag.model for agent in self._service.agents.values() for tag in agent.tags.values()
-        }
-        if is_loaded():
-            with suppress(PagecacheError), Device() as device:
-                names.update(tag.model for tag in device.tags())
-        for name, claim in list(self._ledger.budgets.claims.items()):
-            if not name.startswith("model:"):
-                continue
-            if claim.model in names:
-                claim.tagged = True
-            elif claim.tagged or time.monotonic() > claim.since + _UNTAGGED_SECONDS:
-                self._ledger.budgets.release(name)
 
 
 def _pid_of(load: ClientLoad | None) -> int | None:

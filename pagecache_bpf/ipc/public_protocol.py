@@ -68,6 +68,7 @@ _REPORT = {
     "files": "number of its files",
     "bytes": "size of its files",
     "budget_bytes": "what of it may be in the page cache at a time; null: no bound",
+    "keep": "whether its pages stay in the cache when it is over",
     "admission": "fits, or stream: it is larger than its budget",
     "message": 'the same for people: "61.0 GB wanted, 40.0 GB budget, will stream"',
     "node": "NUMA node that its pages are meant for, by its devices; null: not known",

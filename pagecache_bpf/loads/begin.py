@@ -8,7 +8,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import replace
 
-from pagecache_bpf.errors import PagecacheError, UsageError, missing_package
+from pagecache_bpf.errors import NotAdmitted, PagecacheError, UsageError, missing_package
 from pagecache_bpf.loads.report import NONE, Report
 from pagecache_bpf.loads.request import LoadOver, LoadRequest, ServedLoad, Starting
 from pagecache_bpf.loads.residency_snapshot import Snapshot
@@ -65,6 +65,9 @@ def begin(request: LoadRequest, snapshot: Snapshot, starting: Starting) -> Serve
             return serve(request, snapshot, starting, tuple(reasons))
         except LoadOver:
             raise
+        except NotAdmitted as error:  # whatever else served it would go past the budget
+            reasons.append(_reason(error))
+            break
         except (PagecacheError, OSError) as error:
             starting.check()  # a connection that was hung up is no reason
             reasons.append(_reason(error))
@@ -83,7 +86,7 @@ def _by_controller(
 ) -> ServedLoad:
     from pagecache_bpf.loads.through_controller import ControllerLoad
 
-    return ControllerLoad(request, starting)
+    return ControllerLoad(request, snapshot, starting)
 
 
 def _by_policy(

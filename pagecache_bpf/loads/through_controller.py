@@ -12,17 +12,18 @@ from pagecache_bpf.errors import UnsupportedError
 from pagecache_bpf.ipc.public_client import PublicClient
 from pagecache_bpf.loads.report import NONE, Report
 from pagecache_bpf.loads.request import LoadRequest, Starting, numbers
-from pagecache_bpf.loads.residency_snapshot import opened
+from pagecache_bpf.loads.residency_snapshot import Snapshot, opened, resident_of
 
 
 class ControllerLoad:
     """A connection with one load on it, which ends with the connection."""
 
-    def __init__(self, request: LoadRequest, starting: Starting) -> None:
+    def __init__(self, request: LoadRequest, snapshot: Snapshot, starting: Starting) -> None:
         """Open the load.
 
         Args:
             request: what is asked for.
+            snapshot: what of its files was cached before.
             starting: tells when nobody waits for it any more.
 
         Raises:
@@ -31,7 +32,7 @@ class ControllerLoad:
             LoadOver: the load is over already.
             OSError: a file cannot be opened.
         """
-        self._request = request
+        self._request, self._snapshot = request, snapshot
         with ExitStack() as undo:
             self._client = undo.enter_context(PublicClient())
             starting.waits_for(self._client)
@@ -70,11 +71,26 @@ class ControllerLoad:
         return self._read(self._client.load_report(self._id))
 
     def finish(self, keep: bool) -> Report:
-        """Tell the controller, which drops what nobody else uses, and hang up."""
+        """Tell the controller, which drops what nobody else uses, and hang up.
+
+        The controller has looked at the page cache when the load was opened there: what was read
+        before that is dropped here, as this process has looked earlier.
+        """
         try:
-            return self._read(self._client.done(self._id, keep=keep))
+            answer = self._client.done(self._id, keep=keep)
         finally:
             self._client.disconnect()
+        last = self._read(answer)
+        if keep or answer.get("keep"):
+            return last
+        early = self._snapshot.drop_rest()
+        if not early:
+            return last
+        return replace(
+            last,
+            evicted_bytes=(last.evicted_bytes or 0) + early,
+            resident_bytes=resident_of(self._request.model.files),
+        )
 
     def forget(self) -> None:
         """Close the child's end; the load is the parent's."""
