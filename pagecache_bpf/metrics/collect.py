@@ -16,6 +16,7 @@ from pagecache_bpf.kernel.file_pages import PAGE_SIZE
 
 if TYPE_CHECKING:
     from pagecache_bpf.kernel.control_device import PolicyStatus
+    from pagecache_bpf.placement.load_score import NodeScores
     from pagecache_bpf.policy.engines import Engines
 
 
@@ -160,7 +161,7 @@ class StatsSnapshot:
     """All of it at one time (wall clock); engines: which are there, running or loaded.
 
     controller: how much it has to do and what it has refused, as `clients list` tells it; None:
-    none runs.
+    none runs.  scores: of the models of this node; None: nobody asked for them.
     """
 
     time_ns: int
@@ -169,6 +170,7 @@ class StatsSnapshot:
     policies: tuple[PolicyStats, ...]
     models: tuple[ModelStats, ...]
     controller: Mapping[str, Any] | None = None
+    scores: NodeScores | None = None
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from pagecache_bpf.kernel.abi import COUNTERS, OBSERVED, Counter
+from pagecache_bpf.metrics import score_metrics
 from pagecache_bpf.metrics.collect import ModelStats, PolicyStats, StatsSnapshot, TemplateStats
 
 Sample = tuple[Sequence[str], float]
@@ -53,6 +54,7 @@ LABELS = {
     "level": "how much the observer sees on this kernel",
     "reason": "why it was refused, or lost; a few fixed texts",
     "version": "of pagecache-bpf",
+    "content": score_metrics.CONTENT,
 }
 
 
@@ -436,6 +438,10 @@ METRICS: tuple[Metric, ...] = (
     *_policy_counters(),
     *_template_metrics(),
     *_controller_metrics(),
+    *(
+        Metric(f"{PREFIX}{name}", "gauge", text, labels, read)
+        for name, text, labels, read in score_metrics.GAUGES
+    ),
     Metric(
         f"{PREFIX}errors_total",
         "counter",

@@ -14,7 +14,7 @@ import socket
 import ssl
 import threading
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -26,6 +26,8 @@ from pagecache_bpf.units import printable
 
 if TYPE_CHECKING:
     from prometheus_client.core import Metric as Family
+
+    from pagecache_bpf.placement.load_score import NodeScores
 
 PORT = 9743
 _DOCS = "docs/troubleshooting.md"
@@ -112,15 +114,18 @@ def is_loopback(address: Address) -> bool:
 class Collector:
     """What the client library asks at each scrape.
 
-    warn: is told once when the engines cannot be read, and again after they could.
+    warn: is told once when the engines cannot be read, and again after they could.  scores: gives
+    those of this node's models.
     """
 
     def __init__(
         self,
         warn: Callable[[str], None] = lambda text: None,
         source: Callable[[], StatsSnapshot] = take,
+        *,
+        scores: Callable[[], NodeScores] | None = None,
     ) -> None:
-        self._warn, self._source = warn, source
+        self._warn, self._source, self._scores = warn, source, scores
         self._lock = threading.Lock()  # one question at a time, however many scrape
         self._failing = False
 
@@ -134,6 +139,8 @@ class Collector:
         with self._lock:
             try:
                 snapshot = self._source()
+                if self._scores is not None:
+                    snapshot = replace(snapshot, scores=self._scores())
                 self._failing = False
             except (PagecacheError, OSError) as error:
                 if not self._failing:
@@ -167,6 +174,9 @@ def families(snapshot: StatsSnapshot | None) -> Iterator[Family]:
 class Exporter:
     """The running server.  A context manager: leaving it stops the server.
 
+    scores: of this node's models; with it, /scores and /readyz are served beside /metrics, to the
+    same readers.
+
     Raises UnsupportedError (no prometheus_client), UsageError (the address, the files),
     PrivilegeError (the port), PagecacheError (the port is taken).
     """
@@ -178,6 +188,7 @@ class Exporter:
         tls: Tls | None = None,
         allow_remote: bool = False,
         warn: Callable[[str], None] = lambda text: None,
+        scores: Callable[[], NodeScores] | None = None,
     ) -> None:
         if not is_loopback(address) and not (tls or allow_remote):
             raise UsageError(
@@ -186,7 +197,11 @@ class Exporter:
                 "Give --tls-cert and --tls-key, or --allow-remote if the network is trusted",
                 f"{_DOCS}#can-be-reached-from-other-machines",
             )
-        self._server = _start(address, tls, Collector(warn))
+        self._server = _start(address, tls, Collector(warn, scores=scores))
+        if scores is not None:
+            from pagecache_bpf.placement.score_pages import beside
+
+            self._server.set_app(beside(self._server.get_app(), scores))
         self.address = Address(address.host, self._server.server_port)
         self.url = f"{'https' if tls else 'http'}://{self.address}/metrics"
 

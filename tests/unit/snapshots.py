@@ -19,6 +19,7 @@ from pagecache_bpf.metrics.collect import (
     StatsSnapshot,
     TemplateStats,
 )
+from pagecache_bpf.placement.load_score import ModelScore, NodeScores
 
 LLAMA, GGUF = "meta-llama/Llama-3.1-8B", "phi.gguf"
 BEGIN = time.time_ns()
@@ -77,6 +78,10 @@ def snapshot(scale: int = 1000, *, after_ns: int = 0, level: str = "full") -> St
             "loads_waiting": 8,
             "prefetch_bytes": 1 << 20,
         },
+        NodeScores(
+            *("node", BEGIN + after_ns, 0, 5 << 30, ()),
+            (ModelScore(LLAMA, "0123456789abcdef", 1 << 30, 100 << 20, 3e9, 24e9),),
+        ),
     )
 
 

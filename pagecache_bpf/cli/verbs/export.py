@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from pagecache_bpf.cli.output import TROUBLESHOOTING, Output
 from pagecache_bpf.cli.parser import Group
+from pagecache_bpf.cli.scoring import add_score_arguments, watch_of
 from pagecache_bpf.errors import UsageError
 
 if TYPE_CHECKING:
@@ -27,6 +28,10 @@ Only this machine reaches it by default. Any other address needs TLS (--tls-cert
 with --tls-client-ca only clients with a certificate of that authority are served) or
 --allow-remote. There is no password: use client certificates, or put a proxy in front that
 asks for one (docs/monitoring.md shows both).
+
+Beside /metrics, /scores tells how long a load of each model would take on this machine now, and
+/readyz?model=NAME whether it is in the page cache (docs/cluster.md): of the tagged models and of
+those that --model names.
 
 Needs prometheus_client: `pip install 'pagecache-bpf[export]'`."""
 EXAMPLES = (
@@ -67,6 +72,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="serve only clients with a certificate of this authority",
     )
 
+    add_score_arguments(parser)
+    parser.add_argument(
+        "--model",
+        metavar="PATH",
+        action="append",
+        default=[],
+        help="score this model, too, or those in this directory; may be repeated",
+    )
+
 
 def run(args: argparse.Namespace, out: Output) -> int:
     """Serve until told to stop."""
@@ -80,7 +94,10 @@ def run(args: argparse.Namespace, out: Output) -> int:
     # The end by a signal is the normal one, and has to look like it to systemd.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: os.write(tell, b"\0"))
-    with Exporter(address, tls=tls, allow_remote=args.allow_remote, warn=out.warn) as exporter:
+    watch = watch_of(args, args.model)
+    with Exporter(
+        address, tls=tls, allow_remote=args.allow_remote, warn=out.warn, scores=watch.scores
+    ) as exporter:
         data = {"url": exporter.url, "listen": str(exporter.address)}
         out.emit(data, lambda console: console.print(f"serving  {exporter.url}"))
         sys.stdout.flush()
