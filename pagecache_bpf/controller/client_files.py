@@ -6,12 +6,15 @@ from __future__ import annotations
 import fcntl
 import os
 import stat
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from pagecache_bpf.errors import PrivilegeError, UsageError
+from pagecache_bpf.ipc.public_protocol import TEMPLATE_BYTES
 from pagecache_bpf.kernel.file_key import key_of
+from pagecache_bpf.kernel.file_pages import PAGE_SIZE
 from pagecache_bpf.kernel.kernelfs import LIVE
 
 #: What users can mount by themselves, and make hang: FUSE, and overlayfs on top of it.
@@ -98,3 +101,44 @@ def check_descriptor(fd: int, mounts: MountTable | None) -> ClientFile:
         raise UsageError(what, "it is not of a regular file", "Pass the file with the weights")
     path = os.readlink(f"/proc/self/fd/{fd}")
     return ClientFile(key_of(fd), path, status.st_size)
+
+
+def page_range(file: ClientFile, offset: int, length: int) -> tuple[int, int]:
+    """Cut a range of a file at its end.
+
+    Args:
+        file: the file.
+        offset: where the range begins, in bytes.
+        length: its bytes; 0: up to the end.
+
+    Returns:
+        Where it begins and ends.
+
+    Raises:
+        UsageError: no page begins there.
+    """
+    if offset % PAGE_SIZE:
+        raise UsageError("the range was refused", f"{offset} is not a multiple of {PAGE_SIZE}")
+    stop = offset + length if length else file.size
+    return min(offset, file.size), min(stop, file.size)
+
+
+def template_of(fds: Sequence[int], mounts: MountTable | None) -> int | None:
+    """Return the descriptor of a template that came along; None: there is none.
+
+    Args:
+        fds: what came with the request.
+        mounts: as check_descriptor() takes them.
+
+    Raises:
+        PagecacheError: it proves nothing, or is too large.
+    """
+    if not fds:
+        return None
+    file = check_descriptor(fds[0], mounts)
+    if file.size > TEMPLATE_BYTES:
+        raise UsageError(
+            "the template was refused",
+            f"it has {file.size} bytes, at most {TEMPLATE_BYTES} are taken",
+        )
+    return fds[0]

@@ -114,7 +114,7 @@ class Daemon:
         if path.parent == RUN_DIR:
             RUN_DIR.chmod(0o711)  # others may reach the socket, and list nothing
         else:
-            path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+            _make_open(path.parent)
         self.inspectors.prepare()
         self._listener = _listen(path, 0o600)
         self._open_to(self.config, self.config.listen)
@@ -135,7 +135,8 @@ class Daemon:
                 finally:
                     self._lock.release()
             if self.public is not None:
-                self.public.tick()
+                if self.public.wants_tick():  # not here: it waits for the ledger
+                    self.server.queues.submit("loads", self.public.tick, must_run=True)
                 if now >= swept + _SWEEP_SECONDS:
                     self.server.queues.submit("sweep", self._sweep, must_run=True)
                     swept = now
@@ -375,6 +376,8 @@ def serve(config: Config, persist: bool, ready: Any = None) -> None:
 
     ready: called with the Daemon when it answers.  Raises PagecacheError.
     """
+    # Others may reach the socket's directory: what is written there is root's alone.
+    os.umask(0o077)
     lock = take_lock()
     _describe(lock, "serve")
     daemon = Daemon(config, persist)
@@ -440,6 +443,14 @@ def _listen(path: Path, mode: int) -> socket.socket:
         os.umask(before)
     os.chmod(path, mode)
     return listener
+
+
+def _make_open(directory: Path) -> None:
+    """Make a directory that everybody may pass through, as far as it is not there."""
+    missing = [path for path in (directory, *directory.parents) if not path.exists()]
+    for path in reversed(missing):
+        path.mkdir()
+        path.chmod(0o755)
 
 
 def _raise_descriptors() -> None:

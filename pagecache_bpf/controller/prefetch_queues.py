@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable, Collection, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,13 +20,12 @@ from pagecache_bpf.agent.workers import Pools, WorkerPlace
 from pagecache_bpf.controller.client_files import ClientFile
 from pagecache_bpf.controller.inspectors import Owner
 from pagecache_bpf.errors import PagecacheError
+from pagecache_bpf.kernel import cgroups
 from pagecache_bpf.kernel.file_key import reopen_descriptor
 from pagecache_bpf.kernel.file_pages import PAGE_SIZE
 
 #: Of one user, whatever the memory has room for: a queue longer than this is no window.
 QUEUE_BYTES = 64 << 30
-
-
 #: Users who prefetch at a time: each has worker processes of 33 tasks.
 USERS = 32
 
@@ -185,3 +185,12 @@ def cut(
             found.append((start, take))
             room -= take
     return found, refused
+
+
+def foreign_cgroup(pid: int) -> Path | None:
+    """Return the memory cgroup of a process; None: it is this process's, or cannot be told."""
+    with suppress(PagecacheError):
+        found = cgroups.directory_of(pid)
+        if found != cgroups.directory_of(os.getpid()):
+            return found
+    return None

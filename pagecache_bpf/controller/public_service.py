@@ -13,25 +13,28 @@ import resource
 import threading
 import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import pagecache_bpf
 from pagecache_bpf.controller.admission import Decision, refusal
-from pagecache_bpf.controller.client_files import ClientFile, MountTable, check_descriptor
+from pagecache_bpf.controller.client_files import (
+    ClientFile,
+    MountTable,
+    check_descriptor,
+    page_range,
+    template_of,
+)
 from pagecache_bpf.controller.load_ledger import ClientLoad, LoadLedger, headroom
 from pagecache_bpf.controller.load_templates import Asker
 from pagecache_bpf.controller.model_tagger import knobs_for
-from pagecache_bpf.controller.prefetch_queues import PrefetchQueues
+from pagecache_bpf.controller.prefetch_queues import PrefetchQueues, foreign_cgroup
 from pagecache_bpf.controller.processes import ProcessWatch
 from pagecache_bpf.controller.resolved_config import ResolvedConfig
 from pagecache_bpf.errors import PagecacheError, PrivilegeError, UsageError
 from pagecache_bpf.ipc import public_protocol, wire
 from pagecache_bpf.ipc.server import Connection, close_all
-from pagecache_bpf.kernel import cgroups
 from pagecache_bpf.kernel.cachestat import cached_pages
 from pagecache_bpf.kernel.file_pages import PAGE_SIZE
 from pagecache_bpf.weights.models import check_name
@@ -53,14 +56,24 @@ class _Session:
     gone: bool = False
 
 
-@dataclass
+@dataclass(eq=False)
 class _Waiting:
-    """An open_load that waits for room in the budget."""
+    """An open_load that is judged, or waits for room in the budget.
+
+    files: taken from its session.  fds: the template that came along.  over: its connection is,
+    and the descriptors are closed.
+    """
 
     connection: Connection
     arguments: dict[str, Any]
+    files: list[tuple[int, ClientFile]]
     fds: list[int]
     until: float
+    over: bool = False
+
+    def close(self) -> None:
+        """Let go of its descriptors."""
+        close_all([fd for fd, _ in self.files] + self.fds)
 
 
 class PublicService:
@@ -83,7 +96,11 @@ class PublicService:
         self._prefetch_queues = PrefetchQueues(ledger.engines.service.ignore)
         self._sessions: dict[Connection, _Session] = {}
         self._waiting: list[_Waiting] = []
+        self._tick_wanted = False
+        # Only ever held for a moment: the server's thread takes it, too.
         self._lock = threading.RLock()
+        # Held while a load is judged, which waits for the ledger; taken before the other one.
+        self._admission = threading.RLock()
         self._most_files = resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2
         # files and open_load take the descriptors over; the others leave them.
         self._answers: dict[str, Callable[..., dict[str, Any]]] = {
@@ -146,9 +163,11 @@ class PublicService:
             session.gone = True
             waiting = [load for load in self._waiting if load.connection is connection]
             self._waiting = [load for load in self._waiting if load.connection is not connection]
+            for load_to_be in waiting:
+                load_to_be.over = True
         close_all([fd for fd, _ in session.files])
         for load_to_be in waiting:
-            close_all(load_to_be.fds)
+            load_to_be.close()
         self._prefetch_queues.cancel(connection.number)
         for load in session.loads.values():
             _log.info("load %s of process %d ends with it", load.id, load.peer.pid)
@@ -235,53 +254,58 @@ class PublicService:
                     "Add it to loads.policies in the controller's configuration",
                 )
         except BaseException:
-            close_all(fds + self._taken(session))
+            close_all(fds + [fd for fd, _ in self._taken(session)])
             raise
-        self._ledger.release_untagged()
         until = time.monotonic() + arguments.get("wait", 0)
-        waiting = _Waiting(connection, arguments, fds, until)
-        admitted = self._admit(waiting)
+        waiting = _Waiting(connection, arguments, self._taken(session), fds, until)
+        try:
+            self._ledger.release_untagged()
+            admitted = self._admit(waiting)
+        except BaseException:
+            waiting.close()
+            raise
         return None if admitted is None else self._open(waiting, *admitted)
 
-    def _admit(
-        self, waiting: _Waiting
-    ) -> tuple[ClientLoad | None, Decision, list[tuple[int, ClientFile]]] | None:
-        """Judge a load and take its files; None: it waits for room."""
+    def _admit(self, waiting: _Waiting) -> tuple[ClientLoad | None, Decision] | None:
+        """Judge a load; None: it waits for room.
+
+        Raises UsageError: its connection or its process is over.
+        """
         connection, arguments = waiting.connection, waiting.arguments
-        session = self._session(connection)
-        with self._lock:
-            held = list(session.files)
-            configured = self.settings.model_of(file.key for _, file in held)
+        configured = self.settings.model_of(file.key for _, file in waiting.files)
+        with self._admission:
+            with self._lock:
+                behind = bool(self._waiting) and self._waiting[0] is not waiting
             load, decision = self._ledger.admit(
-                [file for _, file in held],
+                [file for _, file in waiting.files],
                 model=configured.name if configured else arguments["model"],
                 peer=connection.peer,
                 configured=configured is not None,
                 budget=arguments.get("budget"),
                 keep=arguments.get("keep", False) or (configured.keep if configured else False),
                 devices=arguments.get("devices", []),
-                behind=bool(self._waiting) and self._waiting[0] is not waiting,
+                behind=behind,
             )
-            if load is None and decision.kind == "queue" and time.monotonic() < waiting.until:
-                if waiting not in self._waiting:
-                    self._waiting.append(waiting)
-                return None
-            if waiting in self._waiting:
-                self._waiting.remove(waiting)
-            session.files = []
-            return load, decision, held
+            may_wait = decision.kind == "queue" and time.monotonic() < waiting.until
+            with self._lock:
+                over = waiting.over or not connection.alive
+                if load is None and may_wait and not over:
+                    if waiting not in self._waiting:
+                        self._waiting.append(waiting)
+                    return None
+                if waiting in self._waiting:
+                    self._waiting.remove(waiting)
+        if not over:
+            return load, decision
+        if load is not None:
+            self._ledger.end(load)
+        raise UsageError("the load was not opened", "its connection is over")
 
-    def _open(
-        self,
-        waiting: _Waiting,
-        load: ClientLoad | None,
-        decision: Decision,
-        held: list[tuple[int, ClientFile]],
-    ) -> bytes:
+    def _open(self, waiting: _Waiting, load: ClientLoad | None, decision: Decision) -> bytes:
         """Open a load that was judged; the descriptors are closed here."""
         connection, arguments = waiting.connection, waiting.arguments
         session = self._session(connection)
-        fds = {file.key: fd for fd, file in held}
+        fds = {file.key: fd for fd, file in waiting.files}
         try:
             if load is None:
                 raise refusal(arguments["model"], decision)
@@ -296,7 +320,7 @@ class PublicService:
                 asker=Asker(
                     connection.owner,
                     connection.peer.gid,
-                    _template(waiting.fds, self._mounts(connection)),
+                    template_of(waiting.fds, self._mounts(connection)),
                     lambda: connection.alive,
                 ),
             )
@@ -310,7 +334,7 @@ class PublicService:
                 self._ledger.end(load)
             raise
         finally:
-            close_all([fd for fd, _ in held] + waiting.fds)
+            waiting.close()
 
     def _load_report(self, connection: Connection, load: str) -> dict[str, Any]:
         return self._ledger.report(self._load(connection, load))
@@ -332,7 +356,7 @@ class PublicService:
         self, connection: Connection, fd: int, offset: int = 0, length: int = 0
     ) -> dict[str, Any]:
         file = check_descriptor(fd, self._mounts(connection))
-        start, stop = _range(file, offset, length)
+        start, stop = page_range(file, offset, length)
         cached = cached_pages(fd, start, stop - start) * PAGE_SIZE if stop > start else 0
         return {
             "bytes": stop - start,
@@ -344,7 +368,7 @@ class PublicService:
         self, connection: Connection, fd: int, offset: int = 0, length: int = 0
     ) -> dict[str, Any]:
         file = check_descriptor(fd, self._mounts(connection))
-        start, stop = _range(file, offset, length)
+        start, stop = page_range(file, offset, length)
         mine = set(self._session(connection).loads)
         if self._ledger.readers(file.key) - mine:
             return {"dropped_bytes": 0, "in_use": True}
@@ -360,7 +384,7 @@ class PublicService:
     ) -> dict[str, Any]:
         file = check_descriptor(fd, self._mounts(connection))
         room = connection.peer.checked(headroom)
-        cgroup = connection.peer.checked(_cgroup)
+        cgroup = connection.peer.checked(foreign_cgroup)
         queued, refused = self._prefetch_queues.submit(
             connection.owner, connection.number, cgroup, fd, file, extents, node, room
         )
@@ -391,18 +415,49 @@ class PublicService:
 
     # --- the parts ---
 
+    def wants_tick(self) -> bool:
+        """Return whether tick() has something to do and nobody was told so yet; never waits."""
+        with self._lock:
+            wanted = bool(self._waiting) and not self._tick_wanted
+            self._tick_wanted |= wanted
+            return wanted
+
     def tick(self) -> None:
-        """See whether loads that wait have room now, or have waited long enough."""
+        """See whether loads that wait have room now, or have waited long enough; may wait."""
+        with self._lock:
+            self._tick_wanted = False
         while True:
-            with self._lock:
-                now = time.monotonic()
-                due = [load for load in self._waiting if now >= load.until]
-                waiting = next(iter(due or self._waiting), None)
-                admitted = self._admit(waiting) if waiting else None
-            if waiting is None or admitted is None:
+            with self._admission:  # or another thread would judge the same one
+                with self._lock:
+                    now = time.monotonic()
+                    due = [load for load in self._waiting if now >= load.until]
+                    waiting = next(iter(due or self._waiting), None)
+                if waiting is None:
+                    return
+                try:
+                    admitted = self._admit(waiting)
+                except PagecacheError as error:
+                    self._give_up(waiting, error)
+                    continue
+            if admitted is None:
                 return
             # What is left takes system calls on the user's files.
-            waiting.connection.later(partial(self._open, waiting, *admitted))
+            try:
+                waiting.connection.later(partial(self._open, waiting, *admitted))
+            except PagecacheError as error:
+                if admitted[0] is not None:
+                    self._ledger.end(admitted[0])
+                self._give_up(waiting, error)
+
+    def _give_up(self, waiting: _Waiting, error: PagecacheError) -> None:
+        """Answer a load that waited by an error."""
+        with self._lock:
+            if waiting in self._waiting:
+                self._waiting.remove(waiting)
+            over, waiting.over = waiting.over, True
+        if not over:
+            waiting.close()
+            waiting.connection.answer(wire.encode_error(error))
 
     def _session(self, connection: Connection) -> _Session:
         with self._lock:
@@ -421,6 +476,10 @@ class PublicService:
             everybodys += count
             if connection.owner == owner:
                 mine += count
+        for waiting in self._waiting:
+            everybodys += len(waiting.files)
+            if waiting.connection.owner == owner:
+                mine += len(waiting.files)
         return mine, everybodys
 
     def _check_number_of_loads(self, connection: Connection) -> None:
@@ -437,12 +496,11 @@ class PublicService:
                 "Close loads that are over",
             )
 
-    def _taken(self, session: _Session) -> list[int]:
+    def _taken(self, session: _Session) -> list[tuple[int, ClientFile]]:
         """Take the files that wait; their descriptors are the caller's now."""
         with self._lock:
-            fds = [fd for fd, _ in session.files]
-            session.files = []
-        return fds
+            files, session.files = session.files, []
+        return files
 
     def _load(self, connection: Connection, name: str) -> ClientLoad:
         load = self._session(connection).loads.get(name)
@@ -465,33 +523,3 @@ class PublicService:
             over = [connection for connection in self._sessions if connection.pid == pid]
         for connection in over:
             self._end(connection)
-
-
-def _range(file: ClientFile, offset: int, length: int) -> tuple[int, int]:
-    """A range of a file, cut at its end.  Raises UsageError: no page begins there."""
-    if offset % PAGE_SIZE:
-        raise UsageError("the range was refused", f"{offset} is not a multiple of {PAGE_SIZE}")
-    stop = offset + length if length else file.size
-    return min(offset, file.size), min(stop, file.size)
-
-
-def _template(fds: Sequence[int], mounts: MountTable | None) -> int | None:
-    """The descriptor of a template that came along, if it is one that can be read."""
-    if not fds:
-        return None
-    file = check_descriptor(fds[0], mounts)
-    if file.size > public_protocol.TEMPLATE_BYTES:
-        raise UsageError(
-            "the template was refused",
-            f"it has {file.size} bytes, at most {public_protocol.TEMPLATE_BYTES} are taken",
-        )
-    return fds[0]
-
-
-def _cgroup(pid: int) -> Path | None:
-    """The memory cgroup of a process, None if it is this process's own or cannot be told."""
-    with suppress(PagecacheError):
-        found = cgroups.directory_of(pid)
-        if found != cgroups.directory_of(os.getpid()):
-            return found
-    return None

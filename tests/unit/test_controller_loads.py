@@ -7,6 +7,7 @@ the tagging of files.  Each test is of a hole of the security review, or of who 
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 import threading
@@ -131,7 +132,8 @@ class Running:
     def _run(self) -> None:
         while not self._stop.is_set():
             self.server.step(0.05)
-            self.public.tick()
+            if self.public.wants_tick():
+                self.server.queues.submit("loads", self.public.tick, must_run=True)
         self.server.close()
 
     def client(self) -> PublicClient:
@@ -354,4 +356,87 @@ def test_a_user_has_a_share_of_the_budget(tmp_path: Path, given: Given) -> None:
         for client in clients:
             client.disconnect()
         os.close(fd)
+        running.stop()
+
+
+def test_s16_the_servers_thread_waits_for_no_load(
+    running: Running, tmp_path: Path, become: Callable[[int], None]
+) -> None:
+    """A load is being placed, which takes its time, and another is judged: others are answered."""
+    fd = weights(tmp_path / "w.safetensors")
+    become(1234)
+    with running.client() as client:
+        client.request("files", (fd,))
+        with running.ledger._lock:
+            client._socket.sendall(b'{"v": 1, "op": "open_load", "model": "m"}\n')
+            wait_for(running.server.queues.running, "the load to be judged", 60)
+            become(1235)
+            with running.client() as other:
+                assert other.hello()["protocol"] == 1
+                assert other.residency(fd)["governed"] is False
+            # What the server's own thread asks about a connection does not wait either.
+            assert [running.public.may_end(found) for found in running.server.connections]
+        assert json.loads(client._line())["ok"]["state"] == "open"
+    os.close(fd)
+
+
+def test_s16_a_load_that_waits_for_room_and_whose_process_ends_is_told(
+    tmp_path: Path, given: Given
+) -> None:
+    """Its child has the connection still; the server goes on, and nothing stays open."""
+    running = Running(tmp_path, Budgets(total=100 << 20, rule="queue"))
+    path = tmp_path / "w.safetensors"
+    os.close(weights(path))
+    os.truncate(path, 80 << 20)
+    reader, writer = os.pipe()
+    try:
+        with running.client() as holder, path.open("rb") as file:
+            load = holder.open_load([file.fileno()], model="first", policy="sequential")["load"]
+            other = tmp_path / "other.safetensors"
+            other.touch()
+            os.truncate(other, 80 << 20)
+            child = os.fork()
+            if not child:
+                with suppress(BaseException):
+                    client = running.client()
+                    with other.open("rb") as mine:
+                        client.request("files", (mine.fileno(),))
+                    request = b'{"v": 1, "op": "open_load", "model": "m", "wait": 3600}\n'
+                    client._socket.sendall(request)
+                    if not os.fork():
+                        os.write(writer, client._line())
+                os._exit(0)
+            wait_for(lambda: running.public.numbers()["loads_waiting"], "the load to wait", 60)
+            os.waitpid(child, 0)
+            holder.close(load)
+            assert "has ended" in os.read(reader, 1 << 16).decode()
+            assert running.public.numbers()["loads_waiting"] == 0
+            assert holder.hello()["protocol"] == 1
+            wait_for(lambda: opened(other) == 0, "its files to be closed", 60)
+    finally:
+        os.close(reader)
+        os.close(writer)
+        running.stop()
+
+
+def test_s16_a_load_that_waits_for_room_ends_with_its_connection(
+    tmp_path: Path, given: Given
+) -> None:
+    running = Running(tmp_path, Budgets(total=100 << 20, rule="queue"))
+    path = tmp_path / "w.safetensors"
+    os.close(weights(path))
+    os.truncate(path, 80 << 20)
+    try:
+        with running.client() as holder, path.open("rb") as file:
+            holder.open_load([file.fileno()], model="first", policy="sequential")
+            other = tmp_path / "other.safetensors"
+            other.touch()
+            os.truncate(other, 80 << 20)
+            with running.client() as client, other.open("rb") as mine:
+                client.request("files", (mine.fileno(),))
+                client._socket.sendall(b'{"v": 1, "op": "open_load", "model": "m", "wait": 3600}\n')
+                wait_for(lambda: running.public.numbers()["loads_waiting"], "it to wait", 60)
+            wait_for(lambda: not running.public.numbers()["loads_waiting"], "it to be over", 60)
+            wait_for(lambda: opened(other) == 0, "its files to be closed", 60)
+    finally:
         running.stop()
