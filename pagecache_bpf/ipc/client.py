@@ -20,6 +20,7 @@ from pagecache_bpf.ipc.peer import credentials
 #: For an answer to come, in seconds.
 SECONDS = 60.0
 _PIECE_BYTES = 1 << 16
+_CROWDED_SECONDS = 0.005
 _LOOK_SECONDS = 2.0  # without an answer for so long, look whether the other side is stopped
 
 Self = TypeVar("Self", bound="LineClient")
@@ -55,7 +56,7 @@ class LineClient:
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
         self._socket.settimeout(seconds)
         try:
-            self._socket.connect(str(path))
+            _connect(self._socket, path, seconds)
         except OSError as error:
             self._socket.close()
             raise self.connect_error(path, error) from error
@@ -183,10 +184,26 @@ def answers(path: Path) -> bool:
     try:
         with socket.socket(socket.AF_UNIX) as probe:
             probe.settimeout(SECONDS)
-            probe.connect(str(path))
+            _connect(probe, path, SECONDS)
     except OSError:
         return False
     return True
+
+
+def _connect(sock: socket.socket, path: Path, seconds: float) -> None:
+    """Connect; where too many wait to be taken already, wait as long as they.  Raises OSError.
+
+    A socket with a timeout does not block, so the kernel answers EAGAIN instead of waiting
+    (unix_stream_connect() in net/unix/af_unix.c).
+    """
+    until = time.monotonic() + seconds
+    while True:
+        try:
+            return sock.connect(str(path))
+        except BlockingIOError:
+            if time.monotonic() > until:
+                raise
+            time.sleep(_CROWDED_SECONDS)
 
 
 def is_stopped(pid: int) -> bool:

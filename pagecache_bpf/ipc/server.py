@@ -33,7 +33,9 @@ __all__ = ["Connection", "Handler", "Server", "close_all"]
 
 #: Descriptors of one user that have come and are not handled yet.
 DESCRIPTORS_PER_USER = 4096
-_BACKLOG = 512
+_BACKLOG = 4096  # the kernel cuts it to net.core.somaxconn
+#: Connections taken at once, before those that are open are looked at again.
+_ACCEPTED_AT_ONCE = 64
 _EXPIRY_SECONDS = 0.2
 
 _log = logging.getLogger(__name__)
@@ -115,7 +117,9 @@ class Server:
                     key.data.writable()
             else:
                 assert isinstance(key.fileobj, socket.socket)
-                self._accept(key.fileobj, key.data)
+                for _ in range(_ACCEPTED_AT_ONCE):
+                    if not self._accept(key.fileobj, key.data):
+                        break
         while self._calls:
             self._calls.popleft()()
         now = time.monotonic()
@@ -168,19 +172,20 @@ class Server:
         self._selector.close()
         os.close(self._reserve)
 
-    def _accept(self, listener: socket.socket, handler: Handler) -> None:
+    def _accept(self, listener: socket.socket, handler: Handler) -> bool:
+        """Take a connection; False: nobody else waits, or none can be taken now."""
         try:
             sock, _ = listener.accept()
         except OSError as error:
             if error.errno in (errno.EMFILE, errno.ENFILE):
                 self._turn_away(listener)
-            return
+            return False
         sock.setblocking(False)
         try:
             peer = Peer(sock, self.trust_containers)
         except OSError:
             sock.close()
-            return
+            return True
         connection = Connection(self, sock, handler, peer)
         if not self._has_room(handler, connection):
             user = self._owners[id(handler), connection.owner]
@@ -196,13 +201,14 @@ class Server:
                 )
             sock.close()
             peer.close()
-            return
+            return True
         self.accepted += 1
         connection.number = self.accepted
         self._listeners[id(handler)] += 1
         self._owners[id(handler), connection.owner] += 1
         self.connections.add(connection)
         self._selector.register(sock, selectors.EVENT_READ, connection)
+        return True
 
     def _has_room(self, handler: Handler, newcomer: Connection) -> bool:
         """Whether one more connection is taken.

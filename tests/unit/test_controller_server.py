@@ -19,7 +19,7 @@ import pytest
 from pagecache_bpf.errors import PagecacheError, PolicyRejected, PrivilegeError, UsageError
 from pagecache_bpf.ipc import peer as peers
 from pagecache_bpf.ipc import wire
-from pagecache_bpf.ipc.client import LineClient
+from pagecache_bpf.ipc.client import LineClient, answers
 from pagecache_bpf.ipc.connection import Connection, close_all
 from pagecache_bpf.ipc.operations import collect, operation
 from pagecache_bpf.ipc.peer import Peer
@@ -126,6 +126,27 @@ def test_s5_a_crowd_at_one_listener_takes_no_place_at_the_other(
         with root() as client:
             assert client.request("x")["fds"] == 0
     assert running.server.refusals["too many connections"] == 1
+
+
+def test_s5_a_crowd_that_waits_to_be_taken_does_not_turn_a_client_away(tmp_path: Path) -> None:
+    """The kernel refuses to let more wait (EAGAIN): that is not "no controller runs"."""
+    path = tmp_path / "sock"
+    with socket.socket(socket.AF_UNIX) as listener, ExitStack() as crowd:
+        listener.bind(str(path))
+        listener.listen(0)
+        waiting = []
+        while True:
+            waiting.append(crowd.enter_context(socket.socket(socket.AF_UNIX)))
+            waiting[-1].setblocking(False)
+            try:
+                waiting[-1].connect(str(path))
+            except BlockingIOError:
+                break
+        threading.Timer(0.2, lambda: [listener.accept() for _ in waiting]).start()
+        with LineClient(path, 60):
+            assert answers(path)
+        with pytest.raises(PagecacheError, match="does not answer"):
+            LineClient(tmp_path / "none", 60)
 
 
 def test_s5_a_newcomer_takes_the_place_of_an_idle_connection(
