@@ -11,13 +11,15 @@ from __future__ import annotations
 
 import os
 import select
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from pagecache_bpf.kernel.cgroups import unified_mount
+
 MACHINE = Path("/proc/pressure/memory")
-CGROUPS = Path("/sys/fs/cgroup")
 #: Tasks have stalled on memory for 100 ms of 2 s (in microseconds).  Other windows than multiples
 #: of 2 s are for CAP_SYS_RESOURCE in the first user namespace only: d82caa273565 ("sched/psi: Allow
 #: unprivileged polling of N*2s period", 6.5).
@@ -27,6 +29,8 @@ WANT_BYTES = 16 << 20
 #: A cgroup is to be this much below its limit.
 SLACK = 0.03
 MAX_CGROUPS = 256
+#: A process is looked at again after that: its number may be another's, in another cgroup.
+AGAIN_SECONDS = 10.0
 
 
 @dataclass(frozen=True)
@@ -50,12 +54,19 @@ class PressureWatch:
     missing: why there is less than that, in sentences for people.
     """
 
-    def __init__(self, machine: Path = MACHINE, cgroups: Path = CGROUPS) -> None:
+    def __init__(self, machine: Path = MACHINE, cgroups: Path | None = None) -> None:
+        """Set the triggers.
+
+        Args:
+            machine: the machine's pressure.
+            cgroups: the root of the cgroups; None: where they are mounted.
+        """
+        cgroups = cgroups or unified_mount()
         self.missing: list[str] = []
         self._poll = select.poll()
         self._sources: dict[int, _Source] = {}
         self._groups: set[Path] = set()
-        self._seen: set[int] = set()
+        self._seen: dict[int, float] = {}  # processes, and when to look at them again
         self._cgroups = cgroups
         try:
             self._add(_trigger(machine), None)
@@ -66,9 +77,12 @@ class PressureWatch:
 
     def watch_process(self, pid: int) -> None:
         """Watch the memory cgroup of a process, too, and those above it."""
-        if pid in self._seen or len(self._groups) >= MAX_CGROUPS:
+        now = time.monotonic()
+        if now < self._seen.get(pid, 0.0) or len(self._groups) >= MAX_CGROUPS:
             return
-        self._seen.add(pid)
+        if len(self._seen) >= MAX_CGROUPS:
+            self._seen.clear()
+        self._seen[pid] = now + AGAIN_SECONDS
         with suppress(OSError, ValueError):
             lines = Path(f"/proc/{pid}/cgroup").read_text().splitlines()
             name = next((line[3:] for line in lines if line.startswith("0::")), "/")

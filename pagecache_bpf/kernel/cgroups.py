@@ -178,6 +178,16 @@ def host_memory(kernel: KernelFS = LIVE) -> dict[str, int]:
     return found
 
 
+def unified_mount(kernel: KernelFS = LIVE) -> Path:
+    """Return where version 2 with its memory controller is mounted, or where it would be.
+
+    Args:
+        kernel: the kernel's file systems.
+    """
+    version, mount = _hierarchy(kernel)
+    return Path(mount.target if version == 2 and mount else "/sys/fs/cgroup")
+
+
 def _hierarchy(kernel: KernelFS) -> tuple[int, Mount | None]:
     """The version and the mount that has the memory controller; no mount: there is none."""
     mounts = kernel.mounts()

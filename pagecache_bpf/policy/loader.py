@@ -19,6 +19,7 @@ import ctypes
 import errno
 import fcntl
 import os
+import stat
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -383,6 +384,14 @@ def _locked() -> Iterator[None]:
     PIN_ROOT.mkdir(mode=0o700, exist_ok=True)
     fd = os.open(PIN_ROOT, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
+        status = os.fstat(fd)
+        if status.st_uid != os.getuid() or status.st_mode & 0o002:
+            raise PrivilegeError(
+                f"{PIN_ROOT} is not root's alone",
+                f"it is of user {status.st_uid}, with mode {stat.S_IMODE(status.st_mode):o}: "
+                "somebody made it where bpffs was mounted for everybody",
+                f"Look at what is in it, and remove it: rm -r {PIN_ROOT}",
+            )
 
         def taken() -> bool | None:
             try:

@@ -161,3 +161,11 @@ def test_this_kernel() -> None:
     assert all(level.used >= 0 and level.reclaimable >= 0 for level in memory.levels)
     live = cgroups.host_memory(LIVE)
     assert 0 < live["MemAvailable"] <= live["MemTotal"]
+
+
+def test_s16_where_cgroups_are_mounted_is_looked_for(tmp_path: Path) -> None:
+    elsewhere = "30 23 0:26 / /mnt/groups rw - cgroup2 cgroup2 rw\n"
+    files = {"/proc/self/mountinfo": elsewhere, "/mnt/groups/cgroup.controllers": "cpu memory\n"}
+    assert cgroups.unified_mount(write(tmp_path / "a", files)) == Path("/mnt/groups")
+    kernel = write(tmp_path / "b", {"/proc/self/mountinfo": HYBRID})
+    assert cgroups.unified_mount(kernel) == Path("/sys/fs/cgroup")

@@ -401,3 +401,14 @@ def test_loaders_take_turns(kernel: FakeDevice) -> None:
     os.close(fd)
     loader.detach("sample")
     assert loader.pinned() == []
+
+
+def test_s16_a_place_for_pins_that_others_may_write_to_is_refused(kernel: FakeDevice) -> None:
+    """Where bpffs is mounted without a mode, anybody can make the directory first."""
+    loader.PIN_ROOT.mkdir()
+    loader.PIN_ROOT.chmod(0o1777)
+    with pytest.raises(PrivilegeError, match="is not root's alone"):
+        loader.detach("sample")
+    loader.PIN_ROOT.chmod(0o700)
+    with pytest.raises(UsageError, match="is not attached"):
+        loader.detach("sample")

@@ -6,7 +6,9 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from pagecache_bpf.agent.pressure import PressureWatch, Short, ask_all
+import pytest
+
+from pagecache_bpf.agent.pressure import AGAIN_SECONDS, MAX_CGROUPS, PressureWatch, Short, ask_all
 
 
 def test_files_are_asked_in_turn_until_enough_is_given_up() -> None:
@@ -34,4 +36,25 @@ def test_what_this_machine_lacks_is_said(tmp_path: Path) -> None:
     watch.watch(tmp_path / "a" / "b")  # no such cgroup: nothing to watch
     watch.watch_process(os.getpid())
     watch.watch_process(2**22 + 1)
+    watch.close()
+
+
+def test_s16_a_number_that_comes_round_is_looked_at_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A new process of that number may be in another cgroup, which is watched then, too."""
+    watch = PressureWatch(tmp_path / "none", tmp_path)
+    watched: list[Path] = []
+    monkeypatch.setattr(watch, "watch", watched.append)
+    now = 1000.0
+    monkeypatch.setattr("pagecache_bpf.agent.pressure.time.monotonic", lambda: now)
+    watch.watch_process(os.getpid())
+    watch.watch_process(os.getpid())
+    assert len(watched) == 1
+    now += AGAIN_SECONDS
+    watch.watch_process(os.getpid())
+    assert len(watched) == 2
+    for pid in range(2**22 + 1, 2**22 + 5000):  # no process has such a number
+        watch.watch_process(pid)
+    assert len(watch._seen) <= MAX_CGROUPS
     watch.close()
