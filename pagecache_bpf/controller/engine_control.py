@@ -228,14 +228,15 @@ class EngineControl:
 
     def observed(self, model: str) -> dict[str, int] | None:
         """What the observer has counted for a model; None: there is no observer."""
+        return self.observed_by_model().get(model)
+
+    def observed_by_model(self) -> dict[str, dict[str, int]]:
+        """What the observer has counted for each model; nothing where there is no observer."""
         stats = getattr(self.service, "stats", None)
-        if stats is None:
-            return None
-        with self.lock, suppress(PagecacheError):
-            for counted in stats()["models"]:
-                if counted["model"] == model:
-                    return dict(counted["counters"])
-        return None
+        if stats is not None:
+            with self.lock, suppress(PagecacheError):
+                return {found["model"]: dict(found["counters"]) for found in stats()["models"]}
+        return {}
 
     def close(self, keep: bool) -> None:
         """Detach what was attached here; keep: leave what the module runs."""

@@ -336,8 +336,15 @@ class LoadLedger:
         with self._lock:
             return dict(self._placed)
 
-    def report(self, load: ClientLoad) -> dict[str, Any]:
-        """A load as the protocol tells it."""
+    def report(
+        self, load: ClientLoad, counters: Mapping[str, dict[str, int]] | None = None
+    ) -> dict[str, Any]:
+        """Return a load as the protocol tells it.
+
+        Args:
+            load: the load.
+            counters: what the observer has counted by model; None: it is asked.
+        """
         delay = load.delay if load.closed is not None else self._delay(load)
         why = self.delays.why if self.delays else "nothing was asked yet"
         return {
@@ -362,7 +369,7 @@ class LoadLedger:
             "io_delay_why": "" if delay is not None else why or "the process has ended",
             "template": load.template,
             "template_why": load.template_why,
-            "counters": load.counted if load.closed is not None else self._counted(load),
+            "counters": load.counted if load.closed is not None else self._counted(load, counters),
         }
 
     def _waited(self, load: ClientLoad) -> int | None:
@@ -389,9 +396,11 @@ class LoadLedger:
                 found += cached_pages(load.held[file.key], 0, file.size) * PAGE_SIZE
         return found
 
-    def _counted(self, load: ClientLoad) -> dict[str, int] | None:
+    def _counted(
+        self, load: ClientLoad, counters: Mapping[str, dict[str, int]] | None = None
+    ) -> dict[str, int] | None:
         """What the observer has counted for the model since the load was opened."""
-        now = self.engines.observed(load.model)
+        now = self.engines.observed(load.model) if counters is None else counters.get(load.model)
         if now is None:
             return None
         before = load.counted_at_open or {}

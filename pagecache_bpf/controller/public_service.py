@@ -13,7 +13,6 @@ import resource
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -25,6 +24,12 @@ from pagecache_bpf.controller.client_files import (
     check_descriptor,
     page_range,
     template_of,
+)
+from pagecache_bpf.controller.client_sessions import (
+    ClientSession,
+    WaitingLoad,
+    check_room,
+    connections_for,
 )
 from pagecache_bpf.controller.load_ledger import ClientLoad, LoadLedger, headroom
 from pagecache_bpf.controller.load_templates import Asker
@@ -39,41 +44,9 @@ from pagecache_bpf.kernel.cachestat import cached_pages
 from pagecache_bpf.kernel.file_pages import PAGE_SIZE
 from pagecache_bpf.weights.models import check_name
 
-#: Files of one user that wait for a load or are in one: each is an open descriptor here.
-FILES_PER_USER = 16384
 #: Open loads of one user.
 LOADS_PER_USER = 256
 _log = logging.getLogger(__name__)
-
-
-@dataclass
-class _Session:
-    """What a connection has: files that wait for open_load, and loads."""
-
-    files: list[tuple[int, ClientFile]] = field(default_factory=list)
-    loads: dict[str, ClientLoad] = field(default_factory=dict)
-    watched: bool = False
-    gone: bool = False
-
-
-@dataclass(eq=False)
-class _Waiting:
-    """An open_load that is judged, or waits for room in the budget.
-
-    files: taken from its session.  fds: the template that came along.  over: its connection is,
-    and the descriptors are closed.
-    """
-
-    connection: Connection
-    arguments: dict[str, Any]
-    files: list[tuple[int, ClientFile]]
-    fds: list[int]
-    until: float
-    over: bool = False
-
-    def close(self) -> None:
-        """Let go of its descriptors."""
-        close_all([fd for fd, _ in self.files] + self.fds)
 
 
 class PublicService:
@@ -81,8 +54,6 @@ class PublicService:
 
     line_bytes = public_protocol.LINE_BYTES
     fds_per_message = public_protocol.FDS_PER_MESSAGE
-    connections_per_user = 512
-    connections = 2048
     idle_seconds = 120.0
 
     def __init__(
@@ -94,14 +65,16 @@ class PublicService:
         self._ledger = ledger
         self._end = end
         self._prefetch_queues = PrefetchQueues(ledger.engines.service.ignore)
-        self._sessions: dict[Connection, _Session] = {}
-        self._waiting: list[_Waiting] = []
+        self._sessions: dict[Connection, ClientSession] = {}
+        self._waiting: list[WaitingLoad] = []
         self._tick_wanted = False
         # Only ever held for a moment: the server's thread takes it, too.
         self._lock = threading.RLock()
         # Held while a load is judged, which waits for the ledger; taken before the other one.
         self._admission = threading.RLock()
-        self._most_files = resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2
+        self._pending: set[WaitingLoad] = set()  # every load that is not open yet
+        self.connections = connections_for(resource.getrlimit(resource.RLIMIT_NOFILE)[0])
+        self.connections_per_user = self.connections // 4
         # files and open_load take the descriptors over; the others leave them.
         self._answers: dict[str, Callable[..., dict[str, Any]]] = {
             name: getattr(self, f"_{name}")
@@ -167,7 +140,7 @@ class PublicService:
                 load_to_be.over = True
         close_all([fd for fd, _ in session.files])
         for load_to_be in waiting:
-            load_to_be.close()
+            self._close_pending(load_to_be)
         self._prefetch_queues.cancel(connection.number)
         for load in session.loads.values():
             _log.info("load %s of process %d ends with it", load.id, load.peer.pid)
@@ -212,19 +185,10 @@ class PublicService:
             if any(not file.size for file in files):  # procfs, too
                 raise UsageError("the files were refused", "one of them is empty")
             with self._lock:
-                mine, everybodys = self._files_of(connection.owner)
-                most = public_protocol.FILES_PER_LOAD - len(session.files)
-                if len(fds) > min(most, FILES_PER_USER - mine):
-                    raise UsageError(
-                        "the files were refused",
-                        f"{mine} of this user are in use or wait for a load already",
-                    )
-                if not connection.privileged and everybodys + len(fds) > self._most_files:
-                    raise UsageError(
-                        "the files were refused",
-                        f"{everybodys} of all users are in use or wait for a load already",
-                        "Raise the controller's limit of open files (LimitNOFILE)",
-                    )
+                if len(session.files) + len(fds) > public_protocol.FILES_PER_LOAD:
+                    most = public_protocol.FILES_PER_LOAD
+                    raise UsageError("the files were refused", f"a load has at most {most} files")
+                check_room(connection.owner, len(fds), self._sessions.items(), self._pending)
                 if session.gone:
                     raise UsageError("the files were refused", "the connection is over")
                 session.files += zip(fds, files, strict=True)
@@ -257,16 +221,18 @@ class PublicService:
             close_all(fds + [fd for fd, _ in self._taken(session)])
             raise
         until = time.monotonic() + arguments.get("wait", 0)
-        waiting = _Waiting(connection, arguments, self._taken(session), fds, until)
+        with self._lock:
+            waiting = WaitingLoad(connection, arguments, self._taken(session), fds, until)
+            self._pending.add(waiting)
         try:
             self._ledger.release_untagged()
             admitted = self._admit(waiting)
         except BaseException:
-            waiting.close()
+            self._close_pending(waiting)
             raise
         return None if admitted is None else self._open(waiting, *admitted)
 
-    def _admit(self, waiting: _Waiting) -> tuple[ClientLoad | None, Decision] | None:
+    def _admit(self, waiting: WaitingLoad) -> tuple[ClientLoad | None, Decision] | None:
         """Judge a load; None: it waits for room.
 
         Raises UsageError: its connection or its process is over.
@@ -301,7 +267,7 @@ class PublicService:
             self._ledger.end(load)
         raise UsageError("the load was not opened", "its connection is over")
 
-    def _open(self, waiting: _Waiting, load: ClientLoad | None, decision: Decision) -> bytes:
+    def _open(self, waiting: WaitingLoad, load: ClientLoad | None, decision: Decision) -> bytes:
         """Open a load that was judged; the descriptors are closed here."""
         connection, arguments = waiting.connection, waiting.arguments
         session = self._session(connection)
@@ -334,7 +300,7 @@ class PublicService:
                 self._ledger.end(load)
             raise
         finally:
-            waiting.close()
+            self._close_pending(waiting)
 
     def _load_report(self, connection: Connection, load: str) -> dict[str, Any]:
         return self._ledger.report(self._load(connection, load))
@@ -399,8 +365,9 @@ class PublicService:
 
     def _status(self, connection: Connection) -> dict[str, Any]:
         budgets = self._ledger.budgets
+        counters = self._ledger.engines.observed_by_model()  # once: a user may have many loads
         loads = [
-            {**self._ledger.report(load), "uid": load.peer.uid, "pid": load.peer.pid}
+            {**self._ledger.report(load, counters), "uid": load.peer.uid, "pid": load.peer.pid}
             for load in list(self._ledger.loads.values())
             if connection.privileged or connection.owner == load.owner
         ]
@@ -449,38 +416,24 @@ class PublicService:
                     self._ledger.end(admitted[0])
                 self._give_up(waiting, error)
 
-    def _give_up(self, waiting: _Waiting, error: PagecacheError) -> None:
+    def _give_up(self, waiting: WaitingLoad, error: PagecacheError) -> None:
         """Answer a load that waited by an error."""
         with self._lock:
             if waiting in self._waiting:
                 self._waiting.remove(waiting)
             over, waiting.over = waiting.over, True
         if not over:
-            waiting.close()
+            self._close_pending(waiting)
             waiting.connection.answer(wire.encode_error(error))
 
-    def _session(self, connection: Connection) -> _Session:
+    def _session(self, connection: Connection) -> ClientSession:
         with self._lock:
             session = self._sessions.get(connection)
             if session is None:
-                session = _Session(gone=not connection.alive)
+                session = ClientSession(gone=not connection.alive)
                 if connection.alive:  # or nobody would take it out again
                     self._sessions[connection] = session
             return session
-
-    def _files_of(self, owner: tuple[int, bool]) -> tuple[int, int]:
-        """How many files of a user, and of all, wait for a load or are in one; under the lock."""
-        mine = everybodys = 0
-        for connection, session in self._sessions.items():
-            count = len(session.files) + sum(len(load.held) for load in session.loads.values())
-            everybodys += count
-            if connection.owner == owner:
-                mine += count
-        for waiting in self._waiting:
-            everybodys += len(waiting.files)
-            if waiting.connection.owner == owner:
-                mine += len(waiting.files)
-        return mine, everybodys
 
     def _check_number_of_loads(self, connection: Connection) -> None:
         with self._lock:
@@ -496,7 +449,13 @@ class PublicService:
                 "Close loads that are over",
             )
 
-    def _taken(self, session: _Session) -> list[tuple[int, ClientFile]]:
+    def _close_pending(self, waiting: WaitingLoad) -> None:
+        """Let go of the descriptors that came for a load."""
+        waiting.close()
+        with self._lock:
+            self._pending.discard(waiting)
+
+    def _taken(self, session: ClientSession) -> list[tuple[int, ClientFile]]:
         """Take the files that wait; their descriptors are the caller's now."""
         with self._lock:
             files, session.files = session.files, []
@@ -511,7 +470,7 @@ class PublicService:
     def _mounts(self, connection: Connection) -> MountTable | None:
         return None if connection.privileged else connection.peer.checked(MountTable)
 
-    def _watch(self, connection: Connection, session: _Session) -> bool:
+    def _watch(self, connection: Connection, session: ClientSession) -> bool:
         """Watch the process; False if it has ended."""
         if not session.watched:
             session.watched = self.watch.add(connection.pid, connection.peer.duplicate())

@@ -37,6 +37,7 @@ _BACKLOG = 4096  # the kernel cuts it to net.core.somaxconn
 #: Connections taken at once, before those that are open are looked at again.
 _ACCEPTED_AT_ONCE = 64
 _EXPIRY_SECONDS = 0.2
+_NO_RESERVE_SECONDS = 0.01
 
 _log = logging.getLogger(__name__)
 
@@ -67,7 +68,7 @@ class Server:
         self._listeners: Counter[int] = Counter()
         self._descriptors: Counter[tuple[int, bool]] = Counter()
         self._descriptors_lock = threading.Lock()
-        self._most_descriptors = resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 4
+        self._most_descriptors = resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 8
         self._selector = selectors.DefaultSelector()
         self._calls: deque[Callable[[], None]] = deque()
         self._woken, self._waker = socket.socketpair()
@@ -79,7 +80,7 @@ class Server:
 
     def listen(self, listener: socket.socket, handler: Handler) -> None:
         """Take connections at a bound socket and have a handler answer them."""
-        self._most_descriptors = resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 4
+        self._most_descriptors = resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 8
         listener.setblocking(False)
         listener.listen(_BACKLOG)
         self._selector.register(listener, selectors.EVENT_READ, handler)
@@ -156,10 +157,10 @@ class Server:
         if connection.privileged:
             return True
         with self._descriptors_lock:
-            return (
-                self._descriptors[connection.owner] <= DESCRIPTORS_PER_USER
-                and sum(self._descriptors.values()) <= self._most_descriptors
-            )
+            mine = self._descriptors[connection.owner]
+            # No more than what is free then, so that others find something, too.
+            free = self._most_descriptors - sum(self._descriptors.values())
+            return mine <= min(DESCRIPTORS_PER_USER, max(free, connection.handler.fds_per_message))
 
     def close(self) -> None:
         """Hang up on everybody."""
@@ -170,7 +171,8 @@ class Server:
                 key.fileobj.close()
         self._waker.close()
         self._selector.close()
-        os.close(self._reserve)
+        if self._reserve >= 0:
+            os.close(self._reserve)
 
     def _accept(self, listener: socket.socket, handler: Handler) -> bool:
         """Take a connection; False: nobody else waits, or none can be taken now."""
@@ -243,9 +245,15 @@ class Server:
 
     def _turn_away(self, listener: socket.socket) -> None:
         """Out of descriptors: take one connection and drop it, or the loop would spin."""
-        _log.warning("out of file descriptors: a connection was turned away")
+        if not self.refusals["out of descriptors"]:
+            _log.warning("out of file descriptors: connections are turned away")
         self.refusals["out of descriptors"] += 1
-        os.close(self._reserve)
+        if self._reserve >= 0:
+            os.close(self._reserve)
+            self._reserve = -1
+        else:
+            time.sleep(_NO_RESERVE_SECONDS)
         with suppress(OSError):
             listener.accept()[0].close()
-        self._reserve = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+        with suppress(OSError):  # another thread may have been faster: it is tried again
+            self._reserve = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)

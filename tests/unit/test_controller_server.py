@@ -4,8 +4,8 @@
 from __future__ import annotations
 
 import errno
-import json
 import os
+import resource
 import socket
 import threading
 from collections.abc import Callable, Iterator
@@ -16,12 +16,11 @@ from typing import Any
 
 import pytest
 
-from pagecache_bpf.errors import PagecacheError, PolicyRejected, PrivilegeError, UsageError
+from pagecache_bpf.errors import PagecacheError, UsageError
 from pagecache_bpf.ipc import peer as peers
 from pagecache_bpf.ipc import wire
 from pagecache_bpf.ipc.client import LineClient, answers
 from pagecache_bpf.ipc.connection import Connection, close_all
-from pagecache_bpf.ipc.operations import collect, operation
 from pagecache_bpf.ipc.peer import Peer
 from pagecache_bpf.ipc.server import Server
 from pagecache_bpf.ipc.user_queues import UserQueues
@@ -363,114 +362,6 @@ def test_s13_root_of_a_container_is_not_root(tmp_path: Path, kind: str) -> None:
 # --- the codec ---
 
 
-@pytest.mark.parametrize(
-    "line",
-    [
-        b"7",
-        b"[]",
-        b"{}",
-        b'{"v": 1, "ok": 7}',
-        b'{"v": 1, "ok": null}',
-        b'{"v": 1, "error": 7}',
-        b'{"v": 1, "error": null}',
-        b"[" * 100_000,
-        b"\xff",
-    ],
-)
-def test_s16_an_answer_that_is_none_is_an_error_of_ours(tmp_path: Path, line: bytes) -> None:
-    client, accepted = pair(tmp_path / "sock")
-    client.close()
-    accepted.close()
-    path = tmp_path / "server"
-    with socket.socket(socket.AF_UNIX) as listener:
-        listener.bind(str(path))
-        listener.listen()
-
-        def serve() -> None:
-            connection, _ = listener.accept()
-            with connection:
-                connection.recv(1000)
-                connection.sendall(line + b"\n")
-
-        thread = threading.Thread(target=serve)
-        thread.start()
-        with LineClient(path, 20) as asked, pytest.raises(PagecacheError, match="does not answer"):
-            asked.request("x")
-        thread.join(20)
-
-
-@pytest.mark.parametrize(
-    ("name", "kind"),
-    [
-        ("UsageError", UsageError),
-        ("PrivilegeError", PrivilegeError),
-        ("PolicyRejected", PolicyRejected),
-        ("PagecacheError", PagecacheError),
-        ("Path", PagecacheError),  # a name of the module that is no error
-        ("annotations", PagecacheError),
-        ("__doc__", PagecacheError),
-        ("SystemExit", PagecacheError),
-        (None, PagecacheError),
-        (["UsageError"], PagecacheError),
-    ],
-)
-def test_s16_errors_are_of_our_classes_only(name: Any, kind: type[PagecacheError]) -> None:
-    fields = {"class": name, "what": "it failed", "why": 7, "more": "x"}
-    with pytest.raises(PagecacheError) as caught:
-        wire.decode_answer(json.dumps({"v": 1, "error": fields}).encode())
-    assert type(caught.value) is kind and str(caught.value) == "it failed: 7"
-
-
-def test_an_error_comes_back_as_it_went() -> None:
-    error = PrivilegeError("it failed", "for a reason", "do this", "docs/x.md#y")
-    with pytest.raises(PrivilegeError) as caught:
-        wire.decode_answer(wire.encode_error(error).rstrip(b"\n"))
-    assert vars(caught.value) == vars(error)
-
-
-class Operations:
-    """Two operations, and a method that is none."""
-
-    @operation(changes=True)
-    def put(
-        self, fd: int, name: str, sizes: dict[str, int] | None = None, force: bool = False
-    ) -> dict[str, Any]:
-        return {"fd": fd, "name": name, "sizes": sizes, "force": force}
-
-    @operation()
-    def get(self) -> dict[str, Any]:
-        return {}
-
-    def secret(self) -> dict[str, Any]:
-        raise AssertionError
-
-
-def test_only_marked_methods_are_operations() -> None:
-    found = collect(Operations())
-    assert sorted(found) == ["get", "put"]
-    assert (found["put"].changes, found["get"].changes) == (True, False)
-    assert (found["put"].takes_file, found["get"].takes_file) == (True, False)
-    answer = found["put"]({"fd": 3, "name": "x", "sizes": {"a": 1}})
-    assert answer == {"fd": 3, "name": "x", "sizes": {"a": 1}, "force": False}
-
-
-@pytest.mark.parametrize(
-    ("arguments", "why"),
-    [
-        ({"fd": 3}, "needs name"),
-        ({"fd": 3, "name": 7}, "name of put has a bad value"),
-        ({"fd": "3", "name": "x"}, "fd of put has a bad value"),
-        ({"fd": True, "name": "x"}, "fd of put has a bad value"),
-        ({"fd": 3, "name": "x", "force": 1}, "force of put has a bad value"),
-        ({"fd": 3, "name": "x", "sizes": {"a": "b"}}, "sizes of put has a bad value"),
-        ({"fd": 3, "name": "x", "self": 1}, "has no member"),
-    ],
-)
-def test_arguments_are_compared_with_the_hints(arguments: dict[str, Any], why: str) -> None:
-    with pytest.raises(UsageError, match=why):
-        collect(Operations())["put"](arguments)
-
-
 def test_out_of_descriptors_is_survived(running: Running, monkeypatch: pytest.MonkeyPatch) -> None:
     """accept(2) fails with EMFILE: one connection is turned away, and the loop goes on."""
     handler = Handler()
@@ -489,3 +380,39 @@ def test_out_of_descriptors_is_survived(running: Running, monkeypatch: pytest.Mo
     with public() as client:
         assert client.request("x")["fds"] == 0
     assert running.server.refusals["out of descriptors"] == 1
+
+
+def test_s5_out_of_descriptors_is_survived_when_the_reserve_is_gone(
+    running: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Really out of them, and another thread takes the one that was kept: later all is well."""
+    public = running.listen(Handler())
+    open_, before = os.open, resource.getrlimit(resource.RLIMIT_NOFILE)
+    refused = threading.Event()
+
+    def gone(path: Any, *arguments: Any, **named: Any) -> int:
+        if path == os.devnull and not refused.is_set():
+            refused.set()
+            raise OSError(errno.EMFILE, "Too many open files")
+        return open_(path, *arguments, **named)
+
+    with ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket(socket.AF_UNIX)) for _ in range(3)]
+        path = next(running._directory.glob("*.sock"))
+        monkeypatch.setattr("pagecache_bpf.ipc.server.os.open", gone)
+        taken = []
+        resource.setrlimit(resource.RLIMIT_NOFILE, (256, before[1]))
+        try:
+            with suppress(OSError):
+                while True:
+                    taken.append(os.dup(0))
+            for sock in sockets:
+                sock.connect(str(path))
+            wait_for(lambda: running.server.refusals["out of descriptors"] >= 3, "refusals", 60)
+        finally:
+            for fd in taken:
+                os.close(fd)
+            resource.setrlimit(resource.RLIMIT_NOFILE, before)
+    assert refused.is_set()
+    with public() as client:
+        assert client.request("x")["fds"] == 0
