@@ -134,7 +134,6 @@ class RootService:
             if lease:
                 self._leases.take(connection, name, arguments)
         if asked.changes:
-            self._ledger.release_untagged()
             self._changed()
         return dict(answer)
 

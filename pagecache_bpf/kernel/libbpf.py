@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import mmap
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -262,10 +263,11 @@ class Object:
     """
 
     def __init__(self, path: Path, name: str) -> None:
-        self._log = ctypes.create_string_buffer(LOG_BYTES)
+        # Mapped, not allocated: only what the verifier writes takes memory.
+        self._log = mmap.mmap(-1, LOG_BYTES)
         options = OpenOptions(
             object_name=name.encode(),
-            kernel_log_buf=ctypes.addressof(self._log),
+            kernel_log_buf=ctypes.addressof(ctypes.c_char.from_buffer(self._log)),
             kernel_log_size=LOG_BYTES,
         )
         options.sz = ctypes.sizeof(options)
@@ -311,7 +313,7 @@ class Object:
     @property
     def kernel_log(self) -> str:
         """The verifier's log of the program that was refused."""
-        return self._log.value.decode("utf-8", "replace")
+        return self._log[: max(0, self._log.find(b"\0", 0))].decode("utf-8", "replace")
 
     def maps(self) -> Iterator[ObjectMap]:
         """Yield the object's maps, those of data sections and struct_ops included.
