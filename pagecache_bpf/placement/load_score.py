@@ -61,22 +61,31 @@ def seconds_to_load(
     return (absent / device if device else 0.0) + cached / host_to_device
 
 
-def relative(seconds: Mapping[str, float | None]) -> dict[str, float]:
-    """Rank candidates by the share of the slowest one's time that each saves.
+def relative(seconds: Mapping[str, float | None], unknown: float | None = None) -> dict[str, float]:
+    """Rank candidates by how near each comes to the fastest one.
+
+    It is a ratio and no share of the slowest one's time, as one very slow device among the
+    candidates would then make all others look alike.
 
     Args:
         seconds: by candidate; None for one of which nothing is known.
+        unknown: the seconds that one of which nothing is known is taken to need.
 
     Returns:
-        0 to 1 by candidate, 1 best.  One that is not known counts as the slowest: it gets 0, as
-        all do where there is no difference.
+        By candidate: 1 for the fastest, 0.5 for one that takes twice as long, and so on.  0 for
+        those that stay unknown.
     """
-    known = [value for value in seconds.values() if value is not None]
-    worst = max(known, default=0.0)
-    return {
-        name: 0.0 if value is None or worst <= 0 else 1 - value / worst
+    known = {
+        name: unknown if value is None else value
         for name, value in seconds.items()
+        if value is not None or unknown is not None
     }
+    fastest = min((value for value in known.values() if value is not None), default=0.0)
+    shares = dict.fromkeys(seconds, 0.0)
+    for name, value in known.items():
+        if value is not None:
+            shares[name] = fastest / value if value > 0 else 1.0
+    return shares
 
 
 @dataclass(frozen=True)

@@ -57,11 +57,12 @@ def test_what_is_not_known_counts_as_absent() -> None:
     assert seconds_to_load(GIB, GIB, None, COPY) == GIB / COPY  # nothing has to be read
 
 
-def test_candidates_are_ranked_by_the_time_that_they_save() -> None:
-    assert relative({"a": 10.0, "b": 2.5, "c": None}) == {"a": 0.0, "b": 0.75, "c": 0.0}
-    assert relative({"a": 4.0, "b": 4.0}) == {"a": 0.0, "b": 0.0}
+def test_candidates_are_ranked_by_how_near_they_come_to_the_fastest() -> None:
+    assert relative({"a": 10.0, "b": 2.5, "c": None}) == {"a": 0.25, "b": 1.0, "c": 0.0}
+    assert relative({"a": 10.0, "b": 2.5, "c": None}, 5.0) == {"a": 0.25, "b": 1.0, "c": 0.5}
+    assert relative({"a": 4.0, "b": 4.0}) == {"a": 1.0, "b": 1.0}
     assert relative({"a": None}) == {"a": 0.0}
-    assert relative({"a": 0.0}) == {"a": 0.0}
+    assert relative({"a": 0.0, "b": 1.0}) == {"a": 1.0, "b": 0.0}
     assert relative({}) == {}
 
 
