@@ -37,6 +37,15 @@ VARIANTS: Mapping[str, Mapping[str, Any]] = {
         "alerts": {"enabled": True},
         "dashboard": {"enabled": True},
     },
+    # Where replicas start: labels by the API, and the scheduler's extender with all that it does.
+    "placement.yaml": {
+        "modelPaths": ["/models"],
+        "placement": {
+            "labels": "api",
+            "prewarm": True,
+            "extender": {"enabled": True, "gates": True, "sweep": True},
+        },
+    },
 }
 
 

@@ -236,7 +236,7 @@ def _start(address: Address, tls: Tls | None, collector: Collector) -> Any:
     registry.register(collector)
     files: dict[str, Any] = {}
     if tls:
-        _check_files(tls)
+        check_files(tls)
         files = {
             "certfile": str(tls.certificate),
             "keyfile": str(tls.key),
@@ -250,7 +250,7 @@ def _start(address: Address, tls: Tls | None, collector: Collector) -> Any:
             "the certificates cannot be used", error.reason or str(error), *_PEM
         ) from error
     except OSError as error:
-        raise _listen_error(address, error) from error
+        raise listen_error(address, error) from error
     if tls:
         # Otherwise the handshake is done where connections are accepted, and a client that
         # connects and says nothing would keep all others out.
@@ -265,7 +265,7 @@ _PEM = (
 )
 
 
-def _check_files(tls: Tls) -> None:
+def check_files(tls: Tls) -> None:
     """Load them before the port is taken.  Raises UsageError."""
     for path in filter(None, (tls.certificate, tls.key, tls.clients)):
         try:
@@ -286,7 +286,8 @@ def _check_files(tls: Tls) -> None:
         raise UsageError("the certificates cannot be used", why, *_PEM) from error
 
 
-def _listen_error(address: Address, error: OSError) -> PagecacheError:
+def listen_error(address: Address, error: OSError) -> PagecacheError:
+    """Make the error for an address that cannot be listened on."""
     what = f"cannot listen on {address}"
     docs = f"{_DOCS}#cannot-listen-on"
     if error.errno == errno.EADDRINUSE:

@@ -118,6 +118,7 @@ class NodeWatch:
         self._last: tuple[float, NodeScores] | None = None
         self._copy = self._speeds.host_to_device
         self._devices: dict[int, float | None] = {}
+        self._models: dict[str, Model] = {}
 
     def scores(self) -> NodeScores:
         """Return the scores of now, or of at most KEEP_SECONDS ago."""
@@ -127,6 +128,11 @@ class NodeWatch:
                 self._last = (now, self._look())
             began, found = self._last
             return replace(found, age_ns=round((time.monotonic() - began) * 1e9))
+
+    def model_of(self, content: str) -> Model | None:
+        """Return the model with that content identity, as it was at the last look."""
+        with self._lock:
+            return self._models.get(content)
 
     def _look(self) -> NodeScores:
         if self._copy is None:
@@ -145,6 +151,7 @@ class NodeWatch:
             missing.append(str(error))
         began = time.time_ns()
         scores: dict[str, ModelScore] = {}
+        self._models = {}
         for model in models.values():
             try:
                 score = self._score(model, self._copy)
@@ -155,6 +162,7 @@ class NodeWatch:
             # Two copies of one model on a node: whoever loads it takes the warmer one.
             if best is None or score.fraction > best.fraction:
                 scores[score.content] = score
+                self._models[score.content] = model
         budget, running = _controller()
         return NodeScores(
             self._node, began, 0, budget, running, tuple(scores.values()), tuple(missing)

@@ -179,6 +179,13 @@ def documents() -> list[dict[str, Any]]:
     return [one for path in MANIFESTS for one in yaml.safe_load_all(path.read_text()) if one]
 
 
+def agent() -> dict[str, Any]:
+    """The DaemonSet of the agent as it is without any option."""
+    plain = yaml.safe_load_all((ROOT / "packaging/kubernetes/pagecache-bpf.yaml").read_text())
+    (daemon,) = (one for one in plain if one["kind"] == "DaemonSet")
+    return dict(daemon)
+
+
 def test_the_manifests_are_what_kubernetes_takes() -> None:
     """Strictly: a field that the API does not have is a mistake."""
     kinds = set()
@@ -193,8 +200,7 @@ def test_the_manifests_are_what_kubernetes_takes() -> None:
 
 
 def test_a_misspelt_field_would_be_seen() -> None:
-    daemons = [one for one in documents() if one["kind"] == "DaemonSet"]
-    assert len(daemons) == 1
+    daemons = [agent()]
     daemons[0]["spec"]["template"]["spec"]["hostPid"] = True
     with pytest.raises(kubernetes_validate.ValidationError, match="hostPid"):
         kubernetes_validate.validate(daemons[0], kubernetes_validate.latest_version(), strict=True)
@@ -232,12 +238,23 @@ def test_the_configuration_of_the_cluster_is_correct(tmp_path: Path) -> None:
 
 def test_the_agents_arguments_parse() -> None:
     """Of the exporter the command line, of the agent what the entry point hands on."""
-    (daemon,) = (one for one in documents() if one["kind"] == "DaemonSet")
+    daemon = agent()
     containers = {one["name"]: one for one in daemon["spec"]["template"]["spec"]["containers"]}
     assert run(*containers["exporter"]["args"], "--help").code == 0
     assert containers["agent"]["args"] == ["agent"]
     entry = ROOT / "packaging" / "container" / "entrypoint"
     assert "exec pagecache-bpf serve --no-color" in entry.read_text()
+
+
+def test_the_arguments_of_placement_parse() -> None:
+    seen = set()
+    for document in documents():
+        if document["kind"] in ("DaemonSet", "Deployment"):
+            for container in document["spec"]["template"]["spec"]["containers"]:
+                if container["args"] != ["agent"]:
+                    assert run(*container["args"], "--help").code == 0
+                    seen.add(container["args"][0])
+    assert seen == {"export", "kube-node", "kube-extender"}
 
 
 @pytest.mark.parametrize(("doctor", "stays"), [(3, True), (0, False)])
