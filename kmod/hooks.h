@@ -67,6 +67,7 @@ int pcb_prototypes_init(void);
 int pcb_prototype_check(const char *name, const char *expected);
 int pcb_tracepoint_check(const char *name, const char *expected);
 s32 pcb_btf_find_id(const struct btf *btf, const char *name, u8 kind);
+const char *pcb_btf_name_of(const struct btf *btf, u32 offset);
 
 /* ftrace.c: a set of kernel functions that are watched or redirected together */
 struct pcb_ftrace {

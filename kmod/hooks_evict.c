@@ -23,6 +23,7 @@
 #include "fairness.h"
 #include "hooks.h"
 #include "hooks_evict.h"
+#include "trace.h"
 
 static bool pcb_direct; /* how folio_referenced() is redirected */
 bool pcb_evict_possible;
@@ -40,10 +41,13 @@ static bool pcb_keep_folio(struct pcb_policy *p, struct pcb_keep *keep, struct f
 			   struct mem_cgroup *memcg, struct pcb_reclaimer *reclaimer)
 {
 	unsigned long nr = folio_nr_pages(folio);
+	enum pcb_keep_refusal reason;
 
 	if (!pcb_reclaim_affords(reclaimer, folio, memcg)) {
+		reason = PCB_KEEP_OVERRULED;
 		pcb_count(p, keep_overruled_bytes, (u64)nr << PAGE_SHIFT);
 	} else if (!keep || !pcb_keep_add(keep, folio->index, nr)) {
+		reason = keep ? PCB_KEEP_OVER_BUDGET : PCB_KEEP_NO_RECORD;
 		pcb_count(p, keep_over_budget_bytes, (u64)nr << PAGE_SHIFT);
 	} else {
 		pcb_reclaim_kept(reclaimer, nr);
@@ -51,6 +55,7 @@ static bool pcb_keep_folio(struct pcb_policy *p, struct pcb_keep *keep, struct f
 		return true;
 	}
 	pcb_count(p, keep_ignored_bytes, (u64)nr << PAGE_SHIFT);
+	trace_pagecache_keep_refused(p, folio->mapping, folio->index, nr, reason);
 	return false;
 }
 

@@ -22,6 +22,7 @@
 #include "placement.h"
 #include "prefetch.h"
 #include "streams.h"
+#include "trace.h"
 
 /* Compilers put what is inlined into a function, and what they think is rare, where they like. */
 static struct pcb_code pcb_fault_code[] = {
@@ -148,6 +149,7 @@ static bool pcb_ask(struct readahead_control *ractl, u32 kind, u32 flags, pgoff_
 	} else {
 		pcb_count(p, readahead_default, 1);
 	}
+	trace_pagecache_readahead(&call, decided ? plan : NULL);
 out:
 	rcu_read_unlock();
 	return decided;

@@ -94,9 +94,46 @@ BTF_ID_FLAGS(func, bpf_pagecache_keep_budget, KF_TRUSTED_ARGS)
 BTF_ID_FLAGS(func, bpf_pagecache_exit, KF_TRUSTED_ARGS)
 BTF_KFUNCS_END(pcb_kfunc_ids)
 
+/* Where each may be called; anything else is refused when the policy is loaded. */
+#define PCB_HOOK_BITS(hook) BIT(PAGECACHE_HOOK_##hook)
+#define PCB_OPEN_FILE_HOOKS (PCB_HOOK_BITS(READAHEAD) | PCB_HOOK_BITS(ACCESS))
+static const struct {
+	const char *name;
+	u32 hooks;
+} pcb_kfunc_hooks[] = {
+	{ "bpf_pagecache_prefetch", PCB_OPEN_FILE_HOOKS },
+	{ "bpf_pagecache_drop", PCB_OPEN_FILE_HOOKS | PCB_HOOK_BITS(PRESSURE) },
+	{ "bpf_pagecache_cancel", PCB_OPEN_FILE_HOOKS },
+	{ "bpf_pagecache_keep_budget", U32_MAX },
+	{ "bpf_pagecache_exit", U32_MAX },
+};
+
+/*
+ * The verifier asks whether a program may call a kernel function.  The set below is offered to
+ * every struct_ops type, so a program of another type (sched_ext, congestion control) has none of
+ * them. Ids of a module's BTF may be relocated when it is loaded: names are compared.
+ */
+static int pcb_kfunc_filter(const struct bpf_prog *prog, u32 kfunc_id)
+{
+	const char *name = pcb_kfunc_name(kfunc_id);
+	int hook = pcb_hook_of_program(prog);
+	unsigned int i;
+
+	if (hook < 0)
+		return -EACCES;
+	if (!name)
+		return 0; /* names cannot be looked up here: what each function checks remains */
+	for (i = 0; i < ARRAY_SIZE(pcb_kfunc_hooks); i++) {
+		if (!strcmp(name, pcb_kfunc_hooks[i].name))
+			return pcb_kfunc_hooks[i].hooks & BIT(hook) ? 0 : -EACCES;
+	}
+	return -EACCES;
+}
+
 static const struct btf_kfunc_id_set pcb_kfunc_set = {
 	.owner = THIS_MODULE,
 	.set = &pcb_kfunc_ids,
+	.filter = pcb_kfunc_filter,
 };
 
 int pcb_kfuncs_register(void)

@@ -4,6 +4,7 @@
 #define PCB_POLICY_H
 
 #include <linux/atomic.h>
+#include <linux/bpf.h>
 #include <linux/kref.h>
 #include <linux/list.h>
 #include <linux/mutex.h>
@@ -72,6 +73,8 @@ static inline void pcb_count_add(struct pcb_policy *p, enum pagecache_counter c,
 
 /* struct_ops.c: BPF attaches and detaches policies */
 int pcb_struct_ops_register(void);
+int pcb_hook_of_program(const struct bpf_prog *prog);
+const char *pcb_kfunc_name(u32 id);
 
 /* kfuncs.c */
 int pcb_kfuncs_register(void);

@@ -75,6 +75,12 @@ s32 pcb_btf_find_id(const struct btf *btf, const char *name, u8 kind)
 	return static_call(pcb_btf_find)(btf, name, kind);
 }
 
+/* A name in a BTF by its offset; NULL: it cannot be looked up. */
+const char *pcb_btf_name_of(const struct btf *btf, u32 offset)
+{
+	return static_call(pcb_btf_name)(btf, offset);
+}
+
 static const struct btf_type *pcb_type(u32 id)
 {
 	return static_call(pcb_btf_skip_modifiers)(pcb_vmlinux, id, NULL);

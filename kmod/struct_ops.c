@@ -12,8 +12,58 @@
 
 static u64 pcb_policy_seq;
 
+/* The module's own types, set before any policy can be loaded. */
+static const struct btf *pcb_btf;
+static s32 pcb_ops_id;
+
 /* Types a policy may write to: the answer, nothing else. */
 static const struct btf_type *pcb_answer_type;
+
+/* The hook of each member of struct pagecache_ops. */
+static const struct {
+	unsigned int offset;
+	enum pagecache_hook hook;
+} pcb_hook_members[] = {
+	{ offsetof(struct pagecache_ops, init), PAGECACHE_HOOK_INIT },
+	{ offsetof(struct pagecache_ops, exit), PAGECACHE_HOOK_EXIT },
+	{ offsetof(struct pagecache_ops, readahead), PAGECACHE_HOOK_READAHEAD },
+	{ offsetof(struct pagecache_ops, access), PAGECACHE_HOOK_ACCESS },
+	{ offsetof(struct pagecache_ops, added), PAGECACHE_HOOK_ADDED },
+	{ offsetof(struct pagecache_ops, removed), PAGECACHE_HOOK_REMOVED },
+	{ offsetof(struct pagecache_ops, evict), PAGECACHE_HOOK_EVICT },
+	{ offsetof(struct pagecache_ops, pressure), PAGECACHE_HOOK_PRESSURE },
+};
+
+/*
+ * The hook that a program is for; negative: it is none of ours.  While a struct_ops program is
+ * being verified, attach_btf_id is its struct and expected_attach_type the number of its member
+ * (check_struct_ops_btf_id() in kernel/bpf/verifier.c).
+ */
+int pcb_hook_of_program(const struct bpf_prog *prog)
+{
+	const struct btf_type *type;
+	unsigned int i, offset;
+
+	if (!pcb_btf || prog->aux->attach_btf != pcb_btf || prog->aux->attach_btf_id != pcb_ops_id)
+		return -ENOENT;
+	type = btf_type_by_id(pcb_btf, pcb_ops_id);
+	if (!type || prog->expected_attach_type >= btf_type_vlen(type))
+		return -ENOENT;
+	offset = __btf_member_bit_offset(type, btf_members(type) + prog->expected_attach_type) / 8;
+	for (i = 0; i < ARRAY_SIZE(pcb_hook_members); i++) {
+		if (pcb_hook_members[i].offset == offset)
+			return pcb_hook_members[i].hook;
+	}
+	return -ENOENT;
+}
+
+/* The name of a kernel function of this module, by its id in the module's BTF. */
+const char *pcb_kfunc_name(u32 id)
+{
+	const struct btf_type *type = pcb_btf ? btf_type_by_id(pcb_btf, id) : NULL;
+
+	return type ? pcb_btf_name_of(pcb_btf, type->name_off) : NULL;
+}
 
 #define PCB_DECIDING_HOOKS                                                                        \
 	(BIT(PAGECACHE_HOOK_READAHEAD) | BIT(PAGECACHE_HOOK_ACCESS) | BIT(PAGECACHE_HOOK_ADDED) | \
@@ -140,9 +190,11 @@ static int pcb_init(struct btf *btf)
 {
 	s32 id = pcb_btf_find_id(btf, "pagecache_answer", BTF_KIND_STRUCT);
 
-	if (id < 0)
-		return id;
+	pcb_ops_id = pcb_btf_find_id(btf, "pagecache_ops", BTF_KIND_STRUCT);
+	if (id < 0 || pcb_ops_id < 0)
+		return -ENOENT;
 	pcb_answer_type = btf_type_by_id(btf, id);
+	pcb_btf = btf;
 	return 0;
 }
 

@@ -25,10 +25,6 @@ PAGECACHE_EVICT(evict_garbage_evict)
 {
 	u64 r = random_u64();
 
-	/* Neither prefetch nor drop is possible here: refused, and nothing else. */
-	pagecache_prefetch(ctx, r % 999, 64, PAGECACHE_NODE_ANY, 0);
-	pagecache_drop(ctx, ctx->index, ctx->nr);
-	pagecache_cancel(ctx);
 	pagecache_keep_budget(ctx, random_u64());
 	return r % 3 ? (s32)random_u64() : (s32)(r % 5);
 }
@@ -39,8 +35,6 @@ PAGECACHE_PRESSURE(evict_garbage_pressure)
 	u64 r = random_u64();
 
 	pagecache_drop(ctx, r % 5 ? r % (ctx->file_pages + 9) : r, r % 3 ? r % 999 : r);
-	pagecache_prefetch(ctx, 0, 64, PAGECACHE_NODE_ANY, 0);
-	pagecache_cancel(ctx);
 }
 
 PAGECACHE_POLICY(evict_garbage, .evict = (void *)evict_garbage_evict,

@@ -55,13 +55,13 @@ PAGECACHE_ACCESS(garbage_access)
 PAGECACHE_ADDED(garbage_added)
 (struct pagecache_ctx *ctx)
 {
-	act(ctx);
+	pagecache_keep_budget(ctx, random_u64());
 }
 
 PAGECACHE_REMOVED(garbage_removed)
 (struct pagecache_ctx *ctx)
 {
-	act(ctx);
+	pagecache_keep_budget(ctx, random_u64());
 }
 
 PAGECACHE_POLICY(garbage, .readahead = (void *)garbage_readahead, .access = (void *)garbage_access,

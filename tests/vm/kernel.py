@@ -112,6 +112,29 @@ def wait_for(condition: Callable[[], T], what: str, seconds: float = 10.0) -> T:
     return value
 
 
+TRACING = Path("/sys/kernel/tracing")
+
+
+@contextmanager
+def traced(event: str) -> Iterator[Callable[[], list[dict[str, str]]]]:
+    """Listen to a trace event of the module; call what is yielded for the fields of each so far."""
+    enable = TRACING / "events" / "pagecache_bpf" / event / "enable"
+    (TRACING / "buffer_size_kb").write_text("16384")
+    (TRACING / "trace").write_text("")
+    enable.write_text("1")
+
+    def so_far() -> list[dict[str, str]]:
+        lines = (TRACING / "trace").read_text().splitlines()
+        said = [line.partition(f" {event}: ")[2].split() for line in lines if f" {event}: " in line]
+        return [dict(word.split("=") for word in words if "=" in word) for words in said]
+
+    try:
+        yield so_far
+    finally:
+        enable.write_text("0")
+        (TRACING / "trace").write_text("")
+
+
 @contextmanager
 def attached(name: str, *files: Path, **knobs: int) -> Iterator[Policy]:
     """A policy, attached, governing these files; everything is undone afterwards."""

@@ -26,7 +26,16 @@ from pagecache_bpf.kernel.control_device import Device, ExitRecord
 from pagecache_bpf.policy import loader
 from pagecache_bpf.policy.catalog import find
 from tests.unit.command import run
-from tests.vm.kernel import ROOT, Policy, attached, mapped, resident, test_policy, wait_for
+from tests.vm.kernel import (
+    ROOT,
+    Policy,
+    attached,
+    mapped,
+    resident,
+    test_policy,
+    traced,
+    wait_for,
+)
 
 pytestmark = pytest.mark.vm
 
@@ -93,8 +102,16 @@ def test_default_loses_what_keep_keeps(lists: str, memory: Group, files: tuple[P
 def test_keep_ends_at_the_budget(lists: str, memory: Group, files: tuple[Path, Path]) -> None:
     weights, stream = files
     budget = PAGES // 4
-    with attached(test_policy("keep_all"), weights, keep_pages=budget) as policy:
+    with (
+        traced("pagecache_keep_refused") as events,
+        attached(test_policy("keep_all"), weights, keep_pages=budget) as policy,
+    ):
         memory.read(weights, stream, stream)
+        refused = {"over_budget": 0, "overruled": 0}
+        for event in events():
+            refused[event["reason"]] += int(event["nr"]) * PAGE_SIZE
+        assert refused["over_budget"] == policy.count("keep_over_budget_bytes")
+        assert refused["overruled"] == policy.count("keep_overruled_bytes")
         assert policy.variable("granted") == [budget]
         assert policy.status.keep_max_pages == budget
         assert budget * 9 // 10 <= policy.status.kept_pages <= budget

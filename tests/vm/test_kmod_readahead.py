@@ -24,6 +24,7 @@ from tests.vm.kernel import (
     read_pages,
     resident,
     test_policy,
+    traced,
 )
 
 pytestmark = pytest.mark.vm
@@ -78,6 +79,25 @@ def test_marker_asks_again(file: Path) -> None:
         # The marker is gone: the same page again asks nobody.
         read_pages(file, 53, 1)
         assert policy.variable("kinds")[MARKER] == 1
+
+
+def test_each_decision_is_a_trace_event(file: Path) -> None:
+    with (
+        attached(WINDOW, file, window_pages=101, mark_pages=53) as policy,
+        traced("pagecache_readahead") as events,
+    ):
+        read_pages(file, 0, 1)
+        read_pages(file, 53, 1)
+        seen = events()
+        assert len(seen) == policy.count("readahead_calls") == 2
+    assert [event["kind"] for event in seen] == ["miss", "marker"]
+    assert [(event["index"], event["start"], event["nr"]) for event in seen] == [
+        ("0", "0", "101"),
+        ("53", "53", "101"),
+    ]
+    assert [event["mark"] for event in seen] == ["53", "106"]
+    assert {event["ino"] for event in seen} == {str(file.stat().st_ino)}
+    assert {event["policy"] for event in seen} == {"window"}
 
 
 def test_fault_reads_the_window(file: Path) -> None:
