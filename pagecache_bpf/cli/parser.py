@@ -38,7 +38,7 @@ class Group(Enum):
 
 
 COMMON = (
-    ("--json", "print JSON (keys: see the manual page); errors are JSON on stderr too"),
+    ("--json", "print JSON (keys: see the command's manual page); errors are JSON on stderr too"),
     ("--no-color", "no colors, even on a terminal (also: NO_COLOR in the environment)"),
 )
 

@@ -47,7 +47,8 @@ def test_a_package_is_installed_upgraded_removed_and_purged(
     assert installed(system) == f"ii {dist.version()}~earlier"
     assert json.loads(system.run("pagecache-bpf policy list --json"))["policies"]
     assert system.run("pagecache-bpf --version").split()[-1] == dist.version()
-    system.run("test -e /usr/share/man/man1/pagecache-bpf.1.gz")
+    for page in ("pagecache-bpf", "pagecache-bpf-attach"):
+        system.run(f"test -e /usr/share/man/man1/{page}.1.gz")
     system.run("getent group pagecache")
     # What Debian's own Python modules cannot do would show at the import.
     system.run("python3 -c 'import pyroute2.netlink.taskstats, pagecache_bpf.controller.daemon'")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The manual page, the completion scripts and the troubleshooting page fit the code."""
+"""The manual pages, the completion scripts and the troubleshooting page fit the code."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pagecache_bpf.cli import parser
 from pagecache_bpf.cli.verbs import completion
 from pagecache_bpf.errors import UnsupportedError
 from tests.unit.command import ROOT, environment, run
-from tools import generate_docs
+from tools import generate_docs, man_pages
 
 TROUBLESHOOTING = ROOT / "docs" / "troubleshooting.md"
 SOURCES = sorted((ROOT / "pagecache_bpf").rglob("*.py"))
@@ -71,52 +71,81 @@ def test_the_module_that_is_refused_has_its_section() -> None:
         assert error.docs.partition("#")[2] in {anchor(heading) for heading in headings()}
 
 
-def test_the_manual_page_is_fresh() -> None:
+def test_the_generated_pages_are_fresh() -> None:
     assert generate_docs.main(["--check"]) == 0
 
 
-def test_a_stale_manual_page_is_seen(
+def test_stale_manual_pages_are_seen(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(generate_docs, "PAGE", tmp_path / "man" / "pagecache-bpf.1")
+    monkeypatch.setattr(generate_docs, "MAN", tmp_path / "man")
     assert generate_docs.main(["--check"]) == 1
     assert "--write" in capsys.readouterr().err
     assert generate_docs.main(["--write"]) == 0
     assert generate_docs.main(["--check"]) == 0
-    generate_docs.PAGE.write_text(generate_docs.PAGE.read_text().replace("sequential", "random"))
+    page = tmp_path / "man" / "pagecache-bpf-attach.1"
+    page.write_text(page.read_text().replace("policy", "policeman"))
     assert generate_docs.main(["--check"]) == 1
+    assert generate_docs.main(["--write"]) == 0
+    gone = tmp_path / "man" / "pagecache-bpf-nothing.1"
+    gone.write_text("a command that there is no more")
+    assert generate_docs.main(["--check"]) == 1
+    assert generate_docs.main(["--write"]) == 0
+    assert not gone.exists()
 
 
-def test_the_manual_page_does_not_depend_on_the_terminal() -> None:
-    command = [sys.executable, "-m", "tools.generate_docs", "--man"]
+def test_manual_pages_do_not_depend_on_the_terminal() -> None:
+    command = [sys.executable, "-m", "tools.generate_docs", "--man", "attach"]
     pages = {
         subprocess.run(
             command, env=environment(COLUMNS=columns), capture_output=True, check=True, cwd=ROOT
         ).stdout
         for columns in ("20", "200")
     }
-    assert pages == {generate_docs.manual_page().encode()}
+    assert pages == {man_pages.manual_pages()["pagecache-bpf-attach.1"].encode()}
 
 
-def test_the_manual_page_has_every_command_and_option() -> None:
-    page = generate_docs.manual_page().replace("\\-", "-")
-    for name, command in generate_docs._commands(parser.build_parser()):
-        assert f".SS {name}\n" in page
+def test_each_command_has_a_manual_page_with_its_options() -> None:
+    pages = {name: page.replace("\\-", "-") for name, page in man_pages.manual_pages().items()}
+    verbs = parser.find_verbs()
+    assert set(pages) == {"pagecache-bpf.1", *(f"pagecache-bpf-{name}.1" for name in verbs)}
+    common = pages["pagecache-bpf.1"]
+    for name, command in man_pages._commands(parser.build_parser()):
+        verb, _, inner = name.partition(" ")
+        page = pages[f"pagecache-bpf-{verb}.1"]
+        assert f".SS {name}\n" in page if inner else f".BR pagecache-bpf-{verb} (1)\n" in common
         for action in command._actions:
-            assert all(option in page for option in action.option_strings)
-    for verb in parser.find_verbs().values():
-        for keys in verb.JSON.values():
+            assert all(option in common + page for option in action.option_strings)
+    for name, module in verbs.items():
+        page = pages[f"pagecache-bpf-{name}.1"]
+        assert module.EXAMPLES and all(line in page for line, _ in module.EXAMPLES)
+        for keys in module.JSON.values():
             assert all(f"\\fB{key}\\fR" in page for key in keys)
 
 
 @pytest.mark.skipif(shutil.which("groff") is None, reason="groff is not installed")
-def test_the_manual_page_is_good_roff() -> None:
+def test_the_manual_pages_are_good_roff() -> None:
+    pages = sorted(generate_docs.MAN.glob("*.1"))
     done = subprocess.run(
-        ["groff", "-man", "-Tutf8", "-ww", "-z", str(generate_docs.PAGE)],
-        capture_output=True,
-        text=True,
+        ["groff", "-man", "-Tutf8", "-ww", "-z", *pages], capture_output=True, text=True
     )
     assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.skipif(shutil.which("lexgrog") is None, reason="lexgrog is not installed")
+def test_apropos_finds_the_manual_pages() -> None:
+    """man-db takes name and purpose from the section NAME."""
+    pages = sorted(generate_docs.MAN.glob("*.1"))
+    done = subprocess.run(["lexgrog", *pages], capture_output=True, text=True, check=True)
+    found = dict(re.findall(r'^(.+): "(.+?) - .+"$', done.stdout, re.M))
+    assert found == {str(page): page.stem for page in pages}
+
+
+@pytest.mark.skipif(shutil.which("mandoc") is None, reason="mandoc is not installed")
+def test_mandoc_finds_no_error() -> None:
+    pages = sorted(generate_docs.MAN.glob("*.1"))
+    done = subprocess.run(["mandoc", "-Tlint", "-Werror", *pages], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "")
 
 
 @pytest.fixture
