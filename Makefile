@@ -24,7 +24,7 @@ GUEST_KREL = $(shell ls -d /lib/modules/6.12*/build 2>/dev/null | sort -V | tail
 RUNNING := $(shell uname -r)
 KREL ?= $(GUEST_KREL)
 
-.PHONY: help deps build peers bpf policies kmod check format coverage docs docs-site mutate test test-unit test-native test-vm test-numa \
+.PHONY: help deps build peers bpf policies kmod check format coverage docs docs-site fuzz mutate test test-unit test-native test-vm test-numa \
 	test-torch test-old vm vm-shell vm-debug debug-kernel test-kernels demo bench wheel dist chart test-delivery install \
 	install-data uninstall clean
 
@@ -97,6 +97,11 @@ MUTATE_SECONDS ?= 1200
 mutate: build ## break lines on purpose: do the unit tests notice? (MUTATE_SECONDS=, MODULES=)
 	$(Q)$(PY) -m pip install -q --disable-pip-version-check -e '.[mutate]'
 	$(PY) -m tools.mutate --seconds $(MUTATE_SECONDS) $(MODULES)
+
+# `make test` runs a short part of it, the same each time; what it finds stays in tests/cases/fuzz.
+FUZZ_SECONDS ?= 1200
+fuzz: build ## feed every parser of strangers' input with broken variants (FUZZ_SECONDS=)
+	$(PY) -m tests.fuzzing --seconds $(FUZZ_SECONDS)
 
 docs-site: build ## the documentation and the reference of the package as one site, in build/site
 	$(PY) -m tools.docs_site

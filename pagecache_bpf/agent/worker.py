@@ -26,6 +26,8 @@ from collections import deque
 from contextlib import suppress
 from dataclasses import dataclass
 
+#: Of the agent's environment, what the interpreter may need to be started.
+ENVIRONMENT = {name: text for name, text in os.environ.items() if name == "LD_LIBRARY_PATH"}
 #: Bytes read by one system call, and the alignment of chunks.
 CHUNK_BYTES = 2 << 20
 MAX_DEPTH = 32
@@ -47,7 +49,8 @@ DONE = struct.Struct("=i4xQQQ")
 
 _MADV_POPULATE_READ = 22  # include/uapi/asm-generic/mman-common.h, since 5.14
 _PROT_READ, _MAP_SHARED = 1, 1
-_PR_SET_NAME = 15
+_PR_SET_NAME, _PR_SET_NO_NEW_PRIVS = 15, 38
+_CAPABILITY_VERSION = 0x20080522  # 3, in include/uapi/linux/capability.h
 _MPOL_DEFAULT, _MPOL_PREFERRED = 0, 1
 _SET_MEMPOLICY = {"x86_64": 238, "aarch64": 237}.get(os.uname().machine)
 
@@ -225,10 +228,23 @@ class Worker:
             os._exit(0)  # the agent is gone
 
 
+class _Header(ctypes.Structure):
+    _fields_ = (("version", ctypes.c_uint32), ("pid", ctypes.c_int))
+
+
+def give_up_rights() -> None:
+    """Drop every capability, for good: reading open files takes none.  Before threads start."""
+    _libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
+    # Two sets of three words, all empty: struct __user_cap_data_struct.
+    if _libc.capset(ctypes.byref(_Header(_CAPABILITY_VERSION, 0)), (ctypes.c_uint32 * 6)()):
+        raise _error()
+
+
 def main() -> None:
     """Serve the socket whose number is the only argument."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     _libc.prctl(_PR_SET_NAME, b"pagecache-read", 0, 0, 0)
+    give_up_rights()
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     try:

@@ -23,7 +23,7 @@ from pathlib import Path
 
 from pagecache_bpf.agent import worker
 from pagecache_bpf.agent.read_threads import Extent, Settled, Totals, drop
-from pagecache_bpf.agent.worker import DONE, ORDER
+from pagecache_bpf.agent.worker import DONE, ENVIRONMENT, ORDER
 from pagecache_bpf.kernel.cachestat import cached_pages
 from pagecache_bpf.kernel.numa import cpus_of
 
@@ -69,6 +69,7 @@ class Pool:
                     stdin=subprocess.DEVNULL,
                     pass_fds=[theirs.fileno()],
                     cwd="/",
+                    env=ENVIRONMENT,
                 )
             except BaseException:
                 ours.close()
@@ -141,8 +142,7 @@ class Pools:
     """Carries out what policies ask for.
 
     settled: called with an extent, the end and the length of a part that is read, cancelled or
-    failed; from a thread of this object.  depth_of: chunks to read at once, by device.  started:
-    told the process id of each new worker.
+    failed; from a thread of its own.  depth_of: chunks at once, by device.  started: told new pids.
     """
 
     def __init__(
@@ -301,8 +301,8 @@ class Pools:
     def pids(self) -> list[int]:
         """The worker processes."""
         with self._lock:
-            spare = [self._spare] if self._spare else []
-            return [pool.process.pid for pool in [*self._pools.values(), *spare]]
+            found = [*self._pools.values(), self._spare]
+            return [pool.process.pid for pool in found if pool is not None]
 
     def stop(self) -> None:
         """Forget the queue and end the workers."""

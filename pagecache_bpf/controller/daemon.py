@@ -29,7 +29,7 @@ from pagecache_bpf.controller import config as configs
 from pagecache_bpf.controller import node_hints, saved_state
 from pagecache_bpf.controller.admission import Budgets
 from pagecache_bpf.controller.config import Config
-from pagecache_bpf.controller.engine_control import EngineControl
+from pagecache_bpf.controller.engine_control import EngineControl, policy_info
 from pagecache_bpf.controller.inherited import reset
 from pagecache_bpf.controller.inspectors import Inspectors
 from pagecache_bpf.controller.load_ledger import LoadLedger
@@ -49,6 +49,7 @@ DEFAULT_GROUP = "pagecache"
 _TICK_SECONDS = 0.2
 _IDLE_SECONDS = 5.0
 _SWEEP_SECONDS = 10.0
+_SWITCH_SECONDS = 0.0005
 _STOP_SECONDS = 5.0  # for system calls on users' files to come back
 
 _log = logging.getLogger(__name__)
@@ -93,6 +94,8 @@ class Daemon:
     def start(self) -> None:
         """Open the sockets and take up what there was.  Raises PagecacheError."""
         _raise_descriptors()
+        # Root's requests and the agent's own thread get their turn soon, however many work.
+        sys.setswitchinterval(_SWITCH_SECONDS)
         listener = _listen(ROOT_SOCKET, 0o600)
         self.server.listen(listener, self.root)
         if self.config is None:
@@ -174,6 +177,7 @@ class Daemon:
                 usual.unlink()
         self.server.close()
         self.server.queues.wait_idle(_STOP_SECONDS)
+        self.server.cleanups.wait_idle(_STOP_SECONDS)
         if self.public is not None:
             self.public.close()
         self.inspectors.close()
@@ -201,6 +205,7 @@ class Daemon:
         fresh = configs.load(self.config.source)
         if fresh.listen != self.config.listen:
             _log.warning("socket.listen changes with the next start")
+        policy_info.cache_clear()  # one may have been built anew
         settings = ResolvedConfig(fresh)
         self._open_to(fresh, self.config.listen)
         fresh = replace(fresh, listen=self.config.listen)
@@ -259,7 +264,7 @@ class Daemon:
             "connections": len(self.server.connections),
             "accepted": self.server.accepted,
             "refused": dict(self.server.refusals),
-            "requests_waiting": self.server.queues.waiting(),
+            "requests_waiting": self.server.queues.waiting() + self.server.cleanups.waiting(),
             "requests_running": self.server.queues.running(),
             "threads_not_started": self.server.queues.start_failures,
             "inspectors": self.inspectors.count(),

@@ -13,6 +13,7 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 from pagecache_bpf.agent.service import Service
 from pagecache_bpf.controller.client_files import ClientFile
@@ -24,6 +25,19 @@ from pagecache_bpf.policy import catalog, loader
 STRUCT_OPS, AGENT = "struct_ops", "agent"
 _log = logging.getLogger(__name__)
 _Identity = tuple[int, int, int, int]
+
+
+@lru_cache(maxsize=64)
+def policy_info(name: str) -> catalog.PolicyInfo:
+    """Return what is known of a policy; read once, as that takes 20 ms and each load asks.
+
+    Args:
+        name: its name, or the path of its source or object.
+
+    Raises:
+        UsageError: there is no such policy.
+    """
+    return catalog.find(name)
 
 
 @dataclass(frozen=True)
@@ -89,7 +103,7 @@ class EngineControl:
         """
         with self.lock:
             here = self.attached()
-            info = catalog.find(policy)
+            info = policy_info(policy)
             if info.name in here:
                 return here[info.name], ""
             engine, why = self.best(wanted)

@@ -19,6 +19,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pagecache_bpf.controller import seccomp
 from pagecache_bpf.errors import PagecacheError, UsageError
 from pagecache_bpf.ipc.public_protocol import TEMPLATE_BYTES
 
@@ -169,6 +170,7 @@ def give_up_rights(uid: int, gid: int) -> None:
     ):
         if libc.prctl(option, value, 0, 0, 0):
             raise OSError(ctypes.get_errno(), "the rights could not be given up")
+    seccomp.deny()  # where the kernel has it; the rest does not rely on it
 
 
 def warm_up() -> None:

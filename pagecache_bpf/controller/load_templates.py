@@ -15,11 +15,10 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from pagecache_bpf.controller.client_files import ClientFile
-from pagecache_bpf.controller.engine_control import AGENT, EngineControl
+from pagecache_bpf.controller.engine_control import AGENT, EngineControl, policy_info
 from pagecache_bpf.controller.inspectors import Inspectors, Owner
 from pagecache_bpf.errors import PagecacheError, UsageError
 from pagecache_bpf.kernel import abi
-from pagecache_bpf.policy import catalog
 
 if TYPE_CHECKING:
     from pagecache_bpf.kernel.bpf_maps import BpfMap
@@ -76,7 +75,7 @@ class LoadTemplates:
         Raises:
             PagecacheError: it does not fit, or none can be derived.
         """
-        if not catalog.find(policy).takes_templates:
+        if not policy_info(policy).takes_templates:
             if asker.text is not None:
                 raise UsageError(f"the policy {policy} takes no I/O template")
             return None

@@ -11,13 +11,12 @@ from typing import TYPE_CHECKING
 
 from pagecache_bpf.controller.admission import Claim
 from pagecache_bpf.controller.client_files import ClientFile, check_descriptor
-from pagecache_bpf.controller.engine_control import EngineControl, PlacedTag
+from pagecache_bpf.controller.engine_control import EngineControl, PlacedTag, policy_info
 from pagecache_bpf.controller.load_ledger import LoadLedger
 from pagecache_bpf.controller.load_templates import Asker
 from pagecache_bpf.controller.resolved_config import ConfiguredModel, ResolvedConfig
 from pagecache_bpf.errors import PagecacheError, UsageError
 from pagecache_bpf.kernel.file_key import open_to_read
-from pagecache_bpf.policy import catalog
 
 if TYPE_CHECKING:
     from pagecache_bpf.templates.template import Template
@@ -63,7 +62,7 @@ class ModelTagger:
 
     def _tag(self, model: ConfiguredModel, knobs: dict[str, int]) -> None:
         policy = model.config.policy or ""
-        name = catalog.find(policy).name
+        name = policy_info(policy).name
         files: list[ClientFile] = []
         fresh: dict[bytes, PlacedTag] = {}
         with ExitStack() as opened:
@@ -116,7 +115,7 @@ def knobs_for(policy: str, settings: ResolvedConfig) -> dict[str, int]:
     """
     models = [model for model in settings.models if model.config.policy == policy]
     knobs = dict(models[0].config.knobs) if models else {}
-    info = catalog.find(policy)
+    info = policy_info(policy)
     if BUDGET_KNOB in knobs or not any(knob.name == BUDGET_KNOB for knob in info.knobs):
         return knobs
     budgets = [model.config.budget for model in models]

@@ -8,10 +8,12 @@ that was asked for, so that the pages are charged and placed as if the client ha
 from __future__ import annotations
 
 import os
+import resource
 import threading
 from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from pagecache_bpf.agent.queue_depth import DEFAULT_DEPTH
@@ -26,16 +28,21 @@ from pagecache_bpf.kernel.file_pages import PAGE_SIZE
 
 #: Of one user, whatever the memory has room for: a queue longer than this is no window.
 QUEUE_BYTES = 64 << 30
+#: Files of one user that are read at a time: each is an open descriptor.
+FILES = 1024
+#: The workers' nice value.
+NICE = 5
 #: Users who prefetch at a time: each has worker processes of 33 tasks.
 USERS = 32
 
 
 @dataclass
 class _Queued:
-    """A request: whose, of which connection, bytes that are not settled, and the file."""
+    """A file that is read: whose, for which connection, bytes that are not settled, how to open."""
 
     owner: Owner
     connection: int
+    key: bytes
     left: int
     source: Source
 
@@ -47,7 +54,9 @@ class PrefetchQueues:
     """
 
     def __init__(self, started: Callable[[int], None]) -> None:
-        self._started = started
+        self._tell_started = started
+        limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        self._most_files = min(FILES, limit // 64)
         self._lock = threading.Lock()
         self._of: dict[Owner, Pools] = {}
         self._left: dict[int, _Queued] = {}  # by the descriptor that is held for it
@@ -94,13 +103,27 @@ class PrefetchQueues:
             total = sum(length for _, length in wanted)
             if not total:
                 return 0, refused
-            # One descriptor for the whole request, held until the last of it is settled.
-            held = reopen_descriptor(fd)
-            source = Source(lambda: os.dup(held))
-            self._left[held] = _Queued(owner, connection, total, source)
+            # One descriptor for the file, held until the last that was asked of it is settled.
+            held = self._held(connection, file.key)
+            if held is None:
+                mine = sum(queued.owner == owner for queued in self._left.values())
+                if mine >= self._most_files:
+                    return 0, sum(length for _, length in extents)
+                held = reopen_descriptor(fd)
+                source = Source(partial(os.dup, held))
+                self._left[held] = _Queued(owner, connection, file.key, 0, source)
+            source = self._left[held].source
+            self._left[held].left += total
         for start, length in wanted:
             pools.submit(Extent(source, start, length, held, node), place)
         return total, refused
+
+    def _held(self, connection: int, key: bytes) -> int | None:
+        """The descriptor that is held of a file for a connection already; under the lock."""
+        for held, queued in self._left.items():
+            if queued.connection == connection and queued.key == key and not queued.source.over:
+                return held
+        return None
 
     def cancel(self, connection: int) -> None:
         """Forget what a connection has asked for; what is being read is finished."""
@@ -151,6 +174,12 @@ class PrefetchQueues:
             raise PagecacheError(
                 what, f"no process can be started: {error}", "Raise the controller's TasksMax"
             ) from error
+
+    def _started(self, pid: int) -> None:
+        """What clients ask for is read behind what readers wait for, and after root's requests."""
+        self._tell_started(pid)
+        with suppress(OSError):
+            os.setpriority(os.PRIO_PROCESS, pid, NICE)  # its threads come later, and inherit it
 
     def _settled(self, extent: Extent, start: int, length: int) -> None:
         """Called by the pools, holding no lock of this object."""

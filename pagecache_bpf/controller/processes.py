@@ -9,7 +9,6 @@ reused, and whether an event was missed.
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import logging
 import os
@@ -22,6 +21,7 @@ from typing import Any
 
 from pagecache_bpf.errors import UnsupportedError
 from pagecache_bpf.ipc.peer import has_ended
+from pagecache_bpf.kernel.classic_bpf import EQUAL, LOAD, RETURN, Program
 from pagecache_bpf.kernel.kernelfs import LIVE
 
 CONNECTOR, PIDFD = "connector", "pidfd"
@@ -235,26 +235,17 @@ class ExitEvents:
             self._netlink.close()
 
 
-class _Instruction(ctypes.Structure):
-    _fields_ = (
-        *(("code", ctypes.c_ushort), ("jt", ctypes.c_ubyte)),
-        *(("jf", ctypes.c_ubyte), ("k", ctypes.c_uint)),
-    )
-
-
-class _Program(ctypes.Structure):
-    _fields_ = (("length", ctypes.c_ushort), ("filter", ctypes.POINTER(_Instruction)))
-
-
 def _only_ends(sock: socket.socket) -> None:
     """Have the kernel drop every other event: the forks of a busy machine must not wake us."""
-    code = (_Instruction * 4)(
-        _Instruction(0x20, 0, 0, _WHAT_OFFSET),  # load what: taken as in network order
-        _Instruction(0x15, 0, 1, socket.ntohl(_EXIT)),  # is it the end of a thread?
-        _Instruction(0x06, 0, 0, 0xFFFFFFFF),  # take all of the message
-        _Instruction(0x06, 0, 0, 0),  # take nothing
+    program = Program.of(
+        [
+            (LOAD, 0, 0, _WHAT_OFFSET),  # what happened: taken as in network order
+            (EQUAL, 0, 1, socket.ntohl(_EXIT)),  # is it the end of a thread?
+            (RETURN, 0, 0, 0xFFFFFFFF),  # take all of the message
+            (RETURN, 0, 0, 0),  # take nothing
+        ]
     )
-    sock.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, bytes(_Program(4, code)))
+    sock.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, bytes(program))
 
 
 class DiskDelays:

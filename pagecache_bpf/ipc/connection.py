@@ -16,6 +16,7 @@ import socket
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from typing import TYPE_CHECKING, Protocol
 
 from pagecache_bpf.errors import PagecacheError, UsageError
@@ -128,6 +129,10 @@ class Connection:
 
     def readable(self) -> None:
         """Take what the other side has sent."""
+        if not self._server.has_descriptors(self):
+            # What it sends is not looked at: descriptors stay in the socket, and go with it.
+            self._refuse("too many descriptors of this user, or of all, are on their way")
+            return
         room = socket.CMSG_LEN(4 * (self.handler.fds_per_message + 1))
         try:
             data, ancillary, flags, _ = self._socket.recvmsg(
@@ -138,20 +143,22 @@ class Connection:
         except OSError:
             self.close()
             return
+        self._hold(ancillary)
+        if self._busy or not data:  # a second request before the answer, or the end
+            self.close()
+        elif flags & socket.MSG_CTRUNC or len(self._fds) > self.handler.fds_per_message:
+            self._refuse("too many descriptors came along")
+        else:
+            self._take(data)
+
+    def _hold(self, ancillary: list[tuple[int, int, bytes]]) -> None:
+        """Take over the descriptors that came along."""
         for level, kind, raw in ancillary:
             if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
                 whole = array.array("i")
                 whole.frombytes(raw[: len(raw) - len(raw) % whole.itemsize])
                 self._fds += whole
                 self._server.count_descriptors(self, len(whole))
-        if self._busy or not data:  # a second request before the answer, or the end
-            self.close()
-        elif flags & socket.MSG_CTRUNC or len(self._fds) > self.handler.fds_per_message:
-            self._refuse("too many descriptors came along")
-        elif self._fds and not self._server.has_descriptors(self):
-            self._refuse("too many descriptors of this user, or of all, are on their way")
-        else:
-            self._take(data)
 
     def _take(self, data: bytes) -> None:
         if not self._in:
@@ -256,23 +263,37 @@ class Connection:
             return
         self.alive = False
         self._server.forget(self, self._socket)
-        self._socket.close()
+        with suppress(OSError):  # the other side was faster
+            self._socket.shutdown(socket.SHUT_RDWR)
         fds, self._fds = self._fds, []
         if fds:
             self._close_later(fds)
 
         def leave() -> None:
-            self.handler.gone(self)
-            self.peer.close()
+            try:
+                self._socket.close()
+                self.handler.gone(self)
+            finally:
+                self.peer.close()
+                # Only now its place is free: what it has left does not pile up.
+                self._server.call(partial(self._server.left, self))
 
-        self._server.queues.submit(self.handler.queue(self), leave, must_run=True)
+        self._clean_up(leave)
 
     def _close_later(self, fds: list[int]) -> None:
         def leave() -> None:
             close_all(fds)
             self._server.count_descriptors(self, -len(fds))
 
-        self._server.queues.submit(self.handler.queue(self), leave, must_run=True)
+        self._clean_up(leave)
+
+    def _clean_up(self, work: Callable[[], None]) -> None:
+        """Do something that may wait, and that no request of the user's is to hold up."""
+        key = self.handler.queue(self)
+        if self.privileged:
+            self._server.queues.submit(key, work, must_run=True)
+        else:
+            self._server.cleanups.submit(key, work, must_run=True)
 
 
 def close_all(fds: list[int]) -> None:

@@ -31,11 +31,15 @@ from pagecache_bpf.ipc.user_queues import UserQueues
 
 __all__ = ["Connection", "Handler", "Server", "close_all"]
 
+#: Connections that a user has at hand also where a crowd has taken what it can.
+FEW = 16
 #: Descriptors of one user that have come and are not handled yet.
 DESCRIPTORS_PER_USER = 4096
 _BACKLOG = 4096  # the kernel cuts it to net.core.somaxconn
 #: Connections taken at once, before those that are open are looked at again.
 _ACCEPTED_AT_ONCE = 64
+#: For what connections leave behind when they end; each user has one at a time.
+CLEANUP_THREADS = 16
 _EXPIRY_SECONDS = 0.2
 _NO_RESERVE_SECONDS = 0.01
 
@@ -47,6 +51,7 @@ class Server:
 
     Attributes:
         queues: the worker threads.
+        cleanups: threads for what connections leave behind.
         connections: those that are open.
         accepted: how many were taken so far.
         refusals: what was refused at this level so far, by reason.
@@ -60,6 +65,7 @@ class Server:
             trust_containers: take user 0 of a container for root of this machine.
         """
         self.queues = queues or UserQueues()
+        self.cleanups = UserQueues(1, CLEANUP_THREADS)
         self.trust_containers = trust_containers
         self.connections: set[Connection] = set()
         self.accepted = 0
@@ -127,6 +133,7 @@ class Server:
         if now >= self._expired + _EXPIRY_SECONDS:
             self._expired = now
             self.queues.retry()
+            self.cleanups.retry()
             for connection in list(self.connections):
                 connection.expire(now)
 
@@ -140,6 +147,9 @@ class Server:
         with suppress(KeyError):
             self._selector.unregister(sock)
         self.connections.discard(connection)
+
+    def left(self, connection: Connection) -> None:
+        """Take note that nothing is left of a connection: its place is free."""
         listener = id(connection.handler)
         self._listeners[listener] -= 1
         self._owners[listener, connection.owner] -= 1
@@ -215,16 +225,21 @@ class Server:
     def _has_room(self, handler: Handler, newcomer: Connection) -> bool:
         """Whether one more connection is taken.
 
-        Where all places are taken, a user with few of them takes over one of the user with the
-        most: an idle one that loses nothing.
+        The last eighth of the places is for users who have FEW.  Where all are taken, a user with
+        few of them takes over one of the user with the most: an idle one that loses nothing.
         """
         listener = id(handler)
         mine = self._owners[listener, newcomer.owner]
         bound = handler.connections_per_user
         if bound is not None and mine >= bound and not newcomer.privileged:
             return False
-        if handler.connections is None or self._listeners[listener] < handler.connections:
+        if handler.connections is None:
             return True
+        kept = handler.connections // 8 if mine >= FEW else 0
+        if self._listeners[listener] < handler.connections - kept:
+            return True
+        if handler.connections > FEW and mine >= FEW:
+            return False
         others = {owner: count for (at, owner), count in self._owners.items() if at == listener}
         richest = max(others, key=lambda owner: others[owner])
         if others[richest] <= mine + 1:

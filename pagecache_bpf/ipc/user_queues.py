@@ -4,12 +4,17 @@
 A system call on somebody's file may take for ever (a file server that does not answer), so each
 user has a queue of work of which a few pieces run at a time; others wait in that queue only.
 Reserved keys (root's) have threads of their own, which exist from the start.
+
+All threads share one interpreter, so time of the processor is shared out, too: together, users may
+take half of one, each an equal part.  Who has taken more than its part and what it has saved up
+rests for a while; what waits for a disk or another process costs nothing.
 """
 
 from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Hashable
 
@@ -19,6 +24,11 @@ from pagecache_bpf.errors import PagecacheError
 THREADS_PER_USER = 4
 TOTAL = 64
 _IDLE_SECONDS = 5.0
+#: Of one processor, for all users together; seconds of it that a user saves up, and the longest
+#: that it rests.
+SHARE = 0.5
+SAVED_SECONDS = 0.5
+REST_SECONDS = 2.0
 
 _log = logging.getLogger(__name__)
 Work = Callable[[], None]
@@ -44,6 +54,7 @@ class UserQueues:
         self._running: dict[Hashable, int] = {}
         self._reserved: dict[Hashable, threading.Condition] = {}
         self._threads = self._idle = 0
+        self._allowances: dict[Hashable, tuple[float, float]] = {}  # seconds left, and when
         self._lock = threading.Lock()
         self._wake = threading.Condition(self._lock)
 
@@ -124,10 +135,20 @@ class UserQueues:
         """Pieces of work that wait for a thread which is not reserved."""
         return sum(len(work) for key, work in self._waiting.items() if key not in self._reserved)
 
+    def _runnable(self, now: float) -> int:
+        """Pieces of work that a thread could begin now."""
+        return sum(
+            min(len(work), self._per_user - self._running.get(key, 0))
+            for key, work in self._waiting.items()
+            if key not in self._reserved and self._rest(key, now) <= 0
+        )
+
     def _grow(self) -> Exception | None:
         """Start a thread if one is missing; the error where that failed.  Under the lock."""
+        if self._threads >= self._total:
+            return None
         # A thread that is idle may have been woken for other work already.
-        if self._general() <= self._idle or self._threads >= self._total:
+        if self._threads and self._runnable(time.monotonic()) <= self._idle:
             return None
         thread = threading.Thread(target=self._serve, name="queue", daemon=True)
         try:
@@ -140,11 +161,48 @@ class UserQueues:
 
     def _next(self) -> tuple[Hashable, Work] | None:
         """Work of a user who has room; the user goes to the end of the line."""
+        now = time.monotonic()
         for key, waiting in list(self._waiting.items()):
-            if key not in self._reserved and self._running.get(key, 0) < self._per_user:
+            if (
+                key not in self._reserved
+                and self._running.get(key, 0) < self._per_user
+                and self._rest(key, now) <= 0
+            ):
                 del self._waiting[key]
                 return key, self._taken(key, waiting)
         return None
+
+    def _rate(self) -> float:
+        """Seconds of the processor that a user may take in a second."""
+        users = {*self._waiting, *self._running} - self._reserved.keys()
+        return SHARE / max(1, len(users))
+
+    def _left(self, key: Hashable, now: float) -> float:
+        """Seconds that a user may take at once."""
+        left, since = self._allowances.get(key, (SAVED_SECONDS, now))
+        return min(SAVED_SECONDS, left + (now - since) * self._rate())
+
+    def _rest(self, key: Hashable, now: float) -> float:
+        """How long a user still rests, in seconds; 0 or less: it does not."""
+        if key not in self._allowances:
+            return 0.0
+        return -self._left(key, now) / self._rate()
+
+    def _charge(self, key: Hashable, seconds: float) -> None:
+        """Take note of what a user has taken.  Under the lock."""
+        now = time.monotonic()
+        left = max(self._left(key, now) - seconds, -REST_SECONDS * self._rate())
+        self._allowances[key] = (left, now)
+        if len(self._allowances) > 2 * self._total:
+            full = [key for key in self._allowances if self._left(key, now) >= SAVED_SECONDS]
+            for other in full:
+                del self._allowances[other]
+
+    def _pause(self) -> float:
+        """How long an idle thread waits at most: until somebody has rested, or for good."""
+        now = time.monotonic()
+        rests = [self._rest(key, now) for key in self._waiting if key not in self._reserved]
+        return min([_IDLE_SECONDS, *(rest for rest in rests if rest > 0)])
 
     def _taken(self, key: Hashable, waiting: deque[Work]) -> Work:
         """Take the first piece of a queue, which goes behind the others."""
@@ -160,9 +218,9 @@ class UserQueues:
             with self._lock:
                 while (taken := self._next()) is None:
                     self._idle += 1
-                    woken = self._wake.wait(_IDLE_SECONDS)
+                    woken = self._wake.wait(self._pause())
                     self._idle -= 1
-                    if not woken and not self._general():
+                    if not woken and not self._general():  # it has waited as long as it may
                         self._threads -= 1
                         return
             self._run(*taken)
@@ -177,11 +235,14 @@ class UserQueues:
             self._run(key, work)
 
     def _run(self, key: Hashable, work: Work) -> None:
+        begun = time.thread_time()
         try:
             work()
         except Exception:
             _log.exception("work for %s failed", key)
         with self._lock:
+            if key not in self._reserved:
+                self._charge(key, time.thread_time() - begun)
             self._running[key] -= 1
             if not self._running[key]:
                 del self._running[key]

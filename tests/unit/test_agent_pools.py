@@ -180,3 +180,21 @@ def test_s12_a_worker_that_cannot_be_started_is_told(
     assert pools.totals.by_errno[errno.EAGAIN] >= 1
     monkeypatch.undo()
     wait_for(lambda: len(pools.pids()) >= 2, "a worker to be there again")
+
+
+def test_s16_workers_have_no_rights(pools: Pools, log: Log, weights: Path) -> None:
+    """They read open files: no capability, no way to one, nothing of the agent's environment."""
+    for pid in pools.pids():
+        for status in Path(f"/proc/{pid}/task").glob("*/status"):
+            text = status.read_text()
+            for name in ("CapPrm", "CapEff", "CapInh", "CapAmb"):
+                assert f"{name}:\t0000000000000000" in text
+            assert "NoNewPrivs:\t1" in text
+        environment = Path(f"/proc/{pid}/environ").read_bytes()
+        assert {line.split(b"=")[0] for line in environment.split(b"\0")} <= {
+            *(b"", b"LD_LIBRARY_PATH"),
+        }
+    weights.chmod(0o000)  # the right is the descriptor's
+    pools.submit(Extent(source(weights), 0, PAGE, 1), WorkerPlace("rights", None, -1))
+    wait_for(lambda: log.total == PAGE, "the page to be read")
+    assert pools.totals.errors == 0

@@ -88,6 +88,7 @@ def test_it_has_no_rights(found: Inspectors, tmp_path: Path) -> None:
     uid = "\t".join(["65533"] * 4)
     for line in (f"Uid:\t{uid}", f"Gid:\t{uid}", "CapPrm:\t0000000000000000", "NoNewPrivs:\t1"):
         assert line in status
+    assert "Seccomp:\t2" in status  # a filter
     limits = Path(f"/proc/{process(found)}/limits").read_text()
     assert "Max processes             0                    0" in limits
     open_now = [os.readlink(entry) for entry in Path(f"/proc/{process(found)}/fd").iterdir()]

@@ -1,0 +1,40 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Programs of classic BPF, as filters of sockets and of system calls are written in.
+
+Source: Documentation/networking/filter.rst and Documentation/userspace-api/seccomp_filter.rst.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+
+#: Codes of the instructions that are used: load a word at k, compare it with k, and return k.
+LOAD, EQUAL, AT_LEAST, HAS_BITS, RETURN = 0x20, 0x15, 0x35, 0x45, 0x06
+
+
+class Instruction(ctypes.Structure):
+    """struct sock_filter: a code, how far to jump if it is true and if not, and its operand."""
+
+    _fields_ = (
+        *(("code", ctypes.c_ushort), ("jt", ctypes.c_ubyte)),
+        *(("jf", ctypes.c_ubyte), ("k", ctypes.c_uint)),
+    )
+
+
+class Program(ctypes.Structure):
+    """struct sock_fprog; keeps its instructions alive."""
+
+    _fields_ = (("length", ctypes.c_ushort), ("filter", ctypes.POINTER(Instruction)))
+
+    @classmethod
+    def of(cls, instructions: Sequence[tuple[int, int, int, int]]) -> Program:
+        """Make a program.
+
+        Args:
+            instructions: the members of each Instruction.
+        """
+        code = (Instruction * len(instructions))(
+            *(Instruction(*members) for members in instructions)
+        )
+        return cls(len(instructions), code)
