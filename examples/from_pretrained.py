@@ -19,7 +19,11 @@ if args.without:
     model = AutoModel.from_pretrained(args.model).to(args.device)
 else:
     with pc.load(args.model, devices=args.device) as load:
-        model = AutoModel.from_pretrained(args.model).to(args.device)
+        pc.phase("weights")  # for a recording, if one is made: pagecache-bpf record
+        model = AutoModel.from_pretrained(args.model)
+        pc.phase("to the device")
+        model = model.to(args.device)
+        pc.phase("loaded")
     print(load.report())
 seconds = time.monotonic() - started
 print(f"{sum(parameter.numel() for parameter in model.parameters())} parameters in {seconds:.2f} s")

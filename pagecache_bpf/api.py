@@ -30,6 +30,7 @@ from pagecache_bpf.loads.arguments import (
     Device,
     PathLike,
     guarded,
+    output_path,
     parse_budget,
     placements_of,
     resolve_model,
@@ -39,6 +40,7 @@ from pagecache_bpf.loads.report import NONE, Report
 if TYPE_CHECKING:
     from pagecache_bpf.loads.open_load import OpenLoad
     from pagecache_bpf.loads.request import LoadRequest
+    from pagecache_bpf.weights.models import Model
 
 
 _log = logging.getLogger(__name__)
@@ -129,6 +131,7 @@ def load(
     template: PathLike | None = None,
     keep: bool = False,
     wait: float = 0.0,
+    record: PathLike | None = None,
 ) -> Load:
     """Have the weights at PATH read ahead of whoever loads them, until done().
 
@@ -147,6 +150,8 @@ def load(
         keep: leave the pages in the cache at the end.
         wait: seconds to queue, in the background, when other loads have taken the controller's
             budget.
+        record: where a recording of the load goes when it is done, for `pagecache-bpf report`;
+            takes root.  load() then returns when it is being recorded, about a second later.
 
     Returns:
         The load.  A second one of the same files in this process shares the first one's.
@@ -173,6 +178,7 @@ def load(
         from pagecache_bpf.topology import node_of
 
         node = node_of(placed)
+    output = None if record is None else output_path(record)
     request = LoadRequest(
         model,
         policy,
@@ -182,6 +188,8 @@ def load(
         None if template is None else os.fspath(template),
         keep,
         wait,
+        output,
+        _device_limit(model) if output is not None and model.files else None,
     )
     if not model.files:
         return Load(OpenLoad(request, why), request)
@@ -194,6 +202,14 @@ def load(
             _open[model.files] = shared
     shared.start()
     return Load(shared, request)
+
+
+def _device_limit(model: Model) -> float | None:
+    """Return what the device of a model gives at best, if that was measured; bytes per second."""
+    from pagecache_bpf.explain import device_speed
+
+    speed = device_speed.last(os.stat(model.files[0]).st_dev)
+    return speed.bytes_per_second if speed else None
 
 
 def _close(shared: OpenLoad, keep: bool) -> None:

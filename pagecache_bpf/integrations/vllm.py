@@ -3,7 +3,9 @@
 
 vLLM's default loader asks DefaultModelLoader.load_weights(model, model_config) for the weights in
 each worker; a load is open around that call, for the worker's own device.  If vLLM has moved it,
-the plug-in says so and does nothing.  VLLM_PLUGINS chooses plug-ins as ever; PAGECACHE_BPF_BUDGET
+the plug-in says so and does nothing.  A recording (`pagecache-bpf record`) gets the phases of each
+worker's load: the model is built, its weights are loaded, they are processed, it is ready.
+VLLM_PLUGINS chooses plug-ins as ever; PAGECACHE_BPF_BUDGET
 ("16GiB") bounds what may be in the page cache at a time.
 """
 
@@ -38,14 +40,33 @@ def register() -> None:
     @functools.wraps(original)
     def load_weights(self: Any, model: Any, model_config: Any) -> Any:
         load = _open(str(model_config.model))
+        pc.phase("weights")
         try:
             return original(self, model, model_config)
         finally:
+            pc.phase("weights loaded")
             if load is not None:
                 _log.info("%s", load.done())
 
     setattr(load_weights, _MARK, True)
     DefaultModelLoader.load_weights = load_weights
+    _mark_phases(DefaultModelLoader)
+
+
+def _mark_phases(loader: Any) -> None:
+    """Mark where a worker begins to build the model, and where it is ready, if it can be told."""
+    original = getattr(loader, "load_model", None)
+    if original is None:
+        return
+
+    @functools.wraps(original)
+    def load_model(*args: Any, **kwargs: Any) -> Any:
+        pc.phase("model")
+        model = original(*args, **kwargs)
+        pc.phase("model ready")
+        return model
+
+    loader.load_model = load_model
 
 
 def _open(path: str) -> pc.Load | None:

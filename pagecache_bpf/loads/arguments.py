@@ -39,6 +39,14 @@ def parse_budget(value: int | str | None) -> int | None:
     return value
 
 
+def output_path(path: PathLike) -> Path:
+    """Return the absolute path of a file to be written.  Raises UsageError where it cannot be."""
+    found = Path(path).absolute()
+    if not found.parent.is_dir() or found.is_dir():
+        raise UsageError(f"{path} cannot be written", "", "Name a file in a directory that exists")
+    return found
+
+
 def placements_of(devices: Device | Iterable[Device] | None) -> tuple[Placement, ...]:
     """Return where devices are.  Raises UsageError for one that is not there."""
     if devices is None:

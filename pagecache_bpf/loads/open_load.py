@@ -12,12 +12,15 @@ import logging
 import os
 import threading
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
+from pagecache_bpf.errors import PagecacheError
 from pagecache_bpf.loads.arguments import guarded
 from pagecache_bpf.loads.begin import UnservedLoad, begin
+from pagecache_bpf.loads.recording import LoadRecording
 from pagecache_bpf.loads.report import NONE, Report
 from pagecache_bpf.loads.request import LoadOver, LoadRequest, ServedLoad, Starting
 from pagecache_bpf.loads.residency_snapshot import Snapshot, resident_of
@@ -68,6 +71,8 @@ class OpenLoad:
         self._earlier = earlier
         self._is_started = False
         self._snapshot: Snapshot | None = None
+        self._recording: LoadRecording | None = None
+        self._recorded: Callable[[Report], Report] = lambda report: report
         if why:
             self._served = UnservedLoad(self._last)
             self.ready.set()
@@ -90,19 +95,46 @@ class OpenLoad:
         """Begin it, or wait a moment for whoever shares it and has begun it.
 
         What is in the page cache already has been looked at when this returns, unless that takes
-        longer than SNAPSHOT_SECONDS.
+        longer than SNAPSHOT_SECONDS.  A load that is recorded waits for its recorder.
         """
         if self._snapshot is None:
             return
         with self._lock:
             first, self._is_started = not self._is_started, True
         if first:
+            self._record()
             try:
                 self._thread.start()
             except RuntimeError as error:  # no thread can be started
                 self._nothing(str(error))
                 return
         self._snapshot.taken.wait(SNAPSHOT_SECONDS)
+
+    def _record(self) -> None:
+        """Begin the recording that was asked for; without one the load goes on."""
+        request = self.request
+        if request.record is None:
+            return
+        try:
+            self._recording = LoadRecording(request.model, request.record, request.device_limit)
+        except (PagecacheError, OSError) as error:
+            self._without_recording(error)
+
+    def _without_recording(self, error: Exception) -> None:
+        note = f"there is no recording: {error}"
+        self._recorded = lambda report: replace(report, notes=(*report.notes, note))
+
+    def _end_recording(self, last: Report) -> None:
+        recording, self._recording = self._recording, None
+        if recording is None:
+            return
+        recording.tell(last.policy, last.engine)
+        try:
+            recording.end()
+        except (PagecacheError, OSError) as error:
+            self._without_recording(error)
+            return
+        self._recorded = lambda report: replace(report, recording=str(recording.output))
 
     def _nothing(self, why: str) -> None:
         with self._lock:
@@ -126,6 +158,8 @@ class OpenLoad:
         with self._lock:
             if not self._finishing:
                 self._served, self._last, served = served, first, None
+        if self._recording is not None:  # should this process be killed, it is known
+            self._recording.tell(first.policy, first.engine)
         self.ready.set()
         if served is not None:  # it came too late
             guarded(lambda served=served: served.finish(keep=True), None)  # type: ignore[misc]
@@ -144,14 +178,14 @@ class OpenLoad:
     def report(self) -> Report:
         """Tell how it goes; the last that is known where that cannot be asked.  Never raises."""
         if self._pid != os.getpid() or self._finishing:
-            return self._last
+            return self._recorded(self._last)
         served = self._served
         if served is None:
-            return self._unserved(_STARTING)
+            return self._recorded(self._unserved(_STARTING))
         with self._turn:
             if not self._finishing:
                 self._last = guarded(served.report, self._last)
-            return self._last
+            return self._recorded(self._last)
 
     def finish(self, keep: bool) -> None:
         """End it; once.  Never raises.
@@ -169,6 +203,7 @@ class OpenLoad:
             with self._turn:
                 last = guarded(lambda: served.finish(keep), guarded(served.report, self._last))
         self._last = last if last.done else replace(last, done=True)
+        guarded(lambda: self._end_recording(last), None)
         if self._snapshot is not None:
             self._snapshot.close()
         self.finished.set()
@@ -182,6 +217,9 @@ class OpenLoad:
         with suppress(Exception):
             if self._snapshot is not None:
                 self._snapshot.close()
+        with suppress(Exception):
+            if self._recording is not None:
+                self._recording.forget()
 
     def _give_up(self, keep: bool) -> Report:
         """End it before anything has served it: what was read meanwhile is dropped all the same."""

@@ -21,8 +21,8 @@ class Report:
     for the best.  bytes: size of the files.  prefetched_bytes: read ahead for this load.
     hit_ratio: share of the bytes wanted that were in the page cache when they were wanted, 0 to
     1.  stall_seconds: time that readers waited for the disk.  evicted_bytes: dropped behind the
-    load.  devices: what each name meant, as `pagecache-bpf topology` shows it; node: the NUMA
-    node of all of them.
+    load.  recording: the file that `pagecache-bpf report` makes a page of.  devices: what each name
+    meant, as `pagecache-bpf topology` shows it; node: the NUMA node of all of them.
     """
 
     model: str
@@ -44,6 +44,7 @@ class Report:
     resident_before_bytes: int | None = None
     resident_bytes: int | None = None
     evicted_bytes: int | None = None
+    recording: str | None = None
     notes: tuple[str, ...] = field(default=())
 
     def as_json(self) -> dict[str, Any]:
@@ -73,6 +74,8 @@ class Report:
                 f"  {device['name']}: NUMA node {node}"
                 + (f" ({device['why']})" if device["why"] else "")
             )
+        if self.recording:
+            lines.append(f"  recording: {self.recording}")
         lines += [f"  {note}" for note in self.notes]
         return "\n".join(lines)
 

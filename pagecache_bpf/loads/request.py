@@ -9,6 +9,7 @@ from __future__ import annotations
 import threading
 from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from pagecache_bpf.loads.report import Report
@@ -31,6 +32,8 @@ class LoadRequest:
         template: path of an I/O template; None: none was given.
         keep: leave the pages in the cache at the end.
         wait: seconds to queue for the budget.
+        record: where a recording of the load goes; None: none is made.
+        device_limit: bytes per second that the files' device gives, if that is known.
     """
 
     model: Model
@@ -41,6 +44,8 @@ class LoadRequest:
     template: str | None = None
     keep: bool = False
     wait: float = 0.0
+    record: Path | None = None
+    device_limit: float | None = None
 
     def blank(self, engine: str, via: str, why: str = "") -> Report:
         """Make a report without numbers.
@@ -74,6 +79,7 @@ class LoadRequest:
                 tuple(device.name for device in other.devices),
             ),
             "template": (self.template, other.template),
+            "record": (self.record, other.record),
         }
         return [name for name, (mine, theirs) in pairs.items() if mine != theirs]
 

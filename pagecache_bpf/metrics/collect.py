@@ -134,7 +134,9 @@ class ModelStats(Counted):
     observed: whether the observer counts it; without, counters is empty.  resident_by_node: by
     the number of the NUMA node; empty where that is not known.  since_ns: when it was tagged, in
     ns since 1970, 0 if that is not known.  counters: since then.  totals: since the observer
-    began, so that they only grow; for Prometheus.
+    began, so that they only grow; for Prometheus.  resident_parts: bytes of each of some equal
+    parts of the model in the page cache, its files one after the other; for Prometheus, and empty
+    where nobody asked.
     """
 
     model: str
@@ -149,6 +151,7 @@ class ModelStats(Counted):
     consumers: tuple[ConsumerStats, ...] = ()
     since_ns: int = 0
     totals: Mapping[str, int] = field(default_factory=dict)
+    resident_parts: tuple[int, ...] = ()
 
     @property
     def key(self) -> tuple[str, str, str]:
@@ -188,8 +191,11 @@ class Rates:
     ahead_ratio: float | None
 
 
-def take() -> StatsSnapshot:
+def take(parts: int = 0) -> StatsSnapshot:
     """Ask both engines what they count now.
+
+    Args:
+        parts: into how many parts models are cut for ModelStats.resident_parts; 0: it stays empty.
 
     Returns:
         The snapshot.
@@ -199,6 +205,7 @@ def take() -> StatsSnapshot:
         UnsupportedError: the module and the agent are of other versions.
         PagecacheError: an engine refuses.
     """
+    from pagecache_bpf.metrics import strips
     from pagecache_bpf.policy.engines import AGENT, STRUCT_OPS, Engines
 
     with Engines() as engines:
@@ -219,12 +226,16 @@ def take() -> StatsSnapshot:
         models = [_observed(row, uncounted) for row in rows]
         known = {model.key for model in models}
         others = [model for model in _tagged(engines) if model.key not in known]
+        cut = strips.of_models(engines, parts) if parts else {}
         return StatsSnapshot(
             time.time_ns(),
             {STRUCT_OPS: engines.module is not None, AGENT: engines.agent is not None},
             observer,
             (*attached, *ended),
-            (*models, *others),
+            tuple(
+                replace(model, resident_parts=cut.get(model.key, ()))
+                for model in (*models, *others)
+            ),
             engines.agent.request("clients")["health"] if engines.agent else None,
         )
 
@@ -310,7 +321,8 @@ def as_json(snapshot: StatsSnapshot) -> dict[str, Any]:
 
 def _model_as_json(model: ModelStats) -> dict[str, Any]:
     data = {**asdict(model), "hit_ratio": model.hit_ratio}
-    del data["totals"]  # of use to Prometheus only
+    for name in ("totals", "resident_parts"):  # of use to Prometheus only
+        del data[name]
     return data
 
 

@@ -23,6 +23,8 @@ from pagecache_bpf.metrics.collect import ModelStats, PolicyStats, StatsSnapshot
 Sample = tuple[Sequence[str], float]
 PREFIX = "pagecache_"
 MODEL = ("model", "policy", "engine")
+#: A model's residency is told by so many parts: rows of the dashboard's heat map.
+PARTS = 32
 POLICY = ("policy", "engine")
 LABELS = {
     "model": "the model's name, as attach or tag gave it",
@@ -47,6 +49,9 @@ LABELS = {
     ),
     "order": ("followed: accessed as the template says; strayed: otherwise, or prefetched in vain"),
     "node": "number of a NUMA node",
+    "part": (
+        f"00 to {PARTS - 1}: equal parts of the model, its files one after the other by their names"
+    ),
     "kind": (
         "invalid_answer, refused_call, lost_request (the ring buffer was full), "
         "or read_ and the name of an errno"
@@ -359,6 +364,16 @@ def _gauges() -> Iterator[Metric]:
         (*MODEL, "node"),
         _of_models(
             lambda model: [((node,), size) for node, size in model.resident_by_node.items()]
+        ),
+    )
+    yield gauge(
+        "resident_part_bytes",
+        "Bytes of the model in the page cache, by part of it",
+        (*MODEL, "part"),
+        _of_models(
+            lambda model: [
+                ((f"{part:02}",), size) for part, size in enumerate(model.resident_parts)
+            ]
         ),
     )
     yield gauge(

@@ -111,6 +111,11 @@ def is_loopback(address: Address) -> bool:
     return all(ipaddress.ip_address(entry[4][0]).is_loopback for entry in found)
 
 
+def take_all() -> StatsSnapshot:
+    """Take a snapshot with the parts of models.  Raises as collect.take()."""
+    return take(declarations.PARTS)
+
+
 class Collector:
     """What the client library asks at each scrape.
 
@@ -121,7 +126,7 @@ class Collector:
     def __init__(
         self,
         warn: Callable[[str], None] = lambda text: None,
-        source: Callable[[], StatsSnapshot] = take,
+        source: Callable[[], StatsSnapshot] = take_all,
         *,
         scores: Callable[[], NodeScores] | None = None,
     ) -> None:

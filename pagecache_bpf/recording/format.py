@@ -14,7 +14,7 @@ question of his own can ask it in SQL, and because a file that was cut short is 
     events    file, cell, tick, tgid, and a column for each counter of kernel.abi.RECORDED
     samples   time_ns, device_bytes, headroom      since the start; device_bytes is a counter,
                                 headroom is NULL where no memory cgroup limits the reader
-    phases    time_ns, name     what the load's process marked with pagecache_bpf.phase()
+    phases    time_ns, name, tgid          what a process marked with pagecache_bpf.phase()
 
 Byte counts are bytes, times are nanoseconds.  A reader of a later version refuses what it does not
 know by `version`; tables and columns that are added do not change it.
@@ -34,6 +34,7 @@ import numpy.typing as npt
 
 from pagecache_bpf.errors import PagecacheError, UsageError
 from pagecache_bpf.kernel.abi import RECORDED
+from pagecache_bpf.recording.phases import Phase
 
 FORMAT = "pagecache-bpf recording"
 VERSION = 1
@@ -59,7 +60,7 @@ CREATE TABLE readers (tgid INTEGER PRIMARY KEY, name TEXT);
 CREATE TABLE events (file INTEGER, cell INTEGER, tick INTEGER, tgid INTEGER,
     {", ".join(f"{name} INTEGER" for name in COUNTERS)});
 CREATE TABLE samples (time_ns INTEGER, device_bytes INTEGER, headroom INTEGER);
-CREATE TABLE phases (time_ns INTEGER, name TEXT);
+CREATE TABLE phases (time_ns INTEGER, name TEXT, tgid INTEGER);
 """
 
 
@@ -116,7 +117,7 @@ class Recording:
         readers: names of the processes that read, by number.
         events: an array of EVENT.
         samples: looks at the device and the memory, in the order of time.
-        phases: (nanoseconds since the start, name).
+        phases: what processes marked; times since the start.
         device: the block device, MAJOR:MINOR.
         device_limit: bytes per second that it gives at best, as last measured; None: unknown.
         lost: events that are missing here because there was no room.
@@ -139,7 +140,7 @@ class Recording:
     readers: dict[int, str] = field(default_factory=dict)
     events: npt.NDArray[Any] = field(default_factory=lambda: np.zeros(0, EVENT))
     samples: list[Sample] = field(default_factory=list)
-    phases: list[tuple[int, str]] = field(default_factory=list)
+    phases: list[Phase] = field(default_factory=list)
     device: str = ""
     device_limit: float | None = None
     lost: int = 0
@@ -202,7 +203,7 @@ def write(recording: Recording, path: Path) -> None:
                 "INSERT INTO samples VALUES (?, ?, ?)",
                 ((one.time_ns, one.device_bytes, one.headroom) for one in recording.samples),
             )
-            rows("INSERT INTO phases VALUES (?, ?)", recording.phases)
+            rows("INSERT INTO phases VALUES (?, ?, ?)", recording.phases)
             database.commit()
         os.replace(partial, path)
     except (OSError, sqlite3.Error) as error:
@@ -267,7 +268,10 @@ def _read(database: sqlite3.Connection, path: Path) -> Recording:
         readers={int(tgid): str(name) for tgid, name in rows("SELECT * FROM readers")},
         events=events,
         samples=[Sample(*row) for row in rows("SELECT * FROM samples ORDER BY time_ns")],
-        phases=[(int(at), str(name)) for at, name in rows("SELECT * FROM phases")],
+        phases=[
+            Phase(int(at), str(name), int(tgid))
+            for at, name, tgid in rows("SELECT * FROM phases ORDER BY time_ns")
+        ],
         device=str(meta["device"]),
         device_limit=None if limit is None else float(limit),
         lost=int(meta["lost"]),

@@ -1,20 +1,39 @@
 # SPDX-License-Identifier: Apache-2.0
 """Phases of a load, marked by the process that loads.
 
-A recording gives its command the path of a datagram socket in the environment.  Without one,
-phase() does nothing and costs next to nothing, so it can stay in a server's code.
+A recording gives its command the path of a datagram socket in the environment; two recordings of
+the same load give two, with a colon between.  Without one, phase() does nothing and costs next to
+nothing, so it can stay in a server's code.
 """
 
 from __future__ import annotations
 
 import os
 import socket
+import struct
 import time
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
+from typing import NamedTuple
 
 VARIABLE = "PAGECACHE_BPF_PHASES"
 MAX_NAME = 100
+_CREDENTIALS = struct.Struct("3i")  # struct ucred
+
+
+class Phase(NamedTuple):
+    """A phase that begins.
+
+    Attributes:
+        time_ns: when; nanoseconds.
+        name: what begins.
+        tgid: the process that marked it, as the kernel says; 0: not known.
+    """
+
+    time_ns: int
+    name: str
+    tgid: int = 0
 
 
 def phase(name: str) -> None:
@@ -26,13 +45,35 @@ def phase(name: str) -> None:
 
     It never raises: where nobody records, or the recording has ended, nothing happens.
     """
-    path = os.environ.get(VARIABLE)
-    if not path:
+    paths = os.environ.get(VARIABLE)
+    if not paths:
         return
-    text = f"{time.monotonic_ns()} {name[:MAX_NAME]}"
-    with suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as mark:
-        mark.setblocking(False)
-        mark.sendto(text.encode(errors="replace"), path)
+    text = f"{time.monotonic_ns()} {name[:MAX_NAME]}".encode(errors="replace")
+    for path in paths.split(os.pathsep):
+        with suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as mark:
+            mark.setblocking(False)
+            mark.sendto(text, path)
+
+
+def added_to(environment: Mapping[str, str], path: str) -> str:
+    """Return what VARIABLE has to be, so that one more recording is told.
+
+    Args:
+        environment: where other recordings may be named already.
+        path: the socket of the new one.
+    """
+    return os.pathsep.join(filter(None, (environment.get(VARIABLE), path)))
+
+
+def taken_from(environment: Mapping[str, str], path: str) -> str:
+    """Return what VARIABLE has to be without a recording; empty: nobody records.
+
+    Args:
+        environment: where it is named, perhaps beside others.
+        path: the socket of that recording.
+    """
+    others = environment.get(VARIABLE, "").split(os.pathsep)
+    return os.pathsep.join(other for other in others if other != path)
 
 
 class PhaseListener:
@@ -50,25 +91,37 @@ class PhaseListener:
         self._path = directory / "phases.sock"
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self._socket.setblocking(False)
+        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
         self._socket.bind(str(self._path))
         self._path.chmod(0o622)
 
     @property
     def environment(self) -> dict[str, str]:
         """What the command has to find in its environment."""
-        return {VARIABLE: str(self._path)}
+        return {VARIABLE: added_to(os.environ, self.path)}
 
-    def take(self) -> list[tuple[int, str]]:
-        """Return the marks that have come: CLOCK_MONOTONIC in nanoseconds, and the name."""
-        found: list[tuple[int, str]] = []
+    @property
+    def path(self) -> str:
+        """The socket."""
+        return str(self._path)
+
+    def take(self) -> list[Phase]:
+        """Return the marks that have come; their times are of CLOCK_MONOTONIC."""
+        found: list[Phase] = []
         while True:
             try:
-                text = self._socket.recv(4 * MAX_NAME + 32).decode(errors="replace")
+                data, extra, _, _ = self._socket.recvmsg(
+                    4 * MAX_NAME + 32, socket.CMSG_SPACE(_CREDENTIALS.size)
+                )
             except (BlockingIOError, InterruptedError):
                 return found
-            at, _, name = text.partition(" ")
+            at, _, name = data.decode(errors="replace").partition(" ")
+            tgid = 0
+            for level, kind, value in extra:
+                if (level, kind) == (socket.SOL_SOCKET, socket.SCM_CREDENTIALS):
+                    tgid = _CREDENTIALS.unpack(value)[0]
             if at.isascii() and at.isdigit() and len(at) < 20:
-                found.append((int(at), name))
+                found.append(Phase(int(at), name, tgid))
 
     def close(self) -> None:
         """Stop listening and remove the socket."""

@@ -62,7 +62,7 @@ def cell_pages(total_bytes: int) -> int:
     Returns:
         Pages, a power of two.
     """
-    wanted = max(CELL_BYTES, total_bytes // CELLS) // PAGE_SIZE
+    wanted = -(-max(CELL_BYTES, -(-total_bytes // CELLS)) // PAGE_SIZE)
     return 1 << max(0, (wanted - 1).bit_length())
 
 
@@ -200,6 +200,11 @@ class Recorder:
         """What a command needs in its environment to mark its phases."""
         return self._phases.environment
 
+    @property
+    def phase_socket(self) -> str:
+        """The socket that marks are sent to, for a process that runs already."""
+        return self._phases.path
+
     def follow(self, pid: int) -> None:
         """Look at the memory cgroup of a process: that of the reader.
 
@@ -296,7 +301,8 @@ class Recorder:
     def _drain(self, before_tick: int) -> None:
         self._sums.add(self._observer.take_recorded(before_tick))
         self._recording.phases += [
-            (max(0, at - self._start), name) for at, name in self._phases.take()
+            phase._replace(time_ns=max(0, phase.time_ns - self._start))
+            for phase in self._phases.take()
         ]
 
     def _sample(self) -> None:

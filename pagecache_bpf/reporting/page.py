@@ -146,7 +146,7 @@ def payload(recording: Recording) -> dict[str, Any]:
         "readers": [
             {"tgid": tgid, "name": recording.readers.get(tgid, "")} for tgid in grid.readers
         ],
-        "phases": [[at / 1e9, name] for at, name in recording.phases],
+        "phases": [[one.time_ns / 1e9, one.name, one.tgid] for one in recording.phases],
         "picture": _array(grid.picture(), "<u1"),
         "series": {name: _array(np.array(row), "<f4") for name, row in grid.series().items()},
         "stalls": _array(grid.stalls() / 1e9, "<f4"),

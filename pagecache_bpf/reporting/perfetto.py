@@ -145,9 +145,9 @@ class _Trace:
         if not phases:
             return
         track = self._track("phases")
-        ends = [at for at, _ in phases[1:]] + [int(self._recording.seconds * 1e9)]
-        for (at, name), end in zip(phases, ends, strict=True):
-            self._slice(track, at, max(0, end - at), name, {})
+        ends = [phase.time_ns for phase in phases[1:]] + [int(self._recording.seconds * 1e9)]
+        for phase, end in zip(phases, ends, strict=True):
+            self._slice(track, phase.time_ns, max(0, end - phase.time_ns), phase.name, {})
 
     def _counters(self) -> None:
         from perfetto.protos.perfetto.trace.perfetto_trace_pb2 import CounterDescriptor, TrackEvent

@@ -20,7 +20,10 @@ import pytest
 
 from benchmarks.cachestat import PAGE_SIZE, drop, resident_bytes
 from pagecache_bpf.cli import views
+from pagecache_bpf.metrics import strips
+from pagecache_bpf.metrics.declarations import PARTS
 from pagecache_bpf.policy import agent_device
+from pagecache_bpf.policy.engines import Engines
 from tests.native.prometheus import BIN, Prometheus
 from tests.unit.command import COMMAND, ROOT, environment, run, undocumented
 from tests.unit.test_metrics import dashboard_queries, documented_queries, promtool
@@ -245,6 +248,33 @@ def test_a_real_prometheus_answers(model: Path, tmp_path: Path) -> None:
         )
 
 
+def test_strips_tell_which_parts_are_cached(model: Path) -> None:
+    """By file for top and by model for Prometheus, against what was read."""
+    attach(model)
+    first, second = sorted(model.iterdir())
+    drop([first, second])
+    with second.open("rb", buffering=0) as file:
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_RANDOM)
+        os.pread(file.fileno(), 100 * PAGE_SIZE, 3000 * PAGE_SIZE)
+    wait_for(lambda: resident_bytes([second]) >= 100 * PAGE_SIZE, "the pages")
+    key = (MODEL, "sequential", "agent")
+    with Engines() as engines:
+        by_file = strips.of_files(engines, 11, [key], 10)
+        by_model = strips.of_models(engines, PARTS)[key]
+        assert strips.of_files(engines, 11, [key], 1) == by_file[:1]
+    assert [Path(found.path) for found in by_file] == [first, second]
+    assert [sum(found.resident) for found in by_file] == [
+        resident_bytes([path]) for path in (first, second)
+    ]
+    assert by_file[1].resident[3000 * 11 // PAGES[1]] >= 100 * PAGE_SIZE
+    assert sum(by_model) == resident_bytes([first, second])
+    assert by_model[(PAGES[0] + 3000) * PARTS // sum(PAGES)] >= 100 * PAGE_SIZE
+    with exporter() as address:
+        samples = scrape(address)
+    name = "pagecache_resident_part_bytes"
+    assert [total(samples, name, part=f"{part:02}") for part in range(PARTS)] == list(by_model)
+
+
 def test_top_with_a_real_engine(model: Path) -> None:
     from tests.unit.test_top import Terminal
 
@@ -252,7 +282,7 @@ def test_top_with_a_real_engine(model: Path) -> None:
     load(model)
     terminal = Terminal(command=COMMAND)
     try:
-        terminal.wait(lambda text: MODEL in text and "agent" in text, "the model")
+        terminal.wait(lambda text: MODEL in text and "a.safetensors" in text, "the model")
         terminal.press("q")
         assert terminal.end() == 0
         terminal.assert_restored()

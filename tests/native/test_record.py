@@ -123,8 +123,9 @@ def test_phases_of_the_command_are_recorded(file: Path) -> None:
         "pc.phase('start'); data = open(sys.argv[1], 'rb').read(); pc.phase('done')\n"
     )
     _, recording = record(file, sys.executable, "-c", code, str(file))
-    assert [name for _, name in recording.phases] == ["start", "done"]
-    (begin, _), (end, _) = recording.phases
+    assert [phase.name for phase in recording.phases] == ["start", "done"]
+    begin, end = (phase.time_ns for phase in recording.phases)
+    assert {phase.tgid for phase in recording.phases} == set(recording.readers)
     ticks = recording.events["tick"][recording.events["tgid"] != 0]
     assert begin // recording.tick_ns <= ticks.min() <= ticks.max() <= end // recording.tick_ns
 
@@ -174,6 +175,45 @@ def test_without_a_command_it_records_until_it_is_interrupted(file: Path) -> Non
     recording = format.read(output)
     assert accessed(recording) % SIZE == 0 and 0 < accessed(recording) <= 3 * SIZE
     assert recording.exit_code is None
+
+
+LOAD = """
+import sys, pagecache_bpf as pc
+with pc.load(sys.argv[1], record=sys.argv[2]) as load:
+    load.ready()
+    pc.phase("weights")
+    data = open(sys.argv[1], "rb").read()
+print(load.report().recording)
+print(load.report().policy, load.report().engine)
+sys.stdout.flush()
+with pc.load(sys.argv[1], record=sys.argv[3]) as load:
+    open(sys.argv[1], "rb").read()
+    os = __import__("os")
+    os.kill(os.getpid(), 9)
+"""
+
+
+def test_a_load_of_the_api_records_itself(file: Path) -> None:
+    """Also one whose process is killed in the middle."""
+    output, killed = file.with_name("api.pcrec"), file.with_name("killed.pcrec")
+    done = subprocess.run(
+        [sys.executable, "-c", LOAD, file, output, killed],
+        capture_output=True,
+        text=True,
+        env=environment(),
+        cwd=ROOT,
+        timeout=120,
+    )
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    assert done.stdout.splitlines() == [str(output), "sequential agent"]
+    recording = format.read(output)
+    assert accessed(recording) == SIZE
+    assert (recording.policy, recording.engine) == ("sequential", "agent")
+    assert [phase.name for phase in recording.phases] == ["weights"]
+    # done() has dropped what the load has brought, and the recorder has left nothing behind
+    assert recording.total("discarded_bytes") + recording.total("dropped_bytes") == SIZE
+    wait_for(killed.exists, "the recording of the killed load", 60)
+    assert accessed(format.read(killed)) == SIZE
 
 
 def test_the_same_model_is_recorded_twice_at_once(file: Path) -> None:

@@ -13,6 +13,7 @@ from pagecache_bpf.recording.format import (
     Recording,
     Sample,
 )
+from pagecache_bpf.recording.phases import Phase
 
 MIB = 1 << 20
 TICK = 10_000_000
@@ -52,7 +53,7 @@ def load(names: tuple[str, ...] = ("a.weight", "b.weight")) -> Recording:
         readers={101: "rank0", 103: "rank1"},
         events=np.array(rows, EVENT),
         samples=[Sample(0, 0), Sample(17 * TICK, 12 * MIB)],
-        phases=[(3 * TICK, "weights")],
+        phases=[Phase(3 * TICK, "weights", 101)],
         device="8:0",
         device_limit=100.0 * MIB,
         lost=0,

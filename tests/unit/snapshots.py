@@ -57,7 +57,7 @@ def snapshot(scale: int = 1000, *, after_ns: int = 0, level: str = "full") -> St
                     ConsumerStats(4711, "python3", True, counters(scale)),
                     ConsumerStats(4712, "cat", False, counters(0)),
                 ),
-                *(BEGIN, counters(scale)),
+                *(BEGIN, counters(scale), (60 << 20, 40 << 20)),
             ),
             ModelStats(
                 *("cold", "sequential", "agent", 1, 1 << 20, 0, {}, True, counters(0), ()),
@@ -85,7 +85,7 @@ def snapshot(scale: int = 1000, *, after_ns: int = 0, level: str = "full") -> St
     )
 
 
-def growing() -> StatsSnapshot:
+def growing(parts: int = 0) -> StatsSnapshot:
     """The same, of a load that goes on: each microsecond a little more."""
     passed = time.time_ns() - BEGIN
     return snapshot(1000 + passed // 1000, after_ns=passed)

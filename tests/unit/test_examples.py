@@ -17,6 +17,7 @@ from safetensors.numpy import save_file
 
 from benchmarks import checkpoints, hosted
 from pagecache_bpf.errors import PagecacheError
+from pagecache_bpf.recording.phases import PhaseListener
 from tests.unit.command import ROOT, environment
 
 if sys.version_info >= (3, 11):
@@ -140,6 +141,10 @@ class DefaultModelLoader:
         if model == "broken":
             raise ValueError("a bad checkpoint")
         return "loaded"
+
+    def load_model(self, vllm_config, model_config):
+        """As vLLM's, which it inherits: builds the model, and has it loaded."""
+        return self.load_weights(None, model_config)
 '''
 USE_PLUGIN = """
 import sys
@@ -165,6 +170,7 @@ except ValueError as error:
     print(error)
 assert loader.load_weights(None, Config(model="org/not-downloaded")) == "loaded"
 print(loader.seen)
+assert loader.load_model(None, model_config=Config(model=path)) == "loaded"
 import pagecache_bpf
 assert pagecache_bpf.report() == []
 """
@@ -185,7 +191,7 @@ def plugin(tmp_path: Path) -> Path:
     return site
 
 
-def use_plugin(plugin: Path, weights: Path, *more: Path) -> list[str]:
+def use_plugin(plugin: Path, weights: Path, *more: Path, **environ: str) -> list[str]:
     """What a process prints that uses it; what it says to people, as one more line."""
     done = subprocess.run(
         [sys.executable, "-c", USE_PLUGIN, weights],
@@ -193,7 +199,9 @@ def use_plugin(plugin: Path, weights: Path, *more: Path) -> list[str]:
         text=True,
         cwd=ROOT,
         env=environment(
-            PAGECACHE_BPF_API="alone", PYTHONPATH=":".join(map(str, (ROOT, plugin, *more)))
+            PAGECACHE_BPF_API="alone",
+            PYTHONPATH=":".join(map(str, (ROOT, plugin, *more))),
+            **environ,
         ),
     )
     assert done.returncode == 0, done.stderr
@@ -206,7 +214,11 @@ def test_vllm_plugin(plugin: Path, file: Path, tmp_path: Path) -> None:
     for directory in (package, package.parent, package.parent.parent):
         (directory / "__init__.py").touch()
     (package / "default_loader.py").write_text(FAKE_LOADER)
-    *lines, said = use_plugin(plugin, file, tmp_path / "site")
+    phases = PhaseListener(tmp_path)
+    *lines, said = use_plugin(plugin, file, tmp_path / "site", **phases.environment)
+    marked = [phase.name for phase in phases.take()]
+    phases.close()
+    assert marked[-4:] == ["model", "weights", "weights loaded", "model ready"]
     assert lines == [f"[({str(file)!r}, 1, False)]", "a bad checkpoint", "[]"]
     assert "not read ahead" in said  # the model that is not there
 

@@ -6,6 +6,8 @@ from __future__ import annotations
 import os
 import socket
 import sqlite3
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -19,9 +21,9 @@ from pagecache_bpf.errors import PagecacheError, UsageError
 from pagecache_bpf.kernel.process_tree import descendants
 from pagecache_bpf.recording import format
 from pagecache_bpf.recording.format import COUNTERS, Recording
-from pagecache_bpf.recording.phases import VARIABLE, PhaseListener
+from pagecache_bpf.recording.phases import VARIABLE, PhaseListener, taken_from
 from pagecache_bpf.recording.recorder import CELLS, EventSums, cell_pages
-from tests.unit.command import run
+from tests.unit.command import NOBODY, ROOT, environment, run
 from tests.unit.recordings import MIB, load
 
 PAGE = os.sysconf("SC_PAGE_SIZE")
@@ -132,7 +134,7 @@ def test_cells_are_powers_of_two_and_few(size: int) -> None:
     pages = cell_pages(size)
     assert pages & (pages - 1) == 0
     assert -(-size // (pages * PAGE)) <= CELLS + 1
-    assert pages * PAGE <= max(256 << 10, 2 * size // CELLS + PAGE)
+    assert pages * PAGE <= max(256 << 10, 2 * size // CELLS + 2 * PAGE)
 
 
 def test_phases_come_with_their_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -141,12 +143,20 @@ def test_phases_come_with_their_time(tmp_path: Path, monkeypatch: pytest.MonkeyP
     before = time.monotonic_ns()
     pagecache_bpf.phase("weights")
     pagecache_bpf.phase("x" * 1000)
-    (at, name), (_, long) = listener.take()
+    (at, name, tgid), (_, long, _) = listener.take()
     assert before <= at <= time.monotonic_ns()
-    assert (name, long) == ("weights", "x" * 100)
+    assert (name, tgid, long) == ("weights", os.getpid(), "x" * 100)
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as stranger:
-        stranger.sendto(b"\xff\xfe nonsense", listener.environment[VARIABLE])
+        stranger.sendto(b"\xff\xfe nonsense", listener.path)
     assert listener.take() == []
+    # a recording within a recording: both are told
+    (tmp_path / "2").mkdir()
+    inner = PhaseListener(tmp_path / "2")
+    monkeypatch.setenv(VARIABLE, inner.environment[VARIABLE])
+    pagecache_bpf.phase("both")
+    assert [phase.name for phase in listener.take() + inner.take()] == ["both", "both"]
+    assert taken_from(os.environ, inner.path) == listener.path
+    inner.close()
     listener.close()
     pagecache_bpf.phase("nobody listens any more")
     monkeypatch.delenv(VARIABLE)
@@ -173,3 +183,33 @@ def test_the_command_says_what_it_needs(tmp_path: Path) -> None:
     assert result.code in (2, 4) and not result.out
     result = run("report", tmp_path / "none.pcrec")
     assert result.code == 2 and "there is no recording" in result.err
+
+
+def test_a_load_that_cannot_be_recorded_goes_on(tmp_path: Path) -> None:
+    """Without root; where the file cannot be written it is the caller's mistake."""
+    weights = tmp_path / "model.safetensors"
+    weights.write_bytes(b"\x02\0\0\0\0\0\0\0{}" + bytes(100))
+    weights.chmod(0o644)
+    code = (
+        "import sys, pagecache_bpf as pc\n"
+        "with pc.load(sys.argv[1], record=sys.argv[2]) as load: pass\n"
+        "print(load.report().recording, load.report().notes[-1])\n"
+    )
+    done = subprocess.run(
+        [
+            *(NOBODY if os.geteuid() == 0 else ()),
+            sys.executable,
+            "-c",
+            code,
+            weights,
+            tmp_path / "none.pcrec",
+        ],
+        capture_output=True,
+        text=True,
+        env=environment(),
+        cwd=ROOT,
+        timeout=120,
+    )
+    assert done.stdout == "None there is no recording: recording a load takes root\n", done.stderr
+    with pytest.raises(UsageError, match="cannot be written"):
+        pagecache_bpf.load(weights, record=tmp_path / "no" / "x.pcrec")

@@ -22,6 +22,7 @@ from rich.console import Console
 from pagecache_bpf.cli.verbs import top
 from pagecache_bpf.cli.views import COLUMNS
 from pagecache_bpf.errors import PagecacheError
+from pagecache_bpf.metrics.strips import Strip
 from tests.unit.command import ROOT, environment, run
 from tests.unit.snapshots import GGUF, LLAMA, snapshot
 from tests.unit.test_stats import root_only
@@ -206,6 +207,40 @@ def test_trouble_is_shown_and_goes_away() -> None:
     assert "the agent does not answer: it hung up" in screen(100, trouble=trouble)[0]
     head = screen(150)[0]
     assert "5 events lost" in head and "ended by itself: quitter" in head
+
+
+KEY = (LLAMA, "sequential", "agent")
+
+
+@pytest.mark.parametrize("width", [40, 80, 200])
+def test_files_have_strips(width: int) -> None:
+    """Names of shards keep their numbers; what names may do to a terminal they do not do."""
+    parts = top.Screen.strip_width(width)
+    size = 4096 * parts
+    half = tuple(4096 if part < parts // 2 else 0 for part in range(parts))
+    found = [
+        Strip(KEY, f"/m/a-long-name-of-a-model-{number:05}-of-00300.safetensors", size, half)
+        for number in range(300)
+    ]
+    found[1] = Strip(KEY, "/m/\x1b[31mred", size, (0,) * parts)
+    lines = screen(width, height=30, strips=found)
+    assert len(lines) <= 30 and all(len(line) <= width for line in lines)
+    shown = [line for line in lines if line.endswith(("█", "░"))]
+    assert len(shown) > 10 and not any("\x1b" in line for line in shown)
+    assert shown[0].endswith("█" * (parts // 2) + "░" * (parts - parts // 2))
+    assert f" {parts // 2 / parts:.0%} " in shown[0] and "tensors" in shown[0]
+    assert shown[1].endswith("░" * parts)
+    without = top.Screen(1.0, strips=found)
+    without.press("f")
+    assert not without.strips and not without.files
+
+
+def test_strips_are_honest() -> None:
+    pages = 4096
+    found = Strip(KEY, "/m/x", 6 * pages, (0, 1, pages - 1, pages, 2 * pages - 1))
+    assert str(top.strip(found)) == "░▒▓█▓"
+    assert str(top.strip(Strip(KEY, "/m/x", 1, (pages,)))) == "█"
+    assert str(top.strip(Strip(KEY, "/m/empty", 0, ()))) == ""
 
 
 def test_bars_are_honest() -> None:

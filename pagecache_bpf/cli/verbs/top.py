@@ -7,13 +7,14 @@ import argparse
 import os
 import re
 import select
+import shutil
 import sys
 import termios
 import time
 import tty
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -22,32 +23,39 @@ from pagecache_bpf.cli.output import TROUBLESHOOTING, Output
 from pagecache_bpf.cli.parser import Group
 from pagecache_bpf.cli.verbs.watch import seconds
 from pagecache_bpf.errors import PagecacheError, PrivilegeError, UsageError
-from pagecache_bpf.units import plural
+from pagecache_bpf.kernel.file_pages import PAGE_SIZE
+from pagecache_bpf.units import format_size, plural, printable
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
     from rich.table import Table
+    from rich.text import Text
 
     from pagecache_bpf.cli.views import Row
     from pagecache_bpf.metrics.collect import StatsSnapshot
+    from pagecache_bpf.metrics.strips import Strip
 
 GROUP = Group.LOOK
 HELP = "show the models live: residency, hit ratio, MB/s, stalls"
 _SORTS = "\n".join(f"  {column.key}  by {column.title}: {column.help}" for column in views.COLUMNS)
 DESCRIPTION = f"""\
 Shows the models on the whole screen, live: what of each is cached, as a bar too, how its readers
-find it, what they want and what comes in, how long they sleep for I/O, and the engine.
+find it, what they want and what comes in, how long they sleep for I/O, and the engine. Below stands
+a strip for each file, from its first byte to its last: the darker, the more is in the page cache.
 
 Keys:
   q  quits (so does Ctrl-C)
   m  sorts by the model's name
 {_SORTS}
   i  turns the order around
+  f  shows the files or not
   ?  shows what the columns mean"""
 EXAMPLES = (("pagecache-bpf top --interval 0.5", ""),)
 JSON: dict[str, dict[str, str]] = {}
 _SEQUENCE = re.compile(r"\x1b(\[[0-9;?]*.|O.|)")  # what arrows and the like send
 BAR, GAP = 16, 3  # characters; GAP: between two columns
+SHADES = "░▒▓█"  # of a strip, from nothing in the cache to all of it
+_OTHER_LINES = 9  # of the screen: what is not a model or a file
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -69,7 +77,7 @@ def run(args: argparse.Namespace, out: Output) -> int:
             f"{TROUBLESHOOTING}#top-needs-a-terminal",
         )
     require_root("read the counters")
-    screen = Screen(args.interval)
+    screen = Screen(args.interval, size=shutil.get_terminal_size())
     screen.look()
     if screen.trouble:
         raise screen.trouble
@@ -91,6 +99,7 @@ def _show(screen: Screen, color: bool) -> None:
             live.update(screen.render(console), refresh=True)
             key = read_key(max(0.0, due - time.monotonic()))
             if key is None:
+                screen.size = os.terminal_size(console.size)
                 screen.look()
                 due = time.monotonic() + screen.interval
             elif not screen.press(key):
@@ -132,6 +141,9 @@ class Screen:
     trouble: PagecacheError | None = None
     before: StatsSnapshot | None = None
     now: StatsSnapshot | None = None
+    files: bool = True
+    size: os.terminal_size = field(default=os.terminal_size((80, 24)))
+    strips: list[Strip] = field(default_factory=list)
 
     def look(self) -> None:
         """Take a new snapshot; what fails is shown, as it may come back."""
@@ -139,11 +151,29 @@ class Screen:
 
         try:
             self.before, self.now = self.now, collect.take()
+            self.strips = self._look_at_files() if self.files else []
             self.trouble = None
         except PrivilegeError:
             raise
         except PagecacheError as error:
             self.trouble = error
+
+    def _look_at_files(self) -> list[Strip]:
+        """Ask what of the files that there is room for is in the page cache."""
+        from pagecache_bpf.metrics import strips
+        from pagecache_bpf.policy.engines import Engines
+
+        keys = [row.model.key for row in self.rows()]
+        room = self.size.lines - _OTHER_LINES - len(keys)
+        if room <= 0 or not keys:
+            return []
+        with Engines() as engines:
+            return strips.of_files(engines, self.strip_width(self.size.columns), keys, room)
+
+    @staticmethod
+    def strip_width(columns: int) -> int:
+        """Characters of a strip: what the name, the size and the share leave."""
+        return max(8, columns - name_width(columns) - 21)
 
     def press(self, keys: str) -> bool:
         """Act on what was typed; False: quit."""
@@ -152,6 +182,9 @@ class Screen:
                 return False
             if key in "?":
                 self.legend = not self.legend
+            elif key == "f":
+                self.files = not self.files
+                self.strips = []
             elif key == "i":
                 self.reverse = not self.reverse
             elif key == "m" or any(column.key == key for column in views.COLUMNS):
@@ -187,10 +220,16 @@ class Screen:
                 parts.append(Text(f"and {len(rows) - room:,} more", style="dim"))
         elif not self.trouble:
             parts.append(Text(views.NOTHING))
+        room -= len(rows) + 2
+        if self.strips and room > 0 and not self.legend:
+            parts += ["", self._files(self.strips[:room], console.size.width)]
         if self.legend:
             parts += ["", *(Text(f"{column.title:>8}  {column.help}") for column in views.COLUMNS)]
         keys = "".join(column.key for column in views.COLUMNS)
-        parts += ["", Text(f"q quit   m {' '.join(keys)} sort   i invert   ? meaning", style="dim")]
+        parts += [
+            "",
+            Text(f"q quit   m {' '.join(keys)} sort   i invert   f files   ? meaning", style="dim"),
+        ]
         return Group(*parts)
 
     def _head(self) -> RenderableType:
@@ -247,6 +286,30 @@ class Screen:
             table.add_row(Text(row.model.model), *cells)
         return table
 
+    def _files(self, strips: list[Strip], width: int) -> Table:
+        """A line for each file."""
+        from rich.table import Table
+        from rich.text import Text
+
+        table = Table.grid(padding=(0, 1))
+        name = name_width(width)
+        table.add_column(width=name, no_wrap=True)
+        for wide in (10, 5):
+            table.add_column(width=wide, justify="right", no_wrap=True)
+        table.add_column(no_wrap=True, width=self.strip_width(width))
+        for found in strips:
+            text = printable(os.path.basename(found.path))
+            if len(text) > name:  # numbers of shards are at the end
+                text = f"{text[: name // 2 - 1]}…{text[-(name - name // 2) :]}"
+            share = found.resident_bytes / found.bytes if found.bytes else 0.0
+            table.add_row(
+                Text(text),
+                Text(format_size(found.bytes), style="dim"),
+                Text(f"{min(share, 1.0):.0%}"),
+                strip(found),
+            )
+        return table
+
     def _title(self, title: str, key: str) -> str:
         return f"{title} {'↑' if self.reverse else '↓'}" if key == self.sort else title
 
@@ -264,6 +327,30 @@ def bar(part: float) -> RenderableType:
     if 0 < part < 1:
         filled = min(max(filled, 1), BAR - 1)
     return Text.assemble(("█" * filled, "green"), ("░" * (BAR - filled), "dim"))
+
+
+def name_width(columns: int) -> int:
+    """Characters of a file's name on a screen of so many columns."""
+    return min(44, columns // 3)
+
+
+def strip(found: Strip) -> Text:
+    """Draw a file from its first byte to its last; a little is never shown as nothing or all."""
+    from rich.text import Text
+
+    text = Text(no_wrap=True)
+    parts = len(found.resident)
+    pages = -(-found.bytes // PAGE_SIZE)
+    for at, resident in enumerate(found.resident):
+        size = ((at + 1) * pages // parts - at * pages // parts) * PAGE_SIZE
+        if resident <= 0:
+            level = 0
+        elif resident >= size:
+            level = 3
+        else:
+            level = 1 if resident * 2 < size else 2
+        text.append(SHADES[level], style="green" if level else "dim")
+    return text
 
 
 def _cell(column: views.Column, row: Row) -> RenderableType:
