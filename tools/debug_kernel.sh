@@ -12,7 +12,7 @@ CONFIG=$PWD/tools/debug_kernel.config
 TREE=$PWD/build/debug-kernel/linux-source-6.12
 JOBS=${JOBS:-$(nproc)}
 
-say() { printf '== %s\n' "$*" >&2; }
+. tools/logged.sh
 
 packages() {
 	local missing=()
@@ -32,16 +32,6 @@ packages() {
 	DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends \
 		"${missing[@]}" >build/apt.log 2>&1 || {
 		tail -n 20 build/apt.log >&2
-		exit 1
-	}
-}
-
-logged() {
-	local log=$1
-	shift
-	"$@" >"$log" 2>&1 || {
-		tail -n 40 "$log" >&2
-		say "failed: $* (log: $log)"
 		exit 1
 	}
 }

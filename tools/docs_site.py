@@ -74,8 +74,13 @@ def relink(text: str, source: Path, known: dict[Path, str], root: Path) -> str:
         if path in known:
             return f"{label}({os.path.relpath(known[path], here)}{anchor})"
         inside = root / path
-        if label.startswith("!") or not inside.exists():
-            return match[0]  # a picture is copied beside the pages; what is dead stays to be found
+        if not inside.exists():
+            return match[0]  # what is dead stays to be found
+        if label.startswith("!") and path.is_relative_to("docs"):
+            # Pictures lie beside the pages, as docs/ has them.
+            return f"{label}({os.path.relpath(path.relative_to('docs'), here)})"
+        if label.startswith("!"):
+            return match[0]
         return f"{label[1:-1]} (`{path}`)"
 
     return _LINK.sub(changed, text)
@@ -153,10 +158,11 @@ def gather(into: Path) -> int:
         target.parent.mkdir(parents=True, exist_ok=True)
         text = (ROOT / source).read_text(encoding="utf-8")
         target.write_text(relink(text, source, known, ROOT), encoding="utf-8")
-    for picture in [*(ROOT / "docs").rglob("*.png"), *(ROOT / "docs").rglob("*.svg")]:
-        target = into / picture.relative_to(ROOT / "docs")
-        target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(picture, target)
+    for suffix in ("png", "svg", "css"):
+        for path in (ROOT / "docs").rglob(f"*.{suffix}"):
+            target = into / path.relative_to(ROOT / "docs")
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(path, target)
     write_reference(into)
     return sum(1 for _ in into.rglob("*.md"))
 

@@ -15,17 +15,7 @@ IMAGE=$DIR/image/usr/lib/modules/$RELEASE/vmlinuz
 ROOT=$DIR/root
 KEYS=/usr/share/keyrings/debian-archive-keyring.gpg
 
-say() { printf '== %s\n' "$*" >&2; }
-
-logged() {
-	local log=$1
-	shift
-	"$@" >"$log" 2>&1 || {
-		tail -n 20 "$log" >&2
-		say "failed: $* (log: $log)"
-		exit 1
-	}
-}
+. tools/logged.sh
 
 if [ "$(id -u)" -ne 0 ]; then
 	say "run this as root: debootstrap and chroot need it"

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Memory cgroups in the guest: a limit, commands that run below it, what became of them."""
+"""Memory cgroups in the guest: sets a limit, runs commands below it, tells what became of them.
+
+Knows no workload.  Needs root: it makes groups in the root cgroup, for the length of a block.
+"""
 
 from __future__ import annotations
 

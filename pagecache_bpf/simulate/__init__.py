@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Replays traces against policies without a kernel: the model, the optimum and the traces."""
+"""Replays traces against policies without a kernel: the page cache's model, and the optimum.
+
+Nothing here asks the kernel or the controller, and nothing needs root.
+"""
 
 from __future__ import annotations
 

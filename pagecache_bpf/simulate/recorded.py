@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""I/O templates (`template record`, `template derive`) as traces."""
+"""Reads traces, and turns I/O templates (`template record`, `template derive`) into traces.
+
+Knows no policy and no cache: those are the simulator's.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +20,17 @@ BYTES_PER_SECOND = 1_000_000_000
 
 
 def read(path: Path) -> Trace:
-    """Read a trace, or a template as one.  Raises UsageError when it is damaged."""
+    """Read a trace, or a template as one.
+
+    Args:
+        path: the file.
+
+    Returns:
+        The trace; all consumers of a template begin at once, and read 1 GB/s each.
+
+    Raises:
+        UsageError: the file is damaged.
+    """
     return _trace_of(path) if templates.is_template(path) else trace.read(path)
 
 

@@ -23,6 +23,7 @@ from pagecache_bpf.errors import UnsupportedError
 from pagecache_bpf.kernel import cgroups, libbpf
 from pagecache_bpf.policy import agent_device
 from pagecache_bpf.policy.catalog import agent_object, find
+from tests.native.readahead import window_of
 from tests.native.test_agent import (  # noqa: F401  # fixtures
     KERNEL_AHEAD,
     PAGES,
@@ -180,7 +181,7 @@ def test_the_headroom_of_the_readers_cgroup_is_respected(large: Path, cgroup: Pa
 
 
 def test_nothing_stays_behind_a_killed_agent(large: Path) -> None:
-    ahead = next(Path("/sys/dev/block").glob(f"{device_of(large)}/**/read_ahead_kb"), None)
+    ahead = window_of(large)
     before = ahead.read_text() if ahead else None
     others = set(programs())
     done("attach", "sequential", "--engine", "agent", large)

@@ -28,6 +28,7 @@ from pagecache_bpf.policy import agent_device, hints
 from pagecache_bpf.topology import runtime
 from pagecache_bpf.weights import models
 from tests.native.controller import NOBODY, as_user, serving
+from tests.native.readahead import usual_readahead
 from tests.unit.command import COMMAND, ROOT, environment
 from tests.unit.command import NOBODY as AS_NOBODY
 from tests.vm.kernel import make_file, wait_for
@@ -62,18 +63,9 @@ print(json.dumps([got, before.as_json(), load.report().as_json(), os.geteuid()])
 def file(tmp_path: Path) -> Iterator[Path]:
     """A cold file that all may read, on a device with the usual readahead window."""
     path = make_file(tmp_path / "model.safetensors", PAGES)
-    number = path.stat().st_dev
-    device = Path("/sys/dev/block", f"{os.major(number)}:{os.minor(number)}")
-    queue = device / "queue" / "read_ahead_kb"
-    if not queue.exists():
-        queue = device.resolve().parent / "queue" / "read_ahead_kb"
-    before = queue.read_text() if queue.exists() else None
-    if before is not None:
-        queue.write_text("128")
-    drop([path])
-    yield path
-    if before is not None:
-        queue.write_text(before)
+    with usual_readahead(path):
+        drop([path])
+        yield path
 
 
 def server(

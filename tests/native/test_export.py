@@ -25,6 +25,7 @@ from pagecache_bpf.metrics.declarations import PARTS
 from pagecache_bpf.policy import agent_device
 from pagecache_bpf.policy.engines import Engines
 from tests.native.prometheus import BIN, Prometheus
+from tests.native.readahead import usual_readahead
 from tests.unit.command import COMMAND, ROOT, environment, run, undocumented
 from tests.unit.test_metrics import dashboard_queries, documented_queries, promtool
 from tests.vm.kernel import make_file, wait_for
@@ -56,17 +57,9 @@ def model(tmp_path: Path) -> Iterator[Path]:
     directory.mkdir()
     for name, pages in zip("ab", PAGES, strict=True):
         make_file(directory / f"{name}.safetensors", pages)
-    device = directory.stat().st_dev
-    block = Path(f"/sys/dev/block/{os.major(device)}:{os.minor(device)}")
-    places = (block / "queue", block.resolve().parent / "queue")
-    window = next((place / "read_ahead_kb" for place in places if place.exists()), None)
-    before = window.read_text() if window else ""
-    if window:
-        window.write_text("128")
-    drop(directory.iterdir())
-    yield directory
-    if window:
-        window.write_text(before)
+    with usual_readahead(directory):
+        drop(directory.iterdir())
+        yield directory
     _end()
 
 

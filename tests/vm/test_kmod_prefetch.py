@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -236,6 +237,20 @@ def test_demand_on_a_node_goes_first(slow_mount: Path) -> None:
             assert policy.count("refused_calls") == 1  # nothing lies behind the last window
 
 
+@contextmanager
+def has_read(script: str, *arguments: object) -> Iterator[None]:
+    """A process that has read what its script says, and stays until the end of the block."""
+    with subprocess.Popen(
+        [sys.executable, "-c", script, *map(str, arguments)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as reader:
+        assert reader.stdout and reader.stdout.readline() == "read\n"
+        yield
+        reader.communicate()
+
+
 NODE_READER = """
 import os, sys
 open(sys.argv[1] + "/cgroup.procs", "w").write(str(os.getpid()))
@@ -258,17 +273,10 @@ def test_a_cpuset_has_the_last_word_on_the_node(file: Path, hint: int) -> None:
         (group / "cpuset.mems").write_text("1")
         with (
             attached(WINDOW, file, window_pages=64, prefetch_pages=4000, node=hint) as policy,
-            subprocess.Popen(
-                [sys.executable, "-c", NODE_READER, str(group), str(file)],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                text=True,
-            ) as reader,
+            has_read(NODE_READER, group, file),
         ):
-            assert reader.stdout and reader.stdout.readline() == "read\n"
             policy.idle()
             wait_for(lambda: resident(file) == 4064, "what was asked for")
-            reader.communicate()
         assert nodes_of(file)[1] >= 4064
     finally:
         wait_for(lambda: not (group / "cgroup.procs").read_text(), "an empty cgroup")
@@ -295,16 +303,9 @@ def test_workers_take_on_the_memory_policy_of_the_node(file: Path, node: int) ->
     two_nodes()
     with (
         attached(WINDOW, file, window_pages=64, prefetch_pages=4000) as policy,
-        subprocess.Popen(
-            [sys.executable, "-c", MEMORY_POLICY, str(file), str(node)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        ) as reader,
+        has_read(MEMORY_POLICY, file, node),
     ):
-        assert reader.stdout and reader.stdout.readline() == "read\n"
         policy.idle()
         wait_for(lambda: resident(file) == 4064, "what was asked for")
-        reader.communicate()
     # Looking at them brings in the rest of the file, on whatever node.
     assert nodes_of(file)[node] >= 4064
