@@ -205,7 +205,7 @@ class Engines:
         """Return the names of the policies that `detach` can end.
 
         Returns:
-            The names, sorted.
+            The names, those of the module first.
         """
         names = loader.pinned() if self.module else []
         return names + (list(self.agent.details()) if self.agent else [])
