@@ -4,8 +4,9 @@
 What happens: a request for a model goes to a replica that is there; without one (or when all have
 CONCURRENCY requests) a replica is started on a node that the placement chooses, which loads the
 model at the speeds of the score, one load after the other on a device.  A replica without a request
-goes after KEEP_ALIVE seconds; its pages stay.  A node's page cache is least recently used, by
-bytes, so a model can be there in part; other files push it out at PRESSURE bytes a second.
+goes after KEEP_ALIVE seconds; its pages stay.  A node's page cache drops what was least recently
+used, by bytes, so a model can be there in part; other files, read once at PRESSURE bytes a second,
+take their turn in it.
 
 What is left out: the engine's own start, failures, more than one node for a model.
 """
@@ -29,8 +30,8 @@ GPUS = 8
 CONCURRENCY = 8
 KEEP_ALIVE = 60.0
 SERVICE = 10.0
-CACHE = 400e9
-PRESSURE = 40e6
+CACHE = 200e9
+PRESSURE = 100e6
 HOST_TO_DEVICE = 24e9
 #: Measured: an array of pegainfer#951, two NVMe of ATOM#1767 and PPC/MAIO (FAST'26), a striped one.
 DEVICES = (0.32e9, 3.2e9, 5.93e9, 12e9)
@@ -93,7 +94,7 @@ class Cluster:
         self._loading: dict[int, dict[int, float]] = defaultdict(dict)
         self._replicas: dict[int, list[Replica]] = defaultdict(list)
         self._events: list[tuple[float, int, Callable[[], None]]] = []
-        self._number = 0
+        self._number = self._chunks = 0
         self._due: set[int] = set()
         self._known: list[set[int]] = [set() for _ in range(nodes)]
         self._plans = [LabelPlan(f"node-{node}") for node in range(nodes)] if labels else []
@@ -196,51 +197,67 @@ class Cluster:
     def _loaded(self, model: int, node: int) -> None:
         if self._loading[model].get(node, 0.0) <= self.now:
             self._loading[model].pop(node, None)
+        self._press(node)  # what came before this model is older than it
         cached = self._cached[node]
         size = float(self.requests.sizes[model])
         self._used[node] += size - cached.pop(model, 0.0)
         cached[model] = self.resident[model][node] = size
         self._evict(node, self._used[node] - CACHE)
-        self._look_later(node)
+        self._look_later(node, self.now)
 
     def _press(self, node: int) -> None:
-        """Let other files have pushed out what they have since the last time."""
-        wanted = (self.now - self._pressed[node]) * PRESSURE
+        """Let other files have come since the last time, as the newest in the page cache."""
+        read = (self.now - self._pressed[node]) * PRESSURE
         self._pressed[node] = self.now
-        self._evict(node, self._used[node] + wanted - CACHE)
+        if read:
+            self._chunks -= 1
+            self._cached[node][self._chunks] = read
+            self._used[node] += read
+        self._evict(node, self._used[node] - CACHE)
 
     def _evict(self, node: int, surplus: float) -> None:
+        """Drop bytes, the least recently used first; numbers below 0 are other files."""
         cached = self._cached[node]
         while surplus > 0 and cached:
-            model = next(iter(cached))
-            gone = min(surplus, cached[model])
+            oldest = next(iter(cached))
+            gone = min(surplus, cached[oldest])
             surplus -= gone
             self._used[node] -= gone
-            cached[model] -= gone
-            self.resident[model][node] = cached[model]
-            if cached[model] <= 0:
-                del cached[model], self.resident[model][node]
+            cached[oldest] -= gone
+            if oldest >= 0:
+                self.resident[oldest][node] = cached[oldest]
+            if cached[oldest] <= 0:
+                del cached[oldest]
+                self.resident.get(oldest, {}).pop(node, None)
 
-    def _look_later(self, node: int) -> None:
+    def _models(self, node: int) -> dict[int, float]:
+        """Return the bytes of the models in a page cache."""
+        return {model: size for model, size in self._cached[node].items() if model >= 0}
+
+    def _look_later(self, node: int, earliest: float) -> None:
+        """Look at the next turn of a node after a time; turns are LOOK seconds apart."""
         if node not in self._due:
             self._due.add(node)
             phase = node * LOOK / self.nodes
-            turn = math.floor((self.now - phase) / LOOK + 1e-6) + 1
+            turn = math.floor((earliest - phase) / LOOK + 1e-6) + 1
             self._at(phase + LOOK * turn, lambda: self._look(node))
 
     def _look(self, node: int) -> None:
-        """Tell what is cached now, and look again as long as anything is."""
+        """Tell what is cached now, and look again as long as that can become less."""
         self._due.discard(node)
         self._press(node)
-        for model in self._known[node] - self._cached[node].keys():
+        models = self._models(node)
+        for model in self._known[node] - models.keys():
             self.told[model].pop(node, None)
-        for model, size in self._cached[node].items():
+        for model, size in models.items():
             self.told[model][node] = size
-        self._known[node] = set(self._cached[node])
+        self._known[node] = set(models)
         if self._plans:
             self._publish(node)
-        if self._known[node]:
-            self._look_later(node)
+        if models:
+            # Before the page cache is full nothing goes; labels have to be renewed even so.
+            full = self.now + (CACHE - self._used[node]) / PRESSURE
+            self._look_later(node, self.now if self._plans else max(self.now, full))
 
     def _scores(self, node: int) -> NodeScores:
         models = tuple(
@@ -248,7 +265,7 @@ class Cluster:
                 *(str(model), str(model), int(self.requests.sizes[model]), int(size)),
                 *(float(self.device[node]), HOST_TO_DEVICE),
             )
-            for model, size in self._cached[node].items()
+            for model, size in self._models(node).items()
         )
         return NodeScores(f"node-{node}", 0, 0, None, (), models)
 

@@ -36,14 +36,11 @@ def test_one_load_takes_what_the_score_says(trace: Requests) -> None:
     cluster = Cluster(1, only, seed=1)
     cluster.device[0] = 5e9
     outcome = cluster.run(lambda cluster, model, nodes: int(nodes[0]), 0.0)
-    # 40 MB/s of other files are far from having filled the page cache.
+    # Other files are far from having filled the page cache.
     assert outcome.seconds == pytest.approx([size / 5e9, size / HOST_TO_DEVICE])
     assert outcome.read == size and outcome.requests == 2
     cluster._until(2000.0)
-    cluster._evict(0, size / 4)
-    cluster.device_free[0] = 0.0
-    (left,) = cluster.resident[0].values()
-    assert left == pytest.approx(size * 3 / 4)
+    left = cluster.resident[0][0] = size * 3 / 4
     took = cluster.finish_times(0)[0] - cluster.now
     assert took == pytest.approx(seconds_to_load(int(size), int(left), 5e9, HOST_TO_DEVICE))
 
@@ -51,18 +48,22 @@ def test_one_load_takes_what_the_score_says(trace: Requests) -> None:
 def test_other_files_push_out_what_was_used_longest_ago(
     trace: Requests, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Least recently used first, by bytes: exact, as nothing else happens."""
     sizes = trace.sizes
     monkeypatch.setattr(simulated, "CACHE", float(sizes.sum()))
-    both = Requests(np.array([0.0, 1.0]), np.array([0, 1]), sizes, trace.gpus)
+    both = Requests(np.array([0.0, 300.0]), np.array([1, 0]), sizes, trace.gpus)
     cluster = Cluster(1, both, seed=1)
+    cluster.device[0] = 5e9
     cluster.run(lambda cluster, model, nodes: int(nodes[0]), 0.0)
-    cluster._until(1000.0)
-    gone = sizes.sum() - sum(sum(nodes.values()) for nodes in cluster.resident.values())
-    # What a node with a full page cache reads beside it since it was last looked at.
-    assert 0 < gone <= 1000 * simulated.PRESSURE
-    # The one that was loaded last is whole, as the other one is larger than what went.
-    last = max(cluster._cached[0], key=list(cluster._cached[0]).index)
-    assert gone > min(sizes) or cluster.resident[last][0] == sizes[last]
+    for now in (400.0, 900.0, 1200.0):
+        cluster._until(now)
+        cluster._press(0)
+        # What was read before the first model was loaded is older and went first.
+        older = sizes[1] / 5e9 * simulated.PRESSURE
+        left = max(0.0, sizes[1] - (now * simulated.PRESSURE - older))
+        assert cluster.resident[1].get(0, 0.0) == pytest.approx(left, rel=1e-6)
+        assert cluster.resident[0][0] == sizes[0]
+        assert cluster._used[0] == pytest.approx(simulated.CACHE)
 
 
 def test_the_points_are_those_of_the_extender(trace: Requests) -> None:
