@@ -132,14 +132,9 @@ class Service:
     def untag(self, ino: int, dev_major: int, dev_minor: int, generation: int) -> dict[str, Any]:
         """Let go of a file."""
         identity = {"dev_major": dev_major, "dev_minor": dev_minor, "generation": generation}
-        self.observed.forget(bytes(abi.pagecache_file_key(ino=ino, **identity)))
-        for agent in self.agents.values():
-            for key, tag in list(agent.tags.items()):
-                if (tag.ino, tag.dev_major, tag.dev_minor, tag.generation) == (
-                    *(ino, dev_major, dev_minor, generation),
-                ):
-                    return {"found": agent.untag(key)}
-        return {"found": False}
+        key = bytes(abi.pagecache_file_key(ino=ino, **identity))
+        self.observed.forget(key)
+        return {"found": any([agent.untag(key) for agent in self.agents.values()])}
 
     @operation(changes=True)
     def untag_fd(self, fd: int) -> dict[str, Any]:

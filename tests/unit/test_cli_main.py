@@ -17,6 +17,7 @@ from types import ModuleType
 import pytest
 
 import pagecache_bpf
+from pagecache_bpf.cli import output
 from pagecache_bpf.cli.main import main
 from pagecache_bpf.cli.output import Output, add_note
 from pagecache_bpf.cli.parser import build_parser, find_verbs
@@ -278,3 +279,16 @@ def test_the_command_starts_without_what_it_does_not_need() -> None:
         [sys.executable, "-c", code], env=environment(), capture_output=True, text=True, cwd=ROOT
     )
     assert done.stdout.splitlines()[-1] == "[]", done.stderr
+
+
+def test_a_long_table_is_laid_out_as_a_short_one(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    columns = [("file", "path"), ("policy", "text"), ("size", "number")]
+    rows = [[f"/m/\N{CJK UNIFIED IDEOGRAPH-6A21}{n}\x1b", "p" * n, str(n)] for n in range(12)]
+    shown = []
+    for long_rows in (500, 3):
+        monkeypatch.setattr(output, "LONG_ROWS", long_rows)
+        output.Output().emit({}, lambda console: console.print(output.table(columns, rows)))
+        shown.append(capsys.readouterr().out)
+    assert shown[0] == shown[1] and len(shown[0].splitlines()) == 14
