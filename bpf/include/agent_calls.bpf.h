@@ -245,14 +245,24 @@ static __always_inline void agent_asked_for(struct agent_cursor *cursor, u64 sta
 	}
 }
 
-static __always_inline s64 pagecache_prefetch(struct pagecache_ctx *ctx, u64 start, u64 nr,
-					      s32 node, u32 mark_step)
+/*
+ * A part of a policy that the verifier goes through once, not with each way that leads there.  It
+ * is given maps' values and the context, each of which may be NULL to the verifier.
+ */
+#define PAGECACHE_STEP __noinline
+
+PAGECACHE_STEP s64 agent_prefetch(struct agent_call *call, u64 start, u64 nr, s32 node,
+				  u32 mark_step)
 {
-	struct agent_call *call = agent_call_of(ctx);
-	u64 end = ctx->index + ctx->nr;
+	struct pagecache_ctx *ctx;
 	struct agent_cursor *cursor;
 	s64 accepted;
+	u64 end;
 
+	if (!call)
+		return -22;
+	ctx = &call->ctx;
+	end = ctx->index + ctx->nr;
 	nr = agent_cut(ctx, start > end ? start - end : 0, nr);
 	accepted = pagecache_prefetch_file(ctx, &call->key.file, ctx->file_pages, start, nr, node);
 	if (accepted <= 0)
@@ -261,6 +271,12 @@ static __always_inline s64 pagecache_prefetch(struct pagecache_ctx *ctx, u64 sta
 	if (cursor)
 		agent_asked_for(cursor, start, accepted, end, mark_step);
 	return accepted;
+}
+
+static __always_inline s64 pagecache_prefetch(struct pagecache_ctx *ctx, u64 start, u64 nr,
+					      s32 node, u32 mark_step)
+{
+	return agent_prefetch(agent_call_of(ctx), start, nr, node, mark_step);
 }
 
 /* The file of the model that comes after this one, by name; returns its pages, 0 without one. */

@@ -110,8 +110,8 @@ static __always_inline struct pagecache_agent_tag *agent_begin(struct agent_call
 	return tag;
 }
 
-static __always_inline void agent_ask(const struct pagecache_ops *policy, struct agent_call *call,
-				      u32 kind)
+/* Asks the policy's hook for a window; ctx.kind says on which occasion. */
+static __always_inline void agent_ask(const struct pagecache_ops *policy, struct agent_call *call)
 {
 	struct pagecache_answer answer = {
 		.mark = PAGECACHE_NO_MARK,
@@ -119,9 +119,11 @@ static __always_inline void agent_ask(const struct pagecache_ops *policy, struct
 		.order = PAGECACHE_ORDER_AUTO,
 	};
 	struct pagecache_ctx *ctx = &call->ctx;
+	u32 kind = ctx->kind;
 	s32 verdict;
 
-	ctx->kind = kind;
+	if (!policy->readahead)
+		return;
 	call->hook = PAGECACHE_HOOK_READAHEAD;
 	agent_count(PAGECACHE_COUNTER_readahead_calls, 1);
 	if (kind == PAGECACHE_KIND_MISS)
@@ -173,11 +175,12 @@ static __always_inline bool agent_rest(const struct agent_call *call, u64 *index
 }
 
 /*
- * A range of a file is read or faulted by this task.  access: the policy's hook, as a global
- * function: the verifier goes through it once, not on with each way through it.
+ * A range of a file is read or faulted by this task.  access, ask: the policy's hooks, as global
+ * functions: the verifier goes through each once, not again with each way that leads there.
  */
 static __always_inline int agent_accessed(const struct pagecache_ops *policy,
 					  int (*access)(struct agent_call *),
+					  int (*ask)(struct agent_call *),
 					  struct address_space *mapping, u64 index, u64 end,
 					  u32 kind)
 {
@@ -220,14 +223,15 @@ static __always_inline int agent_accessed(const struct pagecache_ops *policy,
 		call.ctx.nr = end - index;
 	}
 	if (index < c->from || index >= c->to) {
-		agent_ask(policy, &call, fault ? PAGECACHE_KIND_FAULT : PAGECACHE_KIND_MISS);
+		call.ctx.kind = fault ? PAGECACHE_KIND_FAULT : PAGECACHE_KIND_MISS;
+		ask(&call);
 	} else if (c->mark && end > c->mark) {
 		/* Past the marks of this access. */
 		c->mark += (end - c->mark + c->step - 1) / c->step * c->step;
 		if (end > tag->done)
 			call.ctx.flags |= PAGECACHE_F_LATE;
-		agent_ask(policy, &call,
-			  fault ? PAGECACHE_KIND_FAULT_MARKER : PAGECACHE_KIND_MARKER);
+		call.ctx.kind = fault ? PAGECACHE_KIND_FAULT_MARKER : PAGECACHE_KIND_MARKER;
+		ask(&call);
 	}
 	return 0;
 }
@@ -315,20 +319,29 @@ static __always_inline int agent_asked(const struct pagecache_ops *policy,
 			policy##_ops.access(&call->ctx);                                     \
 		return 0;                                                                    \
 	}                                                                                    \
+	__noinline int policy##_agent_readahead(struct agent_call *call)                     \
+	{                                                                                    \
+		if (call)                                                                    \
+			agent_ask(&policy##_ops, call);                                      \
+		return 0;                                                                    \
+	}                                                                                    \
 	SEC("raw_tp/mm_filemap_get_pages") int agent_get_pages(u64 *args)                    \
 	{                                                                                    \
-		return agent_accessed(&policy##_ops, policy##_agent_access, (void *)args[0], \
-				      args[1], args[2] + 1, PAGECACHE_KIND_READ);            \
+		return agent_accessed(&policy##_ops, policy##_agent_access,                  \
+				      policy##_agent_readahead, (void *)args[0], args[1],    \
+				      args[2] + 1, PAGECACHE_KIND_READ);                     \
 	}                                                                                    \
 	SEC("raw_tp/mm_filemap_map_pages") int agent_map_pages(u64 *args)                    \
 	{                                                                                    \
-		return agent_accessed(&policy##_ops, policy##_agent_access, (void *)args[0], \
-				      args[1], args[2] + 1, PAGECACHE_KIND_MAP);             \
+		return agent_accessed(&policy##_ops, policy##_agent_access,                  \
+				      policy##_agent_readahead, (void *)args[0], args[1],    \
+				      args[2] + 1, PAGECACHE_KIND_MAP);                      \
 	}                                                                                    \
 	SEC("raw_tp/mm_filemap_fault") int agent_fault(u64 *args)                            \
 	{                                                                                    \
-		return agent_accessed(&policy##_ops, policy##_agent_access, (void *)args[0], \
-				      args[1], args[1] + 1, PAGECACHE_KIND_TOUCH);           \
+		return agent_accessed(&policy##_ops, policy##_agent_access,                  \
+				      policy##_agent_readahead, (void *)args[0], args[1],    \
+				      args[1] + 1, PAGECACHE_KIND_TOUCH);                    \
 	}                                                                                    \
 	SEC("raw_tp/mm_filemap_add_to_page_cache") int agent_added(u64 *args)                \
 	{                                                                                    \

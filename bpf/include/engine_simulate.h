@@ -16,6 +16,7 @@
 
 #define SEC(name)
 #define __always_inline inline __attribute__((always_inline))
+#define PAGECACHE_STEP static __always_inline /* a part of a policy: there is no verifier */
 #define __uint(name, value) int (*name)[value]
 #define __type(name, type) typeof(type) *name
 #define __ulong(name, value) int (*name)[value]

@@ -25,6 +25,9 @@ static __always_inline s64 pagecache_prefetch(struct pagecache_ctx *ctx, u64 sta
 	return bpf_pagecache_prefetch(ctx, start, nr, node, mark_step);
 }
 
+/* A part of a policy: here the kernel's own context cannot be given to a global function. */
+#define PAGECACHE_STEP static __always_inline
+
 /* The kernel reads what a policy answers, and nothing beside it. */
 #define PAGECACHE_KERNEL_READS 0
 

@@ -162,17 +162,27 @@ static __always_inline u64 any_number(const struct pagecache_ctx *ctx, u64 numbe
 	return number + (same - now);
 }
 
-static __always_inline struct stream *stream_at(struct file_state *file,
-						const struct pagecache_ctx *ctx)
+/* The number of the stream that this access goes on with; STREAMS: none. */
+PAGECACHE_STEP u32 stream_find(const struct file_state *file, const struct pagecache_ctx *ctx)
 {
-	u64 found = STREAMS;
+	u32 found = STREAMS;
 
+	if (!file || !ctx)
+		return STREAMS;
 	for (int i = 0; i < STREAMS; i++) {
 		if (goes_on(&file->streams[i], ctx)) {
 			found = i;
 			break;
 		}
 	}
+	return found;
+}
+
+static __always_inline struct stream *stream_at(struct file_state *file,
+						const struct pagecache_ctx *ctx)
+{
+	u64 found = stream_find(file, ctx);
+
 	if (found == STREAMS)
 		return NULL;
 	return &file->streams[any_number(ctx, found) % STREAMS];
@@ -205,23 +215,27 @@ static __always_inline void open_window(struct stream *s, const struct pagecache
  * The reader had to wait.  Judge the present window once it has been read through: while each
  * growth makes the reader faster by an eighth or more, grow it again.
  */
-static __always_inline void grow(struct stream *s, const struct pagecache_ctx *ctx)
+PAGECACHE_STEP int grow(struct stream *s, const struct pagecache_ctx *ctx)
 {
-	u64 limit = largest_window(ctx);
-	u64 pages = ctx->index - s->since;
-	u64 ns = ctx->time_ns - s->since_ns;
-	bool steep = s->window < pages_of(ctx, STEEP_BYTES);
-	u64 rate;
+	u64 limit, pages, ns, rate;
+	bool steep;
 
+	if (!s || !ctx)
+		return 0;
+	limit = largest_window(ctx);
+	pages = ctx->index - s->since;
+	ns = ctx->time_ns - s->since_ns;
+	steep = s->window < pages_of(ctx, STEEP_BYTES);
 	if (s->settled || s->window >= limit || ctx->index < s->since + s->window || !ns)
-		return;
+		return 0;
 	rate = pages * 1000000000ULL / ns;
 	if (!steep && s->rate && rate < s->rate + s->rate / 8) {
 		s->settled = 1;
-		return;
+		return 0;
 	}
 	s->rate = rate;
 	open_window(s, ctx, s->window * (steep ? 4 : 2));
+	return 0;
 }
 
 /*

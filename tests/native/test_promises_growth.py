@@ -4,10 +4,13 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
+from pagecache_bpf.kernel import libbpf
+from pagecache_bpf.kernel.file_pages import PAGE_SIZE
 from pagecache_bpf.policy import catalog
 from pagecache_bpf.policy.agent_device import AgentDevice
 from tests.native.controller import AGENT, serving
@@ -24,6 +27,41 @@ def anonymous_bytes(pid: int) -> int:
     lines = Path(f"/proc/{pid}/status").read_text().splitlines()
     (line,) = (line for line in lines if line.startswith("RssAnon:"))
     return int(line.split()[1]) << 10
+
+
+#: Instructions that the verifier may look at for one program; 200,000 take 0.3 s.
+MOST_VERIFIED = 80_000
+
+
+def verified_instructions() -> dict[str, int]:
+    """Return how many instructions the verifier looked at, by the number of the program."""
+    found = {}
+    for info in Path("/proc/self/fdinfo").iterdir():
+        with suppress(FileNotFoundError):  # that of the listing itself
+            lines = [line.partition(":\t") for line in info.read_text().splitlines()]
+            fields = {name: value for name, _, value in lines}
+            if "verified_insns" in fields:
+                found[fields["prog_id"]] = int(fields["verified_insns"])
+    return found
+
+
+def test_attaching_a_policy_is_quick() -> None:
+    """Nearly all of the time goes to the verifier, and that is known without a clock."""
+    namespace = os.stat("/proc/self/ns/pid")
+    constants = {
+        "agent_page_shift": PAGE_SIZE.bit_length() - 1,
+        "agent_pidns_dev": namespace.st_dev,
+        "agent_pidns_ino": namespace.st_ino,
+    }
+    for name in catalog.names():
+        before = verified_instructions()
+        built = catalog.agent_object(catalog.find(name))
+        with libbpf.Messages(), libbpf.Object(built, name) as opened:
+            opened.set_constants(constants)
+            opened.load()
+            counts = verified_instructions()
+        ours = [count for program, count in counts.items() if program not in before]
+        assert ours and max(ours) < MOST_VERIFIED, (name, sorted(ours))
 
 
 def test_attaching_again_and_again_takes_no_memory(tmp_path: Path) -> None:
