@@ -19,6 +19,18 @@
 #define SIM_QUEUE 1024
 
 enum { SIM_KERNEL = 0, SIM_LRU = 1 };
+/* What is noted by part of a file, in bytes; pagecache_bpf/simulate/recording.py has the same. */
+enum {
+	SIM_NOTE_HIT,
+	SIM_NOTE_USEFUL,
+	SIM_NOTE_MISS,
+	SIM_NOTE_PREFETCHED,
+	SIM_NOTE_READ,
+	SIM_NOTE_RECLAIMED,
+	SIM_NOTE_DROPPED,
+	SIM_NOTE_WASTED,
+	SIM_NOTES,
+};
 enum { SIM_OUT, SIM_INACTIVE, SIM_ACTIVE, SIM_LISTS };
 enum { SIM_REFERENCED = 1, SIM_UNUSED = 2, SIM_MARK = 4, SIM_KEPT = 8, SIM_WORKINGSET = 16 };
 
@@ -68,6 +80,7 @@ struct sim_file {
 	u64 bytes;
 	u64 pages;
 	u64 first; /* its first page among all */
+	u64 first_cell; /* its first part among all */
 	u64 resident;
 	u64 next; /* where the last access ended */
 	u64 quiet; /* pages read in order since the access hook was called */
@@ -86,6 +99,8 @@ static struct {
 	const struct pagecache_ops *ops;
 	struct sim_page *pages;
 	struct sim_file *files;
+	u64 *notes; /* SIM_NOTES for each part of each file; NULL: nobody asked */
+	u64 cell_pages;
 	u64 nr_pages;
 	u64 capacity;
 	u64 count[SIM_LISTS];
@@ -271,6 +286,16 @@ static inline u64 sim_resident(void)
 	return sim.count[SIM_INACTIVE] + sim.count[SIM_ACTIVE];
 }
 
+/* Add to what is noted of the part of a file that a page lies in. */
+static inline void sim_note(u32 p, u32 what, u64 bytes)
+{
+	const struct sim_file *f = &sim.files[sim.pages[p].file];
+
+	if (sim.notes)
+		sim.notes[(f->first_cell + (p - f->first) / sim.cell_pages) * SIM_NOTES + what] +=
+			bytes;
+}
+
 /* --- leaving the cache --- */
 
 static inline void sim_told(bool added, u32 p)
@@ -298,8 +323,11 @@ static inline void sim_remove(u32 p, bool evicted)
 	sim_take(p);
 	page->list = SIM_OUT;
 	page->gone_at = evicted ? ++sim.age : 0;
-	if (page->flags & SIM_UNUSED)
+	if (page->flags & SIM_UNUSED) {
 		sim.totals.unused += bytes;
+		sim_note(p, SIM_NOTE_WASTED, bytes);
+	}
+	sim_note(p, evicted ? SIM_NOTE_RECLAIMED : SIM_NOTE_DROPPED, bytes);
 	if (page->flags & SIM_KEPT)
 		sim.kept--;
 	page->flags = 0;

@@ -30,6 +30,7 @@ static inline void sim_read(u32 file, u64 index, bool used)
 		page->flags |= SIM_WORKINGSET;
 	sim_put(p, list);
 	sim.totals.read += bytes;
+	sim_note(p, used ? SIM_NOTE_READ : SIM_NOTE_PREFETCHED, bytes);
 	if (page->seen)
 		sim.totals.reread += bytes;
 	page->seen = 1;
@@ -91,8 +92,10 @@ static inline void sim_touch(u32 file, u64 index, u64 left, u64 bytes)
 		if (!page->list)
 			sim_read(file, index, true);
 		page->flags = (page->flags & ~SIM_UNUSED) | SIM_REFERENCED;
+		sim_note(p, SIM_NOTE_MISS, bytes);
 		return;
 	}
+	sim_note(p, page->flags & SIM_UNUSED ? SIM_NOTE_USEFUL : SIM_NOTE_HIT, bytes);
 	*(page->flags & SIM_UNUSED ? &sim.totals.ahead : &sim.totals.hit) += bytes;
 	page->flags &= ~SIM_UNUSED;
 	if (sim.order == SIM_LRU) {
@@ -184,6 +187,19 @@ s64 sim_start(u64 memory, u32 shift, u32 order, bool on, u32 nr_files, const u64
 	return sim.ops->init ? sim.ops->init(&ctx) : 0;
 }
 
+/* Note from now on what parts of that many pages go through; where that is added up. */
+u64 *sim_record(u64 cell_pages, u64 *nr_cells)
+{
+	*nr_cells = 0;
+	sim.cell_pages = cell_pages;
+	for (u32 i = 0; i < sim.nr_files; i++) {
+		sim.files[i].first_cell = *nr_cells;
+		*nr_cells += (sim.files[i].pages + cell_pages - 1) / cell_pages;
+	}
+	sim.notes = calloc(*nr_cells * SIM_NOTES + 1, sizeof(*sim.notes));
+	return sim.notes;
+}
+
 const struct sim_totals *sim_replay(const struct sim_event *events, u64 nr)
 {
 	for (u64 i = 0; i < nr; i++)
@@ -220,6 +236,7 @@ long sim_report(const void *map, const u32 *shape, const void *key, void *next, 
 
 void sim_end(void)
 {
+	free(sim.notes);
 	free(sim.pages);
 	free(sim.files);
 	sim_free_maps();

@@ -38,6 +38,8 @@ from pagecache_bpf.recording.phases import Phase
 
 FORMAT = "pagecache-bpf recording"
 VERSION = 1
+#: Recording.engine of a load that never ran.
+SIMULATION = "simulation"
 COUNTERS = tuple(counter.name for counter in RECORDED)
 #: An event: what happened in a cell of a file during one interval, by one reader.
 EVENT = np.dtype(

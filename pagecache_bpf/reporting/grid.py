@@ -170,6 +170,22 @@ class Grid:
         picture: npt.NDArray[np.uint8] = (state | level << 2 | kind << 4).astype(np.uint8)
         return picture
 
+    def window(self) -> npt.NDArray[np.int32]:
+        """Return where a policy's window is: prefetched and not used yet, as a band in each file.
+
+        Returns:
+            Rows of column, first row of the grid, row after the last one.
+        """
+        starts = self.row_of(np.arange(len(self.bases)), 0)
+        found = []
+        for column in np.flatnonzero(self.unused.any(axis=0)):
+            rows = np.flatnonzero(self.unused[:, column])
+            # files that share a row share a band
+            edges = np.flatnonzero(np.diff(np.searchsorted(starts, rows, "right")) != 0) + 1
+            for part in np.split(rows, edges):
+                found.append((int(column), int(part[0]), int(part[-1]) + 1))
+        return np.array(found, np.int32).reshape(-1, 3)
+
     def series(self) -> dict[str, list[float]]:
         """Return what the panels below the map show, a value for each column; bytes or seconds."""
         found = {

@@ -10,6 +10,7 @@ from __future__ import annotations
 import base64
 import html
 import json
+import os
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,8 +19,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from pagecache_bpf.errors import UsageError
 from pagecache_bpf.kernel.abi import RECORDED
-from pagecache_bpf.recording.format import COUNTERS, Recording
+from pagecache_bpf.recording.format import COUNTERS, SIMULATION, Recording
 from pagecache_bpf.reporting.grid import Grid
 from pagecache_bpf.units import format_size
 
@@ -89,6 +91,11 @@ def verdict(recording: Recording) -> str:
     accessed, seconds = numbers["accessed_bytes"], numbers["active_seconds"]
     if not accessed:
         return "No process read any of the files while this was recorded."
+    if recording.engine == SIMULATION:
+        return (
+            f"A simulation: {numbers['all_hit_bytes'] / accessed:.1%} of what was read was in the "
+            f"cache, the device gave {format_size(numbers['device_bytes'])}."
+        )
     stalled = numbers["stall_ns"] / 1e9 / max(seconds, 1e-9)
     share = numbers["device_share"]
     lost = numbers["reclaimed_bytes"] / accessed
@@ -147,6 +154,7 @@ def payload(recording: Recording) -> dict[str, Any]:
             {"tgid": tgid, "name": recording.readers.get(tgid, "")} for tgid in grid.readers
         ],
         "phases": [[one.time_ns / 1e9, one.name, one.tgid] for one in recording.phases],
+        "window": _array(grid.window(), "<i4"),
         "picture": _array(grid.picture(), "<u1"),
         "series": {name: _array(np.array(row), "<f4") for name, row in grid.series().items()},
         "stalls": _array(grid.stalls() / 1e9, "<f4"),
@@ -197,6 +205,25 @@ def page(recordings: Sequence[Recording], labels: Sequence[str]) -> str:
     for name, content in parts.items():
         result = result.replace(f"{{{{{name}}}}}", content, 1)
     return result
+
+
+def replace(path: Path, text: str) -> None:
+    """Write a page as a whole or not at all.
+
+    Args:
+        path: the file; one that is there is replaced.
+        text: what page() has returned.
+
+    Raises:
+        UsageError: it cannot be written there.
+    """
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        partial.write_text(text, encoding="utf-8")
+        os.replace(partial, path)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise UsageError(f"{path} cannot be written", error.strerror or str(error)) from error
 
 
 def _asset(name: str) -> str:

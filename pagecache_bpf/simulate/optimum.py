@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import heapq
 from array import array
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 
@@ -17,12 +17,18 @@ class Best:
     hits: int
 
 
-def optimum(pages: Sequence[int], capacity: int, weights: Sequence[int] | None = None) -> Best:
+def optimum(
+    pages: Sequence[int],
+    capacity: int,
+    weights: Sequence[int] | None = None,
+    watch: Callable[[int, bool, int | None], None] | None = None,
+) -> Best:
     """Replay page numbers through a cache of CAPACITY pages that evicts what is wanted last.
 
     A page that is wanted enters the cache, as the kernel's read() has it.  weights: what a hit of
-    each access is worth, 1 without; the schedule maximizes hits, not their weights.  Takes
-    O(n log n) time.  Source: L. A. Belady, IBM Systems Journal 5(2), 1966.
+    each access is worth, 1 without; the schedule maximizes hits, not their weights.  watch: called
+    with each access's number, whether it was a hit, and the page that went for it, if one did.
+    Takes O(n log n) time.  Source: L. A. Belady, IBM Systems Journal 5(2), 1966.
     """
     total = len(pages)
     next_use, seen = array("q", bytes(8 * total)), dict[int, int]()
@@ -33,7 +39,9 @@ def optimum(pages: Sequence[int], capacity: int, weights: Sequence[int] | None =
     farthest: list[tuple[int, int]] = []  # stale entries are left behind and skipped
     weight = hits = 0
     for at, page in enumerate(pages):
-        if page in resident:
+        gone: int | None = None
+        hit = page in resident
+        if hit:
             hits += 1
             weight += weights[at] if weights is not None else 1
         elif capacity <= 0:
@@ -43,7 +51,10 @@ def optimum(pages: Sequence[int], capacity: int, weights: Sequence[int] | None =
                 until, victim = heapq.heappop(farthest)
                 if resident.get(victim) == -until:
                     del resident[victim]
+                    gone = victim
                     break
+        if watch is not None:
+            watch(at, hit, gone)
         resident[page] = next_use[at]
         heapq.heappush(farthest, (-next_use[at], page))
     return Best(weight, hits)

@@ -8,6 +8,7 @@ import os
 from array import array
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import count
 from typing import Any
 
 from pagecache_bpf.errors import PagecacheError, PolicyRejected, UsageError
@@ -22,6 +23,7 @@ KERNEL, LRU = 0, 1
 MAX_ACCESSES = 2_000_000
 SMALLEST_UNIT = 4096
 _KIND_READ = 6  # enum pagecache_kind
+_copies = count()  # of this process
 
 
 class Event(ctypes.Structure):
@@ -88,12 +90,10 @@ class Simulator:
             )
         self.info = info
         self._object = compile_simulation(info.source)
-        self._copies = 0
 
     def _fresh(self) -> ctypes.CDLL:
-        """A library with memory of its own: the same file is loaded only once."""
-        self._copies += 1
-        copy = self._object.with_name(f"{self._object.name}.{os.getpid()}.{self._copies}")
+        """A library with memory of its own: a file of the same name is loaded only once."""
+        copy = self._object.with_name(f"{self._object.name}.{os.getpid()}.{next(_copies)}")
         copy.write_bytes(self._object.read_bytes())
         try:
             return ctypes.CDLL(str(copy), mode=os.RTLD_LOCAL | os.RTLD_NOW)
@@ -114,18 +114,22 @@ class Simulator:
         policy: bool = True,
         knobs: Mapping[str, int] | None = None,
         watch: Callable[[Replay, int], None] | None = None,
+        begin: Callable[[Replay], None] | None = None,
         name: str = "",
     ) -> Result:
         """Replay a trace through MEMORY bytes of cache.
 
         unit: bytes of a page, a power of 2.  order: KERNEL or LRU.  policy: without it, only the
-        order decides.  watch: called with each access's number after it.  Raises PolicyRejected
+        order decides.  watch: called with each access's number after it; begin: before the first.
+        Raises PolicyRejected
         (its init failed), UsageError (hints that do not fit its maps), MemoryError.
         """
         if memory < unit:
             raise UsageError(f"{memory} bytes are no memory", f"a page has {unit}")
         with Replay(self._fresh(), self.info, trace, unit) as run:
             run.start(memory, order, policy, knobs or {})
+            if begin is not None:
+                begin(run)
             run.feed(policy, watch)
             return run.result(name or (self.info.name if policy else ("default", "lru")[order]))
 
@@ -299,21 +303,53 @@ def _address(library: ctypes.CDLL, found: HintMap) -> tuple[Any, Any]:
     return ctypes.byref(ctypes.c_char.in_dll(library, found.name)), shape
 
 
-def best(trace: Trace, memory: int, unit: int = SMALLEST_UNIT) -> Result:
-    """The optimum for a trace, in the shape of a replay's result."""
+@dataclass
+class PageAccesses:
+    """A trace as accesses of single pages; pages of all files are numbered in one row.
+
+    Attributes:
+        first: number of each file's first page.
+        pages: what is accessed, in the order of time.
+        weights: bytes of each access.
+        events: place in Trace.events of each access.
+    """
+
+    first: list[int]
+    pages: array[int]
+    weights: array[int]
+    events: array[int]
+
+
+def page_accesses(trace: Trace, unit: int) -> PageAccesses:
+    """Split the reads of a trace.
+
+    Args:
+        trace: the trace.
+        unit: bytes of a page, a power of 2.
+    """
     shift = unit.bit_length() - 1
-    first, pages = [], 0
+    found, pages = PageAccesses([], array("q"), array("q"), array("q")), 0
     for file in trace.files:
-        first.append(pages)
+        found.first.append(pages)
         pages += -(-file.size // unit)
-    wanted, weights = array("q"), array("q")
-    for access in trace.accesses:
+    for number, access in enumerate(trace.events):
+        if not isinstance(access, Access):
+            continue
         at, end = access.offset, access.offset + access.length
         while at < end:
             stop = min(end, (at // unit + 1) * unit)
-            wanted.append(first[access.file] + (at >> shift))
-            weights.append(stop - at)
+            found.pages.append(found.first[access.file] + (at >> shift))
+            found.weights.append(stop - at)
+            found.events.append(number)
             at = stop
+    return found
+
+
+def best(trace: Trace, memory: int, unit: int = SMALLEST_UNIT) -> Result:
+    """The optimum for a trace, in the shape of a replay's result."""
+    shift = unit.bit_length() - 1
+    split = page_accesses(trace, unit)
+    wanted, weights = split.pages, split.weights
     found = optimum(wanted, memory >> shift, weights)
     total, distinct = sum(weights), len(set(wanted))
     totals = dict.fromkeys(TOTALS, 0)

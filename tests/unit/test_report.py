@@ -49,6 +49,9 @@ def test_the_grid_has_every_cell_of_a_small_load() -> None:
     assert series["unused"][2] == 7 * MIB and series["unused"][9] == 0
     assert series["resident"][16] == 11 * MIB
     assert sum(series["device"]) == pytest.approx(12 * MIB)
+    # all of the first file in the beginning, and what is not used yet after that
+    window = grid.window().tolist()
+    assert window == [[2, 0, 7], *([3 + cell, cell + 1, 7] for cell in range(6))]
     assert grid.stalls().sum(axis=1).tolist() == [0, 5 * 1_000_003]
 
 

@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 from pagecache_bpf import templates
 from pagecache_bpf.errors import UsageError
 from pagecache_bpf.policy.catalog import discover, find
-from pagecache_bpf.simulate import recorded, simulator
+from pagecache_bpf.reporting.grid import Grid
+from pagecache_bpf.simulate import recorded, recording, simulator, trace
 from pagecache_bpf.simulate.optimum import optimum
 from pagecache_bpf.simulate.trace import Trace, parse
 from pagecache_bpf.templates import EXTENT, Template, TemplateFile
@@ -205,8 +206,36 @@ def test_the_command(tmp_path: Path) -> None:
     assert by_name["lru"]["hit_bytes"] == 0
     assert by_name["pin"]["hit_bytes"] >= 2 * (6 << 20)
     assert by_name["pin"]["gauges"] == {"promised_pages": 1536, "pinned_pages": 1536}
-    done = run(*words)
+    page = tmp_path / "scan.html"
+    done = run(*words, "--report", page)
     assert done.code == 0 and "optimum" in done.out
+    assert f"page: {page}" in done.out.replace("\n", "") and "<title>scan" in page.read_text()
+    done = run(*words, "--report", tmp_path / "none" / "scan.html")
+    assert done.code == 2 and "cannot be written" in done.err
+
+
+@pytest.mark.parametrize("policy", ["noop", "pin", "sequential"])
+def test_a_replay_as_a_recording_has_the_bytes_of_its_totals(tmp_path: Path, policy: str) -> None:
+    found = trace.read(cyclic_trace(tmp_path))
+    replayed = simulator.Simulator(find(policy))
+    memory = 8 << 20
+    for result, seen in (
+        (replayed.replay(found, memory), recording.record(replayed, found, memory)),
+        (simulator.best(found, memory), recording.record_best(found, memory)),
+    ):
+        totals = result.totals
+        assert totals["hit_bytes"] == seen.total("hit_bytes")
+        assert totals["ahead_bytes"] == seen.total("useful_bytes")
+        assert totals["missed_bytes"] == seen.total("miss_bytes")
+        entered = seen.total("read_bytes") + seen.total("prefetched_bytes")
+        assert totals["read_bytes"] == entered == seen.samples[-1].device_bytes
+        if result.name != "optimum":
+            assert totals["evicted_bytes"] == seen.total("reclaimed_bytes")
+            assert totals["dropped_bytes"] == seen.total("dropped_bytes")
+            assert totals["unused_bytes"] == seen.total("wasted_bytes")
+        resident = Grid(seen).resident.sum(axis=0)
+        assert int(resident.max()) <= memory
+        assert list(seen.readers.values()) == ["c0"]
 
 
 @pytest.mark.parametrize("policy", [info.name for info in discover()])

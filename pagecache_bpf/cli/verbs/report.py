@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +63,7 @@ def run(args: argparse.Namespace, out: Output) -> int:
     if args.perfetto:
         perfetto.write(recordings[0], Path(args.perfetto))
     text = page.page(recordings, labels)
-    _replace(output, text)
+    page.replace(output, text)
     verdicts = [page.verdict(recording) for recording in recordings]
     data: dict[str, Any] = {
         "page": str(output),
@@ -83,14 +82,3 @@ def run(args: argparse.Namespace, out: Output) -> int:
         rows.append(("trace", f"{args.perfetto}: open it in Perfetto's viewer"))
     out.emit(data, lambda console: console.print(pairs(rows)))
     return 0
-
-
-def _replace(path: Path, text: str) -> None:
-    """Write a file as a whole or not at all.  Raises UsageError."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        partial.write_text(text, encoding="utf-8")
-        os.replace(partial, path)
-    except OSError as error:
-        partial.unlink(missing_ok=True)
-        raise UsageError(f"{path} cannot be written", error.strerror or str(error)) from error

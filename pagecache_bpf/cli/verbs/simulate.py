@@ -39,6 +39,10 @@ EXAMPLES = (
         "one load, as `template record` or `template derive` has it",
     ),
     (
+        "pagecache-bpf simulate --policy maio --trace t.trace --memory 8GiB --report maio.html",
+        "the same page as `report` makes, beside the optimum",
+    ),
+    (
         "pagecache-bpf simulate --policy ./mine.bpf.c --trace t.jsonl --memory 40G --json",
         "your own policy, compiled first",
     ),
@@ -58,6 +62,7 @@ JSON = {
         **{f"results[].{name}": text for name, text in TOTALS.items()},
         "results[].of_optimum": "hit_bytes as a part of the optimum's; null if that has none",
         "results[].gauges.*": "what the policy keeps count of, at the end",
+        "page": "the page that was written; null without --report",
         "results[].ended": "how the policy ended itself; null if it did not",
     }
 }
@@ -87,6 +92,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="SIZE",
         help="size of the model's pages (default: 4KiB, more for traces of more than 8 GB)",
     )
+    parser.add_argument(
+        "--report",
+        type=Path,
+        metavar="PAGE",
+        help="also write a page that shows the replay beside the optimum, as `report` does",
+    )
 
 
 def run(args: argparse.Namespace, out: Output) -> int:
@@ -101,6 +112,10 @@ def run(args: argparse.Namespace, out: Output) -> int:
     unit = parse_size(args.unit) if args.unit else simulator.unit_for(trace)
     if unit & (unit - 1) or unit < simulator.SMALLEST_UNIT:
         raise UsageError(f"{args.unit} is not a page size", "it has to be a power of 2, from 4KiB")
+    if args.report is not None and (args.report.is_dir() or not args.report.parent.is_dir()):
+        raise UsageError(
+            f"{args.report} cannot be written", "", "Name a file in a directory that exists"
+        )
     results = simulator.compare(info, trace, memory, knobs, unit)
     first = results[-1].totals
     data = {
@@ -112,10 +127,21 @@ def run(args: argparse.Namespace, out: Output) -> int:
         "files": len(trace.files),
         "distinct_bytes": first["read_bytes"] - first["reread_bytes"],
         "results": [_result(result, results[-1]) for result in results],
+        "page": None if args.report is None else str(args.report),
     }
     for result in results:
         if result.ended:
             out.warn(f"the policy ended itself: {result.ended}")
+    if args.report is not None:
+        from pagecache_bpf.reporting import page
+        from pagecache_bpf.simulate import recording
+
+        name = args.trace.stem
+        replay = recording.record(
+            simulator.Simulator(info), trace, memory, unit=unit, knobs=knobs, name=name
+        )
+        best = recording.record_best(trace, memory, unit=unit, name=name)
+        page.replace(args.report, page.page([replay, best], [info.name, "optimum"]))
     out.emit(data, lambda console: _print(console, data, results))
     return 0
 
@@ -159,3 +185,5 @@ def _print(console: Console, data: dict[str, Any], results: list[Result]) -> Non
     console.print(table([("evicted by", "text"), *((kind, "number") for kind in kinds)], lines))
     for name, value in results[0].gauges.items():
         console.print(f"{name} at the end: {value:,}")
+    if data["page"]:
+        console.print(f"page: {data['page']}", highlight=False)

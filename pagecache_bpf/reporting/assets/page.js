@@ -46,6 +46,7 @@
   const prepare = async (load) => {
     load.picture = await unpack(load.picture, Uint8Array);
     load.stalls = await unpack(load.stalls, Float32Array);
+    load.window = await unpack(load.window, Int32Array);
     for (const name of Object.keys(load.series)) load.series[name] = await unpack(load.series[name], Float32Array);
     const details = load.details;
     for (const name of ["row", "column", "reader"]) details[name] = await unpack(details[name], Int32Array);
@@ -114,6 +115,7 @@
   const key = (color, text) => { const one = element("span", null, legend); element("i", null, one).style.background = css(color); one.append(text); };
   for (const one of FOUND.slice(1)) key(one.color, "read: " + one.text);
   for (const one of STATE.slice(1)) key(one.color, one.text);
+  if (data.loads.some((load) => load.window.length)) key(STATE[2].color, "between two pink lines: the window");
 
   // --- panels on one axis of time ---
   const panels = document.getElementById("panels");
@@ -181,6 +183,30 @@
     apply();
   };
   let highlight = null; // a tensor that was searched for: [from, to) in bytes
+  // The policy's window: from the first byte to the last that was prefetched and is not used yet.
+  const drawWindow = (plot, load) => {
+    const { left, top, width: w, height: h } = plot.bbox, context = plot.ctx;
+    context.save();
+    context.beginPath();
+    context.rect(left, top, w, h);
+    context.clip();
+    context.fillStyle = `rgba(${STATE[2].color.join(",")},0.22)`;
+    context.strokeStyle = css(STATE[2].color);
+    context.lineWidth = devicePixelRatio;
+    context.beginPath();
+    for (let at = 0; at < load.window.length; at += 3) {
+      const x = plot.valToPos(load.window[at] * load.columnSeconds, "x", true);
+      const end = plot.valToPos((load.window[at] + 1) * load.columnSeconds, "x", true);
+      if (end < left || x > left + w) continue;
+      const y = (row) => top + (row / load.rows - view.y0) / (view.y1 - view.y0) * h;
+      const from = y(load.window[at + 1]), to = y(load.window[at + 2]);
+      context.fillRect(x, from, end - x, to - from);
+      context.moveTo(x, from); context.lineTo(end, from);
+      context.moveTo(x, to); context.lineTo(end, to);
+    }
+    context.stroke();
+    context.restore();
+  };
   const drawMap = (load) => (plot) => {
     const { left, top, width: w, height: h } = plot.bbox, context = plot.ctx;
     context.save();
@@ -192,6 +218,7 @@
         (until - view.x0) / load.seconds * load.columns, (view.y1 - view.y0) * load.rows,
         left, top, w * share, h);
     }
+    drawWindow(plot, load);
     context.strokeStyle = theme.text;
     context.lineWidth = 0.5;
     if (load.files.length <= 200) {
