@@ -21,7 +21,7 @@ from typing import Any
 
 from pagecache_bpf.errors import UnsupportedError
 from pagecache_bpf.ipc.peer import has_ended
-from pagecache_bpf.kernel.classic_bpf import EQUAL, LOAD, RETURN, Program
+from pagecache_bpf.kernel.classic_bpf import EQUAL, LOAD, RETURN, FilterProgram
 from pagecache_bpf.kernel.kernelfs import LIVE
 
 CONNECTOR, PIDFD = "connector", "pidfd"
@@ -237,7 +237,7 @@ class ExitEvents:
 
 def _only_ends(sock: socket.socket) -> None:
     """Have the kernel drop every other event: the forks of a busy machine must not wake us."""
-    program = Program.of(
+    program = FilterProgram.of(
         [
             (LOAD, 0, 0, _WHAT_OFFSET),  # what happened: taken as in network order
             (EQUAL, 0, 1, socket.ntohl(_EXIT)),  # is it the end of a thread?

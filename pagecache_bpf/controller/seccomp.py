@@ -12,7 +12,7 @@ import errno
 import os
 import platform
 
-from pagecache_bpf.kernel.classic_bpf import AT_LEAST, EQUAL, HAS_BITS, LOAD, RETURN, Program
+from pagecache_bpf.kernel.classic_bpf import AT_LEAST, EQUAL, HAS_BITS, LOAD, RETURN, FilterProgram
 
 #: Numbers on x86_64 and aarch64 (there is no such call there: -1); include/uapi/asm*/unistd.h.
 DENIED = {
@@ -139,7 +139,7 @@ def deny() -> bool:
         False where it cannot be done: a kernel without filters, or another kind of machine.
     """
     try:
-        program = Program.of(instructions(platform.machine()))
+        program = FilterProgram.of(instructions(platform.machine()))
     except KeyError:
         return False
     libc = ctypes.CDLL(None, use_errno=True)

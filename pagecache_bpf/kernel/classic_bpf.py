@@ -22,13 +22,13 @@ class Instruction(ctypes.Structure):
     )
 
 
-class Program(ctypes.Structure):
+class FilterProgram(ctypes.Structure):
     """struct sock_fprog; keeps its instructions alive."""
 
     _fields_ = (("length", ctypes.c_ushort), ("filter", ctypes.POINTER(Instruction)))
 
     @classmethod
-    def of(cls, instructions: Sequence[tuple[int, int, int, int]]) -> Program:
+    def of(cls, instructions: Sequence[tuple[int, int, int, int]]) -> FilterProgram:
         """Make a program.
 
         Args:

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from pagecache_bpf.controller import seccomp
-from pagecache_bpf.kernel.classic_bpf import EQUAL, LOAD, RETURN, Program
+from pagecache_bpf.kernel.classic_bpf import EQUAL, LOAD, RETURN, FilterProgram
 
 pytestmark = pytest.mark.skipif(
     platform.machine() not in ("x86_64", "aarch64"), reason="no filter for this machine"
@@ -87,7 +87,7 @@ def test_reading_and_a_memory_file_work(tmp_path: Path) -> None:
 def test_every_jump_stays_inside(machine: str) -> None:
     """The kernel takes the filter of this machine; that of the other one is of the same kind."""
     code = seccomp.instructions(machine)
-    assert Program.of(code).length == len(code) < 256
+    assert FilterProgram.of(code).length == len(code) < 256
     for at, (kind, true, false, _) in enumerate(code):
         if kind not in (LOAD, RETURN):
             assert at + 1 + max(true, false) < len(code)
