@@ -182,6 +182,7 @@ def attack(path: Path, root: Path, clients: int, pause: float) -> None:
         clients: how many there are at a time.
         pause: seconds between two acts of one, on average.
     """
+    parent = os.getppid()
     hostile_files(root)
 
     def act(number: int) -> None:
@@ -194,7 +195,8 @@ def attack(path: Path, root: Path, clients: int, pause: float) -> None:
 
     for number in range(clients):
         threading.Thread(target=act, args=(number,), daemon=True).start()
-    signal.pause()
+    while os.getppid() == parent:  # whoever started it may be killed
+        time.sleep(0.5)
 
 
 @contextmanager

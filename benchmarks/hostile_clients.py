@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import statistics
 import struct
 import sys
@@ -312,6 +313,7 @@ def main() -> int:
     options = parser.parse_args()
     if os.geteuid():
         parser.error("it takes root")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that the controller is ended, too
     with tempfile.TemporaryDirectory(prefix="hostile-clients-", dir="/var/tmp") as name:
         os.chmod(name, 0o755)
         found = measure(options, Path(name))
