@@ -216,11 +216,13 @@ class UserQueues:
         """Work for everybody, until there has been nothing to do for a while."""
         while True:
             with self._lock:
+                until = time.monotonic() + _IDLE_SECONDS
                 while (taken := self._next()) is None:
                     self._idle += 1
-                    woken = self._wake.wait(self._pause())
+                    self._wake.wait(self._pause())
                     self._idle -= 1
-                    if not woken and not self._general():  # it has waited as long as it may
+                    # Others' work wakes it, too: that is no reason to stay.
+                    if time.monotonic() >= until and not self._general():
                         self._threads -= 1
                         return
             self._run(*taken)
