@@ -21,8 +21,8 @@ BIN = ROOT / "build" / "deps" / "prometheus" / "bin"
 ALERTS = ROOT / "packaging" / "prometheus" / "alerts.yml"
 CONFIG = """\
 global:
-  scrape_interval: 250ms
-  scrape_timeout: 250ms
+  scrape_interval: 1s
+  scrape_timeout: 1s
   evaluation_interval: 1s
 rule_files: [{alerts}]
 scrape_configs:

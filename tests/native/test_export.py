@@ -203,7 +203,7 @@ def test_a_real_prometheus_answers(model: Path, tmp_path: Path) -> None:
     with exporter() as address, Prometheus(tmp_path, address) as prometheus:
         attach(model)
         # A rate needs a sample from before.
-        wait_for(lambda: prometheus.value(accessed) == 0, "a scrape of the tagged model", 30)
+        wait_for(lambda: prometheus.value(accessed) == 0, "a scrape of the tagged model", 60)
         load(model)  # the agent starts its workers
         drop(model.iterdir())
         load(model)
@@ -211,7 +211,7 @@ def test_a_real_prometheus_answers(model: Path, tmp_path: Path) -> None:
         counted = counters()
         assert counted["prefetch_useful_bytes"] > 0
         wanted = counted["read_bytes"] + counted["mmap_bytes"]
-        wait_for(lambda: prometheus.value(accessed) == wanted, "a scrape after the loads", 30)
+        wait_for(lambda: prometheus.value(accessed) == wanted, "a scrape after the loads", 60)
         hits = counted["read_hit_bytes"] + counted["mmap_hit_bytes"]
         assert prometheus.value(ratio) == pytest.approx(hits / wanted, rel=1e-9)
         assert 0.3 < prometheus.value(ratio) < 1

@@ -107,8 +107,10 @@
     show("dropped by the policy", bytes(numbers.dropped_bytes));
     const notes = [];
     if (load.lost) notes.push(`${load.lost} events were lost for lack of room: the numbers are too low.`);
-    if (load.uncounted.length) notes.push("This kernel cannot count: " + load.uncounted.join(", ") + ".");
-    notes.push(`Linux ${load.kernel}, ${new Date(load.started).toISOString()}` + (load.command ? ": " + visible(load.command) : ""));
+    const simulated = load.engine === "simulation";
+    if (load.uncounted.length && !simulated) notes.push("This kernel cannot count: " + load.uncounted.join(", ") + ".");
+    if (simulated) notes.push("A replay of a trace through a model of the page cache, where reading takes no time: there are no stalls.");
+    else notes.push(`Linux ${load.kernel}, ${new Date(load.started).toISOString()}` + (load.command ? ": " + visible(load.command) : ""));
     element("p", notes.join(" "), summary, "note");
   }
   const legend = document.getElementById("legend");
