@@ -20,7 +20,7 @@ import os
 import threading
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
@@ -353,6 +353,16 @@ class Residency:
     files: dict[str, int | None]
     tensors: dict[str, int | None]
     time_ns: int
+    _model: Model = field(repr=False, compare=False)
+
+    def again(self) -> Residency:
+        """Ask the kernel again about the same files, which are not looked for: cheap.
+
+        Raises:
+            UsageError: a file is no longer there.
+            PrivilegeError: a file may no longer be opened.
+        """
+        return _residency(self._model, bool(self.tensors))
 
     @property
     def fraction(self) -> float | None:
@@ -376,9 +386,13 @@ def residency(path: PathLike, *, tensors: bool = False) -> Residency:
         UsageError: the path does not lead to weights.
         PrivilegeError: a file may not be opened.
     """
+    model, _ = resolve_model(path)
+    return _residency(model, tensors)
+
+
+def _residency(model: Model, tensors: bool) -> Residency:
     from pagecache_bpf.explain.model_residency import look
 
-    model, _ = resolve_model(path)
     found = look(model, tensors, residency_through_controller)
     paths = zip(model.files, found.files, strict=True)
     return Residency(
@@ -387,6 +401,7 @@ def residency(path: PathLike, *, tensors: bool = False) -> Residency:
         {str(path): file.resident_bytes for path, file in paths},
         {tensor.name: tensor.resident_bytes for tensor in found.tensors},
         found.time_ns,
+        model,
     )
 
 

@@ -9,21 +9,24 @@ unknown.
 from __future__ import annotations
 
 import os
+import stat
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
-from pagecache_bpf.errors import PagecacheError
+from pagecache_bpf.errors import PagecacheError, UsageError
 from pagecache_bpf.kernel.cachestat import cached_pages, resident_pages_or_none
 from pagecache_bpf.kernel.file_key import open_to_read
 from pagecache_bpf.kernel.file_pages import PAGE_SIZE
 from pagecache_bpf.weights import headers
 from pagecache_bpf.weights.models import Model
 
+_FLAGS = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY | os.O_NOFOLLOW
 
-@dataclass(frozen=True)
-class Resident:
+
+class Resident(NamedTuple):
     """A file or a tensor: its bytes, and those in the page cache; None if that is not told.
 
     Whole pages are counted, so that a page which two tensors share counts for both.
@@ -86,9 +89,8 @@ def look(
     parts: list[Resident] = []
     why: list[str] = []
     for path, name in zip(model.files, model.names, strict=True):
-        fd = open_to_read(path)
+        fd, size = _opened(path)
         try:
-            size = os.fstat(fd).st_size
             pages = resident_pages_or_none(fd)
             known = ask(path) if pages is None else min(pages * PAGE_SIZE, size)
             files.append(Resident(name, size, known))
@@ -100,6 +102,23 @@ def look(
         finally:
             os.close(fd)
     return ModelResidency(began, tuple(files), tuple(parts), tuple(why))
+
+
+def _opened(path: Path) -> tuple[int, int]:
+    """Open a model's file, by the path that it really has, and return its size, too.
+
+    One call of open(2) is enough for that: the file was looked at when the model was resolved, and
+    nothing that has taken its place since is followed, waited for, or read.
+    """
+    try:
+        fd = os.open(path, _FLAGS)
+    except OSError:
+        fd = open_to_read(path)  # which says what is wrong
+    status = os.fstat(fd)
+    if not stat.S_ISREG(status.st_mode):
+        os.close(fd)
+        raise UsageError(f"{path} is not a regular file", "it was one when it was looked for")
+    return fd, status.st_size
 
 
 def _tensors(fd: int, path: Path, told: bool) -> list[Resident]:

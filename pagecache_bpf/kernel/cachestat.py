@@ -38,6 +38,11 @@ class _Stat(ctypes.Structure):
     )
 
 
+_libc.syscall.argtypes = (
+    *(ctypes.c_long, ctypes.c_int, ctypes.POINTER(_Range), ctypes.POINTER(_Stat), ctypes.c_uint),
+)
+
+
 @dataclass(frozen=True)
 class CacheStat:
     """One answer of cachestat(2), in pages of PAGE_SIZE bytes."""
@@ -66,15 +71,20 @@ def cachestat(fd: int, offset: int = 0, length: int = 0) -> CacheStat:
 
     Source: commit cf264e1329fb, Linux 6.5.
     """
-    wanted, answer = _Range(offset, length), _Stat()
-    rc = _libc.syscall(
-        ctypes.c_long(_SYS_CACHESTAT),
-        ctypes.c_int(fd),
-        ctypes.byref(wanted),
-        ctypes.byref(answer),
-        ctypes.c_uint(0),
+    answer = _ask(fd, offset, length)
+    return CacheStat(
+        answer.nr_cache,
+        answer.nr_dirty,
+        answer.nr_writeback,
+        answer.nr_evicted,
+        answer.nr_recently_evicted,
     )
-    if rc != 0:
+
+
+def _ask(fd: int, offset: int, length: int) -> _Stat:
+    """Call cachestat(2); raises as cachestat() does."""
+    wanted, answer = _Range(offset, length), _Stat()
+    if _libc.syscall(_SYS_CACHESTAT, fd, wanted, answer, 0) != 0:
         code = ctypes.get_errno()
         if code in (errno.ENOSYS, errno.EPERM):
             raise UnsupportedError(
@@ -84,13 +94,7 @@ def cachestat(fd: int, offset: int = 0, length: int = 0) -> CacheStat:
                 "profile that lets it through.",
             )
         raise OSError(code, os.strerror(code))
-    return CacheStat(
-        answer.nr_cache,
-        answer.nr_dirty,
-        answer.nr_writeback,
-        answer.nr_evicted,
-        answer.nr_recently_evicted,
-    )
+    return answer
 
 
 def cached_pages(fd: int, start: int = 0, length: int = 0) -> int:
@@ -110,7 +114,7 @@ def cached_pages(fd: int, start: int = 0, length: int = 0) -> int:
         OSError: the kernel refuses the call.
     """
     try:
-        return cachestat(fd, start, length).cached
+        return int(_ask(fd, start, length).nr_cache)
     except UnsupportedError:
         return mincore(fd, start, length)
 
@@ -129,8 +133,10 @@ def resident_pages_or_none(fd: int) -> int | None:
 
     Source: commit 134fca9063ad, Linux 5.2.
     """
-    with suppress(UnsupportedError, OSError):
-        return cachestat(fd).cached
+    try:
+        return int(_ask(fd, 0, 0).nr_cache)
+    except (UnsupportedError, OSError):
+        pass
     if os.geteuid() not in (0, os.fstat(fd).st_uid):
         return None
     with suppress(OSError):

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import pagecache_bpf as pc
+from pagecache_bpf.errors import PagecacheError
 from pagecache_bpf.kernel.cachestat import cached_pages
 from pagecache_bpf.kernel.file_pages import PAGE_SIZE
 from pagecache_bpf.kernel.kernelfs import LIVE
@@ -84,3 +85,24 @@ def test_tensors_of_an_unknown_format_are_said_to_be_unknown(model: Path) -> Non
     data = json.loads(told.out)
     assert data["tensors"] == [] and "legacy.bin" in data["unknown_tensors"][0]
     assert data["files"][0]["bytes"] == 8002
+
+
+def test_asking_again_tells_what_has_changed_since(model: Path) -> None:
+    before = pc.residency(model)
+    first = sorted(model.glob("*.safetensors"))[0]
+    read(first, 0, first.stat().st_size)
+    after = before.again()
+    assert after.files[str(first)] == first.stat().st_size
+    assert after.time_ns > before.time_ns and list(after.files) == list(before.files)
+    first.rename(first.with_suffix(".moved"))
+    with pytest.raises(PagecacheError, match=r"does not exist|cannot be opened"):
+        after.again()
+
+
+def test_what_has_taken_a_files_place_is_not_opened(model: Path) -> None:
+    found = pc.residency(model)
+    first = sorted(model.glob("*.safetensors"))[0]
+    first.unlink()
+    os.mkfifo(first)  # to open it for reading would otherwise wait for a writer
+    with pytest.raises(PagecacheError, match="not a regular file"):
+        found.again()

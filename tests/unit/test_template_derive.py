@@ -19,7 +19,7 @@ from pagecache_bpf.templates import Template, check, derive, require_fit
 from pagecache_bpf.templates.template import EXTENT, coalesce
 from pagecache_bpf.weights.models import resolve
 from tests.unit import weights
-from tests.unit.command import environment
+from tests.unit.command import environment, run
 
 Places = dict[str, tuple[int, int]]
 
@@ -151,6 +151,41 @@ def test_gaps_between_slices_are_read_along(tmp_path: Path) -> None:
     assert joined.wanted == apart.wanted and len(apart.plain()) > 60
     assert len(apart.extents) <= 4
     assert len(joined.extents) <= 4 and joined.length > apart.length
+
+
+@pytest.mark.parametrize(
+    ("requests", "gap", "share"),
+    [
+        (None, 0, 1.0),  # nobody has measured it, and 1 MiB is too little to do it now
+        (1e9 / 4096, 0, 1.0),  # scattered pages as fast as a stream: nothing is to be gained
+        (1e9 / (4096 + 8192), 8192, 2.0),
+    ],
+)
+def test_the_gap_is_what_a_request_costs_the_device(
+    tmp_path: Path, requests: float | None, gap: int, share: float
+) -> None:
+    """A stream of 1 GB/s; rows of 8 KiB, of which a rank of two wants one half."""
+    weights.safetensors(tmp_path / "m.safetensors", {"x.o_proj.weight": (128, 4096)})
+    size = (tmp_path / "m.safetensors").stat().st_size
+    home = tmp_path / "home" / "pagecache-bpf"
+    home.mkdir(parents=True)
+    if requests is not None:
+        speed = {"bytes_per_second": 1e9, "bytes": 1 << 30, "seconds": 1.0, "time_ns": 1}
+        device = {str(tmp_path.stat().st_dev): {**speed, "requests_per_second": requests}}
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        (home / "speed.json").write_text(json.dumps({"boot": boot, "devices": device}))
+    told = run(
+        *("--json", "template", "derive", tmp_path, "--tp", "2", "--rank", "0"),
+        env=environment(PAGECACHE_BPF_RUN_DIR=str(home), XDG_CACHE_HOME=str(home.parent)),
+    )
+    assert told.code == 0, told.err
+    assert told.data["gap_bytes"] == gap
+    assert told.data["gap_source"] == ("default" if requests is None else "measured")
+    (consumer,) = told.data["consumers"]
+    header = size - (1 << 20)
+    assert consumer["wanted_bytes"] == header + (1 << 19)
+    # The last row ends with what is wanted of it.
+    assert consumer["bytes"] == header + share * (1 << 19) - (4096 if gap else 0)
 
 
 def test_ranks_that_there_are_not(model: tuple[Path, list[Places]]) -> None:

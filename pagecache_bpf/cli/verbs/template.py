@@ -183,8 +183,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--gap",
         metavar="SIZE",
         help="slices closer than this are read as one (default: what a request costs the device in "
-        "bytes, measured once, for 0.5 s, where there is more than one rank; 64KiB where it cannot "
-        "be measured)",
+        "bytes, measured once, for 0.5 s, where there is more than one rank; 0 where it cannot be "
+        "measured)",
     )
     _add_output(derive)
 
