@@ -20,7 +20,7 @@ import os
 import threading
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
@@ -36,6 +36,7 @@ from pagecache_bpf.loads.arguments import (
     resolve_model,
 )
 from pagecache_bpf.loads.report import NONE, Report
+from pagecache_bpf.loads.residency_answer import Residency
 
 if TYPE_CHECKING:
     from pagecache_bpf.loads.open_load import OpenLoad
@@ -336,42 +337,6 @@ def untag(path: PathLike) -> Tagged:
     return Tagged(model.name, ", ".join(sorted(names)), done, NONE, why)
 
 
-@dataclass(frozen=True)
-class Residency:
-    """How much of some weights is in the page cache.
-
-    Attributes:
-        bytes: size of the files.
-        resident_bytes: how much of it is there, in whole pages; None where this user may not know.
-        files: the same by file, by real path.
-        tensors: the same by tensor, where it was asked for.
-        time_ns: when the kernel was asked, in nanoseconds since 1970.
-    """
-
-    bytes: int
-    resident_bytes: int | None
-    files: dict[str, int | None]
-    tensors: dict[str, int | None]
-    time_ns: int
-    _model: Model = field(repr=False, compare=False)
-
-    def again(self) -> Residency:
-        """Ask the kernel again about the same files, which are not looked for: cheap.
-
-        Raises:
-            UsageError: a file is no longer there.
-            PrivilegeError: a file may no longer be opened.
-        """
-        return _residency(self._model, bool(self.tensors))
-
-    @property
-    def fraction(self) -> float | None:
-        """Share of the weights that is in the page cache, from 0 to 1; None if it is not told."""
-        if self.resident_bytes is None:
-            return None
-        return self.resident_bytes / self.bytes if self.bytes else 0.0
-
-
 def residency(path: PathLike, *, tensors: bool = False) -> Residency:
     """Tell how much of the weights at PATH is in the page cache, in whole pages.
 
@@ -401,7 +366,7 @@ def _residency(model: Model, tensors: bool) -> Residency:
         {str(path): file.resident_bytes for path, file in paths},
         {tensor.name: tensor.resident_bytes for tensor in found.tensors},
         found.time_ns,
-        model,
+        lambda: _residency(model, tensors),
     )
 
 
