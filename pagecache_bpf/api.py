@@ -36,7 +36,7 @@ from pagecache_bpf.loads.arguments import (
     resolve_model,
 )
 from pagecache_bpf.loads.report import NONE, Report
-from pagecache_bpf.loads.residency_answer import Residency
+from pagecache_bpf.loads.residency_answer import Residency as Residency
 
 if TYPE_CHECKING:
     from pagecache_bpf.loads.open_load import OpenLoad
