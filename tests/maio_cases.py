@@ -248,7 +248,7 @@ class Cases:
             assert resident(file) == PAGES
             assert policy.count("added_bytes") - before <= 1.03 * PAGES * PAGE_SIZE
             asked = policy.count("prefetch_bytes")
-            assert 0.5 * PAGES * PAGE_SIZE < asked <= 1.05 * PAGES * PAGE_SIZE
+            assert 0.5 * PAGES * PAGE_SIZE < asked <= 1.05 * PAGES * PAGE_SIZE, asked / PAGE_SIZE
             replay = policy.replay()
             assert replay.accuracy is not None and replay.accuracy > 0.9
             positions = [consumer.position for consumer in replay.consumers]

@@ -10,6 +10,9 @@
 /* Beside what it answers, the kernel reads for the reader by itself. */
 #define PAGECACHE_KERNEL_READS 1
 
+/* The hook readahead is asked about each access, and about each try of a fault. */
+#define PAGECACHE_TELLS_HITS 1
+
 #define PAGECACHE_AGENT_MAX_EXTENT (1U << 18) /* pages of one request */
 /* Of a reader whose cgroup has not been looked at yet; its first request makes the agent look. */
 #define PAGECACHE_AGENT_UNKNOWN_BYTES (16 << 20)
@@ -87,6 +90,9 @@ struct agent_cursor {
 	u64 to;
 	u64 mark; /* the next marked page */
 	u64 step; /* from one mark to the next; 0: no marks */
+	u64 touched; /* pages accessed so far, a second time where the reader came back */
+	u64 last_start; /* the last access */
+	u64 last_end;
 };
 
 struct {
@@ -114,6 +120,10 @@ struct agent_call {
 	struct pagecache_ctx ctx;
 	struct agent_cursor_key key;
 	u32 hook; /* enum pagecache_hook */
+	u32 random; /* 1: the reader has said that it reads this mapping at random */
+	u32 forget; /* 1: the policy wants to be told of this reader's accesses one by one again */
+	u32 reserved;
+	u64 touched; /* of the reader's cursor */
 };
 
 static __always_inline struct agent_call *agent_call_of(struct pagecache_ctx *ctx)
@@ -261,6 +271,8 @@ PAGECACHE_STEP s64 agent_prefetch(struct agent_call *call, u64 start, u64 nr, s3
 
 	if (!call)
 		return -22;
+	if (call->random)
+		return 0;
 	ctx = &call->ctx;
 	end = ctx->index + ctx->nr;
 	nr = agent_cut(ctx, start > end ? start - end : 0, nr);
@@ -277,6 +289,54 @@ static __always_inline s64 pagecache_prefetch(struct pagecache_ctx *ctx, u64 sta
 					      s32 node, u32 mark_step)
 {
 	return agent_prefetch(agent_call_of(ctx), start, nr, node, mark_step);
+}
+
+#pragma clang attribute push(__attribute__((preserve_access_index)), apply_to = record)
+struct sched_entity___run {
+	u64 sum_exec_runtime;
+};
+
+struct sched_info___run {
+	unsigned long long run_delay;
+};
+
+struct task_struct___run {
+	struct sched_entity___run se;
+	struct sched_info___run sched_info;
+};
+#pragma clang attribute pop
+
+/* How long the reader's thread has run or waited for a CPU, and so did not wait for pages. */
+static __always_inline u64 pagecache_reader_busy_ns(void)
+{
+	struct task_struct___run *task = (void *)bpf_get_current_task();
+	u64 delay = 0;
+
+	if (bpf_core_field_exists(task->sched_info.run_delay))
+		delay = BPF_CORE_READ(task, sched_info.run_delay);
+	return BPF_CORE_READ(task, se.sum_exec_runtime) + delay;
+}
+
+/* Whether the reader has asked not to be read ahead of: madvise(2), posix_fadvise(2). */
+static __always_inline bool pagecache_reads_at_random(const struct pagecache_ctx *ctx)
+{
+	return ((const struct agent_call *)ctx)->random;
+}
+
+/*
+ * Pages of this file that its reader has accessed so far, each as often as it was;
+ * PAGECACHE_UNKNOWN where the engine does not see all accesses.  Of huge pages that are mapped
+ * whole none is seen.
+ */
+static __always_inline u64 pagecache_touched(const struct pagecache_ctx *ctx)
+{
+	return ((const struct agent_call *)ctx)->touched;
+}
+
+/* The reader does not stream after all: its accesses are told of one by one again. */
+static __always_inline void pagecache_forget_reader(struct pagecache_ctx *ctx)
+{
+	agent_call_of(ctx)->forget = 1;
 }
 
 /* The file of the model that comes after this one, by name; returns its pages, 0 without one. */

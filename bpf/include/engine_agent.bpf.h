@@ -19,6 +19,7 @@
 #define ENGINE_AGENT_BPF_H
 
 #include "core.bpf.h"
+#include "advice.bpf.h"
 #include "affinity.bpf.h"
 #include "agent_calls.bpf.h"
 
@@ -174,6 +175,18 @@ static __always_inline bool agent_rest(const struct agent_call *call, u64 *index
 	return true;
 }
 
+/* Count what this access has come to; a fault that is tried again has come to nothing. */
+static __always_inline void agent_touched(struct agent_cursor *cursor, u64 index, u64 end)
+{
+	bool again = index < cursor->last_end && end > cursor->last_start;
+	u64 below = again && index < cursor->last_start ? cursor->last_start - index : 0;
+	u64 above = again && end > cursor->last_end ? end - cursor->last_end : 0;
+
+	cursor->touched += again ? below + above : end - index;
+	cursor->last_start = index;
+	cursor->last_end = end;
+}
+
 /*
  * A range of a file is read or faulted by this task.  access, ask: the policy's hooks, as global
  * functions: the verifier goes through each once, not again with each way that leads there.
@@ -204,6 +217,11 @@ static __always_inline int agent_accessed(const struct pagecache_ops *policy,
 	c = agent_cursor_of(&call.key);
 	if (!c)
 		return 0;
+	agent_touched(c, index, end);
+	call.touched = c->touched;
+	/* Of a mapping for random access nothing is read ahead, as the kernel does not. */
+	call.random = fault && (policy->readahead || policy->access) &&
+		      advised_random(mapping, at, agent_page_shift);
 
 	if (policy->access) {
 		call.ctx.kind = kind;
@@ -211,7 +229,7 @@ static __always_inline int agent_accessed(const struct pagecache_ops *policy,
 		agent_count(PAGECACHE_COUNTER_access_calls, 1);
 		access(&call);
 	}
-	if (!policy->readahead)
+	if (!policy->readahead || call.random)
 		return 0;
 	/* Nothing to read ahead of; unless a window goes on into the next file. */
 	if (call.ctx.resident_pages >= call.ctx.file_pages && !(c->mark && tag->next_pages))
@@ -233,6 +251,8 @@ static __always_inline int agent_accessed(const struct pagecache_ops *policy,
 		call.ctx.kind = fault ? PAGECACHE_KIND_FAULT_MARKER : PAGECACHE_KIND_MARKER;
 		ask(&call);
 	}
+	if (call.forget)
+		c->from = c->to = c->mark = 0;
 	return 0;
 }
 

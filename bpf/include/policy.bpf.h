@@ -38,6 +38,8 @@
 #endif
 #include "pagecache_template.h"
 
+#define PAGECACHE_UNKNOWN (~0ULL) /* a number of pages that this engine does not know */
+
 #if defined(PAGECACHE_ENGINE_AGENT) || defined(PAGECACHE_ENGINE_SIMULATE)
 #include "pagecache_ops.h"
 #else

@@ -232,6 +232,24 @@ static inline u64 pagecache_allowed_ahead(const struct pagecache_ctx *ctx)
 /* A miss reads what a policy answers, and nothing beside it. */
 #define PAGECACHE_KERNEL_READS 0
 
+/* As engine struct_ops: misses and markers only. */
+#define PAGECACHE_TELLS_HITS 0
+
+/* Neither what a reader advised nor each of its accesses is told here. */
+static __always_inline bool pagecache_reads_at_random(const struct pagecache_ctx *ctx)
+{
+	return false;
+}
+
+static __always_inline u64 pagecache_touched(const struct pagecache_ctx *ctx)
+{
+	return PAGECACHE_UNKNOWN;
+}
+
+static __always_inline void pagecache_forget_reader(struct pagecache_ctx *ctx)
+{
+}
+
 static inline s64 pagecache_cancel(struct pagecache_ctx *ctx)
 {
 	s64 pages = 0;

@@ -8,200 +8,14 @@
  * readahead markers that tell where the reader has come to.  A marker that is reached before
  * its data has arrived means that the reader waits: the window doubles, until that no longer
  * makes the reader faster, which is what the device can take.  A model whose files have been
- * streamed to their ends is trusted: its next file starts with the window of the last.  So is a
- * consumer with a node hint: what it reads before it is found to stream would lie on its own node.
+ * streamed to their ends is trusted: a window is kept from the first access on.  So is a consumer
+ * with a node hint: what it reads before it is found to stream would lie on its own node.
  */
 #ifndef STREAM_BPF_H
 #define STREAM_BPF_H
 
-PAGECACHE_KNOB(u32, start_window_kib, 4096, "KiB", 64, 1048576, "first window of a new stream");
-PAGECACHE_KNOB(u32, max_window_mib, 128, "MiB", 1, 4096, "largest window ahead of one reader");
-PAGECACHE_KNOB(u32, budget_mib, 0, "MiB", 0, 1073741824,
-	       "no prefetch while the governed files hold this much page cache; 0: no bound");
-PAGECACHE_KNOB(u32, confirm_accesses, 3, "accesses", 1, 16, "accesses in order that make a stream");
-
-#define STREAMS 8
-#define TRUSTED 1 /* files of a model streamed to the end before it is trusted */
-#define STEEP_BYTES (32 << 20) /* windows below this grow fourfold, without being judged */
-#define NOW_PAGES 64 /* of a miss, before the rest follows */
-#define DOWN_PARTS 4 /* requests for the window below a reader that goes down */
-#define HEAD_PAGES 64 /* a trusted file is expected to be read from here */
-
-struct stream {
-	u64 from; /* its last access began here, */
-	u64 next; /* and the next one should be here */
-	u64 ahead; /* asked for up to here, */
-	u64 low; /* and from here on */
-	u64 window; /* pages; 0: not a stream yet */
-	u64 since_ns; /* the window has been what it is since then, */
-	u64 since; /* when the reader was here, */
-	u64 rate; /* and before that it did so many pages a second */
-	u32 run; /* accesses in order */
-	u32 settled; /* a larger window would not help */
-};
-
-struct file_state {
-	struct stream streams[STREAMS];
-	u32 victim;
-	u32 reserved;
-};
-
-struct file_key {
-	u64 ino;
-	u64 file_id;
-	u32 dev_major;
-	u32 dev_minor;
-};
-
-struct model_state {
-	u64 window;
-	u64 head; /* pages asked for of the file that comes next, */
-	struct pagecache_file_key next; /* which is this one */
-	u32 streamed;
-	u32 reserved;
-};
-
-struct {
-	__uint(type, BPF_MAP_TYPE_LRU_HASH);
-	__uint(max_entries, 4096);
-	__type(key, struct file_key);
-	__type(value, struct file_state);
-} files SEC(".maps");
-
-struct {
-	__uint(type, BPF_MAP_TYPE_LRU_HASH);
-	__uint(max_entries, 1024);
-	__type(key, u32);
-	__type(value, struct model_state);
-} models SEC(".maps");
-
-static const struct file_state no_file;
-static const struct model_state no_model;
-
-static __always_inline struct file_state *file_of(const struct pagecache_ctx *ctx)
-{
-	struct file_key key = {
-		.ino = ctx->ino,
-		.file_id = ctx->file_id,
-		.dev_major = ctx->dev_major,
-		.dev_minor = ctx->dev_minor,
-	};
-	struct file_state *file = bpf_map_lookup_elem(&files, &key);
-
-	if (file)
-		return file;
-	bpf_map_update_elem(&files, &key, &no_file, BPF_NOEXIST);
-	return bpf_map_lookup_elem(&files, &key);
-}
-
-static __always_inline struct model_state *model_of(const struct pagecache_ctx *ctx)
-{
-	u32 key = ctx->model;
-	struct model_state *model = bpf_map_lookup_elem(&models, &key);
-
-	if (model)
-		return model;
-	bpf_map_update_elem(&models, &key, &no_model, BPF_NOEXIST);
-	return bpf_map_lookup_elem(&models, &key);
-}
-
-static __always_inline u64 largest_window(const struct pagecache_ctx *ctx)
-{
-	return min_u64(pages_of(ctx, (u64)max_window_mib << 20), pagecache_cgroup_share(ctx));
-}
-
-/* At least so much of an access is read by the kernel's own readahead. */
-static __always_inline u64 kernel_reads(const struct pagecache_ctx *ctx)
-{
-	return min_u64(ctx->nr, max_u64(ctx->ra_pages, ctx->io_pages));
-}
-
-static __always_inline bool is_fault(const struct pagecache_ctx *ctx)
-{
-	return ctx->kind == PAGECACHE_KIND_FAULT || ctx->kind == PAGECACHE_KIND_FAULT_MARKER;
-}
-
-static __always_inline bool is_marker(const struct pagecache_ctx *ctx)
-{
-	return ctx->kind == PAGECACHE_KIND_MARKER || ctx->kind == PAGECACHE_KIND_FAULT_MARKER;
-}
-
-/*
- * Whether this access goes on with a stream: in its window, shortly behind its end, or up to a
- * window back, since memcpy() from a mapping touches the last page of a range before the pages on
- * the way.  As long as it is not one yet, only the very next page will do, or the marker that the
- * kernel's own readahead has left for it: random readers meet their neighbourhoods, too.  In a
- * mapping it may go down, by what the kernel reads around a fault: glibc's memcpy() copies from the
- * end where source and destination lie alike in their pages.
- */
-static __always_inline bool goes_on(const struct stream *s, const struct pagecache_ctx *ctx)
-{
-	u64 slack = min_u64(ctx->ra_pages, 64);
-
-	if (!s->run)
-		return false;
-	if (s->window)
-		return ctx->index + s->window + slack >= s->from && ctx->index <= s->ahead + slack;
-	if (is_marker(ctx))
-		return ctx->index >= s->from &&
-		       ctx->index <= s->next + max_u64(ctx->ra_pages, ctx->io_pages);
-	if (is_fault(ctx) && ctx->index < s->from)
-		return ctx->index + ctx->ra_pages + 1 >= s->from;
-	return ctx->index + 1 >= s->next && ctx->index <= s->next + 1;
-}
-
-/*
- * The number as it is, but not as the verifier knows it: it would go through what follows once for
- * each value.
- */
-static __always_inline u64 any_number(const struct pagecache_ctx *ctx, u64 number)
-{
-	u64 now = ctx->time_ns, same = now;
-
-	asm volatile("" : "+r"(same));
-	return number + (same - now);
-}
-
-/* The number of the stream that this access goes on with; STREAMS: none. */
-PAGECACHE_STEP u32 stream_find(const struct file_state *file, const struct pagecache_ctx *ctx)
-{
-	u32 found = STREAMS;
-
-	if (!file || !ctx)
-		return STREAMS;
-	for (int i = 0; i < STREAMS; i++) {
-		if (goes_on(&file->streams[i], ctx)) {
-			found = i;
-			break;
-		}
-	}
-	return found;
-}
-
-static __always_inline struct stream *stream_at(struct file_state *file,
-						const struct pagecache_ctx *ctx)
-{
-	u64 found = stream_find(file, ctx);
-
-	if (found == STREAMS)
-		return NULL;
-	return &file->streams[any_number(ctx, found) % STREAMS];
-}
-
-static __always_inline struct stream *stream_new(struct file_state *file,
-						 const struct pagecache_ctx *ctx)
-{
-	struct stream *s = &file->streams[file->victim++ % STREAMS];
-
-	*s = (struct stream){
-		.from = ctx->index,
-		.next = ctx->index + ctx->nr,
-		.ahead = ctx->index + kernel_reads(ctx),
-		.low = ctx->index,
-		.run = 1,
-	};
-	return s;
-}
+#include "standby.bpf.h"
+#include "stream_find.bpf.h"
 
 static __always_inline void open_window(struct stream *s, const struct pagecache_ctx *ctx,
 					u64 pages)
@@ -259,15 +73,48 @@ static __always_inline void trust(const struct pagecache_ctx *ctx, const struct 
 		model->streamed++;
 }
 
-/* The window that a new stream has at once; 0: it has to show first that it is one. */
+static __always_inline u64 start_window(const struct pagecache_ctx *ctx)
+{
+	return pages_of(ctx, (u64)start_window_kib << 10);
+}
+
+/*
+ * The window that a new stream has at once; 0: it has to show first that it is one.  Of a file that
+ * is trusted it may be no more than a look at the header, unless the reader comes from the file
+ * before (head), or misses only are told of.
+ */
 static __always_inline u64 first_window(const struct pagecache_ctx *ctx,
-					const struct model_state *model)
+					const struct model_state *model, u64 head)
 {
 	if (model && model->streamed >= TRUSTED)
-		return model->window;
+		return head || !PAGECACHE_TELLS_HITS ? model->window
+						     : min_u64(model->window, start_window(ctx));
 	if (model && !is_marker(ctx) && consumer_is_known(ctx->tgid))
-		return pages_of(ctx, (u64)start_window_kib << 10);
+		return start_window(ctx);
 	return 0;
+}
+
+/*
+ * Whether the stream has accessed too little of what it has come through, for one: random readers
+ * meet their windows, too.  Of a file that is mapped in huge pages one part of 16 is seen.
+ */
+static __always_inline bool skips(const struct stream *s, struct pagecache_ctx *ctx)
+{
+	u64 seen = pagecache_touched(ctx), part = is_fault(ctx) ? SEEN_PART : READ_PART;
+
+	return seen != PAGECACHE_UNKNOWN && s->moved > CONFIRM_PAGES &&
+	       (seen - s->touched) * part < s->moved;
+}
+
+/*
+ * Until it has its size a window is bounded by what the reader has shown: of what is read ahead of
+ * one that turns out to read here and there, little is wasted.
+ */
+static __always_inline void widen(struct stream *s, const struct pagecache_ctx *ctx, bool down)
+{
+	s->moved += !down && ctx->index > s->from ? ctx->index - s->from : 0;
+	if (s->window < s->goal)
+		open_window(s, ctx, max_u64(s->window, min_u64(s->goal, 4 * s->moved)));
 }
 
 static __always_inline u64 room_in_budget(const struct pagecache_ctx *ctx)
@@ -350,30 +197,51 @@ static __always_inline void answer_down(const struct pagecache_ctx *ctx, struct 
 	answer->nr = ctx->index + ctx->nr - answer->start;
 }
 
+struct way_down {
+	struct pagecache_ctx *ctx;
+	u64 low; /* the window ends here */
+	u64 part; /* pages of one request */
+	u64 room;
+	u64 from; /* asked for from here on */
+	u32 step; /* from one mark to the next */
+};
+
+static long ask_below(u32 i, struct way_down *way)
+{
+	u64 start, nr;
+
+	if (way->from <= way->low)
+		return 1;
+	start = way->from > way->low + way->part ? way->from - way->part : way->low;
+	nr = way->from - start;
+	if (nr > way->room ||
+	    pagecache_prefetch(way->ctx, start, nr, PAGECACHE_NODE_ANY, way->step) < (s64)nr)
+		return 1;
+	way->room -= nr;
+	way->from = start;
+	return 0;
+}
+
 /*
  * The reader goes down through a range: what is missing of the window below it, the nearest part
  * first.  Where the range begins is not known; what lies before it has been read.
  */
 static __noinline int go_down(struct pagecache_ctx *ctx, struct stream *s, u64 room)
 {
-	u64 limit = largest_window(ctx), low, part;
+	struct way_down way = { .ctx = ctx, .room = room };
 
 	if (!s)
 		return 0;
-	low = ctx->index > s->window ? ctx->index - s->window : 0;
-	part = max_u64(s->window / DOWN_PARTS, 16);
-	if (low + part > s->low && low)
+	way.from = s->low;
+	way.low = ctx->index > s->window ? ctx->index - s->window : 0;
+	way.part = max_u64(s->window / DOWN_PARTS, 16);
+	way.step = mark_step(s->window);
+	if (way.low + way.part > s->low && way.low)
 		return 0;
-	for (int i = 0; i < DOWN_PARTS && s->low > low; i++) {
-		u64 start = s->low > low + part ? s->low - part : low, nr = s->low - start;
-
-		if (nr > room || pagecache_prefetch(ctx, start, nr, PAGECACHE_NODE_ANY,
-						    mark_step(s->window)) < (s64)nr)
-			return 0;
-		room -= nr;
-		s->low = start;
-	}
-	s->window = min_u64(2 * s->window, limit);
+	bpf_loop(DOWN_PARTS, ask_below, &way, 0);
+	s->low = way.from;
+	if (way.from <= way.low)
+		s->window = min_u64(2 * s->window, largest_window(ctx));
 	return 0;
 }
 
@@ -384,7 +252,7 @@ static __always_inline s32 stream_readahead(struct pagecache_ctx *ctx,
 	struct model_state *model;
 	struct stream *s;
 	bool down = false;
-	u64 room, window, head = 0;
+	u64 room, window, moved, head = 0;
 
 	if (!file)
 		return PAGECACHE_DEFAULT;
@@ -396,9 +264,11 @@ static __always_inline s32 stream_readahead(struct pagecache_ctx *ctx,
 			head = model->head;
 		if (is_marker(ctx) && ctx->index >= head)
 			return PAGECACHE_DEFAULT;
-		s = stream_new(file, ctx);
-		window = first_window(ctx, model);
+		s = &file->streams[file->victim++ % STREAMS];
+		begin(s, ctx);
+		window = first_window(ctx, model, head);
 		if (window) {
+			s->goal = max_u64(window, model ? model->window : 0);
 			open_window(s, ctx, window);
 			s->ahead = max_u64(s->ahead, head);
 			model->head = 0; /* its reader may come again */
@@ -408,19 +278,30 @@ static __always_inline s32 stream_readahead(struct pagecache_ctx *ctx,
 			s->ahead = ctx->index;
 			open_window(s, ctx, s->window);
 		}
-		s->run++;
+		moved = moves_on(s, ctx);
 		down = is_fault(ctx) && ctx->index < s->from;
-		if (ctx->index < s->low)
-			s->low = ctx->index;
-		s->from = ctx->index;
-		s->next = ctx->index + (is_marker(ctx) ? 0 : ctx->nr);
+		if (s->window && skips(s, ctx)) {
+			begin(s, ctx);
+			pagecache_forget_reader(ctx);
+			return PAGECACHE_DEFAULT;
+		}
+		if (s->window)
+			widen(s, ctx, down);
+		count(s, ctx, moved);
 	}
 	if (!s->window) {
-		if (s->run < confirm_accesses) {
+		if (!confirmed(s)) {
 			s->ahead = max_u64(s->ahead, ctx->index + kernel_reads(ctx));
 			return PAGECACHE_DEFAULT;
 		}
-		open_window(s, ctx, pages_of(ctx, (u64)start_window_kib << 10));
+		s->goal = start_window(ctx);
+		/* What lies below one that goes down has mostly been read. */
+		open_window(s, ctx,
+			    down || !PAGECACHE_TELLS_HITS ? s->goal : min_u64(s->goal, s->moved));
+	}
+	if (!down && stands_down(ctx, ctx->ino, ctx->index)) {
+		s->ahead = max_u64(s->ahead, ctx->index + kernel_reads(ctx));
+		return PAGECACHE_DEFAULT;
 	}
 	room = room_in_budget(ctx);
 	if (!room)
@@ -434,7 +315,11 @@ static __always_inline s32 stream_readahead(struct pagecache_ctx *ctx,
 	}
 	if (!is_marker(ctx) || (ctx->flags & PAGECACHE_F_LATE))
 		grow(s, ctx);
-	if (!is_marker(ctx)) {
+	if (!is_marker(ctx) && PAGECACHE_KERNEL_READS) {
+		/* What its own readahead brings is not asked for. */
+		s->ahead =
+			max_u64(s->ahead, ctx->index + max_u64(kernel_reads(ctx), ctx->ra_pages));
+	} else if (!is_marker(ctx)) {
 		answer->start = ctx->index;
 		answer->nr = min_u64(max_u64(ctx->nr, NOW_PAGES), s->window);
 		s->ahead = max_u64(s->ahead, ctx->index + answer->nr);

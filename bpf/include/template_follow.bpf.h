@@ -20,12 +20,19 @@ struct cursor_key {
 struct cursor {
 	u32 consumer;
 	u32 step; /* it is in this step, */
-	u64 position; /* here */
+	u64 position; /* here, */
+	u64 end; /* and has accessed what comes before this; */
+	u64 low; /* from here on, since it came to this place */
+	u64 streak; /* pages that it has accessed in order since */
 	u64 refill; /* the window is topped up when it comes to this position */
 	u64 pending; /* pages asked for on its behalf and not reached yet */
 	u64 room; /* left by the budget; here, as the verifier would count on the stack */
-	u32 away; /* the step of its last access, if it may have jumped there, */
-	u32 away_index; /* and the page */
+	u32 away; /* the step of its last accesses, if it may have jumped there; */
+	u32 away_file; /* they were in this file, */
+	u32 away_low; /* from this page */
+	u32 away_high; /* to that, */
+	u32 away_pages; /* so many pages */
+	u32 first; /* 1: it began where its order or a step begins */
 };
 
 struct {

@@ -31,12 +31,17 @@ struct {
 	__type(value, u32);
 } roles PAGECACHE_HINT("what a control group does: 1 online, 2 offline, 0 neither") SEC(".maps");
 
+struct use {
+	u64 cgroup_id;
+	u64 index; /* where it read last */
+};
+
 /* Who used a file last; online before all others. */
 struct {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);
 	__uint(max_entries, 65536);
 	__type(key, struct piece_key);
-	__type(value, u64);
+	__type(value, struct use);
 } users SEC(".maps");
 
 static __always_inline u32 role_of(u64 cgroup)
@@ -50,9 +55,9 @@ static __always_inline u32 role_of(u64 cgroup)
 static __always_inline bool used_online(const struct pagecache_ctx *ctx)
 {
 	struct piece_key key = file_key_of(ctx);
-	u64 *user = bpf_map_lookup_elem(&users, &key);
+	struct use *use = bpf_map_lookup_elem(&users, &key);
 
-	return user && role_of(*user) == ONLINE;
+	return use && role_of(use->cgroup_id) == ONLINE;
 }
 
 PAGECACHE_INIT(colocate_init)
@@ -65,12 +70,13 @@ PAGECACHE_INIT(colocate_init)
 PAGECACHE_ACCESS(colocate_access)
 (struct pagecache_ctx *ctx)
 {
-	u64 cgroup = ctx->cgroup_id, start = drop_from(ctx, ctx->index);
+	struct use now = { ctx->cgroup_id, ctx->index };
 	struct piece_key key = file_key_of(ctx);
-	u32 role = role_of(cgroup);
+	u32 role = role_of(ctx->cgroup_id);
+	u64 start = drop_from(ctx, ctx->index);
 
 	if (role == ONLINE || !used_online(ctx))
-		bpf_map_update_elem(&users, &key, &cgroup, BPF_ANY);
+		bpf_map_update_elem(&users, &key, &now, BPF_ANY);
 	if (role == OFFLINE && ctx->index > start && !used_online(ctx))
 		pagecache_drop(ctx, start, ctx->index - start);
 }
@@ -85,14 +91,19 @@ PAGECACHE_EVICT(colocate_evict)
 	return role == OFFLINE ? PAGECACHE_EVICT_NOW : PAGECACHE_EVICT_DEFAULT;
 }
 
+/* What the reader has passed, the last of it first: ahead of it lies what was read for it. */
 PAGECACHE_PRESSURE(colocate_pressure)
 (struct pagecache_ctx *ctx, struct pagecache_pressure *want)
 {
 	struct piece_key key = file_key_of(ctx);
-	u64 *user = bpf_map_lookup_elem(&users, &key);
+	struct use *use = bpf_map_lookup_elem(&users, &key);
+	u64 nr;
 
-	if (user && role_of(*user) == OFFLINE)
-		pagecache_drop(ctx, 0, ctx->file_pages);
+	if (!use || role_of(use->cgroup_id) != OFFLINE)
+		return;
+	nr = min_u64(max_u64(want->pages, STEP), use->index);
+	if (nr)
+		pagecache_drop(ctx, use->index - nr, nr);
 }
 
 PAGECACHE_POLICY(colocate, .init = (void *)colocate_init, .access = (void *)colocate_access,

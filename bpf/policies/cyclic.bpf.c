@@ -7,9 +7,10 @@
  *	wanted again and hits nothing; a fixed part of the budget's size is hit in every round.
  * Limits: set budget_mib to what the model may keep, less the window and 1 MiB for the stream.
  *	Files get their parts in the order in which reclaim or a reader meets them first.  Mapped
- * pages of the stream cannot be dropped behind the reader; they go when reclaim comes to them,
- * which engine agent has no say in.  A reader that runs behind another one in the same file may
- *	find the stream gone.
+ *	pages of the stream cannot be dropped behind the reader; they go when reclaim comes to them.
+ *	Engine agent has no say in that, so there it leaves mapped readers to the kernel, and of
+ *	others it drops the stream behind the reader.  A reader that runs behind another one in the
+ *	same file may find the stream gone.
  */
 #include "pieces.bpf.h"
 
@@ -61,15 +62,20 @@ PAGECACHE_ACCESS(cyclic_access)
 (struct pagecache_ctx *ctx)
 {
 	u64 window = pages_of(ctx, (u64)window_kib << 10), at = ctx->index, behind;
-	struct part *part = part_of(ctx);
+	bool mapped = ctx->kind != PAGECACHE_KIND_READ;
+	struct part *part;
 	bool on;
 
+	/* What a reader has mapped cannot be dropped, and the kernel reads around its faults. */
+	if (mapped && PAGECACHE_KERNEL_READS)
+		return;
+	part = part_of(ctx);
 	if (!part || (at >= part->looked && at < part->looked + STEP))
 		return;
 	on = at >= part->looked && at < part->looked + 2 * STEP;
 	part->looked = at;
 	behind = max_u64(part->pages, drop_from(ctx, at));
-	if (at > behind)
+	if (at > behind && !mapped)
 		pagecache_drop(ctx, behind, at - behind);
 	/* A reader that goes on has asked for the rest of its window before. */
 	if (window && at + window >= part->pages)

@@ -14,6 +14,8 @@
 PAGECACHE_KNOB(u32, budget_mib, 256, "MiB", 1, 1073741824, "page cache for these files together");
 PAGECACHE_KNOB(u32, horizon_ms, 10000, "ms", 1, 3600000, "wanted within this time is soon");
 
+#define MAX_PIECES 65536 /* of a file: 64 GiB */
+
 struct use {
 	u64 due_ns; /* CLOCK_MONOTONIC */
 };
@@ -102,11 +104,32 @@ PAGECACHE_EVICT(kvcache_evict)
 	return wanted_soon(ctx, ctx->index) ? PAGECACHE_EVICT_KEEP : PAGECACHE_EVICT_NOW;
 }
 
+struct search {
+	struct pagecache_ctx *ctx;
+	u64 wanted; /* pages */
+	bool soon; /* pieces that are wanted soon go as well */
+};
+
+static long drop_piece(u32 i, struct search *search)
+{
+	struct pagecache_ctx *ctx = search->ctx;
+	u64 pages = pages_per_piece(ctx), start = i * pages;
+
+	if (start >= ctx->file_pages || !search->wanted)
+		return 1;
+	if (wanted_soon(ctx, start) == search->soon && pagecache_drop(ctx, start, pages) > 0)
+		search->wanted -= min_u64(search->wanted, pages);
+	return 0;
+}
+
+/* What nobody wants soon, and only if that is not enough what somebody does; no more than needed.
+ */
 PAGECACHE_PRESSURE(kvcache_pressure)
 (struct pagecache_ctx *ctx, struct pagecache_pressure *want)
 {
-	if (want->round)
-		pagecache_drop(ctx, 0, ctx->file_pages);
+	struct search search = { ctx, want->pages, want->round > 0 };
+
+	bpf_loop(MAX_PIECES, drop_piece, &search, 0);
 }
 
 PAGECACHE_POLICY(kvcache, .init = (void *)kvcache_init, .access = (void *)kvcache_access,

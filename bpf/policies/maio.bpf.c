@@ -14,9 +14,12 @@
  * How: every access is looked up in the template.  It tells where its consumer is; from there the
  * template is followed up to the window's end.  An extent remembers what has been asked for, so
  * ranks that want the same bytes share one prefetch.  A consumer that goes on elsewhere takes
- * its window along: what is still queued is forgotten.  One access elsewhere is not enough for
+ * its window along: what is still queued is forgotten.  A few pages elsewhere are not enough for
  * that: memcpy() touches the end of a tensor first, and loaders look into all headers before they
  * begin.  Who is which consumer shows by what it reads.
+ *	The window grows with what the consumer has read in order since it came to its place, so of
+ * what is asked for on behalf of one that reads here and there little is wasted; and it grows
+ * more slowly while much of what was asked for before was not read.
  *
  * After the policy MAIO of PPC (Liu et al., FAST '26, pp. 117-132).
  */
@@ -33,7 +36,8 @@ PAGECACHE_KNOB(u32, drop_behind, 0, "0 or 1", 0, 1,
 
 #define CONSUMERS 64 /* of one model that are tried */
 #define IDLE_NS 10000000000ULL /* after this a consumer's place can be taken by another process */
-#define LOOK_PAGES 16 /* one access elsewhere is no jump if it is of no more */
+#define LOOK_PAGES 16 /* a look at what begins somewhere takes no more */
+#define SKIP_PAGES 64 /* less than this is no gap between two accesses */
 #define FIRST_PAGES 64 /* read at once on a miss, before the rest follows */
 
 static __always_inline u64 window_pages(const struct pagecache_ctx *ctx)
@@ -45,6 +49,20 @@ static __always_inline u64 window_pages(const struct pagecache_ctx *ctx)
 static __always_inline u64 ahead_pages(const struct pagecache_ctx *ctx)
 {
 	return min_u64(window_pages(ctx), pagecache_allowed_ahead(ctx));
+}
+
+/* So far is read ahead of this consumer: by what it has read in order, and how right that was. */
+static __always_inline u64 earned_pages(const struct pagecache_ctx *ctx, const struct place *at)
+{
+	const struct pagecache_template_model *model = at->model;
+	const struct cursor *cursor = at->cursor;
+	u64 window = ahead_pages(ctx);
+
+	if (model->strayed * 8 > model->followed + 8 * start_window(ctx))
+		return cursor->streak < CONFIRM_PAGES ? 0 : min_u64(window, cursor->streak);
+	if (cursor->first)
+		return min_u64(window, 2 * start_window(ctx) + 4 * cursor->streak);
+	return cursor->streak < CONFIRM_PAGES ? 0 : min_u64(window, 4 * cursor->streak);
 }
 
 /* What was asked for may be gone: ask again. */
@@ -131,6 +149,7 @@ static __always_inline struct cursor *new_cursor(struct pagecache_ctx *ctx, stru
 		.consumer = PAGECACHE_TEMPLATE_NONE,
 		.away = PAGECACHE_TEMPLATE_NONE,
 	};
+	struct pagecache_template_extent *extent;
 	struct pagecache_template_step *step;
 
 	fresh.consumer = find_consumer(ctx, at, &fresh.step);
@@ -138,8 +157,14 @@ static __always_inline struct cursor *new_cursor(struct pagecache_ctx *ctx, stru
 		return NULL;
 	/* What lies before it was not followed: a process can begin anywhere. */
 	step = template_step(fresh.step);
-	if (step)
+	extent = template_extent_of(fresh.step);
+	if (step && extent) {
 		fresh.position = step->before;
+		if (ctx->index > extent->start)
+			fresh.position += ctx->index - extent->start;
+		fresh.end = fresh.low = fresh.position;
+		fresh.first = !fresh.position;
+	}
 	bpf_map_update_elem(&template_cursors, key, &fresh, BPF_NOEXIST);
 	at->cursor = bpf_map_lookup_elem(&template_cursors, key);
 	if (at->cursor)
@@ -193,26 +218,79 @@ static __always_inline void passed(struct pagecache_ctx *ctx, u32 step)
 		target->asked -= min_u64(target->asked, end - start);
 }
 
+/* Whether it is a read of what a step begins with, and of more than a look takes. */
+static __always_inline bool begins(const struct pagecache_ctx *ctx, u32 step)
+{
+	struct pagecache_template_extent *extent = template_extent_of(step);
+
+	return extent && ctx->kind == PAGECACHE_KIND_READ && ctx->nr > LOOK_PAGES &&
+	       ctx->index == extent->start;
+}
+
 /*
- * Whether the consumer goes on there, where its last access was, or reads more than a look takes.
- * A fault is told of, and what is mapped around it, before or after: that is one access.
+ * Whether the consumer has gone on there, where its last accesses were: it has read more in order
+ * than looks at headers and random reads take, or goes to where a step begins.  A fault is told of,
+ * and what is mapped around it, before or after: that is one access.
  */
 static __always_inline bool stays_away(const struct pagecache_ctx *ctx, struct place *at, u32 step)
 {
 	struct cursor *cursor = at->cursor;
+	u32 index = ctx->index, end = ctx->index + ctx->nr, file = at->file->file;
 
-	if (ctx->kind == PAGECACHE_KIND_READ && ctx->nr > LOOK_PAGES)
-		return true;
-	if (cursor->away != PAGECACHE_TEMPLATE_NONE && step - cursor->away <= 1) {
-		if (ctx->index >= cursor->away_index + LOOK_PAGES ||
-		    ctx->index + ctx->nr + LOOK_PAGES <= cursor->away_index)
-			return true;
+	if (cursor->away != PAGECACHE_TEMPLATE_NONE && cursor->away_file == file &&
+	    index <= cursor->away_high + SKIP_PAGES && end + SKIP_PAGES >= cursor->away_low) {
+		if (end > cursor->away_high) {
+			cursor->away_pages += end - max_u64(cursor->away_high, index);
+			cursor->away_high = end;
+		}
+		if (index < cursor->away_low) {
+			cursor->away_pages += min_u64(cursor->away_low, end) - index;
+			cursor->away_low = index;
+		}
 	} else {
 		at->lost = cursor->away != PAGECACHE_TEMPLATE_NONE;
-		cursor->away_index = ctx->index;
+		cursor->away_file = file;
+		cursor->away_low = index;
+		cursor->away_high = end;
+		cursor->away_pages = end - index;
 	}
 	cursor->away = step;
-	return false;
+	return cursor->away_pages >= CONFIRM_PAGES || begins(ctx, step);
+}
+
+/* How an access lies to what its consumer has accessed. */
+enum way { ELSEWHERE, ONWARD, AGAIN, DOWNWARD };
+
+/*
+ * Accesses of a mapping are not all seen: a huge page, which only what was asked for is made of, is
+ * mapped as a whole.  Nor is each told of where hits are not.  Of the others each is, so one beyond
+ * the next pages is elsewhere.
+ */
+static __always_inline enum way way_to(const struct pagecache_ctx *ctx, const struct place *at,
+				       const struct pagecache_template_extent *extent, u64 position,
+				       u32 step)
+{
+	struct pagecache_template_extent *own = template_extent_of(at->cursor->step);
+	struct cursor *cursor = at->cursor;
+	bool fault = ctx->kind != PAGECACHE_KIND_READ;
+	bool wanted = ctx->index < extent->start + template_asked(extent, at->target);
+	bool seen = PAGECACHE_TELLS_HITS && !fault;
+
+	if (position + ctx->nr > cursor->end && position >= cursor->low &&
+	    (position <= cursor->end + SKIP_PAGES || (!seen && wanted)))
+		return ONWARD;
+	if (position >= cursor->low)
+		return position <= cursor->end && position + SKIP_PAGES >= cursor->position
+			       ? AGAIN
+			       : ELSEWHERE;
+	if (!fault || !own || template_gone(cursor->step, step) > 0 ||
+	    (step != cursor->step && template_gone(cursor->step, step) >= 0))
+		return ELSEWHERE;
+	/* Below: next to where it was, or where all between was asked for. */
+	if (position + ctx->nr + SKIP_PAGES >= cursor->low || wanted ||
+	    (step + 1 == cursor->step && own->asked == own->end - own->start))
+		return DOWNWARD;
+	return ELSEWHERE;
 }
 
 /* Set the cursor to where the access is.  Returns false when the template does not have it. */
@@ -226,6 +304,7 @@ static __always_inline bool move(struct pagecache_ctx *ctx, struct place *at, bo
 	struct pagecache_template_step *s;
 	u64 position, advanced = 0;
 	bool in_order = true;
+	enum way way;
 	s64 gone;
 
 	if (!extent || !consumer)
@@ -247,34 +326,50 @@ static __always_inline bool move(struct pagecache_ctx *ctx, struct place *at, bo
 			extent = template_extent_of(step);
 			if (!extent)
 				return false;
-			gone = *jumped ? 0 : template_gone(cursor->step, step);
-			at->down = gone < 0 && step + 1 == cursor->step;
-			if (!at->down &&
-			    ctx->index >= extent->start + template_asked(extent, at->target)) {
-				if (!*jumped && !stays_away(ctx, at, step))
-					return false;
-				*jumped = gone <= 0 || (u64)gone > window_pages(ctx);
-			}
 		}
-		if (in_order)
+	}
+	s = template_step(step);
+	if (!s)
+		return false;
+	position = s->before + (ctx->index > extent->start ? ctx->index - extent->start : 0);
+	way = *jumped ? ELSEWHERE : way_to(ctx, at, extent, position, step);
+	if (way == AGAIN) {
+		cursor->away = PAGECACHE_TEMPLATE_NONE;
+		return true;
+	}
+	if (way == ELSEWHERE) {
+		if (!stays_away(ctx, at, step) && !*jumped)
+			return false;
+		gone = *jumped ? 0 : template_gone(cursor->step, step);
+		*jumped = gone <= 0 || (u64)gone > window_pages(ctx);
+		cursor->low =
+			min_u64(position, s->before + cursor->away_low > extent->start
+						  ? s->before + cursor->away_low - extent->start
+						  : s->before);
+		cursor->streak = cursor->away_pages;
+		cursor->end = position;
+		cursor->first = begins(ctx, step);
+	}
+	at->down = way == DOWNWARD;
+	if (step != cursor->step) {
+		if (in_order && way == ONWARD)
 			passed(ctx, cursor->step);
 		cursor->step = step;
 		cursor->refill = 0;
 	}
 	cursor->away = PAGECACHE_TEMPLATE_NONE;
-	s = template_step(step);
-	if (!s)
-		return false;
-	position = s->before + (ctx->index > extent->start ? ctx->index - extent->start : 0);
-	if (position > cursor->position)
-		advanced = position - cursor->position;
+	if (at->down) {
+		advanced = cursor->low > position ? cursor->low - position : 0;
+		cursor->low = min_u64(cursor->low, position);
+	} else if (position + ctx->nr > cursor->end) {
+		advanced = position + ctx->nr - cursor->end;
+		cursor->end = position + ctx->nr;
+	}
+	/* Of a large folio that is mapped at once only the first access is seen. */
+	cursor->streak += way == ELSEWHERE ? 0 : min_u64(advanced, max_u64(ctx->nr, 512));
 	if (!*jumped)
 		cursor->pending -= min_u64(cursor->pending, advanced);
-	/* Of a large folio that is mapped at once only the first access is seen. */
-	if (at->down && position < cursor->position)
-		advanced = cursor->position - position;
-	__sync_fetch_and_add(&at->model->followed,
-			     in_order || at->down ? max_u64(advanced, ctx->nr) : ctx->nr);
+	__sync_fetch_and_add(&at->model->followed, way == ELSEWHERE ? ctx->nr : advanced);
 	/* It can have begun anew, after its pages were dropped. */
 	if (!in_order && is_gone(ctx, at))
 		*again = true;
@@ -313,8 +408,9 @@ PAGECACHE_ACCESS(maio_access)
 {
 	bool created = false, jumped = false, again = false;
 	struct place at = {};
+	u64 window;
 
-	if (!find_place(ctx, &at, true, &created))
+	if (pagecache_reads_at_random(ctx) || !find_place(ctx, &at, true, &created))
 		return;
 	if (!move(ctx, &at, &jumped, &again)) {
 		/* The range that mapping tells of can lie between two extents. */
@@ -333,14 +429,20 @@ PAGECACHE_ACCESS(maio_access)
 			at.cursor->pending = 0;
 		}
 	}
-	if (at.cursor->position < at.cursor->refill && !created && !jumped && !again)
+	window = earned_pages(ctx, &at);
+	if (!window ||
+	    (at.cursor->position < at.cursor->refill && !created && !jumped && !again && !at.down))
 		return;
-	at.cursor->refill = at.cursor->position + min_u64(window_pages(ctx) / 4, 512);
+	/* In the order of the file the kernel reads ahead as well. */
+	if (template_gone(at.cursor->step, at.cursor->step + 1) > 0 &&
+	    stands_down(ctx, 0, at.cursor->position))
+		return;
+	at.cursor->refill = at.cursor->position + min_u64(window / 4, 512);
 	/* A fault may have come to the middle of a range to go down: not farther than this step. */
 	if (at.down || (jumped && !created && ctx->kind != PAGECACHE_KIND_READ))
-		descend(ctx, &at, at.down ? ahead_pages(ctx) : 1);
+		descend(ctx, &at, at.down ? window : 1);
 	if (!at.down)
-		follow(ctx, &at, ahead_pages(ctx), created || jumped || again);
+		follow(ctx, &at, window, created || jumped || again);
 }
 
 PAGECACHE_READAHEAD(maio_readahead)

@@ -246,6 +246,26 @@ def _human(console: Console, data: dict[str, Any], verbose: bool) -> None:
         _print_exits(console, data["exits"])
 
 
+#: What policies that may stand down tell of it (bpf/include/standby.bpf.h).
+STANDBY_GAUGES = ("standing_down", "stalls_measured", "stalled_percent")
+
+
+def _gauge_rows(gauges: dict[str, int]) -> list[tuple[str, RenderableType]]:
+    """The gauges of a policy; of its standing down one sentence, with no more than was measured."""
+    rows: list[tuple[str, RenderableType]] = [
+        (name, f"{value:,}") for name, value in gauges.items() if name not in STANDBY_GAUGES
+    ]
+    models = gauges.get("standing_down", 0)
+    if models:
+        why = "left to the kernel's readahead (how long it makes readers wait is not measured yet)"
+        if gauges.get("stalls_measured"):
+            stalled = gauges["stalled_percent"]
+            keeps_up = "the kernel keeps up" if stalled < 10 else "left to the kernel's readahead"
+            why = f"{keeps_up} (stalled {stalled}% of the time)"
+        rows.append(("standing down", f"{plural(models, 'model')}: {why}"))
+    return rows
+
+
 def _print_policy(console: Console, policy: dict[str, Any], verbose: bool) -> None:
     from rich.text import Text
 
@@ -285,7 +305,7 @@ def _print_policy(console: Console, policy: dict[str, Any], verbose: bool) -> No
         if policy["read_errors"]:
             failed = (f"{n} x {os.strerror(int(c))}" for c, n in policy["read_errors"].items())
             rows.append(("failed", f"reads: {', '.join(failed)}"))
-    rows += [(name, f"{value:,}") for name, value in policy["gauges"].items()]
+    rows += _gauge_rows(policy["gauges"])
     rows += [("ALARM", Text(text, "bold red")) for text in policy["alarms"]]
     rows += replay_rows(policy["templates"])
     if policy["knobs"]:

@@ -1,0 +1,198 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How many bytes the device reads for what a reader wants: no more than without a policy.
+
+The same reader runs first with nothing attached, then with the policy.  Where nothing is evicted
+meanwhile, what is resident afterwards, by cachestat(2), is what was read.  Under a limit it is what
+the kernel accounts to the reader (/proc/PID/io), and what was prefetched beside that.
+"""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from benchmarks.cachestat import PAGE_SIZE, drop, resident_pages
+from benchmarks.native import read_ahead
+from pagecache_bpf.errors import PagecacheError
+from pagecache_bpf.policy import agent_device
+from tests.native.test_agent_limits import cgroup  # noqa: F401  # a fixture
+from tests.unit.command import run
+from tests.vm.kernel import wait_for
+
+pytestmark = pytest.mark.native
+
+#: Bytes of each tensor: a large one, equal ones, small ones between them.
+TENSORS = (48 << 20, 16 << 20, 4096, 16 << 20, 20480, 16 << 20, 16 << 20, 8 << 20)
+READS = {4 << 10: 499, 128 << 10: 62}
+LIMIT = 1.05
+
+READER = """
+import mmap, os, random, sys
+path, how, size, count = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
+places = random.Random(7)
+fd = os.open(path, os.O_RDONLY)
+last = os.fstat(fd).st_size // size - 1
+offsets = [places.randrange(last) * size for _ in range(count)]
+if how == "pread":
+    for offset in offsets:
+        os.pread(fd, size, offset)
+elif how == "fadvise":
+    os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_RANDOM)
+    for offset in offsets:
+        os.pread(fd, size, offset)
+elif how == "stream":
+    for offset in range(0, (last + 1) * size, size):
+        os.pread(fd, size, offset)
+elif how == "strides":
+    # Rows of a matrix: a part of each, from front to back.
+    for row in range(count):
+        os.pread(fd, size, (1 << 20) + row * 16 * size)
+else:
+    with mmap.mmap(fd, 0, prot=mmap.PROT_READ) as mapping:
+        if how == "madvise":
+            mapping.madvise(mmap.MADV_RANDOM)
+        for offset in offsets:
+            for at in range(offset, offset + size, 4096):
+                mapping[at]
+"""
+
+
+@pytest.fixture(autouse=True)
+def _nothing_attached() -> Iterator[None]:
+    """Nothing is attached before a test or after it."""
+    if agent_device.is_running():
+        run("detach", "--all")
+    yield
+    if agent_device.is_running():
+        run("detach", "--all")
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint that the package safetensors wrote."""
+    path = tmp_path_factory.mktemp("bytes") / "model.safetensors"
+    noise = np.random.default_rng(1)
+    save_file(
+        {
+            f"layer.{number}": noise.integers(0, 256, size, np.uint8)
+            for number, size in enumerate(TENSORS)
+        },
+        path,
+    )
+    return path
+
+
+@pytest.fixture(params=[128, 8192])
+def window(request: pytest.FixtureRequest, checkpoint: Path) -> Iterator[int]:
+    """The device's own readahead, in KiB: what distributions ship, and what some disks have."""
+    kib: int = request.param
+    try:
+        with read_ahead(checkpoint, kib):
+            yield kib
+    except PagecacheError as error:
+        pytest.skip(f"the readahead of its device cannot be set: {error}")
+
+
+def pages_read(path: Path, how: str, size: int, count: int) -> int:
+    """Pages that one reader, a process of its own, made the device read."""
+    drop([path])
+    command = (sys.executable, "-c", READER, path, how, str(size), str(count))
+    subprocess.run(command, check=True, timeout=120)
+    if agent_device.is_running():
+
+        def idle() -> bool:
+            with agent_device.AgentDevice() as agent:
+                return all(not each.inflight_pages for each in agent.policies())
+
+        wait_for(idle, "the prefetch queue to run empty")
+    return resident_pages(path)
+
+
+@pytest.mark.parametrize("policy", ["sequential", "maio"])
+def test_readers_that_jump_cost_no_more_than_without(
+    checkpoint: Path, window: int, policy: str
+) -> None:
+    cases = [
+        (how, size, reads)
+        for how in ("pread", "fadvise", "strides", "mmap", "madvise")
+        for size, reads in READS.items()
+    ]
+    default = {case: pages_read(checkpoint, *case) for case in cases}
+    attached = run("attach", policy, "--engine", "agent", checkpoint)
+    assert attached.code == 0, attached.err
+    governed = {case: pages_read(checkpoint, *case) for case in cases}
+    more = {
+        case: (default[case], governed[case])
+        for case in cases
+        if governed[case] > LIMIT * default[case]
+    }
+    assert not more, f"readahead of {window} KiB: pages without and with the policy: {more}"
+
+
+def counter_and_gauges(policy: str, counter: str) -> tuple[int, dict[str, int], str]:
+    """A counter of the policy, its gauges, and what `status` says to a person."""
+    (shown,) = [each for each in run("status", "--json").data["policies"] if each["name"] == policy]
+    return shown["counters"][counter], shown["gauges"], run("status").out
+
+
+@pytest.mark.parametrize("policy", ["sequential", "maio"])
+def test_a_kernel_that_reads_far_ahead_is_left_alone(
+    checkpoint: Path, window: int, policy: str
+) -> None:
+    attached = run("attach", policy, "--engine", "agent", checkpoint)
+    assert attached.code == 0, attached.err
+    whole = -(-checkpoint.stat().st_size // PAGE_SIZE)
+    assert pages_read(checkpoint, "stream", 1 << 20, 0) >= whole - 256
+    asked, gauges, told = counter_and_gauges(policy, "prefetch_bytes")
+    if window == 8192:
+        assert (asked, gauges["standing_down"]) == (0, 1)
+        # Who waits a tenth of its time or more is not told that the kernel keeps up.
+        assert re.search(r"standing down +1 model: .* \(stalled \d+% of the time\)", told), told
+        assert gauges["stalls_measured"] == 1
+    else:
+        assert asked > 0.7 * whole * PAGE_SIZE
+        assert gauges["standing_down"] == 0 and "standing down" not in told
+
+
+SCANNER = """
+import mmap, os, sys
+path, group, rounds = sys.argv[1], sys.argv[2], int(sys.argv[3])
+with open(group, "w") as joined:
+    joined.write(str(os.getpid()))
+with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ) as mapping:
+    for _ in range(rounds):
+        for at in range(0, len(mapping), 4096):
+            mapping[at]
+print(dict(line.split(": ") for line in open("/proc/self/io").read().splitlines())["read_bytes"])
+"""
+
+
+def bytes_of_a_scanner(path: Path, group: Path, rounds: int) -> int:
+    """Bytes that a process reads which goes through its mapping of a file, again and again."""
+    drop([path])
+    command = (sys.executable, "-c", SCANNER, path, group / "cgroup.procs", str(rounds))
+    done = subprocess.run(command, check=True, timeout=120, capture_output=True, text=True)
+    return int(done.stdout)
+
+
+@pytest.mark.parametrize("policy", ["cyclic"])
+def test_a_mapped_scanner_under_a_limit_costs_no_more_than_without(
+    checkpoint: Path,
+    cgroup: Path,  # noqa: F811
+    policy: str,
+) -> None:
+    """A model of three times what the scanner's memory cgroup holds, twice."""
+    default = bytes_of_a_scanner(checkpoint, cgroup, 2)
+    assert default > 1.5 * checkpoint.stat().st_size  # the second round finds little
+    attached = run("attach", policy, "--engine", "agent", checkpoint, "--knob", "budget_mib=24")
+    assert attached.code == 0, attached.err
+    own = bytes_of_a_scanner(checkpoint, cgroup, 2)
+    asked, _, _ = counter_and_gauges(policy, "prefetch_bytes")
+    assert own + asked <= LIMIT * default
