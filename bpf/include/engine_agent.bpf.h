@@ -331,55 +331,55 @@ static __always_inline int agent_asked(const struct pagecache_ops *policy,
 }
 
 /* Programs of tracepoints that this kernel does not have are not loaded. */
-#define PAGECACHE_TABLE(policy, ...)                                                         \
-	static const struct pagecache_ops policy##_ops = { __VA_ARGS__ };                    \
-	__noinline int policy##_agent_access(struct agent_call *call)                        \
-	{                                                                                    \
-		if (call && policy##_ops.access)                                             \
-			policy##_ops.access(&call->ctx);                                     \
-		return 0;                                                                    \
-	}                                                                                    \
-	__noinline int policy##_agent_readahead(struct agent_call *call)                     \
-	{                                                                                    \
-		if (call)                                                                    \
-			agent_ask(&policy##_ops, call);                                      \
-		return 0;                                                                    \
-	}                                                                                    \
-	SEC("raw_tp/mm_filemap_get_pages") int agent_get_pages(u64 *args)                    \
-	{                                                                                    \
-		return agent_accessed(&policy##_ops, policy##_agent_access,                  \
-				      policy##_agent_readahead, (void *)args[0], args[1],    \
-				      args[2] + 1, PAGECACHE_KIND_READ);                     \
-	}                                                                                    \
-	SEC("raw_tp/mm_filemap_map_pages") int agent_map_pages(u64 *args)                    \
-	{                                                                                    \
-		return agent_accessed(&policy##_ops, policy##_agent_access,                  \
-				      policy##_agent_readahead, (void *)args[0], args[1],    \
-				      args[2] + 1, PAGECACHE_KIND_MAP);                      \
-	}                                                                                    \
-	SEC("raw_tp/mm_filemap_fault") int agent_fault(u64 *args)                            \
-	{                                                                                    \
-		return agent_accessed(&policy##_ops, policy##_agent_access,                  \
-				      policy##_agent_readahead, (void *)args[0], args[1],    \
-				      args[1] + 1, PAGECACHE_KIND_TOUCH);                    \
-	}                                                                                    \
-	SEC("raw_tp/mm_filemap_add_to_page_cache") int agent_added(u64 *args)                \
-	{                                                                                    \
-		return agent_moved(&policy##_ops, (void *)args[0], true);                    \
-	}                                                                                    \
-	SEC("raw_tp/mm_filemap_delete_from_page_cache") int agent_removed(u64 *args)         \
-	{                                                                                    \
-		return agent_moved(&policy##_ops, (void *)args[0], false);                   \
-	}                                                                                    \
-	/* Run by the agent before anything is attached. */                                  \
-	SEC("syscall") int agent_init(void *unused)                                          \
-	{                                                                                    \
-		return agent_start(&policy##_ops);                                           \
-	}                                                                                    \
-	/* Run by the agent for each of its files when memory is short. */                   \
-	SEC("syscall") int agent_pressure(struct pagecache_agent_pressure *args)             \
-	{                                                                                    \
-		return agent_asked(&policy##_ops, args);                                     \
+#define PAGECACHE_TABLE(policy, ...)                                                      \
+	static const struct pagecache_ops policy##_ops = { __VA_ARGS__ };                 \
+	__noinline int policy##_agent_access(struct agent_call *call)                     \
+	{                                                                                 \
+		if (call && policy##_ops.access)                                          \
+			policy##_ops.access(&call->ctx);                                  \
+		return 0;                                                                 \
+	}                                                                                 \
+	__noinline int policy##_agent_readahead(struct agent_call *call)                  \
+	{                                                                                 \
+		if (call)                                                                 \
+			agent_ask(&policy##_ops, call);                                   \
+		return 0;                                                                 \
+	}                                                                                 \
+	SEC("raw_tp/mm_filemap_get_pages") int agent_get_pages(u64 *args)                 \
+	{                                                                                 \
+		return agent_accessed(&policy##_ops, policy##_agent_access,               \
+				      policy##_agent_readahead, (void *)args[0], args[1], \
+				      args[2] + 1, PAGECACHE_KIND_READ);                  \
+	}                                                                                 \
+	SEC("raw_tp/mm_filemap_map_pages") int agent_map_pages(u64 *args)                 \
+	{                                                                                 \
+		return agent_accessed(&policy##_ops, policy##_agent_access,               \
+				      policy##_agent_readahead, (void *)args[0], args[1], \
+				      args[2] + 1, PAGECACHE_KIND_MAP);                   \
+	}                                                                                 \
+	SEC("raw_tp/mm_filemap_fault") int agent_fault(u64 *args)                         \
+	{                                                                                 \
+		return agent_accessed(&policy##_ops, policy##_agent_access,               \
+				      policy##_agent_readahead, (void *)args[0], args[1], \
+				      args[1] + 1, PAGECACHE_KIND_TOUCH);                 \
+	}                                                                                 \
+	SEC("raw_tp/mm_filemap_add_to_page_cache") int agent_added(u64 *args)             \
+	{                                                                                 \
+		return agent_moved(&policy##_ops, (void *)args[0], true);                 \
+	}                                                                                 \
+	SEC("raw_tp/mm_filemap_delete_from_page_cache") int agent_removed(u64 *args)      \
+	{                                                                                 \
+		return agent_moved(&policy##_ops, (void *)args[0], false);                \
+	}                                                                                 \
+	/* Run by the agent before anything is attached. */                               \
+	SEC("syscall") int agent_init(void *unused)                                       \
+	{                                                                                 \
+		return agent_start(&policy##_ops);                                        \
+	}                                                                                 \
+	/* Run by the agent for each of its files when memory is short. */                \
+	SEC("syscall") int agent_pressure(struct pagecache_agent_pressure *args)          \
+	{                                                                                 \
+		return agent_asked(&policy##_ops, args);                                  \
 	}
 
 #endif /* ENGINE_AGENT_BPF_H */
