@@ -180,7 +180,8 @@ class Exporter:
     """The running server.  A context manager: leaving it stops the server.
 
     scores: of this node's models; with it, /scores and /readyz are served beside /metrics, to the
-    same readers.
+    same readers.  score_metrics: /metrics has them, too.  Scoring reads the headers of models, so
+    a scrape does not do it unless it was asked to: it would be a reader, and leave pages behind.
 
     Raises UnsupportedError (no prometheus_client), UsageError (the address, the files),
     PrivilegeError (the port), PagecacheError (the port is taken).
@@ -194,6 +195,7 @@ class Exporter:
         allow_remote: bool = False,
         warn: Callable[[str], None] = lambda text: None,
         scores: Callable[[], NodeScores] | None = None,
+        score_metrics: bool = False,
     ) -> None:
         if not is_loopback(address) and not (tls or allow_remote):
             raise UsageError(
@@ -202,7 +204,9 @@ class Exporter:
                 "Give --tls-cert and --tls-key, or --allow-remote if the network is trusted",
                 f"{_DOCS}#can-be-reached-from-other-machines",
             )
-        self._server = _start(address, tls, Collector(warn, scores=scores))
+        self._server = _start(
+            address, tls, Collector(warn, scores=scores if score_metrics else None)
+        )
         if scores is not None:
             from pagecache_bpf.placement.score_pages import beside
 

@@ -275,7 +275,7 @@ def served(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """The exporter with these scores; its URL without a path."""
     pytest.importorskip("prometheus_client", reason="prometheus_client is not installed")
     monkeypatch.setattr(Collector.__init__, "__defaults__", (lambda text: None, snapshot))
-    with Exporter(Address("127.0.0.1", 0), scores=scores) as running:
+    with Exporter(Address("127.0.0.1", 0), scores=scores, score_metrics=True) as running:
         yield running.url.removesuffix("/metrics")
 
 

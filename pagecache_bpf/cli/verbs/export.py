@@ -78,7 +78,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="PATH",
         action="append",
         default=[],
-        help="score this model, too, or those in this directory; may be repeated",
+        help="score this model, too, or those in this directory; may be repeated; implies --scores",
+    )
+    parser.add_argument(
+        "--scores",
+        action="store_true",
+        help="have /metrics tell the scores, too; the headers of models are read for them",
     )
 
 
@@ -96,7 +101,12 @@ def run(args: argparse.Namespace, out: Output) -> int:
         signal.signal(number, lambda *_: os.write(tell, b"\0"))
     watch = watch_of(args, args.model)
     with Exporter(
-        address, tls=tls, allow_remote=args.allow_remote, warn=out.warn, scores=watch.scores
+        address,
+        tls=tls,
+        allow_remote=args.allow_remote,
+        warn=out.warn,
+        scores=watch.scores,
+        score_metrics=args.scores or bool(args.model),
     ) as exporter:
         data = {"url": exporter.url, "listen": str(exporter.address)}
         out.emit(data, lambda console: console.print(f"serving  {exporter.url}"))
