@@ -56,21 +56,65 @@ static __always_inline bool agent_itself(void)
 	       bpf_map_lookup_elem(&own, &ids.tgid);
 }
 
-/* Fills in a call; NULL: the file is not tagged, which every read of any file asks. */
+/*
+ * Room for what is told of an access.  On the stack it would leave too little of the 512 bytes that
+ * the verifier of many kernels gives a program and all functions below it.  A thread that is
+ * preempted here keeps its place, so there are some for each CPU.
+ */
+struct agent_place {
+	u32 taken;
+	u32 reserved;
+	struct agent_call call;
+	struct agent_read read;
+};
+
+#define AGENT_PLACES 4
+
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, AGENT_PLACES);
+	__type(key, u32);
+	__type(value, struct agent_place);
+} places SEC(".maps");
+
+/* NULL: all are taken. */
+static __always_inline struct agent_place *agent_take_place(void)
+{
+	struct agent_place *place;
+	u32 i;
+
+	for (i = 0; i < AGENT_PLACES; i++) {
+		u32 at = i;
+
+		place = bpf_map_lookup_elem(&places, &at);
+		if (place && !__sync_lock_test_and_set(&place->taken, 1))
+			return place;
+	}
+	return NULL;
+}
+
+/* NULL: the file is not tagged, or only a little likely to be, which every read of any file asks.
+ */
+static __always_inline struct inode *agent_maybe_tagged(struct address_space *mapping, u64 *ino)
+{
+	struct inode *inode = host_of(mapping, ino);
+	u32 word = inode_word(*ino);
+
+	return inode_in(bpf_map_lookup_elem(&inode_bits, &word), *ino) ? inode : NULL;
+}
+
+/* Fills in a call; NULL: the file is not tagged. */
 static __always_inline struct pagecache_agent_tag *agent_begin(struct agent_call *call,
-							       struct address_space *mapping)
+							       struct inode *inode, u64 ino)
 {
 	struct pagecache_ctx *ctx = &call->ctx;
 	struct pagecache_agent_orders *told;
 	struct pagecache_agent_state *all;
 	struct pagecache_agent_tag *tag;
 	struct super_block *sb;
-	u64 ids, ino;
-	struct inode *inode = host_of(mapping, &ino);
-	u32 dev, word = inode_word(ino);
+	u64 ids;
+	u32 dev;
 
-	if (!inode_in(bpf_map_lookup_elem(&inode_bits, &word), ino))
-		return NULL;
 	sb = BPF_CORE_READ(inode, i_sb);
 	dev = BPF_CORE_READ(sb, s_dev);
 	__builtin_memset(call, 0, sizeof(*call));
@@ -153,15 +197,17 @@ static __always_inline void agent_ask(const struct pagecache_ops *policy, struct
  * with all that is left of it.  Cut the range to what the policy has not been told of yet and the
  * reader is about to read; false: that is nothing.
  */
-static __always_inline bool agent_rest(const struct agent_call *call, u64 *index, u64 *end)
+static __always_inline bool agent_rest(struct agent_place *place, u64 *index, u64 *end)
 {
 	u64 id = bpf_get_current_pid_tgid();
 	struct agent_read *r = bpf_map_lookup_elem(&reads, &id);
-	struct agent_read now = { .file = call->key.file, .at = *index, .end = *end };
+	struct agent_read *now = &place->read;
 	u64 from = *index;
 
-	if (r && r->end == *end && *index > r->at &&
-	    pagecache_same_file(&call->key.file, &r->file)) {
+	now->file = place->call.key.file;
+	now->at = *index;
+	now->end = *end;
+	if (r && r->end == *end && *index > r->at && pagecache_same_file(&now->file, &r->file)) {
 		r->at = *index;
 		if (*index < r->told)
 			return false;
@@ -170,8 +216,8 @@ static __always_inline bool agent_rest(const struct agent_call *call, u64 *index
 	if (*end > *index + AGENT_READ_PAGES)
 		*end = *index + AGENT_READ_PAGES;
 	*index = from;
-	now.told = *end;
-	bpf_map_update_elem(&reads, &id, &now, BPF_ANY);
+	now->told = *end;
+	bpf_map_update_elem(&reads, &id, now, BPF_ANY);
 	return true;
 }
 
@@ -191,68 +237,86 @@ static __always_inline void agent_touched(struct agent_cursor *cursor, u64 index
  * A range of a file is read or faulted by this task.  access, ask: the policy's hooks, as global
  * functions: the verifier goes through each once, not again with each way that leads there.
  */
+static __always_inline void
+agent_tell(const struct pagecache_ops *policy, int (*access)(struct agent_call *),
+	   int (*ask)(struct agent_call *), struct address_space *mapping,
+	   struct agent_place *place, struct pagecache_agent_tag *tag, u64 index, u64 end, u32 kind)
+{
+	bool fault = kind != PAGECACHE_KIND_READ;
+	struct agent_call *call = &place->call;
+	struct agent_cursor *c;
+	u64 at = index;
+
+	if (end > call->ctx.file_pages)
+		end = call->ctx.file_pages;
+	if (index >= end)
+		return;
+	if (!fault && end - index > 1 && !agent_rest(place, &index, &end))
+		return;
+	call->ctx.index = index;
+	call->ctx.nr = end - index;
+	c = agent_cursor_of(&call->key);
+	if (!c)
+		return;
+	agent_touched(c, index, end);
+	call->touched = c->touched;
+	/* Of a mapping for random access nothing is read ahead, as the kernel does not. */
+	call->random = fault && (policy->readahead || policy->access) &&
+		       advised_random(mapping, at, agent_page_shift);
+
+	if (policy->access) {
+		call->ctx.kind = kind;
+		call->hook = PAGECACHE_HOOK_ACCESS;
+		agent_count(PAGECACHE_COUNTER_access_calls, 1);
+		access(call);
+	}
+	if (!policy->readahead || call->random)
+		return;
+	/* Nothing to read ahead of; unless a window goes on into the next file. */
+	if (call->ctx.resident_pages >= call->ctx.file_pages && !(c->mark && tag->next_pages))
+		return;
+	/* A window is kept ahead of where the reader is, whatever it has been told of. */
+	if (c->to && at > index) {
+		index = at;
+		call->ctx.index = index;
+		call->ctx.nr = end - index;
+	}
+	if (index < c->from || index >= c->to) {
+		call->ctx.kind = fault ? PAGECACHE_KIND_FAULT : PAGECACHE_KIND_MISS;
+		ask(call);
+	} else if (c->mark && end > c->mark) {
+		/* Past the marks of this access. */
+		c->mark += (end - c->mark + c->step - 1) / c->step * c->step;
+		if (end > tag->done)
+			call->ctx.flags |= PAGECACHE_F_LATE;
+		call->ctx.kind = fault ? PAGECACHE_KIND_FAULT_MARKER : PAGECACHE_KIND_MARKER;
+		ask(call);
+	}
+	if (call->forget)
+		c->from = c->to = c->mark = 0;
+}
+
 static __always_inline int agent_accessed(const struct pagecache_ops *policy,
 					  int (*access)(struct agent_call *),
 					  int (*ask)(struct agent_call *),
 					  struct address_space *mapping, u64 index, u64 end,
 					  u32 kind)
 {
-	bool fault = kind != PAGECACHE_KIND_READ;
 	struct pagecache_agent_tag *tag;
-	struct agent_call call;
-	struct agent_cursor *c;
-	u64 at = index;
+	struct agent_place *place;
+	struct inode *inode;
+	u64 ino;
 
-	tag = agent_begin(&call, mapping);
-	if (!tag || agent_itself())
+	inode = agent_maybe_tagged(mapping, &ino);
+	if (!inode)
 		return 0;
-	if (end > call.ctx.file_pages)
-		end = call.ctx.file_pages;
-	if (index >= end)
+	place = agent_take_place();
+	if (!place)
 		return 0;
-	if (!fault && end - index > 1 && !agent_rest(&call, &index, &end))
-		return 0;
-	call.ctx.index = index;
-	call.ctx.nr = end - index;
-	c = agent_cursor_of(&call.key);
-	if (!c)
-		return 0;
-	agent_touched(c, index, end);
-	call.touched = c->touched;
-	/* Of a mapping for random access nothing is read ahead, as the kernel does not. */
-	call.random = fault && (policy->readahead || policy->access) &&
-		      advised_random(mapping, at, agent_page_shift);
-
-	if (policy->access) {
-		call.ctx.kind = kind;
-		call.hook = PAGECACHE_HOOK_ACCESS;
-		agent_count(PAGECACHE_COUNTER_access_calls, 1);
-		access(&call);
-	}
-	if (!policy->readahead || call.random)
-		return 0;
-	/* Nothing to read ahead of; unless a window goes on into the next file. */
-	if (call.ctx.resident_pages >= call.ctx.file_pages && !(c->mark && tag->next_pages))
-		return 0;
-	/* A window is kept ahead of where the reader is, whatever it has been told of. */
-	if (c->to && at > index) {
-		index = at;
-		call.ctx.index = index;
-		call.ctx.nr = end - index;
-	}
-	if (index < c->from || index >= c->to) {
-		call.ctx.kind = fault ? PAGECACHE_KIND_FAULT : PAGECACHE_KIND_MISS;
-		ask(&call);
-	} else if (c->mark && end > c->mark) {
-		/* Past the marks of this access. */
-		c->mark += (end - c->mark + c->step - 1) / c->step * c->step;
-		if (end > tag->done)
-			call.ctx.flags |= PAGECACHE_F_LATE;
-		call.ctx.kind = fault ? PAGECACHE_KIND_FAULT_MARKER : PAGECACHE_KIND_MARKER;
-		ask(&call);
-	}
-	if (call.forget)
-		c->from = c->to = c->mark = 0;
+	tag = agent_begin(&place->call, inode, ino);
+	if (tag && !agent_itself())
+		agent_tell(policy, access, ask, mapping, place, tag, index, end, kind);
+	__sync_lock_test_and_set(&place->taken, 0);
 	return 0;
 }
 
@@ -261,9 +325,11 @@ static __always_inline int agent_moved(const struct pagecache_ops *policy, struc
 {
 	struct pagecache_agent_state *all = agent_state();
 	struct agent_call call;
-	u64 bytes;
+	struct inode *inode;
+	u64 bytes, ino;
 
-	if (!all || !agent_begin(&call, BPF_CORE_READ(folio, mapping)))
+	inode = agent_maybe_tagged(BPF_CORE_READ(folio, mapping), &ino);
+	if (!inode || !all || !agent_begin(&call, inode, ino))
 		return 0;
 	call.ctx.index = BPF_CORE_READ(folio, index);
 	call.ctx.nr = folio_pages(folio);

@@ -19,7 +19,7 @@
 #define SIM_QUEUE 1024
 
 enum { SIM_KERNEL = 0, SIM_LRU = 1 };
-/* What is noted by part of a file, in bytes; pagecache_bpf/simulate/recording.py has the same. */
+/* What is noted by part of a file, in bytes; simulate/replay_recording.py has the same. */
 enum {
 	SIM_NOTE_HIT,
 	SIM_NOTE_USEFUL,

@@ -12,7 +12,6 @@ from contextlib import suppress
 from pathlib import Path
 
 from pagecache_bpf.errors import PagecacheError
-from pagecache_bpf.policy.agent_device import environment
 from pagecache_bpf.recording.phases import VARIABLE, added_to, taken_from
 from pagecache_bpf.weights.models import Model
 
@@ -35,6 +34,7 @@ class LoadRecording:
             PagecacheError: nothing can be recorded here.
             OSError: no process can be started.
         """
+        from pagecache_bpf.policy.agent_device import environment
         from pagecache_bpf.recording.process import Task
 
         if os.geteuid() != 0:

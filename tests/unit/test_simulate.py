@@ -17,7 +17,7 @@ from pagecache_bpf import templates
 from pagecache_bpf.errors import UsageError
 from pagecache_bpf.policy.catalog import discover, find
 from pagecache_bpf.reporting.grid import Grid
-from pagecache_bpf.simulate import recorded, recording, simulator, trace
+from pagecache_bpf.simulate import recorded, replay_recording, simulator, trace
 from pagecache_bpf.simulate.optimum import optimum
 from pagecache_bpf.simulate.trace import Trace, parse
 from pagecache_bpf.templates import EXTENT, Template, TemplateFile
@@ -220,8 +220,8 @@ def test_a_replay_as_a_recording_has_the_bytes_of_its_totals(tmp_path: Path, pol
     replayed = simulator.Simulator(find(policy))
     memory = 8 << 20
     for result, seen in (
-        (replayed.replay(found, memory), recording.record(replayed, found, memory)),
-        (simulator.best(found, memory), recording.record_best(found, memory)),
+        (replayed.replay(found, memory), replay_recording.record(replayed, found, memory)),
+        (simulator.best(found, memory), replay_recording.record_best(found, memory)),
     ):
         totals = result.totals
         assert totals["hit_bytes"] == seen.total("hit_bytes")

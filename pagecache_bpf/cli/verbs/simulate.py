@@ -134,13 +134,13 @@ def run(args: argparse.Namespace, out: Output) -> int:
             out.warn(f"the policy ended itself: {result.ended}")
     if args.report is not None:
         from pagecache_bpf.reporting import page
-        from pagecache_bpf.simulate import recording
+        from pagecache_bpf.simulate import replay_recording
 
         name = args.trace.stem
-        replay = recording.record(
+        replay = replay_recording.record(
             simulator.Simulator(info), trace, memory, unit=unit, knobs=knobs, name=name
         )
-        best = recording.record_best(trace, memory, unit=unit, name=name)
+        best = replay_recording.record_best(trace, memory, unit=unit, name=name)
         page.replace(args.report, page.page([replay, best], [info.name, "optimum"]))
     out.emit(data, lambda console: _print(console, data, results))
     return 0
