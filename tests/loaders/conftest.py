@@ -1,0 +1,64 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A cold disk whose reads are traced, two ranks of vLLM, and what was read written down."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.loaders.page_trace import PageTrace, cold_disk
+from tests.loaders.vllm_ranks import Ranks
+
+_DISK_BYTES = 1 << 30
+
+
+@pytest.fixture(scope="session")
+def scratch() -> Iterator[Path]:
+    """A directory in memory: no other disk takes part."""
+    if os.geteuid() != 0:
+        pytest.skip("mounting and tracing need root")
+    path = Path(tempfile.mkdtemp(dir="/dev/shm"))
+    yield path
+    shutil.rmtree(path)
+
+
+@pytest.fixture(scope="session")
+def disk(scratch: Path) -> Iterator[Path]:
+    with cold_disk(scratch, _DISK_BYTES) as mount:
+        yield mount
+
+
+@pytest.fixture(scope="session")
+def trace(disk: Path, scratch: Path) -> Iterator[PageTrace]:
+    with PageTrace(disk, scratch) as traced:
+        yield traced
+
+
+@pytest.fixture(scope="session")
+def ranks(disk: Path) -> Iterator[Ranks]:
+    log = Path("build/test/vllm.log")
+    log.parent.mkdir(parents=True, exist_ok=True)
+    started = Ranks(2, log)
+    yield started
+    started.close()
+
+
+class Reads(dict[str, Any]):
+    """What was read, by case; each is in build/test/loader_reads.json at once."""
+
+    def __setitem__(self, name: str, case: dict[str, Any]) -> None:
+        super().__setitem__(name, case)
+        lines = (f"{json.dumps(name)}: {json.dumps(case)}" for name, case in self.items())
+        Path("build/test/loader_reads.json").write_text("{\n" + ",\n".join(lines) + "\n}\n")
+
+
+@pytest.fixture(scope="session")
+def reads() -> Reads:
+    return Reads()

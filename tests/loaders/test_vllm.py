@@ -1,0 +1,91 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Each rank of vLLM reads the pages of its derived template, and tensors in its order."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks.cachestat import drop
+from tests.loaders import checkpoints
+from tests.loaders.page_trace import PageTrace
+from tests.loaders.reads import expected, header, packed, tensors_of
+from tests.loaders.vllm_ranks import Ranks
+
+_TP, _EP, _PP = (
+    {"tp": 2, "ep": 1, "pp": 1},
+    {"tp": 2, "ep": 2, "pp": 1},
+    {"tp": 1, "ep": 1, "pp": 2},
+)
+CASES = [
+    *((name, _TP) for name in checkpoints.MODELS),
+    *((name, _EP) for name in ("mixtral", "qwen3_moe", "deepseek_v2", "olmoe")),
+    *((name, _PP) for name in ("llama", "llama-tied", "qwen3_moe", "deepseek_v3")),
+    ("mistral-consolidated", _TP),
+]
+
+
+def _name(case: tuple[str, dict[str, int]]) -> str:
+    name, parallel = case
+    return "-".join([name, *(f"{kind}{count}" for kind, count in parallel.items() if count > 1)])
+
+
+@pytest.fixture
+def checkpoint(request: pytest.FixtureRequest, disk: Path, tmp_path: Path) -> Iterator[Path]:
+    """A checkpoint on the cold disk."""
+    name = request.param[0]
+    if name == "mistral-consolidated":
+        made = checkpoints.consolidated(name, checkpoints.make("llama", tmp_path), tmp_path)
+    else:
+        made = checkpoints.make(name, tmp_path)
+    copied = checkpoints.copy(made, disk)
+    shutil.rmtree(made)
+    yield copied
+    shutil.rmtree(copied)
+
+
+@pytest.mark.parametrize(
+    ("checkpoint", "case"), [(c, c) for c in CASES], ids=map(_name, CASES), indirect=["checkpoint"]
+)
+def test_a_rank_reads_what_its_template_says(
+    checkpoint: Path,
+    case: tuple[str, dict[str, int]],
+    ranks: Ranks,
+    trace: PageTrace,
+    reads: dict[str, Any],
+) -> None:
+    _, parallel = case
+    files = {path.stat().st_ino: path for path in sorted(checkpoint.glob("*.safetensors"))}
+    headers = {path.name: header(path) for path in files.values()}
+    own = (
+        {"load_format": "mistral", "config_format": "mistral"}
+        if (checkpoint / "params.json").exists()
+        else {}
+    )
+    ranks.build(checkpoint, parallel["tp"], parallel["pp"], parallel["ep"] > 1, **own)
+    found = []
+    try:
+        for rank in range(2):
+            drop(files.values())
+            with trace.record() as touches:
+                ranks.load(rank)
+            read = [(files[inode].name, page) for inode, page in touches if inode in files]
+            assert len(read) == len(set(read)), "a page was dropped while it was traced"
+            pages = {name: packed(page for file, page in read if file == name) for name in headers}
+            found.append({"pages": pages, "tensors": tensors_of(read, headers)})
+            template = expected(checkpoint, parallel, rank)
+            left_out = set(read) - set(template)
+            assert not left_out, (rank, tensors_of(sorted(left_out), headers))
+            too_much = set(template) - set(read)
+            assert not too_much, (rank, tensors_of(sorted(too_much), headers))
+            assert tensors_of(template, headers) == tensors_of(read, headers)
+    finally:
+        ranks.drop()
+    configs = [checkpoint / name for name in ("config.json", "params.json")]
+    config = {path.name: json.loads(path.read_text()) for path in configs if path.exists()}
+    reads[_name(case)] = {**parallel, "config": config, "files": headers, "ranks": found}
