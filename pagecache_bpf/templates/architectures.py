@@ -45,12 +45,10 @@ class Cut(Enum):
 COMMON: dict[str, Cut] = {
     # Attention.
     "q_proj": Cut.OUTPUT,
-    "wq": Cut.OUTPUT,
     "q_b_proj": Cut.OUTPUT,  # multi-head latent attention: by heads
     "kv_b_proj": Cut.OUTPUT,
     "k_proj": Cut.KEY_VALUE,
     "v_proj": Cut.KEY_VALUE,
-    "wk": Cut.KEY_VALUE,
     "wv": Cut.KEY_VALUE,
     "qkv_proj": Cut.QKV,
     "Wqkv": Cut.QKV,
@@ -103,6 +101,8 @@ COMMON: dict[str, Cut] = {
     "embed_out": Cut.VOCABULARY,
     "shared_head.head": Cut.VOCABULARY,  # DeepSeek's multi-token prediction
     # Known to be whole.
+    "wq": Cut.WHOLE,  # vLLM puts the rows of Mistral's own format into another order first
+    "wk": Cut.WHOLE,
     "q_a_proj": Cut.WHOLE,
     "kv_a_proj_with_mqa": Cut.WHOLE,
     "mlp.gate": Cut.WHOLE,
@@ -120,6 +120,13 @@ ARCHITECTURES: dict[str, dict[str, Cut]] = {
     "gpt2": {"c_attn": Cut.QKV},
     "gpt_bigcode": {"c_attn": Cut.QKV},
     "qwen": {"c_attn": Cut.QKV, "w2": Cut.OUTPUT},
+    # vLLM reads all of it and then puts queries, keys and values one after the other.
+    "bloom": {"query_key_value": Cut.WHOLE},
+    "bloomforcausallm": {"query_key_value": Cut.WHOLE},
+    "falcon": {"query_key_value": Cut.WHOLE},
+    "falconforcausallm": {"query_key_value": Cut.WHOLE},
+    "refinedweb": {"query_key_value": Cut.WHOLE},
+    "refinedwebmodel": {"query_key_value": Cut.WHOLE},
     "chatglm": {"query_key_value": Cut.QKV, "dense_h_to_4h": Cut.GATE_UP},
     "glm4v": {"query_key_value": Cut.QKV},
     "dbrx": {
