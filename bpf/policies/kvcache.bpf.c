@@ -93,8 +93,9 @@ PAGECACHE_ADDED(kvcache_added)
 {
 	u64 piece = pages_per_piece(ctx);
 
-	if (ctx->file_id && ctx->index % piece < ctx->nr && ctx->index >= 4 * piece &&
-	    over_budget(ctx) && !wanted_soon(ctx, ctx->index - 4 * piece))
+	if (PAGECACHE_KERNEL_READS && ctx->file_id && ctx->index % piece < ctx->nr &&
+	    ctx->index >= 4 * piece && over_budget(ctx) &&
+	    !wanted_soon(ctx, ctx->index - 4 * piece))
 		pagecache_drop(ctx, ctx->index - 4 * piece, piece);
 }
 

@@ -110,7 +110,7 @@ PAGECACHE_REMOVED(pin_removed)
 	if (ctx->index < file->granted)
 		__sync_fetch_and_add(&pinned_pages, -ctx->nr);
 	/* Only engine agent can read here; the module has refused the eviction before. */
-	if (!ctx->file_id)
+	if (!PAGECACHE_KERNEL_READS || !ctx->file_id)
 		return;
 	if (ctx->time_ns >> 30 != second) {
 		second = ctx->time_ns >> 30;
