@@ -93,7 +93,9 @@ static __always_inline struct agent_place *agent_take_place(void)
 	return NULL;
 }
 
-/* NULL: the file is not tagged, or only a little likely to be, which every read of any file asks.
+/*
+ * NULL: the file is not tagged.  A Bloom-like prefilter by inode number, which every read of any
+ * file asks; agent_begin() looks up what it lets through.
  */
 static __always_inline struct inode *agent_maybe_tagged(struct address_space *mapping, u64 *ino)
 {

@@ -4,6 +4,7 @@
 #define ENGINE_STRUCT_OPS_BPF_H
 
 #include "affinity.bpf.h"
+#include "misses_only.bpf.h"
 
 extern s64 bpf_pagecache_prefetch(struct pagecache_ctx *ctx, u64 start, u64 nr, s32 node,
 				  u32 mark_step) __ksym;
@@ -27,27 +28,6 @@ static __always_inline s64 pagecache_prefetch(struct pagecache_ctx *ctx, u64 sta
 
 /* A part of a policy: here the kernel's own context cannot be given to a global function. */
 #define PAGECACHE_STEP static __always_inline
-
-/* The kernel reads what a policy answers, and nothing beside it. */
-#define PAGECACHE_KERNEL_READS 0
-
-/* The hook readahead is asked about misses and markers only, so each of them tells something. */
-#define PAGECACHE_TELLS_HITS 0
-
-/* Neither what a reader advised nor each of its accesses is told here. */
-static __always_inline bool pagecache_reads_at_random(const struct pagecache_ctx *ctx)
-{
-	return false;
-}
-
-static __always_inline u64 pagecache_touched(const struct pagecache_ctx *ctx)
-{
-	return PAGECACHE_UNKNOWN;
-}
-
-static __always_inline void pagecache_forget_reader(struct pagecache_ctx *ctx)
-{
-}
 
 /* The reader's cgroup is charged, and reclaims for itself. */
 static __always_inline u64 pagecache_allowed_ahead(const struct pagecache_ctx *ctx)

@@ -14,6 +14,8 @@
 #ifndef SIMULATE_CACHE_H
 #define SIMULATE_CACHE_H
 
+#include "misses_only.bpf.h"
+
 #define SIM_BATCH 32 /* SWAP_CLUSTER_MAX */
 #define SIM_NONE 0xffffffffU
 #define SIM_QUEUE 1024
@@ -227,27 +229,6 @@ static inline s64 pagecache_prefetch_next(struct pagecache_ctx *ctx, u64 start, 
 static inline u64 pagecache_allowed_ahead(const struct pagecache_ctx *ctx)
 {
 	return ~0ULL;
-}
-
-/* A miss reads what a policy answers, and nothing beside it. */
-#define PAGECACHE_KERNEL_READS 0
-
-/* As engine struct_ops: misses and markers only. */
-#define PAGECACHE_TELLS_HITS 0
-
-/* Neither what a reader advised nor each of its accesses is told here. */
-static __always_inline bool pagecache_reads_at_random(const struct pagecache_ctx *ctx)
-{
-	return false;
-}
-
-static __always_inline u64 pagecache_touched(const struct pagecache_ctx *ctx)
-{
-	return PAGECACHE_UNKNOWN;
-}
-
-static __always_inline void pagecache_forget_reader(struct pagecache_ctx *ctx)
-{
 }
 
 static inline s64 pagecache_cancel(struct pagecache_ctx *ctx)
