@@ -19,6 +19,7 @@ from pathlib import Path
 
 from pagecache_bpf._run_dir import RUN_DIR
 from pagecache_bpf.agent.worker import CHUNK_BYTES, MAX_DEPTH
+from pagecache_bpf.kernel.file_key import open_direct
 
 DEFAULT_DEPTH = 8
 #: Direct I/O keeps a device busy with fewer than fills of the page cache do, which also take the
@@ -93,7 +94,7 @@ def probe(fd: int) -> Depth:
     if size < LEAST_BYTES:
         return default
     try:
-        direct = os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_DIRECT | os.O_CLOEXEC)
+        direct = open_direct(fd)
     except OSError:
         return default
     try:

@@ -103,6 +103,21 @@ def reopen_descriptor(fd: int) -> int:
         return os.dup(fd)
 
 
+def open_direct(fd: int) -> int:
+    """Open the file behind a descriptor for direct I/O, without a path that anybody could change.
+
+    Args:
+        fd: an open descriptor of a regular file.
+
+    Returns:
+        A descriptor whose reads go past the page cache, closed on exec.
+
+    Raises:
+        OSError: its file system has no direct I/O (EINVAL), or this process may not read it.
+    """
+    return os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_DIRECT | os.O_CLOEXEC)
+
+
 def read_small_file(path: str | Path, most: int) -> bytes:
     """Read a file that lies beside weights and that anybody may have put there.
 

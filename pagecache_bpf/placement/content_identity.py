@@ -18,10 +18,11 @@ import hashlib
 import mmap
 import os
 import threading
+from contextlib import suppress
 from pathlib import Path
 
 from pagecache_bpf.errors import PagecacheError
-from pagecache_bpf.kernel.file_key import open_to_read
+from pagecache_bpf.kernel.file_key import open_direct, open_to_read
 from pagecache_bpf.weights import headers
 from pagecache_bpf.weights.identity import identify
 from pagecache_bpf.weights.models import Model
@@ -63,7 +64,7 @@ def _of_file(path: Path) -> str:
         with _lock:
             found = _known.get(key)
         if found is None:
-            found = f"{status.st_size}:{_header(fd, path, status.st_size)}:{_samples(fd, path)}\n"
+            found = f"{status.st_size}:{_header(fd, path, status.st_size)}:{_samples(fd)}\n"
             with _lock:
                 if len(_known) > 1 << 16:  # files that are long gone
                     _known.clear()
@@ -84,7 +85,7 @@ def _header(fd: int, path: Path, size: int) -> str:
             return ""
 
 
-def _samples(fd: int, path: Path) -> str:
+def _samples(fd: int) -> str:
     """Return the digest of blocks at multiples of an irrational share of the file."""
     size = os.fstat(fd).st_size
     blocks = max(1, -(-size // BLOCK))
@@ -92,7 +93,9 @@ def _samples(fd: int, path: Path) -> str:
         {int(blocks * ((number * 0.6180339887498949) % 1.0)) for number in range(SAMPLES)}
     )
     digest = hashlib.sha256()
-    direct = _direct(path)
+    direct = None
+    with suppress(OSError):  # no direct I/O here
+        direct = open_direct(fd)
     try:
         with mmap.mmap(-1, BLOCK) as buffer:
             for block in chosen:
@@ -104,13 +107,6 @@ def _samples(fd: int, path: Path) -> str:
         if direct is not None:
             os.close(direct)
     return digest.hexdigest()
-
-
-def _direct(path: Path) -> int | None:
-    try:
-        return os.open(path, os.O_RDONLY | os.O_DIRECT | os.O_CLOEXEC)
-    except OSError:
-        return None
 
 
 def _read(fd: int, plain: int, buffer: mmap.mmap, offset: int) -> int:
