@@ -7,7 +7,6 @@ A strip is a file, or all files of a model one after the other, cut into equal p
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from pagecache_bpf.errors import PagecacheError
 from pagecache_bpf.kernel.cachestat import cached_pages
 from pagecache_bpf.kernel.file_key import open_to_read
 from pagecache_bpf.kernel.file_pages import PAGE_SIZE
+from pagecache_bpf.weights.names import natural
 
 if TYPE_CHECKING:
     from pagecache_bpf.kernel.control_device import Tag
@@ -116,16 +116,8 @@ def tagged(engines: Engines) -> dict[Key, list[Tag]]:
         if tag.active and tag.policy in running:
             found.setdefault((tag.model, tag.policy, running[tag.policy]), []).append(tag)
     for tags in found.values():
-        tags.sort(key=lambda tag: _natural(tag.path))
+        tags.sort(key=lambda tag: natural(tag.path))
     return found
-
-
-def _natural(path: str) -> list[tuple[int, str]]:
-    """Make a key that sorts numbers in names as numbers."""
-    return [
-        (int(text), "") if text.isdigit() else (-1, text)
-        for text in re.split(r"([0-9]{1,18})", path)
-    ]
 
 
 def _bounds(pages: int, parts: int) -> Iterator[int]:
