@@ -23,6 +23,7 @@ from benchmarks.native import read_ahead
 from pagecache_bpf.errors import PagecacheError
 from pagecache_bpf.policy import agent_device
 from tests.native.test_agent_limits import cgroup  # noqa: F401  # a fixture
+from tests.native.test_record import _nothing_attached  # noqa: F401  # a fixture
 from tests.unit.command import run
 from tests.vm.kernel import wait_for
 
@@ -62,16 +63,6 @@ else:
             for at in range(offset, offset + size, 4096):
                 mapping[at]
 """
-
-
-@pytest.fixture(autouse=True)
-def _nothing_attached() -> Iterator[None]:
-    """Nothing is attached before a test or after it."""
-    if agent_device.is_running():
-        run("detach", "--all")
-    yield
-    if agent_device.is_running():
-        run("detach", "--all")
 
 
 @pytest.fixture(scope="module")
