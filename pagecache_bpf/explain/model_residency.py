@@ -20,7 +20,6 @@ from pagecache_bpf.errors import PagecacheError, UsageError
 from pagecache_bpf.kernel.cachestat import cached_pages, resident_pages_or_none
 from pagecache_bpf.kernel.file_key import open_to_read
 from pagecache_bpf.kernel.file_pages import PAGE_SIZE
-from pagecache_bpf.weights import headers
 from pagecache_bpf.weights.models import Model
 
 _FLAGS = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY | os.O_NOFOLLOW
@@ -123,6 +122,8 @@ def _opened(path: Path) -> tuple[int, int]:
 
 def _tensors(fd: int, path: Path, told: bool) -> list[Resident]:
     """Return the tensors of an open file in the order of their offsets."""
+    from pagecache_bpf.weights import headers  # brings numpy, which a summary needs not
+
     contents = headers.parse_open(fd, path)
     found = []
     for number in contents.offsets.argsort(kind="stable").tolist():

@@ -23,7 +23,8 @@ from pagecache_bpf.kernel import cgroups
 from pagecache_bpf.placement.content_identity import content_of
 from pagecache_bpf.placement.copy_speed import measure_copy
 from pagecache_bpf.placement.load_score import ModelScore, NodeScores
-from pagecache_bpf.weights.models import SUFFIXES, Model, resolve
+from pagecache_bpf.weights.models import Model, resolve
+from pagecache_bpf.weights.weight_format import suffixes
 
 #: A look serves whoever asks in the next seconds: many may ask at once.
 KEEP_SECONDS = 2.0
@@ -81,7 +82,7 @@ def _is_model(directory: Path) -> bool:
 
     A cache directory of huggingface_hub is one, too; its weights lie below `snapshots`.
     """
-    marks = {".json", *(f".{suffix.lstrip('.')}" for suffix in SUFFIXES)}
+    marks = {".json", *(f".{suffix}" for suffix in suffixes())}
     return any(
         child.suffix.lower() in marks or child.name in ("snapshots", "blobs")
         for child in directory.iterdir()

@@ -16,7 +16,7 @@ from pathlib import Path
 from pagecache_bpf.errors import PagecacheError
 from pagecache_bpf.weights.caches import Listed, is_ollama_manifest
 from pagecache_bpf.weights.models import find, resolve
-from pagecache_bpf.weights.names import format_of
+from pagecache_bpf.weights.weight_format import format_of
 
 _MAX_WORD = 64 << 10
 

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import numpy as np
-import numpy.typing as npt
-
-from pagecache_bpf.errors import PagecacheError
+from pagecache_bpf.errors import PagecacheError, UsageError
 from pagecache_bpf.weights.identity import TemplateFile
+
+if TYPE_CHECKING:  # importing it takes longer than looking at a model of 1,000 files
+    import numpy as np
+    import numpy.typing as npt
 
 #: Tensors of one file; the largest models have about 200,000 in all their files.
 MAX_TENSORS = 1 << 20
@@ -55,6 +57,16 @@ def damaged(path: Path, why: str) -> PagecacheError:
     return PagecacheError(f"{path} is damaged", why, "Download or copy it again", _DOCS)
 
 
+def no_template(path: Path, why: str) -> UsageError:
+    """Return the error for a file whose header says nothing about what lies where."""
+    return UsageError(
+        f"no template can be derived from {path}",
+        why,
+        "Record one: pagecache-bpf template record",
+        "docs/troubleshooting.md#no-template-can-be-derived-from",
+    )
+
+
 def check_extents(
     path: Path,
     names: list[str],
@@ -64,6 +76,8 @@ def check_extents(
     size: int,
 ) -> None:
     """Refuse tensors that lie outside [start, size) or over each other.  Raises PagecacheError."""
+    import numpy as np
+
     if not len(names):
         return
     bad = (offsets < start) | (lengths < 0) | (offsets > size) | (lengths > size - offsets)

@@ -15,8 +15,9 @@ from pathlib import Path
 from pagecache_bpf.errors import UsageError
 from pagecache_bpf.weights import manifests
 from pagecache_bpf.weights.files import follow, path_error
-from pagecache_bpf.weights.names import FORMATS, format_of, natural
+from pagecache_bpf.weights.names import natural
 from pagecache_bpf.weights.siblings import LeftOut, Selection, choose, require_one_quantization
+from pagecache_bpf.weights.weight_format import format_of, known_formats
 
 #: A directory with more entries than this is not one model.
 MAX_ENTRIES = 100_000
@@ -137,7 +138,9 @@ class _Walk:
                 chosen = self.select(directory / name, depth + 1)
                 if chosen.names or chosen.left_out:
                     parts.append(chosen.below(name))
-        best = next((kind for kind in FORMATS if any(part.format == kind for part in parts)), "")
+        best = next(
+            (kind for kind in known_formats() if any(part.format == kind for part in parts)), ""
+        )
         for part in parts:
             found.left_out += part.left_out
             if part.format in (best, ""):

@@ -14,15 +14,9 @@ from pathlib import Path
 
 from pagecache_bpf.errors import UsageError
 from pagecache_bpf.kernel.file_key import open_to_read
-from pagecache_bpf.weights import gguf, safetensors, torch_zip
-from pagecache_bpf.weights.contents import Contents, damaged
+from pagecache_bpf.weights.contents import Contents, damaged, no_template
 from pagecache_bpf.weights.identity import identify
-
-_READERS: dict[str, Callable[[Path, int, int], Contents]] = {
-    "gguf": gguf.parse,
-    "torch": torch_zip.parse,
-    "safetensors": safetensors.parse,
-}
+from pagecache_bpf.weights.weight_format import known_formats, recognized
 
 
 def parse(path: Path) -> Contents:
@@ -57,7 +51,7 @@ def parse_open(fd: int, path: Path) -> Contents:
     try:
         size = os.fstat(fd).st_size
         start = os.pread(fd, 16, 0)
-        found = _READERS[_kind(path, start)](path, fd, size)
+        found = _parser(path, start)(path, fd, size)
         digest = identify(fd, size, found.header_from, found.header_bytes)
         return replace(found, digest=digest)
     except EOFError:
@@ -68,19 +62,10 @@ def parse_open(fd: int, path: Path) -> Contents:
         raise UsageError(f"{path} cannot be read", error.strerror or str(error)) from error
 
 
-def _kind(path: Path, start: bytes) -> str:
-    if start[:4] == b"GGUF":
-        return "gguf"
-    if start[:4] == b"PK\x03\x04":
-        return "torch"
-    if path.suffix == ".safetensors" or start[8:9] == b"{":
-        return "safetensors"
-    why = "it is neither safetensors nor GGUF nor a zip checkpoint of PyTorch"
-    if start[:1] == b"\x80":
-        why = "it is one pickle; only PyTorch's zip format says what lies where"
-    raise UsageError(
-        f"no template can be derived from {path}",
-        why,
-        "Record one: pagecache-bpf template record",
-        "docs/troubleshooting.md#no-template-can-be-derived-from",
-    )
+def _parser(path: Path, start: bytes) -> Callable[[Path, int, int], Contents]:
+    """Return what reads the header of a file that begins so."""
+    found = recognized(path.name, start)
+    if found is not None and found.parse is not None:
+        return found.parse
+    titles = [declared.title for declared in known_formats().values() if declared.parse]
+    raise no_template(path, f"it is neither {' nor '.join(titles)}")

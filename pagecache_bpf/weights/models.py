@@ -21,10 +21,11 @@ from pagecache_bpf.weights import caches, directory
 from pagecache_bpf.weights.caches import HUB_DIRECTORY, Listed
 from pagecache_bpf.weights.files import follow, regular, require_weights
 from pagecache_bpf.weights.index import shards_of
-from pagecache_bpf.weights.names import FORMATS, SUFFIXES, format_of, split_of
+from pagecache_bpf.weights.names import split_of
 from pagecache_bpf.weights.siblings import LeftOut, Selection, splits_of
+from pagecache_bpf.weights.weight_format import format_of, suffixes
 
-__all__ = ["FORMATS", "SUFFIXES", "LeftOut", "Model", "check_name", "find", "resolve"]
+__all__ = ["LeftOut", "Model", "check_name", "find", "resolve"]
 
 NAME_BYTES = 63  # PAGECACHE_MODEL_LEN less the terminating NUL
 _NAME_OK = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+@/-]*")
@@ -38,7 +39,7 @@ class Model:
     files: real paths of regular files that are not empty, each file once.  names: of these files
     as people see them, below `directory`: a link has its own name, not that of the blob it leads
     to.  directory: where the model's config.json lies.  left_out: what beside the files looks
-    like weights and is not read.  format: one of names.FORMATS, "" for an unknown one or several.
+    like weights and is not read.  format: a WeightFormat's name, "" for an unknown one or several.
     """
 
     name: str
@@ -215,7 +216,7 @@ def _nothing_found(
         )
     return UsageError(
         f"no weight files in {root}",
-        f"looked for an index and for {', '.join(sorted(SUFFIXES))}",
+        f"looked for an index and for {', '.join(sorted(suffixes()))}",
         "Name the weight files themselves if they are called otherwise",
         docs,
     )
@@ -241,7 +242,7 @@ def _default_name(root: Path) -> str:
         # below the cache directory only its snapshots are the model, not any folder there
         if hub and (part == root or part / "snapshots" in (root, *root.parents)):
             base = hub[1].replace("--", "/")
-            if root.suffix[1:].lower() in SUFFIXES:
+            if root.suffix[1:].lower() in suffixes():
                 base += f"/{root.name}"
             break
     name = re.sub(r"[^A-Za-z0-9._+@/-]+", "_", base).lstrip("._+@/-") or "model"

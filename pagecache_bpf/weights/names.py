@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the name of a weight file says: its place among shards, its variant, its format.
+"""What the name of a weight file says: its place among shards, its variant.
 
 This module knows names only; it opens nothing.
 """
@@ -8,25 +8,6 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-
-#: Formats of weight files by suffix.  Where a directory has several formats, the one that comes
-#: first here is the model: it is what transformers and vLLM take.
-FORMATS: dict[str, tuple[str, ...]] = {
-    "safetensors": ("safetensors",),
-    "torch": ("bin", "pt", "pth", "ckpt"),
-    "gguf": ("gguf", "ggml"),
-    "tensorizer": ("tensors",),
-    "numpy": ("npz", "npy"),
-    "nemo": ("nemo",),
-    "flax": ("msgpack",),
-    "tensorflow": ("h5",),
-    "paddle": ("pdparams",),
-    "rust": ("ot",),
-    "onnx": ("onnx", "onnx_data"),
-}
-#: What weight files are called, by suffix.
-SUFFIXES = frozenset(suffix for suffixes in FORMATS.values() for suffix in suffixes)
-_FORMAT_OF = {suffix: name for name, suffixes in FORMATS.items() for suffix in suffixes}
 
 _NUMBERS = re.compile(r"(\d+)")
 _SPLIT = re.compile(r"(?P<base>.+?)[-_](?P<number>\d{1,6})-of-(?P<count>\d{1,6})(?P<rest>\..+)")
@@ -72,11 +53,6 @@ def variant_of(name: str) -> str | None:
     """Return the variant ("fp16") that a file's or an index's name gives; None without one."""
     matched = _VARIANT.fullmatch(name) or _INDEX_VARIANT.fullmatch(name)
     return matched["variant"] if matched else None
-
-
-def format_of(name: str) -> str | None:
-    """Return the format that a file's suffix stands for, one of FORMATS; None for other files."""
-    return _FORMAT_OF.get(name.rpartition(".")[2].lower()) if "." in name else None
 
 
 def is_unfinished(name: str) -> bool:

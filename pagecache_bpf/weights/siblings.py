@@ -16,14 +16,13 @@ from pathlib import Path
 from pagecache_bpf.errors import UsageError
 from pagecache_bpf.weights.index import shards_of
 from pagecache_bpf.weights.names import (
-    FORMATS,
     Split,
-    format_of,
     is_unfinished,
     natural,
     split_of,
     variant_of,
 )
+from pagecache_bpf.weights.weight_format import format_of, known_formats
 
 #: More parts than this are no model.
 MAX_PARTS = 100_000
@@ -59,7 +58,7 @@ class LeftOut:
 class Selection:
     """The files of a model by the names that people see, in the order of its loader.
 
-    format: one of names.FORMATS, "" where the files have several.  required: whether a file may
+    format: a WeightFormat's name, "" where the files have several.  required: whether a file may
     not be passed over when it is empty.
     """
 
@@ -165,15 +164,15 @@ def _without(
 
 
 def _one_format(directory: Path, candidates: list[str], found: Selection) -> list[str]:
-    """Keep the files of one format, the first of FORMATS that has a file which is not empty."""
+    """Keep the files of one format, the preferred one that has a file which is not empty."""
     formats = {name: format_of(name) or "" for name in candidates}
 
     def has_bytes(kind: str) -> bool:
         return any(formats[name] == kind and _size(directory / name) for name in candidates)
 
-    best = next((kind for kind in FORMATS if has_bytes(kind)), None)
+    best = next((kind for kind in known_formats() if has_bytes(kind)), None)
     if best is None:
-        best = next(kind for kind in FORMATS if kind in formats.values())
+        best = next(kind for kind in known_formats() if kind in formats.values())
     found.format = best
     found.left_out += [
         LeftOut(name, f"another format; {best} is taken")
@@ -218,7 +217,7 @@ def _one_set(directory: Path, candidates: list[str], found: Selection) -> list[s
     shards are the same weights once more, and transformers takes the single file.
     """
     endings = [name.rpartition(".")[2].lower() for name in candidates]
-    suffix = next(suffix for suffix in FORMATS[found.format] if suffix in endings)
+    suffix = next(suffix for suffix in known_formats()[found.format].suffixes if suffix in endings)
     kept = [name for name in candidates if name.lower().endswith(f".{suffix}")]
     found.left_out += [
         LeftOut(name, f"loaders take the .{suffix} files")

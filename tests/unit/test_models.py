@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from pagecache_bpf.errors import PrivilegeError, UsageError
 from pagecache_bpf.kernel.kernelfs import LIVE
-from pagecache_bpf.weights import directory, models
+from pagecache_bpf.weights import directory, models, weight_format
 from pagecache_bpf.weights.files import IN_MEMORY
 from pagecache_bpf.weights.models import resolve
 
@@ -73,7 +73,7 @@ def test_a_directory_of_shards(disk: Path) -> None:
     assert model.files == shards
 
 
-@pytest.mark.parametrize("suffix", sorted(models.SUFFIXES))
+@pytest.mark.parametrize("suffix", sorted(weight_format.suffixes()))
 def test_every_suffix_counts_also_in_capitals(disk: Path, suffix: str) -> None:
     file = weights(disk / "m" / f"weights.{suffix.upper()}")
     assert resolve(disk / "m").files == (file,)

@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import os
 import struct
+import sys
 import tracemalloc
 import zipfile
 from collections.abc import Callable
@@ -19,9 +20,11 @@ from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
 from pagecache_bpf.errors import PagecacheError, UsageError
-from pagecache_bpf.weights import contents
+from pagecache_bpf.templates import derive
+from pagecache_bpf.weights import contents, formats, weight_format
 from pagecache_bpf.weights.contents import Contents
 from pagecache_bpf.weights.headers import parse
+from pagecache_bpf.weights.models import resolve
 from tests.unit import weights
 
 FUZZ = settings(
@@ -369,3 +372,51 @@ def check_parsed(path: Path) -> None:
         return
     ends = contents.offsets + contents.lengths
     assert np.all(contents.offsets >= 0) and np.all(ends <= path.stat().st_size)
+
+
+PLAIN = """
+import os
+
+from pagecache_bpf.weights.contents import Contents
+from pagecache_bpf.weights.weight_format import WeightFormat
+
+
+def parse(path, fd, size):
+    import numpy as np
+
+    count = os.pread(fd, 5, 0)[4]
+    lengths = np.array([*os.pread(fd, count, 5)], np.int64)
+    offsets = 5 + count + np.cumsum(lengths) - lengths
+    names = [f"part.{number}" for number in range(count)]
+    return Contents(path, size, "plain", names, offsets, lengths, 0, 5 + count)
+
+
+FORMATS = (WeightFormat("plain", ("plain",), 5, "a plain file", magic=b"PLN1", parse=parse),)
+"""
+
+
+def test_a_new_format_is_one_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is resolved, preferred, parsed and derived of without a change anywhere else."""
+    (tmp_path / "code").mkdir()
+    (tmp_path / "code" / "plain_files.py").write_text(PLAIN)
+    monkeypatch.setattr(formats, "__path__", [*formats.__path__, str(tmp_path / "code")])
+    weight_format.forget()
+    try:
+        model = tmp_path / "model"
+        model.mkdir()
+        weights.safetensors(model / "model-1.safetensors", {"a": (4,)})
+        (model / "weights.PLAIN").write_bytes(b"PLN1\x02\x03\x04abcdefg")
+        assert resolve(model).names == ("model-1.safetensors",)
+        (model / "model-1.safetensors").unlink()
+        (model / "pytorch_model.bin").write_bytes(b"PK\x03\x04")
+        resolved = resolve(model)
+        assert (resolved.names, resolved.format) == (("weights.PLAIN",), "plain")
+        assert places(parse(resolved.files[0])) == {"part.0": (7, 3), "part.1": (10, 4)}
+        (extent,) = derive(resolved).extents.tolist()
+        assert extent[2:4] == (0, 14)
+        (model / "other.bin").write_bytes(b"what is this")
+        with pytest.raises(UsageError, match=r"neither safetensors nor a plain file nor a zip"):
+            parse(model / "other.bin")
+    finally:
+        sys.modules.pop(f"{formats.__name__}.plain_files", None)
+        weight_format.forget()

@@ -9,38 +9,53 @@ torch.load() reads them; PyTorch 1.5 and 1.6 gave them addresses, whose order th
 from __future__ import annotations
 
 import os
-import pickletools
 import re
 import struct
-import zipfile
-import zlib
 from pathlib import Path
-
-import numpy as np
+from typing import TYPE_CHECKING
 
 from pagecache_bpf.errors import UsageError
-from pagecache_bpf.weights.contents import MAX_TENSORS, Contents, check_extents, damaged
+from pagecache_bpf.weights.contents import (
+    MAX_TENSORS,
+    Contents,
+    check_extents,
+    damaged,
+    no_template,
+)
+from pagecache_bpf.weights.weight_format import WeightFormat
+
+if TYPE_CHECKING:
+    import zipfile
 
 MAX_DIRECTORY = 64 << 20
 _END = b"PK\x05\x06"
 _END64 = b"PK\x06\x06"
 _LOCATOR64 = b"PK\x06\x07"
 _LOCAL = b"PK\x03\x04"
+#: What a pickle begins with (protocol 2 and later): how PyTorch saved before 1.6.
+_PICKLE = b"\x80"
 #: PyTorch 1.5 and 1.6 called storages by their addresses, later ones number them.
 _STORAGE = re.compile(r"(?:.*/)?data/(\d{1,20})")
 _NUMBERED = 1 << 31
 _MAX_PICKLE = 256 << 20
-_BROKEN = (zipfile.BadZipFile, struct.error, NotImplementedError, ValueError, OverflowError)
 
 
 def parse(path: Path, fd: int, size: int) -> Contents:
     """Read the central directory.  Raises PagecacheError (damaged), UsageError (no checkpoint)."""
+    import zipfile
+    import zlib
+
+    import numpy as np
+
+    if os.pread(fd, 1, 0) == _PICKLE:
+        raise no_template(path, "it is one pickle; only PyTorch's zip format says what lies where")
+    broken = (zipfile.BadZipFile, zlib.error, struct.error, NotImplementedError)
     start = _check_directory(path, fd, size)
     with os.fdopen(os.dup(fd), "rb") as file:
         try:
             with zipfile.ZipFile(file) as archive:
                 members = archive.infolist()
-        except (*_BROKEN, EOFError, zlib.error) as error:
+        except (*broken, ValueError, OverflowError, EOFError) as error:
             raise damaged(path, f"its directory makes no sense: {error}") from None
     if len(members) > MAX_TENSORS:
         raise damaged(path, f"it would have {len(members):,} members")
@@ -59,12 +74,7 @@ def parse(path: Path, fd: int, size: int) -> Contents:
         if found.setdefault(int(match[1]), member) is not member:
             raise damaged(path, f"it has storage {match[1]} twice")
     if not found:
-        raise UsageError(
-            f"no template can be derived from {path}",
-            "it is a zip file without PyTorch's storages (data/0, data/1, ...)",
-            "Record one: pagecache-bpf template record",
-            "docs/troubleshooting.md#no-template-can-be-derived-from",
-        )
+        raise no_template(path, "it is a zip file without PyTorch's storages (data/0, data/1, ...)")
     order = sorted(found)
     if order[-1] >= _NUMBERED:
         order = _pickled_order(path, fd, size, members, found)
@@ -90,6 +100,8 @@ def _pickled_order(
 
     Source: torch/serialization.py, persistent_id(): ("storage", type, key, location, elements).
     """
+    import pickletools
+
     pickles = [member for member in members if member.filename.endswith("data.pkl")]
     order: dict[int, None] = {}
     if len(pickles) == 1 and pickles[0].file_size <= _MAX_PICKLE:
@@ -133,3 +145,16 @@ def _data_offset(path: Path, fd: int, size: int, member: zipfile.ZipInfo) -> int
         raise damaged(path, f"its member {member.filename[:100]!r} is not where it should be")
     name, extra = struct.unpack_from("<HH", header, 26)
     return int(member.header_offset + 30 + name + extra)
+
+
+FORMATS = (
+    WeightFormat(
+        "torch",
+        ("bin", "pt", "pth", "ckpt"),
+        10,
+        "a zip checkpoint of PyTorch",
+        magic=_LOCAL,
+        resembles=lambda start: start.startswith(_PICKLE),
+        parse=parse,
+    ),
+)

@@ -11,9 +11,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, NoReturn
 
-import numpy as np
-
 from pagecache_bpf.weights.contents import MAX_TENSORS, Contents, check_extents, damaged
+from pagecache_bpf.weights.weight_format import WeightFormat
 
 #: The library's own bound.
 MAX_HEADER = 100_000_000
@@ -27,6 +26,8 @@ _NO_OFFSETS = "its data_offsets are not two numbers in order"
 
 def parse(path: Path, fd: int, size: int) -> Contents:
     """Read a header.  Raises PagecacheError when it is damaged."""
+    import numpy as np
+
     prefix = os.pread(fd, 8, 0)
     if len(prefix) < 8:
         raise damaged(path, f"it has {size} bytes, less than a safetensors file's first number")
@@ -152,3 +153,16 @@ def _itemsize(dtype: str) -> int:
         return 0
     bits = int(match[1]) if match[1] and len(match[1]) < 4 else 8
     return bits // 8 if bits % 8 == 0 else 0
+
+
+FORMATS = (
+    WeightFormat(
+        "safetensors",
+        ("safetensors",),
+        0,
+        "safetensors",
+        # Behind the length comes an object of JSON.
+        resembles=lambda start: start[8:9] == b"{",
+        parse=parse,
+    ),
+)

@@ -6,11 +6,14 @@ from __future__ import annotations
 import os
 import struct
 from pathlib import Path
-
-import numpy as np
+from typing import TYPE_CHECKING
 
 from pagecache_bpf.errors import PagecacheError
 from pagecache_bpf.weights.contents import MAX_TENSORS, Contents, check_extents, damaged
+from pagecache_bpf.weights.weight_format import WeightFormat
+
+if TYPE_CHECKING:
+    import numpy as np
 
 #: Tokenizers make headers of a few MiB; nothing real comes near this.
 MAX_HEADER = 128 << 20
@@ -143,6 +146,8 @@ def _pass_value(path: Path, at: _Cursor, kind: int, depth: int = 0) -> None:
 
 
 def _tensors(path: Path, at: _Cursor, size: int, count: int, alignment: int) -> Contents:
+    import numpy as np
+
     names: list[str] = []
     shapes: list[tuple[int, ...]] = []
     types: list[int] = []
@@ -179,6 +184,8 @@ def _lengths(
     starts: np.typing.NDArray[np.int64],
     size: int,
 ) -> np.typing.NDArray[np.int64]:
+    import numpy as np
+
     ordered = np.sort(starts)
     following = np.append(ordered, size)[np.searchsorted(ordered, starts, side="right")]
     lengths = np.zeros(len(names), np.int64)
@@ -198,3 +205,6 @@ def _lengths(
 
 def _outside(path: Path, name: str) -> PagecacheError:
     return damaged(path, f"tensor {name[:100]!r} ends behind the file's end")
+
+
+FORMATS = (WeightFormat("gguf", ("gguf", "ggml"), 20, "GGUF", magic=b"GGUF", parse=parse),)
