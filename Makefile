@@ -76,6 +76,7 @@ C_FILES = $(shell git ls-files '*.c' '*.h')
 check: build ## lint, types, formats, generated files
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
+	$(PY) -m tools.docstrings
 	$(PY) -m mypy
 	build/venv/bin/lint-imports
 	build/venv/bin/clang-format --dry-run --Werror $(C_FILES)
