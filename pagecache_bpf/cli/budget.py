@@ -25,7 +25,20 @@ ADMISSION_JSON = {
 
 
 def budget_knob(info: PolicyInfo, budget: int | None, knobs: dict[str, int]) -> dict[str, int]:
-    """The knobs with --budget among them.  Raises UsageError: the policy has no such bound."""
+    """Turn --budget into the knob by which a policy bounds what it keeps in the page cache.
+
+    Args:
+        info: the policy that is to be attached.
+        budget: bytes; None: the option was not given.
+        knobs: what --knob has set, by name.
+
+    Returns:
+        The knobs with `budget_mib`, in whole MiB, among them.
+
+    Raises:
+        UsageError: the policy has no such knob, it was set by --knob as well, or the budget is less
+            than 1 MiB.
+    """
     if budget is None:
         return knobs
     if not any(knob.name == KNOB for knob in info.knobs):
@@ -42,10 +55,22 @@ def budget_knob(info: PolicyInfo, budget: int | None, knobs: dict[str, int]) -> 
 
 
 def admit(engines: Engines, models: Sequence[Model], budget: int | None) -> list[dict[str, Any]]:
-    """Have each model admitted; the controller, where one runs, takes note of what it holds.
+    """Have each model admitted before it is attached or tagged.
 
-    budget: of all of them together, in bytes.  Raises PagecacheError for one that does not fit;
-    nothing is noted then.
+    A controller that runs notes what each holds, and counts it against its budget; without one the
+    memory that is free decides, and nothing is noted.
+
+    Args:
+        engines: the engines, through which the controller is asked.
+        models: the models, in the order in which they were named.
+        budget: bytes of all their files together that may be cached; None: no bound but the
+            controller's.
+
+    Returns:
+        An answer a model, with the keys of ADMISSION_JSON.
+
+    Raises:
+        PagecacheError: one of them does not fit; what was noted for the others is taken back.
     """
     answers: list[dict[str, Any]] = []
     try:
@@ -58,7 +83,12 @@ def admit(engines: Engines, models: Sequence[Model], budget: int | None) -> list
 
 
 def release(engines: Engines, models: Sequence[str]) -> None:
-    """Take back what was noted."""
+    """Take back what admit() had the controller note.
+
+    Args:
+        engines: the engines that admit() was given.
+        models: names of the models.
+    """
     if engines.agent is not None:
         for name in models:
             engines.agent.release(name)
@@ -87,7 +117,14 @@ def _admit_one(engines: Engines, model: Model, budget: int | None) -> dict[str, 
 
 
 def admission_rows(answers: Sequence[dict[str, Any]]) -> list[tuple[str, str]]:
-    """What people have to know: of models that do not fit as a whole."""
+    """Make the rows that tell people of models that do not fit into the page cache as a whole.
+
+    Args:
+        answers: what admit() returned.
+
+    Returns:
+        A (title, text) row for each model of which only a part may be cached at a time.
+    """
     return [
         ("budget", f"model {answer['model']}: {answer['message']}")
         for answer in answers
@@ -96,7 +133,15 @@ def admission_rows(answers: Sequence[dict[str, Any]]) -> list[tuple[str, str]]:
 
 
 def held(engines: Engines) -> dict[str, Any]:
-    """Who holds what, for `status`: of the controller that runs, if one does."""
+    """Ask the controller what loads and models hold of its budget; `status` and `clients` print it.
+
+    Args:
+        engines: the engines, through which the controller is asked.
+
+    Returns:
+        What HELD_JSON describes.  Where no controller runs it has the same keys, and `serving` is
+        false.
+    """
     empty: dict[str, Any] = {
         "serving": False,
         "pid": None,

@@ -20,9 +20,14 @@ INTERRUPTED, BROKEN_PIPE = 130, 141  # as the shell counts: 128 + signal
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line ARGV (default: sys.argv) and return the exit code.
+    """Run a command line: every error becomes a message on stderr and an exit code.
 
-    0 done, 1 failed, 2 wrong use, 3 this machine lacks something, 4 not enough privilege.
+    Args:
+        argv: the words after the program's name; None: those of sys.argv.
+
+    Returns:
+        The exit code: 0 done, 1 failed, 2 wrong use, 3 this machine lacks something, 4 not enough
+        privilege, 128 and more ended by a signal, as shells count.
     """
     words = list(sys.argv[1:] if argv is None else argv)
     # Known before parsing, so that a parse error too is printed as asked.

@@ -56,6 +56,16 @@ class Parser(argparse.ArgumentParser):
         """Let options stand between a command's words: `attach POLICY --knob N=V PATH`.
 
         argparse by itself takes a list of PATHs as finished, though empty, at the first option.
+
+        Args:
+            args: the words; None: those of sys.argv.
+            namespace: where the values go; None: a new argparse.Namespace.
+
+        Returns:
+            The namespace, and an empty list: no word is left, as in argparse's own method.
+
+        Raises:
+            UsageError: a word is left that no argument takes.
         """
         lists = any(action.nargs in ("*", "+") for action in self._get_positional_actions())
         if self._sorting:
@@ -72,10 +82,13 @@ class Parser(argparse.ArgumentParser):
         return found, extras
 
     def error(self, message: str) -> NoReturn:
-        """Raise UsageError.
+        """Raise UsageError, where argparse would print the usage and exit.
 
         Args:
             message: what argparse says is wrong.
+
+        Raises:
+            UsageError: always.
         """
         raise UsageError(self._only_required(message), "", f"Run `{self.prog} --help`")
 
@@ -105,10 +118,13 @@ class Parser(argparse.ArgumentParser):
         )
 
     def refuse_extras(self, extras: Sequence[str]) -> None:
-        """Raise UsageError for words that no argument takes.
+        """Refuse words that no argument takes, and ask whether a similar option was meant.
 
         Args:
             extras: what parse_known_args() could not place.
+
+        Raises:
+            UsageError: there are any.
         """
         if not extras:
             return
@@ -149,7 +165,11 @@ class _Version(argparse.Action):
 
 
 def build_parser() -> Parser:
-    """Return a new parser for the whole command line."""
+    """Make the parser for the whole command line, with every command that find_verbs() finds.
+
+    Returns:
+        A new parser.  What it has parsed says in `run` which function runs the command.
+    """
     parser = Parser(prog=PROG, description=DESCRIPTION, formatter_class=_GroupedHelp)
     parser.add_argument("--version", action=_Version, nargs=0, help="print the version and exit")
     _add_common(parser)
@@ -163,7 +183,12 @@ def build_parser() -> Parser:
 
 
 def find_verbs() -> dict[str, ModuleType]:
-    """Return the modules of all commands by the command's name."""
+    """Import the modules of all commands.
+
+    Returns:
+        The modules by the command's name, sorted; pagecache_bpf/cli/verbs/__init__.py says what
+        each of them has.
+    """
     verbs = importlib.import_module("pagecache_bpf.cli.verbs")
     names = sorted(module.name for module in pkgutil.iter_modules(verbs.__path__))
     return {
@@ -179,7 +204,18 @@ def add_command(
     description: str = "",
     examples: tuple[tuple[str, str], ...] = (),
 ) -> Parser:
-    """Add one command (or, below it, one more) with the options that all commands have."""
+    """Add one command (or, below it, one more) with the options that all commands have.
+
+    Args:
+        commands: what add_subparsers() of the parser above returned.
+        name: the word that calls the command.
+        summary: one line in the list of commands, without a full stop.
+        description: what --help says on top; by default the summary.
+        examples: (command line, what it does) pairs for the end of --help.
+
+    Returns:
+        The parser of the command, to add its own arguments to.
+    """
     epilog = "\n".join(f"  {line}\n      {meaning}" for line, meaning in examples)
     command: Parser = commands.add_parser(
         name,

@@ -17,7 +17,11 @@ if TYPE_CHECKING:
 
 
 def add_score_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the speeds that a score is made of."""
+    """Add the speeds that a score is made of: --device-speed, --host-to-device-speed, --no-probe.
+
+    Args:
+        parser: the command's own parser.
+    """
     group = parser.add_argument_group("speeds that scores are made of")
     group.add_argument(
         "--device-speed",
@@ -44,6 +48,9 @@ def watch_of(args: argparse.Namespace, paths: Sequence[str]) -> NodeWatch:
     Args:
         args: with what add_score_arguments() has added.
         paths: of models; what is tagged is watched beside them, as far as this user may know it.
+
+    Returns:
+        The watch; it has looked at nothing yet.
     """
     from pagecache_bpf.api import residency_through_controller
     from pagecache_bpf.placement.node_watch import NodeWatch, Speeds
@@ -53,7 +60,12 @@ def watch_of(args: argparse.Namespace, paths: Sequence[str]) -> NodeWatch:
 
 
 def tagged_models() -> Iterable[Model]:
-    """Return the models whose files are tagged; none for a user who may not ask the engines."""
+    """Ask the engines for the models whose files are tagged.
+
+    Yields:
+        A model for each name, with the tagged files whose path is known; none for a user who may
+        not ask the engines.
+    """
     import os
 
     if os.geteuid() != 0:

@@ -23,7 +23,14 @@ _Identity = tuple[int, int, int]
 
 
 def require_root(what: str) -> None:
-    """Raise PrivilegeError unless this process is root."""
+    """Refuse users who are not root.
+
+    Args:
+        what: what only root can do, such as "attach policies".
+
+    Raises:
+        PrivilegeError: this process does not run as root.
+    """
     if os.geteuid() != 0:
         raise PrivilegeError(
             f"only root can {what}",
@@ -34,17 +41,43 @@ def require_root(what: str) -> None:
 
 
 def resolve_all(paths: Sequence[str], name: str | None) -> list[Model]:
-    """Resolve every path; the models come in the order of the paths.  Raises as resolve does."""
+    """Find the weight files behind each path of a command line.
+
+    Args:
+        paths: weight files, directories, snapshots or ORG/NAME, as weights.models.resolve() takes.
+        name: the name that --model gives all of them; None: each has its own.
+
+    Returns:
+        A model a path, in their order.
+
+    Raises:
+        UsageError: one of them leads to no weights.
+        PrivilegeError: a file may not be looked at.
+    """
     return [resolve(path, name) for path in paths]
 
 
 def left_out_json(left_out: Iterable[LeftOut]) -> list[dict[str, str]]:
-    """Return what is not part of a model, as commands print it."""
+    """Return what is not part of a model, as commands print it with --json.
+
+    Args:
+        left_out: files that lie with the model and were not taken.
+
+    Returns:
+        The path of each and the reason.
+    """
     return [{"path": item.path, "why": item.why} for item in left_out]
 
 
 def left_out_row(left_out: Sequence[dict[str, str]]) -> tuple[str, str]:
-    """Return the line that tells people what is not part of a model; the first five of it."""
+    """Make the row that tells people what is not part of a model.
+
+    Args:
+        left_out: what left_out_json() returned, not empty.
+
+    Returns:
+        (title, text); the text names the first five and counts the others.
+    """
     shown = [f"{item['path']} ({item['why']})" for item in left_out[:5]]
     if len(left_out) > 5:
         shown.append(f"and {len(left_out) - 5:,} more (--json lists them)")
@@ -78,7 +111,15 @@ class Tagging:
         self._before = {(tag.dev_major, tag.dev_minor, tag.ino): tag for tag in self.device.tags()}
 
     def add(self, model: Model) -> None:
-        """Tag every file of a model.  Raises PagecacheError; what was tagged stays tagged."""
+        """Tag every file of a model; a file that two of the paths lead to is tagged once.
+
+        Args:
+            model: the model; its name becomes the label of the files' counters.
+
+        Raises:
+            PagecacheError: a file cannot be tagged.  What was tagged before stays so: the undo
+                log's steps, from steps_back(), take it back.
+        """
         files = self.models.setdefault(model.name, [])
         self.left_out.setdefault(model.name, []).extend(model.left_out)
         for path in model.files:
@@ -116,6 +157,10 @@ class Tagging:
         Args:
             models: what add() is going to be called with.
             attached: whether the command attaches the policy as well.
+
+        Returns:
+            Steps for the undo log: files to untag, and those that another policy governed before,
+            to be given back to it.
         """
         from pagecache_bpf.cli.undo_log import Steps
 
@@ -140,7 +185,11 @@ class Tagging:
         return steps
 
     def as_json(self) -> list[dict[str, Any]]:
-        """The models as attach and tag print them."""
+        """Return the models with their files, as attach and tag print them.
+
+        Returns:
+            A dictionary a model: its name, bytes, files and what was left out.
+        """
         return [
             {
                 "name": name,
@@ -153,7 +202,15 @@ class Tagging:
 
 
 def untag(device: Engines, tags: Iterable[Tag]) -> list[Tag]:
-    """Take tags off by identity; return those that were still there."""
+    """Take tags off by the identity of the file, which its path may no longer lead to.
+
+    Args:
+        device: the engines that govern the files.
+        tags: what to take off.
+
+    Returns:
+        Those that were still there.
+    """
     gone = []
     for tag in tags:
         try:

@@ -23,7 +23,16 @@ _NAMES_BYTES = 256 << 20
 
 
 def derive_template(args: argparse.Namespace, out: Output) -> int:
-    """Derive a template from the headers of a model."""
+    """Run `template derive`: derive a template from the headers of a model and write it.
+
+    Args:
+        args: `path`, the order in `order` or a file of names in `list`, the deployment in `tp`,
+            `ep`, `pp`, `pp_layers`, `redundant_experts` and `rank`, `gap` and `output`.
+        out: where the result goes; it is warned of kinds of tensors that are not known.
+
+    Returns:
+        The exit code, 0.
+    """
     from pagecache_bpf.templates.parallel import Parallel
 
     names = None if args.list is None else _names(args.list)
@@ -71,7 +80,19 @@ def _names(path: Path) -> list[str]:
 
 
 def record_template(args: argparse.Namespace, out: Output) -> int:
-    """Record a template from what a command reads."""
+    """Run `template record`: run a command and write down what it reads of a model.
+
+    Args:
+        args: `path` of the model, `words` of the command, `gap` as typed, `output`.
+        out: where the result goes; it is warned of accesses that were lost and of a command that
+            failed.
+
+    Returns:
+        The exit code, 0: that of the command is in the result.
+
+    Raises:
+        UsageError: there is no command.
+    """
     from pagecache_bpf.templates.record import record
 
     words = args.words[1:] if args.words[:1] == ["--"] else args.words
@@ -90,7 +111,15 @@ def record_template(args: argparse.Namespace, out: Output) -> int:
 
 
 def show_template(args: argparse.Namespace, out: Output) -> int:
-    """Show a template."""
+    """Run `template show`: tell what a template is and, if asked, each of its ranges in order.
+
+    Args:
+        args: `template`, its file, and whether `order` is asked for.
+        out: where the result goes.
+
+    Returns:
+        The exit code, 0.
+    """
     template = templates.read(args.template)
     extra: dict[str, Any] = {}
     if args.order:
@@ -108,7 +137,15 @@ def show_template(args: argparse.Namespace, out: Output) -> int:
 
 
 def check_template(args: argparse.Namespace, out: Output) -> int:
-    """Check whether a template fits a model; the exit code is 1 when it does not."""
+    """Run `template check`: compare the files a template was made of with those of a model.
+
+    Args:
+        args: `template`, its file, and `path` of the model.
+        out: where the result goes: which files differ, and how.
+
+    Returns:
+        The exit code, 1 if the template does not fit as a whole.
+    """
     template = templates.read(args.template)
     model = resolve(args.path)
     fit = templates.check(template, model)
@@ -138,7 +175,18 @@ def check_template(args: argparse.Namespace, out: Output) -> int:
 
 
 def import_template(args: argparse.Namespace, out: Output) -> int:
-    """Import a MAIO trace."""
+    """Run `template import`: make a template of a trace that MAIO's tools have recorded.
+
+    Args:
+        args: `trace`, `path` of the model whose files the trace names, `output`.
+        out: where the result goes.
+
+    Returns:
+        The exit code, 0.
+
+    Source:
+        MAIO (FAST '26), whose trace format this is.
+    """
     from pagecache_bpf.templates.traces import read_trace
 
     _deliver(read_trace(args.trace, args.path), args.output, out)
@@ -146,7 +194,18 @@ def import_template(args: argparse.Namespace, out: Output) -> int:
 
 
 def export_template(args: argparse.Namespace, out: Output) -> int:
-    """Export a template as a MAIO trace."""
+    """Run `template export`: write a template as a MAIO trace, to a file or to stdout.
+
+    Args:
+        args: `template`, its file; `path`, where the model's files lie; `output`, None for stdout.
+        out: where the result goes, if it is not the trace itself.
+
+    Returns:
+        The exit code, 0.
+
+    Raises:
+        UsageError: the output cannot be written.
+    """
     from pagecache_bpf.templates.template import locate
     from pagecache_bpf.templates.traces import render_trace
 
@@ -178,7 +237,15 @@ def export_template(args: argparse.Namespace, out: Output) -> int:
 
 
 def diff_template(args: argparse.Namespace, out: Output) -> int:
-    """Compare two templates; the exit code is 1 when they differ."""
+    """Run `template diff`: compare the bytes that two templates read, and their order.
+
+    Args:
+        args: the files `left` and `right`.
+        out: where the result goes.
+
+    Returns:
+        The exit code, 1 if they differ.
+    """
     from pagecache_bpf.templates.compare import compare
 
     found = compare(templates.read(args.left), templates.read(args.right))

@@ -43,7 +43,12 @@ class Chosen:
         return text
 
     def as_json(self) -> dict[str, Any]:
-        """As attach prints it."""
+        """Return the template as attach prints it.
+
+        Returns:
+            Which model it is for, where it comes from, and how much it reads; `fitting_bytes` is
+            what of it still fits the model's files.
+        """
         template = self.assigned.template
         return {
             "model": self.assigned.name,
@@ -61,10 +66,25 @@ class Chosen:
 def choose(
     info: PolicyInfo, models: Sequence[Model], wanted: Sequence[str], partial: bool, out: Output
 ) -> list[Chosen]:
-    """The templates for these models; wanted: as the options name them, one a model.
+    """Choose an I/O template for each model that is to be attached.
 
-    Without a wish they are derived where the policy takes templates, and a model of which none
-    can be derived goes without, with a warning.  Raises UsageError, PagecacheError.
+    Where none is asked for they are derived if the policy takes templates; a model of which none
+    can be derived goes without, with a warning.
+
+    Args:
+        info: the policy.
+        models: the models, in the order of the command line.
+        wanted: what --template says: files, AUTO or NONE, one for all models or one for each;
+            empty: the option was not given.
+        partial: whether a template that fits a part of the files is good enough.
+        out: where warnings go.
+
+    Returns:
+        The chosen ones; none for models that go without.
+
+    Raises:
+        UsageError: the policy takes no templates, or their number is not that of the models.
+        PagecacheError: a template that was asked for cannot be read, made, or does not fit.
     """
     if any(wish != NONE for wish in wanted) and not info.takes_templates:
         raise UsageError(
@@ -119,7 +139,14 @@ def _one(model: Model, wish: str, partial: bool) -> Chosen:
 
 
 def sizes_of(chosen: Sequence[Chosen]) -> dict[str, int]:
-    """Elements that the policy's maps need."""
+    """Tell how large the policy's maps have to be; that is fixed when the policy is loaded.
+
+    Args:
+        chosen: what choose() returned.
+
+    Returns:
+        Elements of each map by its name; empty: as the policy has them.
+    """
     if not chosen:
         return {}
     from pagecache_bpf.templates.policy_arrays import sizes_for
@@ -128,7 +155,16 @@ def sizes_of(chosen: Sequence[Chosen]) -> dict[str, int]:
 
 
 def give(engines: Engines, policy: str, chosen: Sequence[Chosen]) -> None:
-    """Give them to the policy.  Raises PagecacheError."""
+    """Write templates into the maps of an attached policy.
+
+    Args:
+        engines: the engines, of which one has the policy.
+        policy: its name.
+        chosen: what choose() returned; the maps were made with sizes_of() of it.
+
+    Raises:
+        PagecacheError: the maps are too small, or the policy has ended.
+    """
     if chosen:
         from pagecache_bpf.templates import policy_arrays
 
@@ -150,7 +186,14 @@ REPLAY_JSON = {
 
 
 def replay_rows(templates: Sequence[dict[str, Any]]) -> list[tuple[str, str]]:
-    """The same as status prints it."""
+    """Make the rows by which `status` tells how well templates foretell what is read.
+
+    Args:
+        templates: of each what `status --json` prints.
+
+    Returns:
+        A (title, text) row a template.
+    """
     rows = []
     for template in templates:
         text = f"{template['model']} ({template['source']}): "

@@ -107,6 +107,9 @@ class Change:
     def begin(self, steps: Steps) -> None:
         """Write down the steps; from here on the block may change things.
 
+        Args:
+            steps: what takes the change back, should this process not get to its end.
+
         Raises:
             PagecacheError: they cannot be written, and nothing was changed.
         """
@@ -195,6 +198,9 @@ def cannot_write(path: Path, error: OSError) -> PagecacheError:
     Args:
         path: the file.
         error: what writing it raised.
+
+    Returns:
+        The error, to raise; it says that nothing was changed.
     """
     return PagecacheError(
         f"{path} cannot be written",

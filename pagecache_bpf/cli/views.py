@@ -44,7 +44,14 @@ class Column:
     show: Callable[[float], str]
 
     def text(self, row: Row) -> str:
-        """The value as people read it."""
+        """Print the value of a model in this column.
+
+        Args:
+            row: the model with its rates.
+
+        Returns:
+            The text; UNKNOWN where there is no value.
+        """
         value = self.value(row)
         return UNKNOWN if value is None else self.show(value)
 
@@ -56,7 +63,14 @@ class Column:
 
 
 def percent(ratio: float | None) -> str:
-    """Print a ratio; one that is almost, but not, all or nothing is not rounded to it."""
+    """Print a ratio; one that is almost, but not, all or nothing is not rounded to it.
+
+    Args:
+        ratio: from 0 to 1; None: not known.
+
+    Returns:
+        "12.5%", "<0.1%", ">99.9%", or UNKNOWN.
+    """
     if ratio is None:
         return UNKNOWN
     if 0 < ratio < 0.001:
@@ -67,7 +81,14 @@ def percent(ratio: float | None) -> str:
 
 
 def speed(bytes_per_second: float) -> str:
-    """Print a rate in MB/s, as devices are sold."""
+    """Print a rate in MB/s, as devices are sold.
+
+    Args:
+        bytes_per_second: the rate.
+
+    Returns:
+        "1,234.5 MB/s", in units of 1,000,000 bytes.
+    """
     return f"{bytes_per_second / 1e6:,.1f} MB/s"
 
 
@@ -104,13 +125,30 @@ COLUMNS = (
 
 
 def rows(before: StatsSnapshot | None, after: StatsSnapshot) -> list[Row]:
-    """A row for each model of the later snapshot."""
+    """Put each model beside what has changed since an earlier look.
+
+    Args:
+        before: the earlier snapshot; None: this is the first.
+        after: the later one.
+
+    Returns:
+        A row for each model of the later snapshot; its rates are None without an earlier one.
+    """
     changes = collect.rates(before, after) if before else {}
     return [Row(model, changes.get(model.key)) for model in after.models]
 
 
 def as_json(before: StatsSnapshot | None, after: StatsSnapshot) -> dict[str, Any]:
-    """The later snapshot with rates; they are null without an earlier one."""
+    """Return a snapshot with rates, as `watch` prints it.
+
+    Args:
+        before: an earlier snapshot; None: there is none.
+        after: the later one.
+
+    Returns:
+        What metrics.collect.as_json() returns, and the `rates` of each model, null where they are
+        not known.
+    """
     data = collect.as_json(after)
     changes = collect.rates(before, after) if before else {}
     for model, row in zip(after.models, data["models"], strict=True):

@@ -138,7 +138,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def add_tag_options(parser: argparse.ArgumentParser) -> None:
-    """Add what attach and tag have in common."""
+    """Add the options that attach and tag have in common: --model, --replace and --no-observe.
+
+    Args:
+        parser: the command's own parser.
+    """
     parser.add_argument(
         "--model",
         metavar="NAME",
@@ -157,7 +161,17 @@ def add_tag_options(parser: argparse.ArgumentParser) -> None:
 
 
 def setting(text: str) -> tuple[str, str]:
-    """NAME=VALUE, for argparse."""
+    """Split the NAME=VALUE of --knob; argparse calls this for each of them.
+
+    Args:
+        text: what was typed, such as "window_kib=256".
+
+    Returns:
+        The name and the value, neither of them empty; the policy decides what the value means.
+
+    Raises:
+        argparse.ArgumentTypeError: one of the two is missing.
+    """
     name, separator, value = text.partition("=")
     if not separator or not name or not value:
         raise argparse.ArgumentTypeError(f"{text!r} is not NAME=VALUE")
@@ -287,7 +301,15 @@ def _engine(wanted: str, info: PolicyInfo) -> Engine:
 
 
 def tagged_rows(tagging: Tagging) -> list[tuple[str, str]]:
-    """Return a row a model, with its files and their size, and one for what was left out."""
+    """Make the rows that tell people what was tagged.
+
+    Args:
+        tagging: the tagging after its last add().
+
+    Returns:
+        For each model a row with the number of its files and their size, and another for what was
+        left out of it, if anything was; rows are (title, text), as cli.output.pairs() prints them.
+    """
     from pagecache_bpf.cli.tagging import left_out_json, left_out_row
 
     rows = []
@@ -300,7 +322,15 @@ def tagged_rows(tagging: Tagging) -> list[tuple[str, str]]:
 
 
 def refuse_second(engines: Engines, name: str) -> None:
-    """Raise PagecacheError if a policy of that name is attached."""
+    """Refuse to attach a policy a second time.
+
+    Args:
+        engines: what is attached now, on both engines.
+        name: the policy that is to be attached.
+
+    Raises:
+        PagecacheError: a policy of that name is attached; the error names `tag` and `detach`.
+    """
     for _, policy in engines.policies():
         if policy.name == name:
             raise PagecacheError(

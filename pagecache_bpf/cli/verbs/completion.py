@@ -56,7 +56,17 @@ def run(args: argparse.Namespace, out: Output) -> int:
 
 
 def script(shell: str) -> str:
-    """Return the completion script.  Raises UnsupportedError without the package shtab."""
+    """Make the completion script for a shell out of the parser.
+
+    Args:
+        shell: one of SHELLS.
+
+    Returns:
+        The script, which the shell is to source.
+
+    Raises:
+        UnsupportedError: the Python package shtab is not installed.
+    """
     try:
         import shtab
     except ImportError:

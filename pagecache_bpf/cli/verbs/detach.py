@@ -130,7 +130,14 @@ def _entry(name: str, untagged: int, record: ExitRecord | None) -> dict[str, Any
 
 
 def exit_as_json(record: ExitRecord) -> dict[str, Any]:
-    """An exit record as every command prints it."""
+    """Return the record of how a policy ended, as every command prints it.
+
+    Args:
+        record: what the kernel or the agent noted when the policy was detached.
+
+    Returns:
+        The record's fields that EXIT_JSON describes, by name.
+    """
     return {key: getattr(record, key) for key in EXIT_JSON}
 
 

@@ -97,7 +97,14 @@ def run(args: argparse.Namespace, out: Output) -> int:
 
 
 def describe(hint_map: HintMap) -> dict[str, Any]:
-    """A map as JSON has it; `policy show` says the same."""
+    """Return what `hint` and `policy show` tell about a map with --json.
+
+    Args:
+        hint_map: a map for hints or reports that a policy declares.
+
+    Returns:
+        Its name, its kind, its help text and what a hint to it is written like.
+    """
     return {
         "name": hint_map.name,
         "kind": hint_map.kind,
@@ -107,7 +114,12 @@ def describe(hint_map: HintMap) -> dict[str, Any]:
 
 
 def print_maps(console: Console, maps: tuple[HintMap, ...]) -> None:
-    """One row a map."""
+    """Print one row for each map of a policy, or that it has none.
+
+    Args:
+        console: where to; the human side of Output.emit().
+        maps: the policy's maps for hints and reports.
+    """
     if not maps:
         console.print("it has no maps for hints or reports")
         return

@@ -146,7 +146,13 @@ class Screen:
     strips: list[Strip] = field(default_factory=list)
 
     def look(self) -> None:
-        """Take a new snapshot; what fails is shown, as it may come back."""
+        """Take a new snapshot of the counters and, if files are shown, of what is cached of them.
+
+        What fails is kept for the screen to show, and the last snapshot stays: it may come back.
+
+        Raises:
+            PrivilegeError: this user may not look, and waiting does not change that.
+        """
         from pagecache_bpf.metrics import collect
 
         try:
@@ -172,11 +178,25 @@ class Screen:
 
     @staticmethod
     def strip_width(columns: int) -> int:
-        """Characters of a strip: what the name, the size and the share leave."""
+        """Tell how wide the strip of a file can be.
+
+        Args:
+            columns: width of the screen in characters.
+
+        Returns:
+            Characters that its name, its size and its share leave, at least 8.
+        """
         return max(8, columns - name_width(columns) - 21)
 
     def press(self, keys: str) -> bool:
-        """Act on what was typed; False: quit."""
+        """Act on what was typed.
+
+        Args:
+            keys: the characters that came, escape sequences (of arrow keys, for one) among them.
+
+        Returns:
+            False if one of them was q: the command is to end.
+        """
         for key in _SEQUENCE.sub("", keys):
             if key in "qQ":
                 return False
@@ -192,7 +212,12 @@ class Screen:
         return True
 
     def rows(self) -> list[Row]:
-        """The models in the order that is asked for; what is not known comes last."""
+        """Put the models into the order that was asked for.
+
+        Returns:
+            A row a model; those whose value in the sorted column is not known come last, in either
+            direction.  Nothing before the first look().
+        """
         if self.now is None:
             return []
         rows = views.rows(self.before, self.now)
@@ -207,7 +232,14 @@ class Screen:
         return known + [row for row in rows if column.value(row) is None]
 
     def render(self, console: Console) -> RenderableType:
-        """The whole screen."""
+        """Lay out the whole screen.
+
+        Args:
+            console: gives the size, in characters; nothing is printed to it.
+
+        Returns:
+            What rich is to show; rows that do not fit are counted in a line of their own.
+        """
         from rich.console import Group
         from rich.text import Text
 
@@ -319,7 +351,14 @@ def _resident(row: Row) -> float:
 
 
 def bar(part: float) -> RenderableType:
-    """A bar of BAR characters; what is there is never shown as nothing, nor too little as all."""
+    """Draw a share as a bar of BAR characters.
+
+    Args:
+        part: from 0 to 1; what is outside is clamped.
+
+    Returns:
+        The bar.  What is there is never shown as nothing, nor a part as all.
+    """
     from rich.text import Text
 
     part = min(max(part, 0.0), 1.0)
@@ -330,12 +369,26 @@ def bar(part: float) -> RenderableType:
 
 
 def name_width(columns: int) -> int:
-    """Characters of a file's name on a screen of so many columns."""
+    """Tell how much of a line the name of a file may take.
+
+    Args:
+        columns: width of the screen in characters.
+
+    Returns:
+        Characters: a third of the screen, at most 44.
+    """
     return min(44, columns // 3)
 
 
 def strip(found: Strip) -> Text:
-    """Draw a file from its first byte to its last; a little is never shown as nothing or all."""
+    """Draw what is cached of a file, from its first byte to its last.
+
+    Args:
+        found: the file's resident bytes in as many equal parts as the strip has characters.
+
+    Returns:
+        One of SHADES for each part; a few pages are never shown as nothing, nor most as all.
+    """
     from rich.text import Text
 
     text = Text(no_wrap=True)

@@ -36,7 +36,17 @@ MIN_SECONDS, MAX_SECONDS = 0.1, 86400.0
 
 
 def seconds(text: str) -> float:
-    """Return the seconds of --interval: "2", "0.5".  Raises UsageError."""
+    """Read the value of --interval; argparse calls it.
+
+    Args:
+        text: what was typed, such as "2" or "0.5".
+
+    Returns:
+        Seconds, from MIN_SECONDS to MAX_SECONDS.
+
+    Raises:
+        UsageError: it is no number, or outside of these.
+    """
     try:
         value = float(text)
     except ValueError:
@@ -52,7 +62,17 @@ def seconds(text: str) -> float:
 
 
 def count(text: str) -> int:
-    """Return the number of --count.  Raises UsageError."""
+    """Read the value of --count; argparse calls it.
+
+    Args:
+        text: what was typed.
+
+    Returns:
+        A number above 0.
+
+    Raises:
+        UsageError: it is none.
+    """
     if not (text.isascii() and text.isdigit() and int(text)):
         raise UsageError(f"{text!r} is not a count", "it is a whole number above 0")
     return int(text)
