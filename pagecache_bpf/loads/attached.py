@@ -92,7 +92,10 @@ class AttachedLoad:
         return Engines(lease=self._agent)
 
     def _template(self, info: PolicyInfo) -> Assigned | None:
-        """The template that was asked for, or derived for a policy that lives on one."""
+        """Return the template that was asked for, or derive one for a policy that takes templates.
+
+        A template that cannot be used is no reason not to serve the load: a note says why.
+        """
         if not info.takes_templates:
             if self._request.template is not None:
                 self._notes.append(f"the template is not used: {info.name} takes none")
@@ -115,6 +118,7 @@ class AttachedLoad:
             return None
 
     def _give(self, engines: Engines, template: Assigned) -> None:
+        """Write the template into the maps of the policy, unless somebody else has attached it."""
         from pagecache_bpf.templates import policy_arrays
 
         if not self._attached:
@@ -128,14 +132,14 @@ class AttachedLoad:
             self._notes.append(f"the template is not used: {error}")
 
     def _connect(self) -> AgentDevice:
-        """The connection that holds what is done for this load on engine agent."""
+        """Return the connection that holds what engine agent does for this load; made once."""
         if self._agent is None:
             self._agent = AgentDevice()
             self._starting.waits_for(self._agent)
         return self._agent
 
     def _attach(self, info: PolicyInfo, template: Assigned | None) -> None:
-        """Attach the policy unless it is."""
+        """Attach the policy unless it is attached, also by somebody who is doing so just now."""
         with Engines() as engines:
             engine = engines.engine_of(info.name)
             if engine is not None:
@@ -169,6 +173,7 @@ class AttachedLoad:
         self._attached = True
 
     def _knobs(self, info: PolicyInfo) -> dict[str, int]:
+        """Turn the budget into the policy's knob that bounds what it keeps in the page cache."""
         if self._request.budget is None:
             return {}
         knob = next((knob for knob in info.knobs if knob.name == "budget_mib"), None)
@@ -179,6 +184,7 @@ class AttachedLoad:
         return {knob.name: min(max(1, self._request.budget // _MIB), knob.maximum)}
 
     def _tag(self, engines: Engines) -> None:
+        """Tag the files that nobody has tagged yet; a note tells of each that is left out."""
         ours = {(tag.dev_major, tag.dev_minor, tag.ino): tag for tag in engines.tags()}
         for path in self._request.model.files:
             with opened(path) as fd:
@@ -214,7 +220,17 @@ class AttachedLoad:
             self._notes.append(f"no hint of node {node}: {error}")
 
     def report(self) -> Report:
-        """Tell how it goes; the policy's counters only if it governs nothing else."""
+        """Ask the kernel how the load goes.
+
+        The policy counts for all its files together, so `prefetched_bytes` is known only while it
+        governs no others.
+
+        Returns:
+            The report; a note tells if the policy has ended.
+
+        Raises:
+            PagecacheError: an engine refuses to answer.
+        """
         with Engines() as engines:
             now = self._status(engines)
         notes = list(self._notes)
@@ -238,9 +254,23 @@ class AttachedLoad:
         )
 
     def finish(self, keep: bool) -> Report:
-        """Untag, detach if nobody else's files are governed, drop what was not there before."""
-        last = self.report()
-        self._undo()
+        """End the load: untag its files, and detach the policy if it was attached for them only.
+
+        Args:
+            keep: leave its pages in the page cache; otherwise those go that were not there before
+                it.
+
+        Returns:
+            The last report.
+
+        Raises:
+            PagecacheError: an engine refuses to tell how the load went; the load has ended all the
+                same.
+        """
+        try:
+            last = self.report()
+        finally:  # what was attached for this load must not stay because an engine does not answer
+            self._undo()
         evicted = 0 if keep else self._snapshot.drop_rest()
         resident = resident_of(self._request.model.files)
         return replace(last, done=True, evicted_bytes=evicted, resident_bytes=resident)
@@ -251,6 +281,7 @@ class AttachedLoad:
             self._agent.disconnect()
 
     def _status(self, engines: Engines) -> PolicyStatus | None:
+        """Return the policy's counters, from whichever engine runs it; None: it is not attached."""
         found = (status for _, status in engines.policies() if status.name == self._policy)
         return next(found, None)
 
