@@ -35,7 +35,12 @@ AGAIN_SECONDS = 10.0
 
 @dataclass(frozen=True)
 class Short:
-    """Memory is short: in a cgroup (0: the machine), by so many bytes."""
+    """Memory is short: in one cgroup or on the whole machine.
+
+    Attributes:
+        cgroup_id: the inode number of the cgroup's directory; 0 stands for the machine.
+        wanted_bytes: bytes that should be given up.
+    """
 
     cgroup_id: int
     wanted_bytes: int
@@ -43,15 +48,20 @@ class Short:
 
 @dataclass
 class _Source:
+    """A descriptor that becomes ready when a cgroup, or (group None) the machine, lacks memory."""
+
     fd: int
     group: Path | None
     limited: int = 0  # how often it has met its limit: `max` and `high` of memory.events
 
 
 class PressureWatch:
-    """Triggers of the machine and of the cgroups of readers.
+    """Watches the memory pressure of the machine and of the readers' memory cgroups.
 
-    missing: why there is less than that, in sentences for people.
+    Attributes:
+        missing: what the kernel does not let it watch, in sentences for people.
+
+    Source: Documentation/accounting/psi.rst (triggers, Linux 5.2).
     """
 
     def __init__(self, machine: Path = MACHINE, cgroups: Path | None = None) -> None:
@@ -76,7 +86,14 @@ class PressureWatch:
             self.missing.append("no pressure of memory cgroups (cgroup version 1)")
 
     def watch_process(self, pid: int) -> None:
-        """Watch the memory cgroup of a process, too, and those above it."""
+        """Watch the memory cgroup of a process and those above it.
+
+        A process that was looked at within the last AGAIN_SECONDS, or one too many (MAX_CGROUPS),
+        is passed over, and so is one that has ended.
+
+        Args:
+            pid: the process.
+        """
         now = time.monotonic()
         if now < self._seen.get(pid, 0.0) or len(self._groups) >= MAX_CGROUPS:
             return
@@ -89,7 +106,13 @@ class PressureWatch:
             self.watch(self._cgroups / name.lstrip("/"))
 
     def watch(self, group: Path) -> None:
-        """Watch a memory cgroup and those above it; without memory.events there is nothing."""
+        """Watch a memory cgroup and those above it.
+
+        What a cgroup lacks (memory.events, memory.pressure) or root may not open is left out.
+
+        Args:
+            group: its directory, below the root of the cgroups.
+        """
         while group != self._cgroups and group not in self._groups:
             self._groups.add(group)
             with suppress(OSError):
@@ -99,7 +122,13 @@ class PressureWatch:
             group = group.parent
 
     def check(self) -> list[Short]:
-        """Who is short of memory since the last call; does not wait."""
+        """Ask, without waiting, which cgroups have become short of memory since the last call.
+
+        Cgroups that have been removed are no longer watched.
+
+        Returns:
+            One entry a cgroup, and one for the machine; empty most of the time.
+        """
         found: dict[int, Short] = {}
         for fd, events in self._poll.poll(0):
             source = self._sources[fd]
@@ -112,11 +141,12 @@ class PressureWatch:
         return list(found.values())
 
     def close(self) -> None:
-        """Let go of the triggers."""
+        """Close the descriptors of all triggers, which ends them."""
         for fd in list(self._sources):
             self._remove(fd)
 
     def _add(self, fd: int, group: Path | None) -> None:
+        """Poll a descriptor from now on; events of the past are read off first and do not count."""
         source = _Source(fd, group)
         if group is not None:
             source.limited = _limited(group)
@@ -126,6 +156,7 @@ class PressureWatch:
         self._poll.register(fd, select.POLLPRI | select.POLLERR)
 
     def _remove(self, fd: int) -> None:
+        """Close a descriptor and forget its cgroup, so that watch() may add the cgroup again."""
         source = self._sources.pop(fd)
         self._poll.unregister(fd)
         os.close(fd)
@@ -134,10 +165,16 @@ class PressureWatch:
 
     @staticmethod
     def _still(source: _Source) -> bool:
+        """Tell whether the cgroup of a descriptor still exists; the machine always does."""
         return source.group is None or source.group.is_dir()
 
     @staticmethod
     def _judge(source: _Source) -> Short | None:
+        """Decide whether a cgroup whose descriptor became ready is short of memory.
+
+        It is when it has met a limit since the last event, or is within SLACK of one: tasks stall
+        for other reasons, too, and then dropping pages would not help.
+        """
         if source.group is None:
             return Short(0, WANT_BYTES)
         with suppress(OSError):
@@ -157,6 +194,7 @@ class PressureWatch:
 
 
 def _trigger(path: Path) -> int:
+    """Open a file of pressure stall information and set TRIGGER on it.  Raises OSError."""
     fd = os.open(path, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
     try:
         os.write(fd, TRIGGER)
@@ -167,7 +205,7 @@ def _trigger(path: Path) -> int:
 
 
 def _limited(group: Path) -> int:
-    """How often a cgroup has met its limits."""
+    """Count how often a cgroup has met memory.max or memory.high; 0 if it cannot be read."""
     try:
         lines = (group / "memory.events").read_text().splitlines()
         return sum(int(line.split()[1]) for line in lines if line.split()[0] in ("max", "high"))
@@ -176,7 +214,7 @@ def _limited(group: Path) -> int:
 
 
 def _number(path: Path) -> int | None:
-    """A limit; None for "max" and for one that cannot be read."""
+    """Read a limit; None for "max", which is no limit, and for one that cannot be read."""
     try:
         return int(path.read_text())
     except (OSError, ValueError):
@@ -188,7 +226,18 @@ Ask = Callable[[int, int, int], int]
 
 
 def ask_all(short: Short, page_size: int, files: list[Ask]) -> int:
-    """Ask about one file after another, twice round, until enough is given up; pages given up."""
+    """Ask the policy about one file after another, until enough pages are given up.
+
+    If the first round was not enough there is a second one, in which a policy may give up more.
+
+    Args:
+        short: who is short of memory, and by how much.
+        page_size: bytes of a page.
+        files: asks about one file each, in the order in which they are asked.
+
+    Returns:
+        Pages that were given up, which may be more than were wanted.
+    """
     wanted = -(-short.wanted_bytes // page_size)
     given = 0
     for turn in (0, 1):

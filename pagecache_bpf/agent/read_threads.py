@@ -22,7 +22,20 @@ WORKERS = 8
 
 
 def drop(fd: int, start: int, length: int) -> int:
-    """Drop clean pages that nobody maps; how many bytes went.  Raises OSError."""
+    """Drop clean, unmapped pages of a range of an open file from the page cache.
+
+    Args:
+        fd: the file's descriptor.
+        start: the first byte, at a page boundary.
+        length: bytes of the range; 0: up to the end of the file.
+
+    Returns:
+        Bytes that were cached before and are not afterwards; 0 if others brought in as much
+        meanwhile.
+
+    Raises:
+        OSError: the file system refuses.
+    """
     before = cached_pages(fd, start, length)
     os.posix_fadvise(fd, start, length, os.POSIX_FADV_DONTNEED)
     return max(0, before - cached_pages(fd, start, length)) * PAGE_SIZE
@@ -30,9 +43,15 @@ def drop(fd: int, start: int, length: int) -> int:
 
 @dataclass(frozen=True)
 class Extent:
-    """A part of a file to read or to drop, in bytes.
+    """A range of a file that is to be read into the page cache, or to be dropped from it.
 
-    owner: whom a cancellation names.  file: opens it, and says which one it is.
+    Attributes:
+        file: the file.
+        start: the first byte.
+        length: bytes.
+        owner: the process (thread group) that a later cancellation names.
+        node: the NUMA node that its pages should come from; -1: any.
+        drop: whether the range is dropped instead of read.
     """
 
     file: Source
@@ -46,7 +65,14 @@ class Extent:
 class Source:
     """A file that is opened when there is work for it and closed when there is none.
 
-    Nothing is held in between, so that it can be deleted and its file system unmounted.
+    Nothing is held in between, so that the file can be deleted and its file system unmounted.
+
+    Args:
+        opener: opens the file and returns the descriptor; raises OSError.
+
+    Attributes:
+        done: the offset in bytes up to which it has been read ahead.
+        over: set when nobody wants the file any more; from then on nothing of it is begun.
     """
 
     def __init__(self, opener: Callable[[], int]) -> None:
@@ -58,7 +84,14 @@ class Source:
         self._users = 0
 
     def acquire(self) -> int:
-        """An open descriptor, until release().  Raises OSError."""
+        """Open the file, or share the descriptor of those who have it open.
+
+        Returns:
+            The descriptor, valid until the matching release().
+
+        Raises:
+            OSError: the file cannot be opened.
+        """
         with self._lock:
             if self._fd < 0:
                 self._fd = self._opener()
@@ -66,7 +99,7 @@ class Source:
             return self._fd
 
     def release(self) -> None:
-        """The work is done."""
+        """Give back a descriptor from acquire(); the last one to do so closes the file."""
         with self._lock:
             self._users -= 1
             if not self._users:
@@ -76,13 +109,23 @@ class Source:
 
 @dataclass
 class _Job:
+    """An extent in the queue, of which everything before `at` has been taken by a thread."""
+
     extent: Extent
     at: int  # the next chunk begins here
 
 
 @dataclass
 class Totals:
-    """What has been carried out, in bytes and calls."""
+    """What has been carried out so far.
+
+    Attributes:
+        read_bytes: bytes of extents that were read, those that were in the page cache before too.
+        dropped_bytes: bytes that left the page cache.
+        cancelled_bytes: bytes that were taken out of the queue before they were read.
+        errors: system calls that failed.
+        by_errno: the same, by errno.
+    """
 
     read_bytes: int = 0
     dropped_bytes: int = 0
@@ -96,9 +139,14 @@ Settled = Callable[[Extent, int, int], None]
 
 
 class Executor:
-    """Worker threads and the queue they share.
+    """Threads that read and drop extents, and the queue that they share.
 
-    settled: called from the workers, a chunk at a time.
+    Args:
+        settled: called from the threads with an extent, the offset and the bytes of a part of it
+            that is read, cancelled or failed, a chunk at a time.
+        workers: how many threads.
+        chunk: bytes that a thread reads at a time; chunks end at multiples of it.
+        read: reads a range of an open file into the page cache: descriptor, offset, bytes.
     """
 
     def __init__(
@@ -123,15 +171,21 @@ class Executor:
             thread.start()
 
     def submit(self, extent: Extent) -> None:
-        """Queue an extent."""
+        """Add an extent at the end of the queue.
+
+        Args:
+            extent: what to read or to drop.
+        """
         with self._wake:
             self._jobs.append(_Job(extent, extent.start))
             self._wake.notify_all()
 
     def cancel(self, owner: int | None, file: Source | None = None) -> None:
-        """Forget what is queued for an owner, in a file; None stands for every one.
+        """Take extents that are to be read out of the queue; what a thread is reading is finished.
 
-        What is being read is finished.
+        Args:
+            owner: the process that asked for them; None: every one.
+            file: the file that they are of; None: every one.
         """
         gone: list[tuple[Extent, int, int]] = []
         with self._wake:
@@ -153,7 +207,10 @@ class Executor:
             return sum(job.extent.start + job.extent.length - job.at for job in self._jobs)
 
     def stop(self) -> None:
-        """Forget the queue and end the workers; what they are reading is finished."""
+        """Empty the queue and end the threads, after what they are reading.
+
+        `settled` is not called for what was in the queue.
+        """
         with self._wake:
             self._stopping = True
             self._jobs.clear()
@@ -181,6 +238,7 @@ class Executor:
             return extent, start, stop - start
 
     def _work(self) -> None:
+        """Carry out one chunk after another until stop(); one that fails is counted and settled."""
         while (taken := self._next()) is not None:
             extent, start, length = taken
             try:

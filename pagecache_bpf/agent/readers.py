@@ -1,5 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whom the agent reads for: the memory cgroup and node of each, and the room that is left there."""
+"""Which processes the agent reads for: the memory cgroup and NUMA node of each, and its headroom.
+
+A window bounds how many bytes may be read ahead of a reader, so that prefetching never makes its
+cgroup or the host reclaim what others need.  It knows processes, but no policy and no file.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +35,13 @@ _INIT_PID_NS = 0xEFFFFFFC
 
 @dataclass
 class Reader:
-    """A process that reads tagged files; window: bytes, None: unbounded."""
+    """A process that reads tagged files.
+
+    Attributes:
+        cgroup: the directory of its memory cgroup; None: not known, or memory is not accounted.
+        window: bytes that may be read ahead of it; None: no bound.
+        seen: when this was looked up, in seconds of the monotonic clock.
+    """
 
     cgroup: Path | None
     window: int | None
@@ -39,13 +49,26 @@ class Reader:
 
 
 def host_window(memory: dict[str, int]) -> int:
-    """Bytes that a window may take of the host's memory, by /proc/meminfo."""
+    """Compute how many bytes a window may take of the host's memory.
+
+    Args:
+        memory: bytes by the names of /proc/meminfo, as cgroups.host_memory() returns them.
+
+    Returns:
+        Bytes: WINDOW_SHARE of what is available above the floor that stays free.
+    """
     floor = max(HOST_FLOOR_BYTES, int(memory.get("MemTotal", 0) * HOST_FLOOR_SHARE))
     return int(max(0, memory.get("MemAvailable", 0) - floor) * WINDOW_SHARE)
 
 
 def sees_readers() -> bool:
-    """Whether the kernel's process numbers are those of this process's /proc."""
+    """Tell whether process numbers of the kernel's events are those of this process's procfs.
+
+    Returns:
+        False in a PID namespace other than the first, as in most containers.
+
+    Source: PROC_PID_INIT_INO in include/linux/proc_ns.h.
+    """
     try:
         return os.stat("/proc/self/ns/pid").st_ino == _INIT_PID_NS
     except OSError:
@@ -53,9 +76,14 @@ def sees_readers() -> bool:
 
 
 class Readers:
-    """What is known of the readers, by process number.
+    """The readers, by process number, with what was last found out about each.
 
-    changed: told a reader and the pages that its window may have (None: it is gone).
+    Args:
+        page_size: bytes of a page.
+        changed: called with a reader and the pages that its window may have; None: it is gone.
+
+    Attributes:
+        blind: whether this process cannot look readers up, being in a PID namespace of its own.
     """
 
     def __init__(self, page_size: int, changed: Callable[[int, int | None], None]) -> None:
@@ -70,18 +98,36 @@ class Readers:
             self._home = cgroups.directory_of(os.getpid())
 
     def place(self, tgid: int, node: int, device: str) -> WorkerPlace:
-        """Where pages of a device belong that are read for a reader."""
+        """Tell which worker should read from a device for a reader.
+
+        Args:
+            tgid: the reader's process number.
+            node: the NUMA node that the policy asks for; -1: any.
+            device: MAJOR:MINOR of the file system's device.
+
+        Returns:
+            The place; without a cgroup where the reader's is the agent's own, and without a node
+            where the machine has only one.
+        """
         cgroup = self.get(tgid).cgroup
         if cgroup == self._home:
             cgroup = None
         return WorkerPlace(device, cgroup, node if self._several_nodes else -1)
 
     def get(self, tgid: int) -> Reader:
-        """What is known of a reader that asks, not older than STALE_SECONDS."""
+        """Look up a reader that has just asked for something.
+
+        Args:
+            tgid: its process number.
+
+        Returns:
+            What is known of it, not older than STALE_SECONDS.
+        """
         now = self._asked[tgid] = time.monotonic()
         return self._get(tgid, now)
 
     def _get(self, tgid: int, now: float) -> Reader:
+        """Look a reader up as get() does, without taking note that it has asked for something."""
         reader = self._known.get(tgid)
         if reader is None or now > reader.seen + STALE_SECONDS:
             reader = self._known[tgid] = self._look(tgid, now)
@@ -90,7 +136,10 @@ class Readers:
         return reader
 
     def refresh(self) -> None:
-        """Look at all of them again: room may have come, and they may have gone."""
+        """Look all readers up again: they may have got headroom, or have ended.
+
+        Readers that have ended or asked for nothing for FORGET_SECONDS are forgotten.
+        """
         now = time.monotonic()
         for tgid in list(self._known):
             gone = not self.blind and not os.path.exists(f"/proc/{tgid}")
@@ -101,6 +150,7 @@ class Readers:
                 self._get(tgid, now)
 
     def _look(self, tgid: int, now: float) -> Reader:
+        """Ask procfs and cgroupfs about a process; of one that is gone only the host counts."""
         window = host_window(cgroups.host_memory())
         if self.blind:
             return Reader(None, window, now)

@@ -16,7 +16,21 @@ from pagecache_bpf.kernel.file_pages import PAGE_SIZE
 
 @dataclass
 class FileTag:
-    """A governed file; model_id is its model's number, path is for people."""
+    """A file that a policy of engine agent governs.
+
+    Attributes:
+        key: the bytes of its struct pagecache_file_key.
+        dev_major: major number of its file system's device, part of the key as the next three.
+        dev_minor: the device's minor number.
+        ino: the inode's number.
+        generation: the inode's generation.
+        model: the name of the model that the file belongs to.
+        model_id: the number that programs know the model by.
+        path: where the file was when it was tagged; for people.
+        source: opens the file when there is work for it.
+        held: a descriptor that is kept for the source to duplicate; -1: none.
+        next: the file of the same model that is read after this one; None: it is the last.
+    """
 
     key: bytes
     dev_major: int
@@ -34,7 +48,19 @@ class FileTag:
     def of(
         cls, key: bytes, model: str, model_id: int, path: str, source: Source, held: int
     ) -> FileTag:
-        """Make the tag of a file from its key, the bytes of a struct pagecache_file_key."""
+        """Make the tag of a file.
+
+        Args:
+            key: the bytes of its struct pagecache_file_key.
+            model: the name of its model.
+            model_id: the model's number.
+            path: where the file is; for people.
+            source: opens the file.
+            held: a descriptor that is kept for the source to duplicate; -1: none.
+
+        Returns:
+            The tag, with no file after it.
+        """
         identity = abi.pagecache_file_key.from_buffer_copy(key)
         return cls(
             key,
@@ -50,7 +76,11 @@ class FileTag:
         )
 
     def record(self) -> bytes:
-        """What the programs are told of it."""
+        """Pack what the programs are told of the file, with the size of the file that follows it.
+
+        Returns:
+            The bytes of a struct pagecache_agent_tag.
+        """
         record = abi.pagecache_agent_tag(model=self.model_id, done=self.source.done // PAGE_SIZE)
         if self.next is not None:
             record.next = abi.pagecache_file_key.from_buffer_copy(self.next.key)
@@ -59,16 +89,23 @@ class FileTag:
 
     @cached_property
     def pages(self) -> int:
-        """Its size when that was first asked for."""
+        """The size in pages that the file had when it was first asked for."""
         return -(-self.size_bytes() // PAGE_SIZE)
 
     @property
     def device(self) -> str:
-        """The device, MAJOR:MINOR."""
+        """The device of the file's file system, MAJOR:MINOR."""
         return f"{self.dev_major}:{self.dev_minor}"
 
     def resident_pages(self) -> int:
-        """Pages of it in the cache now; 0 for a file that is gone."""
+        """Count the pages of the file that are in the page cache now.
+
+        Returns:
+            Pages; 0 for a file that cannot be opened any more.
+
+        Raises:
+            OSError: the kernel refuses to count.
+        """
         try:
             fd = self.source.acquire()
         except OSError:
@@ -79,7 +116,11 @@ class FileTag:
             self.source.release()
 
     def size_bytes(self) -> int:
-        """Its size now; 0 for a file that is gone."""
+        """Ask for the size that the file has now.
+
+        Returns:
+            Bytes; 0 for a file that cannot be opened any more.
+        """
         try:
             fd = self.source.acquire()
         except OSError:
@@ -90,13 +131,21 @@ class FileTag:
             self.source.release()
 
     def let_go(self) -> None:
-        """Close the descriptor that was kept for it, if there is one."""
+        """Close the descriptor that is kept for the file, if there is one."""
         held, self.held = self.held, -1
         if held >= 0:
             os.close(held)
 
     def as_json(self) -> dict[str, Any]:
-        """As the agent's socket tells it."""
+        """Describe the file as the agent's socket tells it.
+
+        Returns:
+            Its identity, model, path and the pages of it that are in the page cache, as
+            `resident_pages`.
+
+        Raises:
+            OSError: the kernel refuses to count the pages.
+        """
         names = ("dev_major", "dev_minor", "ino", "generation", "model", "model_id", "path")
         return {
             **{name: getattr(self, name) for name in names},
@@ -116,13 +165,27 @@ class Sequence:
         self._tags: dict[str, list[FileTag]] = {}
 
     def add(self, tag: FileTag) -> tuple[FileTag | None, FileTag | None]:
-        """Put a tag at the end of its model's files; return what comes before and after it."""
+        """Put a tag at the end of its model's files.
+
+        Args:
+            tag: the tag, which is not among them.
+
+        Returns:
+            The tag that comes before it, None for the first; and None, as nothing comes after it.
+        """
         tags = self._tags.setdefault(tag.model, [])
         tags.append(tag)
         return _at(tags, len(tags) - 2), None
 
     def remove(self, tag: FileTag) -> tuple[FileTag | None, FileTag | None]:
-        """Take a tag out; return the two that are neighbors now."""
+        """Take a tag out of its model's files.
+
+        Args:
+            tag: a tag that was added.
+
+        Returns:
+            The tags that came before and after it and are neighbors now; None: there is none.
+        """
         tags = self._tags[tag.model]
         at = next(number for number, known in enumerate(tags) if known is tag)
         del tags[at]
@@ -132,4 +195,5 @@ class Sequence:
 
 
 def _at(tags: list[FileTag], at: int) -> FileTag | None:
+    """Return a tag by its index; None for one before the first or after the last."""
     return tags[at] if 0 <= at < len(tags) else None

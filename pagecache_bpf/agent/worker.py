@@ -66,16 +66,38 @@ _libc.readahead.argtypes = (ctypes.c_int, ctypes.c_int64, ctypes.c_size_t)
 
 
 def by_readahead(fd: int, start: int, length: int) -> None:
-    """readahead(2): asynchronous where the device's queue has room.  Raises OSError."""
+    """Start reading a range of a file into the page cache, by readahead(2).
+
+    The call returns before the pages are there, unless the device's queue is full.
+
+    Args:
+        fd: the file, open for reading.
+        start: the first byte.
+        length: bytes; the kernel cuts them at what the device takes at once.
+
+    Raises:
+        OSError: the kernel refuses.
+    """
     if _libc.readahead(fd, start, length):
         raise _error()
 
 
 def by_populate(fd: int, start: int, length: int, huge: bool = True) -> None:
-    """MADV_POPULATE_READ: waits for the pages, huge ones where the file system has them.
+    """Read a range of a file into the page cache and wait for it, by MADV_POPULATE_READ.
 
-    A huge page is filled whole, so of a part of one just these pages are read, in small folios;
-    so are all of them if huge is False.  Raises OSError.
+    A whole, aligned chunk is read in huge pages where the file system has them.  A huge page is
+    always filled whole, so of a part of a chunk just its pages are read, in small folios.
+
+    Args:
+        fd: the file, open for reading.
+        start: the first byte, at a page boundary.
+        length: bytes.
+        huge: False: read whole chunks in small folios, too.
+
+    Raises:
+        OSError: the file cannot be mapped, or its pages cannot be read.
+
+    Source: madvise(2), MADV_POPULATE_READ (Linux 5.14).
     """
     huge = huge and start % CHUNK_BYTES == 0 and length == CHUNK_BYTES
     if not huge:
@@ -95,12 +117,19 @@ def by_populate(fd: int, start: int, length: int, huge: bool = True) -> None:
 
 
 def _error() -> OSError:
+    """Make an OSError of the errno that the last call of the C library has left."""
     code = ctypes.get_errno()
     return OSError(code, os.strerror(code))
 
 
 def prefer_node(node: int) -> None:
-    """Let this thread's allocations come from a NUMA node while it has memory; -1: as usual."""
+    """Let this thread's allocations come from a NUMA node as long as that has memory.
+
+    Where the machine's number of set_mempolicy(2) is not known, nothing changes.
+
+    Args:
+        node: the node's number, below 64; -1: the kernel's default.
+    """
     if _SET_MEMPOLICY is None:
         return
     mask = ctypes.c_ulong(1 << node) if 0 <= node < 64 else None
@@ -113,6 +142,12 @@ def prefer_node(node: int) -> None:
 
 @dataclass
 class _Job:
+    """An extent that is being read.
+
+    Everything before `at` has been taken by a thread, `reading` threads are at work on it, and
+    `untold` bytes of it have been read and not yet been reported to the agent.
+    """
+
     number: int
     fd: int
     at: int
@@ -122,7 +157,11 @@ class _Job:
 
 
 class Worker:
-    """The process: its main thread takes orders, the others read."""
+    """The worker process: its main thread takes the agent's orders, the others read.
+
+    Args:
+        connection: a SOCK_SEQPACKET socket to the agent, for ORDER and DONE messages.
+    """
 
     def __init__(self, connection: socket.socket) -> None:
         self._connection = connection
@@ -133,7 +172,11 @@ class Worker:
         self._binding: tuple[int, int, frozenset[int]] = (0, -1, frozenset())
 
     def run(self) -> None:
-        """Take orders until the agent is gone."""
+        """Take orders until the agent closes the socket, by ending or otherwise.
+
+        Raises:
+            OSError: the socket fails.
+        """
         # While a load keeps the CPUs busy, starting a thread takes a millisecond.
         for _ in range(MAX_DEPTH):
             threading.Thread(target=self._work, daemon=True).start()
@@ -156,11 +199,13 @@ class Worker:
                     self._wake.notify_all()
 
     def _read(self, job: _Job) -> None:
+        """Queue an extent, and wake as many threads as may read at once."""
         with self._wake:
             self._jobs.append(job)
             self._wake.notify(self._depth)
 
     def _cancel(self, number: int) -> None:
+        """Take the rest of an extent out of the queue and report what was read and what was not."""
         with self._wake:
             job = next((queued for queued in self._jobs if queued.number == number), None)
             if job is None:
@@ -175,7 +220,10 @@ class Worker:
         self._tell(errno.ECANCELED, number, left, job.end)
 
     def _take(self) -> tuple[_Job, int, int]:
-        """The next chunk.  Chunks end where aligned ones do: huge pages cannot begin elsewhere."""
+        """Wait for a chunk that may be read now; return its extent, and where it starts and ends.
+
+        Chunks end at multiples of CHUNK_BYTES, since a huge page cannot begin elsewhere.
+        """
         with self._wake:
             while not self._jobs or self._busy >= self._depth:
                 self._wake.wait()
@@ -188,6 +236,7 @@ class Worker:
             return job, start, job.at
 
     def _work(self) -> None:
+        """Read one chunk after another for ever; a new binding takes effect before the next one."""
         bound = 0
         while True:
             job, start, end = self._take()
@@ -222,6 +271,7 @@ class Worker:
                 self._tell(0, job.number, told, end)
 
     def _tell(self, code: int, number: int, length: int, end: int) -> None:
+        """Send a DONE message; end the process when there is no agent any more to take it."""
         try:
             self._connection.send(DONE.pack(code, number, length, end))
         except OSError:
@@ -233,7 +283,15 @@ class _Header(ctypes.Structure):
 
 
 def give_up_rights() -> None:
-    """Drop every capability, for good: reading open files takes none.  Before threads start."""
+    """Drop every capability of this process for good: reading files that are open takes none.
+
+    Call it before threads start, which inherit what the first one has.
+
+    Raises:
+        OSError: the kernel refuses.
+
+    Source: capset(2) and prctl(2), PR_SET_NO_NEW_PRIVS.
+    """
     _libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
     # Two sets of three words, all empty: struct __user_cap_data_struct.
     if _libc.capset(ctypes.byref(_Header(_CAPABILITY_VERSION, 0)), (ctypes.c_uint32 * 6)()):
@@ -241,7 +299,7 @@ def give_up_rights() -> None:
 
 
 def main() -> None:
-    """Serve the socket whose number is the only argument."""
+    """Serve the socket whose descriptor is the only argument; the process ends in here."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     _libc.prctl(_PR_SET_NAME, b"pagecache-read", 0, 0, 0)
     give_up_rights()

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What callers of the Python API may give: paths, devices, budgets; and what may not raise."""
+"""Checks what callers of the Python API give: paths, devices, budgets; and guards their server.
+
+It knows nothing of how a load is served.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +28,17 @@ _log = logging.getLogger(__name__)
 
 
 def parse_budget(value: int | str | None) -> int | None:
-    """Return a budget in bytes; None: no bound.  Raises UsageError."""
+    """Check a budget and convert it to bytes.
+
+    Args:
+        value: bytes as a number, or a text such as "8GiB"; None: no bound.
+
+    Returns:
+        Bytes, more than 0; None: no bound.
+
+    Raises:
+        UsageError: it is neither, or not more than 0.
+    """
     if value is None:
         return None
     if isinstance(value, str):
@@ -40,7 +53,17 @@ def parse_budget(value: int | str | None) -> int | None:
 
 
 def output_path(path: PathLike) -> Path:
-    """Return the absolute path of a file to be written.  Raises UsageError where it cannot be."""
+    """Check that a file of a name can be written, before there is anything to write.
+
+    Args:
+        path: the file, which need not exist; a relative path begins in the current directory.
+
+    Returns:
+        Its absolute path.
+
+    Raises:
+        UsageError: it is a directory, or the directory that it is to be in does not exist.
+    """
     found = Path(path).absolute()
     if not found.parent.is_dir() or found.is_dir():
         raise UsageError(f"{path} cannot be written", "", "Name a file in a directory that exists")
@@ -48,7 +71,18 @@ def output_path(path: PathLike) -> Path:
 
 
 def placements_of(devices: Device | Iterable[Device] | None) -> tuple[Placement, ...]:
-    """Return where devices are.  Raises UsageError for one that is not there."""
+    """Find out where accelerators are in this machine: their NUMA nodes.
+
+    Args:
+        devices: one device or several, by name ("cuda:0") or as objects whose str() is such a name;
+            None: none.
+
+    Returns:
+        A placement a device, in the same order; one whose node is not known says why.
+
+    Raises:
+        UsageError: a name is not one of a device.
+    """
     if devices is None:
         return ()
     if isinstance(devices, str) or not isinstance(devices, Iterable):
@@ -63,9 +97,18 @@ def placements_of(devices: Device | Iterable[Device] | None) -> tuple[Placement,
 
 
 def resolve_model(path: PathLike) -> tuple[Model, str]:
-    """Return the model at PATH; and why nothing can be read ahead of it, if so.
+    """Find the files of a model.
 
-    Raises as weights.models.resolve().
+    Args:
+        path: a file of weights, a directory, or what else weights.models.resolve() takes.
+
+    Returns:
+        The model; and why nothing can be read ahead of it, which is empty where something can.
+        Weights in memory (a tmpfs, say) have no files to read ahead.
+
+    Raises:
+        UsageError: there are no weights of a known format.
+        PrivilegeError: a file may not be read.
     """
     from pagecache_bpf.weights.models import Model, resolve
 
@@ -79,11 +122,14 @@ def resolve_model(path: PathLike) -> tuple[Model, str]:
 
 
 def guarded(call: Callable[[], _T], otherwise: _T) -> _T:
-    """Call something of ours, which must not end a server.
+    """Call something of ours, which must not end the server that calls it.
 
     Args:
         call: what to call.
         otherwise: returned when it fails; the reason is logged at level debug.
+
+    Returns:
+        What the call returned, or `otherwise`.
     """
     try:
         return call()

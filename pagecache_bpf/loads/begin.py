@@ -1,5 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The ways a load can be served, the best first; which one is taken is told with the reason."""
+"""Tries the ways in which a load can be served, the best first; a report says why none is better.
+
+The controller is asked first; then this process attaches a policy, if it is root; then threads of
+its own read ahead.  Where none of them works, the kernel's readahead goes on as without us.
+"""
 
 from __future__ import annotations
 
@@ -20,17 +24,28 @@ _log = logging.getLogger(__name__)
 
 
 class UnservedLoad:
-    """A load that nothing serves: the kernel reads as ever."""
+    """A load that nothing serves: the kernel's own readahead goes on as ever."""
 
     def __init__(self, report: Report) -> None:
         self._report = report
 
     def report(self) -> Report:
-        """Return the report that says why."""
+        """Tell why nothing serves the load.
+
+        Returns:
+            A report without numbers, whose `why` has the reasons.
+        """
         return self._report
 
     def finish(self, keep: bool) -> Report:
-        """Return the last report: nothing is to be undone."""
+        """End the load, of which nothing has to be undone.
+
+        Args:
+            keep: not used, as nothing was read or dropped.
+
+        Returns:
+            The last report.
+        """
         return replace(self._report, done=True)
 
     def forget(self) -> None:
@@ -84,6 +99,7 @@ def begin(request: LoadRequest, snapshot: Snapshot, starting: Starting) -> Serve
 def _by_controller(
     request: LoadRequest, snapshot: Snapshot, starting: Starting, reasons: Sequence[str]
 ) -> ServedLoad:
+    """Have the controller serve the load.  Raises as ControllerLoad does."""
     from pagecache_bpf.loads.through_controller import ControllerLoad
 
     return ControllerLoad(request, snapshot, starting)
@@ -92,6 +108,7 @@ def _by_controller(
 def _by_policy(
     request: LoadRequest, snapshot: Snapshot, starting: Starting, reasons: Sequence[str]
 ) -> ServedLoad:
+    """Serve the load by a policy that this process attaches.  Raises PagecacheError unless root."""
     if os.geteuid() != 0:
         raise PagecacheError("attaching a policy takes root")
     from pagecache_bpf.loads.attached import AttachedLoad
@@ -102,6 +119,7 @@ def _by_policy(
 def _by_threads(
     request: LoadRequest, snapshot: Snapshot, starting: Starting, reasons: Sequence[str]
 ) -> ServedLoad:
+    """Serve the load by threads of this process; the report tells why nothing better does."""
     from pagecache_bpf.loads.unprivileged import UnprivilegedLoad
 
     return UnprivilegedLoad(request, snapshot, "; ".join(reasons))
@@ -115,10 +133,13 @@ def _reason(error: BaseException) -> str:
 
 
 def check_policy(name: str) -> None:
-    """Raise UsageError for a policy that neither comes with this package nor is attached.
+    """Check that a policy comes with this package or is attached by a controller that runs.
 
     Args:
-        name: the policy; a controller that runs is asked for those that it has attached.
+        name: the policy.
+
+    Raises:
+        UsageError: there is no such policy.
     """
     from pagecache_bpf.policy.catalog import names
 

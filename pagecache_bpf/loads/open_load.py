@@ -35,7 +35,7 @@ _log = logging.getLogger(__name__)
 
 
 class OpenLoad:
-    """What serves the loads of one set of files in this process: those share it.
+    """What serves the loads of one set of files in this process: loads of the same files share it.
 
     Threads may share it.  In a child of fork() it is inert.
 
@@ -43,8 +43,8 @@ class OpenLoad:
         request: what its first caller asked for.
         ready: set when it is served, or known that it will not be.
         finished: set when its end is over.
-        users: loads that share it, and keep: whether one of them wants the pages kept; both
-            belong to the registry that shares it.
+        users: loads that share it; belongs to the registry of loads.
+        keep: whether one of them wants the pages kept; belongs to the registry, too.
     """
 
     def __init__(
@@ -83,7 +83,7 @@ class OpenLoad:
 
     @property
     def files(self) -> tuple[Path, ...]:
-        """The files of it."""
+        """The files of the load."""
         return self.request.model.files
 
     @property
@@ -121,10 +121,12 @@ class OpenLoad:
             self._without_recording(error)
 
     def _without_recording(self, error: Exception) -> None:
+        """Have every report say why there is no recording."""
         note = f"there is no recording: {error}"
         self._recorded = lambda report: replace(report, notes=(*report.notes, note))
 
     def _end_recording(self, last: Report) -> None:
+        """Have the recording written, if one is made, and every report name its file."""
         recording, self._recording = self._recording, None
         if recording is None:
             return
@@ -137,6 +139,7 @@ class OpenLoad:
         self._recorded = lambda report: replace(report, recording=str(recording.output))
 
     def _nothing(self, why: str) -> None:
+        """Note that nothing will serve the load, and why."""
         with self._lock:
             self._served = UnservedLoad(self.request.blank(NONE, "none", why))
         self.ready.set()
@@ -144,6 +147,7 @@ class OpenLoad:
     # --- its thread ---
 
     def _run(self) -> None:
+        """Start what serves the load, in the load's own thread; what comes too late is ended."""
         served: ServedLoad | None = None
         try:
             served = self._serve()
@@ -165,6 +169,7 @@ class OpenLoad:
             guarded(lambda served=served: served.finish(keep=True), None)  # type: ignore[misc]
 
     def _serve(self) -> ServedLoad:
+        """Look at the page cache, wait for an earlier load of the files to end, and begin."""
         assert self._snapshot is not None
         earlier, self._earlier = self._earlier, None
         self._snapshot.take(earlier._snapshot if earlier is not None else None)
@@ -176,7 +181,12 @@ class OpenLoad:
     # --- for those who share it ---
 
     def report(self) -> Report:
-        """Tell how it goes; the last that is known where that cannot be asked.  Never raises."""
+        """Tell how the load goes.  Never raises.
+
+        Returns:
+            The report; the last one that is known where what serves the load cannot be asked: after
+            its end, in a child of fork(), or when the question fails.
+        """
         if self._pid != os.getpid() or self._finishing:
             return self._recorded(self._last)
         served = self._served
@@ -188,10 +198,11 @@ class OpenLoad:
             return self._recorded(self._last)
 
     def finish(self, keep: bool) -> None:
-        """End it; once.  Never raises.
+        """End the load; to be called once.  Never raises.
 
         Args:
-            keep: leave its pages in the cache.
+            keep: leave its pages in the page cache; otherwise those go that were not there before
+                it.
         """
         with self._lock:
             self._finishing = True
@@ -209,7 +220,10 @@ class OpenLoad:
         self.finished.set()
 
     def forget(self) -> None:
-        """Let go of it in a child of fork(), where locks may be held by threads that are gone."""
+        """Close what a child of fork() has of the load, without waiting for locks.
+
+        Threads that are gone in the child may have held them.
+        """
         self._starting.forget()
         with suppress(Exception):
             if self._served is not None:
@@ -222,7 +236,7 @@ class OpenLoad:
                 self._recording.forget()
 
     def _give_up(self, keep: bool) -> Report:
-        """End it before anything has served it: what was read meanwhile is dropped all the same."""
+        """End the load before anything has served it, and drop what its readers have brought in."""
         last = self._unserved(_OVER)
         dropped: int | None = 0
         if not keep and self._snapshot is not None and self._snapshot.taken.is_set():
@@ -231,7 +245,7 @@ class OpenLoad:
         return replace(last, done=True, evicted_bytes=dropped, resident_bytes=resident)
 
     def _unserved(self, why: str) -> Report:
-        """A report of what is known without anything that serves it."""
+        """Report what is known of the load while nothing serves it."""
         snapshot = self._snapshot
         known = snapshot is not None and snapshot.taken.is_set() and snapshot.known
         return replace(

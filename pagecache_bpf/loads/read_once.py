@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reads given parts of files into the page cache, once, and waits for them."""
+"""Reads given ranges of files into the page cache, once, and waits for them: prefetch().
+
+It needs no policy and no controller.
+"""
 
 from __future__ import annotations
 
@@ -18,9 +21,19 @@ _PAGE = os.sysconf("SC_PAGE_SIZE")
 def wanted(
     files: Sequence[Path], extents: Sequence[tuple[int, int]] | None, budget: int | None
 ) -> list[tuple[Path, list[tuple[int, int]]]]:
-    """For each file the whole pages to read, cut where the budget ends.
+    """Choose what of some files to read, in whole pages, and cut it where the budget ends.
 
-    Raises UsageError for extents that do not lie in the file.
+    Args:
+        files: the files, in the order in which they are read.
+        extents: offset and length in bytes of the ranges to read of each file; None: all of it.
+        budget: bytes to read at most; None: half of the memory that is free.
+
+    Returns:
+        For each file of which something is to be read, its offsets and lengths in bytes.
+
+    Raises:
+        UsageError: a range does not lie in a file.
+        OSError: a file is gone.
     """
     left = budget if budget is not None else free_memory() // 2
     found = []
@@ -44,7 +57,17 @@ def wanted(
 
 
 def read(path: Path, parts: Sequence[tuple[int, int]], node: int | None) -> int:
-    """Read the parts with several threads, on a node's CPUs if one is given; bytes read."""
+    """Read ranges of a file into the page cache with several threads, and wait for them.
+
+    Args:
+        path: the file.
+        parts: offset and length in bytes of each range, from page boundaries.
+        node: the NUMA node on whose CPUs the threads run, so that the pages come from it; None:
+            any.
+
+    Returns:
+        Bytes that were read; less than was asked for where reading failed.
+    """
     from pagecache_bpf import topology
 
     cpus = frozenset(topology.read().cpus_of(node)) if node is not None else frozenset()

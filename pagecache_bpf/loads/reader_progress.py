@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """How far the readers of files have come, as an unprivileged process can see it.
 
-What can be seen: the position of each descriptor (/proc/PID/fdinfo), and which pages of a
-mapping the process has touched (/proc/PID/pagemap; the kernel hides the frames from us, not
-that there is one).  Where a reader only uses pread(2), its bytes read in all (/proc/PID/io)
-stand in for a position.  Seen are this process and its descendants, which is where a server's
-workers are.
+What can be seen is the position of each descriptor (/proc/PID/fdinfo), and which pages of a mapping
+the process has touched (/proc/PID/pagemap, which hides page frame numbers from those without
+privilege but not whether a page is present).  Where a reader only uses pread(2), which moves no
+position, the bytes that it has read in all (/proc/PID/io) stand in for one. This process and its
+descendants are looked at, among which a server's workers are.
 """
 
 from __future__ import annotations
@@ -27,7 +27,14 @@ _PRESENT = 0x80
 
 @dataclass(frozen=True)
 class Mapping:
-    """A part of a file that a process has mapped: its bytes [offset, offset + length)."""
+    """A part of a file that a process has mapped.
+
+    Attributes:
+        pid: the process.
+        address: where the mapping begins in its memory.
+        offset: the first byte of the file that is mapped.
+        length: bytes.
+    """
 
     pid: int
     address: int
@@ -39,8 +46,11 @@ class Mapping:
 class FileProgress:
     """What is known of one file's readers at one moment.
 
-    position: the furthest of any descriptor.  opened: whether anybody has it open or mapped.
-    direct: somebody reads past the page cache.
+    Attributes:
+        opened: whether anybody has it open or mapped.
+        position: the offset in bytes of the descriptor that is furthest in the file.
+        direct: whether somebody has it open for direct I/O, which goes past the page cache.
+        mappings: where it is mapped.
     """
 
     opened: bool = False
@@ -50,7 +60,12 @@ class FileProgress:
 
 
 class ReaderProgress:
-    """Watches the readers of files, named by (device, inode)."""
+    """Watches the readers of a set of files.
+
+    Args:
+        files: device and inode number of each; answers name the files by their index in it.
+        proc: where procfs is mounted.
+    """
 
     def __init__(self, files: Sequence[tuple[int, int]], proc: Path = Path("/proc")) -> None:
         self._proc = proc
@@ -66,7 +81,7 @@ class ReaderProgress:
         self._look_again = 0.0
 
     def close(self) -> None:
-        """Let go of the processes that were watched."""
+        """Close what was opened of the processes that were watched."""
         for fd in self._pagemaps.values():
             os.close(fd)
         self._pagemaps.clear()
@@ -76,10 +91,18 @@ class ReaderProgress:
         our_descriptors: frozenset[int] = frozenset(),
         our_parts: frozenset[tuple[int, int, int]] = frozenset(),
     ) -> dict[int, FileProgress]:
-        """What is seen now, by the number of the file.
+        """Look at the descriptors and mappings of all watched processes.
 
-        Passed over are descriptors of this process, and mappings of it that cover just one of
-        the parts (file, offset, length): those of whoever reads ahead here.
+        Descriptors and mappings by which this process reads ahead are no readers and passed over.
+
+        Args:
+            our_descriptors: descriptors of this process that are used to read ahead.
+            our_parts: index of the file, offset and length in bytes of each range that is being
+                read ahead; a mapping of this process that covers just one of them is passed over.
+
+        Returns:
+            What is seen, by the index of the file; files that nobody has open or mapped are left
+            out.
         """
         found: dict[int, FileProgress] = {}
         for pid in self._processes():
@@ -92,7 +115,7 @@ class ReaderProgress:
         return found
 
     def _processes(self) -> list[int]:
-        """This process and its descendants; not looked up every time, as it may take a while."""
+        """Return this process and its descendants; procfs is asked for them only now and then."""
         started = time.monotonic()
         if started >= self._look_again:
             self._pids = descendants(os.getpid(), self._proc)
@@ -103,6 +126,7 @@ class ReaderProgress:
     def _look_at_maps(
         self, pid: int, found: dict[int, FileProgress], ours: frozenset[tuple[int, int, int]]
     ) -> None:
+        """Add the mappings of a process to what is found, except for `ours`.  Raises OSError."""
         text = (self._proc / str(pid) / "maps").read_text(errors="replace")
         for start, end, offset, ino in self._line.findall(text):
             address, number = int(start, 16), self._by_inode[int(ino)]
@@ -116,6 +140,7 @@ class ReaderProgress:
     def _look_at_descriptors(
         self, pid: int, found: dict[int, FileProgress], ours: frozenset[int]
     ) -> None:
+        """Add the descriptors of a process to what is found, except for `ours`.  Raises OSError."""
         at = self._proc / str(pid)
         for name in os.listdir(at / "fd"):
             if int(name) in ours:
@@ -138,10 +163,19 @@ class ReaderProgress:
             seen.direct |= bool(int(fields.get("flags", "0"), 8) & os.O_DIRECT)
 
     def touched(self, mapping: Mapping, offset: int) -> bool | None:
-        """Whether the process has touched the page of that offset through a mapping.
+        """Tell whether a process has touched a page of a file through a mapping.
 
-        None if the mapping does not reach there or the process does not let itself be seen.
-        Faults map the pages around, too, those that are in the cache: 64 KiB in all.
+        A fault also maps the pages around it that are in the page cache (fault-around, 64 KiB by
+        default), so a page may count as touched a little before the process comes to it.
+
+        Args:
+            mapping: the mapping.
+            offset: the page's offset in the file, in bytes.
+
+        Returns:
+            None if the mapping does not reach there, or the process may not be looked into.
+
+        Source: Documentation/admin-guide/mm/pagemap.rst (bit 63 of an entry: the page is present).
         """
         if not mapping.offset <= offset < mapping.offset + mapping.length:
             return None
@@ -157,6 +191,7 @@ class ReaderProgress:
         return bool(data and data[-1] & _PRESENT)
 
     def _pagemap(self, pid: int) -> int:
+        """Return a descriptor of a process's pagemap, opened once; -1 if that is not allowed."""
         if pid not in self._pagemaps:
             try:
                 self._pagemaps[pid] = os.open(
@@ -167,9 +202,15 @@ class ReaderProgress:
         return self._pagemaps[pid]
 
     def read_bytes(self, our_threads: frozenset[int] = frozenset()) -> int:
-        """Bytes that the processes have read with system calls since the first call.
+        """Count what the watched processes have read by system calls, of whatever file.
 
-        our_threads: threads of this process whose reading does not count.
+        Args:
+            our_threads: threads of this process, whose reading is left out.
+
+        Returns:
+            Bytes since the first call.
+
+        Source: /proc/PID/io, field rchar (Documentation/filesystems/proc.rst).
         """
         total = 0
         for pid in self._processes():
@@ -179,6 +220,7 @@ class ReaderProgress:
         return max(0, total)
 
     def _since(self, key: int, name: str) -> int:
+        """Return by how much `rchar` of a file of procfs has grown since it was first read."""
         try:
             text = (self._proc / name).read_text()
         except OSError:
@@ -189,10 +231,16 @@ class ReaderProgress:
 
 
 def blocked_seconds(skip: frozenset[int] = frozenset()) -> float | None:
-    """Time that the threads of this process have waited for disks, those in SKIP left out.
+    """Add up the time that the threads of this process have waited for disks.
 
-    None unless the kernel accounts for it (sysctl kernel.task_delayacct); from field 42 of
-    /proc/PID/task/TID/stat, in clock ticks.
+    Args:
+        skip: threads that are left out.
+
+    Returns:
+        Seconds, since each thread began; None unless the kernel accounts for it (sysctl
+        kernel.task_delayacct).
+
+    Source: proc(5), field 42 of /proc/PID/task/TID/stat, in clock ticks.
     """
     try:
         if Path("/proc/sys/kernel/task_delayacct").read_text().strip() != "1":

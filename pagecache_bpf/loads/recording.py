@@ -104,12 +104,13 @@ class LoadRecording:
                 pipe.close()
 
     def _send(self, line: bytes) -> None:
+        """Write a line to the recorder.  Raises OSError if it has ended."""
         assert self._process.stdin is not None
         self._process.stdin.write(line)
         self._process.stdin.flush()
 
     def _answer(self, name: str, timeout: float) -> str:
-        """What the recorder answers, by its name.  Raises PagecacheError."""
+        """Wait for the recorder's next line and return a member of it.  Raises PagecacheError."""
         assert self._process.stdout is not None
         waiting = select.poll()  # a server has more descriptors than select() takes
         waiting.register(self._process.stdout, select.POLLIN)

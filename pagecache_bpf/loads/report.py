@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a load tells about itself.  Cheap to import."""
+"""What a load tells about itself.
+
+It is cheap to import and knows nothing of how a load is served.
+"""
 
 from __future__ import annotations
 
@@ -14,15 +17,32 @@ STRUCT_OPS, AGENT, UNPRIVILEGED, NONE = "struct_ops", "agent", "unprivileged", "
 
 @dataclass(frozen=True)
 class Report:
-    """How a load went.  None is what is not known; nothing is estimated.
+    """How a load went.  What is not known is None; nothing is estimated.
 
-    engine: struct_ops, agent, unprivileged (this process's own threads) or none (the kernel's
-    readahead as ever).  via: controller, direct or alone.  why: why not a better engine; empty
-    for the best.  bytes: size of the files.  prefetched_bytes: read ahead for this load.
-    hit_ratio: share of the bytes wanted that were in the page cache when they were wanted, 0 to
-    1.  stall_seconds: time that readers waited for the disk.  evicted_bytes: dropped behind the
-    load.  recording: the file that `pagecache-bpf report` makes a page of.  devices: what each name
-    meant, as `pagecache-bpf topology` shows it; node: the NUMA node of all of them.
+    Attributes:
+        model: the model's name.
+        path: the file or directory that was named.
+        files: how many files of weights it has.
+        bytes: their size.
+        engine: "struct_ops", "agent", "unprivileged" (threads of this process) or "none" (the
+            kernel's own readahead, as without us).
+        via: "controller", "direct" (this process attached the policy), "alone" (threads of this
+            process) or "none".
+        why: why it is not a better engine; empty for the best.
+        policy: the policy's name; None: none serves it.
+        done: whether the load is over.
+        seconds: since the load began.
+        devices: the accelerators that it is for, as `pagecache-bpf topology --json` shows them.
+        node: the NUMA node next to all of them.
+        budget_bytes: bytes of it that may be in the page cache at a time; None: no bound.
+        prefetched_bytes: bytes that were read ahead for it.
+        hit_ratio: share of the bytes wanted that were in the page cache by then, 0 to 1.
+        stall_seconds: how long its readers waited for the disk, added up over threads.
+        resident_before_bytes: bytes of the files in the page cache when it began.
+        resident_bytes: bytes of the files in the page cache now.
+        evicted_bytes: bytes that were dropped behind it or at its end.
+        recording: the file that `pagecache-bpf report` makes a page of; None: there is none.
+        notes: what went otherwise than was asked for, in sentences for people.
     """
 
     model: str
@@ -48,7 +68,11 @@ class Report:
     notes: tuple[str, ...] = field(default=())
 
     def as_json(self) -> dict[str, Any]:
-        """The same as a dictionary for json.dumps()."""
+        """Convert the report for json.dumps().
+
+        Returns:
+            The attributes by name.
+        """
         return asdict(self)
 
     def __str__(self) -> str:

@@ -48,12 +48,15 @@ class LoadRequest:
     device_limit: float | None = None
 
     def blank(self, engine: str, via: str, why: str = "") -> Report:
-        """Make a report without numbers.
+        """Make a report of this load that has no numbers yet.
 
         Args:
-            engine: which engine serves it.
-            via: who asked that engine.
-            why: why it is not a better one.
+            engine: which engine serves it, as in Report.engine.
+            via: who asked that engine, as in Report.via.
+            why: why it is not a better one; empty for the best.
+
+        Returns:
+            The report.
         """
         return Report(
             model=self.model.name,
@@ -70,7 +73,14 @@ class LoadRequest:
         )
 
     def differences(self, other: LoadRequest) -> list[str]:
-        """Name what another request of the same files asks for differently."""
+        """Compare with another request of the same files.
+
+        Args:
+            other: the other request.
+
+        Returns:
+            Names of what it asks for differently, such as "policy"; empty: both can share one load.
+        """
         pairs = {
             "policy": (self.policy, other.policy),
             "budget": (self.budget, other.budget),
@@ -107,15 +117,22 @@ class Starting:
         self._connections: list[ControllerConnection] = []
 
     def check(self) -> None:
-        """Raise LoadOver if the load is over."""
+        """Check that the load is not over yet.
+
+        Raises:
+            LoadOver: it is.
+        """
         if self._over:
             raise LoadOver
 
     def waits_for(self, connection: ControllerConnection) -> None:
         """Have a connection interrupted when the load is over, until done().
 
+        Args:
+            connection: the connection on which the start of the load waits for an answer.
+
         Raises:
-            LoadOver: it is over already.
+            LoadOver: the load is over already.
         """
         with self._lock:
             self._connections.append(connection)
@@ -145,19 +162,43 @@ class ServedLoad(Protocol):
     """A load that is being served."""
 
     def report(self) -> Report:
-        """Tell how it goes.  Raises PagecacheError, OSError."""
+        """Tell how the load goes.
+
+        Returns:
+            The report.
+
+        Raises:
+            PagecacheError: what serves it cannot be asked.
+            OSError: as before, on the way there.
+        """
 
     def finish(self, keep: bool) -> Report:
-        """End it and return its last report.  Raises PagecacheError, OSError.
+        """End the load.
 
         Args:
-            keep: leave its pages in the cache.
+            keep: leave its pages in the page cache; otherwise those go that were not there before
+                it.
+
+        Returns:
+            The last report.
+
+        Raises:
+            PagecacheError: what serves it cannot be asked.
+            OSError: as before, on the way there.
         """
 
     def forget(self) -> None:
-        """Let go of it in a child process, where it is not ours; nothing may be waited for."""
+        """Close what a child of fork() has of the load, which stays the parent's; do not wait."""
 
 
 def numbers(source: dict[str, Any], *names: str) -> int:
-    """Add up some counters; those that are not there count as 0."""
+    """Add up some counters of an answer.
+
+    Args:
+        source: counters by name.
+        names: those to add; one that is not there counts as 0.
+
+    Returns:
+        The sum, in the counters' unit.
+    """
     return sum(int(source.get(name, 0)) for name in names)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What pagecache_bpf.residency() answers."""
+"""The answer of pagecache_bpf.residency(): how much of some weights is in the page cache."""
 
 from __future__ import annotations
 
@@ -27,7 +27,10 @@ class Residency:
     _ask: Callable[[], Residency] = field(repr=False, compare=False)
 
     def again(self) -> Residency:
-        """Ask the kernel again about the same files, which are not looked for: cheap.
+        """Ask the kernel again about the same files, without looking for them: cheap.
+
+        Returns:
+            The answer of this moment.
 
         Raises:
             UsageError: a file is no longer there.

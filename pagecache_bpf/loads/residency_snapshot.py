@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What of some files was in the page cache when a load began: its end leaves just that."""
+"""What of a load's files was in the page cache when it began, so that its end can leave just that.
+
+It also lets loads of other processes see that these files are being loaded.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +20,17 @@ __all__ = ["CHUNK", "Snapshot", "opened", "resident_bytes", "resident_of"]
 
 @contextmanager
 def opened(path: Path) -> Iterator[int]:
-    """Open a file for reading.  Raises OSError."""
+    """Open a file for reading for as long as the with block runs.
+
+    Args:
+        path: the file.
+
+    Yields:
+        Its descriptor, which does not block and is closed on exec.
+
+    Raises:
+        OSError: it cannot be opened.
+    """
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     try:
         yield fd
@@ -26,7 +39,14 @@ def opened(path: Path) -> Iterator[int]:
 
 
 def resident_of(paths: Sequence[Path]) -> int | None:
-    """Count the bytes of several files in the page cache; None if one of them is not known."""
+    """Count the bytes of several files in the page cache.
+
+    Args:
+        paths: the files; one that is gone counts as 0.
+
+    Returns:
+        Bytes; None if this user may not know it of one of them.
+    """
     total = 0
     for path in paths:
         try:
@@ -91,17 +111,26 @@ class Snapshot:
         self.taken.set()
 
     def was_there(self, file: int, offset: int) -> bool:
-        """Tell whether most of a chunk was cached; True where that is not known.
+        """Tell whether at least half of a chunk was in the page cache when the load began.
 
         Args:
-            file: which of the files, counted from 0.
-            offset: bytes from its start.
+            file: the index of the file.
+            offset: any byte of the chunk, from the start of the file.
+
+        Returns:
+            True also where it is not known, so that nothing is dropped that may have been there.
         """
         cached = self._cached.get(self._paths[file])
         return cached is None or cached.has(offset)
 
     def others(self) -> bool:
-        """Tell whether another process, or another load here, has these files open."""
+        """Tell whether another process, or another load in this one, is loading these files.
+
+        Returns:
+            False also where the first file could not be opened or locked.
+
+        Source: flock(2).
+        """
         if self._claim < 0:
             return False
         try:
@@ -111,15 +140,15 @@ class Snapshot:
         return False
 
     def close(self) -> None:
-        """Let go of the claim."""
+        """Take back the claim that the load is under way."""
         if self._claim >= 0:
             os.close(self._claim)
             self._claim = -1
 
     def drop_rest(self) -> int | None:
-        """Drop what was not there, as far as nobody maps it.
+        """Drop what was not in the page cache when the load began, as far as nobody maps it.
 
-        Nothing is dropped while another process's load needs it: the last one drops.
+        Nothing is dropped while another process loads the same files: the last one drops.
 
         Returns:
             Bytes that went; None if it is not known what was there.

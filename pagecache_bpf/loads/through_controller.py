@@ -16,7 +16,7 @@ from pagecache_bpf.loads.residency_snapshot import Snapshot, opened, resident_of
 
 
 class ControllerLoad:
-    """A connection with one load on it, which ends with the connection."""
+    """A connection to the controller with one load on it, which ends with the connection."""
 
     def __init__(self, request: LoadRequest, snapshot: Snapshot, starting: Starting) -> None:
         """Open the load.
@@ -45,6 +45,7 @@ class ControllerLoad:
             undo.pop_all()
 
     def _open(self) -> dict[str, Any]:
+        """Pass the open files and what is asked for to the controller; return its answer."""
         request = self._request
         template = None if request.template is None else Path(request.template).read_text("utf-8")
         with ExitStack() as files:
@@ -67,14 +68,31 @@ class ControllerLoad:
             )
 
     def report(self) -> Report:
-        """Tell how the load goes as the controller sees it."""
+        """Ask the controller how the load goes.
+
+        Returns:
+            The report.
+
+        Raises:
+            PagecacheError: the controller has ended, or refuses.
+        """
         return self._read(self._client.load_report(self._id))
 
     def finish(self, keep: bool) -> Report:
-        """Tell the controller, which drops what nobody else uses, and hang up.
+        """Tell the controller that the load is over, and close the connection.
 
-        The controller has looked at the page cache when the load was opened there: what was read
-        before that is dropped here, as this process has looked earlier.
+        The controller drops what nobody else uses, but it looked at the page cache only when the
+        load was opened there.  This process has looked earlier, so it drops what was read in
+        between.
+
+        Args:
+            keep: leave the load's pages in the page cache.
+
+        Returns:
+            The last report.
+
+        Raises:
+            PagecacheError: the controller has ended, or refuses.
         """
         try:
             answer = self._client.done(self._id, keep=keep)
@@ -93,10 +111,11 @@ class ControllerLoad:
         )
 
     def forget(self) -> None:
-        """Close the child's end; the load is the parent's."""
+        """Close the child's end of the connection; the load stays the parent's."""
         self._client.disconnect()
 
     def _read(self, answer: dict[str, Any]) -> Report:
+        """Convert what the controller answers about a load into a report."""
         counters = answer.get("counters") or {}
         wanted = numbers(counters, "read_bytes", "mmap_bytes")
         found = numbers(
@@ -125,7 +144,15 @@ class ControllerLoad:
 
 
 def residency(path: Path) -> int:
-    """Count the bytes of a file in the page cache, as the controller tells whoever can open it.
+    """Ask the controller how much of a file is in the page cache.
+
+    It tells whoever can open the file, also where the kernel tells only the owner.
+
+    Args:
+        path: the file.
+
+    Returns:
+        Bytes.
 
     Raises:
         PagecacheError: no controller runs, or it refuses.
@@ -136,7 +163,10 @@ def residency(path: Path) -> int:
 
 
 def drop(path: Path) -> int | None:
-    """Drop a file's pages through the controller.
+    """Drop a file's pages from the page cache through the controller.
+
+    Args:
+        path: the file.
 
     Returns:
         Bytes that went; None: the file was left alone, as a load reads it.

@@ -50,7 +50,7 @@ class UnprivilegedLoad:
         )
 
     def _order(self) -> list[tuple[int, int, int]] | None:
-        """The order of the template, if there is one and it fits."""
+        """Return the order of the template (index of the file, offset, length), if one is used."""
         request = self._request
         if request.template is None:
             return None
@@ -76,11 +76,23 @@ class UnprivilegedLoad:
         return order
 
     def report(self) -> Report:
-        """Tell how it goes."""
+        """Tell how the load goes.
+
+        Returns:
+            The report; how much is in the page cache is None where this user may not know.
+        """
         return self._read(resident_of(self._request.model.files) if self._snapshot.known else None)
 
     def finish(self, keep: bool) -> Report:
-        """End the window and drop what was not in the cache before."""
+        """End the window.
+
+        Args:
+            keep: leave its pages in the page cache; otherwise those go that were not there before
+                it.
+
+        Returns:
+            The last report.
+        """
         self._window.stop()
         evicted = self._window.dropped_bytes
         dropped = 0 if keep else self._snapshot.drop_rest()
@@ -91,9 +103,10 @@ class UnprivilegedLoad:
         )
 
     def forget(self) -> None:
-        """Do nothing: threads do not follow into a child."""
+        """Do nothing: threads do not follow into a child of fork()."""
 
     def _read(self, resident: int | None) -> Report:
+        """Make a report of the window's numbers."""
         stalled = blocked_seconds(self._window.thread_ids)
         known = self._snapshot.known
         return replace(

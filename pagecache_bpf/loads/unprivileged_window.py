@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a process can do for its load by itself: a window ahead of its own reader.
+"""What a process without privilege does for its load: a readahead window in front of its reader.
 
 Threads read ahead, chunk by chunk in the order that is expected, and never more than the window
-ahead of what the reader has come to; where that is is looked up in /proc (progress.py).  A chunk
-that the reader has gone past is let go; one that it jumps to becomes the start of the window.
-When nothing of a reader can be seen, the window is filled once and stays as it is: the rest of
-the load goes at the kernel's own speed.
+ahead of where the reader is, which is looked up in procfs (reader_progress).  The window moves on
+as the reader passes chunks; a chunk that the reader jumps to becomes its new start. When nothing of
+a reader can be seen, the window is filled once and stays as it is: the rest of the load goes at the
+kernel's own speed.
 """
 
 from __future__ import annotations
@@ -40,6 +40,8 @@ _IDLE, _READING, _READY, _GONE = range(4)
 
 @dataclass
 class _File:
+    """A file of the load: how to open it, and what is known of its readers."""
+
     path: Path
     identity: tuple[int, int]
     size: int
@@ -52,6 +54,8 @@ class _File:
 
 @dataclass
 class _Chunk:
+    """A chunk of a file, given by its index, that is read, passed and dropped as a whole."""
+
     file: int
     offset: int
     length: int
@@ -60,11 +64,21 @@ class _Chunk:
 
 
 class ReadaheadWindow:
-    """A window over the files of one load; runs until stop().
+    """A window over the files of one load; it runs until stop().
 
-    files: real paths.  snapshot: what of them was in the cache before.  order: (file, offset,
-    length) in the order expected, by default that of the files.  cpus: where the workers run,
-    and so the node their pages land on.
+    Args:
+        files: real paths of the files.
+        snapshot: what of them was in the page cache before, which is never dropped.
+        order: index of the file, offset and length in bytes in the order in which they will be
+            read; None: the files one after the other.
+        budget: bytes that may be in the page cache at a time; None: no bound.
+        cpus: CPUs that the threads run on, from whose NUMA node the pages come; empty: any.
+
+    Attributes:
+        notes: what went wrong, in sentences for people.
+
+    Raises:
+        OSError: a file is gone.
     """
 
     def __init__(
@@ -115,7 +129,7 @@ class ReadaheadWindow:
 
     @property
     def outstanding_bytes(self) -> int:
-        """Bytes ahead of the reader: read or being read, and not consumed."""
+        """Bytes ahead of the reader: read or being read, and not passed by it yet."""
         return self._outstanding
 
     @property
@@ -147,6 +161,7 @@ class ReadaheadWindow:
     # --- the watcher ---
 
     def _watch(self) -> None:
+        """Look where the readers are and ask for more, again and again, until stop()."""
         self._threads.add(threading.get_native_id())
         try:
             self._pass_over_what_is_there()
@@ -160,7 +175,7 @@ class ReadaheadWindow:
             self.notes.append(f"the window ended: {type(error).__name__}: {error}")
 
     def _pass_over_what_is_there(self) -> None:
-        """Chunks that are in the cache as a whole need not be read."""
+        """Mark chunks that are wholly in the page cache, which need not be read."""
         for number, file in enumerate(self._files):
             mine = [it for it in self._chunks if it.file == number and it.before]
             if not mine or not self._snapshot.known:
@@ -171,6 +186,7 @@ class ReadaheadWindow:
                         chunk.state = _GONE
 
     def _look(self) -> None:
+        """Find out where the readers are, and which files they have closed again."""
         with self._lock:
             parts = frozenset(
                 (file, offset, _pages(self._chunks[at].length))
@@ -218,6 +234,7 @@ class ReadaheadWindow:
         self._consume([at for at in self._ready if at < self._cursor])
 
     def _is_touched(self, seen: FileProgress, chunk: _Chunk, last: _Chunk) -> bool:
+        """Tell whether a reader has passed a chunk: by its position, or by a page in its middle."""
         if seen.position >= chunk.offset + chunk.length and (
             # Further on than anybody reads between two looks: it looks for an archive's index.
             last.file != chunk.file or seen.position <= last.offset + last.length
@@ -227,7 +244,7 @@ class ReadaheadWindow:
         return any(self._progress.touched(mapping, middle) for mapping in seen.mappings)
 
     def _by_bytes_read(self) -> list[int]:
-        """The chunks that a reader with pread(2) would have come past by now, in the order."""
+        """Estimate which chunks a reader with pread(2) has passed, by the bytes it has read."""
         credit = self._progress.read_bytes(self.thread_ids)
         passed = []
         for at, chunk in enumerate(self._chunks[: self._next]):
@@ -239,6 +256,7 @@ class ReadaheadWindow:
         return passed
 
     def _consume(self, chunks: Iterable[int]) -> None:
+        """Mark chunks as passed by the reader: they leave the window, and may be dropped."""
         for at in list(chunks):
             self._chunks[at].state = _GONE
             self._ready.discard(at)
@@ -246,7 +264,7 @@ class ReadaheadWindow:
             self._consumed.append(at)
 
     def _ask(self) -> None:
-        """Ask for chunks as far as the window has room, and drop what is behind a budget."""
+        """Ask for chunks while the window has room; a budget may make passed ones go first."""
         window = self._window()
         asked = []
         with self._lock:
@@ -274,6 +292,7 @@ class ReadaheadWindow:
             self._executor.submit(read_threads.Extent(source, chunk.offset, chunk.length, 0))
 
     def _first_idle(self) -> int | None:
+        """Return the index of the next chunk to ask for; None: all have been asked for."""
         for at in range(self._next, len(self._chunks)):
             if self._chunks[at].state == _IDLE:
                 return at
@@ -281,7 +300,10 @@ class ReadaheadWindow:
         return None
 
     def _drop_one(self) -> bool:
-        """Drop the oldest chunk that is behind the reader; False: there is none."""
+        """Drop the chunk that the reader passed first, unless it was cached before the load.
+
+        False: there is none left.
+        """
         while self._consumed:
             chunk = self._chunks[self._consumed.popleft()]
             self._held -= chunk.length
@@ -294,7 +316,7 @@ class ReadaheadWindow:
         return False
 
     def _window(self) -> int:
-        """Bytes that may be ahead of the reader now: a part of what memory is left, at most."""
+        """Return how many bytes may be ahead of the reader, at most a part of the free memory."""
         now = time.monotonic()
         if now >= self._room_until:
             self._room_until = now + _MEMORY_SECONDS
@@ -306,6 +328,7 @@ class ReadaheadWindow:
     # --- the workers ---
 
     def _read(self, fd: int, start: int, length: int) -> None:
+        """Read a chunk in a thread of the executor, which binds itself to its CPUs first."""
         if not hasattr(self._bound, "done"):
             self._bound.done = True
             self._threads.add(threading.get_native_id())
@@ -318,7 +341,7 @@ class ReadaheadWindow:
             worker.by_readahead(fd, start, length)  # before Linux 5.14
 
     def _bind(self) -> None:
-        """Run where the pages should be: they land on the node of whoever reads them."""
+        """Run this thread on the wanted CPUs: pages come from the node of who reads them."""
         allowed = os.sched_getaffinity(0) & self._cpus
         if allowed:
             os.sched_setaffinity(0, allowed)
@@ -326,6 +349,7 @@ class ReadaheadWindow:
             self.notes.append("this process may not run on the node next to the device")
 
     def _settled(self, extent: read_threads.Extent, start: int, length: int) -> None:
+        """Note that a chunk is in the page cache, or that reading it has failed."""
         if extent.drop:
             return
         with self._lock:
@@ -341,13 +365,19 @@ class ReadaheadWindow:
                 self._let_go(file)
 
     def _let_go(self, file: _File) -> None:
+        """Close a file of which no chunk is being read."""
         if file.fd >= 0:
             file.fd = -1
             file.source.release()
 
 
 def free_memory() -> int:
-    """Bytes that can be filled before anybody is pressed for memory: of host and cgroup."""
+    """Ask how much memory can be filled before anything of value has to be reclaimed.
+
+    Returns:
+        Bytes: MemAvailable of the host, or the headroom of this process's memory cgroup if that is
+        less.
+    """
     free = cgroups.host_memory().get("MemAvailable", 0)
     with suppress(PagecacheError):
         headroom = cgroups.of_process().headroom
@@ -357,6 +387,7 @@ def free_memory() -> int:
 
 
 def _file(path: Path) -> _File:
+    """Describe a file, which is later opened only if its path still leads to the same inode."""
     status = os.stat(path)
     identity = (status.st_dev, status.st_ino)
 
@@ -372,7 +403,7 @@ def _file(path: Path) -> _File:
 
 
 def _cut(extents: Iterable[tuple[int, int, int]], sizes: Sequence[int]) -> list[_Chunk]:
-    """Extents as chunks of whole pages that end where aligned ones do; no byte twice."""
+    """Cut extents into chunks that end at multiples of CHUNK, none of them twice."""
     chunks = []
     taken: set[tuple[int, int]] = set()
     for file, offset, length in extents:
