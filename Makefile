@@ -25,7 +25,7 @@ RUNNING := $(shell uname -r)
 KREL ?= $(GUEST_KREL)
 
 .PHONY: help deps build peers bpf policies kmod check format coverage docs docs-site fuzz mutate test test-unit test-native test-vm test-numa \
-	test-torch test-loaders test-old vm vm-shell vm-debug debug-kernel test-kernels demo bench wheel dist chart test-delivery install \
+	test-torch test-loaders test-ray test-old vm vm-shell vm-debug debug-kernel test-kernels demo bench wheel dist chart test-delivery install \
 	install-data uninstall clean
 
 help: ## list the targets
@@ -152,6 +152,14 @@ test-loaders: build ## templates against what vLLM on the CPU reads (root; a ven
 			-e '.[all,test]' && touch build/venv-loaders/.installed; }
 	OMP_NUM_THREADS=1 $(LOADERS_PY) -m pytest tests/loaders -p no:cacheprovider -rsf \
 		--junitxml=build/test/loaders.xml
+
+# Not part of `make test`: Ray is 80 MB, and its cluster takes minutes to start and to stop.
+RAY_PY := build/venv-ray/bin/python
+test-ray: build ## a Ray cluster of three raylets: requests and replicas go where the pages are
+	$(Q)[ -e build/venv-ray/.installed ] || { python3 -m venv build/venv-ray && \
+		$(RAY_PY) -m pip install -q --disable-pip-version-check -e '.[ray]' pytest && \
+		touch build/venv-ray/.installed; }
+	$(RAY_PY) -m pytest tests/ray -rs --junitxml=build/test/ray.xml
 
 # The guest's own pytest writes the report; its exit code, a lost guest and every complaint of the
 # kernel come back through benchmarks.guest.

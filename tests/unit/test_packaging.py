@@ -102,9 +102,8 @@ def test_what_is_imported_comes_with_a_role() -> None:
     """An import without an extra would fail for everyone but developers."""
     homes = {**packages_distributions(), "pynvml": ["nvidia-ml-py"], "tomllib": ["tomli"]}
     extras = declared()
-    roles = {
-        name for role in ("all", "nvidia", "torch", "bcc", "perfetto") for name in extras[role]
-    }
+    alone = ("all", "nvidia", "ray", "torch", "bcc", "perfetto")
+    roles = {name for role in alone for name in extras[role]}
     for role in ("cli", "controller", "export", "templates"):
         roles |= extras[role]
     seen = set()
