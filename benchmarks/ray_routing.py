@@ -54,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             homes = spread(directories, list(order))
             for name in sorted(seconds, reverse=bool(number % 2)):
                 place(directories, homes)
-                wait_for_news(handles[name], homes)
+                wait_for_news(handles[name], directories, homes)
                 for model in order:
                     began = time.perf_counter()
                     node, _ = ask(handles[name], model)
