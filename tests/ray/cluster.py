@@ -53,7 +53,8 @@ def set_cached(path: Path, share: float) -> None:
         for offset in range(0, wanted, 1 << 20):
             os.pread(fd, min(1 << 20, wanted - offset), offset)
         found = cachestat(fd).cached * PAGE_SIZE
-        assert abs(found - wanted) <= 64 * PAGE_SIZE, (path, found, wanted)
+        # Some pages more or fewer are left by the kernel's own readahead and by proactive reclaim.
+        assert abs(found - wanted) <= max(64 * PAGE_SIZE, wanted // 50), (path, found, wanted)
     finally:
         os.close(fd)
 

@@ -4,6 +4,9 @@
 from __future__ import annotations
 
 import math
+import os
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,6 +22,7 @@ from pagecache_bpf.kernel.kernelfs import LIVE
 from pagecache_bpf.ray import LOOK, SECONDS, node_seconds, warm_nodes
 from pagecache_bpf.weights.files import IN_MEMORY
 from tests.ray import cluster as running
+from tests.unit import weights
 
 MODELS = ["a", "b", "c", "d", "e", "f"]
 
@@ -156,3 +160,23 @@ def test_a_dead_raylet_costs_no_request(nodes: tuple[Any, dict[str, str]]) -> No
                 assert time.monotonic() < deadline
         assert node in directories
     ray.serve.delete("dying")
+
+
+def test_the_example_serves_each_model(tmp_path: Path) -> None:
+    """As a user runs it, in a Ray of its own."""
+    sizes = {}
+    for name, rows in (("a", 1021), ("b", 2039)):
+        (tmp_path / name).mkdir()
+        file = tmp_path / name / "model.safetensors"
+        weights.safetensors(file, {name: (rows, 512)})
+        sizes[name] = file.stat().st_size
+    done = subprocess.run(
+        [sys.executable, "examples/ray_serve.py", *(f"{name}={tmp_path / name}" for name in sizes)],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "RAY_ADDRESS": "local"},
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    for name, size in sizes.items():
+        assert f"{name}: {size} bytes in " in done.stdout
