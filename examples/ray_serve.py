@@ -41,6 +41,7 @@ class Server:
         return sum(len(path.read_bytes()) for path in Path(self.models[name]).glob("*.safetensors"))
 
     async def __call__(self) -> str:
+        """Answer a request: load its model if this replica holds another."""
         began = time.perf_counter()
         name = serve.get_multiplexed_model_id()
         size = await self.get_model(name)
