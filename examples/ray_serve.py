@@ -9,6 +9,7 @@ Asks for each model once, and prints which replica answered and how long its loa
 import argparse
 import time
 from pathlib import Path
+from typing import Any
 
 import ray
 from ray import serve
@@ -35,7 +36,7 @@ class Server:
         """Serve calls this on each replica, every second."""
         return self.stats.record()
 
-    @serve.multiplexed(max_num_models_per_replica=1)
+    @serve.multiplexed(max_num_models_per_replica=1)  # type: ignore[untyped-decorator]
     async def get_model(self, name: str) -> int:
         """Load a model in place of the one that the replica holds."""
         return sum(len(path.read_bytes()) for path in Path(self.models[name]).glob("*.safetensors"))
@@ -54,7 +55,8 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("models", nargs="+", metavar="NAME=DIRECTORY")
     models = dict(word.split("=", 1) for word in parser.parse_args().models)
-    handle = serve.run(Server.bind(models), route_prefix=None)
+    deployment: Any = Server
+    handle = serve.run(deployment.bind(models), route_prefix=None)
     for name in models:
         print(handle.options(multiplexed_model_id=name).remote().result(), flush=True)
     serve.shutdown()

@@ -26,7 +26,8 @@ from tests.unit import weights
 
 NODES = 3
 #: No measurement: what is compared is where pages are.
-SPEEDS = Speeds(device=2e9, host_to_device=2e10)
+DEVICE = 2e9
+SPEEDS = Speeds(device=DEVICE, host_to_device=2e10)
 
 
 def make_models(root: Path, names: Sequence[str], rows: int) -> list[Path]:

@@ -63,7 +63,7 @@ def wait_for_news(
         seconds = told.get(SECONDS, {})
         warm = {model for model, home in homes.items() if home == node}
         size = (Path(directories[node]) / next(iter(homes)) / "model.safetensors").stat().st_size
-        limit_s = size / running.SPEEDS.device / 2  # a cached copy loads ten times faster
+        limit_s = size / running.DEVICE / 2  # a cached copy loads ten times faster
         known = all((seconds.get(model, math.inf) < limit_s) == (model in warm) for model in homes)
         if seconds and known:
             first.setdefault(node, told[LOOK])
