@@ -92,7 +92,11 @@ class Load:
         return self._pid != os.getpid() or self._shared.ready.wait(timeout)
 
     def report(self) -> Report:
-        """Tell how it goes; after done(), how it went.  Never raises."""
+        """Tell how the load goes; after done(), how it went.  Never raises.
+
+        Returns:
+            What serves it, what came from the cache and from the device, and why it is not better.
+        """
         found = self._shared.report()
         return replace(found, notes=(*self._notes, *found.notes)) if self._notes else found
 
@@ -230,7 +234,11 @@ def _close(shared: OpenLoad, keep: bool) -> None:
 
 
 def report() -> list[Report]:
-    """Tell how the open loads of this process go.  Never raises."""
+    """Tell how the open loads of this process go.  Never raises.
+
+    Returns:
+        A report a load, in the order in which they began.
+    """
     with _lock:
         loads = list(_open.values())
     return [shared.report() for shared in loads]
@@ -347,6 +355,10 @@ def residency(path: PathLike, *, tensors: bool = False) -> Residency:
         path: see load().
         tensors: whether to tell it of each tensor, too, which reads the headers.
 
+    Returns:
+        Bytes and resident bytes of all, of each file and of each tensor; None for what nobody tells
+        this user.
+
     Raises:
         UsageError: the path does not lead to weights.
         PrivilegeError: a file may not be opened.
@@ -371,7 +383,14 @@ def _residency(model: Model, tensors: bool) -> Residency:
 
 
 def residency_through_controller(path: Path) -> int | None:
-    """Return the bytes of a file that the controller says are cached; None if it does not."""
+    """Ask the controller what of a file is cached, where the kernel does not tell this user.
+
+    Args:
+        path: the file; this user has to be able to open it.
+
+    Returns:
+        Bytes; None where no controller runs, or it does not say.
+    """
     from pagecache_bpf.loads import through_controller
 
     return guarded(lambda: through_controller.residency(path), None)

@@ -54,17 +54,67 @@ class Finding:
     text: str
 
 
-def public_functions(tree: ast.Module) -> dict[int, tuple[str, bool]]:
+@dataclass(frozen=True)
+class Public:
+    """A function that has to have sections.
+
+    Attributes:
+        name: the function's, "Class.name" for a method.
+        node: the function.
+    """
+
+    name: str
+    node: ast.FunctionDef | ast.AsyncFunctionDef
+
+    @property
+    def is_property(self) -> bool:
+        """Whether it is read as an attribute."""
+        decorators = {ast.unparse(decorator) for decorator in self.node.decorator_list}
+        return bool(decorators & {"property", "cached_property"})
+
+    def caught(self) -> set[str]:
+        """Find exceptions that the function raises for a handler of its own.
+
+        Returns:
+            Names of classes that are raised in the body of a `try` that catches them by name, and
+            nowhere else in the function.
+        """
+        inside: list[ast.Raise] = []
+        for attempt in ast.walk(self.node):
+            if not isinstance(attempt, ast.Try):
+                continue
+            names = {
+                name.id
+                for handler in attempt.handlers
+                if handler.type is not None
+                for name in ast.walk(handler.type)
+                if isinstance(name, ast.Name)
+            }
+            raises = (part for line in attempt.body for part in ast.walk(line))
+            inside += [
+                part for part in raises if isinstance(part, ast.Raise) and _class(part) in names
+            ]
+        others = (part for part in ast.walk(self.node) if isinstance(part, ast.Raise))
+        leaving = {_class(part) for part in others if part not in inside}
+        return {_class(part) for part in inside} - leaving
+
+
+def _class(statement: ast.Raise) -> str:
+    """Return the name of the class that a statement raises; empty for what is no plain name."""
+    raised = statement.exc.func if isinstance(statement.exc, ast.Call) else statement.exc
+    return raised.id if isinstance(raised, ast.Name) else ""
+
+
+def public_functions(tree: ast.Module) -> dict[int, Public]:
     """Find the functions that have to have sections.
 
     Args:
         tree: a parsed module.
 
     Returns:
-        For the line of each function its name, "Class.name" for a method, and whether it is a
-        property.
+        The functions by their lines, as pydoclint tells them.
     """
-    found: dict[int, tuple[str, bool]] = {}
+    found: dict[int, Public] = {}
 
     def visit(nodes: list[ast.stmt], prefix: str) -> None:
         for node in nodes:
@@ -77,9 +127,7 @@ def public_functions(tree: ast.Module) -> dict[int, tuple[str, bool]]:
             if isinstance(node, ast.ClassDef):
                 visit(node.body, f"{prefix}{node.name}.")
                 continue
-            decorators = {ast.unparse(decorator) for decorator in node.decorator_list}
-            is_property = bool(decorators & {"property", "cached_property"})
-            found[node.lineno] = f"{prefix}{node.name}", is_property
+            found[node.lineno] = Public(f"{prefix}{node.name}", node)
 
     visit(tree.body, "")
     return found
@@ -115,18 +163,19 @@ def check(path: Path, root: Path = ROOT) -> Iterator[Finding]:
     )
     visitor.visit(tree)
     for violation in sorted(visitor.violations, key=lambda violation: int(violation.line)):
-        function, is_property = functions.get(violation.line, ("", False))
-        if not function or (name.startswith(VERBS) and function in PROTOCOL):
+        function = functions.get(violation.line)
+        if function is None or (name.startswith(VERBS) and function.name in PROTOCOL):
             continue
-        if violation.code in _NOT_ASKED or (violation.code == 201 and is_property):
+        if violation.code in _NOT_ASKED or (violation.code == 201 and function.is_property):
             continue
         text = _REMARK.sub("", str(violation.msg))
         if violation.code == 503:
-            missing = _undocumented(text)
+            caught = function.caught()
+            missing = [raised for raised in _undocumented(text) if raised not in caught]
             if not missing:
                 continue
             text = f"Raises: does not name {', '.join(missing)}"
-        yield Finding(f"{name} {function}", int(violation.line), text)
+        yield Finding(f"{name} {function.name}", int(violation.line), text)
 
 
 def _undocumented(text: str) -> list[str]:

@@ -79,6 +79,10 @@ def look(
         tensors: whether to ask for each tensor, too, which reads the headers.
         ask: what is asked for a file of which the kernel tells this user nothing.
 
+    Returns:
+        Bytes and resident bytes of the model, of each file and, if asked for, of each tensor; what
+        the kernel does not tell this user is None, and a note says why.
+
     Raises:
         UsageError: a file cannot be opened.
         PrivilegeError: this user may not open a file.

@@ -112,7 +112,14 @@ def is_loopback(address: Address) -> bool:
 
 
 def take_all() -> StatsSnapshot:
-    """Take a snapshot with the parts of models.  Raises as collect.take()."""
+    """Take a snapshot of all counters, with what is cached of each part of a model.
+
+    Returns:
+        The snapshot; the exporter turns it into the answer to one scrape.
+
+    Raises:
+        PagecacheError: as collect.take().
+    """
     return take(declarations.PARTS)
 
 
@@ -275,7 +282,14 @@ _PEM = (
 
 
 def check_files(tls: Tls) -> None:
-    """Load them before the port is taken.  Raises UsageError."""
+    """Load the certificates once before the port is taken, so that a mistake is told at the start.
+
+    Args:
+        tls: paths of the certificate, the key and, if clients need one, their authority.
+
+    Raises:
+        UsageError: one of them cannot be read, is no PEM, or does not fit the others.
+    """
     for path in filter(None, (tls.certificate, tls.key, tls.clients)):
         try:
             path.open("rb").close()
@@ -296,7 +310,15 @@ def check_files(tls: Tls) -> None:
 
 
 def listen_error(address: Address, error: OSError) -> PagecacheError:
-    """Make the error for an address that cannot be listened on."""
+    """Return the error for an address that cannot be listened on.
+
+    Args:
+        address: host and port that were asked for.
+        error: what bind() or listen() raised.
+
+    Returns:
+        The error, to raise: its class and its advice depend on what the system said.
+    """
     what = f"cannot listen on {address}"
     docs = f"{_DOCS}#cannot-listen-on"
     if error.errno == errno.EADDRINUSE:

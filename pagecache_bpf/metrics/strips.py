@@ -85,6 +85,9 @@ def of_models(engines: Engines, parts: int) -> dict[Key, tuple[int, ...]]:
         engines: which to ask for tagged files.
         parts: how many parts a model has: its files one after the other, by their names.
 
+    Returns:
+        For each model, by (model, policy, engine), the resident bytes of each part in order.
+
     Raises:
         PagecacheError: an engine does not answer.
     """
@@ -109,7 +112,17 @@ def of_models(engines: Engines, parts: int) -> dict[Key, tuple[int, ...]]:
 
 
 def tagged(engines: Engines) -> dict[Key, list[Tag]]:
-    """Return the files that policies govern now, by model and in the order of their names."""
+    """Find the files that policies govern now.
+
+    Args:
+        engines: which to ask for policies and tags.
+
+    Returns:
+        The tags by (model, policy, engine), in the order of the files' names: "2" before "10".
+
+    Raises:
+        PagecacheError: an engine does not answer.
+    """
     found: dict[Key, list[Tag]] = {}
     running = {status.name: engine for engine, status in engines.policies()}
     for tag in engines.tags():

@@ -43,7 +43,8 @@ and leaves the cache is counted; the counters of reads, mmap and stalls stay 0. 
 says what each counter means and what cannot be seen.
 """
 
-from pagecache_bpf.observer.observer import ENDED_KEPT, Move, Observer
+from pagecache_bpf.observer.consumers import ENDED_KEPT
+from pagecache_bpf.observer.observer import Move, Observer
 from pagecache_bpf.observer.programs import RecordingGrid
 
 __all__ = ["ENDED_KEPT", "Move", "Observer", "RecordingGrid"]

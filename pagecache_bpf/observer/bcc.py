@@ -35,7 +35,14 @@ _OBSERVE = re.compile(r"^OBSERVE\((\w+), (\w+)\)$", re.M)
 
 
 def import_bcc() -> Any:
-    """The module bcc, of this Python or of the distribution.  Raises UnsupportedError."""
+    """Import BCC, of this Python or of the distribution's, which virtual environments lack.
+
+    Returns:
+        The module bcc.
+
+    Raises:
+        UnsupportedError: it is not installed, does not load, or is another package of that name.
+    """
     if "bcc" in sys.modules:
         return sys.modules["bcc"]
     spec = importlib.util.find_spec("bcc") or importlib.machinery.PathFinder.find_spec(

@@ -19,10 +19,13 @@ _WINDOW = Path("/sys/kernel/debug/fault_around_bytes")
 
 
 def maps_whole_folios() -> bool:
-    """Whether a fault maps a large folio whole, beyond the window around the fault (6.18).
+    """Probe whether a fault maps a large folio whole, beyond the window around the fault (6.18).
 
     No tracepoint tells how far.  Large folios are made by reading a small file that readahead
-    follows; where no file system at hand makes any, the answer is False.
+    follows, where a file system at hand makes any.
+
+    Returns:
+        Whether it does; False where that cannot be found out.
     """
     try:
         window = int(_WINDOW.read_text())

@@ -35,7 +35,16 @@ class ObservedFiles:
         return bool(self._policy_of)
 
     def add(self, key: bytes, fd: int, policy: str, model: str, path: str, engine: str) -> None:
-        """Count what the readers of an open file find."""
+        """Count what the readers of an open file find; where that cannot be, stats() says why.
+
+        Args:
+            key: the file's key, of kernel.file_key.
+            fd: the open file.
+            policy: the policy that governs it.
+            model: the model that it is part of.
+            path: leads to it again, for its residency.
+            engine: the engine that the policy runs on.
+        """
         if not wanted():
             self._blind = f"{VARIABLE} is off"
             return
@@ -50,23 +59,42 @@ class ObservedFiles:
             self._blind = str(error)
 
     def forget(self, key: bytes) -> None:
-        """Let go of a file."""
+        """Count a file no more; one that was not added is passed over.
+
+        Args:
+            key: the file's key, as add() was given it.
+        """
         if self._policy_of.pop(key, None) is not None and self._observer:
             self._observer.untag(key)
 
     def forget_policy(self, policy: str) -> None:
-        """Let go of what a policy governed."""
+        """Count the files no more that a policy governed.
+
+        Args:
+            policy: its name.
+        """
         for key in [key for key, name in self._policy_of.items() if name == policy]:
             self.forget(key)
 
     def own(self, pid: int) -> None:
-        """What this process reads is prefetched and no access."""
+        """Take what a process reads as prefetched, and as no access of a reader's.
+
+        An observer that is made later is told of it, too.
+
+        Args:
+            pid: the process, of this project: an agent, a worker, a recorder.
+        """
         self._own = {process for process in self._own if os.path.exists(f"/proc/{process}")} | {pid}
         if self._observer:
             self._observer.own(pid)
 
     def stats(self) -> dict[str, Any]:
-        """A snapshot, as pagecache_bpf.observer describes it; level "off" without an observer."""
+        """Take a snapshot of what readers have found.
+
+        Returns:
+            What pagecache_bpf.observer describes; without an observer its level is "off", and
+            `missing` says why.
+        """
         if self._observer:
             return self._observer.snapshot()
         return {

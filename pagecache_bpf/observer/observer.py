@@ -1,12 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The observer: tags files, reads the counts, follows cursors."""
+"""The observer: tags files, reads the counts, follows cursors.
+
+Who the readers are, and which of them have ended, is observer/consumers.py's.
+"""
 
 from __future__ import annotations
 
 import ctypes
 import os
 import time
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,6 +24,7 @@ from pagecache_bpf.kernel.file_pages import PAGE_SIZE
 from pagecache_bpf.kernel.inode_filter import InodeBits
 from pagecache_bpf.kernel.numa import nodes
 from pagecache_bpf.kernel.own_processes import OwnProcesses
+from pagecache_bpf.observer.consumers import Consumer, Consumers, by_process, is_alive, sums
 from pagecache_bpf.observer.count_maps import BITS_PAGES
 from pagecache_bpf.observer.programs import ACCESSES, FAULTS, SWITCH, Programs, RecordingGrid
 from pagecache_bpf.observer.residency_blocks import resident_blocks
@@ -28,8 +32,6 @@ from pagecache_bpf.observer.residency_blocks import resident_blocks
 if TYPE_CHECKING:
     from pagecache_bpf.observer.bcc import BccPrograms
 
-#: How many consumers of a model are listed after their end.
-ENDED_KEPT = 32
 _SEED_TRIES = 5
 _LOOK_SECONDS = 10.0  # how long what nobody reads may be gone unnoticed
 
@@ -74,14 +76,6 @@ class _Model:
     base: dict[int, list[int]] = field(default_factory=dict)  # what was counted then, by process
 
 
-@dataclass
-class _Consumer:
-    tgid: int
-    comm: str
-    last_ns: int
-    counters: list[int]
-
-
 class Observer:
     """Counts what the readers of tagged files find in the page cache.  A context manager.
 
@@ -105,12 +99,11 @@ class Observer:
             raise PrivilegeError("only root can observe", f"this is user {os.geteuid()}")
         self._models: dict[str, _Model] = {}
         self._files: dict[bytes, _File] = {}
-        self._ended: dict[tuple[int, int], list[_Consumer]] = {}
         self._slots = 0
-        self._retired: set[int] = set()
         told = ("off", "limited", "all").index(moves)
         self._programs = _start(backend, told, without, log_dir, grid)
         self._maps = self._programs.maps
+        self._consumers = Consumers(self._maps)
         self._inodes = InodeBits(self._maps["inode_bits"])
         self._ring: libbpf.RingBuffer | None = None
         self._own = OwnProcesses(self._maps["own_processes"])
@@ -149,7 +142,11 @@ class Observer:
         return [name for name in names if SWITCH in missing and name in _STALLS]
 
     def own(self, pid: int) -> None:
-        """What this process reads into the cache or drops is ours; its reads are no accesses."""
+        """Take what a process reads as prefetched, and as no access of a reader's.
+
+        Args:
+            pid: the process, of this project.
+        """
         self._own.add(pid)
 
     # --- files ---
@@ -165,9 +162,16 @@ class Observer:
     ) -> None:
         """Observe an open file, as a part of a model; tagging it again moves it there.
 
-        path: leads to it again, for its residency; by default what /proc says of fd.
-        policy, engine: by what the model is governed; only handed on to snapshot().
-        Raises UsageError for what cannot be cached, OSError.
+        Args:
+            fd: the open file; it may be closed afterwards.
+            model: the model's name.
+            path: leads to the file again, for its residency; by default what /proc says of `fd`.
+            policy: by what the model is governed; only handed on to snapshot().
+            engine: the engine of that policy; only handed on to snapshot().
+
+        Raises:
+            UsageError: it is nothing that can be cached, or there are too many files.
+            OSError: the system refused to look at it.
         """
         key = key_of(fd)
         self.untag(key)
@@ -181,7 +185,7 @@ class Observer:
             )
         if not known.files:
             known.since_ns = time.time_ns()
-            known.base = _by_process(self._consumers().get(known.number, []))
+            known.base = by_process(self._consumers.by_model().get(known.number, []))
         known.policy, known.engine = policy or known.policy, engine or known.engine
         self._slots += 1
         blocks = -(-os.fstat(fd).st_size // (PAGE_SIZE * BITS_PAGES))
@@ -195,7 +199,14 @@ class Observer:
         self._files[key] = known.files[key] = file
 
     def untag(self, key: bytes) -> bool:
-        """Let go of a file, by pagecache_bpf.agent.engine.key_of(); False if it was not tagged."""
+        """Observe a file no more.
+
+        Args:
+            key: the file's key, of kernel.file_key.key_of().
+
+        Returns:
+            False if it was not observed.
+        """
         file = self._files.pop(key, None)
         if file is None:
             return False
@@ -204,7 +215,14 @@ class Observer:
         return True
 
     def untag_fd(self, fd: int) -> bool:
-        """Let go of an open file."""
+        """Observe an open file no more.
+
+        Args:
+            fd: the open file.
+
+        Returns:
+            False if it was not observed.
+        """
         return self.untag(key_of(fd))
 
     def _seed(self, fd: int, file: _File, model: int) -> None:
@@ -241,7 +259,7 @@ class Observer:
         with suppress(OSError):
             self._maps["observed_files"].delete(file.key)
         self._delete_bits(file)
-        self._retired.add(file.slot)
+        self._consumers.retire(file.slot)
         self._inodes.remove(file.key)
 
     def _delete_bits(self, file: _File) -> None:
@@ -251,8 +269,13 @@ class Observer:
     # --- numbers ---
 
     def snapshot(self) -> dict[str, Any]:
-        """Everything that is known now, in the shape that pagecache_bpf.observer describes."""
-        consumers = self._consumers()
+        """Read everything that is counted, as it is now.
+
+        Returns:
+            A dictionary in the shape that pagecache_bpf.observer describes; counters are sums since
+            the file was tagged.
+        """
+        consumers = self._consumers.by_model()
         raw = self._maps["observer_state"].lookup(bytes(4))
         state = abi.pagecache_observer_state.from_buffer_copy(raw or b"")
         values = self._maps["observed_files"].items()
@@ -273,7 +296,7 @@ class Observer:
         }
 
     def _model(
-        self, name: str, model: _Model, consumers: list[_Consumer], values: dict[bytes, bytes]
+        self, name: str, model: _Model, consumers: list[Consumer], values: dict[bytes, bytes]
     ) -> dict[str, Any]:
         size = resident = gone = 0
         for file in list(model.files.values()):
@@ -299,13 +322,13 @@ class Observer:
             "resident_bytes": resident,
             "resident_by_node": {"0": resident} if len(nodes()) <= 1 else "unknown",
             "since_ns": model.since_ns,
-            "counters_before": named(_sums(model.base.values())),
-            "counters": named(_sums(consumer.counters for consumer in consumers)),
+            "counters_before": named(sums(model.base.values())),
+            "counters": named(sums(consumer.counters for consumer in consumers)),
             "consumers": [
                 {
                     "tgid": consumer.tgid,
                     "comm": consumer.comm,
-                    "alive": _alive(consumer.tgid),
+                    "alive": is_alive(consumer.tgid),
                     "counters_before": named(model.base.get(consumer.tgid, [0] * len(OBSERVED))),
                     "counters": named(consumer.counters),
                 }
@@ -348,49 +371,6 @@ class Observer:
             return None
         return status.st_size
 
-    def _consumers(self) -> dict[int, list[_Consumer]]:
-        """Consumers by model number; those that have ended are taken out of the map."""
-        found: dict[int, list[_Consumer]] = {}
-        dead = set()
-        for key, raw in self._maps["observed"].items().items():
-            identity = abi.pagecache_observed_key.from_buffer_copy(key)
-            value = abi.pagecache_observed_value.from_buffer_copy(raw)
-            comm = value.comm.decode(errors="replace")
-            consumer = _Consumer(identity.tgid, comm, value.last_ns, list(value.counters))
-            if identity.tgid and not _alive(identity.tgid):
-                dead.add(identity.tgid)
-                self._maps["observed"].delete(key)
-                self._end(identity.model, consumer)
-            else:
-                found.setdefault(identity.model, []).append(consumer)
-        if dead or len(self._retired) > 1000:
-            self._purge(dead)
-        for model, ended in self._ended.items():
-            found.setdefault(model[0], []).extend(ended)
-        return found
-
-    def _end(self, model: int, consumer: _Consumer) -> None:
-        kept = self._ended.setdefault((model, 0), [])
-        kept.append(consumer)
-        if len(kept) > ENDED_KEPT + 1:
-            # The first stands for all that are not listed; it is nobody's process.
-            one, two = kept.pop(0), kept.pop(0)
-            both = [a + b for a, b in zip(one.counters, two.counters, strict=True)]
-            kept.insert(0, _Consumer(0, "", 0, both))
-
-    def _purge(self, dead: set[int]) -> None:
-        """Forget what processes that have ended, or untagged files, had mapped."""
-        seen = self._maps["seen_bits"]
-        for key in list(seen.keys()):
-            slot, tgid = int.from_bytes(key[:4], "little"), int.from_bytes(key[4:8], "little")
-            if tgid in dead or slot in self._retired:
-                seen.delete(key)
-        self._retired.clear()
-        mappers = self._maps["mappers"]
-        for key in list(mappers.keys()):
-            if not _alive(int.from_bytes(key, "little")):
-                mappers.delete(key)
-
     # --- recording ---
 
     def slot_of(self, fd: int) -> int:
@@ -398,6 +378,9 @@ class Observer:
 
         Args:
             fd: the open file.
+
+        Returns:
+            The number; no other file gets it while this observer is open.
 
         Raises:
             UsageError: it is not observed.
@@ -430,9 +413,17 @@ class Observer:
     # --- cursors ---
 
     def poll(self, receive: Callable[[Move], None], milliseconds: int = 0) -> int:
-        """Hand over cursor moves, waiting for the first; how many there were.
+        """Hand over moves of readers' cursors, waiting for the first of them.
 
-        Always with the same `receive`.  Raises PagecacheError when moves are "off".
+        Args:
+            receive: called with each move, in this thread; it has to be the same at every call.
+            milliseconds: to wait at most; 0: not at all.
+
+        Returns:
+            How many moves there were.
+
+        Raises:
+            PagecacheError: the observer was opened without moves, or BCC runs it, which has none.
         """
         if self._ring is None:
             if self._programs.ring_fd < 0:
@@ -462,24 +453,6 @@ def _start(
     from pagecache_bpf.observer.bcc import BccPrograms
 
     return BccPrograms(moves, without, log_dir)
-
-
-def _sums(rows: Iterable[list[int]]) -> list[int]:
-    """Each counter's sum over several processes."""
-    return [sum(column) for column in zip([0] * len(OBSERVED), *rows, strict=True)]
-
-
-def _by_process(consumers: list[_Consumer]) -> dict[int, list[int]]:
-    """The counters of each process, those of an ended one of the same number added."""
-    found: dict[int, list[int]] = {}
-    for consumer in consumers:
-        before = found.get(consumer.tgid, [0] * len(OBSERVED))
-        found[consumer.tgid] = _sums([before, consumer.counters])
-    return found
-
-
-def _alive(tgid: int) -> bool:
-    return os.path.exists(f"/proc/{tgid}")
 
 
 def _bits_key(slot: int, block: int) -> bytes:

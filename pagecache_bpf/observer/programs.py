@@ -39,7 +39,14 @@ _SYSCALLS = {
 
 
 def object_path() -> Path:
-    """The compiled programs: built in this tree, or installed.  Raises UnsupportedError."""
+    """Find the compiled programs: built in this tree, or installed.
+
+    Returns:
+        The path of observer.bpf.o.
+
+    Raises:
+        UnsupportedError: there is none.
+    """
     places = [
         _HERE.parent / "build" / "bpf" / "observer" / "observer.bpf.o",
         _HERE / "bpf" / "observer" / "observer.bpf.o",
@@ -73,6 +80,9 @@ def constants(moves: int, grid: RecordingGrid | None = None) -> dict[str, int]:
     Args:
         moves: which cursor moves are told: 0, 1 or 2, as in observer_core.bpf.h.
         grid: what a recording tells apart; None: nothing is recorded.
+
+    Returns:
+        The programs' read-only variables, by name.
     """
     namespace = os.stat("/proc/self/ns/pid")
     calls = _SYSCALLS.get(platform.machine(), _SYSCALLS["generic"])
@@ -156,7 +166,14 @@ class Programs:
 
 
 def check_tracepoints(missing: Collection[str]) -> None:
-    """Raises UnsupportedError if nothing can be counted without the missing ones."""
+    """Refuse a kernel on which nothing could be counted.
+
+    Args:
+        missing: names of tracepoints that the kernel lacks or keeps from this process.
+
+    Raises:
+        UnsupportedError: one of NEEDED is among them; without the others there are fewer numbers.
+    """
     needed = sorted(NEEDED.intersection(missing))
     if needed:
         raise UnsupportedError(

@@ -16,10 +16,19 @@ _WINDOW = 1 << 30  # bytes asked for at once; a multiple of a block
 
 
 def resident_blocks(fd: int) -> Iterator[tuple[int, bytes]]:
-    """Numbers and contents of the blocks of an open file that have resident pages.
+    """Look which pages of a file were cached before anybody observed it.
 
     A block is an element of the map `page_bits`.  Pages that are there count as used: nobody
-    knows who brought them.  Raises OSError.
+    knows who brought them.
+
+    Args:
+        fd: the open file.
+
+    Yields:
+        The number of each block that has resident pages, and its contents for the map.
+
+    Raises:
+        OSError: the kernel does not tell.
     """
     if not cached_pages(fd):
         return

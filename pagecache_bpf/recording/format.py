@@ -154,6 +154,9 @@ class Recording:
 
         Args:
             counter: a name of kernel.abi.RECORDED.
+
+        Returns:
+            The sum, in the counter's unit.
         """
         return int(self.events[counter].sum())
 
@@ -220,6 +223,9 @@ def read(path: Path) -> Recording:
 
     Args:
         path: the file.
+
+    Returns:
+        The recording, with all events in memory.
 
     Raises:
         UsageError: there is no such file, or it is no recording.

@@ -61,6 +61,9 @@ def added_to(environment: Mapping[str, str], path: str) -> str:
     Args:
         environment: where other recordings may be named already.
         path: the socket of the new one.
+
+    Returns:
+        The paths of all sockets, separated as PATH separates directories.
     """
     return os.pathsep.join(filter(None, (environment.get(VARIABLE), path)))
 
@@ -71,6 +74,9 @@ def taken_from(environment: Mapping[str, str], path: str) -> str:
     Args:
         environment: where it is named, perhaps beside others.
         path: the socket of that recording.
+
+    Returns:
+        The paths of the other sockets.
     """
     others = environment.get(VARIABLE, "").split(os.pathsep)
     return os.pathsep.join(other for other in others if other != path)
@@ -106,7 +112,12 @@ class PhaseListener:
         return str(self._path)
 
     def take(self) -> list[Phase]:
-        """Return the marks that have come; their times are of CLOCK_MONOTONIC."""
+        """Take the marks that have come since the last call, without waiting.
+
+        Returns:
+            The marks with the process that set each; their times are nanoseconds of
+            CLOCK_MONOTONIC. What is no mark is passed over.
+        """
         found: list[Phase] = []
         while True:
             try:

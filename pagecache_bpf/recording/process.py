@@ -50,12 +50,20 @@ class Task:
     device_limit: float | None = None
 
     def as_line(self) -> bytes:
-        """Return it as the recorder's first line of input."""
+        """Return the task as the first line of the recorder's input.
+
+        Returns:
+            JSON with a line feed, in UTF-8.
+        """
         return json.dumps(asdict(self)).encode() + b"\n"
 
 
 def main() -> int:
-    """Record until the input ends; errors are told to whoever waits for the answers."""
+    """Record until the input ends; errors are told to whoever waits for the answers.
+
+    Returns:
+        The exit status: 0 if the recording was written.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the load's to obey
     lines = _Lines(sys.stdin.fileno())
     try:

@@ -108,6 +108,9 @@ class EventSums:
 
         Args:
             file_of: the file's place in the model, by its slot.
+
+        Returns:
+            One row for each file, cell, tick and process in which something was counted.
         """
         rows = [
             (file_of[slot], cell, tick, tgid, *counters)
@@ -119,7 +122,11 @@ class EventSums:
 
 
 def agent_process() -> int | None:
-    """Return the process of engine agent; None if none runs."""
+    """Find the process of engine agent, whose reads are prefetches and no accesses.
+
+    Returns:
+        Its process id, by its socket's credentials; None if none runs.
+    """
     with suppress(OSError), socket.socket(socket.AF_UNIX) as probe:
         probe.settimeout(1.0)
         probe.connect(str(_ROOT_SOCKET))
@@ -324,6 +331,9 @@ def tensors_of(model: Model) -> list[RecordedTensor]:
 
     Args:
         model: the model.
+
+    Returns:
+        The tensors by file and offset; none of a file whose header cannot be read.
     """
     from pagecache_bpf.weights import headers
 

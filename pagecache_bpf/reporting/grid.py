@@ -94,6 +94,9 @@ class Grid:
         Args:
             file: the file's place in the recording.
             offset: in bytes.
+
+        Returns:
+            The row, from 0 at the first byte of the first file; an array for arrays.
         """
         place = np.asarray(self.bases, np.int64)[file] + offset
         return np.minimum(place * self.rows // self.total_bytes, self.rows - 1)
@@ -156,8 +159,10 @@ class Grid:
     def picture(self) -> npt.NDArray[np.uint8]:
         """Return what the map shows: for each row and column one byte.
 
-        The low two bits are the state (EMPTY ... EVICTED), the next two how much of the row is
-        resident (0 to LEVELS - 1), the high four what an access found (HIT ... MISS; 0: none).
+        Returns:
+            An array of shape (rows, columns).  The low two bits of a byte are the state (EMPTY ...
+            EVICTED), the next two how much of the row is resident (0 to LEVELS - 1), the high four
+            what an access found (HIT ... MISS; 0: none).
         """
         size = self.total_bytes / self.rows
         left = np.cumsum(self.matrix(*_LEFT), axis=1) > 0
@@ -187,7 +192,12 @@ class Grid:
         return np.array(found, np.int32).reshape(-1, 3)
 
     def series(self) -> dict[str, list[float]]:
-        """Return what the panels below the map show, a value for each column; bytes or seconds."""
+        """Return what the panels below the map show.
+
+        Returns:
+            Bytes in each column, by the name of the curve.  "device" and "headroom" are there only
+            where the recording has samples of them.
+        """
         found = {
             name: self.matrix(*names).sum(axis=0)
             for name, names in zip(("hit", "ahead", "late", "miss"), _FOUND.values(), strict=True)
@@ -208,7 +218,11 @@ class Grid:
         return {name: np.asarray(values).tolist() for name, values in found.items()}
 
     def stalls(self) -> Matrix:
-        """Return how long each reader slept for I/O in each column, in nanoseconds."""
+        """Sum up how long readers slept for I/O.
+
+        Returns:
+            Nanoseconds, an array of shape (readers, columns).
+        """
         found = np.zeros((max(1, len(self.readers)), self.columns), np.int64)
         ours = self.details.reader >= 0
         amounts = self.details.counters[:, COUNTERS.index("stall_ns")]

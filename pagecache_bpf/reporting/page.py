@@ -74,6 +74,9 @@ def active_seconds(recording: Recording) -> float:
 
     Args:
         recording: the load.
+
+    Returns:
+        Seconds; 0 if nothing was recorded.
     """
     ticks = recording.events["tick"]
     if not len(ticks):
@@ -86,6 +89,10 @@ def verdict(recording: Recording) -> str:
 
     Args:
         recording: the load.
+
+    Returns:
+        The sentence, for the top of the page: the memory, the device, readers that waited, or that
+        none of them did.
     """
     numbers = summary(recording)
     accessed, seconds = numbers["accessed_bytes"], numbers["active_seconds"]
@@ -124,6 +131,9 @@ def payload(recording: Recording) -> dict[str, Any]:
 
     Args:
         recording: the load.
+
+    Returns:
+        What is written into the page as JSON; the script in reporting/assets reads these keys.
     """
     grid = Grid(recording)
     details = grid.details
