@@ -51,7 +51,11 @@ VARIANTS: Mapping[str, Mapping[str, Any]] = {
 
 @contextmanager
 def complete_chart() -> Iterator[Path]:
-    """Yield a copy of the chart that has the alerts and the dashboard, too."""
+    """Make a copy of the chart that has the alerts and the dashboard, too.
+
+    Yields:
+        The folder of the copy, which is deleted at the end of the block.
+    """
     with tempfile.TemporaryDirectory(prefix="pagecache-bpf-chart.") as scratch:
         chart = Path(scratch) / CHART.name
         shutil.copytree(CHART, chart)
@@ -82,7 +86,11 @@ def render(values: Mapping[str, Any]) -> dict[str, str]:
 
 
 def manifests() -> dict[str, str]:
-    """Return the plain manifests, by file name; the second has only what the first has not."""
+    """Render the chart for those who do not use Helm.
+
+    Returns:
+        The plain manifests by file name; the second has only what the first has not.
+    """
     made: dict[str, str] = {}
     seen: set[str] = set()
     for file, values in VARIANTS.items():
@@ -94,7 +102,11 @@ def manifests() -> dict[str, str]:
 
 
 def problems() -> list[str]:
-    """Return what is wrong: stale manifests, and what `helm lint` calls a warning or an error."""
+    """Look for stale manifests, and for what `helm lint` calls a warning or an error.
+
+    Returns:
+        A sentence for each; empty: all is well.
+    """
     import helm_python
 
     found = []
@@ -109,7 +121,14 @@ def problems() -> list[str]:
 
 
 def pack(out: Path) -> Path:
-    """Write the archive of the chart, as `helm package` does, and return its path."""
+    """Write the archive of the chart, as `helm package` does.
+
+    Args:
+        out: the folder to write it to.
+
+    Returns:
+        The archive.
+    """
     import helm_python
 
     with complete_chart() as path, helm_python.Chart.load(str(path)) as chart:
@@ -117,7 +136,14 @@ def pack(out: Path) -> Path:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Write, check or pack, as the command line says."""
+    """Write, check or pack, as the command line says.
+
+    Args:
+        argv: the command line, without the program's name; None: sys.argv's.
+
+    Returns:
+        The exit status: 1 if --check finds something stale.
+    """
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--check", action="store_true", help="fail where something is stale")
     parser.add_argument("--pack", type=Path, metavar="DIR", help="write the archive to DIR")

@@ -30,7 +30,14 @@ ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}  # as wheels and as Debi
 
 
 def version() -> str:
-    """Return the version in pyproject.toml, the one place that has it."""
+    """Look up the version in pyproject.toml, the one place that has it.
+
+    Returns:
+        The version, such as "0.1.0".
+
+    Raises:
+        SystemExit: there is none.
+    """
     found = re.search(r'^version = "(.+)"$', (ROOT / "pyproject.toml").read_text(), re.M)
     if not found:
         raise SystemExit("pyproject.toml has no version")
@@ -38,17 +45,29 @@ def version() -> str:
 
 
 def build_wheel() -> Path:
-    """Build the wheel."""
+    """Build the wheel, with the compiled policies in it.
+
+    Returns:
+        The file in build/dist.
+    """
     return _built("--wheel", "*.whl")
 
 
 def build_sdist() -> Path:
-    """Build the source distribution."""
+    """Build the source distribution.
+
+    Returns:
+        The file in build/dist.
+    """
     return _built("--sdist", "*.tar.gz")
 
 
 def build_deb() -> list[Path]:
-    """Build the Debian packages: pagecache-bpf from the wheel, pagecache-bpf-dkms."""
+    """Build the Debian packages: pagecache-bpf from the wheel, pagecache-bpf-dkms.
+
+    Returns:
+        Both files in build/dist.
+    """
     wheel = _wheel()
     with tempfile.TemporaryDirectory(prefix="pagecache-bpf-deb.") as scratch:
         main, dkms = Path(scratch, "main"), Path(scratch, "dkms")
@@ -62,7 +81,14 @@ def build_deb() -> list[Path]:
 
 
 def build_chart() -> list[Path]:
-    """Pack the Helm chart, and copy the plain manifests beside it."""
+    """Pack the Helm chart, and copy the plain manifests beside it.
+
+    Returns:
+        The files in build/dist.
+
+    Raises:
+        SystemExit: the chart's own version is another.
+    """
     chart = [_tool("python"), "-m", "tools.chart"]
     _run(*chart, "--check")
     _run(*chart, "--pack", str(OUT))
@@ -77,7 +103,11 @@ def build_chart() -> list[Path]:
 
 
 def build_sbom() -> Path:
-    """Write what an installation with all extras consists of, in the format of CycloneDX."""
+    """Write what an installation with all extras consists of, in the format of CycloneDX.
+
+    Returns:
+        The file in build/dist.
+    """
     target = OUT / f"pagecache-bpf-{version()}.cdx.json"
     with tempfile.TemporaryDirectory(prefix="pagecache-bpf-sbom.") as scratch:
         python = Path(scratch, "venv", "bin", "python")
@@ -90,14 +120,22 @@ def build_sbom() -> Path:
 
 
 def build_image() -> Path:
-    """Build the container image, as an archive that podman, docker and containerd load."""
+    """Build the container image, as an archive that podman, docker and containerd load.
+
+    Returns:
+        The file in build/dist.
+    """
     from tools import image
 
     return image.build(_wheel(), version(), OUT)
 
 
 def checksums() -> Path:
-    """Write SHA256SUMS over all that lies in build/dist."""
+    """Write SHA256SUMS over all that lies in build/dist.
+
+    Returns:
+        The file.
+    """
     target = OUT / "SHA256SUMS"
     files = sorted(path for path in OUT.iterdir() if path.is_file() and path != target)
     lines = [f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {path.name}\n" for path in files]
@@ -251,12 +289,23 @@ def _run(*command: str, env: Mapping[str, str] | None = None) -> None:
 
 
 def parts() -> list[str]:
-    """Return what can be built, in the order in which it is."""
+    """List what can be built: what is named build_PART here.
+
+    Returns:
+        The parts, in the order in which they are built.
+    """
     return [name.removeprefix("build_") for name in globals() if name.startswith("build_")]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Build the parts that are named, all by default."""
+    """Build the parts that are named, all by default, and the checksums.
+
+    Args:
+        argv: the command line, without the program's name; None: sys.argv's.
+
+    Returns:
+        The exit status, 0: what fails raises.
+    """
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("part", nargs="*", metavar="PART", help=f"of {', '.join(parts())}")
     parser.add_argument("--tools", action="store_true", help="only install what it needs itself")

@@ -87,10 +87,13 @@ def relink(text: str, source: Path, known: dict[Path, str], root: Path) -> str:
 
 
 def modules(package: Path) -> Iterator[str]:
-    """Yield the dotted names of all public modules of a package, packages before their modules.
+    """Find all public modules of a package without importing them.
 
     Args:
         package: the folder of the package.
+
+    Yields:
+        Their dotted names, a package before its modules.
     """
     for path in sorted(package.rglob("*.py")):
         parts = path.relative_to(package.parent).with_suffix("").parts
@@ -105,6 +108,9 @@ def public_names(init: Path) -> list[str]:
 
     Args:
         init: the module's source file.
+
+    Returns:
+        The names in their order; empty: the module has no `__all__`.
     """
     for node in ast.parse(init.read_text(encoding="utf-8")).body:
         if isinstance(node, ast.Assign) and any(

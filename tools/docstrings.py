@@ -79,24 +79,38 @@ class Public:
             Names of classes that are raised in the body of a `try` that catches them by name, and
             nowhere else in the function.
         """
-        inside: list[ast.Raise] = []
+        again = {
+            statement: name
+            for handler in ast.walk(self.node)
+            if isinstance(handler, ast.ExceptHandler)
+            for name in _names(handler)
+            for statement in _raises(handler.body)
+            if statement.exc is None
+        }
+        inside: dict[ast.Raise, str] = {}
         for attempt in ast.walk(self.node):
-            if not isinstance(attempt, ast.Try):
-                continue
-            names = {
-                name.id
-                for handler in attempt.handlers
-                if handler.type is not None
-                for name in ast.walk(handler.type)
-                if isinstance(name, ast.Name)
-            }
-            raises = (part for line in attempt.body for part in ast.walk(line))
-            inside += [
-                part for part in raises if isinstance(part, ast.Raise) and _class(part) in names
-            ]
-        others = (part for part in ast.walk(self.node) if isinstance(part, ast.Raise))
-        leaving = {_class(part) for part in others if part not in inside}
-        return {_class(part) for part in inside} - leaving
+            if isinstance(attempt, ast.Try):
+                names = {name for handler in attempt.handlers for name in _names(handler)}
+                for statement in _raises(attempt.body):
+                    raised = again.get(statement) or _class(statement)
+                    if raised in names:
+                        inside[statement] = raised
+        others = set(_raises(self.node.body)) - set(inside)
+        return set(inside.values()) - {again.get(one) or _class(one) for one in others}
+
+
+def _raises(body: list[ast.stmt]) -> Iterator[ast.Raise]:
+    """Yield every `raise` below some statements."""
+    for statement in body:
+        for part in ast.walk(statement):
+            if isinstance(part, ast.Raise):
+                yield part
+
+
+def _names(handler: ast.ExceptHandler) -> set[str]:
+    """Return the plain names of the classes that a handler catches."""
+    found = ast.walk(handler.type) if handler.type is not None else ()
+    return {name.id for name in found if isinstance(name, ast.Name)}
 
 
 def _class(statement: ast.Raise) -> str:

@@ -69,7 +69,15 @@ class Counter(NamedTuple):
 
 
 def clang(body: str, *mode: str) -> str:
-    """Run the compiler over the header followed by body; returns what it wrote to stdout."""
+    """Run the compiler over the header followed by more C.
+
+    Args:
+        body: the C that follows.
+        mode: options of clang that say what to do: preprocess, or compile to a file.
+
+    Returns:
+        What it wrote to stdout.  What does not compile ends this program.
+    """
     includes = ("kernel.bpf.h", "asm-generic/ioctl.h", HEADER.name)
     source = "".join(f"#include <{name}>\n" for name in includes) + body
     command = [find_clang(), "-target", "bpf", "-O2", "-g", "-I", str(HEADER.parent)]
@@ -82,7 +90,11 @@ def clang(body: str, *mode: str) -> str:
 
 
 def macros() -> dict[str, str]:
-    """The header's own value macros and their definitions, in the order of the header."""
+    """Find the header's own value macros.
+
+    Returns:
+        Their definitions by name, in the order of the header.
+    """
     every = dict(
         line.removeprefix("#define ").split(" ", 1)
         for line in clang("", "-E", "-dM").splitlines()
@@ -93,7 +105,14 @@ def macros() -> dict[str, str]:
 
 
 def counters(family: str) -> list[tuple[str, str, str]]:
-    """Name, unit and help of each counter of an X-macro list."""
+    """Expand an X-macro list of counters.
+
+    Args:
+        family: COUNTERS, OBSERVED or RECORDED.
+
+    Returns:
+        Name, unit and help of each counter, in the order of its index.
+    """
     text = clang(
         "#define GEN_COUNTER(name, unit, help) GEN(#name, unit, help)\n"
         f"{PREFIX}{family}(GEN_COUNTER)\n",
@@ -103,7 +122,14 @@ def counters(family: str) -> list[tuple[str, str, str]]:
 
 
 def probe_source(values: dict[str, str]) -> str:
-    """C that makes the compiler write every type, and every macro's value and sign, down."""
+    """Write C that makes the compiler put down every type, and every macro's value and sign.
+
+    Args:
+        values: what macros() found.
+
+    Returns:
+        The source; compiled with -g it has types as BTF and values as symbols.
+    """
     types = re.findall(r"^(struct|enum) (pagecache_\w+) \{", TEXT, re.M)
     lines = [f"{kind} {name} gen_{name};" for kind, name in types]
     for name, text in values.items():
@@ -114,7 +140,15 @@ def probe_source(values: dict[str, str]) -> str:
 
 
 def constants(elf: Elf, values: dict[str, str]) -> Iterator[str]:
-    """Lines that define the macros."""
+    """Write the macros as Python constants.
+
+    Args:
+        elf: what probe_source() compiles to.
+        values: what macros() found.
+
+    Yields:
+        A line a macro.
+    """
     symbols = elf.symbols()
 
     def read(symbol: str, size: int) -> int:
@@ -134,12 +168,26 @@ def constants(elf: Elf, values: dict[str, str]) -> Iterator[str]:
 
 
 def class_name(name: str) -> str:
-    """PolicyRecord for pagecache_policy_record."""
+    """Name the class for a type of C.
+
+    Args:
+        name: such as pagecache_policy_record.
+
+    Returns:
+        Such as PolicyRecord.
+    """
     return "".join(word.title() for word in name.removeprefix(PREFIX.lower()).split("_"))
 
 
 def enums(btf: Btf) -> Iterator[str]:
-    """A class for each enum; its names lose what they have in common."""
+    """Write a class for each enum; its members lose what their names have in common.
+
+    Args:
+        btf: the types of the header.
+
+    Yields:
+        The lines of the classes.
+    """
     for type_id in btf.ids(BtfKind.ENUM, BtfKind.ENUM64):
         values = btf.enum_values(type_id)
         if btf.name(type_id).endswith("counter"):
@@ -161,7 +209,15 @@ def enums(btf: Btf) -> Iterator[str]:
 
 
 def field_type(btf: Btf, type_id: int) -> tuple[str, str]:
-    """A member's ctypes expression and the Python type it is read as."""
+    """Tell how Python declares and reads a member of a struct.
+
+    Args:
+        btf: the types of the header.
+        type_id: the member's type.
+
+    Returns:
+        Its ctypes expression, and the annotation of what it is read as.
+    """
     type_id = btf.resolve(type_id)
     if btf.kind(type_id) == BtfKind.ARRAY:
         element, length = btf.array(type_id)
@@ -178,7 +234,14 @@ def field_type(btf: Btf, type_id: int) -> tuple[str, str]:
 
 
 def structs(btf: Btf) -> Iterator[str]:
-    """A class for each struct, named as in C."""
+    """Write a ctypes class for each struct, named as in C.
+
+    Args:
+        btf: the types of the header.
+
+    Yields:
+        The lines of the classes.
+    """
     for type_id in btf.ids(BtfKind.STRUCT):
         name = btf.name(type_id)
         if not name.startswith(PREFIX.lower()):
@@ -197,7 +260,11 @@ def structs(btf: Btf) -> Iterator[str]:
 
 
 def generate() -> str:
-    """The text of kernel/abi.py."""
+    """Write the module from the header.
+
+    Returns:
+        The text of kernel/abi.py.
+    """
     values = macros()
     with tempfile.TemporaryDirectory(prefix="gen-abi-") as scratch:
         obj = Path(scratch, "abi.o")
@@ -217,7 +284,11 @@ def generate() -> str:
 
 
 def main() -> int:
-    """Write or check the file."""
+    """Write kernel/abi.py, or check whether it is what the header says.
+
+    Returns:
+        The exit status: 1 if --check finds it stale.
+    """
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--check", action="store_true", help="only say whether it is stale")
     args = parser.parse_args()

@@ -50,7 +50,14 @@ def build(wheel: Path, version: str, out: Path) -> Path:
 
 
 def root_file_system(suite: str) -> Path:
-    """Return a minimal Debian, made by debootstrap once and kept in build/chroots."""
+    """Make a minimal Debian with debootstrap, once; it is kept in build/chroots.
+
+    Args:
+        suite: name of the release, such as "trixie".
+
+    Returns:
+        The folder that is its root.
+    """
     place = BASES / suite
     if not (place / ".complete").exists():
         shutil.rmtree(place, ignore_errors=True)

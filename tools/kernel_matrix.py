@@ -28,7 +28,14 @@ Results = dict[str, dict[str, dict[str, int]]]
 
 
 def read_report(path: Path) -> dict[str, dict[str, int]]:
-    """Count the outcomes of one report by test file."""
+    """Count the outcomes of one report by test file.
+
+    Args:
+        path: a report of pytest's, in JUnit's format.
+
+    Returns:
+        Counts by outcome, by the file's name without test_; both sorted.
+    """
     counts: dict[str, Counter[str]] = {}
     for case in ElementTree.parse(path).getroot().iter("testcase"):
         file = case.attrib["classname"].rpartition(".")[2].removeprefix("test_")
@@ -41,7 +48,14 @@ def read_report(path: Path) -> dict[str, dict[str, int]]:
 
 
 def render(results: Results) -> str:
-    """Return the table: a row for each test file, a column for each kernel."""
+    """Write the table: a row for each test file, a column for each kernel.
+
+    Args:
+        results: what read_report() said, by kernel release.
+
+    Returns:
+        The table in Markdown.
+    """
     releases = sorted(results)
     files = sorted({file for counts in results.values() for file in counts})
     lines = [
@@ -62,14 +76,29 @@ def render(results: Results) -> str:
 
 
 def page_with(table: str, page: str) -> str:
-    """Put the table into the page."""
+    """Put the table into the page, between its two marks.
+
+    Args:
+        table: what render() returned.
+        page: the page's text.
+
+    Returns:
+        The text with that table.
+    """
     head, _, rest = page.partition(BEGIN)
     _, _, tail = rest.partition(END)
     return head + BEGIN + "\n" + table + "\n" + END + tail
 
 
 def problems(reports: list[Path]) -> list[str]:
-    """Say what of the page and the record is not what was run."""
+    """Find what of the page and the record is not what was run.
+
+    Args:
+        reports: those that are at hand.
+
+    Returns:
+        A sentence for each; empty: all is well.
+    """
     results: Results = json.loads(RECORD.read_text())
     page = PAGE.read_text()
     found = []
@@ -84,7 +113,11 @@ def problems(reports: list[Path]) -> list[str]:
 
 
 def main() -> int:
-    """Record reports, or check."""
+    """Record reports and write the table, or check both.
+
+    Returns:
+        The exit status: 1 if --check finds something.
+    """
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--check", action="store_true")
     parser.add_argument("reports", nargs="*", type=Path, metavar="REPORT")

@@ -56,6 +56,9 @@ def tests_of(module: Path, root: Path) -> list[str]:
     Args:
         module: the module's source, below `root`.
         root: the tree.
+
+    Returns:
+        Their paths below `root`; empty: no test imports it.
     """
     package, name = ".".join(module.parts[:-1]), module.stem
     wanted = re.compile(
@@ -72,7 +75,11 @@ def tests_of(module: Path, root: Path) -> list[str]:
 
 @contextmanager
 def inside(folder: Path) -> Iterator[None]:
-    """Work in another folder: cosmic-ray takes paths and the test command from where it is."""
+    """Work in another folder: cosmic-ray takes paths and the test command from where it is.
+
+    Args:
+        folder: where to be during the block.
+    """
     before = Path.cwd()
     os.chdir(folder)
     try:

@@ -12,7 +12,11 @@ REPORTS = Path(__file__).resolve().parents[1] / "build" / "test"
 
 
 def main() -> int:
-    """Print the summary; 1 when something failed or no test ran."""
+    """Print what passed, failed and was skipped in all reports of build/test, with each reason.
+
+    Returns:
+        The exit status: 1 when something failed or no test ran.
+    """
     total: Counter[str] = Counter()
     reasons: Counter[tuple[str, str]] = Counter()
     for report in sorted(REPORTS.glob("*.xml")):

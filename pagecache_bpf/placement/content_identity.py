@@ -46,9 +46,8 @@ def content_of(model: Model) -> str:
     Args:
         model: its files have to be readable.
 
-    Raises:
-        UsageError: a file cannot be opened.
-        PrivilegeError: this user may not open a file.
+    Returns:
+        The identity; two nodes with the same files have the same, wherever the files lie.
     """
     digest = hashlib.sha256()
     for part in sorted(_of_file(path) for path in model.files):

@@ -17,7 +17,11 @@ ROUNDS = 3
 
 
 def measure_copy() -> float:
-    """Return bytes a second that one thread copies out of the page cache, the best of ROUNDS."""
+    """Measure how fast one thread copies out of the page cache.
+
+    Returns:
+        Bytes a second, the best of ROUNDS rounds over FILE_BYTES.
+    """
     fd = os.memfd_create("pagecache-bpf-copy", os.MFD_CLOEXEC)
     try:
         with mmap.mmap(-1, PIECE) as buffer:

@@ -32,6 +32,9 @@ def points(shares: Mapping[str, float]) -> dict[str, int]:
 
     Args:
         shares: what load_score.relative() says, by node.
+
+    Returns:
+        Whole points by node; only the best node can have 10.
     """
     return {name: math.floor(MOST_POINTS * share) for name, share in shares.items()}
 

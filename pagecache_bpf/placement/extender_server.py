@@ -76,7 +76,14 @@ class ScorePoller:
             return sum(pool.map(self._ask, addresses))
 
     def scores_of(self, node: str) -> NodeScores | None:
-        """Return what a node said last; None: nothing, or too long ago."""
+        """Return what a node said last.
+
+        Args:
+            node: the node's name.
+
+        Returns:
+            Its scores; None: it has said nothing, or too long ago.
+        """
         with self._lock:
             last = self._last.get(node)
         if last is None:
@@ -86,7 +93,11 @@ class ScorePoller:
         return scores if age <= self._stale else None
 
     def all(self) -> list[NodeScores]:
-        """Return what every node said last that is not too old."""
+        """Return what every node said last.
+
+        Returns:
+            Scores that are not too old, in no certain order.
+        """
         with self._lock:
             names = list(self._last)
         found = (self.scores_of(name) for name in names)
@@ -116,6 +127,9 @@ def of_service(name: str, port: int, scheme: str = "http") -> Callable[[], Itera
         name: like pagecache-bpf.pagecache-bpf.svc.
         port: of the exporters.
         scheme: http or https.
+
+    Returns:
+        A function that looks the addresses up anew at each call and returns their URLs, sorted.
     """
 
     def addresses() -> Iterable[str]:

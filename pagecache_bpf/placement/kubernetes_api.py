@@ -43,6 +43,9 @@ class KubernetesApi:
     def of_pod(cls) -> KubernetesApi:
         """Return that of the cluster that this process runs in.
 
+        Returns:
+            The API server that the environment names, with the pod's token and its authority.
+
         Raises:
             UnsupportedError: it does not run in a pod with a service account.
         """
@@ -64,6 +67,9 @@ class KubernetesApi:
             path: with the query, from /api on.
             metadata: of a list, the metadata of its objects only.
 
+        Returns:
+            The object, as json decodes it.
+
         Raises:
             PrivilegeError: the service account may not.
             PagecacheError: it failed otherwise.
@@ -76,6 +82,9 @@ class KubernetesApi:
         Args:
             path: as for get(), without limit and continue.
             metadata: as for get().
+
+        Yields:
+            The objects of the list; the next page is asked for when it is needed.
 
         Raises:
             PagecacheError: as get().
@@ -97,6 +106,9 @@ class KubernetesApi:
             path: from /api on.
             body: the patch.
             kind: MERGE_PATCH or JSON_PATCH.
+
+        Returns:
+            The object as it is now.
 
         Raises:
             PrivilegeError: the service account may not.

@@ -37,6 +37,9 @@ def label_key(content: str) -> str:
 
     Args:
         content: its content identity.
+
+    Returns:
+        DOMAIN/IDENTITY; names of models are no label keys, identities always are.
     """
     return f"{DOMAIN}/{content}"
 

@@ -145,14 +145,25 @@ class NodeScores:
     missing: tuple[str, ...] = ()
 
     def find(self, wanted: str) -> ModelScore | None:
-        """Return the model with that content identity, or else with that name; None if neither."""
+        """Find a model on the node.
+
+        Args:
+            wanted: a content identity, or else the name of a model.
+
+        Returns:
+            Its score; None: the node has none of either.
+        """
         return next(
             (model for model in self.models if model.content == wanted),
             next((model for model in self.models if model.model == wanted), None),
         )
 
     def as_json(self) -> dict[str, Any]:
-        """Return what /scores and `pagecache-bpf score --json` say."""
+        """Return what /scores and `pagecache-bpf score --json` say.
+
+        Returns:
+            The node's numbers and one dictionary a model; sizes in bytes, speeds in bytes a second.
+        """
         return {
             "node": self.node,
             "time_ns": self.time_ns,
@@ -186,6 +197,9 @@ def from_json(data: Any) -> NodeScores:
 
     Args:
         data: a decoded answer of /scores.
+
+    Returns:
+        The scores, as the node would have computed them.
 
     Raises:
         PagecacheError: it is not what a node says.

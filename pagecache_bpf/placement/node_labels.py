@@ -30,10 +30,13 @@ class Publisher(Protocol):
     """Something that makes a change of a node's labels known."""
 
     def publish(self, change: LabelChange) -> None:
-        """Publish a change.
+        """Publish a change of the node's labels.
+
+        Args:
+            change: labels to set and to remove, and when they expire.
 
         Raises:
-            PagecacheError: it could not be.
+            PagecacheError: it could not be; the caller tries again.
         """
 
 
@@ -50,6 +53,9 @@ class NfdFile:
 
     def publish(self, change: LabelChange) -> None:
         """Replace the file as a whole: NFD passes over names that begin with a dot.
+
+        Args:
+            change: labels to set, and when they expire; what it removes is not in the new file.
 
         Raises:
             PagecacheError: the file cannot be written.
@@ -69,7 +75,14 @@ class NfdFile:
 
 
 def nfd_text(change: LabelChange) -> str:
-    """Return a feature file with the labels of a change."""
+    """Write a feature file of Node Feature Discovery with the labels of a change.
+
+    Args:
+        change: labels to set, and when they expire.
+
+    Returns:
+        The file's text.
+    """
     lines = [f"{key}={value}" for key, value in change.values.items()]
     return "\n".join([f"# +expiry-time={timestamp(change.expires)}", *lines]) + "\n"
 
@@ -89,6 +102,9 @@ class NodePatch:
     def read(self) -> tuple[dict[str, str], dict[str, str]]:
         """Return the labels and the annotations that it has now.
 
+        Returns:
+            Both by key; empty where the node has none.
+
         Raises:
             PagecacheError: it cannot be read.
         """
@@ -97,6 +113,9 @@ class NodePatch:
 
     def publish(self, change: LabelChange) -> None:
         """Set the labels, remove those that are gone, and set when they expire: one write.
+
+        Args:
+            change: labels to set and to remove, and when they expire.
 
         Raises:
             PagecacheError: the API server does not take it.
@@ -141,6 +160,9 @@ def expired(labels: Mapping[str, str], annotations: Mapping[str, str], now: floa
         annotations: of the same node; without a time in EXPIRES, or with one that is none, nothing
             is ours: NFD's have theirs elsewhere.
         now: seconds since 1970.
+
+    Returns:
+        The keys, sorted; empty: they have not expired.
     """
     try:
         ends = datetime.fromisoformat(annotations[EXPIRES].replace("Z", "+00:00")).timestamp()
@@ -154,6 +176,9 @@ def timestamp(seconds: float) -> str:
 
     Args:
         seconds: since 1970.
+
+    Returns:
+        Such as "2026-01-31T12:00:00Z".
     """
     return datetime.fromtimestamp(seconds, timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
 

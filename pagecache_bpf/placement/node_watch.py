@@ -44,7 +44,11 @@ class Speeds:
 
 
 def node_name() -> str:
-    """Return this node's name: NODE_NAME of the environment (Kubernetes), or the host's."""
+    """Tell this node's name, by which the scheduler knows it.
+
+    Returns:
+        NODE_NAME of the environment, which the chart sets, or the host's name.
+    """
     return os.environ.get("NODE_NAME") or platform.node() or "localhost"
 
 
@@ -53,6 +57,9 @@ def models_at(path: str | os.PathLike[str]) -> list[Model]:
 
     Args:
         path: as for load(), or a directory of models.
+
+    Returns:
+        The models; of a directory of models those that have weights.
 
     Raises:
         UsageError: there is none.
@@ -122,7 +129,11 @@ class NodeWatch:
         self._models: dict[str, Model] = {}
 
     def scores(self) -> NodeScores:
-        """Return the scores of now, or of at most KEEP_SECONDS ago."""
+        """Look at the models of this node, at most every KEEP_SECONDS.
+
+        Returns:
+            The scores of now, or of the last look; `age_ns` tells how long ago that began.
+        """
         with self._lock:
             now = time.monotonic()
             if self._last is None or now - self._last[0] > KEEP_SECONDS:
@@ -131,7 +142,14 @@ class NodeWatch:
             return replace(found, age_ns=round((time.monotonic() - began) * 1e9))
 
     def model_of(self, content: str) -> Model | None:
-        """Return the model with that content identity, as it was at the last look."""
+        """Find the model with a content identity, as it was at the last look.
+
+        Args:
+            content: the identity.
+
+        Returns:
+            The model; None: there was none.
+        """
         with self._lock:
             return self._models.get(content)
 

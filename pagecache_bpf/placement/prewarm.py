@@ -35,6 +35,9 @@ def asked_for(annotations: Mapping[str, str]) -> list[str]:
 
     Args:
         annotations: of the Node object.
+
+    Returns:
+        What is named, each once and in order; what is beyond a bound is left away.
     """
     texts = [annotations.get(key, "") for key in (ANNOTATION, WANTED)]
     names = [name.strip() for text in texts for name in text.split(",")]

@@ -58,6 +58,9 @@ def beside(application: Any, scores: Callable[[], NodeScores]) -> Application:
     Args:
         application: what answers every other path.
         scores: gives those of now.
+
+    Returns:
+        The application that answers both.
     """
 
     def serve(environ: dict[str, Any], start: Callable[..., Any]) -> Iterable[bytes]:

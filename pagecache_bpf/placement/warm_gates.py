@@ -49,6 +49,10 @@ def plan_gates(
         pods: Pod objects; those without the gate are passed over.
         nodes: what the nodes say.
         now: seconds since 1970.
+
+    Returns:
+        Pods to let go, and what to prefetch on which node meanwhile: a pod goes when a node has
+        enough of its model, when it has waited long enough, or when no node knows the model.
     """
     release = []
     warm: dict[str, dict[str, None]] = {}

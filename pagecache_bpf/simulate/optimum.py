@@ -23,12 +23,24 @@ def optimum(
     weights: Sequence[int] | None = None,
     watch: Callable[[int, bool, int | None], None] | None = None,
 ) -> Best:
-    """Replay page numbers through a cache of CAPACITY pages that evicts what is wanted last.
+    """Replay page numbers through a cache that evicts what is wanted last: no policy has more hits.
 
-    A page that is wanted enters the cache, as the kernel's read() has it.  weights: what a hit of
-    each access is worth, 1 without; the schedule maximizes hits, not their weights.  watch: called
-    with each access's number, whether it was a hit, and the page that went for it, if one did.
-    Takes O(n log n) time.  Source: L. A. Belady, IBM Systems Journal 5(2), 1966.
+    A page that is wanted enters the cache, as the kernel's read() has it.  Takes O(n log n) time.
+
+    Args:
+        pages: numbers of the pages that are read, in order.
+        capacity: pages that the cache holds.
+        weights: what a hit of each access is worth; None: 1.  The schedule maximizes hits, not
+            their weights.
+        watch: called with each access's number, whether it was a hit, and the page that went for
+            it, None if none did.
+
+    Returns:
+        The hits and the sum of their weights.
+
+    Source:
+        L. A. Belady, A study of replacement algorithms for a virtual-storage computer, IBM Systems
+        Journal 5(2), 1966.
     """
     total = len(pages)
     next_use, seen = array("q", bytes(8 * total)), dict[int, int]()

@@ -121,6 +121,9 @@ def record(
         policy: without it, the kernel's lists alone decide.
         name: of the model, for people.
 
+    Returns:
+        The recording, in the form of one of a real load; what a real one lacks is 0.
+
     Raises:
         PolicyRejected: the policy's init failed.
         UsageError: hints do not fit its maps.
@@ -174,6 +177,9 @@ def record_best(
         memory: bytes of the page cache.
         unit: bytes of a page, a power of 2.
         name: of the model, for people.
+
+    Returns:
+        The recording, in the form of one of a real load.
     """
     sums, split = _Sums(trace, unit), page_accesses(trace, unit)
     firsts = np.array(split.first)

@@ -66,7 +66,14 @@ class Result:
 
 
 def unit_for(trace: Trace) -> int:
-    """The smallest page size, in bytes, that keeps the replay below MAX_ACCESSES."""
+    """Choose the size of a page, so that the replay of a long trace stays short.
+
+    Args:
+        trace: what is going to be replayed.
+
+    Returns:
+        Bytes: the smallest power of 2, from SMALLEST_UNIT on, with at most MAX_ACCESSES accesses.
+    """
     wanted = sum(access.length for access in trace.accesses)
     unit = SMALLEST_UNIT
     while wanted // unit > MAX_ACCESSES:
@@ -117,12 +124,26 @@ class Simulator:
         begin: Callable[[Replay], None] | None = None,
         name: str = "",
     ) -> Result:
-        """Replay a trace through MEMORY bytes of cache.
+        """Replay a trace through a cache of its own, empty at first.
 
-        unit: bytes of a page, a power of 2.  order: KERNEL or LRU.  policy: without it, only the
-        order decides.  watch: called with each access's number after it; begin: before the first.
-        Raises PolicyRejected
-        (its init failed), UsageError (hints that do not fit its maps), MemoryError.
+        Args:
+            trace: what is read, and hints to the policy.
+            memory: bytes of the cache.
+            unit: bytes of a page, a power of 2.
+            order: in what order pages are reclaimed that the policy does not name: KERNEL or LRU.
+            policy: whether it is asked; without it, only the order decides.
+            knobs: settings of the policy, by name.
+            watch: called with the replay and each access's number, after the access.
+            begin: called with the replay before the first access.
+            name: of the result; by default the policy's, or the order's.
+
+        Returns:
+            What was read, found and reclaimed.
+
+        Raises:
+            PolicyRejected: the policy's init failed.
+            UsageError: hints do not fit its maps, or the memory is less than a page.
+            MemoryError: the trace has too many pages.
         """
         if memory < unit:
             raise UsageError(f"{memory} bytes are no memory", f"a page has {unit}")
@@ -159,7 +180,19 @@ class Replay:
         self.library.sim_end()
 
     def start(self, memory: int, order: int, policy: bool, knobs: Mapping[str, int]) -> None:
-        """Tell the model about the files.  Raises PolicyRejected, MemoryError."""
+        """Set the knobs, and tell the model of the cache about the files.
+
+        Args:
+            memory: bytes of the cache.
+            order: KERNEL or LRU.
+            policy: whether the policy is asked.
+            knobs: settings of the policy, by name.
+
+        Raises:
+            UsageError: a knob is of a type that cannot be set here.
+            PolicyRejected: the policy's init failed.
+            MemoryError: the trace has too many pages.
+        """
         for knob in self.info.knobs:
             size = _KNOB_TYPES.get(knob.ctype)
             if size is None:
@@ -183,7 +216,12 @@ class Replay:
             )
 
     def feed(self, policy: bool, watch: Callable[[Replay, int], None] | None) -> None:
-        """Replay all events: as many at a time as there are between hints."""
+        """Replay all events: as many at a time as there are between hints.
+
+        Args:
+            policy: whether hints are written to the policy's maps.
+            watch: called with the replay and each access's number; it has them replayed one by one.
+        """
         batch: list[Access] = []
         for number, event in enumerate(self.trace.events):
             if isinstance(event, Access):
@@ -203,7 +241,14 @@ class Replay:
         self.totals = self.library.sim_replay(events, len(batch)).contents
 
     def hint(self, event: HintEvent) -> None:
-        """Write to a map of the policy.  Raises UsageError."""
+        """Write to a map of the policy, as `pagecache-bpf hint` would.
+
+        Args:
+            event: the map's name, key and value; names of models and files stand for their numbers.
+
+        Raises:
+            UsageError: the policy has no such map, or it does not take the numbers.
+        """
         numbers = {
             **resolve(event.key, self._model, self._cgroup, self._file, lambda: event.time_ns),
             **resolve(event.value, self._model, self._cgroup, self._file, lambda: event.time_ns),
@@ -217,7 +262,17 @@ class Replay:
             raise UsageError(f"the map {found.name} was not written", os.strerror(-error))
 
     def report(self, name: str) -> Iterator[dict[str, Any]]:
-        """The elements of a map, as numbers.  Raises UsageError."""
+        """Read a map of the policy, as it is now.
+
+        Args:
+            name: the map's.
+
+        Yields:
+            The elements, each with its fields as numbers.
+
+        Raises:
+            UsageError: the policy has no such map.
+        """
         found = self._map(name)
         where, key = _address(self.library, found), None
         while True:
@@ -228,12 +283,26 @@ class Replay:
             yield found.decode(after.raw, value.raw)
 
     def resident_bytes(self, file: str) -> int:
-        """How much of a file is in the cache."""
+        """Tell how much of a file is in the cache now.
+
+        Args:
+            file: its name in the trace.
+
+        Returns:
+            Bytes, in whole pages.
+        """
         pages = self.library.sim_resident_pages(ctypes.c_uint32(self.trace.file(file)))
         return int(pages) << self.shift
 
     def result(self, name: str) -> Result:
-        """The totals."""
+        """Sum up the replay so far.
+
+        Args:
+            name: what the result is called.
+
+        Returns:
+            The totals, the policy's gauges and, if it has ended itself, its message.
+        """
         code = ctypes.c_int64()
         message = self.library.sim_exit(ctypes.byref(code))
         return Result(
@@ -326,6 +395,9 @@ def page_accesses(trace: Trace, unit: int) -> PageAccesses:
     Args:
         trace: the trace.
         unit: bytes of a page, a power of 2.
+
+    Returns:
+        An access a page, in order: which page, how many bytes of it, and which event it is of.
     """
     shift = unit.bit_length() - 1
     found, pages = PageAccesses([], array("q"), array("q"), array("q")), 0
@@ -346,7 +418,16 @@ def page_accesses(trace: Trace, unit: int) -> PageAccesses:
 
 
 def best(trace: Trace, memory: int, unit: int = SMALLEST_UNIT) -> Result:
-    """The optimum for a trace, in the shape of a replay's result."""
+    """Compute the optimum for a trace, in the shape of a replay's result.
+
+    Args:
+        trace: what is read.
+        memory: bytes of the cache.
+        unit: bytes of a page, a power of 2.
+
+    Returns:
+        The result, with no gauges: no policy ran.
+    """
     shift = unit.bit_length() - 1
     split = page_accesses(trace, unit)
     wanted, weights = split.pages, split.weights
@@ -368,7 +449,18 @@ def compare(
     knobs: Mapping[str, int] | None = None,
     unit: int = SMALLEST_UNIT,
 ) -> list[Result]:
-    """The policy, the kernel's own order, LRU and the optimum, on the same trace."""
+    """Replay a trace under a policy and under what it has to be better than.
+
+    Args:
+        info: the policy, with its source.
+        trace: what is read, and hints to the policy.
+        memory: bytes of the cache.
+        knobs: settings of the policy, by name.
+        unit: bytes of a page, a power of 2.
+
+    Returns:
+        Results of the policy, the kernel's own order, LRU and the optimum, in this order.
+    """
     simulator = Simulator(info)
     return [
         simulator.replay(trace, memory, unit=unit, knobs=knobs),

@@ -84,7 +84,14 @@ class Trace:
         return (event for event in self.events if isinstance(event, Access))
 
     def file(self, name: str) -> int:
-        """The number of the file of that name, made if need be."""
+        """Number a file by its name; one that is new is added, as part of the model of its folder.
+
+        Args:
+            name: the file's, as the trace has it.
+
+        Returns:
+            Its place in `files`.
+        """
         for number, known in enumerate(self.files):
             if known.name == name:
                 return number
@@ -101,7 +108,19 @@ class Trace:
         length: int,
         cgroup: str = "",
     ) -> None:
-        """Append a read.  Raises ValueError for numbers that cannot be."""
+        """Append a read.
+
+        Args:
+            seconds: when it is, from any start; not before the last event.
+            consumer: who reads, any name.
+            file: the file's name; it is at least as long as what is read of it.
+            offset: bytes from its start.
+            length: bytes.
+            cgroup: whose memory is charged; empty: nobody's in particular.
+
+        Raises:
+            ValueError: a number is negative, or the time runs backwards.
+        """
         if offset < 0 or length < 0:
             raise ValueError(f"offset {offset} and length {length} cannot be below 0")
         number = self.file(file)
@@ -118,7 +137,17 @@ class Trace:
         )
 
     def hint(self, seconds: float, name: str, key: dict[str, Any], value: dict[str, Any]) -> None:
-        """Append a write to a map.  Raises ValueError."""
+        """Append a write to a map of the policy.
+
+        Args:
+            seconds: when it is, not before the last event.
+            name: the map's.
+            key: the key's fields; names of models and files stand for their numbers.
+            value: the value's fields.
+
+        Raises:
+            ValueError: the time runs backwards.
+        """
         self._append(HintEvent(self._time(seconds), name, key, value))
 
     def _append(self, event: Access | HintEvent) -> None:
@@ -133,12 +162,26 @@ class Trace:
         return round(seconds * 1e9)
 
     def settle(self) -> Trace:
-        """Number the models, once all files are known."""
+        """Number the models, once all files are known.
+
+        Returns:
+            The trace itself.
+        """
         self.models = list(dict.fromkeys(file.model for file in self.files))
         return self
 
     def model_id(self, name: str) -> int:
-        """The number of a model.  Raises ValueError."""
+        """Return the number by which a policy knows a model; settle() gives it.
+
+        Args:
+            name: the model's.
+
+        Returns:
+            The number, from 1.
+
+        Raises:
+            ValueError: no file is part of such a model.
+        """
         return self.models.index(name) + 1
 
 
@@ -151,7 +194,17 @@ def _number(names: list[str], name: str) -> int:
 
 
 def read(path: Path) -> Trace:
-    """Read a trace.  Raises UsageError that names the line when it is malformed."""
+    """Read a trace.
+
+    Args:
+        path: the file; docs/policies.md says what its lines are.
+
+    Returns:
+        The trace, settled.
+
+    Raises:
+        UsageError: it cannot be read, or a line is malformed, which the error names.
+    """
     try:
         with path.open(encoding="utf-8") as lines:
             return parse(lines, str(path))
@@ -162,7 +215,18 @@ def read(path: Path) -> Trace:
 
 
 def parse(lines: Iterable[str], name: str = "trace") -> Trace:
-    """Read the lines of a trace.  Raises UsageError."""
+    """Read the lines of a trace.
+
+    Args:
+        lines: the text, line by line.
+        name: what errors call it.
+
+    Returns:
+        The trace, settled.
+
+    Raises:
+        UsageError: a line is malformed, or nothing is read.
+    """
     trace = Trace()
     for number, line in enumerate(lines, 1):
         text = line.strip()
