@@ -158,11 +158,12 @@ def _described(root: Path, base: Path, name: str, files: tuple[Path, ...]) -> Mo
 def _of_selection(root: Path, base: Path, chosen: Selection, name: str | None) -> Model:
     """Look at the files that were chosen, and leave out what is no file of its own."""
     kinds: dict[int, str | None] = {}
+    directories: dict[Path, Path] = {}
     seen: set[tuple[int, int]] = set()
     files, names, empty = [], [], []
     left_out = list(chosen.left_out)
     for shown in chosen.names:
-        real, status = regular(base / shown)
+        real, status = regular(base / shown, directories)
         if status.st_size == 0 and not chosen.required:
             empty.append(base / shown)  # a stray empty file is no reason to refuse the others
             left_out.append(LeftOut(shown, "it is empty"))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from functools import lru_cache
 
 _NUMBERS = re.compile(r"(\d+)")
 _SPLIT = re.compile(r"(?P<base>.+?)[-_](?P<number>\d{1,6})-of-(?P<count>\d{1,6})(?P<rest>\..+)")
@@ -60,13 +61,14 @@ def is_unfinished(name: str) -> bool:
     return _UNFINISHED.fullmatch(name) is not None
 
 
-def natural(name: str) -> list[tuple[int, int, str]]:
+@lru_cache(maxsize=1 << 12)
+def natural(name: str) -> tuple[tuple[int, int, str], ...]:
     """Return a sort key by which layer 10 comes after layer 9."""
     parts = (part for part in _NUMBERS.split(name) if part)
     # isdecimal: a number by any script's digits would not be what the pattern found.
-    return [
+    return tuple(
         (0, int(part), "")
         if part.isascii() and part.isdecimal() and len(part) < 20
         else (1, 0, part)
         for part in parts
-    ]
+    )

@@ -126,7 +126,12 @@ def _indexed(directory: Path, names: list[str], found: Selection) -> Selection |
             if variant_of(name):
                 continue
             shards = shards_of(directory / name)
-            missing = [shard for shard in shards if not os.path.lexists(directory / shard)]
+            there, taken = set(names), set(shards)
+            missing = [
+                shard
+                for shard in shards
+                if shard not in there and not os.path.lexists(directory / shard)
+            ]
             single = name.removesuffix(".index.json")
             if missing and single in names:
                 # transformers looks for the single file first, and only then for an index.
@@ -137,7 +142,7 @@ def _indexed(directory: Path, names: list[str], found: Selection) -> Selection |
             found.names, found.required = shards, True
             found.format = format_of(shards[0]) or ""
             for other in names:
-                if format_of(other) and other not in shards:
+                if format_of(other) and other not in taken:
                     found.left_out.append(LeftOut(other, _why_beside(other, name)))
             return found
     return None
