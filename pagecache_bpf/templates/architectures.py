@@ -109,6 +109,8 @@ COMMON: dict[str, Cut] = {
     "block_sparse_moe.gate": Cut.WHOLE,
     "feed_forward.router": Cut.WHOLE,
     "mlp.router": Cut.WHOLE,
+    "router.layer": Cut.WHOLE,  # granitemoe
+    "mixer.D": Cut.WHOLE,
     "shared_expert_gate": Cut.WHOLE,
     "wpe": Cut.WHOLE,
     "embed_positions": Cut.WHOLE,
@@ -118,7 +120,13 @@ COMMON: dict[str, Cut] = {
 #: What an architecture has otherwise, by model_type or a name of architectures, in lower case.
 ARCHITECTURES: dict[str, dict[str, Cut]] = {
     "gpt2": {"c_attn": Cut.QKV},
-    "gpt_bigcode": {"c_attn": Cut.QKV},
+    "gpt_bigcode": {"c_attn": Cut.QKV, "c_fc": Cut.WHOLE},  # which vLLM does not cut
+    "mamba": {
+        "embeddings": Cut.VOCABULARY,
+        "mixer.in_proj": Cut.GATE_UP,
+        "mixer.conv1d": Cut.OUTPUT,
+        "mixer.dt_proj": Cut.OUTPUT,
+    },
     "qwen": {"c_attn": Cut.QKV, "w2": Cut.OUTPUT},
     # vLLM reads all of it and then puts queries, keys and values one after the other.
     "bloom": {"query_key_value": Cut.WHOLE},
@@ -142,6 +150,54 @@ ARCHITECTURES: dict[str, dict[str, Cut]] = {
 CONV1D = frozenset(("gpt2", "gpt2lmheadmodel", "openai-gpt", "decision_transformer"))
 #: Architectures of which gate and up lie in turns, so that an even share has both.
 INTERLEAVED = frozenset(("gpt_oss", "gptossforcausallm"))
+
+#: Architectures, in lower case, of which vLLM has the embedding on the first stage of a
+#: pipeline only (on the last, too, where it is the output layer) and lm_head on the last one only.
+#: Of others every stage reads both.  Source: vLLM 0.32, PPMissingLayer in models/.
+PIPELINE_ENDS = frozenset(
+    {
+        "afmoeforcausallm",
+        "apertusforcausallm",
+        "axk1forcausallm",
+        "decilmforcausallm",
+        "deepseekforcausallm",
+        "deepseekv2forcausallm",
+        "deepseekv3forcausallm",
+        "ernie4_5_moeforcausallm",
+        "exaone4forcausallm",
+        "exaonemoeforcausallm",
+        "falconh1forcausallm",
+        "glm4forcausallm",
+        "glm4moeforcausallm",
+        "glm4moeliteforcausallm",
+        "graniteforcausallm",
+        "hyperclovaxforcausallm",
+        "internlm3forcausallm",
+        "iquestcoderforcausallm",
+        "lagunaforcausallm",
+        "llamaforcausallm",
+        "longcatflashforcausallm",
+        "mimoforcausallm",
+        "mimov2forcausallm",
+        "mimov2flashforcausallm",
+        "minimaxm2forcausallm",
+        "mistralforcausallm",
+        "nemotronforcausallm",
+        "panguembeddedforcausallm",
+        "pangupromoev2forcausallm",
+        "panguultramoeforcausallm",
+        "param2moeforcausallm",
+        "qwen2forcausallm",
+        "qwen3forcausallm",
+        "sarvammlaforcausallm",
+        "sarvammoeforcausallm",
+        "solarforcausallm",
+        "step1forcausallm",
+        "step3p5forcausallm",
+        "step3textforcausallm",
+        "telechat3forcausallm",
+    }
+)
 
 #: Names that are whole whatever they are part of.
 _WHOLE = re.compile(

@@ -27,6 +27,7 @@ from pagecache_bpf.templates.template import (
     Template,
     coalesce,
 )
+from pagecache_bpf.templates.touches import with_touches
 from pagecache_bpf.weights import headers
 from pagecache_bpf.weights.contents import Contents
 from pagecache_bpf.weights.models import Model
@@ -195,31 +196,45 @@ def _sliced(
     sharding: Sharding,
     ranks: Sequence[int],
 ) -> list[Extents]:
-    """Return the extents of each rank: a file's header before its first tensor, then its slices."""
+    """Return the extents of each rank.
+
+    A file's header comes before its first tensor, and a tensor's first byte before its slices.
+    """
     rows: list[list[tuple[int, int, int, int, int, int, int]]] = [[] for _ in ranks]
+    numbers: list[list[int]] = [[] for _ in ranks]  # of the places of those rows
     consumers = {number: consumer for consumer, number in enumerate(ranks)}
+    files, offsets, lengths = (np.full(len(places), -1, np.int64) for _ in range(3))
     opened = set()
     total = 0
-    for file, tensor in places:
+    for place, (file, tensor) in enumerate(places):
         contents = every[file]
         if file not in opened:
             opened.add(file)
             header = (contents.header_from, contents.header_bytes, contents.header_bytes)
             for consumer, own in enumerate(rows):
                 own.append((consumer, file, *header, 1, 0))
+                numbers[consumer].append(-1 - place)
         offset, length = int(contents.offsets[tensor]), int(contents.lengths[tensor])
         if not length:
             continue
         shape: tuple[int, ...] = ()
         if contents.kind == "safetensors":
             shape = contents.shapes[tensor]
+            files[place], offsets[place], lengths[place] = file, offset, length
         for number, pieces in sharding.readers(contents.names[tensor], shape, length):
             if number not in consumers:
                 continue
             at = consumers[number]
             for begin, size, used, count, stride in pieces:
                 rows[at].append((at, file, offset + begin, size, used, count, stride))
+            numbers[at] += [place] * len(pieces)
             total += len(pieces)
         if total > MAX_EXTENTS:
             break
-    return [coalesce(np.array(own, STRIDED)) for own in rows]
+    parts = []
+    for consumer, (own, of_places) in enumerate(zip(rows, numbers, strict=True)):
+        made = np.array(own, STRIDED)
+        own.clear()
+        at_places = np.array(of_places, np.int64)
+        parts.append(coalesce(with_touches(made, at_places, files, offsets, lengths, consumer)))
+    return parts

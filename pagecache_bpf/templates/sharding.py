@@ -13,9 +13,15 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-from pagecache_bpf.templates.architectures import CONV1D, INTERLEAVED, Cut, cut_of
-from pagecache_bpf.templates.model_config import ModelConfig, layer_of
+from pagecache_bpf.templates.architectures import (
+    CONV1D,
+    INTERLEAVED,
+    Cut,
+    cut_of,
+)
+from pagecache_bpf.templates.model_config import ModelConfig
 from pagecache_bpf.templates.parallel import Parallel
+from pagecache_bpf.templates.pipeline import Stages
 from pagecache_bpf.templates.slices import (
     Piece,
     Ranges,
@@ -92,10 +98,7 @@ class Sharding:
         self.conv1d = self._has_conv1d()
         numbers = (int(found[1]) for name in self.shapes if (found := _EXPERT.search(name)))
         self.experts = self.config.experts or max(numbers, default=-1) + 1
-        text = (name for name in self.shapes if self.config.is_text(name))
-        layers = (number for name in text if (number := layer_of(name)) is not None)
-        self.layers = self.config.layers or max(layers, default=-1) + 1
-        self._stages = self.parallel.stages_of(self.layers) if self.parallel.pp > 1 else []
+        self._stages = Stages(self.config, self.parallel, self.shapes)
         self._placed = [
             self.parallel.experts_of(rank, self.experts) for rank in range(self.parallel.ep)
         ]
@@ -140,7 +143,7 @@ class Sharding:
             shape: see pieces().
             length: see pieces().
         """
-        stages = self._stages_of(name)
+        stages = self._stages.of(name)
         if self.parallel.ep > 1:
             expert = _EXPERT.search(name)
             if expert is not None and int(expert[1]) < self.experts:
@@ -163,30 +166,6 @@ class Sharding:
             for number, rank in enumerate(self._ranks)
             if stages is None or rank.stage in stages
         ]
-
-    def _stages_of(self, name: str) -> frozenset[int] | None:
-        """Return the stages of the pipeline that read a tensor; None for all of them."""
-        if not self._stages or not self.config.is_text(name):
-            return None
-        layer = layer_of(name)
-        last = len(self._stages) - 1
-        if layer is not None and not re.search(r"\bencoder\.", name):
-            at = next((at for at, stage in enumerate(self._stages) if layer in stage), last)
-            return frozenset((at,))
-        module = name.rsplit(".", 1)[0].rsplit(".", 1)[-1]
-        if module in ("lm_head", "output", "embed_out"):
-            return frozenset((last,))
-        if module in ("embed_tokens", "wte", "tok_embeddings", "word_embeddings", "embed_in"):
-            return frozenset((0, last)) if self._last_needs_embedding() else frozenset((0,))
-        return None
-
-    def _last_needs_embedding(self) -> bool:
-        """Whether the last stage reads the input embedding: where it is the output layer, too."""
-        outputs = (".lm_head.", ".output.", ".embed_out.")
-        untied = any(
-            f".{name}".endswith(tuple(f"{end}weight" for end in outputs)) for name in self.shapes
-        )
-        return self.config.ties_embeddings or not untied
 
     # Cutting one tensor between the ranks of tensor parallelism.
 

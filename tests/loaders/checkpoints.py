@@ -87,7 +87,6 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
         {"hidden_size": 1024, "num_hidden_layers": 2, "num_attention_heads": 16, "vocab_size": 1000}
         | {"multi_query": True, "bias": False},
     ),
-    "mpt": ("mpt", {"d_model": 1024, "n_heads": 16, "n_layers": 2, "vocab_size": 1000}),
     "gpt_bigcode": (
         "gpt_bigcode",
         {"n_embd": 1024, "n_layer": 2, "n_head": 16, "vocab_size": 1000, "n_positions": 64},
@@ -99,7 +98,8 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "mixtral": ("mixtral", {**_ROWS, "intermediate_size": 4096, "num_local_experts": 4}),
     "qwen2_moe": (
         "qwen2_moe",
-        {**_ROWS, **_EXPERTS, "hidden_size": 1024, "shared_expert_intermediate_size": 4096},
+        {**_ROWS, **_EXPERTS, "hidden_size": 1024, "head_dim": 64}
+        | {"shared_expert_intermediate_size": 4096},
     ),
     "qwen3_moe": ("qwen3_moe", {**_ROWS, **_EXPERTS}),
     "olmoe": (
@@ -119,7 +119,7 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "gpt_oss": ("gpt_oss", {**_ROWS, "intermediate_size": 4096, "num_local_experts": 4}),
     "deepseek_v2": ("deepseek_v2", _LATENT),
-    "deepseek_v3": ("deepseek_v3", _LATENT),
+    "deepseek_v3": ("deepseek_v3", {**_LATENT, "topk_method": "noaux_tc"}),
 }
 
 

@@ -120,6 +120,7 @@ def test_the_command_has_the_same_bytes(tmp_path: Path) -> None:
         for name, (kind, shape) in tensors.items():
             length = math.prod(shape) * BYTES[kind]
             want[at : at + length] = covered(case["tensors"][name]["needed"][rank], length)
+            want[at] = True  # which get_tensor() looks at
             at += length
         assert (got == want).all()
 
@@ -206,7 +207,8 @@ def test_stages_of_the_pipeline() -> None:
     shapes = {f"model.layers.{n}.mlp.up_proj.weight": (8, 8) for n in range(7)}
     shapes |= {"model.embed_tokens.weight": (64, 8), "lm_head.weight": (64, 8)}
     shapes |= {"visual.blocks.0.mlp.fc1.weight": (8, 8)}
-    found = sharding({"num_hidden_layers": 7}, shapes, Parallel(pp=3))
+    llama = {"num_hidden_layers": 7, "architectures": ["LlamaForCausalLM"]}
+    found = sharding(llama, shapes, Parallel(pp=3))
 
     def layers(of: Sharding, rank: int) -> list[int]:
         names = [f"model.layers.{n}.mlp.up_proj.weight" for n in range(7)]
@@ -219,11 +221,18 @@ def test_stages_of_the_pipeline() -> None:
     ]
     assert [reads(found, "lm_head.weight", rank).any() for rank in range(3)] == [False, False, True]
     assert all(reads(found, "visual.blocks.0.mlp.fc1.weight", rank).all() for rank in range(3))
+    # Of what is not known each stage may need both ends, as vLLM's Qwen3-MoE does.
+    qwen = {"num_hidden_layers": 7, "architectures": ["Qwen3MoeForCausalLM"]}
+    for config in (qwen, {}):
+        other = sharding(config, shapes, Parallel(pp=3))
+        for name in ("model.embed_tokens.weight", "lm_head.weight"):
+            assert all(reads(other, name, rank).all() for rank in range(3))
     given = sharding({}, shapes, Parallel(pp=2, pp_layers=(6, 1)))
     assert [layers(given, rank) for rank in range(2)] == [[0, 1, 2, 3, 4, 5], [6]]
     del shapes["lm_head.weight"]
-    tied = sharding({"num_hidden_layers": 7}, shapes, Parallel(pp=3))
-    assert reads(tied, "model.embed_tokens.weight", 2).all()
+    tied = sharding(llama, shapes, Parallel(pp=3))
+    ends = [reads(tied, "model.embed_tokens.weight", rank).all() for rank in range(3)]
+    assert ends == [True, False, True]
 
 
 @pytest.mark.parametrize(
