@@ -14,11 +14,11 @@ from __future__ import annotations
 import struct
 from array import array
 from collections.abc import Iterator
-from dataclasses import dataclass
-from enum import IntEnum
 from pathlib import Path
 
-from pagecache_bpf.errors import PagecacheError
+from pagecache_bpf.kernel.btf_types import BtfError, BtfKind, Field, Member, Variable
+
+__all__ = ["Btf", "BtfError", "BtfKind", "Field", "Member", "Variable"]
 
 MAGIC = 0xEB9F
 MAX_DEPTH = 64
@@ -27,35 +27,6 @@ POINTER_SIZE = 8  # of the 64-bit kernels and of BPF
 
 _HEADER = struct.Struct("=HBBIIIII")
 _SIGN = 1 << 31
-
-
-class BtfError(PagecacheError):
-    """Type information that cannot be read."""
-
-
-class BtfKind(IntEnum):
-    """Kinds of types, numbered as in include/uapi/linux/btf.h."""
-
-    VOID = 0
-    INT = 1
-    PTR = 2
-    ARRAY = 3
-    STRUCT = 4
-    UNION = 5
-    ENUM = 6
-    FWD = 7
-    TYPEDEF = 8
-    VOLATILE = 9
-    CONST = 10
-    RESTRICT = 11
-    FUNC = 12
-    FUNC_PROTO = 13
-    VAR = 14
-    DATASEC = 15
-    FLOAT = 16
-    DECL_TAG = 17
-    TYPE_TAG = 18
-    ENUM64 = 19
 
 
 # Words (of 4 bytes) that follow the three of each type: fixed, and for each of its elements.
@@ -69,37 +40,6 @@ _ALIASES = (
     *(BtfKind.TYPEDEF, BtfKind.VOLATILE, BtfKind.CONST, BtfKind.RESTRICT),
     *(BtfKind.TYPE_TAG, BtfKind.VAR, BtfKind.DECL_TAG),
 )
-
-
-@dataclass(frozen=True)
-class Member:
-    """A member as written: bit_offset from the start of its struct; bits: 0 unless a bit field."""
-
-    name: str
-    type_id: int
-    bit_offset: int
-    bits: int
-
-
-@dataclass(frozen=True)
-class Field:
-    """A member as laid out, in bytes."""
-
-    name: str
-    offset: int
-    size: int
-    type_id: int
-
-
-@dataclass(frozen=True)
-class Variable:
-    """A variable of a data section.  In an object that is not linked yet offset is 0."""
-
-    name: str
-    type_id: int
-    offset: int
-    size: int
-    var_id: int
 
 
 class Btf:
@@ -140,6 +80,7 @@ class Btf:
     # One type.
 
     def _locate(self, type_id: int) -> tuple[Btf, int]:
+        """Return whose type it is, this object's or its base's, and where it starts, in words."""
         if self.base and type_id < self.first_id:
             return self.base._locate(type_id)
         if not self.first_id <= type_id < self.end_id:
@@ -147,6 +88,7 @@ class Btf:
         return self, self._starts[type_id - self.first_id]
 
     def _words_of(self, type_id: int) -> memoryview[int]:
+        """Return the words of a type and of all that follow it."""
         owner, start = self._locate(type_id)
         return owner._words[start:]
 
@@ -187,6 +129,7 @@ class Btf:
         return self._words_of(type_id)[2]
 
     def _string(self, offset: int) -> str:
+        """Return the string at an offset of the string section, of the base or of this object."""
         if self.base and offset < self._first_string:
             return self.base._string(offset)
         start = offset - self._first_string
@@ -196,7 +139,7 @@ class Btf:
         return self._strings[start:end].decode("utf-8", "replace")
 
     def _elements(self, type_id: int, kinds: tuple[BtfKind, ...]) -> Iterator[tuple[int, ...]]:
-        """The words of each element of a type of one of these kinds."""
+        """Yield the words of each element (member, parameter, ...) of a type of these kinds."""
         kind = self.kind(type_id)
         if kind not in kinds:
             wanted = " or ".join(k.name for k in kinds)
@@ -246,7 +189,7 @@ class Btf:
         return found
 
     def _string_offsets(self, name: bytes) -> Iterator[int]:
-        """Everywhere a string may be meant by: linkers let one be the tail of another."""
+        """Yield all offsets that mean a string: linkers let a string be the tail of another one."""
         if self.base:
             yield from self.base._string_offsets(name)
         at = self._strings.find(name + b"\0")
@@ -321,6 +264,9 @@ class Btf:
 
         Returns:
             The number of the element type, and how many elements there are.
+
+        Raises:
+            BtfError: the type is no array.
         """
         if self.kind(type_id) != BtfKind.ARRAY:
             raise BtfError("broken BTF", f"type {type_id} is not an array")
@@ -373,6 +319,9 @@ class Btf:
 
         Returns:
             The fields, in order of the declaration.
+
+        Raises:
+            BtfError: the type is neither, contains itself, or has more than MAX_FIELDS members.
         """
         found: list[Field] = []
         pending = [(0, member) for member in reversed(self.members(type_id))]
@@ -464,7 +413,7 @@ class Btf:
 
 
 def _sections(data: bytes, split: bool) -> tuple[bytes, bytes]:
-    """The string and the type section, after checking the header."""
+    """Check the header and return the string section and the type section."""
     if len(data) < _HEADER.size:
         raise BtfError("broken BTF", f"{len(data)} bytes are too few for a header")
     magic, version, _, header, type_at, type_len, string_at, string_len = _HEADER.unpack_from(data)
@@ -484,7 +433,7 @@ def _sections(data: bytes, split: bool) -> tuple[bytes, bytes]:
 
 
 def _index(words: memoryview[int]) -> array[int]:
-    """Where each type starts, in words."""
+    """Return where each type starts, in words."""
     starts = array("I")
     at, end = 0, len(words)
     while at + 3 <= end:

@@ -25,10 +25,14 @@ _libc.syscall.restype = ctypes.c_long
 
 
 class _Range(ctypes.Structure):
+    """struct cachestat_range of include/uapi/linux/mman.h."""
+
     _fields_ = (("off", ctypes.c_uint64), ("len", ctypes.c_uint64))
 
 
 class _Stat(ctypes.Structure):
+    """struct cachestat of include/uapi/linux/mman.h."""
+
     _fields_ = (
         ("nr_cache", ctypes.c_uint64),
         ("nr_dirty", ctypes.c_uint64),
@@ -45,7 +49,15 @@ _libc.syscall.argtypes = (
 
 @dataclass(frozen=True)
 class CacheStat:
-    """One answer of cachestat(2), in pages of PAGE_SIZE bytes."""
+    """One answer of cachestat(2), in pages of PAGE_SIZE bytes.
+
+    Attributes:
+        cached: pages in the page cache.
+        dirty: of these, pages that have to be written.
+        writeback: of these, pages that are being written.
+        evicted: pages that were in the page cache and left it, as far as the kernel remembers.
+        recently_evicted: of these, pages whose refault would show that memory is too small.
+    """
 
     cached: int
     dirty: int

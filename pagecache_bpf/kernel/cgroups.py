@@ -21,11 +21,15 @@ _UNLIMITED = 1 << 62  # v1 says LONG_MAX, rounded down to a page
 
 @dataclass(frozen=True)
 class Level:
-    """One cgroup; every number is bytes and includes the cgroups below.
+    """One memory cgroup; every number is bytes and includes the cgroups below.
 
-    limit: what the kernel never exceeds; high: where it begins to throttle (v2); None: none.
-    reclaimable: clean pages of files, which make room for others when they have to.  Anonymous
-    memory is not counted, swap or no swap, nor are dirty pages and slab.
+    Attributes:
+        path: its path in the hierarchy.
+        limit: what the kernel never exceeds; None: no limit.
+        high: where the kernel begins to throttle (version 2); None: no limit.
+        used: what is charged to it now.
+        reclaimable: clean pages of files, which make room for others when they have to.  Anonymous
+            memory is not counted, swap or no swap, nor are dirty pages and slab.
     """
 
     path: str
@@ -52,9 +56,12 @@ class Level:
 
 @dataclass(frozen=True)
 class Memory:
-    """A cgroup and its ancestors, the cgroup first; version: of the hierarchy, 1 or 2.
+    """A memory cgroup and its ancestors.
 
-    Without any memory controller version is None and there are no levels.
+    Attributes:
+        version: of the hierarchy with the memory controller, 1 or 2; None: there is none.
+        path: the cgroup's path in the hierarchy.
+        levels: the cgroup and its ancestors, the cgroup first; empty without a memory controller.
     """
 
     version: int | None
@@ -113,7 +120,7 @@ def directory_of(pid: int, kernel: KernelFS = LIVE) -> Path | None:
 
 
 def _place(pid: int | None, kernel: KernelFS) -> tuple[int, Mount | None, str]:
-    """Version and mount of the hierarchy, and a process's path in it."""
+    """Return the hierarchy's version and mount, and a process's path in it.  Raises UsageError."""
     text = kernel.read(f"/proc/{'self' if pid is None else pid}/cgroup")
     if text is None:
         raise UsageError(f"there is no process {pid}", "", "Check the number with `ps`")
@@ -179,17 +186,20 @@ def host_memory(kernel: KernelFS = LIVE) -> dict[str, int]:
 
 
 def unified_mount(kernel: KernelFS = LIVE) -> Path:
-    """Return where version 2 with its memory controller is mounted, or where it would be.
+    """Return where cgroup version 2 with its memory controller is mounted, or where it would be.
 
     Args:
-        kernel: the kernel's file systems.
+        kernel: where the kernel's files are read.
+
+    Returns:
+        The mount point; /sys/fs/cgroup if no mount has a memory controller of version 2.
     """
     version, mount = _hierarchy(kernel)
     return Path(mount.target if version == 2 and mount else "/sys/fs/cgroup")
 
 
 def _hierarchy(kernel: KernelFS) -> tuple[int, Mount | None]:
-    """The version and the mount that has the memory controller; no mount: there is none."""
+    """Return version and mount of the hierarchy with the memory controller; None: there is none."""
     mounts = kernel.mounts()
     for mount in mounts:
         if mount.fstype == "cgroup2":
@@ -203,6 +213,7 @@ def _hierarchy(kernel: KernelFS) -> tuple[int, Mount | None]:
 
 
 def _read(kernel: KernelFS, version: int, mount: Mount, path: str) -> Memory:
+    """Read a cgroup and its ancestors as far as the mount reaches."""
     directories = list(_directories(mount, path))
     read_level = _level_v2 if version == 2 else _level_v1
     levels = (read_level(kernel, directory, name) for directory, name in directories)
@@ -210,7 +221,7 @@ def _read(kernel: KernelFS, version: int, mount: Mount, path: str) -> Memory:
 
 
 def _directories(mount: Mount, path: str) -> Iterator[tuple[str, str]]:
-    """Where a cgroup and its ancestors are, as far as the mount reaches; with their names."""
+    """Yield directory and path of a cgroup and its ancestors, as far as the mount reaches."""
     name = PurePosixPath(path)
     if ".." in name.parts or not name.is_relative_to(mount.root):
         return  # outside the cgroup namespace, or of what is mounted
@@ -220,6 +231,7 @@ def _directories(mount: Mount, path: str) -> Iterator[tuple[str, str]]:
 
 
 def _level_v2(kernel: KernelFS, directory: str, name: str) -> Level | None:
+    """Read one cgroup of version 2; None where the memory controller is not enabled."""
     used = _number(kernel.read(f"{directory}/memory.current"))
     if used is None:  # the root, or the controller is not enabled here
         return None
@@ -233,6 +245,7 @@ def _level_v2(kernel: KernelFS, directory: str, name: str) -> Level | None:
 
 
 def _level_v1(kernel: KernelFS, directory: str, name: str) -> Level | None:
+    """Read one cgroup of version 1; None where it cannot be read."""
     used = _number(kernel.read(f"{directory}/memory.usage_in_bytes"))
     limit = _number(kernel.read(f"{directory}/memory.limit_in_bytes"))
     if used is None:
@@ -243,7 +256,7 @@ def _level_v1(kernel: KernelFS, directory: str, name: str) -> Level | None:
 
 
 def _clean(kernel: KernelFS, directory: str, lists: str, states: str) -> int:
-    """Pages of files on the reclaim lists, less those that have to be written first."""
+    """Add up pages of files on the reclaim lists, in bytes, less those to be written first."""
     stat = {}
     for line in (kernel.read(f"{directory}/memory.stat") or "").splitlines():
         name, _, value = line.partition(" ")
@@ -253,6 +266,6 @@ def _clean(kernel: KernelFS, directory: str, lists: str, states: str) -> int:
 
 
 def _number(text: str | None) -> int | None:
-    """A number of a cgroup file; None for "max" and for a file that is not there."""
+    """Read a number of a cgroup file; None for "max" and for a file that is not there."""
     text = (text or "").strip()
     return int(text) if text.isdigit() else None

@@ -14,7 +14,10 @@ LOAD, EQUAL, AT_LEAST, HAS_BITS, RETURN = 0x20, 0x15, 0x35, 0x45, 0x06
 
 
 class Instruction(ctypes.Structure):
-    """struct sock_filter: a code, how far to jump if it is true and if not, and its operand."""
+    """struct sock_filter of include/uapi/linux/filter.h.
+
+    Its members are a code, how far to jump if the test is true and if it is not, and the operand.
+    """
 
     _fields_ = (
         *(("code", ctypes.c_ushort), ("jt", ctypes.c_ubyte)),
@@ -29,10 +32,14 @@ class FilterProgram(ctypes.Structure):
 
     @classmethod
     def of(cls, instructions: Sequence[tuple[int, int, int, int]]) -> FilterProgram:
-        """Make a program.
+        """Make a program, which keeps its instructions alive.
 
         Args:
-            instructions: the members of each Instruction.
+            instructions: code, jump if true, jump if false and operand of each, as Instruction has
+                them.
+
+        Returns:
+            The program.
         """
         code = (Instruction * len(instructions))(
             *(Instruction(*members) for members in instructions)

@@ -31,7 +31,21 @@ _Record = TypeVar(
 
 @dataclass(frozen=True)
 class Info:
-    """What the loaded module can do; bounds are in pages."""
+    """What the loaded module can do, and its bounds.
+
+    Attributes:
+        abi_version: version of the ABI that it speaks.
+        hooks: names of the hooks that it can call.
+        policies: how many are attached.
+        tags: how many files are tagged.
+        max_answer_pages: pages that one answer of a readahead hook may ask for.
+        max_extent_pages: pages that one prefetch may ask for.
+        max_inflight_pages: pages that a policy may have queued for prefetch.
+        workers_per_node: threads that prefetch, by NUMA node.
+        max_invalid: invalid answers after which a policy is ended.
+        max_keep_pages: pages that one policy may keep from reclaim.
+        max_evict_us: microseconds that an evict hook may take, on average.
+    """
 
     abi_version: int
     hooks: tuple[str, ...]
@@ -48,7 +62,20 @@ class Info:
 
 @dataclass(frozen=True)
 class Tag:
-    """A file that a policy governs (active) or will govern when it is attached again."""
+    """A file that a policy governs.
+
+    Attributes:
+        dev_major: major number of the file system's device; part of the identity as the next three.
+        dev_minor: its minor number.
+        ino: the inode's number.
+        generation: the inode's generation.
+        policy: the policy's name.
+        model: the name that statistics have for the file's model.
+        model_id: the number that programs know the model by.
+        path: where the file was when it was tagged; for people, and perhaps without its beginning.
+        active: whether the policy is attached; if not, it governs the file again once it is.
+        resident_pages: pages of the file in the page cache.
+    """
 
     dev_major: int
     dev_minor: int
@@ -63,13 +90,25 @@ class Tag:
 
     @property
     def identity(self) -> tuple[int, int, int, int]:
-        """Device, inode and generation."""
+        """Device, inode and generation, which no other file has."""
         return self.dev_major, self.dev_minor, self.ino, self.generation
 
 
 @dataclass(frozen=True)
 class PolicyStatus:
-    """An attached policy; attached_ns is wall-clock time, counters are in the ABI's order."""
+    """An attached policy.
+
+    Attributes:
+        name: the policy's name.
+        attached_ns: when it was attached, in nanoseconds since 1970.
+        governed_pages: pages of its files in the page cache.
+        inflight_pages: pages that are being read ahead for it.
+        hooks: names of the hooks that it has.
+        tags: how many files it governs.
+        kept_pages: pages that it keeps from reclaim.
+        keep_max_pages: how many it may keep.
+        counters: totals since it was attached, by name, in the ABI's order.
+    """
 
     name: str
     attached_ns: int
@@ -84,7 +123,18 @@ class PolicyStatus:
 
 @dataclass(frozen=True)
 class ExitRecord:
-    """How a policy ended: kind and hook by name, code from the policy or a negative errno."""
+    """How a policy ended.
+
+    Attributes:
+        seq: number of the record; later ones are greater.
+        time_ns: when, in nanoseconds since 1970.
+        policy: the policy's name.
+        kind: who ended it, as the names of abi.ExitKind in lower case.
+        code: what the policy gave, or a negative errno.
+        hook: the hook in which it happened, as the names of abi.Hook in lower case.
+        reason: why, in a few words.
+        message: what the policy has to say; "" for none.
+    """
 
     seq: int
     time_ns: int
@@ -143,9 +193,11 @@ class Device:
             self._fd = -1
 
     def _ioctl(self, request: int, argument: ctypes.Structure) -> None:
+        """Call ioctl(2); what the kernel answers is in the argument afterwards.  Raises OSError."""
         fcntl.ioctl(self._fd, request, argument)
 
     def _raw_info(self) -> abi.pagecache_info:
+        """Ask for the module's version and bounds.  Raises UnsupportedError without an answer."""
         info = abi.pagecache_info()
         try:
             self._ioctl(abi.IOC_INFO, info)
@@ -235,6 +287,7 @@ class Device:
         self._untag(request, f"inode {ino} of device {dev_major}:{dev_minor}")
 
     def _untag(self, request: abi.pagecache_untag_request, what: str) -> None:
+        """Take a tag off; `what` names the file to people.  Raises PagecacheError."""
         try:
             self._ioctl(abi.IOC_UNTAG, request)
         except OSError as error:
@@ -243,6 +296,7 @@ class Device:
             raise PagecacheError(f"{what} was not untagged", str(error.strerror)) from error
 
     def _records(self, request: int, kind: type[_Record], since: int = 0) -> Iterator[_Record]:
+        """Yield the records of a list, each asked for by the number of the one before it."""
         seq = since
         while True:
             record = kind(seq=seq)
@@ -345,7 +399,7 @@ def status() -> list[PolicyStatus]:
 
 
 def _name(enum: type[ExitKind] | type[Hook], value: int) -> str:
-    """The name in lower case; the number for one that a newer module has added."""
+    """Return the name of a value in lower case; its number if a newer module has added it."""
     try:
         return enum(value).name.lower()
     except ValueError:
@@ -353,10 +407,12 @@ def _name(enum: type[ExitKind] | type[Hook], value: int) -> str:
 
 
 def _hook_names(bits: int) -> tuple[str, ...]:
+    """Return the names of the hooks whose bits are set."""
     return tuple(hook.name.lower() for hook in Hook if hook is not Hook.NR and bits >> hook & 1)
 
 
 def _fitting(text: str, size: int, what: str) -> bytes:
+    """Return a name as bytes, if the ABI has room for it.  Raises UsageError."""
     data = os.fsencode(text)
     if not data or len(data) >= size or b"\0" in data:
         raise UsageError(
@@ -366,6 +422,7 @@ def _fitting(text: str, size: int, what: str) -> bytes:
 
 
 def _open_error(path: Path, error: OSError) -> PagecacheError:
+    """Turn the errno of opening the device into what to do about it."""
     if error.errno in (errno.EPERM, errno.EACCES):
         return PrivilegeError(
             f"{path} cannot be opened", "this needs root", "Run the command with sudo"
@@ -380,6 +437,7 @@ def _open_error(path: Path, error: OSError) -> PagecacheError:
 
 
 def _tag_error(error: OSError, path: str, policy: str) -> PagecacheError:
+    """Turn the errno of tagging a file into what to do about it."""
     usage = {
         errno.ESRCH: (f"the policy {policy} is not attached", "Attach it first"),
         errno.EEXIST: (

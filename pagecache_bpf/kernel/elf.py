@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What we read from ELF files (BPF objects, kernel modules, vmlinux), over pyelftools."""
+"""Reads what we need from ELF files (BPF objects, kernel modules, vmlinux), over pyelftools.
+
+It knows nothing of policies; whatever is wrong with a file ends in one error.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +26,14 @@ MAX_SYMBOLS = 10_000_000
 
 @dataclass(frozen=True)
 class Symbol:
-    """A symbol: its value is the offset in its section, in bytes."""
+    """A symbol of an ELF file.
+
+    Attributes:
+        name: the symbol's name.
+        section: the name of the section that it lies in.
+        value: its offset in that section, in bytes.
+        size: bytes.
+    """
 
     name: str
     section: str
@@ -33,7 +43,12 @@ class Symbol:
 
 @dataclass(frozen=True)
 class Relocation:
-    """A place in a section (offset in bytes) that will hold the address of a symbol."""
+    """A place in a section that will hold the address of a symbol.
+
+    Attributes:
+        offset: bytes from the start of the section.
+        symbol: the symbol.
+    """
 
     offset: int
     symbol: Symbol
@@ -82,12 +97,14 @@ class Elf:
     def _damaged(self, error: Exception | str) -> UsageError:
         # pyelftools raises its own errors and, on garbage, nearly any other: to the reader of
         # the message they are the same.
+        """Make the error for whatever is wrong with the file."""
         text = str(error) or type(error).__name__
         if isinstance(error, ELFError) and "Magic" in text:
             return UsageError(f"{self.path} is not an object file", "it does not start as ELF does")
         return UsageError(f"{self.path} is damaged", text.rstrip("."), "Build it anew (make bpf)")
 
     def _index(self) -> dict[str, Section]:
+        """Return the sections by name.  Raises UsageError if there are too many."""
         count = self._elf.num_sections()
         if count > MAX_SECTIONS:
             raise self._damaged(f"it claims to have {count} sections")
@@ -121,6 +138,7 @@ class Elf:
             raise self._damaged(error) from error
 
     def _data(self, section: Section) -> bytes:
+        """Return the bytes of a section.  Raises UsageError if the file does not have them."""
         start, size = int(section["sh_offset"]), int(section["sh_size"])
         if section["sh_type"] == "SHT_NOBITS":
             raise self._damaged(f"section {section.name} has no data")
@@ -154,6 +172,7 @@ class Elf:
             raise self._damaged(error) from error
 
     def _symbol(self, table: SymbolTableSection, index: int) -> Symbol | None:
+        """Return a symbol by its index; None for one that lies in no section."""
         raw = table.get_symbol(index)
         section = raw["st_shndx"]
         if not isinstance(section, int):

@@ -78,5 +78,6 @@ def resident_vector(fd: int, offset: int, length: int) -> bytes:
 
 
 def _error() -> OSError:
+    """Make an OSError of the errno that the last call of the C library has left."""
     code = ctypes.get_errno()
     return OSError(code, os.strerror(code))

@@ -17,9 +17,16 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Mount:
-    """One line of /proc/self/mountinfo.
+    """One mount, as a line of /proc/self/mountinfo tells it.
 
-    Device number, mount point, file system type, what of it is mounted, and its options.
+    Attributes:
+        device: number of the file system's device, as st_dev of its files.
+        target: where it is mounted.
+        fstype: the type of the file system.
+        root: which directory of the file system is mounted.
+        options: those of the file system, separated by commas.
+
+    Source: Documentation/filesystems/proc.rst, /proc/<pid>/mountinfo.
     """
 
     device: int

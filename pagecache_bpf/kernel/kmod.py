@@ -219,6 +219,7 @@ def _syscall(which: int, *arguments: object) -> int:
 
 
 def _finit_module(fd: int) -> int:
+    """Load the module from an open file; return 0 or the errno."""
     return _syscall(0, ctypes.c_int(fd), ctypes.c_char_p(b""), ctypes.c_int(0))
 
 
@@ -243,6 +244,7 @@ def _modprobe(module: Path) -> None:
 
 
 def _no_module(release: str, fs: KernelFS, built: Path) -> UnsupportedError:
+    """Make the error for a kernel that there is no module file for."""
     others = releases(fs, built)
     why = f"there is one for {', '.join(others)}" if others else "there is none for any kernel"
     return UnsupportedError(
@@ -294,6 +296,7 @@ def _refused(module: Path, code: int, release: str, fs: KernelFS) -> PagecacheEr
 
 
 def _privilege_or(code: int, what: str) -> PagecacheError:
+    """Make the error for an errno: a missing right, or what dmesg may explain."""
     docs = f"{_DOCS}#{re.sub(r'[^a-z0-9_ -]', '', what.lower()).replace(' ', '-')}"
     if code in (errno.EPERM, errno.EACCES):
         return PrivilegeError(

@@ -78,6 +78,7 @@ class Messages:
 
     def _print(self, level: int, template: bytes, arguments: int) -> int:
         # A va_list is handed on as a pointer: so it is passed on amd64 and on arm64.
+        """Format a message as vsnprintf(3) does and keep it, unless it is for debugging."""
         if level < _DEBUG:
             self._format(self._text, MESSAGE_BYTES, template, arguments)
             text = self._text.value.decode("utf-8", "replace")
@@ -96,17 +97,17 @@ class ObjectMap:
 
     @property
     def name(self) -> str:
-        """Its name; that of a data section starts with a part of the object's."""
+        """The map's name; that of a data section starts with a part of the object's."""
         return str(library().bpf_map__name(self._pointer).decode())
 
     @property
     def fd(self) -> int:
-        """Its file descriptor, negative before it is loaded."""
+        """The map's file descriptor, negative before it is loaded."""
         return int(library().bpf_map__fd(self._pointer))
 
     @property
     def type(self) -> int:
-        """Its type, as enum bpf_map_type."""
+        """The map's type, a number of enum bpf_map_type."""
         return int(library().bpf_map__type(self._pointer))
 
     def write_initial(self, offset: int, data: bytes) -> None:
@@ -115,6 +116,9 @@ class ObjectMap:
         Args:
             offset: where, in bytes from the start of the section.
             data: the new bytes.
+
+        Raises:
+            PagecacheError: the map has no initial data, or less of it.
         """
         size = ctypes.c_size_t()
         start = library().bpf_map__initial_value(self._pointer, ctypes.byref(size))
@@ -124,7 +128,7 @@ class ObjectMap:
 
     @property
     def max_entries(self) -> int:
-        """How many elements it has room for."""
+        """How many elements the map has room for."""
         return int(library().bpf_map__max_entries(self._pointer))
 
     def resize(self, entries: int) -> None:
@@ -158,12 +162,12 @@ class Program:
 
     @property
     def name(self) -> str:
-        """Its function's name."""
+        """The name of the program's function."""
         return str(library().bpf_program__name(self._pointer).decode())
 
     @property
     def section(self) -> str:
-        """Its section, which says what it attaches to."""
+        """The program's section, which says what it attaches to."""
         return str(library().bpf_program__section_name(self._pointer).decode())
 
     def run(self, arguments: ctypes.Structure | None = None) -> int:
@@ -200,7 +204,15 @@ class Program:
 
 
 class RingBuffer:
-    """The reader's side of a BPF_MAP_TYPE_RINGBUF; `receive` gets each record's bytes."""
+    """The reader's side of a BPF_MAP_TYPE_RINGBUF.
+
+    Args:
+        fd: the map's descriptor.
+        receive: called with the bytes of each record, from poll().
+
+    Raises:
+        OSError: the descriptor is of no ring buffer.
+    """
 
     def __init__(self, fd: int, receive: Callable[[bytes], None]) -> None:
         def sample(_: int, data: int, size: int) -> int:
@@ -226,7 +238,7 @@ class RingBuffer:
         return _check(library().ring_buffer__poll(self._pointer, milliseconds))
 
     def close(self) -> None:
-        """Free it."""
+        """Free the memory that the ring buffer is mapped to; the map stays."""
         pointer, self._pointer = self._pointer, None
         if pointer:
             library().ring_buffer__free(pointer)
@@ -250,7 +262,7 @@ class Link:
         pin(int(library().bpf_link__fd(self._pointer)), path)
 
     def close(self) -> None:
-        """Let go of it."""
+        """Detach the program, unless the link is pinned."""
         pointer, self._pointer = self._pointer, None
         if pointer:
             library().bpf_link__destroy(pointer)
@@ -281,13 +293,17 @@ class Object:
         self.close()
 
     def close(self) -> None:
-        """Free it; what is pinned or attached stays."""
+        """Free the object; what is pinned or attached stays."""
         pointer, self._pointer = self._pointer, None
         if pointer:
             library().bpf_object__close(pointer)
 
     def load(self) -> None:
-        """Create the maps and have the programs verified.  Raises OSError."""
+        """Create the maps and have the programs verified.
+
+        Raises:
+            OSError: the kernel refuses; kernel_log says why.
+        """
         _check(library().bpf_object__load(self._pointer))
 
     def set_constants(self, values: Mapping[str, int]) -> None:
@@ -418,6 +434,7 @@ def map_info(fd: int) -> MapInfo:
 
 
 def _kernel_btf(btf_id: int) -> Btf:
+    """Return the type information that has a number in the kernel.  Raises OSError."""
     fd = _check(library().bpf_btf_get_fd_by_id(btf_id))
     try:
         info = BtfInfo()
@@ -431,12 +448,13 @@ def _kernel_btf(btf_id: int) -> Btf:
 
 
 def _info(fd: int, info: ctypes.Structure) -> None:
+    """Fill a structure with what the kernel tells about an open object.  Raises OSError."""
     size = ctypes.c_uint32(ctypes.sizeof(info))
     _check(library().bpf_obj_get_info_by_fd(fd, ctypes.byref(info), ctypes.byref(size)))
 
 
 def _checked(pointer: int | None) -> int:
-    """A pointer that libbpf returned: it reports failure by NULL and errno."""
+    """Return a pointer of libbpf's, which reports failure by NULL and errno.  Raises OSError."""
     if not pointer:
         code = ctypes.get_errno() or errno.EINVAL
         raise OSError(code, os.strerror(code))
@@ -444,7 +462,7 @@ def _checked(pointer: int | None) -> int:
 
 
 def _check(result: int, path: Path | None = None) -> int:
-    """A result of libbpf: it reports failure by a negative errno."""
+    """Return a result of libbpf's, which reports failure by a negative errno.  Raises OSError."""
     if result < 0:
         raise OSError(-result, os.strerror(-result), None if path is None else str(path))
     return result

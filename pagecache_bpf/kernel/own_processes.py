@@ -1,5 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The processes of ours whose reads are no accesses, in a map that programs look into."""
+"""Keeps the numbers of our own processes in a map that BPF programs look into.
+
+Programs do not count as an access what these processes read: it is our prefetching, not the reader
+that a policy serves.
+"""
 
 from __future__ import annotations
 
@@ -9,17 +13,21 @@ from typing import Any, Protocol
 
 
 class _Map(Protocol):
-    """Such a map, whoever loaded it."""
+    """The map of process numbers, whoever has loaded it."""
 
     def update(self, key: bytes, value: bytes) -> Any:
-        """Set a value.  Raises OSError."""
+        """Set the value of a key.  Raises OSError."""
 
     def delete(self, key: bytes) -> bool:
-        """Forget a key; False if it was not there.  Raises OSError."""
+        """Remove a key; False if it was not there.  Raises OSError."""
 
 
 class OwnProcesses:
-    """Keeps a map of process numbers; those that ended go, since numbers are used again."""
+    """A map of process numbers; those that ended are removed, since the kernel uses numbers again.
+
+    Args:
+        processes: the map, from a process number (4 bytes) to a value that is not used.
+    """
 
     def __init__(self, processes: _Map) -> None:
         self._map = processes
@@ -39,7 +47,11 @@ class OwnProcesses:
         self._pids.add(pid)
 
     def prune(self) -> None:
-        """Forget the ones that have ended."""
+        """Remove the processes that have ended.
+
+        Raises:
+            OSError: the kernel refuses to write the map.
+        """
         for pid in list(self._pids):
             if not os.path.exists(f"/proc/{pid}"):
                 self._map.delete(pid.to_bytes(4, sys.byteorder))

@@ -36,7 +36,7 @@ def descendants(pid: int, proc: Path = Path("/proc")) -> list[int]:
 
 
 def _descendants_by_parent(pid: int, proc: Path) -> list[int]:
-    """Return the same from the parents of all processes, where the kernel lists no children."""
+    """Find the descendants by the parent of every process, where the kernel lists no children."""
     children: dict[int, list[int]] = {}
     for name in os.listdir(proc):
         if name.isdigit():

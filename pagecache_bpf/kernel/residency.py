@@ -122,7 +122,7 @@ class CachedChunks:
 
     @staticmethod
     def _gaps(numbers: frozenset[int], size: int) -> Iterator[tuple[int, int]]:
-        """Ranges between these chunks, as offset and length in bytes."""
+        """Yield the ranges between these chunks, as offset and length in bytes."""
         start = 0
         for number in [*sorted(numbers), (size + CHUNK - 1) // CHUNK]:
             if number * CHUNK > start:

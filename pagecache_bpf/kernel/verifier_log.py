@@ -20,7 +20,7 @@ VERDICT_LINES = 4
 
 
 def boil_down(log: str) -> str:
-    """Return what people need of the verifier's log.
+    """Extract from the verifier's log what the author of a program has to know.
 
     Args:
         log: the whole log.

@@ -31,7 +31,17 @@ _SAFE_NAME = re.compile(r"[A-Za-z0-9_-]+")
 
 @dataclass(frozen=True)
 class Knob:
-    """A number that can be set when a policy is attached."""
+    """A number that can be set when a policy is attached.
+
+    Attributes:
+        name: the name of the policy's variable.
+        ctype: the variable's type in C.
+        default: its value unless it is set.
+        unit: what it counts, such as "pages"; "" for a plain number.
+        minimum: the least value allowed.
+        maximum: the greatest value allowed.
+        help: what it does, for people.
+    """
 
     name: str
     ctype: str
@@ -46,8 +56,17 @@ class Knob:
 class PolicyInfo:
     """What is known of a policy before it is loaded.
 
-    hooks and knobs are known only of a compiled policy (object is not None); the texts only
-    where the source is at hand.
+    Attributes:
+        name: the policy's name.
+        purpose: what it does, in a line; the texts are "" where the source is not at hand.
+        when: when to use it.
+        limits: what it cannot do.
+        hooks: names of the hooks that it has; known only of a compiled policy, as are knobs and
+            maps.
+        knobs: numbers that can be set when it is attached.
+        source: its C source; None: not at hand.
+        object: its object for engine struct_ops; None: it is not compiled.
+        maps: names of its maps.
     """
 
     name: str
@@ -62,14 +81,12 @@ class PolicyInfo:
 
     @property
     def takes_templates(self) -> bool:
-        """Whether it includes template.bpf.h: whether it can be given I/O templates."""
+        """Whether the policy includes template.bpf.h, so that it can be given I/O templates."""
         return "template_steps" in self.maps
 
 
 def discover() -> list[PolicyInfo]:
     """Return the policies that come with this package.
-
-    Raises PagecacheError.
 
     Returns:
         The policies, by name.
@@ -96,6 +113,8 @@ def find(name_or_path: str) -> PolicyInfo:
         UsageError: there is no such policy or file, or it is no policy.
         CompileError: the compiler refuses the file.
         UnsupportedError: there is no compiler.
+        PagecacheError: the policy comes with this package and is not built, or its object is
+            damaged.
     """
     known = names()
     if name_or_path in known:
@@ -158,14 +177,17 @@ def agent_object(info: PolicyInfo) -> Path:
 
 
 def _object_dirs() -> list[Path]:
+    """Return where objects are: of the installed package, of a source tree."""
     return [PACKAGE / "bpf", SOURCE_TREE / "build" / "bpf"]
 
 
 def _source_dirs() -> list[Path]:
+    """Return where sources are: of the installed package, of a source tree."""
     return [PACKAGE / "bpf", SOURCE_TREE / "bpf" / "policies"]
 
 
 def _first(directories: list[Path], name: str) -> Path | None:
+    """Return the first file of a name in some directories."""
     return next((path for at in directories if (path := at / name).is_file()), None)
 
 
@@ -180,6 +202,7 @@ def names() -> list[str]:
 
 
 def _shipped(name: str) -> PolicyInfo:
+    """Describe a policy of this package; without an object only its texts are known."""
     source = _first(_source_dirs(), name + _SOURCE)
     obj = _first(_object_dirs(), name + _OBJECT)
     if obj:
@@ -218,7 +241,7 @@ def read_object(path: Path, source: Path | None = None) -> PolicyInfo:
 
 
 def _table(elf: Elf, btf: Btf) -> tuple[str, tuple[str, ...]]:
-    """The policy's name and its hooks, from the table at its end."""
+    """Read the policy's name and its hooks from the struct_ops table.  Raises UsageError."""
     data = elf.section(TABLE_SECTION)
     variables = btf.variables(TABLE_SECTION)
     if data is None or not variables:
@@ -248,7 +271,7 @@ def _table(elf: Elf, btf: Btf) -> tuple[str, tuple[str, ...]]:
 
 
 def _knobs(elf: Elf, btf: Btf) -> tuple[Knob, ...]:
-    """The knobs: variables of .rodata that carry our tags, in the order of their addresses."""
+    """Read the knobs: variables of .rodata with our tags, in the order of their addresses."""
     data, symbols = elf.section(RODATA) or b"", elf.symbols()
     knobs = []
     for variable in btf.variables(RODATA):
@@ -290,6 +313,7 @@ def knob_tags(btf: Btf, var_id: int) -> dict[str, str]:
 
 
 def _bound(elf: Elf, knob: str, tags: Mapping[str, str], which: str) -> int:
+    """Read a knob's minimum or maximum from its tags.  Raises UsageError."""
     try:
         return int(tags[which].rstrip("uUlL"), 0)
     except (KeyError, ValueError):
@@ -299,14 +323,14 @@ def _bound(elf: Elf, knob: str, tags: Mapping[str, str], which: str) -> int:
 
 
 def _type_name(btf: Btf, type_id: int) -> str:
-    """The name a type was declared with, without const and volatile."""
+    """Return the name that a type was declared with, without const and volatile."""
     while btf.kind(type_id) in (BtfKind.CONST, BtfKind.VOLATILE):
         type_id = btf.target(type_id)
     return btf.name(type_id)
 
 
 def _texts(source: Path | None) -> dict[str, str]:
-    """Purpose, when to use it and limits: from the comment at the top of the source."""
+    """Read purpose, when to use it and limits from the comment at the top of the source."""
     text = source.read_text(encoding="utf-8", errors="replace") if source else ""
     comment = re.search(r"/\*(.*?)\*/", text, re.S)
     lines = comment.group(1).splitlines() if comment else []
@@ -359,6 +383,7 @@ def check_knobs(info: PolicyInfo, values: Mapping[str, int]) -> None:
 
 def _knob(info: PolicyInfo, name: str) -> Knob:
     # People type the hyphens of options; C has none.
+    """Find a knob by its name, which may have hyphens.  Raises UsageError."""
     wanted = name.replace("-", "_")
     for knob in info.knobs:
         if knob.name == wanted:
@@ -372,6 +397,7 @@ def _knob(info: PolicyInfo, name: str) -> Knob:
 
 
 def _value(knob: Knob, text: str) -> int:
+    """Read a number that a person has written for a knob.  Raises UsageError."""
     try:
         value = int(text.strip(), 0)
     except ValueError:
@@ -384,6 +410,7 @@ def _value(knob: Knob, text: str) -> int:
 
 
 def _check_range(knob: Knob, value: int) -> None:
+    """Check a number against the bounds of a knob.  Raises UsageError."""
     if not knob.minimum <= value <= knob.maximum:
         raise UsageError(
             f"{value} is out of range for the knob {knob.name}",

@@ -33,7 +33,11 @@ _PROBE = "#if !__has_attribute(btf_decl_tag)\n#error too old\n#endif\n"
 
 
 class CompileError(PagecacheError):
-    """The C of a policy is wrong.  log_path: all that the compiler said, if it was kept."""
+    """The C of a policy is wrong.
+
+    Attributes:
+        log_path: the file with all that the compiler said; None: it was not kept.
+    """
 
     def __init__(self, what: str, why: str, fix: str, log_path: Path | None) -> None:
         super().__init__(what, why, fix)

@@ -34,7 +34,14 @@ CONSUMERS = "consumers"  # of every policy: bpf/include/affinity.bpf.h
 
 @dataclass(frozen=True)
 class MapField:
-    """A member of a key or value; offset and size in bytes."""
+    """A member of a key or value.
+
+    Attributes:
+        name: the member's name.
+        offset: bytes from the start of the key or value.
+        size: bytes.
+        signed: whether it is a signed number.
+    """
 
     name: str
     offset: int
@@ -44,7 +51,19 @@ class MapField:
 
 @dataclass(frozen=True)
 class HintMap:
-    """A map of a policy; kind: hint or report.  Sizes in bytes."""
+    """A map of a policy that is meant for user space.
+
+    Attributes:
+        name: the map's name.
+        kind: "hint" (user space writes it) or "report" (user space reads it).
+        help: what it is for, for people.
+        type: a number of enum bpf_map_type.
+        max_entries: elements that it has room for.
+        key_size: bytes of a key.
+        value_size: bytes of a value.
+        key: members of a key.
+        value: members of a value.
+    """
 
     name: str
     kind: str

@@ -75,7 +75,7 @@ class Attachment:
         self.close()
 
     def close(self) -> None:
-        """Let go of the policy; one that is pinned stays attached until detach()."""
+        """Detach the policy; one that is pinned stays attached until detach()."""
         if self._link:
             self._link.close()
 
@@ -192,6 +192,7 @@ def knobs_of(name: str) -> dict[str, int]:
         UsageError: there is no such policy.
         PrivilegeError: the caller is not root.
         UnsupportedError: there is no libbpf.
+        PagecacheError: the kernel does not let the policy's constants be read.
     """
     _require_root("read a policy's knobs")
     if name not in pinned():
@@ -223,6 +224,7 @@ def _attach_pinned(
     device: Device,
     log_dir: Path | None,
 ) -> None:
+    """Attach a policy and pin its link and maps; on failure nothing of that stays."""
     directory = PIN_ROOT / info.name
     (directory / "maps").mkdir(parents=True, mode=0o700)
     try:
@@ -250,7 +252,7 @@ def _load_and_attach(
     log_dir: Path | None,
     maps: Path | None = None,
 ) -> libbpf.Link:
-    """Load and attach.  maps: the directory to pin the maps in, before the policy runs."""
+    """Load a policy, pin its maps in the directory `maps` if one is given, and attach it."""
     assert info.object is not None
 
     def prepare(opened: libbpf.Object) -> None:
@@ -269,6 +271,7 @@ def _load_and_attach(
 
 
 def _knob_variables(btf: Btf) -> Iterator[Variable]:
+    """Return the variables that are knobs."""
     return (variable for variable in btf.variables(RODATA) if knob_tags(btf, variable.var_id))
 
 
@@ -277,10 +280,11 @@ def set_knobs(opened: libbpf.Object, knobs: Mapping[str, int]) -> None:
 
     Args:
         opened: the object.
-        knobs: numbers by the knobs' names.
+        knobs: numbers by the knobs' names; names that the object does not have are passed over, as
+            check_knobs() refuses them.
 
     Raises:
-        UsageError: the object has no such knob.
+        UsageError: a number does not fit its variable.
     """
     if not knobs:
         return
@@ -304,6 +308,7 @@ def enlarge_maps(opened: libbpf.Object, sizes: Mapping[str, int]) -> None:
 
 
 def _pin_maps(opened: libbpf.Object, directory: Path) -> None:
+    """Pin every map but the struct_ops one by its name in a directory.  Raises OSError."""
     for bpf_map in opened.maps():
         if bpf_map.type == _STRUCT_OPS_MAP:
             continue  # held by the link
@@ -315,6 +320,7 @@ def _pin_maps(opened: libbpf.Object, directory: Path) -> None:
 def _attach_table(
     info: PolicyInfo, opened: libbpf.Object, device: Device, messages: list[str]
 ) -> libbpf.Link:
+    """Attach the struct_ops map of an object.  Raises PagecacheError."""
     since = _last_exit(device)
     for bpf_map in opened.maps():
         if bpf_map.type != _STRUCT_OPS_MAP:
@@ -329,6 +335,7 @@ def _attach_table(
 def _attach_error(
     info: PolicyInfo, device: Device, since: int, messages: list[str], error: OSError
 ) -> PagecacheError:
+    """Turn the errno of attaching into why, with what the module has recorded about it."""
     if error.errno == errno.EEXIST:
         return _already_attached(info.name)
     what = f"the policy {info.name} was not attached"
@@ -349,6 +356,7 @@ def _attach_error(
 
 
 def _already_attached(name: str) -> PagecacheError:
+    """Make the error for a name that an attached policy has."""
     fix = f"Detach it first (pagecache-bpf detach {name})"
     if name not in pinned():
         fix = "It is not pinned: end the process that holds it"
@@ -358,7 +366,10 @@ def _already_attached(name: str) -> PagecacheError:
 
 
 def _remove_stale_pins(name: str, device: Device) -> None:
-    """Remove what a dead loader or a policy that has ended by itself has left of that name."""
+    """Remove the pins that a dead loader, or a policy that has ended by itself, has left.
+
+    Raises PagecacheError if a policy of that name is attached.
+    """
     if any(policy.name == name for policy in device.policies()):
         raise _already_attached(name)
     if (PIN_ROOT / name).is_dir():
@@ -366,6 +377,7 @@ def _remove_stale_pins(name: str, device: Device) -> None:
 
 
 def _remove_pins(name: str) -> None:
+    """Unpin a policy's link, which detaches it, and then its maps."""
     directory = PIN_ROOT / name
     (directory / "link").unlink(missing_ok=True)
     maps = directory / "maps"
@@ -379,7 +391,10 @@ def _remove_pins(name: str) -> None:
 
 @contextmanager
 def _locked() -> Iterator[None]:
-    """Be the only one that attaches or detaches."""
+    """Hold a lock, so that no other process attaches or detaches meanwhile.
+
+    Raises PagecacheError if another one holds it for LOCK_SECONDS.
+    """
     _mount_bpffs()
     PIN_ROOT.mkdir(mode=0o700, exist_ok=True)
     fd = os.open(PIN_ROOT, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -412,6 +427,7 @@ def _locked() -> Iterator[None]:
 
 
 def _mount_bpffs() -> None:
+    """Mount bpffs for root alone, unless it is mounted.  Raises UnsupportedError."""
     mounts = Path("/proc/self/mounts").read_text(encoding="utf-8", errors="replace")
     kinds = [words[2] for line in mounts.splitlines() if (words := line.split())[1] == str(BPFFS)]
     if kinds and kinds[-1] == "bpf":
@@ -429,18 +445,20 @@ def _mount_bpffs() -> None:
 
 
 def _last_exit(device: Device) -> int:
+    """Return the number of the newest exit record, 0 if there is none."""
     return max((record.seq for record in device.exits()), default=0)
 
 
 def _newest_exit(
     device: Device, name: str, wanted: Callable[[ExitRecord], bool]
 ) -> ExitRecord | None:
+    """Return the newest exit record of a policy that is wanted."""
     found = [record for record in device.exits() if record.policy == name and wanted(record)]
     return found[-1] if found else None
 
 
 def _wait(ask: Callable[[], _Answer | None], seconds: float) -> _Answer | None:
-    """Ask until there is an answer, ever more slowly, for so long at most."""
+    """Ask again and again, ever more slowly, until there is an answer or the time is over."""
     deadline, pause = time.monotonic() + seconds, 0.001
     while (answer := ask()) is None and time.monotonic() < deadline:
         time.sleep(pause)
@@ -449,5 +467,6 @@ def _wait(ask: Callable[[], _Answer | None], seconds: float) -> _Answer | None:
 
 
 def _require_root(what: str) -> None:
+    """Check that this process is root.  Raises PrivilegeError."""
     if os.geteuid() != 0:
         raise PrivilegeError(f"only root can {what}", "", "Run the command with sudo")

@@ -46,11 +46,18 @@ class Listed:
 
 
 def _home(environ: Mapping[str, str]) -> Path:
+    """Return the user's home directory in an environment."""
     return Path(environ.get("HOME") or os.path.expanduser("~"))
 
 
 def hub_directories(environ: Mapping[str, str] = os.environ) -> list[Path]:
     """Return where huggingface_hub keeps its cache, by its own variables and their precedence.
+
+    Args:
+        environ: the environment.
+
+    Returns:
+        Directories, which need not exist, in the order in which they are looked into.
 
     Source: huggingface_hub, `constants.py`.
     """
@@ -67,17 +74,20 @@ def hub_directories(environ: Mapping[str, str] = os.environ) -> list[Path]:
 
 
 def _modelscope(environ: Mapping[str, str]) -> list[Path]:
+    """Return where ModelScope keeps repositories, as its releases have done one after the other."""
     cache = environ.get("MODELSCOPE_CACHE")
     root = Path(cache).expanduser() if cache else _home(environ) / ".cache" / "modelscope"
     return [root / "models", root / "hub" / "models", root / "hub", root]
 
 
 def _lm_studio(environ: Mapping[str, str]) -> list[Path]:
+    """Return where LM Studio keeps repositories, now and before."""
     home = _home(environ)
     return [home / ".lmstudio" / "models", home / ".cache" / "lm-studio" / "models"]
 
 
 def _llama_cpp(environ: Mapping[str, str]) -> Path:
+    """Return the directory of llama.cpp's own cache."""
     cache = environ.get("LLAMA_CACHE")
     if cache:
         return Path(cache)
@@ -85,7 +95,14 @@ def _llama_cpp(environ: Mapping[str, str]) -> Path:
 
 
 def ollama_directories(environ: Mapping[str, str] = os.environ) -> list[Path]:
-    """Return where Ollama keeps models: OLLAMA_MODELS, the user's, and the service's."""
+    """Return where Ollama keeps models: OLLAMA_MODELS, the user's directory, and the service's.
+
+    Args:
+        environ: the environment.
+
+    Returns:
+        Directories, which need not exist, in the order in which they are looked into.
+    """
     named = environ.get("OLLAMA_MODELS")
     places = [Path(named)] if named else []
     return [
@@ -96,12 +113,15 @@ def ollama_directories(environ: Mapping[str, str] = os.environ) -> list[Path]:
 
 
 def find(name: str, environ: Mapping[str, str] = os.environ) -> Path | Listed | None:
-    """Return where the model of that name is in a cache on this machine; None if it is in none.
+    """Find the model of a name in the caches on this machine.
 
     Args:
-        name: ORG/NAME or NAME, with @REVISION (Hugging Face) or :TAG (llama.cpp's -hf and
-            Ollama); ollama:NAME says which cache is meant.
+        name: ORG/NAME or NAME, with @REVISION (Hugging Face) or :TAG (llama.cpp's -hf and Ollama);
+            ollama:NAME says which cache is meant.
         environ: the environment whose variables say where the caches are.
+
+    Returns:
+        Its directory or file, or the files that a manifest lists; None if no cache has it.
 
     Raises:
         UsageError: the repository is there, but not that revision or that tag.
@@ -166,6 +186,9 @@ def snapshot(directory: Path, revision: str | None = None) -> Path:
     Args:
         directory: models--ORG--NAME, or anything else.
         revision: a branch, a tag or a commit (its beginning is enough); by default refs/main.
+
+    Returns:
+        The directory with the files.
 
     Raises:
         UsageError: it does not say which snapshot to use, or has none of that revision.
@@ -239,6 +262,10 @@ def _json(path: Path) -> object:
 
 
 def _ollama_manifest(name: str, environ: Mapping[str, str]) -> Path | None:
+    """Return the manifest of a model of Ollama; None if it has none.
+
+    Raises UsageError if the name says that it is Ollama's.
+    """
     matched = _OLLAMA.fullmatch(name)
     if matched is None:
         return None
@@ -259,12 +286,26 @@ def _ollama_manifest(name: str, environ: Mapping[str, str]) -> Path | None:
 
 
 def is_ollama_manifest(path: Path) -> bool:
-    """Return whether a file lies where Ollama keeps its manifests."""
+    """Tell whether a file lies where Ollama keeps its manifests.
+
+    Args:
+        path: the file: manifests/HOST/NAMESPACE/MODEL/TAG is one.
+
+    Returns:
+        True also for a file there that is no manifest; ollama_model() reads it.
+    """
     return len(path.parents) > 4 and path.parents[3].name == "manifests" and path.is_file()
 
 
 def ollama_models(directory: Path) -> list[Path]:
-    """Return the manifests below a directory of Ollama's, or below one of its manifests' parts."""
+    """Find the manifests below a directory of Ollama's, or below a part of its manifests.
+
+    Args:
+        directory: the directory of Ollama's models, that above it, or one of its manifests'.
+
+    Returns:
+        The manifests, sorted; none for other directories.
+    """
     for root in (directory, directory / "models"):
         if (root / "manifests").is_dir() and (root / "blobs").is_dir():
             directory = root / "manifests"
@@ -276,7 +317,13 @@ def ollama_models(directory: Path) -> list[Path]:
 
 
 def ollama_model(manifest: Path) -> Listed:
-    """Return the blobs of weights that a manifest lists, in its order.
+    """Return the blobs of weights that a manifest of Ollama lists, in its order.
+
+    Args:
+        manifest: the manifest's path.
+
+    Returns:
+        The blobs, and the name by which people call the model.
 
     Raises:
         UsageError: it is not a manifest, or a blob is missing or still being downloaded.

@@ -26,9 +26,18 @@ _DOCS = "docs/troubleshooting.md#is-damaged"
 class Contents:
     """What a weight file holds: the names of its tensors, their offsets and lengths in bytes.
 
-    path: for messages only.  shapes and itemsize (bytes of one element; 0: unknown, or no plain
-    array) tell how a tensor can be cut.  [header_from, header_from + header_bytes) is the part of
-    the file that says all this, and digest the SHA-256 by which the file is known again.
+    Attributes:
+        path: the file; for messages only.
+        size: bytes of the file.
+        kind: the name of its WeightFormat.
+        names: the tensors' names, in the order of the header.
+        offsets: where each tensor begins, in bytes from the start of the file; shape (tensors,).
+        lengths: bytes of each tensor; shape (tensors,).
+        header_from: where the part of the file begins that says all this, in bytes.
+        header_bytes: bytes of that part.
+        shapes: elements of each tensor by dimension, the slowest first; empty: not known.
+        itemsize: bytes of one element of each tensor; 0: not known, or no plain array (quantized).
+        digest: the SHA-256 by which the file is known again, in hexadecimal.
     """
 
     path: Path
@@ -44,21 +53,40 @@ class Contents:
     digest: str = ""
 
     def file(self, name: str) -> TemplateFile:
-        """Return the file as a template names it.
+        """Describe the file as a template does.
 
         Args:
             name: its path below the model's directory.
+
+        Returns:
+            Its path, size and digest.
         """
         return TemplateFile(name, self.size, self.header_from, self.header_bytes, self.digest)
 
 
 def damaged(path: Path, why: str) -> PagecacheError:
-    """The error for a header that makes no sense."""
+    """Make the error for a header that makes no sense.
+
+    Args:
+        path: the file.
+        why: what is wrong with it, as a sentence without its full stop.
+
+    Returns:
+        The error, to be raised.
+    """
     return PagecacheError(f"{path} is damaged", why, "Download or copy it again", _DOCS)
 
 
 def no_template(path: Path, why: str) -> UsageError:
-    """Return the error for a file whose header says nothing about what lies where."""
+    """Make the error for a file whose header does not say which tensor lies where.
+
+    Args:
+        path: the file.
+        why: what the file is, as a sentence without its full stop.
+
+    Returns:
+        The error, to be raised.
+    """
     return UsageError(
         f"no template can be derived from {path}",
         why,
@@ -75,7 +103,19 @@ def check_extents(
     start: int,
     size: int,
 ) -> None:
-    """Refuse tensors that lie outside [start, size) or over each other.  Raises PagecacheError."""
+    """Check that tensors lie in their part of the file, and not over each other.
+
+    Args:
+        path: the file; for messages only.
+        names: the tensors' names.
+        offsets: where each begins, in bytes; shape (tensors,).
+        lengths: bytes of each; shape (tensors,).
+        start: where the part begins that holds tensors, in bytes.
+        size: where it ends, in bytes.
+
+    Raises:
+        PagecacheError: a tensor begins before the part, ends behind it or overlaps another.
+    """
     import numpy as np
 
     if not len(names):

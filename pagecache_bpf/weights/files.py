@@ -37,7 +37,18 @@ _ROOT_OF_PROCESS = re.compile(r"/proc/(?:\d+(?:/task/\d+)?|self|thread-self)/roo
 
 
 def follow(path: Path) -> os.stat_result:
-    """Return the status of what a path leads to.  Raises UsageError, PrivilegeError."""
+    """Ask for the status of what a path leads to.
+
+    Args:
+        path: the path; links are followed.
+
+    Returns:
+        The status.
+
+    Raises:
+        UsageError: it leads to nothing.
+        PrivilegeError: it may not be followed.
+    """
     try:
         return path.stat()
     except OSError as error:
@@ -45,7 +56,15 @@ def follow(path: Path) -> os.stat_result:
 
 
 def path_error(path: Path, error: OSError) -> PagecacheError:
-    """Return the error for a path that cannot be followed or opened."""
+    """Make the error for a path that cannot be followed or opened.
+
+    Args:
+        path: the path.
+        error: what the system call failed with.
+
+    Returns:
+        A PrivilegeError where permission is denied, otherwise a UsageError; to be raised.
+    """
     if error.errno == errno.ENOENT and path.is_symlink():
         return UsageError(
             f"{path} is a broken symbolic link",
@@ -78,12 +97,15 @@ def path_error(path: Path, error: OSError) -> PagecacheError:
 
 
 def regular(path: Path, directories: dict[Path, Path] | None = None) -> tuple[Path, os.stat_result]:
-    """Return the real path and the status of a regular file.
+    """Check that a path leads to a regular file.
 
     Args:
-        path: the file, or a link to it.
+        path: the path; links are followed.
         directories: real paths of directories that are known already; added to, so that each of
             1,000 files in one directory costs one look at the file itself.
+
+    Returns:
+        The file's real path and its status.
 
     Raises:
         UsageError: it is something else, or it does not exist.
@@ -111,6 +133,15 @@ def real_path(path: Path) -> Path:
 
     Below /proc/PID/root it stays below it: that link leads into the mounts of another process (a
     container), and the path that it reads as means nothing, or another file, outside of them.
+
+    Args:
+        path: a path that leads to something.
+
+    Returns:
+        The path; the same as before where none without links leads to it from here.
+
+    Raises:
+        OSError: it leads to nothing, below /proc/PID/root.
     """
     root = _ROOT_OF_PROCESS.match(os.path.abspath(path))
     if root is None:

@@ -20,10 +20,13 @@ from pagecache_bpf.weights.weight_format import known_formats, recognized
 
 
 def parse(path: Path) -> Contents:
-    """Read the header of a weight file, whatever of the known formats it has.
+    """Read the header of a weight file, whichever of the known formats it has.
 
     Args:
         path: the file; links are followed.
+
+    Returns:
+        What lies in it, with the digest by which it is known again.
 
     Raises:
         UsageError: it cannot be read, or its format is not known.
@@ -44,6 +47,9 @@ def parse_open(fd: int, path: Path) -> Contents:
         fd: a descriptor that is open for reading; it is not closed, and its position stays.
         path: what the file is called in messages, and in Contents.path.  It is never opened.
 
+    Returns:
+        What lies in it, with the digest by which it is known again.
+
     Raises:
         UsageError: it cannot be read, or its format is not known.
         PagecacheError: its header is damaged.
@@ -63,7 +69,7 @@ def parse_open(fd: int, path: Path) -> Contents:
 
 
 def _parser(path: Path, start: bytes) -> Callable[[Path, int, int], Contents]:
-    """Return what reads the header of a file that begins so."""
+    """Return what reads the header of a file that begins with `start`.  Raises UsageError."""
     found = recognized(path.name, start)
     if found is not None and found.parse is not None:
         return found.parse

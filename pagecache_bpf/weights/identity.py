@@ -16,10 +16,15 @@ _BLOCK = 1 << 20
 
 @dataclass(frozen=True)
 class TemplateFile:
-    """A file that a template names: its path below the model's directory, and its identity.
+    """A file that a template names: its path, and how it is known again wherever it lies.
 
-    digest: SHA-256, in hex, of the bytes [hashed_from, hashed_from + hashed_bytes): the
-    header of a known format, which says what lies where.
+    Attributes:
+        path: below the model's directory.
+        size: bytes.
+        hashed_from: where the hashed part begins, in bytes: the header of a known format, which
+            says what lies where.
+        hashed_bytes: bytes of the hashed part; 0: the file's start and end were hashed.
+        digest: SHA-256 of that part, in hexadecimal.
     """
 
     path: str
@@ -30,9 +35,20 @@ class TemplateFile:
 
 
 def identify(fd: int, size: int, start: int, length: int) -> str:
-    """The digest of a part of an open file; with length 0 of its start and end.
+    """Compute the digest by which a file is known again.
 
-    Raises OSError; EOFError for a file that ends early.
+    Args:
+        fd: the file, open for reading; its position stays.
+        size: bytes of the file.
+        start: where the part to be hashed begins, in bytes.
+        length: bytes of the part; 0: hash the start and the end of the file, 64 KiB of each.
+
+    Returns:
+        The SHA-256 in hexadecimal.
+
+    Raises:
+        EOFError: the file ends early.
+        OSError: it cannot be read.
     """
     digest = hashlib.sha256()
     pieces = [(start, length)]

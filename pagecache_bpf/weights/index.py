@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The index of a sharded checkpoint: which tensor lies in which file.
 
-Source: transformers, `modeling_utils.py`, names SAFE_WEIGHTS_INDEX_NAME and WEIGHTS_INDEX_NAME.
+It knows the one JSON file only, and does not look whether the shards are there.
 """
 
 from __future__ import annotations
@@ -27,9 +27,14 @@ def shards_of(index: Path) -> list[str]:
     Args:
         index: the path of a *.index.json.
 
+    Returns:
+        Their names, at least one.
+
     Raises:
         UsageError: it is not an index, or it leads out of its directory.
         PrivilegeError: it may not be read.
+
+    Source: transformers, `modeling_utils.py`, SAFE_WEIGHTS_INDEX_NAME and WEIGHTS_INDEX_NAME.
     """
     fix = "Download it again, or name the shards one by one"
     try:

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The manifests by which a checkpoint of several parts says which directories it is made of."""
+"""The manifests by which a checkpoint of several parts says which directories it is made of.
+
+It knows diffusers, sentence-transformers and Megatron-LM, and only names: no weights are opened.
+"""
 
 from __future__ import annotations
 

@@ -36,10 +36,15 @@ _DOCS = "docs/troubleshooting.md"
 class Model:
     """A named model: the files that its loader reads, in the order in which it does.
 
-    files: real paths of regular files that are not empty, each file once.  names: of these files
-    as people see them, below `directory`: a link has its own name, not that of the blob it leads
-    to.  directory: where the model's config.json lies.  left_out: what beside the files looks
-    like weights and is not read.  format: a WeightFormat's name, "" for an unknown one or several.
+    Attributes:
+        name: what policies and statistics call it, NAME_BYTES at most.
+        root: the file or directory that was named.
+        files: real paths of regular files that are not empty, each file once.
+        names: of these files as people see them, below `directory`: a link has its own name, not
+            that of the blob it leads to.
+        directory: where the model's config.json lies.
+        left_out: what beside the files looks like weights and is not read.
+        format: a WeightFormat's name; "" for an unknown one or several.
     """
 
     name: str
@@ -73,11 +78,15 @@ def _names_of(files: Iterable[Path], base: Path) -> Iterable[str]:
 
 
 def find(path: str | os.PathLike[str]) -> Path | Listed:
-    """Return what a path or a repository's name leads to on this machine.
+    """Find what a path or a repository's name leads to on this machine.
 
     Args:
         path: a path; or ORG/NAME, ORG/NAME@REVISION, ORG/NAME:QUANTIZATION, ollama:NAME:TAG of a
             model that a cache has.  A path that exists is taken as it is.
+
+    Returns:
+        The file or directory, or the files that a manifest lists; a path that leads nowhere as it
+        is.
 
     Raises:
         UsageError: a cache has the repository, but not that revision.
@@ -224,7 +233,14 @@ def _nothing_found(
 
 
 def check_name(name: str) -> None:
-    """Refuse a name that a model cannot have.  Raises UsageError."""
+    """Check that a model can have a name.
+
+    Args:
+        name: the name.
+
+    Raises:
+        UsageError: it is too long, or has characters that no name has.
+    """
     if len(name) > NAME_BYTES or not _NAME_OK.fullmatch(name):
         raise UsageError(
             f"{name!r} is not a model name",

@@ -27,7 +27,14 @@ _UNFINISHED = re.compile(
 
 @dataclass(frozen=True)
 class Split:
-    """One part of a model that is split: its number, how many there are, and their common name."""
+    """What the name of one part of a split model says.
+
+    Attributes:
+        base: what stands in front of the numbers.
+        number: which part it is.
+        count: how many parts there are.
+        rest: what stands behind the numbers, with the dot.
+    """
 
     base: str
     number: int
@@ -35,7 +42,15 @@ class Split:
     rest: str
 
     def sibling(self, number: int, name: str) -> str:
-        """Return the name of another part, with as many digits as `name`, which is one of them."""
+        """Return the name of another part of the same model.
+
+        Args:
+            number: which part.
+            name: the name of a part, which tells with how many digits numbers are written.
+
+        Returns:
+            The other part's name.
+        """
         matched = _SPLIT.fullmatch(name)
         assert matched is not None
         digits = matched.end("number") - matched.start("number")
@@ -43,7 +58,14 @@ class Split:
 
 
 def split_of(name: str) -> Split | None:
-    """Return what a name like model-00002-of-00005.safetensors says; None for other names."""
+    """Read the numbers in a name like model-00002-of-00005.safetensors.
+
+    Args:
+        name: the file's name, without its directory.
+
+    Returns:
+        What it says; None for a name without such numbers.
+    """
     matched = _SPLIT.fullmatch(name)
     if matched is None:
         return None
@@ -51,19 +73,40 @@ def split_of(name: str) -> Split | None:
 
 
 def variant_of(name: str) -> str | None:
-    """Return the variant ("fp16") that a file's or an index's name gives; None without one."""
+    """Read the variant ("fp16") from the name of a weight file or an index.
+
+    Args:
+        name: the file's name, without its directory.
+
+    Returns:
+        The variant; None for a name without one.
+    """
     matched = _VARIANT.fullmatch(name) or _INDEX_VARIANT.fullmatch(name)
     return matched["variant"] if matched else None
 
 
 def is_unfinished(name: str) -> bool:
-    """Return whether a name is one that downloaders give to a file that is not complete yet."""
+    """Tell whether downloaders give a name to files that are not complete yet.
+
+    Args:
+        name: the file's name, without its directory.
+
+    Returns:
+        True for names such as model.safetensors.incomplete.
+    """
     return _UNFINISHED.fullmatch(name) is not None
 
 
 @lru_cache(maxsize=1 << 12)
 def natural(name: str) -> tuple[tuple[int, int, str], ...]:
-    """Return a sort key by which layer 10 comes after layer 9."""
+    """Make a sort key by which layer 10 comes after layer 9.
+
+    Args:
+        name: what is to be sorted.
+
+    Returns:
+        The key, to be compared with other keys only.
+    """
     parts = (part for part in _NUMBERS.split(name) if part)
     # isdecimal: a number by any script's digits would not be what the pattern found.
     return tuple(

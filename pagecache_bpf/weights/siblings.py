@@ -48,7 +48,12 @@ _BASES = ("model", "pytorch_model", "diffusion_pytorch_model", "flax_model", "tf
 
 @dataclass(frozen=True)
 class LeftOut:
-    """A file or directory that is not part of the model; path: below the model's directory."""
+    """A file or directory that is not part of the model.
+
+    Attributes:
+        path: below the model's directory.
+        why: the reason, as part of a sentence: "PATH is left out: WHY".
+    """
 
     path: str
     why: str
@@ -58,8 +63,11 @@ class LeftOut:
 class Selection:
     """The files of a model by the names that people see, in the order of its loader.
 
-    format: a WeightFormat's name, "" where the files have several.  required: whether a file may
-    not be passed over when it is empty.
+    Attributes:
+        names: paths of the files below the directory.
+        left_out: what is not part of the model, and why.
+        format: a WeightFormat's name; "" where the files have several.
+        required: whether an empty file is an error; otherwise it is left out.
     """
 
     names: list[str] = field(default_factory=list)
@@ -68,7 +76,14 @@ class Selection:
     required: bool = False
 
     def below(self, prefix: str) -> Selection:
-        """Return the same selection, seen from a directory above."""
+        """Return the same selection as it is seen from a directory above.
+
+        Args:
+            prefix: the path of the selection's directory below that one.
+
+        Returns:
+            A new selection.
+        """
         return Selection(
             [f"{prefix}/{name}" for name in self.names],
             [LeftOut(f"{prefix}/{item.path}", item.why) for item in self.left_out],
@@ -78,7 +93,19 @@ class Selection:
 
 
 def choose(directory: Path, names: list[str]) -> Selection:
-    """Choose among the weight files of a directory itself, without those below it."""
+    """Choose the files of the model among those of a directory; those below it are not looked at.
+
+    Args:
+        directory: the directory.
+        names: names of its files, in natural order.
+
+    Returns:
+        The selection; without names where there are no weight files.
+
+    Raises:
+        UsageError: they are several models, a shard is missing, an index is damaged, a download is
+            in progress, or only another program can read them.
+    """
     found = Selection()
     indexed = _indexed(directory, names, found)
     if indexed is not None:
@@ -149,7 +176,7 @@ def _indexed(directory: Path, names: list[str], found: Selection) -> Selection |
 
 
 def _why_beside(name: str, index: str) -> str:
-    """Why a weight file beside an index is not the model."""
+    """Say why a weight file beside an index is not part of the model."""
     if _TRAINING.fullmatch(name):
         return _TRAINING_WHY
     if _ADAPTER.fullmatch(name):
@@ -277,10 +304,16 @@ def _missing(directory: Path, names: list[str], why: str) -> UsageError:
 
 
 def unfinished_below(directory: Path) -> list[str]:
-    """Return names of files that a download has not completed, where the tools put them.
+    """Find files that a download has not completed, where the tools put them.
 
     Those of huggingface_hub lie among the blobs of the cache, or in .cache/huggingface/download of
     a plain directory; those of ModelScope in ._____temp.
+
+    Args:
+        directory: the model's directory.
+
+    Returns:
+        Names of the files, without their directories.
     """
     places = [
         directory,
@@ -337,9 +370,18 @@ def _refuse_foreign(directory: Path, names: list[str]) -> None:
 
 
 def splits_of(file: Path) -> list[str]:
-    """Return the names of all parts of a GGUF model of which `file` is one, in their order.
+    """List all parts of a GGUF model, of which one is known.
 
-    Raises UsageError when one is missing.  Source: llama.cpp, llama_split_path().
+    Args:
+        file: one part, or a file that is no part.
+
+    Returns:
+        The names of the parts in their order; the file's own if it is no part.
+
+    Raises:
+        UsageError: a part is missing.
+
+    Source: llama.cpp, llama_split_path().
     """
     split = split_of(file.name)
     if split is None or not file.name.lower().endswith(".gguf") or split.count > MAX_PARTS:
@@ -370,7 +412,15 @@ def _quantization(directory: Path, candidates: list[str], found: Selection) -> S
 
 
 def require_one_quantization(directory: Path, names: Iterable[str]) -> None:
-    """Refuse a directory whose GGUF files are more than one model."""
+    """Check that GGUF files are parts of one model.
+
+    Args:
+        directory: where they are; for messages.
+        names: their names.
+
+    Raises:
+        UsageError: they are several models, such as several quantizations of one.
+    """
     models: dict[object, str] = {}
     for name in names:
         split = split_of(name)

@@ -14,6 +14,7 @@ from pagecache_bpf.weights.contents import Contents
 
 
 def _never(start: bytes) -> bool:
+    """Recognize no file by its first bytes."""
     return False
 
 
@@ -46,7 +47,11 @@ class WeightFormat:
 
 @lru_cache(maxsize=1)
 def known_formats() -> dict[str, WeightFormat]:
-    """Return all formats by their names, the preferred ones first."""
+    """Import the modules of formats/ and collect what they declare.
+
+    Returns:
+        All formats by their names, the preferred ones first.
+    """
     package = importlib.import_module("pagecache_bpf.weights.formats")
     found = [
         declared
@@ -59,17 +64,29 @@ def known_formats() -> dict[str, WeightFormat]:
 
 @lru_cache(maxsize=1)
 def _by_suffix() -> dict[str, str]:
+    """Return the format's name for each suffix."""
     formats = known_formats().values()
     return {suffix: declared.name for declared in formats for suffix in declared.suffixes}
 
 
 def suffixes() -> frozenset[str]:
-    """Return what weight files are called, by suffix, without the dot."""
+    """Collect the suffixes of weight files of all formats.
+
+    Returns:
+        Suffixes in lower case, without the dot.
+    """
     return frozenset(_by_suffix())
 
 
 def format_of(name: str) -> str | None:
-    """Return the format that a file's suffix stands for; None for other files."""
+    """Tell the format that a file's suffix stands for.
+
+    Args:
+        name: the file's name or path.
+
+    Returns:
+        The format's name; None for files that are no weights.
+    """
     return _by_suffix().get(name.rpartition(".")[2].lower()) if "." in name else None
 
 
@@ -80,11 +97,14 @@ def forget() -> None:
 
 
 def recognized(name: str, start: bytes) -> WeightFormat | None:
-    """Return the format of a file whose header can be read; None for any other.
+    """Tell which format a file has whose header can be read, by its first bytes and its name.
 
     Args:
         name: the file's name.
         start: its first 16 bytes, or as many as it has.
+
+    Returns:
+        The format; None where no format with a parser fits.
     """
     readable = [declared for declared in known_formats().values() if declared.parse]
     for declared in readable:

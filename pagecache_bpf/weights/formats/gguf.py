@@ -44,7 +44,10 @@ class _Short(Exception):
 
 
 class _Cursor:
-    """Reads numbers and strings from a file, a block at a time."""
+    """Reads numbers and strings of a header one after the other; the file is read in blocks.
+
+    Raises _Short where the header would go on behind the end of the file or MAX_HEADER.
+    """
 
     def __init__(self, fd: int, size: int) -> None:
         self._fd, self._limit = fd, min(size, MAX_HEADER)
@@ -53,7 +56,14 @@ class _Cursor:
         self.at = 0
 
     def take(self, count: int) -> bytes:
-        """The next bytes."""
+        """Read bytes.
+
+        Args:
+            count: how many.
+
+        Returns:
+            The next `count` bytes.
+        """
         if count > self._limit - self.at:
             raise _Short
         begin = self.at - self._start
@@ -72,16 +82,32 @@ class _Cursor:
         self.at += count
 
     def number(self, size: int) -> int:
-        """The next unsigned number."""
+        """Read an unsigned number in the file's byte order, of `size` bytes."""
         return int.from_bytes(self.take(size), "big" if self.big_endian else "little")
 
     def pass_string(self) -> None:
-        """Pass over a string."""
+        """Pass over a string, which its length stands in front of."""
         self.skip(self.number(8))
 
 
 def parse(path: Path, fd: int, size: int) -> Contents:
-    """Read a header.  Raises PagecacheError when it is damaged."""
+    """Read the header of a GGUF file.
+
+    Args:
+        path: the file; for messages only.
+        fd: a descriptor of it that is open for reading; its position stays.
+        size: bytes of the file.
+
+    Returns:
+        The tensors; of types that ggml does not pack in blocks of known size, the length is that up
+        to the next tensor.
+
+    Raises:
+        PagecacheError: the header is damaged, or of another version than 2 and 3.
+        OSError: the file cannot be read.
+
+    Source: ggml, docs/gguf.md.
+    """
     try:
         return _parse(path, _Cursor(fd, size), size)
     except _Short:
@@ -90,6 +116,7 @@ def parse(path: Path, fd: int, size: int) -> Contents:
 
 
 def _parse(path: Path, at: _Cursor, size: int) -> Contents:
+    """Read the keys, of which only general.alignment matters, and then the tensors."""
     at.skip(4)
     raw = at.take(4)
     version = int.from_bytes(raw, "little")
@@ -114,6 +141,7 @@ def _parse(path: Path, at: _Cursor, size: int) -> Contents:
 
 
 def _name(path: Path, at: _Cursor) -> str:
+    """Read a name.  Raises PagecacheError if it is too long or not UTF-8."""
     length = at.number(8)
     if length > _MAX_NAME:
         raise damaged(path, f"a name would have {length:,} bytes")
@@ -146,6 +174,7 @@ def _pass_value(path: Path, at: _Cursor, kind: int, depth: int = 0) -> None:
 
 
 def _tensors(path: Path, at: _Cursor, size: int, count: int, alignment: int) -> Contents:
+    """Read the descriptions of `count` tensors.  Raises PagecacheError."""
     import numpy as np
 
     names: list[str] = []
@@ -184,6 +213,7 @@ def _lengths(
     starts: np.typing.NDArray[np.int64],
     size: int,
 ) -> np.typing.NDArray[np.int64]:
+    """Compute the bytes of each tensor by its type and shape, or by where the next one begins."""
     import numpy as np
 
     ordered = np.sort(starts)
@@ -204,6 +234,7 @@ def _lengths(
 
 
 def _outside(path: Path, name: str) -> PagecacheError:
+    """Make the error for a tensor that ends behind the end of the file."""
     return damaged(path, f"tensor {name[:100]!r} ends behind the file's end")
 
 

@@ -25,7 +25,22 @@ _NO_OFFSETS = "its data_offsets are not two numbers in order"
 
 
 def parse(path: Path, fd: int, size: int) -> Contents:
-    """Read a header.  Raises PagecacheError when it is damaged."""
+    """Read the header of a safetensors file.
+
+    Args:
+        path: the file; for messages only.
+        fd: a descriptor of it that is open for reading; its position stays.
+        size: bytes of the file.
+
+    Returns:
+        The tensors, in the order of the header.
+
+    Raises:
+        PagecacheError: the header is damaged.
+        OSError: the file cannot be read.
+
+    Source: safetensors, README, "Format".
+    """
     import numpy as np
 
     prefix = os.pread(fd, 8, 0)
@@ -59,6 +74,7 @@ def parse(path: Path, fd: int, size: int) -> Contents:
 
 
 def _read(path: Path, fd: int, length: int) -> bytes:
+    """Read the JSON of the header, `length` bytes behind its length.  Raises PagecacheError."""
     pieces, at = [], 8
     while at < 8 + length:
         data = os.pread(fd, min(8 + length - at, 1 << 20), at)
@@ -71,6 +87,10 @@ def _read(path: Path, fd: int, length: int) -> bytes:
 
 def _json(path: Path, data: bytes) -> dict[str, Any]:
     # Each value is followed or preceded by one of these, so this bounds what the parser makes.
+    """Parse the JSON of the header, after bounding what the parser makes of it.
+
+    Raises PagecacheError.
+    """
     if sum(data.count(mark) for mark in (b",", b"[", b"{")) > _MAX_VALUES:
         raise damaged(path, f"its header has more than {_MAX_VALUES:,} values")
     try:
@@ -118,11 +138,12 @@ def _refuse_repeated(found: object) -> None:
 
 
 def _constant(text: str) -> NoReturn:
+    """Refuse NaN and Infinity, which Python's parser takes and JSON does not have."""
     raise ValueError(f"{text} is no JSON")
 
 
 def _tensor(entry: Any) -> tuple[int, int, tuple[int, ...], int]:
-    """Begin, end, shape and bytes of an element.  Raises ValueError."""
+    """Return begin, end, shape and bytes of an element of a tensor's entry.  Raises ValueError."""
     if not isinstance(entry, dict):
         raise ValueError("it is not described by an object")
     _refuse_repeated(entry)
@@ -147,7 +168,7 @@ def _tensor(entry: Any) -> tuple[int, int, tuple[int, ...], int]:
 
 @lru_cache(maxsize=64)
 def _itemsize(dtype: str) -> int:
-    """Bytes of an element; 0 for types that are not known here or smaller than a byte."""
+    """Return the bytes of an element; 0 for types that are unknown or smaller than a byte."""
     match = _DTYPE.fullmatch(dtype)
     if not match:
         return 0

@@ -41,7 +41,25 @@ _MAX_PICKLE = 256 << 20
 
 
 def parse(path: Path, fd: int, size: int) -> Contents:
-    """Read the central directory.  Raises PagecacheError (damaged), UsageError (no checkpoint)."""
+    """Read the central directory of a PyTorch checkpoint.
+
+    Args:
+        path: the file; for messages only.
+        fd: a descriptor of it that is open for reading; its position stays.
+        size: bytes of the file.
+
+    Returns:
+        The storages by their names ("data/0"), in the order in which torch.load() reads them; they
+        have no shapes.
+
+    Raises:
+        PagecacheError: the directory is damaged.
+        UsageError: it is no zip checkpoint, or one with compressed storages.
+        OSError: the file cannot be read.
+
+    Source: torch/serialization.py (persistent_id) and the ZIP file format's specification
+        (APPNOTE).
+    """
     import zipfile
     import zlib
 
@@ -117,7 +135,10 @@ def _pickled_order(
 
 
 def _check_directory(path: Path, fd: int, size: int) -> int:
-    """Where the directory begins, once it is known to be small enough to be read."""
+    """Return where the central directory begins, if it is small enough to be read.
+
+    Raises PagecacheError.
+    """
     tail = os.pread(fd, min(size, (1 << 16) + 22), max(0, size - (1 << 16) - 22))
     at = tail.rfind(_END)
     if at < 0 or len(tail) - at < 22:
@@ -137,7 +158,7 @@ def _check_directory(path: Path, fd: int, size: int) -> int:
 
 
 def _data_offset(path: Path, fd: int, size: int, member: zipfile.ZipInfo) -> int:
-    """Where a member's data begins: behind its local header, which has its own lengths."""
+    """Return where a member's data begins, behind the local header, whose length may vary."""
     if not 0 <= member.header_offset < size:
         raise damaged(path, f"its member {member.filename[:100]!r} lies outside of the file")
     header = os.pread(fd, 30, member.header_offset)
