@@ -74,16 +74,24 @@ class LineClient:
 
     @classmethod
     def connect_error(cls, path: Path, error: OSError) -> PagecacheError:
-        """Make the error for a socket that cannot be connected to."""
+        """Make the error for a socket that cannot be connected to.
+
+        Args:
+            path: the socket.
+            error: what connect(2) failed with.
+
+        Returns:
+            The error, to be raised.
+        """
         return PagecacheError(f"{cls.server} does not answer", f"{path}: {error.strerror or error}")
 
     @property
     def pid(self) -> int:
-        """The process at the other end."""
+        """The number of the process at the other end."""
         return credentials(self._socket)[0]
 
     def disconnect(self) -> None:
-        """Hang up."""
+        """Close the connection."""
         self._socket.close()
 
     def interrupt(self) -> None:
@@ -115,13 +123,19 @@ class LineClient:
     def request_line(
         self, operation: str, fds: Sequence[int], seconds: float, arguments: Mapping[str, Any]
     ) -> dict[str, Any]:
-        """Ask for an operation whose answer may take longer than others; see request().
+        """Ask for an operation whose answer may take longer than others.
 
         Args:
             operation: its name.
             fds: open files that go along; they stay the caller's.
             seconds: how long the answer is waited for.
             arguments: members of the request.
+
+        Returns:
+            The answer.
+
+        Raises:
+            PagecacheError: what the other side tells, or that it does not answer.
         """
         line = wire.encode({"op": operation, **arguments})
         with self._lock:
@@ -142,7 +156,7 @@ class LineClient:
                 ) from error
 
     def _send(self, line: bytes, fds: Sequence[int]) -> None:
-        """Send a request; the descriptors go with its first byte."""
+        """Send a request; the descriptors go with its first byte.  Raises OSError."""
         rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
         sent = self._socket.sendmsg([line], rights)
         if sent < len(line):
@@ -180,7 +194,14 @@ class LineClient:
 
 
 def answers(path: Path) -> bool:
-    """Return whether somebody listens on a socket and lets this process connect."""
+    """Tell whether somebody listens on a socket and lets this process connect.
+
+    Args:
+        path: the socket.
+
+    Returns:
+        False also where connecting takes longer than SECONDS.
+    """
     try:
         with socket.socket(socket.AF_UNIX) as probe:
             probe.settimeout(SECONDS)
@@ -191,10 +212,11 @@ def answers(path: Path) -> bool:
 
 
 def _connect(sock: socket.socket, path: Path, seconds: float) -> None:
-    """Connect; where too many wait to be taken already, wait as long as they.  Raises OSError.
+    """Connect, and wait where too many others wait to be accepted.  Raises OSError.
 
-    A socket with a timeout does not block, so the kernel answers EAGAIN instead of waiting
-    (unix_stream_connect() in net/unix/af_unix.c).
+    A socket with a timeout does not block, so the kernel answers EAGAIN instead of waiting.
+
+    Source: unix_stream_connect() in net/unix/af_unix.c.
     """
     until = time.monotonic() + seconds
     while True:
@@ -207,10 +229,15 @@ def _connect(sock: socket.socket, path: Path, seconds: float) -> None:
 
 
 def is_stopped(pid: int) -> bool:
-    """Return whether a process is stopped, by SIGSTOP, Ctrl-Z or a debugger.
+    """Tell whether a process is stopped, by SIGSTOP, Ctrl-Z or a debugger.
 
     Args:
         pid: the process.
+
+    Returns:
+        False also for a process that has ended.
+
+    Source: proc(5), state T or t in /proc/PID/stat.
     """
     try:
         status = Path(f"/proc/{pid}/stat").read_bytes()

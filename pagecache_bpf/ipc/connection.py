@@ -57,23 +57,63 @@ class Handler(Protocol):
         """Without a request for so long, a connection that may_end() is closed; None: never."""
 
     def queue(self, connection: Connection) -> object:
-        """Return the key of the queue that the connection's work goes to."""
+        """Tell which queue the work of a connection goes to.
+
+        Args:
+            connection: the connection.
+
+        Returns:
+            The key of the queue in UserQueues.
+        """
 
     def request(self, connection: Connection, line: bytes, fds: list[int]) -> bytes | None:
-        """Answer one request; None: connection.answer() comes later.
+        """Answer one request.
 
-        The descriptors are the handler's, also when it raises.
+        Args:
+            connection: where it came from.
+            line: the request, without its newline.
+            fds: descriptors that came along; they are the handler's, also when it raises.
+
+        Returns:
+            The line that answers it; None: connection.answer() comes later.
+
+        Raises:
+            PagecacheError: the error that the other side is told.
         """
 
     def may_end(self, connection: Connection) -> bool:
-        """Return whether nothing is lost with the connection; in the server's thread."""
+        """Tell whether nothing is lost with a connection; called in the server's thread.
+
+        Args:
+            connection: the connection.
+
+        Returns:
+            True if it may be closed when it is idle, or to make room for others.
+        """
 
     def gone(self, connection: Connection) -> None:
-        """Take note that the other side has hung up."""
+        """Take note that a connection has ended.
+
+        Args:
+            connection: the connection.
+        """
 
 
 class Connection:
-    """One client: who it is, what it has sent so far, what it has not taken yet."""
+    """One client: who it is, what it has sent so far, and what it has not taken yet.
+
+    Args:
+        server: the server that accepted it.
+        sock: the connected socket, which does not block.
+        handler: what answers its requests.
+        peer: the process at the other end.
+
+    Attributes:
+        number: which of the server's connections it is, counted from 1.
+        alive: whether it is open.
+        opened: when it was accepted, in seconds of the monotonic clock.
+        used: when its last answer was made, by the same clock.
+    """
 
     def __init__(self, server: Server, sock: socket.socket, handler: Handler, peer: Peer) -> None:
         self.number = 0  # which of the server's connections it is
@@ -97,12 +137,12 @@ class Connection:
 
     @property
     def uid(self) -> int:
-        """Its user."""
+        """The user of that process."""
         return self.peer.uid
 
     @property
     def privileged(self) -> bool:
-        """Whether it is root of this machine."""
+        """Whether the process is root of this machine."""
         return self.peer.privileged
 
     @property
@@ -116,11 +156,18 @@ class Connection:
         return not (self._busy or self._in or self._out or self._fds)
 
     def answer(self, line: bytes) -> None:
-        """Send the answer to the pending request.  From any thread."""
+        """Send the answer to the pending request.  From any thread.
+
+        Args:
+            line: the answer, its newline included.
+        """
         self._server.call(lambda: self._answered(line))
 
     def later(self, call: Callable[[], bytes | None]) -> None:
-        """Answer the pending request by what the call returns, in a thread of the user's queue.
+        """Answer the pending request by what a call returns, in a thread of the user's queue.
+
+        Args:
+            call: returns the line; None: answer() comes later.
 
         Raises:
             PagecacheError: no thread can be started; the call is not made.
@@ -128,7 +175,7 @@ class Connection:
         self._server.queues.submit(self.handler.queue(self), lambda: self._run(call))
 
     def readable(self) -> None:
-        """Take what the other side has sent."""
+        """Take what the other side has sent, without blocking."""
         if not self._server.has_descriptors(self):
             # What it sends is not looked at: descriptors stay in the socket, and go with it.
             self._refuse("too many descriptors of this user, or of all, are on their way")
@@ -161,6 +208,7 @@ class Connection:
                 self._server.count_descriptors(self, len(whole))
 
     def _take(self, data: bytes) -> None:
+        """Add what has come to the line, bound its length, and handle it when it is complete."""
         if not self._in:
             self._deadline = time.monotonic() + LINE_SECONDS
         before = len(self._in)
@@ -196,6 +244,7 @@ class Connection:
             self._answered(wire.encode_error(error))
 
     def _run(self, call: Callable[[], bytes | None]) -> None:
+        """Make the call, in a worker thread; whatever it raises becomes an answer."""
         try:
             answer = call()
         except PagecacheError as error:
@@ -209,6 +258,7 @@ class Connection:
             self.answer(answer)
 
     def _answered(self, line: bytes) -> None:
+        """Queue an answer to be sent, in the server's thread."""
         if not self.alive:
             return
         self._busy = False
@@ -218,13 +268,13 @@ class Connection:
         self.writable()
 
     def _refuse(self, why: str) -> None:
-        """Say why and hang up: what follows in the stream cannot be told apart."""
+        """Tell why a request is refused and hang up: nothing that follows can be told apart."""
         self._hang_up = True
         self._server.refusals["bad framing"] += 1
         self._answered(wire.encode_error(UsageError("the request was refused", why)))
 
     def writable(self) -> None:
-        """Send what the other side takes."""
+        """Send what the other side takes, without blocking."""
         try:
             while self._out:
                 sent = self._socket.send(self._out[:_PIECE_BYTES], socket.MSG_DONTWAIT)
@@ -242,7 +292,11 @@ class Connection:
             self._server.watch(self._socket, self, selectors.EVENT_READ)
 
     def expire(self, now: float) -> None:
-        """Hang up if the other side has been too slow, or idle for too long."""
+        """Close the connection if the other side has been too slow, or idle for too long.
+
+        Args:
+            now: seconds of the monotonic clock.
+        """
         if self._deadline and now > self._deadline:
             if self._out:
                 self.close()
@@ -258,7 +312,7 @@ class Connection:
                 self.used = now  # looked at again only then
 
     def close(self) -> None:
-        """Hang up; the handler hears of it."""
+        """Close the connection, and tell the handler in a worker thread."""
         if not self.alive:
             return
         self.alive = False
@@ -281,6 +335,8 @@ class Connection:
         self._clean_up(leave)
 
     def _close_later(self, fds: list[int]) -> None:
+        """Close descriptors of a stranger's in a worker thread, where closing may wait."""
+
         def leave() -> None:
             close_all(fds)
             self._server.count_descriptors(self, -len(fds))
@@ -297,7 +353,11 @@ class Connection:
 
 
 def close_all(fds: list[int]) -> None:
-    """Close descriptors; an error of one does not keep the others open."""
+    """Close descriptors; an error of one does not keep the others open.
+
+    Args:
+        fds: the descriptors.
+    """
     for fd in fds:
         with suppress(OSError):
             os.close(fd)

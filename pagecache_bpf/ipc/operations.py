@@ -2,7 +2,7 @@
 """Operations of the root socket: methods that say so themselves, called with checked arguments.
 
 A method becomes an operation by the decorator; its parameters are what the request may have, and
-their type hints are what is compared.  No name of a stranger's ever reaches getattr().
+their type hints are what is compared.  No name that comes from a stranger ever reaches getattr().
 """
 
 from __future__ import annotations
@@ -74,10 +74,14 @@ class Operation:
 
 
 def collect(*owners: object) -> dict[str, Operation]:
-    """Return the operations of some objects by their names.
+    """Collect the operations of some objects.
 
     Args:
-        *owners: objects with marked methods.  A name that two of them have is an error.
+        owners: objects with marked methods.  A name that two of them have is a bug
+            (AssertionError).
+
+    Returns:
+        Operations by name.
     """
     found: dict[str, Operation] = {}
     for owner in owners:
@@ -89,7 +93,7 @@ def collect(*owners: object) -> dict[str, Operation]:
 
 
 def _is(value: object, kind: Any) -> bool:
-    """Whether a value of JSON is what a type hint says."""
+    """Tell whether a value of JSON is what a type hint says."""
     origin = typing.get_origin(kind)
     if origin in (typing.Union, types.UnionType):
         return any(_is(value, choice) for choice in typing.get_args(kind))

@@ -72,23 +72,27 @@ class Peer:
         return found
 
     def duplicate(self) -> int:
-        """Return another descriptor of the process, which is the caller's.
+        """Return another descriptor of the process (a pidfd), which is the caller's.
+
+        Returns:
+            The descriptor.
 
         Raises:
-            UsageError: it has ended.
+            UsageError: the process has ended.
+            OSError: this process has no descriptor left.
         """
         if not self.alive:
             raise self._gone()
         return os.dup(self._pidfd)
 
     def close(self) -> None:
-        """Let go of the process."""
+        """Close the descriptor of the process."""
         if self._pidfd >= 0:
             os.close(self._pidfd)
             self._pidfd = -1
 
     def _is_native(self) -> bool:
-        """Whether its user and PID namespaces are those of this process."""
+        """Tell whether its user and PID namespaces are those of this process."""
 
         def same(pid: int) -> bool:
             return all(
@@ -104,6 +108,7 @@ class Peer:
 
     @staticmethod
     def _gone() -> UsageError:
+        """Make the error for a process that has ended."""
         return UsageError(
             "the request was refused",
             "the process that opened the connection has ended",
@@ -112,16 +117,37 @@ class Peer:
 
 
 def credentials(connection: socket.socket) -> tuple[int, int, int]:
-    """Return process, user and group of the other side, as they were when it connected."""
+    """Ask who is at the other end of a Unix socket.
+
+    Args:
+        connection: a connected Unix socket.
+
+    Returns:
+        Process, user and group as they were when it connected, in the numbers of this process's
+        namespaces; process 0 where it has no number here.
+
+    Raises:
+        OSError: the socket is no connected Unix socket.
+
+    Source: unix(7), SO_PEERCRED.
+    """
     raw = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
     pid, uid, gid = struct.unpack("3i", raw)
     return pid, uid, gid
 
 
 def has_ended(pidfd: int) -> bool:
-    """Return whether the process of a descriptor has ended.
+    """Tell whether the process of a descriptor has ended.
 
-    poll(2), as select(2) takes no descriptor from 1024 on.
+    Asked with poll(2), as select(2) takes no descriptor from 1024 on.
+
+    Args:
+        pidfd: the process's descriptor.
+
+    Returns:
+        True from its end on, also before its parent has waited for it.
+
+    Source: pidfd_open(2), "poll".
     """
     poller = select.poll()
     poller.register(pidfd, select.POLLIN)

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The client of the public socket: what a process without any right asks of the controller."""
+"""The client of the public socket: what a process without privilege asks of the controller.
+
+public_protocol says what each operation takes and answers.
+"""
 
 from __future__ import annotations
 
@@ -14,10 +17,13 @@ from pagecache_bpf.ipc.public_protocol import EXTENTS_PER_REQUEST, FDS_PER_MESSA
 
 
 def is_running(path: Path | None = None) -> bool:
-    """Return whether a controller answers and lets this process talk to it.
+    """Tell whether a controller answers and lets this process talk to it.
 
     Args:
         path: its socket; by default as socket_path() says.
+
+    Returns:
+        True if it accepts a connection.
     """
     return answers(path or socket_path())
 
@@ -44,7 +50,16 @@ class PublicClient(LineClient):
 
     @classmethod
     def connect_error(cls, path: Path, error: OSError) -> PagecacheError:
-        """Make the error for a socket that cannot be connected to."""
+        """Make the error for a socket that cannot be connected to.
+
+        Args:
+            path: the socket.
+            error: what connect(2) failed with.
+
+        Returns:
+            A PrivilegeError where this user may not connect; otherwise an UnsupportedError, as no
+            controller runs.
+        """
         if isinstance(error, PermissionError):
             return PrivilegeError(
                 "this user may not talk to the controller",
@@ -58,7 +73,11 @@ class PublicClient(LineClient):
         )
 
     def hello(self) -> dict[str, Any]:
-        """Ask who is there."""
+        """Ask who answers: version, engines and policies.
+
+        Returns:
+            The answer of the operation `hello`.
+        """
         return self.request("hello")
 
     def open_load(
@@ -113,23 +132,64 @@ class PublicClient(LineClient):
         return self.request_line("open_load", fds, self.seconds + wait, arguments)
 
     def load_report(self, load: str) -> dict[str, Any]:
-        """Ask how a load goes."""
+        """Ask how a load goes.
+
+        Args:
+            load: its id, of this connection.
+
+        Returns:
+            The load's report, as `load_report` answers.
+        """
         return self.request("load_report", load=load)
 
     def done(self, load: str, *, keep: bool = False) -> dict[str, Any]:
-        """End a load and drop its pages, unless they are to be kept; returns the last report."""
+        """End a load, and drop its pages unless they are to be kept or another load uses them.
+
+        Args:
+            load: its id, of this connection.
+            keep: leave its pages in the page cache.
+
+        Returns:
+            The last report.
+        """
         return self.request("done", load=load, keep=keep)
 
     def close(self, load: str) -> dict[str, Any]:
-        """End a load and leave the cache as it is; returns the last report."""
+        """End a load and leave the page cache as it is.
+
+        Args:
+            load: its id, of this connection.
+
+        Returns:
+            The last report.
+        """
         return self.request("close", load=load)
 
     def residency(self, fd: int, offset: int = 0, length: int = 0) -> dict[str, Any]:
-        """Ask how much of an open file is in the page cache; offset and length in bytes."""
+        """Ask how much of an open file is in the page cache.
+
+        Args:
+            fd: the file, open for reading; it stays the caller's.
+            offset: where the range begins, in bytes from a page boundary.
+            length: bytes of the range; 0: up to the end of the file.
+
+        Returns:
+            Bytes of the range, bytes of it in the page cache, and whether a policy governs the
+            file.
+        """
         return self.request("residency", (fd,), offset=offset, length=length)
 
     def drop(self, fd: int, offset: int = 0, length: int = 0) -> dict[str, Any]:
-        """Drop pages of an open file; offset and length in bytes."""
+        """Drop clean, unmapped pages of an open file, unless a load of somebody else reads it.
+
+        Args:
+            fd: the file, open for reading; it stays the caller's.
+            offset: where the range begins, in bytes from a page boundary.
+            length: bytes of the range; 0: up to the end of the file.
+
+        Returns:
+            Bytes that went, and whether the file was left alone since a load reads it.
+        """
         return self.request("drop", (fd,), offset=offset, length=length)
 
     def prefetch(
@@ -153,9 +213,17 @@ class PublicClient(LineClient):
         return total
 
     def topology(self) -> dict[str, Any]:
-        """Ask for the accelerators and NUMA nodes of this machine."""
+        """Ask for the accelerators and NUMA nodes of this machine.
+
+        Returns:
+            What `pagecache-bpf topology --json` prints.
+        """
         return dict(self.request("topology")["topology"])
 
     def status(self) -> dict[str, Any]:
-        """Ask for the loads and budgets that the caller may know of."""
+        """Ask for the loads and budgets that the caller may know of: its user's, or for root all.
+
+        Returns:
+            The answer of the operation `status`.
+        """
         return self.request("status")

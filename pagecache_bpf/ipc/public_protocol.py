@@ -31,19 +31,27 @@ _MAX = (1 << 63) - 1
 
 
 def socket_path() -> Path:
-    """Return where the public socket is: $PAGECACHE_BPF_SOCKET, or in the run directory.
+    """Tell where the public socket is.
 
     A controller that is configured to listen elsewhere leaves a link in the run directory.
+
+    Returns:
+        $PAGECACHE_BPF_SOCKET, or the socket's place in the run directory.
     """
     return Path(os.environ.get(SOCKET_VARIABLE) or RUN_DIR / "control.sock")
 
 
 @dataclass(frozen=True)
 class PublicOperation:
-    """One operation: members of its request, descriptors that come along, members of its answer.
+    """One operation of the public socket.
 
-    arguments: name -> (kind, whether it may be left out, meaning); the kinds are those of
-    _CHECKS.  fds: how many descriptors, at least and at most.
+    Attributes:
+        summary: what it does, for the documentation.
+        arguments: for each member of its request: the kind of value (a key of _CHECKS), whether it
+            may be left out, and what it means.
+        fds: how many descriptors come along, at least and at most.
+        fds_are: what these are.
+        answer: what the members of its answer mean, by name.
     """
 
     summary: str
@@ -208,24 +216,29 @@ def check_request(line: bytes, fds: int) -> tuple[str, dict[str, Any]]:
 
 
 def _is_text(value: object) -> bool:
+    """Tell whether a value is a printable text of 1 to TEXT_CHARS characters."""
     return (
         isinstance(value, str) and 0 < len(value) <= TEXT_CHARS and value.isprintable()
     )  # no lone surrogates, no control characters
 
 
 def _is_count(value: object, most: int = _MAX) -> bool:
+    """Tell whether a value is a whole number from 0 to `most`; true and false are none."""
     return type(value) is int and 0 <= value <= most
 
 
 def _is_node(value: object) -> bool:
+    """Tell whether a value can be the number of a NUMA node, or -1."""
     return type(value) is int and -1 <= value <= 1023
 
 
 def _is_seconds(value: object) -> bool:
+    """Tell whether a value is a number of seconds up to an hour."""
     return type(value) in (int, float) and 0 <= value <= 3600  # type: ignore[operator]
 
 
 def _is_device(value: object) -> bool:
+    """Tell whether a value describes a device: a name, and a PCI address and a node or null."""
     if not isinstance(value, dict) or value.keys() - {"name", "pci", "node"}:
         return False
     pci, node = value.get("pci"), value.get("node")
@@ -237,6 +250,7 @@ def _is_device(value: object) -> bool:
 
 
 def _is_extent(value: object) -> bool:
+    """Tell whether a value is an offset and a length that can be those of a file."""
     return (
         isinstance(value, list)
         and len(value) == 2
@@ -246,6 +260,7 @@ def _is_extent(value: object) -> bool:
 
 
 def _is_list(value: object, of: Any, most: int) -> bool:
+    """Tell whether a value is a list of at most so many values of a kind."""
     return isinstance(value, list) and len(value) <= most and all(of(member) for member in value)
 
 

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Takes connections, lines and descriptors, and lets nobody hold up the others.
+"""Accepts connections, takes lines and descriptors, and lets nobody hold up the others.
 
 One thread does all input and output and never blocks.  A complete line goes to a handler in a
-worker thread (user_queues); until it is answered, nothing more is read from that connection.
-What strangers send is bounded: length of a line, descriptors of a request and of a user, seconds
-from the first byte of a line to its end, seconds to take an answer, seconds without a request,
-connections of a user and of all.  Each listener has bounds of its own: a crowd at one of them
-takes no place at the other.
+worker thread (user_queues); until it is answered, nothing more is read from that connection.  What
+strangers send is bounded: length of a line, descriptors of a request and of a user, seconds from
+the first byte of a line to its end, seconds to take an answer, seconds without a request,
+connections of a user and of all.  Each listener has bounds of its own, so that many connections at
+one of them take no place at the other.
 """
 
 from __future__ import annotations
@@ -85,19 +85,35 @@ class Server:
         self._expired = 0.0
 
     def listen(self, listener: socket.socket, handler: Handler) -> None:
-        """Take connections at a bound socket and have a handler answer them."""
+        """Accept connections at a bound socket, and have a handler answer their requests.
+
+        Args:
+            listener: the socket, which the server closes.
+            handler: what answers, with bounds of its own.
+
+        Raises:
+            OSError: the socket is not bound.
+        """
         self._most_descriptors = resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 8
         listener.setblocking(False)
         listener.listen(_BACKLOG)
         self._selector.register(listener, selectors.EVENT_READ, handler)
 
     def unlisten(self, listener: socket.socket) -> None:
-        """Take no more connections there; those that are open stay."""
+        """Accept no more connections at a socket and close it; those that are open stay.
+
+        Args:
+            listener: a socket that listen() was given.
+        """
         self._selector.unregister(listener)
         listener.close()
 
     def call(self, what: Callable[[], None]) -> None:
-        """Have something done in the server's thread.  From any thread."""
+        """Have something done in the server's thread.  From any thread.
+
+        Args:
+            what: is called without arguments, and must not block.
+        """
         self._calls.append(what)
         self.wake()
 
@@ -138,32 +154,59 @@ class Server:
                 connection.expire(now)
 
     def watch(self, sock: socket.socket, connection: Connection, events: int) -> None:
-        """Say what of a connection wakes the loop."""
+        """Say what of a connection the server's thread waits for.
+
+        Args:
+            sock: the connection's socket.
+            connection: the connection; nothing happens if it is closed.
+            events: selectors.EVENT_READ or EVENT_WRITE.
+        """
         if connection.alive:
             self._selector.modify(sock, events, connection)
 
     def forget(self, connection: Connection, sock: socket.socket) -> None:
-        """Take note that a connection is over."""
+        """Wait no longer for a connection that is being closed.
+
+        Args:
+            connection: the connection.
+            sock: its socket, which is still open.
+        """
         with suppress(KeyError):
             self._selector.unregister(sock)
         self.connections.discard(connection)
 
     def left(self, connection: Connection) -> None:
-        """Take note that nothing is left of a connection: its place is free."""
+        """Count a connection no longer, as nothing is left of it: others may take its place.
+
+        Args:
+            connection: the connection, which was closed and cleaned up after.
+        """
         listener = id(connection.handler)
         self._listeners[listener] -= 1
         self._owners[listener, connection.owner] -= 1
         self._owners += Counter()  # without those that have none
 
     def count_descriptors(self, connection: Connection, more: int) -> None:
-        """Count descriptors of strangers that are on their way.  From any thread."""
+        """Count descriptors of strangers that have come and are not closed yet.  From any thread.
+
+        Args:
+            connection: where they came from.
+            more: how many have come; negative: how many are closed.
+        """
         with self._descriptors_lock:
             self._descriptors[connection.owner] += more
             if not self._descriptors[connection.owner]:
                 del self._descriptors[connection.owner]
 
     def has_descriptors(self, connection: Connection) -> bool:
-        """Return whether so many descriptors of this user, and of all, may be on their way."""
+        """Tell whether the user of a connection may send more descriptors now.
+
+        Args:
+            connection: the connection.
+
+        Returns:
+            False when that user, or all users together, have too many that are not handled yet.
+        """
         if connection.privileged:
             return True
         with self._descriptors_lock:
@@ -173,7 +216,7 @@ class Server:
             return mine <= min(DESCRIPTORS_PER_USER, max(free, connection.handler.fds_per_message))
 
     def close(self) -> None:
-        """Hang up on everybody."""
+        """Close all connections and listeners."""
         for connection in list(self.connections):
             connection.close()
         for key in list(self._selector.get_map().values()):
@@ -185,7 +228,7 @@ class Server:
             os.close(self._reserve)
 
     def _accept(self, listener: socket.socket, handler: Handler) -> bool:
-        """Take a connection; False: nobody else waits, or none can be taken now."""
+        """Accept a connection; False: nobody else waits, or none can be accepted now."""
         try:
             sock, _ = listener.accept()
         except OSError as error:
@@ -223,10 +266,11 @@ class Server:
         return True
 
     def _has_room(self, handler: Handler, newcomer: Connection) -> bool:
-        """Whether one more connection is taken.
+        """Tell whether one more connection is accepted.
 
-        The last eighth of the places is for users who have FEW.  Where all are taken, a user with
-        few of them takes over one of the user with the most: an idle one that loses nothing.
+        The last eighth of the places is for users who have few (FEW).  Where all are taken, a user
+        with few of them gets the place of an idle connection of the user with the most, if that
+        loses nothing by it.
         """
         listener = id(handler)
         mine = self._owners[listener, newcomer.owner]
@@ -259,7 +303,7 @@ class Server:
         return True
 
     def _turn_away(self, listener: socket.socket) -> None:
-        """Out of descriptors: take one connection and drop it, or the loop would spin."""
+        """Accept one connection and drop it; with no descriptor left, the loop would spin."""
         if not self.refusals["out of descriptors"]:
             _log.warning("out of file descriptors: connections are turned away")
         self.refusals["out of descriptors"] += 1

@@ -5,9 +5,9 @@ A system call on somebody's file may take for ever (a file server that does not 
 user has a queue of work of which a few pieces run at a time; others wait in that queue only.
 Reserved keys (root's) have threads of their own, which exist from the start.
 
-All threads share one interpreter, so time of the processor is shared out, too: together, users may
-take half of one, each an equal part.  Who has taken more than its part and what it has saved up
-rests for a while; what waits for a disk or another process costs nothing.
+All threads share one interpreter, so CPU time is shared out, too: together, users may take half of
+one CPU, each an equal part.  A user who has taken more than that part, and what it has saved up,
+has to wait for a while; waiting for a disk or another process costs nothing.
 """
 
 from __future__ import annotations
@@ -37,8 +37,11 @@ Work = Callable[[], None]
 class UserQueues:
     """Runs work in the order of each user's queue.
 
-    Threads are made when there is work, and daemons: one that hangs does not keep the process
-    from ending.
+    Threads are made when there is work, and daemons: one that hangs does not keep the process from
+    ending.
+
+    Attributes:
+        start_failures: how many threads could not be started so far.
     """
 
     def __init__(self, per_user: int = THREADS_PER_USER, total: int = TOTAL) -> None:
@@ -59,7 +62,10 @@ class UserQueues:
         self._wake = threading.Condition(self._lock)
 
     def reserve(self, key: Hashable) -> None:
-        """Start a thread that works for this key alone, whatever the others do.
+        """Start a thread that works for one key alone, whatever the others do.
+
+        Args:
+            key: the key.
 
         Raises:
             RuntimeError: it cannot be started.
@@ -122,21 +128,29 @@ class UserQueues:
             )
 
     def waiting(self) -> int:
-        """Return how many pieces of work wait for a thread."""
+        """Count the work that waits for a thread.
+
+        Returns:
+            Pieces of work in all queues.
+        """
         with self._lock:
             return sum(map(len, self._waiting.values()))
 
     def running(self) -> int:
-        """Return how many pieces of work are being done."""
+        """Count the work that is being done.
+
+        Returns:
+            Pieces of work of all users, reserved ones included.
+        """
         with self._lock:
             return sum(self._running.values())
 
     def _general(self) -> int:
-        """Pieces of work that wait for a thread which is not reserved."""
+        """Count the work that waits for a thread which is not reserved."""
         return sum(len(work) for key, work in self._waiting.items() if key not in self._reserved)
 
     def _runnable(self, now: float) -> int:
-        """Pieces of work that a thread could begin now."""
+        """Count the work that a thread could begin now."""
         return sum(
             min(len(work), self._per_user - self._running.get(key, 0))
             for key, work in self._waiting.items()
@@ -144,7 +158,7 @@ class UserQueues:
         )
 
     def _grow(self) -> Exception | None:
-        """Start a thread if one is missing; the error where that failed.  Under the lock."""
+        """Start a thread if one is missing; return the error where that failed.  Under the lock."""
         if self._threads >= self._total:
             return None
         # A thread that is idle may have been woken for other work already.
@@ -160,7 +174,7 @@ class UserQueues:
         return None
 
     def _next(self) -> tuple[Hashable, Work] | None:
-        """Work of a user who has room; the user goes to the end of the line."""
+        """Take work of the first user that may run more; that user goes to the end of the line."""
         now = time.monotonic()
         for key, waiting in list(self._waiting.items()):
             if (
@@ -173,23 +187,23 @@ class UserQueues:
         return None
 
     def _rate(self) -> float:
-        """Seconds of the processor that a user may take in a second."""
+        """Return how many seconds of CPU time a user may take in a second."""
         users = {*self._waiting, *self._running} - self._reserved.keys()
         return SHARE / max(1, len(users))
 
     def _left(self, key: Hashable, now: float) -> float:
-        """Seconds that a user may take at once."""
+        """Return how many seconds of CPU time a user may take at once; below 0 it has to wait."""
         left, since = self._allowances.get(key, (SAVED_SECONDS, now))
         return min(SAVED_SECONDS, left + (now - since) * self._rate())
 
     def _rest(self, key: Hashable, now: float) -> float:
-        """How long a user still rests, in seconds; 0 or less: it does not."""
+        """Return for how many seconds a user still has to wait; 0 or less: it has not."""
         if key not in self._allowances:
             return 0.0
         return -self._left(key, now) / self._rate()
 
     def _charge(self, key: Hashable, seconds: float) -> None:
-        """Take note of what a user has taken.  Under the lock."""
+        """Take the CPU time that work has cost off what its user may take.  Under the lock."""
         now = time.monotonic()
         left = max(self._left(key, now) - seconds, -REST_SECONDS * self._rate())
         self._allowances[key] = (left, now)
@@ -199,13 +213,13 @@ class UserQueues:
                 del self._allowances[other]
 
     def _pause(self) -> float:
-        """How long an idle thread waits at most: until somebody has rested, or for good."""
+        """Return how long an idle thread waits at most: until a user may run again, or for good."""
         now = time.monotonic()
         rests = [self._rest(key, now) for key in self._waiting if key not in self._reserved]
         return min([_IDLE_SECONDS, *(rest for rest in rests if rest > 0)])
 
     def _taken(self, key: Hashable, waiting: deque[Work]) -> Work:
-        """Take the first piece of a queue, which goes behind the others."""
+        """Take the first piece of a queue, and put the queue behind the others."""
         work = waiting.popleft()
         if waiting:
             self._waiting[key] = waiting
@@ -237,6 +251,7 @@ class UserQueues:
             self._run(key, work)
 
     def _run(self, key: Hashable, work: Work) -> None:
+        """Do a piece of work and charge its user with the CPU time; what it raises is logged."""
         begun = time.thread_time()
         try:
             work()

@@ -35,12 +35,26 @@ def encode(message: Mapping[str, Any]) -> bytes:
 
 
 def encode_answer(answer: Mapping[str, Any]) -> bytes:
-    """Return the line that answers a request which went well."""
+    """Make the line that answers a request which went well.
+
+    Args:
+        answer: members of the answer, of what the json module can write.
+
+    Returns:
+        The line, its newline included.
+    """
     return encode({"ok": answer})
 
 
 def encode_error(error: PagecacheError) -> bytes:
-    """Return the line that tells an error."""
+    """Make the line that tells an error.
+
+    Args:
+        error: the error; its class, texts and documentation go over the wire.
+
+    Returns:
+        The line, its newline included.
+    """
     fields = {name: getattr(error, name) for name in _FIELDS}
     return encode({"error": {"class": type(error).__name__, **fields}})
 
@@ -101,18 +115,36 @@ def decode_answer(line: bytes) -> dict[str, Any]:
 
 
 def refused(why: str, detail: str = "") -> UsageError:
-    """Make the error for a request that is wrong in itself."""
+    """Make the error for a request that is wrong in itself.
+
+    Args:
+        why: what is wrong with it.
+        detail: the value that is wrong; "" for none.
+
+    Returns:
+        The error, to be raised.
+    """
     return UsageError("the request was refused", f"{why}: {detail}" if detail else why)
 
 
 def shortened(value: object) -> str:
-    """Show a value of a stranger's in a message: at most 80 characters of it."""
+    """Show a value that a stranger has sent, for a message.
+
+    Args:
+        value: any value.
+
+    Returns:
+        Its repr(), cut to 80 characters.
+    """
     text = repr(value)
     return text if len(text) <= 80 else text[:77] + "..."
 
 
 def _error(fields: object) -> PagecacheError:
-    """Make the error that an answer tells; of our own classes only, and of texts only."""
+    """Make the error that an answer tells: only a class of ours, and only texts.
+
+    Raises ValueError if it tells none.
+    """
     if not isinstance(fields, dict):
         raise ValueError("its error is no object")
     kind = getattr(errors, str(fields.get("class", "")), None)
