@@ -206,7 +206,7 @@ def export_template(args: argparse.Namespace, out: Output) -> int:
     Raises:
         UsageError: the output cannot be written.
     """
-    from pagecache_bpf.templates.template import locate
+    from pagecache_bpf.templates.fit import locate
     from pagecache_bpf.templates.traces import render_trace
 
     template = templates.read(args.template)

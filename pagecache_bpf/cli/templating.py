@@ -126,7 +126,7 @@ def _one(model: Model, wish: str, partial: bool) -> Chosen:
 
     if wish in ("", AUTO):
         template = templates.derive(model)
-        paths = dict(enumerate(templates.template.locate(template, model)))
+        paths = dict(enumerate(templates.locate(template, model)))
         assigned = Assigned(model.name, template, paths)
         return Chosen(assigned, None, template.length, template.length)
     file = Path(wish)

@@ -107,7 +107,7 @@ class AttachedLoad:
         try:
             if self._request.template is None:
                 found = templates.derive(model)
-                paths = dict(enumerate(templates.template.locate(found, model)))
+                paths = dict(enumerate(templates.locate(found, model)))
                 return Assigned(model.name, found, paths)
             found = templates.read(Path(self._request.template))
             fit = templates.check(found, model)

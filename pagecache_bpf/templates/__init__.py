@@ -3,12 +3,13 @@
 
 A template is derived from the headers of weight files (derive), recorded from a real load
 (record) or imported from a MAIO text trace (traces); it is written as text (text), compared with
-the files it is meant for (template.check) and laid out for policies (layout).  numpy underneath;
+the files it is meant for (fit) and laid out for policies (layout).  numpy underneath;
 nothing here needs root or the kernel.
 """
 
 from pagecache_bpf.templates.derive import derive
-from pagecache_bpf.templates.template import EXTENT, Fit, Template, check, require_fit
+from pagecache_bpf.templates.fit import Fit, check, locate, require_fit
+from pagecache_bpf.templates.template import EXTENT, Template
 from pagecache_bpf.templates.text import is_template, read, write
 from pagecache_bpf.weights.identity import TemplateFile
 
@@ -20,6 +21,7 @@ __all__ = [
     "check",
     "derive",
     "is_template",
+    "locate",
     "read",
     "require_fit",
     "write",

@@ -209,14 +209,14 @@ _WHOLE = re.compile(
 
 
 def cut_of(module: str, kinds: frozenset[str]) -> Cut | None:
-    """Return how a module is cut.
+    """Tell how a module is cut between tensor-parallel ranks.
 
     Args:
         module: its full name, without the parameter (".weight").
         kinds: model_type and architectures of the model, in lower case.
 
     Returns:
-        None for a name that no table has.
+        How; None for a name that no table has.
     """
     if "lora_" in module or ".indexer." in f".{module}.":
         return Cut.WHOLE

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""In what two templates differ: files, bytes, order."""
+"""Compares two templates: in which files, in which bytes and in what order they differ."""
 
 from __future__ import annotations
 
@@ -16,11 +16,18 @@ Ranges = dict[str, tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]]
 
 @dataclass(frozen=True)
 class Difference:
-    """What two templates have in common and what not; sizes in bytes, each byte once.
+    """What two templates have in common and what not; bytes are counted once each.
 
-    changed: files whose identity differs.  in_order: of the bytes that both have, those that
-    come in the same order, by the longest such run of the first one's extents (None: nothing
-    in common).  consumers: how many each has.
+    Attributes:
+        only_left_files: paths of files that only the first one names.
+        only_right_files: paths of files that only the second one names.
+        changed: paths of files whose size or digest differs.
+        common: bytes that both read.
+        only_left: bytes that only the first one reads.
+        only_right: bytes that only the second one reads.
+        in_order: of the common bytes, those that come in the same order, by the longest such run of
+            the first one's extents; None: nothing in common.
+        consumers: how many consumers each has.
     """
 
     only_left_files: tuple[str, ...]
@@ -47,7 +54,15 @@ class Difference:
 
 
 def compare(left: Template, right: Template) -> Difference:
-    """Compare two templates."""
+    """Compare two templates.
+
+    Args:
+        left: the first one.
+        right: the second one.
+
+    Returns:
+        In what they differ.
+    """
     ours = {file.path: file for file in left.files}
     theirs = {file.path: file for file in right.files}
     both = ours.keys() & theirs.keys()
@@ -66,6 +81,7 @@ def compare(left: Template, right: Template) -> Difference:
 
 
 def _ranges(template: Template) -> Ranges:
+    """Return for the path of each file where the ranges that are read start and end."""
     return {
         template.files[file].path: (starts.astype(np.int64), ends.astype(np.int64))
         for file, starts, ends in template.ranges()
@@ -76,7 +92,7 @@ def _overlap(
     a: tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]],
     b: tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]],
 ) -> int:
-    """Bytes that two lists of disjoint, sorted ranges have in common."""
+    """Count the bytes that two lists of disjoint, sorted ranges have in common."""
     edges = np.concatenate((a[0], a[1], b[0], b[1]))
     steps = np.concatenate(
         (np.ones(len(a[0])), -np.ones(len(a[1])), np.ones(len(b[0])), -np.ones(len(b[1])))
@@ -88,7 +104,7 @@ def _overlap(
 
 
 def _in_order(left: Template, right: Template) -> int:
-    """Bytes of the heaviest run of the left's extents that the right has in the same order."""
+    """Count bytes of the left's heaviest run of extents that the right has in that order."""
     places = {file.path: number for number, file in enumerate(right.files)}
     extents = right.plain()
     lookup: dict[int, tuple[Any, Any]] = {}

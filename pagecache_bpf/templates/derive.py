@@ -58,27 +58,32 @@ def derive(
     Args:
         model: its files are read in its order.
         order: one of ORDERS.
-        names: instead of it, the tensors in the order in which they are read; others are not in
-            the template.
+        names: instead of `order`, the tensors in the order in which they are read; others are not
+            in the template.
         tp: ranks, each with its slice of the tensors that are usually split.
         rank: only this rank; by default all of them, one consumer each.
         gap: bytes between two slices that are read along, since a seek would cost more.
         parallel: tensor, expert and pipeline parallelism together; instead of `tp`.
-        unknown: names of tensors that no table of architectures has are appended: every rank
-            reads those whole.
+        unknown: names of tensors that no table of architectures has are appended: every rank reads
+            those whole.
+
+    Returns:
+        The template.
 
     Raises:
         UsageError: there is no such order, no such rank, or no such tensor.
         PrivilegeError: a file may not be read.
         PagecacheError: a header is damaged.
     """
-    every = [headers.parse(path) for path in model.files]
-    return derive_open(model, every, order, names, parallel or Parallel(tp), rank, gap, unknown)
+    all_contents = [headers.parse(path) for path in model.files]
+    return derive_open(
+        model, all_contents, order, names, parallel or Parallel(tp), rank, gap, unknown
+    )
 
 
 def derive_open(
     model: Model,
-    every: Sequence[Contents],
+    all_contents: Sequence[Contents],
     order: str = "keys",
     names: Sequence[str] | None = None,
     parallel: Parallel = ONE_RANK,
@@ -90,7 +95,7 @@ def derive_open(
 
     Args:
         model: its names and its directory, in which config.json is looked for, are used.
-        every: what headers.parse_open() said of its files, in their order.
+        all_contents: what headers.parse_open() said of its files, in their order.
         order: see derive(), as the others.
         names: see derive().
         parallel: see derive().
@@ -98,25 +103,31 @@ def derive_open(
         gap: see derive().
         unknown: see derive().
 
+    Returns:
+        The template.
+
     Raises:
-        UsageError: there is no such order, no such rank, or no such tensor.
+        UsageError: there is no such order, no such rank, or no such tensor; or it would have more
+            than MAX_EXTENTS extents.
     """
     ranks = range(parallel.world) if rank is None else (rank,)
     parallel.rank(ranks[-1])
-    files = tuple(contents.file(name) for contents, name in zip(every, model.names, strict=True))
-    places = _listed(every, names) if names is not None else _ordered(every, order)
+    files = tuple(
+        contents.file(name) for contents, name in zip(all_contents, model.names, strict=True)
+    )
+    places = _listed(all_contents, names) if names is not None else _ordered(all_contents, order)
     if parallel.world == 1:
-        parts = [_whole(every, places)]
+        parts = [_whole(all_contents, places)]
     else:
         config = ModelConfig.beside(model.directory)
         shapes = {
             name: shape
-            for contents in every
+            for contents in all_contents
             if contents.kind == "safetensors"
             for name, shape in zip(contents.names, contents.shapes, strict=True)
         }
         sharding = Sharding(config, parallel, shapes, gap)
-        parts = _sliced(every, places, sharding, ranks)
+        parts = _sliced(all_contents, places, sharding, ranks)
         if unknown is not None:
             unknown += sharding.unknown.values()
     extents = np.concatenate(parts)
@@ -126,7 +137,7 @@ def derive_open(
             f"{MAX_EXTENTS:,} are possible",
             "Derive one rank at a time (--rank), or join more (--gap)",
         )
-    kinds = "+".join(sorted({contents.kind for contents in every}))
+    kinds = "+".join(sorted({contents.kind for contents in all_contents}))
     loader = f"{kinds} {'list' if names is not None else order}"
     for name, count in (("ep", parallel.ep), ("pp", parallel.pp)):
         loader += f" {name} {count}" if count > 1 else ""
@@ -140,14 +151,17 @@ def derive_open(
     )
 
 
-def _ordered(every: Sequence[Contents], order: str) -> list[_Place]:
+def _ordered(all_contents: Sequence[Contents], order: str) -> list[_Place]:
+    """Return all tensors in one of ORDERS.  Raises UsageError."""
     if order not in ORDERS:
         raise UsageError(f"there is no order {order}", f"known are {', '.join(ORDERS)}")
     if order == "natural":
-        places = [(f, t) for f, contents in enumerate(every) for t in range(len(contents.names))]
-        return sorted(places, key=lambda at: natural(every[at[0]].names[at[1]]))
+        places = [
+            (f, t) for f, contents in enumerate(all_contents) for t in range(len(contents.names))
+        ]
+        return sorted(places, key=lambda at: natural(all_contents[at[0]].names[at[1]]))
     places = []
-    for number, contents in enumerate(every):
+    for number, contents in enumerate(all_contents):
         tensors: Sequence[int] = range(len(contents.names))
         if order == "offset":
             tensors = np.argsort(contents.offsets, kind="stable").tolist()
@@ -157,10 +171,11 @@ def _ordered(every: Sequence[Contents], order: str) -> list[_Place]:
     return places
 
 
-def _listed(every: Sequence[Contents], names: Sequence[str]) -> list[_Place]:
+def _listed(all_contents: Sequence[Contents], names: Sequence[str]) -> list[_Place]:
+    """Return the tensors of a list in its order.  Raises UsageError if one is not in the files."""
     known = {
         name: (file, tensor)
-        for file, contents in enumerate(every)
+        for file, contents in enumerate(all_contents)
         for tensor, name in enumerate(contents.names)
     }
     missing = [name for name in names if name not in known]
@@ -173,12 +188,12 @@ def _listed(every: Sequence[Contents], names: Sequence[str]) -> list[_Place]:
     return [known[name] for name in dict.fromkeys(names)]
 
 
-def _whole(every: Sequence[Contents], places: Sequence[_Place]) -> Extents:
+def _whole(all_contents: Sequence[Contents], places: Sequence[_Place]) -> Extents:
     """Return the extents of a loader that reads every tensor whole."""
     rows: list[tuple[int, int, int, int, int]] = []
     opened = set()
     for file, tensor in places:
-        contents = every[file]
+        contents = all_contents[file]
         if file not in opened:
             opened.add(file)
             size = contents.header_bytes
@@ -191,7 +206,7 @@ def _whole(every: Sequence[Contents], places: Sequence[_Place]) -> Extents:
 
 
 def _sliced(
-    every: Sequence[Contents],
+    all_contents: Sequence[Contents],
     places: Sequence[_Place],
     sharding: Sharding,
     ranks: Sequence[int],
@@ -207,7 +222,7 @@ def _sliced(
     opened = set()
     total = 0
     for place, (file, tensor) in enumerate(places):
-        contents = every[file]
+        contents = all_contents[file]
         if file not in opened:
             opened.add(file)
             header = (contents.header_from, contents.header_bytes, contents.header_bytes)

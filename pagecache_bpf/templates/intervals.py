@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Disjoint intervals: what has been seen of a file."""
+"""Disjoint intervals of numbers: which pages or bytes of a file have been seen before."""
 
 from __future__ import annotations
 
@@ -7,14 +7,22 @@ from bisect import bisect_left, bisect_right
 
 
 class Intervals:
-    """Disjoint intervals, sorted."""
+    """A set of numbers, kept as disjoint intervals [start, end) in order."""
 
     def __init__(self) -> None:
         self._starts: list[int] = []
         self._ends: list[int] = []
 
     def add(self, start: int, end: int) -> list[tuple[int, int]]:
-        """Add one; what of it is new."""
+        """Add an interval.
+
+        Args:
+            start: its first number.
+            end: the number behind its last one.
+
+        Returns:
+            The parts of it that were not in the set before, in order.
+        """
         low = bisect_left(self._ends, start)
         high = bisect_right(self._starts, end)
         new, at = [], start

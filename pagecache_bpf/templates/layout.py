@@ -49,7 +49,14 @@ NONE = abi.TEMPLATE_NONE
 
 @dataclass(frozen=True)
 class Identity:
-    """How the kernel knows a file; see pagecache_file_key."""
+    """How the kernel knows a file: the members of struct pagecache_file_key.
+
+    Attributes:
+        dev_major: major number of the file system's device.
+        dev_minor: its minor number.
+        ino: the inode's number.
+        generation: the inode's generation.
+    """
 
     dev_major: int
     dev_minor: int
@@ -59,13 +66,22 @@ class Identity:
 
 @dataclass
 class Layout:
-    """Arrays by the name of their map, and what template_files gets: (key, value)."""
+    """Templates as the maps of a policy hold them.
+
+    Attributes:
+        arrays: elements of each array, by the name of its map.
+        files: keys and values for the map template_files.
+    """
 
     arrays: dict[str, Array]
     files: list[tuple[bytes, bytes]]
 
     def sizes(self) -> dict[str, int]:
-        """Elements of each map."""
+        """Count the elements of each array.
+
+        Returns:
+            Elements by the name of the map.
+        """
         return {name: len(array) for name, array in self.arrays.items()}
 
 
@@ -75,12 +91,17 @@ def lay_out(
     page_size: int = PAGE_SIZE,
     first: Mapping[str, int] | None = None,
 ) -> Layout:
-    """The arrays of named templates.
+    """Lay out templates as the arrays of bpf/include/template.bpf.h.
 
-    first: where the elements will stand in each array, by its name; 0 by default.
+    Args:
+        models: names of models and their templates.
+        identity: tells how the kernel knows a file, by the model's name and the file's number in
+            its template; None: the file is not tagged, and a policy cannot find it.
+        page_size: bytes of a page.
+        first: where the elements will stand in each array, by the name of its map; 0 by default.
 
-    identity: of a model's file, by the model's name and the file's number in its template; a
-    file that has none (it is not tagged) cannot be found by a policy.
+    Returns:
+        The arrays, and the entries of template_files.
     """
     arrays: dict[str, list[Array]] = {name: [] for name in ARRAYS}
     used = {name: (first or {}).get(name, 0) for name in ARRAYS}
@@ -141,7 +162,7 @@ _STEP = np.dtype([("consumer", "u4"), ("file", "u4"), ("start", "i8"), ("end", "
 
 
 def _steps(template: Template, page_size: int) -> tuple[Array, Array]:
-    """Steps of all consumers with the number of their extent; the extents without doubles."""
+    """Return the steps of all consumers, and the extents that they share, each once."""
     wanted = _single_ranges(template.extents, page_size)
     rows = np.zeros(len(wanted), _STEP)
     rows["consumer"], rows["file"] = wanted["consumer"], wanted["file"]
@@ -195,7 +216,7 @@ def _single_ranges(extents: Array, page_size: int) -> Array:
 
 
 def _shared(extents: Array) -> Array:
-    """Which of an extent's first and last pages lie in another extent as well."""
+    """Return flags: which of an extent's first and last pages lie in another extent as well."""
     base = extents["file"].astype(np.int64) << 33
     starts, ends = np.sort(base + extents["start"]), np.sort(base + extents["end"])
     flags = np.zeros(len(extents), np.uint32)
@@ -210,9 +231,10 @@ def _shared(extents: Array) -> Array:
 
 
 def _whole(extents: Array, sizes: Array, huge: int) -> Array:
-    """Which extents begin and end in a huge page that is wanted as a whole, by several extents.
+    """Return flags: which extents begin or end in a huge page that is wanted as a whole.
 
-    sizes: of the files, in pages.
+    A huge page is filled whole, so one of the extents that want a part of it brings it in for all.
+    `sizes` are those of the files and `huge` that of a huge page, in pages.
     """
     flags = np.zeros(len(extents), np.uint32)
     if not len(extents):
@@ -236,7 +258,7 @@ def _whole(extents: Array, sizes: Array, huge: int) -> Array:
 
 
 def _bringers(extents: Array, huge: int) -> tuple[Array, Array]:
-    """The extents that bring in the huge pages where each one begins and ends, or NONE."""
+    """Return which extents bring in the huge pages where each one begins and ends, or NONE."""
     base = extents["file"].astype(np.int64) << 33
     first = base + extents["start"] // huge
     last = base + (extents["end"].astype(np.int64) - 1) // huge
@@ -258,7 +280,7 @@ def _bringers(extents: Array, huge: int) -> tuple[Array, Array]:
 
 
 def _joined(rows: Array) -> Array:
-    """Neighbours that touch become one."""
+    """Join rows of one consumer that touch and follow each other."""
     if len(rows) < 2:
         return rows
     same = (rows["file"][1:] == rows["file"][:-1]) & (rows["consumer"][1:] == rows["consumer"][:-1])
@@ -270,7 +292,7 @@ def _joined(rows: Array) -> Array:
 
 
 def _without_repeats(rows: Array) -> Array:
-    """What a consumer has had before is taken out of its later steps."""
+    """Take out of a consumer's steps what it has had in earlier ones: it is cached by then."""
     order = np.lexsort((rows["start"], rows["file"], rows["consumer"]))
     ordered = rows[order]
     same = (ordered["file"][1:] == ordered["file"][:-1]) & (
@@ -290,7 +312,8 @@ def _without_repeats(rows: Array) -> Array:
 def _cut_alike(rows: Array) -> Array:
     """Cut where another consumer's steps begin and end, so that what both want is one extent.
 
-    Not so close to another cut that only crumbs would come of it.
+    Cuts closer than CRUMB pages to the one before are left out: their extents would be too small to
+    be worth a request.
     """
     parts = []
     order = np.argsort(rows["file"], kind="stable")
@@ -319,7 +342,7 @@ def _cut_alike(rows: Array) -> Array:
 
 
 def _cut(rows: Array, pages: int) -> Array:
-    """Long steps become several, cut where a multiple of `pages` is."""
+    """Cut long steps at multiples of `pages`."""
     first = rows["start"] // pages
     pieces = (np.maximum(rows["end"], 1) - 1) // pages - first + 1
     many = np.repeat(np.arange(len(rows)), pieces)
@@ -339,7 +362,7 @@ def _tables(
     first_step: int,
     first_entry: int,
 ) -> tuple[Array, Array, Array, Array]:
-    """template_consumers, _spans, _index and _steps of one model."""
+    """Return template_consumers, _spans, _index and _steps of one model."""
     consumers = np.zeros(nr_consumers, ARRAYS["template_consumers"])
     begins = np.searchsorted(steps["consumer"], np.arange(nr_consumers + 1))
     consumers["first_step"] = begins[:-1] + first_step

@@ -44,13 +44,24 @@ _MAX = 1 << 20
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """A configuration as it was found; {} where there is none."""
+    """A model's configuration as it was found.
+
+    Attributes:
+        content: the JSON object; {} where there is none.
+    """
 
     content: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
     def beside(cls, directory: Path) -> ModelConfig:
-        """Read the configuration in a model's directory; an empty one where there is none."""
+        """Read the configuration in a model's directory.
+
+        Args:
+            directory: where config.json or params.json would be.
+
+        Returns:
+            The configuration; an empty one where there is none that can be read.
+        """
         for name in ("config.json", "params.json"):
             try:
                 content = json.loads(read_small_file(directory / name, _CONFIG_BYTES))
@@ -62,7 +73,7 @@ class ModelConfig:
 
     @property
     def kinds(self) -> frozenset[str]:
-        """model_type and architectures of the model and of its parts, in lower case."""
+        """The model_type and the architectures of the model and of its parts, in lower case."""
         found = set()
         for part in self._all(self.content, 0):
             value = part.get("model_type")
@@ -73,13 +84,21 @@ class ModelConfig:
         return frozenset(found)
 
     def _all(self, part: Mapping[str, Any], depth: int) -> Iterator[Mapping[str, Any]]:
+        """Yield a configuration and those nested in it, three levels deep."""
         yield part
         for value in part.values():
             if isinstance(value, dict) and depth < 3:
                 yield from self._all(value, depth + 1)
 
     def part_of(self, name: str) -> Mapping[str, Any]:
-        """Return the configuration that counts for a tensor; {} where it is not there."""
+        """Return the nested configuration that counts for a tensor.
+
+        Args:
+            name: the tensor's name.
+
+        Returns:
+            That of the vision or audio tower, or of the language model; {} where it is not there.
+        """
         for pattern, key in _PARTS:
             if pattern.search(name):
                 for part in self._all(self.content, 0):
@@ -91,10 +110,18 @@ class ModelConfig:
         return self._text(self.content, 0)
 
     def is_text(self, name: str) -> bool:
-        """Return whether a tensor is of the language model and not of another part."""
+        """Tell whether a tensor is of the language model and not of another part.
+
+        Args:
+            name: the tensor's name.
+
+        Returns:
+            False for vision and audio towers and the like.
+        """
         return not any(pattern.search(name) for pattern, _ in _PARTS)
 
     def _text(self, part: Mapping[str, Any], depth: int) -> Mapping[str, Any]:
+        """Return the configuration of the language model within another one."""
         for key in _TEXT:
             value = part.get(key)
             if isinstance(value, dict) and depth < 4:
@@ -102,7 +129,14 @@ class ModelConfig:
         return part
 
     def heads(self, name: str) -> int | None:
-        """Return the attention heads that a tensor's layer has; None if that is not known."""
+        """Tell how many attention heads a tensor's layer has.
+
+        Args:
+            name: the tensor's name.
+
+        Returns:
+            Heads of queries; None if that is not known.
+        """
         part = self.part_of(name)
         sides = {
             side: _number(part, (f"{side}_attention_heads",)) for side in ("encoder", "decoder")
@@ -116,7 +150,15 @@ class ModelConfig:
         return heads
 
     def key_value_heads(self, name: str) -> int | None:
-        """Return the heads of keys and values of a tensor's layer; None if that is not known."""
+        """Tell how many heads of keys and values a tensor's layer has.
+
+        Args:
+            name: the tensor's name.
+
+        Returns:
+            Heads of keys; None if that is not known, or differs between layers and is not told of
+            this.
+        """
         part = self.part_of(name)
         if part.get("multi_query") is True and not part.get("new_decoder_architecture"):
             return 1  # falcon-7b, gpt_bigcode: num_kv_heads is not looked at then
@@ -132,7 +174,14 @@ class ModelConfig:
         return self.heads(name)
 
     def head_size(self, name: str) -> int | None:
-        """Return the elements of a head, where the configuration says so itself."""
+        """Tell how many elements a head has, where the configuration says so itself.
+
+        Args:
+            name: the name of a tensor of the layer.
+
+        Returns:
+            Elements; None if that is not known.
+        """
         return _number(self.part_of(name), ("head_dim", "head_size", "kv_channels"))
 
     @property
@@ -166,7 +215,14 @@ class ModelConfig:
 
 
 def layer_of(name: str) -> int | None:
-    """Return the number of a tensor's layer; None for what is in no layer."""
+    """Read the number of a tensor's layer from its name.
+
+    Args:
+        name: the tensor's name.
+
+    Returns:
+        The layer, counted from 0; None for what is in no layer.
+    """
     found = re.search(r"(?:^|\.)(?:layers?|h|blocks?|blk)\.(\d{1,5})(?=\.)", name)
     return int(found[1]) if found else None
 

@@ -18,10 +18,16 @@ MAX_RANKS = 1024
 class Parallel:
     """How a model is spread over ranks.
 
-    tp: tensor-parallel ranks of a layer.  ep: expert-parallel ranks; 1: experts are cut as other
-    layers are.  pp: stages of the pipeline; pp_layers: layers of each of them, () for vLLM's own
-    shares.  redundant: experts that exist twice, as load balancing places them behind the others.
-    Raises UsageError when that is impossible.
+    Attributes:
+        tp: tensor-parallel ranks of a layer.
+        ep: expert-parallel ranks; 1: experts are cut as other layers are.
+        pp: stages of the pipeline.
+        pp_layers: layers of each stage; (): vLLM's own shares.
+        redundant: numbers of experts that exist twice, as load balancing places them behind the
+            others.
+
+    Raises:
+        UsageError: there is no such combination, or it has too many ranks.
     """
 
     tp: int = 1
@@ -55,7 +61,7 @@ class Parallel:
 
     @property
     def world(self) -> int:
-        """All ranks."""
+        """All ranks: those of one stage, times the stages."""
         return self.pp * max(self.tp, self.ep)
 
     @property
@@ -64,7 +70,17 @@ class Parallel:
         return self.tp // self.ep if self.ep < self.tp else 1
 
     def rank(self, number: int) -> Rank:
-        """Return where a rank is in all three.  Raises UsageError when there is no such rank."""
+        """Tell where a rank is: in the pipeline, in tensor and in expert parallelism.
+
+        Args:
+            number: the rank, counted from 0.
+
+        Returns:
+            Its place in each of them.
+
+        Raises:
+            UsageError: there is no such rank.
+        """
         if not 0 <= number < self.world:
             raise UsageError(
                 f"there is no rank {number}", f"of {self.world} ranks the last is {self.world - 1}"
@@ -75,10 +91,18 @@ class Parallel:
         return Rank(stage, local % self.tp, local, 0)
 
     def experts_of(self, rank: int, experts: int) -> frozenset[int]:
-        """Return the experts that an expert-parallel rank has: even shares in their order.
+        """Tell which experts an expert-parallel rank has: even shares in their order.
 
-        Source: vLLM, fused_moe/layer.py, determine_expert_map() (placement "linear"): the first
-        ranks have one more where they do not divide.
+        The first ranks have one more where the experts do not divide.
+
+        Args:
+            rank: the rank among those of the experts.
+            experts: experts of a layer.
+
+        Returns:
+            Numbers of experts.
+
+        Source: vLLM, fused_moe/layer.py, determine_expert_map() (placement "linear").
         """
         physical = [*range(experts), *(number for number in self.redundant if number < experts)]
         share, more = divmod(len(physical), self.ep)
@@ -86,10 +110,20 @@ class Parallel:
         return frozenset(physical[begin : begin + share + (rank < more)])
 
     def stages_of(self, layers: int) -> list[range]:
-        """Return the layers of each stage.
+        """Tell which layers each stage of the pipeline has.
 
-        Source: vLLM, distributed/utils.py, get_pp_indices(): what does not divide goes to the
-        stages before the last one, from behind.
+        What does not divide goes to the stages before the last one, from behind.
+
+        Args:
+            layers: layers of the model.
+
+        Returns:
+            The range of layers of each stage.
+
+        Raises:
+            UsageError: pp_layers does not add up to that.
+
+        Source: vLLM, distributed/utils.py, get_pp_indices().
         """
         if self.pp_layers:
             shares = list(self.pp_layers)
@@ -109,7 +143,14 @@ class Parallel:
 
 @dataclass(frozen=True)
 class Rank:
-    """A rank's number in the pipeline, in tensor parallelism, and among those of the experts."""
+    """Where a rank is in each kind of parallelism.
+
+    Attributes:
+        stage: its stage of the pipeline.
+        tp: its rank in tensor parallelism.
+        ep: its rank among those that share the experts.
+        expert_tp: its rank among those that cut one expert.
+    """
 
     stage: int
     tp: int

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which stages of a pipeline have a tensor."""
+"""Which stages of a pipeline read a tensor: by its layer, and by the ends of the model."""
 
 from __future__ import annotations
 
@@ -36,7 +36,14 @@ class Stages:
         self._last_embeds = config.ties_embeddings or not untied
 
     def of(self, name: str) -> frozenset[int] | None:
-        """Return the stages that read a tensor; None for all of them."""
+        """Tell which stages of the pipeline read a tensor.
+
+        Args:
+            name: the tensor's name.
+
+        Returns:
+            Numbers of stages; None for all of them.
+        """
         if not self._layers or not self._config.is_text(name):
             return None
         layer = layer_of(name)

@@ -22,7 +22,13 @@ from pagecache_bpf.templates.template import Template
 
 @dataclass(frozen=True)
 class Assigned:
-    """A template and the real files it is for, by their number in it; name: the model's."""
+    """A template, and the real files that it is for.
+
+    Attributes:
+        name: the model's name.
+        template: what is read in which order.
+        paths: files by their numbers in the template.
+    """
 
     name: str
     template: Template
@@ -31,7 +37,13 @@ class Assigned:
 
 @dataclass(frozen=True)
 class ConsumerPosition:
-    """A consumer of a template: its process (0: none yet) and how far that has come, in bytes."""
+    """How far a consumer of a template has come.
+
+    Attributes:
+        tgid: its process; 0: no process has been matched with it yet.
+        position: bytes of its order that it has passed.
+        length: bytes of its order.
+    """
 
     tgid: int
     position: int
@@ -40,10 +52,16 @@ class ConsumerPosition:
 
 @dataclass(frozen=True)
 class TemplateReplay:
-    """How a template does.
+    """How well a template predicts what is read.
 
-    followed, strayed: bytes that came as it said, and those that did not or were prefetched for
-    nothing.  dropped: whether the policy has given it up.
+    Attributes:
+        model: the model's name.
+        source: "derived", "recorded" or "imported".
+        followed: bytes that came as the template said.
+        strayed: bytes that did not, or were prefetched for nothing.
+        jumps: how often a consumer went on elsewhere in its order.
+        dropped: whether the policy has given the template up.
+        consumers: how far each consumer has come.
     """
 
     model: str
@@ -61,7 +79,11 @@ class TemplateReplay:
         return self.followed / total if total else None
 
     def as_json(self) -> dict[str, Any]:
-        """As `status --json` shows it."""
+        """Convert it for JSON, as `status --json` shows it.
+
+        Returns:
+            Numbers by name, sizes in bytes.
+        """
         return {
             "model": self.model,
             "source": self.source,
@@ -82,7 +104,14 @@ class TemplateReplay:
 
 
 def sizes_for(templates: Sequence[tuple[str, Template]]) -> dict[str, int]:
-    """Elements that the maps of a policy need for these."""
+    """Count the elements that the maps of a policy need for some templates.
+
+    Args:
+        templates: names of models and their templates.
+
+    Returns:
+        Elements by the name of the map.
+    """
     layout = lay_out(templates)
     files = sum(len(template.files) for _, template in templates)
     return {**layout.sizes(), FILES: files}
@@ -121,7 +150,15 @@ def give(engines: Engines, policy: str, templates: Sequence[Assigned]) -> int:
 
 
 def state(engines: Engines, policy: str) -> list[TemplateReplay]:
-    """How the templates of an attached policy do; empty where it has none."""
+    """Tell how well the templates of an attached policy predict what is read.
+
+    Args:
+        engines: the engines that policies run on.
+        policy: the name of the policy.
+
+    Returns:
+        One entry a template; none where the policy has none or its maps cannot be read.
+    """
     try:
         with open_maps(engines, policy) as maps:
             models, consumers, steps, extents = (
@@ -155,6 +192,7 @@ _SOURCES = {1: "derived", 2: "recorded", 3: "imported"}
 
 
 def _consumer(row: Any, steps: Any, extents: Any) -> ConsumerPosition:
+    """Tell how far a consumer has come, by its row and its last step."""
     pages = 0
     if row["nr_steps"]:
         last = steps[int(row["first_step"]) + int(row["nr_steps"]) - 1]
@@ -165,7 +203,18 @@ def _consumer(row: Any, steps: Any, extents: Any) -> ConsumerPosition:
 
 @contextmanager
 def open_maps(engines: Engines, policy: str) -> Iterator[dict[str, BpfMap]]:
-    """The template maps of an attached policy, open."""
+    """Open the template maps of an attached policy for as long as the with block runs.
+
+    Args:
+        engines: the engines that policies run on.
+        policy: the name of the policy.
+
+    Yields:
+        Maps by name.
+
+    Raises:
+        PagecacheError: it takes no templates, or its maps cannot be used.
+    """
     ids = None
     if engines.agent and policy in engines.agent.details():
         ids = engines.agent.map_ids(policy)
@@ -175,11 +224,14 @@ def open_maps(engines: Engines, policy: str) -> Iterator[dict[str, BpfMap]]:
 
 @contextmanager
 def open_maps_by(policy: str, ids: Mapping[str, int] | None) -> Iterator[dict[str, BpfMap]]:
-    """Open the template maps of an attached policy.
+    """Open the template maps of an attached policy for as long as the with block runs.
 
     Args:
         policy: its name.
         ids: the kernel's numbers of its maps by their names; None: they are pinned.
+
+    Yields:
+        Maps by name.
 
     Raises:
         PagecacheError: it takes no templates, or its maps cannot be used.
@@ -208,7 +260,16 @@ def open_maps_by(policy: str, ids: Mapping[str, int] | None) -> Iterator[dict[st
 
 
 def replays(engines: Engines, engine: str, policy: str) -> list[dict[str, Any]]:
-    """How the templates of an attached policy do."""
+    """Describe, for `status`, how well the templates of an attached policy predict what is read.
+
+    Args:
+        engines: the engines that policies run on.
+        engine: the engine of this one, "agent" or "struct_ops".
+        policy: the name of the policy.
+
+    Returns:
+        TemplateReplay.as_json() of each template; none for a policy that takes none.
+    """
     if engine == "agent":
         assert engines.agent is not None
         if "template_steps" not in engines.agent.map_ids(policy):

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Records a template from a real load: what the observer tells becomes extents.
+"""Records a template from a real load: the accesses that the observer tells of become extents.
 
-An access that goes on where the process was, or shortly behind, prolongs its extent; one
-elsewhere begins another.  What a process has read before is cached by then and left out.
+An access that goes on where the process was, or shortly behind, prolongs its extent; one elsewhere
+begins another.  What a process has read before is cached by then and left out.
 """
 
 from __future__ import annotations
@@ -44,6 +44,8 @@ class _Run:
 
 @dataclass
 class _Process:
+    """What one process has read so far, in the order in which it did."""
+
     name: str
     runs: list[_Run] = field(default_factory=list)
 
@@ -52,8 +54,10 @@ class _Process:
 class AccessRecorder:
     """Collects accesses in the order in which they come, in pages.
 
-    gap: pages between two accesses that are joined.  wanted: whether a process, by its number,
-    is to be recorded.
+    Attributes:
+        gap: pages between two accesses that are joined.
+        wanted: tells whether a process, by its number, is to be recorded.
+        overflown: accesses that were left out, since there are MAX_EXTENTS already.
     """
 
     gap: int = GAP // PAGE_SIZE
@@ -63,7 +67,14 @@ class AccessRecorder:
     _runs: int = 0
 
     def add(self, file: int, tgid: int, index: int, nr: int) -> None:
-        """A process accesses pages [index, index + nr) of a file."""
+        """Add an access.
+
+        Args:
+            file: the number of the file.
+            tgid: the process.
+            index: the first page that it accesses.
+            nr: pages.
+        """
         if tgid not in self._processes:
             known = self.wanted(tgid) and len(self._processes) < MAX_CONSUMERS
             self._processes[tgid] = _Process(_name_of(tgid)) if known else None
@@ -84,12 +95,15 @@ class AccessRecorder:
         process.runs.append(_Run(file, index, end))
 
     def template(self, paths: Sequence[Path], names: Sequence[str], loader: str) -> Template:
-        """Return the template of what has been collected.
+        """Make the template of what has been collected.
 
         Args:
             paths: the files by their numbers.
             names: what they are called below the model's directory.
             loader: whose order it is.
+
+        Returns:
+            The template, with a consumer for each process that has read something.
 
         Raises:
             PagecacheError: nothing was collected.
@@ -113,7 +127,7 @@ class AccessRecorder:
 
 
 def _extents(runs: Sequence[_Run], sizes: Sequence[int]) -> list[tuple[int, int, int]]:
-    """File, offset and length of what is new in each run."""
+    """Return file, offset and length in bytes of what each run reads for the first time."""
     seen: dict[int, Intervals] = {}
     found = []
     for run in runs:
@@ -126,6 +140,7 @@ def _extents(runs: Sequence[_Run], sizes: Sequence[int]) -> list[tuple[int, int,
 
 
 def _name_of(tgid: int) -> str:
+    """Return the name of a process, or "process" if it has ended."""
     try:
         return Path(f"/proc/{tgid}/comm").read_text(errors="replace").strip()
     except OSError:
@@ -134,7 +149,13 @@ def _name_of(tgid: int) -> str:
 
 @dataclass(frozen=True)
 class RecordedTemplate:
-    """A template, how the command ended, and how many accesses are missing."""
+    """The result of record().
+
+    Attributes:
+        template: what the command has read.
+        exit_code: how the command ended, as subprocess tells it.
+        lost: accesses that are missing.
+    """
 
     template: Template
     exit_code: int
@@ -144,8 +165,21 @@ class RecordedTemplate:
 def record(model: Model, command: Sequence[str], gap: int = GAP) -> RecordedTemplate:
     """Run a command and record what its processes read of a model's files.  Root only.
 
-    gap: bytes between two accesses that are joined.  Raises UsageError (no such command),
-    UnsupportedError (no tracepoint of reads here), PagecacheError (nothing was read).
+    Args:
+        model: whose files are observed.
+        command: the program and its arguments.
+        gap: bytes between two accesses that are joined.
+
+    Returns:
+        The template, and how the command ended.
+
+    Raises:
+        UsageError: there is no such command.
+        UnsupportedError: this kernel has no tracepoint of reads.
+        PagecacheError: nothing was read.
+
+    Source: FAST'26 PPC/MAIO, sections 3.2 and 4.1 (a template is recorded in one load without
+        prefetch).
     """
     from pagecache_bpf.kernel.file_key import key_of, open_to_read
     from pagecache_bpf.observer import Move, Observer
@@ -179,7 +213,7 @@ def record(model: Model, command: Sequence[str], gap: int = GAP) -> RecordedTemp
 
 @contextmanager
 def _running(command: Sequence[str]) -> Iterator[subprocess.Popen[bytes]]:
-    """The command in a session of its own, by which its children are known; gone afterwards."""
+    """Run the command in a session of its own, which its children share; end it afterwards."""
     try:
         process = subprocess.Popen(command, start_new_session=True)
     except OSError as error:
@@ -194,7 +228,7 @@ def _running(command: Sequence[str]) -> Iterator[subprocess.Popen[bytes]]:
 
 
 def _in_session(tgid: int, session: int) -> bool:
-    """Whether a process belongs to the command; one that is gone already is taken for one."""
+    """Tell whether a process belongs to the command; one that has ended is taken for one."""
     try:
         return os.getsid(tgid) == session
     except (ProcessLookupError, PermissionError):

@@ -74,10 +74,15 @@ _NUMBERS = re.compile(r"\.\d+(?=\.)")
 
 @dataclass
 class Sharding:
-    """Cuts the tensors of one model.
+    """Cuts the tensors of one model between ranks.
 
-    shapes: of all its tensors, by name: a fused tensor is understood by its neighbors.  unknown:
-    names of layers that no table has and that were therefore taken whole, one for each pattern.
+    Attributes:
+        config: the model's configuration.
+        parallel: how many ranks there are of each kind.
+        shapes: of all its tensors, by name: a fused tensor is understood by its neighbors.
+        gap: bytes between two pieces that are read along.
+        unknown: names of layers that no table has and that were therefore taken whole, one for each
+            pattern (a name without its numbers).
     """
 
     config: ModelConfig
@@ -109,7 +114,7 @@ class Sharding:
         ]
 
     def _has_conv1d(self) -> bool:
-        """Whether the layers are Conv1D: by the architecture, else by the bias of one."""
+        """Tell whether the layers are Conv1D: by the architecture, else by the bias of one."""
         if self.kinds:
             return bool(self.kinds & CONV1D)
         for name, shape in self.shapes.items():
@@ -142,6 +147,9 @@ class Sharding:
             name: see pieces(), as the others.
             shape: see pieces().
             length: see pieces().
+
+        Returns:
+            Numbers of ranks and the pieces of each; ranks that read nothing of it are left out.
         """
         stages = self._stages.of(name)
         if self.parallel.ep > 1:
@@ -384,7 +392,7 @@ class Sharding:
         return halves(size, among, rank)
 
     def _transposed(self, name: str, shape: Shape) -> bool | None:
-        """Whether the input dimension comes before the output's; None if the shapes do not say.
+        """Tell whether the input dimension comes before the output's; None if shapes do not tell.
 
         (experts, 2 x inner, hidden) with (experts, hidden, inner), or both turned.
         """

@@ -15,9 +15,14 @@ _PADDING = 64
 
 
 class Piece(NamedTuple):
-    """`rows` ranges of `length` bytes, `stride` bytes apart, from `offset` in the tensor.
+    """Ranges of equal length at equal distances: a slice of every row of a matrix, or one range.
 
-    wanted: bytes of them that are used; the rest lies between and is not worth a seek.
+    Attributes:
+        offset: where the first one begins, in bytes from the start of the tensor.
+        length: bytes of each.
+        wanted: bytes of all of them that are used; the rest lies between and is not worth a seek.
+        rows: how many there are.
+        stride: bytes from the beginning of one to that of the next; 0 for a single one.
     """
 
     offset: int
@@ -32,20 +37,46 @@ Ranges = list[tuple[int, int]]  # of indices of one dimension: begin, end
 
 
 def even(size: int, among: int, rank: int) -> Ranges | None:
-    """Return an even share; None where the dimension does not divide."""
+    """Compute an even share of a dimension.
+
+    Args:
+        size: elements of the dimension.
+        among: ranks that share it.
+        rank: one of them.
+
+    Returns:
+        The rank's indices; None where the dimension does not divide.
+    """
     share, rest = divmod(size, among)
     return None if rest else [(rank * share, (rank + 1) * share)]
 
 
 def rounded_up(size: int, among: int, rank: int) -> Ranges:
-    """Return a share that is rounded up, so that the last ranks have less or nothing."""
+    """Compute a share that is rounded up, so that the last ranks have less or nothing.
+
+    Args:
+        size: elements of the dimension.
+        among: ranks that share it.
+        rank: one of them.
+
+    Returns:
+        The rank's indices; [] for nothing.
+    """
     share = -(-size // among)
     begin, end = min(size, rank * share), min(size, (rank + 1) * share)
     return [(begin, end)] if end > begin else []
 
 
 def vocabulary(size: int, among: int, rank: int) -> Ranges | None:
-    """Return a share of a vocabulary that is padded to a multiple of 64.
+    """Compute a share of a vocabulary that is padded to a multiple of 64.
+
+    Args:
+        size: elements of the dimension, without padding.
+        among: ranks that share it.
+        rank: one of them.
+
+    Returns:
+        The rank's indices, [] where all of its share is padding; None where it does not divide.
 
     Source: vLLM, vocab_parallel_embedding.py, DEFAULT_VOCAB_PADDING_SIZE.
     """
@@ -59,7 +90,16 @@ def vocabulary(size: int, among: int, rank: int) -> Ranges | None:
 
 
 def halves(size: int, among: int, rank: int) -> Ranges | None:
-    """Return an even share of each of two matrices, one behind the other."""
+    """Compute an even share of each of two matrices that lie one behind the other.
+
+    Args:
+        size: elements of the dimension, of both together.
+        among: ranks that share it.
+        rank: one of them.
+
+    Returns:
+        The rank's indices in both; None where they do not divide.
+    """
     if size % (2 * among):
         return None
     share = size // 2 // among
@@ -67,7 +107,17 @@ def halves(size: int, among: int, rank: int) -> Ranges | None:
 
 
 def by_heads(size: int, heads: int, among: int, rank: int) -> Ranges | None:
-    """Return a share of heads; where there are fewer heads than ranks, several have the same."""
+    """Compute a share of heads; where there are fewer heads than ranks, several have the same.
+
+    Args:
+        size: elements of the dimension.
+        heads: heads that it consists of.
+        among: ranks that share it.
+        rank: one of them.
+
+    Returns:
+        The rank's indices; None where they do not divide.
+    """
     if size % heads:
         return None
     if heads >= among:
@@ -79,7 +129,18 @@ def by_heads(size: int, heads: int, among: int, rank: int) -> Ranges | None:
 
 
 def concatenated(size: int, heads: int, key_value: int, among: int, rank: int) -> Ranges | None:
-    """Return a share of queries, keys and values that lie one after the other."""
+    """Compute a share of queries, keys and values that lie one after the other.
+
+    Args:
+        size: elements of the dimension.
+        heads: heads of queries.
+        key_value: heads of keys, and as many of values.
+        among: ranks that share it.
+        rank: one of them.
+
+    Returns:
+        The rank's indices; None where they do not divide.
+    """
     unit = size // (heads + 2 * key_value)
     queries = even(heads, among, rank)
     values = by_heads(key_value, key_value, among, rank)
@@ -92,7 +153,18 @@ def concatenated(size: int, heads: int, key_value: int, among: int, rank: int) -
 
 
 def grouped(size: int, heads: int, key_value: int, among: int, rank: int) -> Ranges | None:
-    """Return a share of groups: the queries of a head of keys, its keys, its values."""
+    """Compute a share of groups, each of the queries of a head of keys, that head and its values.
+
+    Args:
+        size: elements of the dimension.
+        heads: heads of queries.
+        key_value: heads of keys, and as many of values.
+        among: ranks that share it.
+        rank: one of them.
+
+    Returns:
+        The rank's indices; None where they do not divide.
+    """
     if heads % key_value or heads % among:
         return None
     unit = size // (heads + 2 * key_value)
@@ -114,7 +186,14 @@ def grouped(size: int, heads: int, key_value: int, among: int, rank: int) -> Ran
 
 
 def joined(ranges: Iterable[tuple[int, int]]) -> Ranges:
-    """Return ranges in their order with those made one that touch or overlap."""
+    """Sort ranges and join those that touch or overlap.
+
+    Args:
+        ranges: begin and end of each.
+
+    Returns:
+        Disjoint ranges in order.
+    """
     found: Ranges = []
     for begin, end in sorted(ranges):
         if found and begin <= found[-1][1]:
@@ -127,14 +206,17 @@ def joined(ranges: Iterable[tuple[int, int]]) -> Ranges:
 def split(
     shape: Shape, length: int, dimension: int, ranges: Sequence[tuple[int, int]], gap: int
 ) -> list[Piece]:
-    """Return the bytes of ranges of one dimension of a tensor; [] where they are no whole bytes.
+    """Compute the bytes of ranges of one dimension of a tensor.
 
     Args:
-        shape: the tensor's dimensions.
+        shape: the tensor's dimensions, the slowest first.
         length: its bytes.
         dimension: which of them is cut.
         ranges: indices of it, disjoint and in order.
         gap: bytes between two pieces that are read along.
+
+    Returns:
+        The pieces; [] where an element is no whole number of bytes.
     """
     count = math.prod(shape[:dimension])
     unit, rest = divmod(length, count * shape[dimension])

@@ -1,20 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a template is, and whether it fits the files at hand."""
+"""What a template is: which bytes of which files are read in which order, and by whom.
+
+It opens nothing; fit compares a template with files.
+"""
 
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from pagecache_bpf.errors import PagecacheError, PrivilegeError, UsageError
-from pagecache_bpf.units import format_size, plural
-from pagecache_bpf.weights.identity import MAX_HASHED, TemplateFile, identify
-from pagecache_bpf.weights.models import Model
+from pagecache_bpf.errors import UsageError
+from pagecache_bpf.weights.identity import MAX_HASHED, TemplateFile
 
 #: One extent: bytes [offset, offset + length) of a file, wanted by a consumer.  `wanted` of
 #: these bytes are really used; the rest lies between them and is not worth a seek.
@@ -42,12 +43,18 @@ _DOCS = "docs/troubleshooting.md"
 
 @dataclass(frozen=True)
 class Template:
-    """Extents in the order of each consumer, grouped by consumer.
+    """What is read of a model: extents in the order of each consumer, grouped by consumer.
 
-    source: derived, recorded or imported.  loader: whose order it is.  tp: tensor-parallel
-    ranks of the load, 1 without.  extents: an array of EXTENT, or of STRIDED where some are slices
-    of rows; plain() has them one by one.
-    Raises UsageError when it contradicts itself.
+    Attributes:
+        files: the files that extents are of, by number.
+        consumers: names of those who read, a rank or a process each, by number.
+        extents: an array of EXTENT, or of STRIDED where some are slices of rows; shape (extents,).
+        source: "derived", "recorded" or "imported".
+        loader: whose order it is, for people.
+        tp: tensor-parallel ranks of the load; 1 without.
+
+    Raises:
+        UsageError: it contradicts itself.
     """
 
     files: tuple[TemplateFile, ...]
@@ -87,7 +94,12 @@ class Template:
     def ranges(
         self,
     ) -> list[tuple[int, npt.NDArray[np.uint64], npt.NDArray[np.uint64]]]:
-        """Return for each file with extents: its number, starts and ends of what is covered."""
+        """Return what is covered of each file, by any consumer.
+
+        Returns:
+            For each file with extents its number, and where disjoint ranges start and end, in bytes
+            and in order.
+        """
         found = []
         for number in np.unique(self.extents["file"]):
             rows = union(self.extents[self.extents["file"] == number])
@@ -101,10 +113,13 @@ class Template:
         return found
 
     def plain(self, consumer: int | None = None) -> Extents:
-        """Return the extents one by one, of dtype EXTENT: a strided one becomes many.
+        """Return the extents one by one: a strided one becomes many.
 
         Args:
             consumer: the number of one of the consumers; by default all of them.
+
+        Returns:
+            An array of EXTENT.
         """
         chosen = self.extents
         if consumer is not None:
@@ -112,12 +127,26 @@ class Template:
         return expanded(chosen)
 
     def of(self, consumer: int) -> Extents:
-        """Return the extents of one consumer, one by one and in its order."""
+        """Return the extents of one consumer, one by one and in its order.
+
+        Args:
+            consumer: the consumer's number.
+
+        Returns:
+            An array of EXTENT.
+        """
         return self.plain(consumer)
 
 
 def counts(extents: Extents) -> npt.NDArray[np.uint64]:
-    """Return of how many ranges each extent consists."""
+    """Return of how many ranges each extent consists.
+
+    Args:
+        extents: an array of EXTENT or STRIDED.
+
+    Returns:
+        Numbers; shape (extents,).
+    """
     if "count" in (extents.dtype.names or ()):
         found: npt.NDArray[np.uint64] = extents["count"]
         return found
@@ -125,7 +154,14 @@ def counts(extents: Extents) -> npt.NDArray[np.uint64]:
 
 
 def strides(extents: Extents) -> npt.NDArray[np.uint64]:
-    """Return how far apart the ranges of each extent are, in bytes; 0 for a single one."""
+    """Return how far apart the ranges of each extent begin.
+
+    Args:
+        extents: an array of EXTENT or STRIDED.
+
+    Returns:
+        Bytes, 0 for a single range; shape (extents,).
+    """
     if "stride" in (extents.dtype.names or ()):
         found: npt.NDArray[np.uint64] = extents["stride"]
         return found
@@ -133,9 +169,15 @@ def strides(extents: Extents) -> npt.NDArray[np.uint64]:
 
 
 def expanded(extents: Extents) -> Extents:
-    """Return extents of dtype EXTENT, each a single range.
+    """Make each range of strided extents an extent of its own.
 
     The wanted bytes of a strided extent are shared evenly among its ranges.
+
+    Args:
+        extents: an array of EXTENT or STRIDED.
+
+    Returns:
+        An array of EXTENT.
     """
     many = counts(extents).astype(np.int64)
     number = np.arange(int(many.sum())) - np.repeat(np.cumsum(many) - many, many)
@@ -148,7 +190,14 @@ def expanded(extents: Extents) -> Extents:
 
 
 def spread(rows: npt.NDArray[np.uint64]) -> tuple[npt.NDArray[np.uint64], npt.NDArray[np.uint64]]:
-    """Return offsets and lengths of all ranges of rows of (offset, length, count, stride)."""
+    """List the ranges of strided rows.
+
+    Args:
+        rows: offset, length, count and stride of each, in bytes; shape (rows, 4).
+
+    Returns:
+        Offsets and lengths of all ranges.
+    """
     many = rows[:, 2].astype(np.int64)
     number = (np.arange(int(many.sum())) - np.repeat(np.cumsum(many) - many, many)).astype(
         np.uint64
@@ -161,13 +210,16 @@ _Row = tuple[int, int, int, int]  # offset, length, count, stride
 
 
 def union(extents: Extents) -> list[_Row]:
-    """Return what extents of one file cover, as disjoint rows in order.
+    """Compute what extents of one file cover, as disjoint rows in order.
 
     Slices of the same rows are united by arithmetic on one row, without a list of all rows.
 
+    Args:
+        extents: an array of EXTENT or STRIDED.
+
     Returns:
-        Rows (offset, length, count, stride), in bytes; the last row of one ends before the next
-        one begins.
+        Rows (offset, length, count, stride), in bytes; the last row of one ends before the next one
+        begins.
     """
     columns = (extents["offset"], extents["length"], counts(extents), strides(extents))
     rows = sorted(set(zip(*(column.tolist() for column in columns), strict=True)))
@@ -207,7 +259,7 @@ def _united(group: list[_Row]) -> list[_Row]:
 
 
 def _merged(ranges: list[tuple[int, int]]) -> list[tuple[int, int]]:
-    """Return ranges in their order with those made one that touch or overlap."""
+    """Sort ranges and join those that touch or overlap."""
     found: list[tuple[int, int]] = []
     for begin, end in sorted(ranges):
         if found and begin <= found[-1][1]:
@@ -218,6 +270,8 @@ def _merged(ranges: list[tuple[int, int]]) -> list[tuple[int, int]]:
 
 
 def _check_consistency(template: Template) -> None:
+    """Check that files, consumers and extents fit each other.  Raises UsageError."""
+
     def refuse(why: str) -> UsageError:
         return UsageError("the template contradicts itself", why, "Derive or record it anew")
 
@@ -272,10 +326,15 @@ def _check_consistency(template: Template) -> None:
 
 
 def coalesce(extents: Extents, gap: int = 0) -> Extents:
-    """Join neighbours in the order of one consumer that are neighbours in the file, too.
+    """Join extents that follow each other both in the order of a consumer and in the file.
 
-    gap: bytes between two of them that are not worth a seek; they become part of the extent,
-    and are not counted as wanted.
+    Args:
+        extents: an array of EXTENT or STRIDED.
+        gap: bytes between two of them that are not worth a seek; they become part of the extent,
+            and are not counted as wanted.
+
+    Returns:
+        An array of the same kind; of EXTENT where no extent is strided.
     """
     if not np.any(counts(extents) > 1):
         extents = extents[list(EXTENT.names or ())].astype(EXTENT)
@@ -294,137 +353,3 @@ def coalesce(extents: Extents, gap: int = 0) -> Extents:
     joined["length"][several] = (end[last] - start[first]).astype(np.uint64)[several]
     joined["wanted"] = np.add.reduceat(extents["wanted"], first)
     return joined
-
-
-# Identity.
-
-
-@dataclass(frozen=True)
-class Mismatch:
-    """A file that is not what a template was made for, and in what it differs."""
-
-    path: str
-    why: str
-
-
-@dataclass(frozen=True)
-class Fit:
-    """How a template fits files: paths of those that do, and what is wrong with the others.
-
-    fitting_bytes, total_bytes: of the template's extents.
-    """
-
-    paths: dict[int, Path] = field(default_factory=dict)
-    mismatches: tuple[Mismatch, ...] = ()
-    fitting_bytes: int = 0
-    total_bytes: int = 0
-
-    @property
-    def whole(self) -> bool:
-        """Whether every file is the one that the template was made for."""
-        return not self.mismatches
-
-
-def locate(template: Template, where: Path | Model) -> list[Path]:
-    """Return where the files of a template are, in the template's order.
-
-    Args:
-        template: its files have names below a model's directory.
-        where: a model, whose files are taken by the names that people see; or a directory, or the
-            one file of a template of one.
-
-    Returns:
-        A path for each file of the template, whether there is such a file or not.
-    """
-    if isinstance(where, Model):
-        if len(template.files) == len(where.files) == 1:
-            return [where.files[0]]
-        known = dict(zip(where.names, where.files, strict=True))
-        by_name = {Path(name).name: path for name, path in known.items()}
-        return [
-            known.get(file.path) or by_name.get(Path(file.path).name) or where.directory / file.path
-            for file in template.files
-        ]
-    if where.is_file():
-        if len(template.files) == 1:
-            return [where]
-        where = where.parent
-    return [where / file.path for file in template.files]
-
-
-def check(template: Template, where: Path | Model) -> Fit:
-    """Compare a template with files, by their sizes and headers.
-
-    Args:
-        template: the template.
-        where: see locate().
-
-    Raises:
-        PrivilegeError: a file may not be read.
-    """
-    paths: dict[int, Path] = {}
-    mismatches = []
-    for number, (file, path) in enumerate(
-        zip(template.files, locate(template, where), strict=True)
-    ):
-        why = _difference(file, path)
-        if why:
-            mismatches.append(Mismatch(file.path, why))
-        else:
-            paths[number] = path
-    extents = template.extents
-    fits = np.isin(extents["file"], np.array(sorted(paths), np.uint32))
-    fitting = (extents["length"] * counts(extents))[fits]
-    return Fit(paths, tuple(mismatches), int(fitting.sum()), template.length)
-
-
-def _difference(expected: TemplateFile, path: Path) -> str:
-    try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-    except PermissionError as error:
-        raise PrivilegeError(
-            f"{path} cannot be opened", "permission denied", "Run as a user who may read the file"
-        ) from error
-    except OSError as error:
-        return error.strerror or str(error)
-    try:
-        size = os.fstat(fd).st_size
-        if size != expected.size:
-            return f"it has {size:,} bytes, not {expected.size:,}"
-        digest = identify(fd, size, expected.hashed_from, expected.hashed_bytes)
-    except OSError as error:
-        return error.strerror or str(error)
-    except EOFError:
-        return "it ends early"
-    finally:
-        os.close(fd)
-    return "" if digest == expected.digest else "its header is another one"
-
-
-def require_fit(template: Template, fit: Fit, what: str, partial: bool = False) -> Template:
-    """The template, or with `partial` what of it fits.  what: the template's name for people.
-
-    Raises UsageError with the differences when it does not fit (partial: at all).
-    """
-    if fit.whole:
-        return template
-    first = "; ".join(f"{mismatch.path}: {mismatch.why}" for mismatch in fit.mismatches[:3])
-    if len(fit.mismatches) > 3:
-        first += f"; and {plural(len(fit.mismatches) - 3, 'more file')}"
-    share = f"{format_size(fit.fitting_bytes)} of {format_size(fit.total_bytes)} fit"
-    if not partial or not fit.paths:
-        raise PagecacheError(
-            f"{what} does not fit the files",
-            f"{first} ({share})",
-            "Derive or record a template of these files",
-            f"{_DOCS}#does-not-fit-the-files",
-        )
-    keep = np.isin(template.extents["file"], np.array(sorted(fit.paths), np.uint32))
-    return Template(
-        template.files,
-        template.consumers,
-        template.extents[keep],
-        template.source,
-        template.loader,
-        template.tp,
-    )

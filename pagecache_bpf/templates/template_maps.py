@@ -100,12 +100,33 @@ def remove(maps: Mapping[str, BpfMap], name: str) -> None:
 
 
 def read_all(maps: Mapping[str, BpfMap]) -> dict[str, Array]:
-    """Read every array of templates."""
+    """Read every array of templates.
+
+    Args:
+        maps: the template maps of the policy, by name.
+
+    Returns:
+        Elements of each array, by the name of its map; they are copies.
+
+    Raises:
+        OSError: the maps cannot be read.
+    """
     return {name: read_array(maps[name], name) for name in ARRAYS}
 
 
 def read_array(map_file: BpfMap, name: str) -> Array:
-    """Read one array of templates."""
+    """Read one array of templates.
+
+    Args:
+        map_file: the open map.
+        name: its name, which says what its elements are.
+
+    Returns:
+        All elements, those that are not in use too; a copy.
+
+    Raises:
+        OSError: the map cannot be read.
+    """
     with map_file.memory() as memory:
         kind = np.dtype(ARRAYS[name])
         data = memory[: map_file.entries * kind.itemsize]
@@ -155,7 +176,7 @@ def regions(arrays: Mapping[str, Array], files: Mapping[bytes, bytes]) -> list[d
 
 
 def _free(array: str, size: int, used: Iterable[Region], capacity: int) -> int:
-    """The first place of an array with room for so many elements.  Raises PagecacheError."""
+    """Find the first place of an array with room for some elements.  Raises PagecacheError."""
     at = 0
     for start, end in sorted(region for region in used if region[1] > region[0]):
         if start - at >= size:
@@ -172,19 +193,20 @@ def _free(array: str, size: int, used: Iterable[Region], capacity: int) -> int:
 
 
 def _models(arrays: Mapping[str, Array]) -> Sequence[int]:
-    """The numbers of the models that are in use."""
+    """Return the numbers of the models that are in use."""
     numbers: Sequence[int] = np.flatnonzero(arrays["template_models"]["nr_consumers"]).tolist()
     return numbers
 
 
 def _name(arrays: Mapping[str, Array], number: int) -> bytes:
+    """Return the name of a model, as bytes."""
     return bytes(arrays["template_models"][number]["name"].tobytes().rstrip(b"\0"))
 
 
 def _remove_named(
     maps: Mapping[str, BpfMap], arrays: dict[str, Array], name: str, files: dict[bytes, bytes]
 ) -> None:
-    """Take away the templates of the models of a name, as far as a policy can tell names apart."""
+    """Remove the templates of a name, cut to the bytes that a policy's maps have for one."""
     for number in _models(arrays):
         if _name(arrays, number) == name.encode()[:63]:
             _remove(maps, arrays, number, files)
@@ -196,7 +218,7 @@ def _remove(
     number: int,
     files: dict[bytes, bytes],
 ) -> None:
-    """Take a model away: its files first, so that no program finds it any more."""
+    """Remove a model: its files first, so that no program finds it any more."""
     for key, value in list(files.items()):
         if abi.pagecache_template_file.from_buffer_copy(value).model == number:
             maps[FILES].delete(key)
@@ -210,7 +232,7 @@ def _remove(
 
 
 def _union(parts: Iterable[Region]) -> Region:
-    """The smallest region that holds several; an empty one of none."""
+    """Return the smallest region that holds several; an empty one of none."""
     listed = list(parts)
     if not listed:
         return 0, 0
@@ -218,6 +240,7 @@ def _union(parts: Iterable[Region]) -> Region:
 
 
 def _files(map_file: BpfMap) -> dict[bytes, bytes]:
+    """Read the entries of template_files."""
     return map_file.items()
 
 
@@ -231,7 +254,7 @@ def _write(map_file: BpfMap, content: Array, first: int) -> None:
 
 @contextmanager
 def _exclusive() -> Iterator[None]:
-    """One writer at a time, of all processes."""
+    """Hold a lock, so that no other process writes templates meanwhile."""
     RUN_DIR.mkdir(mode=0o700, parents=True, exist_ok=True)
     lock = os.open(RUN_DIR / "templates.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:

@@ -58,7 +58,15 @@ _STRIDED_LINE = re.compile(rb"(?:\d{1,19} ){4}\d{1,19}(?: \d{1,19} \d{1,19})?\n"
 
 
 def write(template: Template, path: Path) -> None:
-    """Write a template, atomically.  Raises UsageError when the place cannot be written."""
+    """Write a template as text, atomically.
+
+    Args:
+        template: the template.
+        path: the file, which is replaced if it exists.
+
+    Raises:
+        UsageError: the place cannot be written.
+    """
     try:
         fd, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     except OSError as error:
@@ -81,7 +89,14 @@ def write(template: Template, path: Path) -> None:
 
 
 def render(template: Template) -> Iterator[bytes]:
-    """Yield the text of a template, in pieces."""
+    """Make the text of a template.
+
+    Args:
+        template: the template.
+
+    Yields:
+        Pieces of it, each of whole lines.
+    """
     extents = template.extents
     if int(counts(extents).sum()) <= _PLAIN_LINES:
         extents = template.plain()
@@ -110,7 +125,14 @@ def render(template: Template) -> Iterator[bytes]:
 
 
 def is_template(path: Path) -> bool:
-    """Whether a file begins as a template does; False, too, where it cannot be read."""
+    """Tell whether a file begins as a template does.
+
+    Args:
+        path: the file.
+
+    Returns:
+        False, too, where it cannot be read.
+    """
     try:
         with path.open("rb") as file:
             return file.read(len(MAGIC)) == MAGIC.encode()
@@ -119,7 +141,18 @@ def is_template(path: Path) -> bool:
 
 
 def read(path: Path) -> Template:
-    """Read a template.  Raises UsageError (with the line) and PrivilegeError."""
+    """Read a template.
+
+    Args:
+        path: the file.
+
+    Returns:
+        The template.
+
+    Raises:
+        UsageError: it is damaged (the error names the line), or cannot be read.
+        PrivilegeError: it may not be read.
+    """
     try:
         with path.open("rb") as file:
             if os.fstat(file.fileno()).st_size > MAX_BYTES:
@@ -139,7 +172,7 @@ def read(path: Path) -> Template:
 
 
 class _Damaged(Exception):
-    """What is wrong, and in which line."""
+    """A template's text that is wrong: why, and in which line (0: as a whole)."""
 
     def __init__(self, line: int, why: str) -> None:
         super().__init__(why)
@@ -147,7 +180,10 @@ class _Damaged(Exception):
 
 
 class _Reader:
-    """Reads line by line up to the extents, and those in batches."""
+    """Reads a template line by line up to the extents, and those in batches.
+
+    Raises _Damaged, and UsageError for a template that contradicts itself.
+    """
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
@@ -156,6 +192,11 @@ class _Reader:
         self._strided = False
 
     def template(self) -> Template:
+        """Read the whole file.
+
+        Returns:
+            The template.
+        """
         first = self._next()
         magic, _, version = first.rpartition(" ")
         if magic != MAGIC:
@@ -193,10 +234,11 @@ class _Reader:
         )
 
     def _damaged(self, why: str) -> _Damaged:
+        """Make the error for the line that was read last."""
         return _Damaged(self._number, why)
 
     def _next(self) -> str:
-        """The next line that is no comment, without its end."""
+        """Read the next line that is no comment, without its newline."""
         while True:
             line = self._file.readline(_LINE)
             self._number += 1
@@ -211,6 +253,7 @@ class _Reader:
                     raise self._damaged("it is not UTF-8") from None
 
     def _field(self, key: str) -> str:
+        """Read the line of a field and return its value."""
         line = self._next()
         if not line.startswith(f"{key}: "):
             raise self._damaged(f"a line {key}: was expected")
@@ -218,11 +261,13 @@ class _Reader:
 
     def _number_of(self, text: str, limit: int) -> int:
         # isdecimal() alone takes the digits of every script.
+        """Read a decimal number up to a limit."""
         if not (text.isascii() and text.isdecimal() and len(text) < 20 and int(text) <= limit):
             raise self._damaged(f"{text[:40]!r} is not a number up to {limit:,}")
         return int(text)
 
     def _text(self, text: str) -> str:
+        """Read a text in quotes, as JSON has them."""
         try:
             value = json.loads(text)
         except (ValueError, RecursionError):
@@ -232,6 +277,7 @@ class _Reader:
         return value
 
     def _one_file(self, line: str) -> TemplateFile:
+        """Read a line `file: SIZE FROM BYTES SHA256 PATH`."""
         words = line.split(" ", 5)
         if len(words) != 6 or not re.fullmatch(r"[0-9a-f]{64}", words[4]):
             raise self._damaged("it is not `file: SIZE FROM BYTES SHA256 PATH`")
@@ -239,6 +285,7 @@ class _Reader:
         return TemplateFile(self._text(words[5]), size, start, length, words[4])
 
     def _extents(self, count: int) -> Extents:
+        """Read so many extents, in batches, as an array of EXTENT or STRIDED."""
         batches = []
         while count:
             lines = []

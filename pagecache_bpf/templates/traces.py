@@ -33,7 +33,19 @@ _DOCS = "docs/troubleshooting.md#is-not-a-maio-trace"
 
 
 def describe(path: Path, name: str) -> TemplateFile:
-    """The identity of a file of any format.  Raises UsageError, PrivilegeError."""
+    """Describe a file of any format as a template does.
+
+    Args:
+        path: the file.
+        name: its path below the model's directory.
+
+    Returns:
+        Its size and digest: of its header, or of its start and end where the format is not known.
+
+    Raises:
+        UsageError: it cannot be read.
+        PrivilegeError: it may not be read.
+    """
     try:
         return headers.parse(path).file(name)
     except PagecacheError:
@@ -94,7 +106,7 @@ def read_trace(trace: Path, root: Path | None = None, gap: int = 0) -> Template:
 
 
 def _readers(nodes: NDArray[np.int64]) -> tuple[tuple[str, ...], NDArray[np.int64]]:
-    """Names of the consumers, and the number of the consumer of each line."""
+    """Return the names of the consumers, and the number of the consumer of each line."""
     known = nodes != _NODE_ANY
     if not known.any():
         return ("any node",), np.zeros(len(nodes), np.int64)
@@ -108,6 +120,7 @@ def _readers(nodes: NDArray[np.int64]) -> tuple[tuple[str, ...], NDArray[np.int6
 
 
 def _find(path: Path, root: Path | None) -> Path:
+    """Find a file that the trace names, below `root` if there is one.  Raises UsageError."""
     if root is not None:
         path = root / path.name if root.is_dir() else root
     path = Path(os.path.abspath(path))
@@ -122,7 +135,7 @@ def _find(path: Path, root: Path | None) -> Path:
 
 
 def _table(trace: Path) -> tuple[list[str], NDArray[Any]]:
-    """The paths of a trace and its lines; those without bytes are left out."""
+    """Read the paths of a trace and its lines, without those of 0 bytes.  Raises UsageError."""
     paths: dict[bytes, int] = {}
     blocks: list[NDArray[Any]] = []
     number = rows = 0
@@ -138,7 +151,7 @@ def _table(trace: Path) -> tuple[list[str], NDArray[Any]]:
 
 
 def _blocks(trace: Path) -> Iterator[bytes]:
-    """The bytes of a trace in pieces of whole lines."""
+    """Yield the bytes of a trace in pieces of whole lines.  Raises UsageError."""
     rest = b""
     try:
         with trace.open("rb") as file:
@@ -160,7 +173,7 @@ def _blocks(trace: Path) -> Iterator[bytes]:
 def _block(
     trace: Path, data: bytes, before: int, paths: dict[bytes, int]
 ) -> tuple[NDArray[Any], int]:
-    """Read whole lines: a table of them and their number.
+    """Read whole lines; return a table of those with bytes, and how many lines there were.
 
     The three numbers at the end of all lines are read at once, a digit of each at a time; a line
     that is anything but path, blank, number, blank, number, blank, number is looked at by itself.
@@ -212,7 +225,7 @@ def _block(
 def _numbers(
     raw: NDArray[np.uint8], begin: NDArray[np.int64], end: NDArray[np.int64]
 ) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
-    """The decimal numbers in these places, and whether each is one of at most 18 digits."""
+    """Read decimal numbers at many places; tell of which they are numbers of at most 18 digits."""
     most = max(len(raw) - 1, 0)
     negative = raw[np.clip(begin, 0, most)] == ord("-")
     at = begin + negative
@@ -227,6 +240,7 @@ def _numbers(
 
 
 def _parsed(trace: Path, number: int, words: list[str]) -> tuple[str, int, int, int]:
+    """Read one line as path, offset, length and node.  Raises UsageError."""
     wrong = "it is not `PATH OFFSET LENGTH NUMA`"
     if len(words) != 4 or not words[0]:
         raise _damaged(trace, number, wrong)
@@ -243,6 +257,7 @@ def _parsed(trace: Path, number: int, words: list[str]) -> tuple[str, int, int, 
 
 
 def _damaged(trace: Path, number: int, why: str) -> UsageError:
+    """Make the error for a line that is no line of a trace."""
     return UsageError(
         f"{trace} is not a MAIO trace", f"line {number}: {why}", "Check the file", _DOCS
     )
