@@ -14,7 +14,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from pagecache_bpf.agent.workers import WorkerPlace
+from pagecache_bpf.agent.worker_process import WorkerPlace
 from pagecache_bpf.errors import UsageError
 from pagecache_bpf.kernel import cgroups
 from pagecache_bpf.kernel.numa import nodes

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Worker processes, one for each memory cgroup and NUMA node of the readers, and their queues.
 
-A process that waits for work stands ready where the agent is; a reader in another cgroup costs it
-a move, not a start.  It goes back when it has been idle for a second, so that the cgroup of a
-container that has ended can be removed.
+A spare process stands ready where the agent is, so that a reader in another cgroup costs a move and
+not a start.  A process in another cgroup ends when it has been idle for a second, so that the
+cgroup of a container that has ended can be removed.
 """
 
 from __future__ import annotations
@@ -11,19 +11,17 @@ from __future__ import annotations
 import errno
 import selectors
 import socket
-import subprocess
-import sys
 import threading
 import time
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from pagecache_bpf.agent import worker
 from pagecache_bpf.agent.read_threads import Extent, Settled, Totals, drop
-from pagecache_bpf.agent.worker import DONE, ENVIRONMENT, ORDER
+from pagecache_bpf.agent.worker import DONE
+from pagecache_bpf.agent.worker_process import WorkerPlace, WorkerProcess, move
 from pagecache_bpf.kernel.cachestat import cached_pages
 from pagecache_bpf.kernel.numa import cpus_of
 
@@ -39,110 +37,35 @@ READY_SECONDS = 30.0
 SPARE_SECONDS = 1.0
 
 
-@dataclass(frozen=True)
-class WorkerPlace:
-    """Where pages go, and from which device, MAJOR:MINOR.
-
-    cgroup: its directory (None: the agent's own); node: NUMA, -1: any.
-    """
-
-    device: str = ""
-    cgroup: Path | None = None
-    node: int = -1
-
-
-@dataclass
-class _Open:
-    extent: Extent
-    left: int
-
-
-class Pool:
-    """One worker process.  Not thread-safe: Pools holds its lock around every call."""
-
-    def __init__(self) -> None:
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        with theirs:
-            try:
-                self.process = subprocess.Popen(
-                    [sys.executable, "-I", "-S", worker.__file__, str(theirs.fileno())],
-                    stdin=subprocess.DEVNULL,
-                    pass_fds=[theirs.fileno()],
-                    cwd="/",
-                    env=ENVIRONMENT,
-                )
-            except BaseException:
-                ours.close()
-                raise
-        self.socket = ours
-        self.place = WorkerPlace()
-        self.waiting: deque[tuple[int, Extent]] = deque()
-        self.open: dict[int, _Open] = {}
-        self.idle_since = time.monotonic()
-
-    @property
-    def load(self) -> int:
-        """Bytes that are queued or being read."""
-        waiting = sum(extent.length for _, extent in self.waiting)
-        return waiting + sum(job.left for job in self.open.values())
-
-    def set_depth(self, depth: int) -> None:
-        """How many chunks are read at once."""
-        self._order(worker.DEPTH, depth)
-
-    def bind(self, node: int, cpus: str) -> None:
-        """Run on those CPUs, take memory from that node."""
-        self._order(worker.BIND, node, data=cpus.encode())
-
-    def read(self, number: int, extent: Extent, fd: int) -> None:
-        """Begin an extent."""
-        self.open[number] = _Open(extent, extent.length)
-        self._order(worker.READ, 0, number, extent.start, extent.length, fd=fd)
-
-    def cancel(self, number: int) -> None:
-        """Forget what has not begun of an extent; its rest comes back as ECANCELED."""
-        self._order(worker.CANCEL, 0, number)
-
-    def close(self) -> None:
-        """End the process; what it reads is finished by the kernel."""
-        self.socket.close()
-        try:
-            self.process.wait(5)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
-            self.process.wait()
-
-    def _order(
-        self,
-        operation: int,
-        argument: int,
-        number: int = 0,
-        start: int = 0,
-        length: int = 0,
-        data: bytes = b"",
-        fd: int = -1,
-    ) -> None:
-        message = ORDER.pack(operation, argument, number, start, length) + data
-        with suppress(OSError):  # one that has died is found by the receiver
-            if fd < 0:
-                self.socket.send(message)
-            else:
-                socket.send_fds(self.socket, [message], [fd])
-
-
 @dataclass
 class Charged:
-    """Whether pages are charged where they should be; for `status`."""
+    """Whether pages are charged to the readers' memory cgroups; `status` tells it.
+
+    Attributes:
+        moves: how many worker processes were to be moved to a reader's cgroup.
+        refused: how many of these could not be, by errno.
+    """
 
     moves: int = 0
     refused: dict[int, int] = field(default_factory=dict)  # by errno
 
 
 class Pools:
-    """Carries out what policies ask for.
+    """Carries out what policies ask for, by worker processes; drops are made in this process.
 
-    settled: called with an extent, the end and the length of a part that is read, cancelled or
-    failed; from a thread of its own.  depth_of: chunks at once, by device.  started: told new pids.
+    Args:
+        settled: called with an extent, the offset and the bytes of a part of it that is read,
+            cancelled or failed; from a thread of this class, or from the caller's of submit() and
+            cancel().
+        depth_of: tells how many chunks of a device (MAJOR:MINOR) are read at once.
+        started: told the number of each worker process.
+
+    Attributes:
+        totals: what has been carried out so far.
+        charged: whether pages are charged to the readers' cgroups.
+
+    Raises:
+        OSError: no process can be started.
     """
 
     def __init__(
@@ -158,15 +81,15 @@ class Pools:
         self._depth_of = depth_of
         self._lock = threading.RLock()
         self._ended = threading.Condition(self._lock)  # something has been read
-        self._pools: dict[WorkerPlace, Pool] = {}
-        self._spare: Pool | None = None
+        self._processes: dict[WorkerPlace, WorkerProcess] = {}
+        self._spare: WorkerProcess | None = None
         self._spare_taken = 0.0
         self._number = 0
         self._stopping = False
         self._selector = selectors.DefaultSelector()
-        self._bell, self._rope = socket.socketpair()
-        self._bell.setblocking(False)
-        self._selector.register(self._bell, selectors.EVENT_READ)
+        self._woken, self._waker = socket.socketpair()
+        self._woken.setblocking(False)
+        self._selector.register(self._woken, selectors.EVENT_READ)
         self._spare = self._start()
         self._selector.select(READY_SECONDS)
         self._drops: deque[Extent] = deque()
@@ -181,7 +104,12 @@ class Pools:
             thread.start()
 
     def submit(self, extent: Extent, place: WorkerPlace | None = None) -> None:
-        """Queue an extent."""
+        """Queue an extent, to be read or to be dropped.
+
+        Args:
+            extent: the extent.
+            place: where its pages go; None: the agent's own cgroup, any node.
+        """
         if extent.drop:
             self._submit_drop(extent)
             return
@@ -193,20 +121,22 @@ class Pools:
                 failed = [(extent, extent.start + extent.length, extent.length)]
             else:
                 try:
-                    pool = self._pool(place or WorkerPlace())
+                    process = self._process_for(place or WorkerPlace())
                 except OSError as error:  # no process can be started: the reader reads by itself
                     self._count(error.errno or errno.EAGAIN)
                     failed = [(extent, extent.start + extent.length, extent.length)]
                 else:
                     self._number += 1
-                    pool.waiting.append((self._number, extent))
-                    failed = self._feed(pool)
+                    process.waiting.append((self._number, extent))
+                    failed = self._feed(process)
         self._report(failed)
 
     def cancel(self, owner: int | None, file: object | None = None) -> None:
-        """Forget what is queued for an owner, in a file; None stands for every one.
+        """Take extents that are to be read out of the queues; what is being read is finished.
 
-        What is being read is finished.
+        Args:
+            owner: the process that they are read for; None: every one.
+            file: the Source of their file; None: every one.
         """
         with self._lock:
             gone = self._forget(
@@ -215,21 +145,24 @@ class Pools:
         self._report(gone)
 
     def _forget(self, meant: Callable[[Extent], bool]) -> list[tuple[Extent, int, int]]:
-        """Take these out of the queues, as far as nobody reads them; under the lock."""
+        """Take extents out of the queues, as far as nobody reads them; under the lock."""
         gone: list[tuple[Extent, int, int]] = []
-        for pool in self._pools.values():
-            for item in [queued for queued in pool.waiting if meant(queued[1])]:
-                pool.waiting.remove(item)
+        for process in self._processes.values():
+            for item in [queued for queued in process.waiting if meant(queued[1])]:
+                process.waiting.remove(item)
                 extent = item[1]
                 gone.append((extent, extent.start + extent.length, extent.length))
-            for number, job in pool.open.items():
+            for number, job in process.open.items():
                 if meant(job.extent):
-                    pool.cancel(number)
+                    process.cancel(number)
         self.totals.cancelled_bytes += sum(length for _, _, length in gone)
         return gone
 
     def _submit_drop(self, extent: Extent) -> None:
-        """What was asked for before would come in after it has been dropped, and stay."""
+        """Queue a drop behind the reads of its range, whose pages would come back otherwise.
+
+        Reads of it that have not begun are cancelled.
+        """
         end = extent.start + extent.length
 
         def inside(other: Extent) -> bool:
@@ -243,8 +176,8 @@ class Pools:
             gone = self._forget(inside)
             busy = {
                 number
-                for pool in self._pools.values()
-                for number, job in pool.open.items()
+                for process in self._processes.values()
+                for number, job in process.open.items()
                 if job.extent.file is extent.file
                 and job.extent.start < end
                 and extent.start < job.extent.start + job.extent.length
@@ -256,12 +189,13 @@ class Pools:
         self._report(gone)
 
     def _queue_drop(self, extent: Extent) -> None:
+        """Queue a drop for the thread that drops."""
         with self._dropping:
             self._drops.append(extent)
             self._dropping.notify()
 
     def _is_over(self, number: int) -> None:
-        """Nothing of that extent is being read any more: drops that waited for it can go on."""
+        """Queue the drops that have waited for an extent that nobody reads any more."""
         waiting = []
         for extent, busy in self._after:
             busy.discard(number)
@@ -272,88 +206,119 @@ class Pools:
         self._after = waiting
 
     def settle(self, seconds: float) -> bool:
-        """Wait until nothing is being read of files that are over, for so long at most."""
+        """Wait until nothing is being read of files that nobody wants any more (Source.over).
+
+        Args:
+            seconds: how long at most.
+
+        Returns:
+            False if it takes longer.
+        """
         with self._ended:
             return self._ended.wait_for(
                 lambda: (
                     not any(
                         job.extent.file.over
-                        for pool in self._pools.values()
-                        for job in pool.open.values()
+                        for process in self._processes.values()
+                        for job in process.open.values()
                     )
                 ),
                 seconds,
             )
 
     def set_depth(self, device: str) -> None:
-        """How many chunks of a device are read at once has changed."""
+        """Tell the processes that read from a device how many chunks they may read at once now.
+
+        Args:
+            device: MAJOR:MINOR.
+        """
         with self._lock:
-            for place, pool in self._pools.items():
+            for place, process in self._processes.items():
                 if place.device == device:
-                    pool.set_depth(self._depth_of(device))
+                    process.set_depth(self._depth_of(device))
 
     def queued_bytes(self, device: str | None = None) -> int:
-        """Bytes that are queued or being read; of one device or of all."""
+        """Count the bytes that are queued or being read.
+
+        Args:
+            device: of one device, MAJOR:MINOR; None: of all.
+
+        Returns:
+            Bytes.
+        """
         with self._lock:
-            pools = [p for place, p in self._pools.items() if device in (None, place.device)]
-            return sum(pool.load for pool in pools)
+            processes = [
+                p for place, p in self._processes.items() if device in (None, place.device)
+            ]
+            return sum(process.load for process in processes)
 
     def pids(self) -> list[int]:
-        """The worker processes."""
+        """List the worker processes, the spare one included.
+
+        Returns:
+            Numbers of processes.
+        """
         with self._lock:
-            found = [*self._pools.values(), self._spare]
-            return [pool.process.pid for pool in found if pool is not None]
+            found = [*self._processes.values(), self._spare]
+            return [process.popen.pid for process in found if process is not None]
 
     def stop(self) -> None:
-        """Forget the queue and end the workers."""
+        """Empty the queues and end the worker processes; `settled` is not called any more."""
         with self._lock, self._dropping:
             self._stopping = True
             self._drops.clear()
             self._drops_again.clear()
             self._dropping.notify()
-            self._ring()
+            self._wake_receiver()
         for thread in self._threads:
             thread.join()
-        for pool in [*self._pools.values(), *([self._spare] if self._spare else [])]:
-            pool.close()
+        for process in [*self._processes.values(), *([self._spare] if self._spare else [])]:
+            process.close()
         self._selector.close()
-        self._bell.close()
-        self._rope.close()
+        self._woken.close()
+        self._waker.close()
 
     # --- the parts ---
 
-    def _start(self) -> Pool:
-        pool = Pool()
-        self._started(pool.process.pid)
-        self._selector.register(pool.socket, selectors.EVENT_READ, pool)
-        return pool
+    def _start(self) -> WorkerProcess:
+        """Start a worker process, and listen to what it tells.  Raises OSError."""
+        process = WorkerProcess()
+        self._started(process.popen.pid)
+        self._selector.register(process.socket, selectors.EVENT_READ, process)
+        return process
 
-    def _ring(self) -> None:
+    def _wake_receiver(self) -> None:
+        """Make the receiver's select() return, so that it looks at what has changed."""
         with suppress(OSError):
-            self._rope.send(b".")
+            self._waker.send(b".")
 
-    def _pool(self, place: WorkerPlace) -> Pool:
-        pool = self._pools.get(place)
-        if pool is None:
-            pool, self._spare = self._spare or self._start(), None
+    def _process_for(self, place: WorkerPlace) -> WorkerProcess:
+        """Return the process that reads at a place; the spare one is moved there if there is none.
+
+        Raises OSError if none can be started.
+        """
+        process = self._processes.get(place)
+        if process is None:
+            process, self._spare = self._spare or self._start(), None
             self._spare_taken = time.monotonic()
             if place.cgroup is not None:
                 self.charged.moves += 1
-                code = _move(pool, place.cgroup)
+                code = move(process, place.cgroup)
                 if code:
                     refused = self.charged.refused
                     refused[code] = refused.get(code, 0) + 1
-            pool.bind(place.node, cpus_of(place.node))
-            pool.set_depth(self._depth_of(place.device))
-            pool.place = place
-            self._pools[place] = pool
-            self._ring()  # the receiver makes a new spare when it is time
-        return pool
+            process.bind(place.node, cpus_of(place.node))
+            process.set_depth(self._depth_of(place.device))
+            process.place = place
+            self._processes[place] = process
+            self._wake_receiver()  # the receiver makes a new spare when it is time
+        return process
 
-    def _feed(self, pool: Pool) -> list[tuple[Extent, int, int]]:
+    def _feed(self, process: WorkerProcess) -> list[tuple[Extent, int, int]]:
+        """Give a process extents up to HELD; return the parts of those that could not be opened."""
         failed = []
-        while pool.waiting and len(pool.open) < HELD:
-            number, extent = pool.waiting.popleft()
+        while process.waiting and len(process.open) < HELD:
+            number, extent = process.waiting.popleft()
             try:
                 fd = extent.file.acquire()
             except OSError as error:
@@ -361,26 +326,29 @@ class Pools:
                 failed.append((extent, extent.start + extent.length, extent.length))
                 continue
             try:
-                pool.read(number, extent, fd)
+                process.read(number, extent, fd)
             finally:
                 extent.file.release()
         return failed
 
     def _count(self, code: int) -> None:
+        """Count a failed call by its errno."""
         self.totals.errors += 1
         self.totals.by_errno[code] = self.totals.by_errno.get(code, 0) + 1
 
     def _report(self, parts: list[tuple[Extent, int, int]]) -> None:
+        """Tell whoever made this object of parts (extent, end, length) that are settled."""
         for extent, end, length in parts:
             self._settled(extent, end - length, length)
 
     def _receive(self) -> None:
+        """Take what processes tell, start a spare one when it is time, and end idle ones."""
         while not self._stopping:
-            busy = self._pools or self._spare is None
+            busy = self._processes or self._spare is None
             for key, _ in self._selector.select(IDLE_SECONDS / 4 if busy else None):
                 if key.data is None:
                     with suppress(BlockingIOError):
-                        self._bell.recv(4096)
+                        self._woken.recv(4096)
                 else:
                     self._report(self._take(key.data))
             with self._lock:
@@ -390,15 +358,15 @@ class Pools:
                     self._spare_taken = time.monotonic()  # if it cannot be started: tried again
                     with suppress(OSError):
                         self._spare = self._start()
-                self._go_home()
+                self._end_idle()
 
-    def _take(self, pool: Pool) -> list[tuple[Extent, int, int]]:
-        """What a worker has told, its chunks joined by extent."""
+    def _take(self, process: WorkerProcess) -> list[tuple[Extent, int, int]]:
+        """Take what a process has told; return the settled parts, joined by extent."""
         settled: dict[int, tuple[Extent, int, int]] = {}
         alive = True
         while True:
             try:
-                data = pool.socket.recv(DONE.size, socket.MSG_DONTWAIT)
+                data = process.socket.recv(DONE.size, socket.MSG_DONTWAIT)
             except BlockingIOError:
                 break
             except OSError:
@@ -410,10 +378,10 @@ class Pools:
             if number == worker.READY:
                 continue
             with self._lock:
-                held = pool.open[number]
+                held = process.open[number]
                 held.left -= length
                 if not held.left:
-                    del pool.open[number]
+                    del process.open[number]
                     self._is_over(number)
                 if code == errno.ECANCELED:
                     self.totals.cancelled_bytes += length
@@ -425,42 +393,46 @@ class Pools:
             settled[number] = (extent, max(last, end), sum_ + length)
         with self._lock:
             parts = list(settled.values())
-            parts += self._feed(pool) if alive else self._died(pool)
-            if not pool.open:
-                pool.idle_since = time.monotonic()
+            parts += self._feed(process) if alive else self._died(process)
+            if not process.open:
+                process.idle_since = time.monotonic()
             self._ended.notify_all()
         return parts
 
-    def _died(self, pool: Pool) -> list[tuple[Extent, int, int]]:
-        """A worker was killed (by the OOM killer of its cgroup, say): the rest has failed."""
-        self._selector.unregister(pool.socket)
+    def _died(self, process: WorkerProcess) -> list[tuple[Extent, int, int]]:
+        """Clean up after a process that was killed (by the OOM killer of its cgroup, say).
+
+        Its extents have failed, and are returned.
+        """
+        self._selector.unregister(process.socket)
         self._count(errno.ECHILD)
-        lost = [(job.extent, job.left) for job in pool.open.values()]
-        lost += [(extent, extent.length) for _, extent in pool.waiting]
-        for number in pool.open:
+        lost = [(job.extent, job.left) for job in process.open.values()]
+        lost += [(extent, extent.length) for _, extent in process.waiting]
+        for number in process.open:
             self._is_over(number)
-        pool.open.clear()
-        pool.waiting.clear()
-        if self._pools.get(pool.place) is pool:
-            del self._pools[pool.place]
-        if self._spare is pool:
+        process.open.clear()
+        process.waiting.clear()
+        if self._processes.get(process.place) is process:
+            del self._processes[process.place]
+        if self._spare is process:
             self._spare = None
-        pool.close()
+        process.close()
         return [(extent, extent.start + extent.length, left) for extent, left in lost]
 
-    def _go_home(self) -> None:
-        """Workers that have been idle leave the readers' cgroups."""
+    def _end_idle(self) -> None:
+        """End processes that are idle in a reader's cgroup: it could not be removed with them."""
         now = time.monotonic()
-        for place, pool in list(self._pools.items()):
-            if pool.open or pool.waiting or now < pool.idle_since + IDLE_SECONDS:
+        for place, process in list(self._processes.items()):
+            if process.open or process.waiting or now < process.idle_since + IDLE_SECONDS:
                 continue
             if place.cgroup is None:
                 continue
-            del self._pools[place]
-            self._selector.unregister(pool.socket)
-            pool.close()
+            del self._processes[place]
+            self._selector.unregister(process.socket)
+            process.close()
 
     def _drop(self) -> None:
+        """Carry out drops, one after the other; pages that stay are tried again a little later."""
         while True:
             with self._dropping:
                 while not self._drops:
@@ -489,12 +461,3 @@ class Pools:
             if left and tries > 1:
                 due = time.monotonic() + DROP_AGAIN_SECONDS
                 self._drops_again.append((due, tries - 1, extent))
-
-
-def _move(pool: Pool, cgroup: Path) -> int:
-    """Move a worker; an errno where that is refused, and then the agent's cgroup is charged."""
-    try:
-        (cgroup / "cgroup.procs").write_text(str(pool.process.pid))
-    except OSError as error:
-        return error.errno or errno.EIO
-    return 0

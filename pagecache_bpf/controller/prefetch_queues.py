@@ -18,7 +18,8 @@ from pathlib import Path
 
 from pagecache_bpf.agent.queue_depth import DEFAULT_DEPTH
 from pagecache_bpf.agent.read_threads import Extent, Source
-from pagecache_bpf.agent.workers import Pools, WorkerPlace
+from pagecache_bpf.agent.worker_process import WorkerPlace
+from pagecache_bpf.agent.workers import Pools
 from pagecache_bpf.controller.client_files import ClientFile
 from pagecache_bpf.controller.inspectors import Owner
 from pagecache_bpf.errors import PagecacheError

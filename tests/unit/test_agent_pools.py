@@ -14,7 +14,8 @@ import pytest
 
 from pagecache_bpf.agent.read_threads import Extent, Source
 from pagecache_bpf.agent.worker import CHUNK_BYTES
-from pagecache_bpf.agent.workers import Pools, WorkerPlace
+from pagecache_bpf.agent.worker_process import WorkerPlace
+from pagecache_bpf.agent.workers import Pools
 from pagecache_bpf.kernel.cachestat import cached_pages
 from tests.vm.kernel import wait_for
 
@@ -173,7 +174,7 @@ def test_s12_a_worker_that_cannot_be_started_is_told(
     def refuse(*_: object, **__: object) -> None:
         raise BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable")
 
-    monkeypatch.setattr("pagecache_bpf.agent.workers.subprocess.Popen", refuse)
+    monkeypatch.setattr("pagecache_bpf.agent.worker_process.subprocess.Popen", refuse)
     for node in (-1, 0):  # the first takes the spare worker, for the second there is none
         pools.submit(Extent(source(weights), 0, PAGE, node), WorkerPlace("s12", None, node))
     wait_for(lambda: len(log.parts) == 2, "both to be settled")
