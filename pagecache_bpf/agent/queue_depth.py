@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """How many chunks to have a device read at once: measured once, and adapted while it works.
 
-Too few leave the device idle, too many only make readers wait for each other, and devices differ
-by a factor of a hundred, so there is no default that fits.  The probe reads a part of a tagged
-file past the page cache, for a fraction of a second; what it finds is kept in the run directory.
+Too few leave the device idle, too many only make readers wait for each other, and devices differ by
+a factor of a hundred, so there is no default that fits.  The probe reads a part of a tagged file by
+direct I/O, for a fraction of a second; what it finds is kept in the run directory.
 """
 
 from __future__ import annotations
@@ -37,7 +37,13 @@ LEAST_BYTES = 32 << 20
 
 @dataclass(frozen=True)
 class Depth:
-    """What is known of a device.  source: "measured", "kept" from another run, or "default"."""
+    """What is known of a device.
+
+    Attributes:
+        depth: chunks of CHUNK_BYTES to have it read at once.
+        bytes_per_second: how fast it reads then; 0: not known.
+        source: "measured", "kept" (from a run before this one) or "default".
+    """
 
     depth: int
     bytes_per_second: int
@@ -66,11 +72,18 @@ class Depths:
         return known
 
     def learned(self, device: str, depth: int, bytes_per_second: int) -> None:
-        """Keep what the tuner has found."""
+        """Keep what the tuner has found for a device.
+
+        Args:
+            device: MAJOR:MINOR.
+            depth: chunks at once.
+            bytes_per_second: how fast the device reads then.
+        """
         self._known[device] = Depth(depth, bytes_per_second, "measured")
         self._keep()
 
     def _keep(self) -> None:
+        """Write what is known into the run directory, atomically; what cannot be is lost."""
         kept = {
             device: {"depth": found.depth, "bytes_per_second": found.bytes_per_second}
             for device, found in self._known.items()
@@ -112,7 +125,7 @@ def probe(fd: int) -> Depth:
 
 
 def _speed(fd: int, depth: int, at: int, size: int) -> tuple[float, int]:
-    """Bytes per second at a depth, and where the next one goes on: nothing is read twice soon."""
+    """Measure bytes per second at a depth; return also where in the file the next one goes on."""
     lock = threading.Lock()
     done = 0
     failed: list[OSError] = []
@@ -148,9 +161,18 @@ def _speed(fd: int, depth: int, at: int, size: int) -> tuple[float, int]:
 
 
 class Tuner:
-    """Tries the neighbours of a depth now and then, and stays where the device is faster.
+    """Tries the neighbors of a depth now and then, and stays where the device is faster.
 
     Only time in which the queue never ran empty counts: otherwise the readers are the limit.
+
+    Args:
+        depth: chunks at once to begin with.
+        least: chunks at once that it never goes below.
+
+    Attributes:
+        depth: chunks at once now.
+        bytes_per_second: how fast the device reads at the best depth so far; 0: not known yet.
+        learned: whether another depth than the first one has turned out to be better.
     """
 
     TRIAL_BYTES = 256 << 20
@@ -169,7 +191,16 @@ class Tuner:
         self._bytes = 0
 
     def observe(self, settled: int, queued: int, now: float) -> bool:
-        """So many bytes were read, so many wait; True: the depth has changed."""
+        """Take note of what has been read.
+
+        Args:
+            settled: bytes that have been read since the last call.
+            queued: bytes that wait or are being read.
+            now: seconds of the monotonic clock.
+
+        Returns:
+            Whether the depth has changed.
+        """
         if queued < self.depth * CHUNK_BYTES:
             self._bytes = 0
             return False
@@ -191,12 +222,14 @@ class Tuner:
         return self.depth != before
 
     def _try(self) -> None:
+        """Go to the next depth to be tried, twice or half of the best one."""
         wanted = self._best * 2 if self._up else self._best // 2
         self.depth = max(self._least, min(wanted, MAX_DEPTH))
         self._left = self._pause
 
     def _judge(self, speed: float) -> None:
         # Fewer at the same speed are as good; more have to pay.
+        """Decide whether the depth that was tried is better: a smaller one if it is as fast."""
         needed = 1 + GAIN if self.depth > self._best else 1 - GAIN / 5
         if speed >= self.bytes_per_second * needed:
             self._best, self.bytes_per_second = self.depth, speed

@@ -26,7 +26,14 @@ _log = logging.getLogger(__name__)
 
 
 class Service:
-    """What the process holds: policies by name and how the last ones ended."""
+    """The policies that the process runs, by name, and how the last ones ended.
+
+    Attributes:
+        agents: attached policies, by name.
+        attached_ns: when each was attached, in nanoseconds since 1970.
+        exits: how the last policies ended, the oldest first, as JSON.
+        observed: the files that are observed.
+    """
 
     def __init__(self, history: Path | None = None) -> None:
         """Begin with what an agent before this one has left.
@@ -52,7 +59,21 @@ class Service:
         knobs: dict[str, int],
         sizes: dict[str, int] | None = None,
     ) -> dict[str, Any]:
-        """Load and attach a policy."""
+        """Load and attach a policy.
+
+        Args:
+            policy: its name, or the path of its source or object.
+            object: the path of its object for engine agent.
+            knobs: numbers by the knobs' names; the others have their defaults.
+            sizes: elements that maps must have room for, by name.
+
+        Returns:
+            "missing": names of tracepoints that this kernel lacks.
+
+        Raises:
+            UsageError: there is no such policy, a knob does not fit, or the object is damaged.
+            PagecacheError: it is attached already, or the kernel or its init refuses it.
+        """
         info = find(policy)
         if info.name in self.agents:
             raise PagecacheError(
@@ -70,7 +91,17 @@ class Service:
 
     @operation(changes=True)
     def detach(self, policy: str) -> dict[str, Any]:
-        """End a policy; returns its exit record."""
+        """End a policy.
+
+        Args:
+            policy: its name.
+
+        Returns:
+            "exit": how it ended.
+
+        Raises:
+            UsageError: it is not attached.
+        """
         agent = self._agent(policy)
         self.tick()
         self.observed.forget_policy(policy)
@@ -95,7 +126,25 @@ class Service:
         observe: bool = True,
         hold: bool = False,
     ) -> dict[str, Any]:
-        """Govern a file.  hold: keep it open, instead of opening it by its path for each read."""
+        """Let a policy govern a file.
+
+        Args:
+            fd: the file, which came along with the request.
+            policy: the name of an attached policy.
+            model: name of the model that the file belongs to.
+            path: where the file is.
+            replace: take it over from the policy that governs it.
+            observe: count what its readers find, too.
+            hold: keep it open until it is untagged, instead of opening it by its path for each
+                read.
+
+        Returns:
+            Nothing, as {}.
+
+        Raises:
+            UsageError: the policy is not attached, or the file is governed already or cannot be
+                opened.
+        """
         agent = self._agent(policy)
         key = key_of(fd)
         for name, other in self.agents.items():
@@ -113,24 +162,55 @@ class Service:
 
     @operation()
     def observe(self, fd: int, policy: str, model: str, path: str) -> dict[str, Any]:
-        """Observe a file that a policy of engine struct_ops governs."""
+        """Observe a file that a policy of engine struct_ops governs.
+
+        Args:
+            fd: the file, which came along with the request.
+            policy: the policy's name.
+            model: name of the model that the file belongs to.
+            path: where the file is; for people.
+
+        Returns:
+            Nothing, as {}.
+        """
         self.observed.add(key_of(fd), fd, policy, model, path, "struct_ops")
         return {}
 
     @operation()
     def unobserve(self, policy: str) -> dict[str, Any]:
-        """A policy of engine struct_ops has ended."""
+        """Observe the files of a policy of engine struct_ops no longer: it has ended.
+
+        Args:
+            policy: the policy's name.
+
+        Returns:
+            Nothing, as {}.
+        """
         self.observed.forget_policy(policy)
         return {}
 
     @operation()
     def stats(self) -> dict[str, Any]:
-        """A snapshot of the observer; pagecache_bpf.observer says what is in it."""
+        """Take a snapshot of what the observer has counted.
+
+        Returns:
+            What pagecache_bpf.observer describes.
+        """
         return self.observed.stats()
 
     @operation(changes=True)
     def untag(self, ino: int, dev_major: int, dev_minor: int, generation: int) -> dict[str, Any]:
-        """Let go of a file."""
+        """Take the tag off a file that is known by its identity only.
+
+        Args:
+            ino: the inode's number.
+            dev_major: major number of the file system's device.
+            dev_minor: its minor number.
+            generation: the inode's generation.
+
+        Returns:
+            "found": whether a policy governed it.
+        """
         identity = {"dev_major": dev_major, "dev_minor": dev_minor, "generation": generation}
         key = bytes(abi.pagecache_file_key(ino=ino, **identity))
         self.observed.forget(key)
@@ -138,19 +218,40 @@ class Service:
 
     @operation(changes=True)
     def untag_fd(self, fd: int) -> dict[str, Any]:
-        """Let go of an open file."""
+        """Take the tag off an open file.
+
+        Args:
+            fd: the file, which came along with the request.
+
+        Returns:
+            "found": whether a policy governed it.
+        """
         key = key_of(fd)
         self.observed.forget(key)
         return {"found": any([agent.untag(key) for agent in self.agents.values()])}
 
     @operation()
     def maps(self, policy: str) -> dict[str, Any]:
-        """Numbers of a policy's maps."""
+        """List the maps of a policy.
+
+        Args:
+            policy: its name.
+
+        Returns:
+            "maps": the kernel's numbers of its maps, by their names.
+
+        Raises:
+            UsageError: it is not attached.
+        """
         return {"maps": self._agent(policy).map_ids()}
 
     @operation()
     def tags(self) -> dict[str, Any]:
-        """Every governed file."""
+        """List the governed files.
+
+        Returns:
+            "tags": for each file its identity, model, path, policy and pages in the page cache.
+        """
         return {
             "tags": [
                 {**tag.as_json(), "policy": name}
@@ -161,7 +262,12 @@ class Service:
 
     @operation()
     def policies(self) -> dict[str, Any]:
-        """Every attached policy with its counters."""
+        """List the attached policies.
+
+        Returns:
+            "policies": for each its name, hooks, knobs, counters and what Agent.numbers() tells;
+            "ended": names of those that have ended themselves and were not detached yet.
+        """
         return {
             "policies": [
                 {
@@ -181,30 +287,72 @@ class Service:
 
     @operation()
     def hints(self, policy: str) -> dict[str, Any]:
-        """The maps of a policy that are for user space, and what it counts."""
+        """Describe the maps of a policy that are for user space, and its gauges.
+
+        Args:
+            policy: its name.
+
+        Returns:
+            What Hints.as_json() returns.
+
+        Raises:
+            UsageError: it is not attached.
+        """
         return self._agent(policy).hints.as_json()
 
     @operation()
     def hint_read(self, policy: str, map: str) -> dict[str, Any]:
-        """The elements of a map, in hexadecimal."""
+        """Read the elements of a policy's map for user space.
+
+        Args:
+            policy: its name.
+            map: the map's name.
+
+        Returns:
+            "elements": keys and values, in hexadecimal.
+
+        Raises:
+            UsageError: the policy is not attached, or has no such map.
+        """
         found = self._agent(policy).hints.elements(map)
         return {"elements": [(key.hex(), value.hex()) for key, value in found]}
 
     @operation()
     def hint_write(self, policy: str, map: str, key: str, value: str) -> dict[str, Any]:
-        """Write an element, or remove it: an empty value."""
+        """Write or remove an element of a policy's map for user space.
+
+        Args:
+            policy: its name.
+            map: the map's name.
+            key: the key, in hexadecimal.
+            value: the value, in hexadecimal; empty: remove the element.
+
+        Returns:
+            "found": False if it was to be removed and was not there.
+
+        Raises:
+            UsageError: the policy is not attached, has no such map, or sizes do not fit.
+        """
         hints = self._agent(policy).hints
         return {"found": hints.write(map, bytes.fromhex(key), bytes.fromhex(value))}
 
     @operation()
     def ended(self) -> dict[str, Any]:
-        """How the last policies ended."""
+        """Tell how the last policies ended.
+
+        Returns:
+            "exits": records, the oldest first.
+        """
         return {"exits": self.exits}
 
     # --- the parts ---
 
     def ignore(self, pid: int) -> None:
-        """What this process reads, now and for policies to come, is no access."""
+        """Have policies ignore what a process reads, those that are attached later too: it is ours.
+
+        Args:
+            pid: the process.
+        """
         self._workers = {worker for worker in self._workers if os.path.exists(f"/proc/{worker}")}
         self._workers.add(pid)
         self.observed.own(pid)
@@ -212,7 +360,10 @@ class Service:
             agent.own(pid)
 
     def tick(self) -> None:
-        """Note policies that have ended themselves, and templates that they have given up."""
+        """Take note of policies that have ended themselves, and of templates that they gave up.
+
+        To be called now and then by whoever runs the process.
+        """
         for name, agent in self.agents.items():
             for model in agent.dropped_templates():
                 if (name, model) not in self._dropped:
@@ -228,7 +379,7 @@ class Service:
                 self._ended(name, "policy", code, "the policy ended itself", message, hook)
 
     def close(self) -> None:
-        """End every policy, since the process ends."""
+        """End every policy, as the process is about to end."""
         for name, agent in self.agents.items():
             agent.close()
             if agent.exit is None:
@@ -238,6 +389,7 @@ class Service:
         self._save_history()
 
     def _agent(self, policy: str) -> Agent:
+        """Return an attached policy.  Raises UsageError."""
         if policy not in self.agents:
             raise UsageError(f"the policy {policy} is not attached")
         return self.agents[policy]
@@ -245,6 +397,7 @@ class Service:
     def _ended(
         self, policy: str, kind: str, code: int, reason: str, message: str, hook: str = "init"
     ) -> None:
+        """Add a record of how a policy ended."""
         self._seq += 1
         self.exits.append(
             {
@@ -262,6 +415,7 @@ class Service:
         self._save_history()
 
     def _save_history(self) -> None:
+        """Write down what is attached and how the last policies ended, if a history is kept."""
         if self._history is not None:
             live = [name for name, agent in self.agents.items() if agent.exit is None]
             exit_history.write(live, self.exits, self._history)
