@@ -44,7 +44,7 @@ bool pcb_queue_push(struct pcb_queue *queue, const struct pcb_extent *extent)
 	return true;
 }
 
-/* The same, in front of everything else. */
+/* Adds an extent in front of all others.  Returns false when the queue is full. */
 bool pcb_queue_push_front(struct pcb_queue *queue, const struct pcb_extent *extent)
 {
 	if (queue->count == PCB_QUEUE_EXTENTS)

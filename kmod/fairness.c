@@ -29,7 +29,7 @@
 #define PCB_ACCOUNT_BITS 8
 #define PCB_RECLAIMER_BITS 9
 
-/* Lists may share one. */
+/* The account of one list; lists whose addresses have the same hash share one. */
 struct pcb_account {
 	atomic_long_t deficit; /* pages */
 	unsigned long since; /* when it was halved last */

@@ -89,7 +89,7 @@ static unsigned long pcb_shrink_count(struct shrinker *shrinker, struct shrink_c
 	return pages;
 }
 
-/* Nothing is freed here and now. */
+/* The shrinker's scan: it frees nothing itself, but notes the shortage. */
 static unsigned long pcb_shrink_scan(struct shrinker *shrinker, struct shrink_control *sc)
 {
 	/* Whatever the mask: it is a work item that drops, not this task. */

@@ -55,7 +55,7 @@ static void pcb_keep_release(struct rcu_head *rcu)
 	kvfree(keep);
 }
 
-/* Nobody finds it any more. */
+/* Frees a record that no hook can find any more. */
 void pcb_keep_free(struct pcb_keep *keep)
 {
 	if (keep)

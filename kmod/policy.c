@@ -35,7 +35,7 @@ void pcb_policy_counters(struct pcb_policy *p, u64 *out)
 	}
 }
 
-/* A living policy of that name. */
+/* The policy of that name that has not ended, or NULL. */
 struct pcb_policy *pcb_policy_find(const char *name)
 {
 	struct pcb_policy *p;

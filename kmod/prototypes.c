@@ -86,7 +86,7 @@ static const struct btf_type *pcb_type(u32 id)
 	return static_call(pcb_btf_skip_modifiers)(pcb_vmlinux, id, NULL);
 }
 
-/* As in pcb_prototype_check(). */
+/* Writes a type as pcb_prototype_check() spells it. */
 static int pcb_render_type(char *out, size_t size, u32 id)
 {
 	const struct btf_type *type = pcb_type(id), *target;

@@ -69,7 +69,7 @@ const char *pcb_kfunc_name(u32 id)
 	(BIT(PAGECACHE_HOOK_READAHEAD) | BIT(PAGECACHE_HOOK_ACCESS) | BIT(PAGECACHE_HOOK_ADDED) | \
 	 BIT(PAGECACHE_HOOK_REMOVED) | BIT(PAGECACHE_HOOK_EVICT) | BIT(PAGECACHE_HOOK_PRESSURE))
 
-/* Its own verdict on itself, before any hook can reach it. */
+/* Asks the policy's own init, before any hook can reach the policy. */
 static int pcb_policy_init(struct pcb_policy *p)
 {
 	struct pcb_call call = { .policy = p, .hook = PAGECACHE_HOOK_INIT };

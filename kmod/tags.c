@@ -89,7 +89,7 @@ bool pcb_tag_count_resident(const struct pcb_governance *by, struct address_spac
 	return true;
 }
 
-/* Nobody counts at the moment. */
+/* Forgets how many pages are resident: the hooks that keep count are off. */
 void pcb_tags_unsync(void)
 {
 	struct pcb_tag *tag;

@@ -30,7 +30,7 @@ static __always_inline s32 consumer_node(u32 tgid, s32 otherwise)
 	return hint && hint->node >= 0 ? hint->node : otherwise;
 }
 
-/* Whoever has a hint is about to load. */
+/* Whether a process has a hint, which says that it is about to load a model. */
 static __always_inline bool consumer_is_known(u32 tgid)
 {
 	return consumer_node(tgid, -1) >= 0;

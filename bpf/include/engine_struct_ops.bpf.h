@@ -82,7 +82,7 @@ static __always_inline s64 pagecache_drop_file(struct pagecache_ctx *ctx,
 	}                                                                              \
 	static __always_inline ret fn##__body
 
-/* An answer that names no node goes to the consumer's. */
+/* An answer that names no node is read on the node that the reader has given as a hint. */
 #define PAGECACHE_READAHEAD(fn)                                                                   \
 	static __always_inline s32 fn##__body(struct pagecache_ctx *, struct pagecache_answer *); \
 	SEC("struct_ops/" #fn) s32 fn(__u64 *pagecache_args)                                      \

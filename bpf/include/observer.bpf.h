@@ -1,11 +1,11 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
- * observer.bpf.h - what the observer's programs stand on: the kernel's types, maps, helpers.
+ * observer.bpf.h - what the observer's programs share: the kernel's types, maps, helpers.
  *
- * Two compilers take the same programs.  clang makes an object whose places in the kernel's
- * structs libbpf finds by BTF.  BCC (PAGECACHE_BCC) compiles on the machine, against the kernel's
- * own headers, for kernels without BTF: places are constants then, and maps are file descriptors
- * that user space made before.
+ * Two compilers take the same programs.  clang makes an object in which libbpf fills in the offsets
+ * of the kernel's members by BTF (CO-RE).  BCC (PAGECACHE_BCC) compiles on the machine, against the
+ * kernel's own headers, for kernels without BTF: offsets are constants then, and maps are file
+ * descriptors that user space made before.
  */
 #ifndef OBSERVER_BPF_H
 #define OBSERVER_BPF_H
@@ -182,7 +182,7 @@ struct {
 } moves SEC(".maps");
 #endif
 
-/* A number kept from the compiler's reasoning, which would make branches of what follows. */
+/* Hide a number's value from the compiler, which would make branches of what follows. */
 #define OPAQUE(value) asm volatile("" : "+r"(value))
 
 /* n between 0 and 64, without a branch: the verifier follows both sides of each. */
@@ -325,7 +325,7 @@ static __always_inline bool by_us(struct task_struct *task)
 	       MAP_LOOKUP(own_processes, &ids.tgid);
 }
 
-/* Whether a file with that inode number may be tagged; most files have none such. */
+/* Whether a file with that inode number may be tagged, which is not so for most files. */
 static __always_inline bool may_be_tagged(u64 ino)
 {
 	u32 word = inode_word(ino);

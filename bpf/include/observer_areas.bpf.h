@@ -2,10 +2,10 @@
 /*
  * observer_areas.bpf.h - the area of memory that a fault is in.
  *
- * A loader copies from its mapping to memory of its own, so the same two areas are asked for
- * again and again.  Looking for one is dear: where interrupts are off, the lock is let go of by
- * an interrupt of this CPU's own.  So a task's last area without a file and its last with one are
- * kept, as long as no mapping of the process has changed.
+ * A loader copies from its mapping to memory of its own, so the same two areas (vm_area_struct) are
+ * looked up again and again.  A lookup (bpf_find_vma()) is expensive: where interrupts are off, the
+ * mmap lock is released by an interrupt work item.  So a task's last area without a file and its
+ * last one with a file are cached, as long as no mapping of the process has changed.
  */
 #ifndef OBSERVER_AREAS_BPF_H
 #define OBSERVER_AREAS_BPF_H

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
- * observer_bcc.bpf.h - the observer's ground when BCC compiles it on the machine.
+ * observer_bcc.bpf.h - what observer.bpf.h needs of its compiler, where that is BCC on the machine.
  *
  * The kernel's headers say where everything lies.  Maps are made before by user space, which
  * passes their descriptors and all constants as macros.  BCC knows no callbacks, so loops are

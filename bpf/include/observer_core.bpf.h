@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
-/* observer_core.bpf.h - the observer's ground when clang and libbpf make it. */
+/* observer_core.bpf.h - what observer.bpf.h needs of its compiler, where that is clang (CO-RE). */
 #ifndef OBSERVER_CORE_BPF_H
 #define OBSERVER_CORE_BPF_H
 

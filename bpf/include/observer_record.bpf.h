@@ -3,8 +3,8 @@
  * observer_record.bpf.h - what a recording of a load keeps, beside the observer's counters.
  *
  * Events are added up by cell of a file, interval of time and reader, so that a recording costs one
- * more look into a map for each event, and no event is told by itself.  User space takes away the
- * intervals that are over.  Programs that do not record are loaded without all of this.
+ * more map lookup for each event, and no event is sent to user space by itself.  User space removes
+ * the intervals that are over.  Programs that do not record are loaded without all of this.
  */
 #ifndef OBSERVER_RECORD_BPF_H
 #define OBSERVER_RECORD_BPF_H

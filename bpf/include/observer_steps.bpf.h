@@ -2,8 +2,8 @@
 /*
  * observer_steps.bpf.h - how the observer's programs walk over the bits of a file's pages.
  *
- * What a walk knows lies with the task's state, in a map: of numbers there the verifier has no
- * history, and a loop's body is looked at once, not once for each value of a sum.
+ * The state of a walk lies in a map, with the task's: the verifier does not track numbers there, so
+ * that it looks at a loop's body once and not once for each value that a sum may have.
  */
 #ifndef OBSERVER_STEPS_BPF_H
 #define OBSERVER_STEPS_BPF_H
@@ -24,8 +24,7 @@ static __always_inline struct walk *start_walk(struct task_state *state, u32 slo
 	return w;
 }
 
-/* A word of wanted pages: what were they?  Returns how many of them, from the first, are counted.
- */
+/* Decide what the wanted pages of a word were; return how many of them, from the first, count. */
 static __always_inline void classify(struct page_bits *bits, u32 at, u64 wanted, u64 added,
 				     bool adder, struct found *found)
 {

@@ -200,7 +200,7 @@ struct pagecache_exit_record {
 	X(invalid_answers, "calls", "answers that made no sense; the kernel's own were used")  \
 	X(evict_calls, "calls", "folios that reclaim asked the policy about")                  \
 	X(kept_bytes, "bytes", "kept on the policy's word; again each time reclaim asks")      \
-	X(keep_ignored_bytes, "bytes", "keep answers that were not honoured")                  \
+	X(keep_ignored_bytes, "bytes", "keep answers that were not honored")                   \
 	X(keep_over_budget_bytes, "bytes", "of these: the policy's budget was used up")        \
 	X(keep_overruled_bytes, "bytes", "of these: reclaim could not get on")                 \
 	X(evicted_now_bytes, "bytes", "given to reclaim on the policy's word")                 \

@@ -86,7 +86,6 @@ struct pagecache_observed_move {
 	__u32 kind; /* enum pagecache_kind: READ, MAP or TOUCH */
 };
 
-/* The only element of the map `observer_state`. */
 /*
  * A recording of a load: what happened in one cell of a file during one interval of time.  Cells
  * are as large, and intervals as long, as user space says before the programs are loaded, so that
@@ -124,8 +123,9 @@ struct pagecache_recorded_value {
 	__u64 counters[PAGECACHE_RECORDED_NR];
 };
 
+/* The only element of the map `observer_state`: what was sent to user space, and what got lost. */
 struct pagecache_observer_state {
-	__u64 moves; /* told */
+	__u64 moves; /* moves of cursors that were sent */
 	__u64 lost_moves; /* found the ring buffer full */
 	__u64 lost_pages; /* page bits that no memory was left for: their pages count as missed */
 	__u64 lost_consumers; /* accesses counted for consumer 0 since the map was full */

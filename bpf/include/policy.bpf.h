@@ -45,7 +45,7 @@
 #else
 /*
  * The verifier checks each access to a context member by member; without this the compiler
- * may join two neighbours into one load.
+ * may join two neighbors into one load.
  */
 #pragma clang attribute push(__attribute__((preserve_access_index)), apply_to = record)
 #include "pagecache_ops.h"
@@ -84,8 +84,8 @@ char LICENSE[] SEC("license") = "GPL";
 #define PAGECACHE_REPORT(help) PAGECACHE_NOTE("report=" help)
 
 /*
- * Numbers that `status` shows: variables that begin with 0.  One with a promise must not be
- * smaller than the other gauge of that name; where it is, `status` says so.
+ * Gauges: variables that begin with 0 and that `status` shows.  One with a promise must not be
+ * smaller than the gauge that the promise names; where it is, `status` says so.
  */
 #define PAGECACHE_GAUGE(name, unit, help) \
 	u64 name PAGECACHE_NOTE("gauge=" help) PAGECACHE_NOTE("unit=" unit)
@@ -128,7 +128,7 @@ static __always_inline u64 max_u64(u64 a, u64 b)
 	return a > b ? a : b;
 }
 
-/* Sizes of knobs to pages. */
+/* Convert bytes, which knobs are given in, into pages. */
 static __always_inline u64 pages_of(const struct pagecache_ctx *ctx, u64 bytes)
 {
 	return bytes >> (ctx->page_shift & 31);

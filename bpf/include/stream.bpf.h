@@ -53,8 +53,8 @@ PAGECACHE_STEP int grow(struct stream *s, const struct pagecache_ctx *ctx)
 }
 
 /*
- * The page is absent, though it was asked for, and nothing is on its way: what was read has been
- * dropped since, and the reader goes through it again.
+ * The page is absent although it was asked for, and no prefetch is in flight: what was read has
+ * been dropped since, and the reader goes through the file again.
  */
 static __always_inline bool starts_again(const struct stream *s, const struct pagecache_ctx *ctx)
 {
@@ -95,8 +95,9 @@ static __always_inline u64 first_window(const struct pagecache_ctx *ctx,
 }
 
 /*
- * Whether the stream has accessed too little of what it has come through, for one: random readers
- * meet their windows, too.  Of a file that is mapped in huge pages one part of 16 is seen.
+ * Whether the reader has accessed too little of the range that its stream has covered to be one
+ * that streams: random readers, too, come upon what was read ahead for them.  Of a file that is
+ * mapped in huge pages only one part of 16 is seen.
  */
 static __always_inline bool skips(const struct stream *s, struct pagecache_ctx *ctx)
 {
@@ -107,8 +108,8 @@ static __always_inline bool skips(const struct stream *s, struct pagecache_ctx *
 }
 
 /*
- * Until it has its size a window is bounded by what the reader has shown: of what is read ahead of
- * one that turns out to read here and there, little is wasted.
+ * While a window grows to its size it is bounded by how much the reader has read in order, so that
+ * little is wasted on a reader that turns out to read at random.
  */
 static __always_inline void widen(struct stream *s, const struct pagecache_ctx *ctx, bool down)
 {
@@ -184,8 +185,7 @@ static __always_inline void top_up(struct pagecache_ctx *ctx, struct stream *s, 
 		trust(ctx, s);
 }
 
-/* The last NOW_PAGES up to the page, unless that was asked for: then there is little to wait for.
- */
+/* Answer with the last NOW_PAGES up to the page, or the page alone if it was asked for already. */
 static __always_inline void answer_down(const struct pagecache_ctx *ctx, struct stream *s,
 					struct pagecache_answer *answer)
 {
@@ -223,8 +223,8 @@ static long ask_below(u32 i, struct way_down *way)
 }
 
 /*
- * The reader goes down through a range: what is missing of the window below it, the nearest part
- * first.  Where the range begins is not known; what lies before it has been read.
+ * Ask for what is missing of the window below a reader that goes down through a range, the nearest
+ * part first.  Where the range begins is not known; what lies before it has been read.
  */
 static __noinline int go_down(struct pagecache_ctx *ctx, struct stream *s, u64 room)
 {

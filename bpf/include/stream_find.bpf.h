@@ -2,8 +2,8 @@
 /*
  * stream_find.bpf.h - what is remembered of readers that stream, and which stream an access is of.
  *
- * Of each file 8 places are followed at a time, in a map by file; of each model, how its last file
- * was streamed.  Windows are stream.bpf.h's.
+ * Up to 8 streams of each file are followed at a time, in a map by file; of each model it is known
+ * how its last file was streamed.  stream.bpf.h decides about their windows.
  */
 #ifndef STREAM_FIND_BPF_H
 #define STREAM_FIND_BPF_H
@@ -18,7 +18,7 @@ PAGECACHE_KNOB(u32, confirm_accesses, 3, "accesses", 1, 16, "accesses in order t
 
 #define STREAMS 8
 #define TRUSTED 1 /* files of a model streamed to the end before it is trusted */
-#define STEEP_BYTES (32 << 20) /* windows below this grow fourfold, without being judged */
+#define STEEP_BYTES (32 << 20) /* windows below this grow fourfold, and are not measured */
 #define NOW_PAGES 64 /* of a miss, before the rest follows */
 #define CONFIRM_PAGES 64 /* in order: 256 KiB are more than a record */
 #define READ_PART 4 /* of what a reader comes through it reads this part at least, */
@@ -173,8 +173,8 @@ static __always_inline u64 moves_on(const struct stream *s, const struct pagecac
 }
 
 /*
- * The number as it is, but not as the verifier knows it: it would go through what follows once for
- * each value.
+ * Return the number itself, but hide its value from the verifier, which would otherwise go through
+ * what follows once for each value that it may have.
  */
 static __always_inline u64 any_number(const struct pagecache_ctx *ctx, u64 number)
 {
@@ -210,7 +210,7 @@ static __always_inline struct stream *stream_at(struct file_state *file,
 	return &file->streams[any_number(ctx, found) % STREAMS];
 }
 
-/* The stream goes on with this access, which comes to so many new pages. */
+/* Move the stream to the end of this access, which covers so many pages that are new to it. */
 static __always_inline void count(struct stream *s, const struct pagecache_ctx *ctx, u64 moved)
 {
 	u64 end = ctx->index + (is_marker(ctx) ? 0 : ctx->nr);
@@ -225,8 +225,8 @@ static __always_inline void count(struct stream *s, const struct pagecache_ctx *
 }
 
 /*
- * Whether it has shown that it is a stream.  Misses in order are evidence enough; of accesses that
- * are all told of, random ones are in order by chance too often.
+ * Whether the reader has shown that it streams.  Misses in order are evidence enough; where every
+ * access is reported, random ones are in order by chance too often.
  */
 static __always_inline bool confirmed(const struct stream *s)
 {

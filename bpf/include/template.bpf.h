@@ -123,8 +123,8 @@ static __noinline u32 template_find(u32 span_number, u32 page)
 }
 
 /*
- * How far it is in the template from one step to another, if it is as far in the file: they lie in
- * one range then, a tensor say, in which memcpy() may go down; 0: elsewhere.
+ * The distance of two steps in the template, if it is their distance in the file as well: both lie
+ * in one range then (a tensor, say), through which memcpy() may go down.  0: they do not.
  */
 static __always_inline s64 template_gone(u32 from, u32 to)
 {
@@ -141,10 +141,10 @@ static __always_inline s64 template_gone(u32 from, u32 to)
 }
 
 /*
- * What to ask for of pages of an extent: huge pages as a whole where all of them is wanted by
- * somebody, and by one extent of those that lie there.  Returns the first page, and in the upper
- * half the end; nothing is left where another extent brings in all.  A global function, which the
- * verifier goes through once.
+ * Which pages to ask for when pages of an extent are wanted.  A huge page is asked for as a whole
+ * where consumers want all of it, and by just one of the extents that lie in it.  Returns the first
+ * page in the lower half and the end in the upper half; both are equal where another extent brings
+ * in all.  A global function, which the verifier goes through once.
  */
 __noinline u64 template_range(u32 number, u32 start, u32 end, u32 huge)
 {

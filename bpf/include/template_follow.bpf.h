@@ -2,8 +2,9 @@
 /*
  * template_follow.bpf.h - where consumers are in their template, and asking for what comes next.
  *
- * From its place a consumer's steps are asked for up to the window's end; from above, as far below
- * it.  An extent remembers what has been asked for.  Needs stream.bpf.h, for the budget.
+ * A consumer's steps are asked for from where it is up to the end of its window; of one that goes
+ * down through a range, as many below it.  An extent remembers what has been asked for.  Needs
+ * stream.bpf.h, for the budget.
  */
 #ifndef TEMPLATE_FOLLOW_BPF_H
 #define TEMPLATE_FOLLOW_BPF_H
@@ -114,7 +115,7 @@ static __always_inline s64 ask(struct follow *f, u32 number,
 	return end > start ? end - start : 0;
 }
 
-/* So many pages of the extent were asked for, behind those that had been. */
+/* Take note that so many more pages of the extent have been asked for. */
 static __always_inline void asked(struct follow *f, struct pagecache_template_extent *extent,
 				  struct pagecache_template_target *target, u64 start, u64 got)
 {
@@ -141,7 +142,7 @@ static long follow_step(u32 i, struct follow *f)
 	if (!target)
 		return 1;
 	start = extent->start + template_asked(extent, target);
-	/* What is being accessed is read without us. */
+	/* The pages of this access are read by the kernel itself. */
 	if (f->number == f->cursor->step && start < ctx->index + ctx->nr)
 		start = min_u64(ctx->index + ctx->nr, extent->end);
 	end = min_u64(extent->end, extent->start + (f->limit - step->before));

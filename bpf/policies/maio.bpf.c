@@ -45,13 +45,13 @@ static __always_inline u64 window_pages(const struct pagecache_ctx *ctx)
 	return pages_of(ctx, (u64)window_mib << 20);
 }
 
-/* So far may be read ahead of this consumer. */
+/* How many pages may be read ahead of this consumer. */
 static __always_inline u64 ahead_pages(const struct pagecache_ctx *ctx)
 {
 	return min_u64(window_pages(ctx), pagecache_allowed_ahead(ctx));
 }
 
-/* So far is read ahead of this consumer: by what it has read in order, and how right that was. */
+/* How many pages are read ahead of it: by what it has read in order, and how right that was. */
 static __always_inline u64 earned_pages(const struct pagecache_ctx *ctx, const struct place *at)
 {
 	const struct pagecache_template_model *model = at->model;
@@ -183,7 +183,7 @@ static __always_inline bool is_gone(const struct pagecache_ctx *ctx, struct plac
 	return true;
 }
 
-/* The accuracy of a template, in pages: those that came as it said against the others. */
+/* Give a template up of which too few pages were read as it says. */
 static __always_inline void judge(const struct pagecache_ctx *ctx, struct place *at)
 {
 	struct pagecache_template_model *model = at->model;
@@ -258,13 +258,13 @@ static __always_inline bool stays_away(const struct pagecache_ctx *ctx, struct p
 	return cursor->away_pages >= CONFIRM_PAGES || begins(ctx, step);
 }
 
-/* How an access lies to what its consumer has accessed. */
+/* Where an access lies in relation to what its consumer has accessed. */
 enum way { ELSEWHERE, ONWARD, AGAIN, DOWNWARD };
 
 /*
- * Accesses of a mapping are not all seen: a huge page, which only what was asked for is made of, is
- * mapped as a whole.  Nor is each told of where hits are not.  Of the others each is, so one beyond
- * the next pages is elsewhere.
+ * Not every access through a mapping is seen, as a huge page (only prefetched pages become one) is
+ * mapped as a whole; nor is every access reported where the engine does not report hits.  Where all
+ * are, an access beyond the next pages is elsewhere.
  */
 static __always_inline enum way way_to(const struct pagecache_ctx *ctx, const struct place *at,
 				       const struct pagecache_template_extent *extent, u64 position,

@@ -776,7 +776,7 @@ COUNTERS = (
     Counter("invalid_answers", "calls", "answers that made no sense; the kernel's own were used"),
     Counter("evict_calls", "calls", "folios that reclaim asked the policy about"),
     Counter("kept_bytes", "bytes", "kept on the policy's word; again each time reclaim asks"),
-    Counter("keep_ignored_bytes", "bytes", "keep answers that were not honoured"),
+    Counter("keep_ignored_bytes", "bytes", "keep answers that were not honored"),
     Counter("keep_over_budget_bytes", "bytes", "of these: the policy's budget was used up"),
     Counter("keep_overruled_bytes", "bytes", "of these: reclaim could not get on"),
     Counter("evicted_now_bytes", "bytes", "given to reclaim on the policy's word"),

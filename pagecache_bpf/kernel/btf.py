@@ -43,10 +43,22 @@ _ALIASES = (
 
 
 class Btf:
-    """The types of one object, or of a module (with base: those of the kernel it is for).
+    """The types of one object, or of a module.
 
     What takes the number of a type raises BtfError if there is no such type, if it is of another
     kind than the method is for, and if what it refers to is damaged.
+
+    Args:
+        data: raw BTF.
+        base: for the split BTF of a module, the types of the kernel it is for.
+
+    Attributes:
+        base: the same.
+        first_id: the number of the first type that is not the base's.
+        end_id: the number behind the last type.
+
+    Raises:
+        BtfError: the data is no BTF, or damaged.
     """
 
     def __init__(self, data: bytes, base: Btf | None = None) -> None:

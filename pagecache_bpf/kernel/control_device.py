@@ -151,10 +151,14 @@ class ExitRecord:
 
 
 class Device:
-    """The open control device.  Use it as a context manager.
+    """The open control device.  A context manager.
 
-    Raises UnsupportedError when the module is not loaded or speaks another version of the ABI,
-    PrivilegeError when the caller may not use it.
+    Args:
+        path: the device.
+
+    Raises:
+        UnsupportedError: the module is not loaded, or speaks another version of the ABI.
+        PrivilegeError: the caller may not use it.
     """
 
     def __init__(self, path: Path = PATH) -> None:

@@ -55,9 +55,16 @@ class Relocation:
 
 
 class Elf:
-    """An ELF file, open for reading.  Use it as a context manager.
+    """An ELF file, open for reading.  A context manager.
 
-    Raises UsageError when the file cannot be opened, is not ELF or is damaged.
+    Args:
+        path: the file.
+
+    Attributes:
+        path: the same, as a Path.
+
+    Raises:
+        UsageError: the file cannot be opened, is not ELF or is damaged.
     """
 
     def __init__(self, path: str | Path) -> None:

@@ -269,9 +269,14 @@ class Link:
 
 
 class Object:
-    """An object file, opened and not loaded yet.  Use it as a context manager.
+    """An object file, opened and not loaded yet.  A context manager.
 
-    Raises OSError, with libbpf's errno, when it cannot be opened.
+    Args:
+        path: the file.
+        name: what the kernel's lists will call it.
+
+    Raises:
+        OSError: it cannot be opened, with libbpf's errno.
     """
 
     def __init__(self, path: Path, name: str) -> None:

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The NUMA nodes of this machine, by their numbers; pagecache_bpf.topology tells more of them."""
+"""The NUMA nodes of this machine and their CPUs, as sysfs tells them.
+
+It knows numbers only; pagecache_bpf.topology knows accelerators and distances.
+"""
 
 from __future__ import annotations
 

@@ -410,7 +410,7 @@ def _cut(extents: Iterable[tuple[int, int, int]], sizes: Sequence[int]) -> list[
         at = offset // CHUNK * CHUNK
         end = min(offset + length, sizes[file])
         while at < end:
-            # Neighbours in a chunk come with it: reading it in two parts takes longer.
+            # Neighbors in a chunk come with it: reading it in two parts takes longer.
             if (file, at) not in taken:
                 taken.add((file, at))
                 chunks.append(_Chunk(file, at, min(CHUNK, sizes[file] - at)))

@@ -298,7 +298,7 @@ def _without_repeats(rows: Array) -> Array:
     same = (ordered["file"][1:] == ordered["file"][:-1]) & (
         ordered["consumer"][1:] == ordered["consumer"][:-1]
     )
-    # Neighbours in the file share a page where one ends and the other begins: no repeat.
+    # Neighbors in the file share a page where one ends and the other begins: no repeat.
     if not np.any(same & (ordered["start"][1:] + 1 < ordered["end"][:-1])):
         return rows
     seen: dict[tuple[int, int], Intervals] = {}
@@ -374,7 +374,7 @@ def _tables(
     if len(steps):
         own = np.minimum(begins[:-1], len(steps) - 1)[steps["consumer"]]
         table["before"] = before - before[own]
-    # In the order of file and consumer the next of both is the neighbour.
+    # In the order of file and consumer the next of both is the neighbor.
     group = steps["file"].astype(np.int64) * nr_consumers + steps["consumer"]
     by_group = np.argsort(group, kind="stable")
     table["next"] = NONE
