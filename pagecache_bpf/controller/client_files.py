@@ -13,6 +13,7 @@ from pathlib import Path
 
 from pagecache_bpf.errors import PrivilegeError, UsageError
 from pagecache_bpf.ipc.public_protocol import TEMPLATE_BYTES
+from pagecache_bpf.ipc.server import Connection
 from pagecache_bpf.kernel.file_key import key_of
 from pagecache_bpf.kernel.file_pages import PAGE_SIZE
 from pagecache_bpf.kernel.kernelfs import LIVE
@@ -50,17 +51,34 @@ class MountTable:
         with suppress(OSError):
             fcntl.fcntl(fd, fcntl.F_GET_SEALS)
             return True  # a memfd: no mount has it
-        fields = dict(
-            line.split(":", 1)
-            for line in Path(f"/proc/self/fdinfo/{fd}").read_text().splitlines()
-            if ":" in line
-        )
-        number = fields.get("mnt_id", "").strip()
+        number = _mount_of(fd)
         device, kind = self._here.get(number) or self._there.get(number) or ("", "")
         if kind and not kind.startswith(_USERS_OWN):
             return True
         # Users' own mount namespaces are never seen from here, those of containers are.
         return self._devices.get(device, "") != "" and bool(kind)
+
+    def is_here(self, fd: int) -> bool:
+        """Whether the file was opened below a mount of this process's: root has made it."""
+        return _mount_of(fd) in self._here
+
+
+def mounts_for(connection: Connection) -> MountTable | None:
+    """Return the mounts of a client, as check_descriptor() takes them; None for root's.
+
+    Raises:
+        UsageError: its process has ended.
+    """
+    return None if connection.privileged else connection.peer.checked(MountTable)
+
+
+def _mount_of(fd: int) -> str:
+    """The number of the mount below which a file was opened; empty if there is none."""
+    for line in Path(f"/proc/self/fdinfo/{fd}").read_text().splitlines():
+        name, _, value = line.partition(":")
+        if name == "mnt_id":
+            return value.strip()
+    return ""
 
 
 def _mountinfo(path: str) -> dict[str, tuple[str, str]]:

@@ -29,6 +29,8 @@ else:
 
 PATH = Path("/etc/pagecache-bpf/config.toml")
 ENGINES = ("auto", "struct_ops", "agent")
+#: Whose files the public socket tells the residency of.
+RESIDENCY_RULES = ("weights", "owner")
 _DOCS = "docs/troubleshooting.md"
 
 
@@ -157,6 +159,13 @@ KEYS = (
         "take user 0 of a container (another user or PID namespace) for root of this machine",
     ),
     Key(
+        "socket",
+        "residency",
+        _choice(*RESIDENCY_RULES),
+        RESIDENCY_RULES[0],
+        "files of others whose residency is told and which are dropped: weights, or owner (none)",
+    ),
+    Key(
         "loads",
         "policies",
         _names,
@@ -198,6 +207,7 @@ class Config:
     mode: int = 0o660
     group: str = ""
     trust_containers: bool = False
+    residency: str = RESIDENCY_RULES[0]
     policies: tuple[str, ...] = ("maio", "sequential")
     engine: str = "auto"
     models: tuple[ModelSection, ...] = ()

@@ -68,6 +68,7 @@ class ClientLoad:
     node: int | None = None
     template: str | None = None
     template_why: str = ""
+    told: bool = False  # whether the client may know what of its files is cached
 
     @property
     def size(self) -> int:
@@ -103,6 +104,7 @@ class LoadLedger:
         self.budgets = budgets
         self.loads: dict[str, ClientLoad] = {}
         self.templates = LoadTemplates(engines, inspectors)
+        self.inspectors = inspectors
         self.hints = NodeHints(engines)
         self.delays: DiskDelays | None = None
         self._lock = threading.RLock()
@@ -293,14 +295,15 @@ class LoadLedger:
                 if users:
                     continue
                 self._users.pop(file.key, None)
-                placed = self._placed.pop(file.key, None)
+                placed = self._placed.get(file.key)
                 if placed is not None:
                     self.engines.untag(placed)
+                    del self._placed[file.key]
                 unused.append(file)
         self.templates.forget(load.id)
         self.hints.forget(load.id, load.peer.pid)
         self._changed()
-        if drop:
+        if drop and load.told:
             self.engines.settle(_SETTLE_SECONDS)
             for file in unused:
                 with suppress(OSError, KeyError):
@@ -330,6 +333,14 @@ class LoadLedger:
         """Loads that read a file."""
         with self._lock:
             return set(self._users.get(key, ()))
+
+    def tagged_by_root(self, files: Sequence[ClientFile]) -> set[bytes]:
+        """Return which of these files have a tag of root's and are in no load, by key; no waiting.
+
+        The file of a load is noted before it is tagged, and its tag until it is taken off.
+        """
+        tagged = set(self.engines.governors(files))
+        return tagged - set(self._users) - set(self._placed)
 
     def placed(self) -> dict[bytes, PlacedTag]:
         """The tags that were set for loads, by file."""
@@ -362,9 +373,9 @@ class LoadLedger:
             "message": load.decision.message,
             "node": load.node,
             "seconds": (load.closed or time.monotonic()) - load.opened,
-            "resident_at_open_bytes": load.resident_at_open,
-            "resident_bytes": self._resident(load) if load.closed is None else load.resident_bytes,
-            "dropped_bytes": load.dropped,
+            "resident_at_open_bytes": load.resident_at_open if load.told else None,
+            "resident_bytes": self._resident_now(load) if load.told else None,
+            "dropped_bytes": load.dropped if load.told else None,
             "io_delay_ns": delay,
             "io_delay_why": "" if delay is not None else why or "the process has ended",
             "template": load.template,
@@ -386,6 +397,10 @@ class LoadLedger:
         if now is None or load.delay_at_open is None:
             return None
         return now - load.delay_at_open
+
+    def _resident_now(self, load: ClientLoad) -> int:
+        """Bytes of a load's files in the page cache; when it was closed, if it is over."""
+        return self._resident(load) if load.closed is None else load.resident_bytes
 
     @staticmethod
     def _resident(load: ClientLoad) -> int:

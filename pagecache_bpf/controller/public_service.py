@@ -18,10 +18,11 @@ from typing import Any
 
 import pagecache_bpf
 from pagecache_bpf.controller.admission import Decision, refusal
+from pagecache_bpf.controller.cache_rights import CacheRights
 from pagecache_bpf.controller.client_files import (
     ClientFile,
-    MountTable,
     check_descriptor,
+    mounts_for,
     page_range,
     template_of,
 )
@@ -64,6 +65,7 @@ class PublicService:
         self.watch = ProcessWatch(self._process_ended)
         self._ledger = ledger
         self._end = end
+        self._rights = CacheRights(ledger, lambda: self.settings)
         self._prefetch_queues = PrefetchQueues(ledger.engines.service.ignore)
         self._sessions: dict[Connection, ClientSession] = {}
         self._waiting: list[WaitingLoad] = []
@@ -151,9 +153,8 @@ class PublicService:
 
     def numbers(self) -> dict[str, int]:
         """Return how many loads wait, and bytes that are still to be prefetched."""
-        with self._lock:
-            waiting = len(self._waiting)
-        return {"loads_waiting": waiting, "prefetch_bytes": self._prefetch_queues.queued_bytes()}
+        waiting, queued = len(self._waiting), self._prefetch_queues.queued_bytes()
+        return {"loads_waiting": waiting, "prefetch_bytes": queued}
 
     def sessions(self) -> dict[int, tuple[int, int]]:
         """Return for each connection, by its number, its waiting files and its open loads."""
@@ -180,7 +181,7 @@ class PublicService:
     def _files(self, connection: Connection, fds: list[int]) -> dict[str, Any]:
         session = self._session(connection)
         try:
-            mounts = self._mounts(connection)
+            mounts = mounts_for(connection)
             files = [check_descriptor(fd, mounts) for fd in fds]
             if any(not file.size for file in files):  # procfs, too
                 raise UsageError("the files were refused", "one of them is empty")
@@ -286,10 +287,12 @@ class PublicService:
                 asker=Asker(
                     connection.owner,
                     connection.peer.gid,
-                    template_of(waiting.fds, self._mounts(connection)),
+                    template_of(waiting.fds, mounts_for(connection)),
                     lambda: connection.alive,
                 ),
             )
+            # Headers are read for it: after the load has looked at what was cached.
+            load.told = self._rights.told(connection, waiting.files)
             with self._lock:
                 if session.gone:
                     raise UsageError("the load was not opened", "its connection is over")
@@ -321,9 +324,10 @@ class PublicService:
     def _residency(
         self, connection: Connection, fd: int, offset: int = 0, length: int = 0
     ) -> dict[str, Any]:
-        file = check_descriptor(fd, self._mounts(connection))
+        file = check_descriptor(fd, mounts_for(connection))
         start, stop = page_range(file, offset, length)
         cached = cached_pages(fd, start, stop - start) * PAGE_SIZE if stop > start else 0
+        self._rights.check(connection, fd, file)  # which may read its header
         return {
             "bytes": stop - start,
             "resident_bytes": cached,
@@ -333,7 +337,8 @@ class PublicService:
     def _drop(
         self, connection: Connection, fd: int, offset: int = 0, length: int = 0
     ) -> dict[str, Any]:
-        file = check_descriptor(fd, self._mounts(connection))
+        file = check_descriptor(fd, mounts_for(connection))
+        self._rights.check(connection, fd, file)
         start, stop = page_range(file, offset, length)
         mine = set(self._session(connection).loads)
         if self._ledger.readers(file.key) - mine:
@@ -348,7 +353,7 @@ class PublicService:
     def _prefetch(
         self, connection: Connection, fd: int, extents: Sequence[Sequence[int]], node: int = -1
     ) -> dict[str, Any]:
-        file = check_descriptor(fd, self._mounts(connection))
+        file = check_descriptor(fd, mounts_for(connection))
         room = connection.peer.checked(headroom)
         cgroup = connection.peer.checked(foreign_cgroup)
         queued, refused = self._prefetch_queues.submit(
@@ -466,9 +471,6 @@ class PublicService:
         if load is None:  # of another connection: nobody is told that it exists
             raise PrivilegeError("there is no such load", "this connection has not opened it")
         return load
-
-    def _mounts(self, connection: Connection) -> MountTable | None:
-        return None if connection.privileged else connection.peer.checked(MountTable)
 
     def _watch(self, connection: Connection, session: ClientSession) -> bool:
         """Watch the process; False if it has ended."""

@@ -81,7 +81,8 @@ _REPORT = {
     "message": 'the same for people: "61.0 GB wanted, 40.0 GB budget, will stream"',
     "node": "NUMA node that its pages are meant for, by its devices; null: not known",
     "seconds": "since it was opened; until it was done, if it is",
-    "resident_at_open_bytes": "what was in the page cache when it was opened",
+    "resident_at_open_bytes": "what was in the page cache when it was opened; null in this "
+    "and the next two where the client may not know it (socket.residency)",
     "resident_bytes": "what is now",
     "dropped_bytes": "what `done` has dropped",
     "io_delay_ns": "time that its process waited for the disk since then; null: not known",

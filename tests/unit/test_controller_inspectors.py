@@ -100,7 +100,7 @@ def test_what_is_no_weight_file_is_told(found: Inspectors, tmp_path: Path) -> No
     path.write_bytes(b"root:*:20000:0:99999:7:::\n" * 20)
     with path.open("rb") as file, pytest.raises(PagecacheError) as caught:
         found.run(USER, USER[0], "derive", [file.fileno()], names=["model"])
-    assert "neither safetensors nor GGUF" in str(caught.value)
+    assert "it is neither safetensors nor " in str(caught.value)
     assert "root" not in str(caught.value)
 
 
