@@ -66,6 +66,7 @@ def find_clang() -> str:
 
 
 def _candidates() -> list[str]:
+    """Return the compilers that there are, in the order in which they are tried."""
     versions = set()
     for directory in os.environ.get("PATH", "").split(os.pathsep):
         for path in Path(directory or ".").glob("clang-[0-9]*"):
@@ -77,6 +78,7 @@ def _candidates() -> list[str]:
 
 
 def _can_compile(clang: str) -> bool:
+    """Tell whether a compiler knows the bpf target and the attribute that describes knobs."""
     try:
         probe = subprocess.run(
             [clang, "-target", "bpf", "-E", "-x", "c", "-"],
@@ -197,6 +199,7 @@ def compile_simulation(source: Path, log_dir: Path | None = None) -> Path:
 
 
 def _compile(source: Path, command: list[str], log_dir: Path | None) -> None:
+    """Run the compiler.  Raises CompileError, or PagecacheError if it hangs."""
     try:
         done = subprocess.run(
             command, capture_output=True, text=True, errors="replace", timeout=SECONDS
@@ -212,6 +215,7 @@ def _compile(source: Path, command: list[str], log_dir: Path | None) -> None:
 def _compile_error(
     source: Path, command: list[str], said: str, log_dir: Path | None
 ) -> CompileError:
+    """Make the error for a source that does not compile, and keep the compiler's whole output."""
     text = f"$ {' '.join(command)}\n{said}"
     log = write_log(f"{source.name.removesuffix('.bpf.c')}-compile.log", text, log_dir)
     errors = [line for line in said.splitlines() if re.search(r"\b(fatal )?error: ", line)]
@@ -223,7 +227,10 @@ def _compile_error(
 
 
 def _strip(clang: str, out: Path) -> None:
-    """Take the DWARF away, which nobody reads; BTF stays.  Without llvm-strip it remains."""
+    """Remove the debug information (DWARF), which nobody reads, if there is an llvm-strip.
+
+    The type information (BTF) stays.
+    """
     version = re.search(r"(-\d+)?$", clang)
     strip = shutil.which(f"llvm-strip{version.group() if version else ''}")
     strip = strip or shutil.which("llvm-strip")

@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Both engines behind one face: the module's control device and the agent's process.
+"""Asks both engines as one: the module's control device and the agent's process.
 
-A policy is attached on one engine at a time, and a file is governed by one policy, whichever
-engine that runs on.
+Policies and tags are looked for on either of them; it knows no policy by its name.
 """
 
 from __future__ import annotations
@@ -63,6 +62,7 @@ class Engines:
         self._stack.close()
 
     def _engines(self) -> Iterator[tuple[str, Device | AgentDevice]]:
+        """Yield the engines that are there, with their names."""
         if self.module:
             yield STRUCT_OPS, self.module
         if self.agent:
@@ -150,7 +150,7 @@ class Engines:
             self._observe_file(fd, policy, model, path)
 
     def _observe_file(self, fd: int, policy: str, model: str, path: str) -> None:
-        """Have the agent's process count; the policy works without."""
+        """Have the agent's process count a file's readers; the policy works without that."""
         with suppress(PagecacheError):
             if self.agent is None:
                 agent_device.start()
@@ -211,6 +211,7 @@ class Engines:
         return names + (list(self.agent.details()) if self.agent else [])
 
     def _device_of(self, policy: str) -> Device | AgentDevice:
+        """Return the engine that a policy is attached on.  Raises UsageError if it is on none."""
         engine = self.engine_of(policy)
         device = self.agent if engine == AGENT else self.module
         if engine is None or device is None:
@@ -218,6 +219,10 @@ class Engines:
         return device
 
     def _on_both(self, operation: str, *arguments: int) -> None:
+        """Untag a file on both engines, as the agent's process observes what the module governs.
+
+        Raises UsageError if neither knows it.
+        """
         error: PagecacheError | None = UsageError("it is not tagged", "no policy is attached")
         # Both are told: what the module governs the agent's process observes.
         for _, device in self._engines():

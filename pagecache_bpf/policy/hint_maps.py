@@ -186,6 +186,7 @@ class HintMap:
         numbers: Mapping[str, int],
         start: bytes,
     ) -> bytes:
+        """Write numbers into a copy of `start`.  Raises UsageError if one does not fit."""
         data = bytearray(start)
         for field in fields:
             if field.name not in numbers:
@@ -203,7 +204,16 @@ class HintMap:
 
 @dataclass(frozen=True)
 class Gauge:
-    """A number that a policy keeps in its memory; at_least: the gauge it must not fall below."""
+    """A number that a policy keeps in its memory, for `status` to show.
+
+    Attributes:
+        name: the name of the policy's variable.
+        unit: what it counts.
+        help: what it says, for people.
+        at_least: the name of the gauge that it must not fall below; "" for none.
+        offset: bytes from the start of the section that it is in.
+        size: bytes.
+    """
 
     name: str
     unit: str
@@ -214,6 +224,7 @@ class Gauge:
 
 
 def _decode(fields: tuple[MapField, ...], data: bytes) -> dict[str, int]:
+    """Read the members of a key or value, but for those called `reserved`."""
     return {
         field.name: int.from_bytes(
             data[field.offset : field.offset + field.size], sys.byteorder, signed=field.signed
@@ -285,6 +296,7 @@ def maps_in(btf: Btf) -> tuple[HintMap, ...]:
 
 
 def _fields(btf: Btf, type_id: int, name: str) -> tuple[MapField, ...]:
+    """Return the integer members of a struct, or one for a plain number, which gets `name`."""
     inner = btf.resolve(type_id)
     if btf.kind(inner) not in (BtfKind.STRUCT, BtfKind.UNION):
         return (MapField(name, 0, btf.size(inner), btf.int_signed(inner)),)

@@ -188,6 +188,7 @@ class _Pinned:
             _, self._btf = libbpf.read_pinned(section)
 
     def _has(self, name: str) -> bool:
+        """Tell whether a map of that name is pinned."""
         return (self._at / name).exists()
 
     @property
@@ -217,6 +218,7 @@ class _Pinned:
             return list(elements(opened, map.max_entries))
 
     def _open(self, map: HintMap) -> BpfMap:
+        """Open a pinned map.  Raises PagecacheError."""
         path = self._at / map.name
         try:
             return BpfMap.pinned(path)
@@ -261,7 +263,10 @@ class _Remote:
 
 
 def _live(engines: Engines, policy: str) -> _Pinned | _Remote:
-    """Raises UsageError, PrivilegeError."""
+    """Return the maps of an attached policy, on whichever engine it runs.
+
+    Raises UsageError and PrivilegeError.
+    """
     if os.geteuid() != 0:
         raise PrivilegeError("only root can read or write a policy's maps", "", "Use sudo")
     engine = engines.engine_of(policy)
