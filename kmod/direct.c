@@ -88,7 +88,7 @@ int pcb_direct_on(void)
 	return register_ftrace_direct(&pcb_direct_ops, (unsigned long)pcb_direct_referenced);
 }
 
-/* Waits for those who are in the code above. */
+/* Takes the direct call away, and waits for tasks that are in the code above. */
 void pcb_direct_off(void)
 {
 	int err = unregister_ftrace_direct(&pcb_direct_ops, (unsigned long)pcb_direct_referenced,

@@ -83,7 +83,7 @@ static long pcb_deficit(struct pcb_account *account)
 
 	if (pages <= 0 || time_before(jiffies, since + PCB_HALF_LIFE))
 		return pages;
-	/* Whoever is second in this race reads the old number, or halves what is left. */
+	/* A second task in this race reads the old deficit, or halves what is left of it. */
 	WRITE_ONCE(account->since, jiffies);
 	if (time_after(jiffies, since + 16 * PCB_HALF_LIFE))
 		atomic_long_set(&account->deficit, 0);

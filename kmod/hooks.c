@@ -82,7 +82,7 @@ void pcb_hooks_put(u32 wanted)
 	pcb_families_put(wanted, ARRAY_SIZE(pcb_families));
 }
 
-/* For something else than a policy. */
+/* Turns a family of hooks on that the module itself needs, whatever policies are attached. */
 int pcb_hooks_hold_family(struct pcb_hook_family *family)
 {
 	const char *failed = "";

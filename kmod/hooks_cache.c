@@ -28,7 +28,10 @@ static noinline void pcb_folio_moved(struct folio *folio, enum pagecache_hook ho
 	by = pcb_governance_of(mapping);
 	if (!by.tag)
 		goto out;
-	/* The mapping's own count has this folio: it is told of after it comes, before it goes. */
+	/*
+	 * The mapping's own count includes this folio: the tracepoints fire after it has come, and
+	 * before it goes.
+	 */
 	change = added ? nr : -nr;
 	if (pcb_tag_sync(&by, mapping) && added)
 		change = 0;
@@ -92,7 +95,7 @@ static int pcb_cache_on(const char **failed)
 {
 	int err;
 
-	/* What came and went since they were off is not known. */
+	/* Pages that came and went while the hooks were off have not been counted. */
 	pcb_tags_unsync();
 	err = tracepoint_probe_register(pcb_tp_added, pcb_on_added, NULL);
 	if (!err) {

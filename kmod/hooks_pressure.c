@@ -37,7 +37,7 @@ static void notrace pcb_note_shortage(u64 cgroup_id, u64 pages)
 	unsigned long flags;
 	int i;
 
-	/* Whoever comes while it is taken will come again. */
+	/* Reclaim does not wait for the lock: it calls again if memory stays short. */
 	if (!raw_spin_trylock_irqsave(&pcb_shortage_lock, flags))
 		return;
 	for (i = 0; i < PCB_SHORTAGES; i++) {
@@ -146,7 +146,7 @@ void pcb_note_charge(struct pcb_tag *tag, struct folio *folio)
 
 	if (!id || READ_ONCE(tag->charged[0]) == id)
 		return;
-	/* Two that take turns are both known; a third pushes one out. */
+	/* The last two cgroups are remembered, so that two which take turns are both known. */
 	WRITE_ONCE(tag->charged[1], READ_ONCE(tag->charged[0]));
 	WRITE_ONCE(tag->charged[0], id);
 #endif
@@ -217,7 +217,7 @@ static void pcb_pressure_off(void)
 {
 	shrinker_free(pcb_shrinker);
 	WRITE_ONCE(pcb_pressure_live, false);
-	/* Those who saw it true have left; then no inode is known any more, and none is watched. */
+	/* After this no hook that saw it true runs any more, and no inode pointer is read. */
 	synchronize_rcu();
 	pcb_tags_forget_inodes();
 	pcb_ftrace_off(pcb_pressure_watches, ARRAY_SIZE(pcb_pressure_watches));

@@ -31,7 +31,7 @@ static struct pcb_code pcb_fault_code[] = {
 	{ "do_async_mmap_readahead" }, { "do_async_mmap_readahead.cold" },
 };
 
-/* khugepaged reads for nobody in particular. */
+/* The code of khugepaged, which reads for no task in particular and is left alone. */
 static struct pcb_code pcb_khugepaged_code[] = {
 	{ "collapse_file" },
 	{ "collapse_file.isra.0" },

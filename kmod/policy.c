@@ -97,8 +97,9 @@ void pcb_policy_invalid(struct pcb_policy *p, enum pagecache_hook hook, const ch
 }
 
 /*
- * How much longer than evict a hook may take.  readahead and access delay a reader that waits for a
- * device anyway, but for hits; removed runs with interrupts off; a worker waits for pressure.
+ * How many times as long as evict a hook may take.  readahead and access delay a reader that, but
+ * for hits, waits for a device anyway; removed runs with interrupts off; pressure is called by a
+ * worker, for which nobody waits.
  */
 static const unsigned int pcb_lenience[PAGECACHE_HOOK_NR] = {
 	[PAGECACHE_HOOK_READAHEAD] = 40, [PAGECACHE_HOOK_ACCESS] = 40,
@@ -107,8 +108,9 @@ static const unsigned int pcb_lenience[PAGECACHE_HOOK_NR] = {
 };
 
 /*
- * A hook was called at @since_ns and has answered.  One call may have been interrupted; an average
- * over about 16, each counted as at most four times the bound, tells.
+ * Takes note of how long a hook took that was called at @since_ns, and ends a policy that takes too
+ * long.  A single call may have been interrupted, so a running average over about 16 calls decides,
+ * in which each counts as at most four times the bound.
  */
 void pcb_policy_took(struct pcb_policy *p, enum pagecache_hook hook, u64 since_ns)
 {

@@ -42,7 +42,7 @@ s64 pcb_prefetch_queue(struct pcb_call *call, pgoff_t start, u64 nr, s32 node, u
 	return nr;
 }
 
-/* In a pressure hook: whoever asked carries it out. */
+/* Notes a drop in a pressure hook; the worker that called the hook carries it out. */
 static s64 pcb_drop_note(struct pcb_call *call, pgoff_t start, u64 nr)
 {
 	struct pcb_drops *drops = call->drops;

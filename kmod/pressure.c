@@ -58,7 +58,8 @@ static bool pcb_below(u64 id, struct pcb_relief *relief)
 	return relief->known_below;
 }
 
-/* Of a file that was cached before its cgroup was watched for: some page tells. */
+/* Learns the cgroups of a file that was cached before charges were noted, from a few of its pages.
+ */
 static void pcb_learn_charge(struct pcb_tag *tag, struct inode *inode)
 {
 	struct folio_batch batch;

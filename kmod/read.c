@@ -33,7 +33,7 @@ void pcb_ra_order_original(PCB_RA_ORDER_ARGS)
 	static_call(pcb_ra_order)(PCB_RA_ORDER_NAMES);
 }
 
-/* What is left to the engine: folios of 256 KiB, where the file system takes them. */
+/* The order of folios to read; where the policy leaves it open, 256 KiB if the plan is as large. */
 static unsigned int pcb_order_of(const struct pcb_plan *plan)
 {
 	if (plan->order != PAGECACHE_ORDER_AUTO)

@@ -18,7 +18,7 @@ DEFINE_SPINLOCK(pcb_lock);
 static DEFINE_HASHTABLE(pcb_streams, 8);
 DECLARE_WAIT_QUEUE_HEAD(pcb_progress);
 
-/* References to the file that are ours. */
+/* Counts the references to a file that streams hold. */
 static long pcb_stream_refs(const struct file *file)
 {
 	struct pcb_stream *s;

@@ -175,7 +175,7 @@ static void pcb_unreg(void *kdata, struct bpf_link *link)
 		pcb_exit_record(&p->record, p->name, PAGECACHE_EXIT_DETACHED, 0,
 				PAGECACHE_HOOK_EXIT, "detached", NULL);
 	}
-	/* Whoever is ending the policy at this moment, in a hook, has written the record then. */
+	/* After this a hook that is just ending the policy has written the exit record. */
 	synchronize_rcu();
 	pcb_policy_finish(p);
 	list_del_rcu(&p->list);

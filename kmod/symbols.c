@@ -38,7 +38,7 @@ int pcb_symbols_init(void)
 		pr_err("kallsyms_lookup_name: no kprobe (%d); needs CONFIG_KPROBES\n", err);
 		return err;
 	}
-	/* It may point behind an ENDBR; a direct call may land there. */
+	/* The address may be that behind an ENDBR instruction, which a direct call can skip. */
 	addr = (unsigned long)kp.addr;
 	unregister_kprobe(&kp);
 	static_call_update(pcb_lookup_name, (typeof(&pcb_no_lookup))addr);
@@ -55,7 +55,7 @@ unsigned long pcb_symbol(const char *name)
 	return static_call(pcb_lookup_name)(name);
 }
 
-/* Returns how many of them there are. */
+/* Finds where the code of functions lies.  Returns how many of them there are. */
 int pcb_code_find(struct pcb_code *parts, int n)
 {
 	unsigned long size, offset;
@@ -96,7 +96,10 @@ static void pcb_match_tracepoint(struct tracepoint *tp, void *data)
 		search->found = tp;
 }
 
-/* They are not exported by name, but the list of all of them is.  NULL: not there, or another. */
+/*
+ * Finds a tracepoint: they are not exported by name, but the list of all of them is.  NULL: there
+ * is none of that name, or its arguments are others.
+ */
 struct tracepoint *pcb_tracepoint(const char *name, const char *prototype)
 {
 	struct pcb_tracepoint_search search = { .name = name };

@@ -335,7 +335,10 @@ struct pcb_tag *pcb_tag_after(u64 seq)
 	return tag;
 }
 
-/* An inode is on its way out.  Not by its generation: the file's owner can change that. */
+/*
+ * Forgets an inode that is being freed.  The generation is not compared: a file's owner can change
+ * it.
+ */
 void notrace pcb_tags_forget(struct inode *inode)
 {
 	struct pcb_tag *tag;
@@ -348,7 +351,7 @@ void notrace pcb_tags_forget(struct inode *inode)
 	rcu_read_unlock();
 }
 
-/* Nobody sets them any more. */
+/* Forgets the inodes of all tags; no hook may set them any more. */
 void pcb_tags_forget_inodes(void)
 {
 	struct pcb_tag *tag;
@@ -406,7 +409,7 @@ void pcb_tags_drop_device(dev_t dev)
 	mutex_unlock(&pcb_mutex);
 }
 
-/* The module is going. */
+/* Removes all tags when the module is unloaded. */
 void pcb_tags_clear(void)
 {
 	struct pcb_tag *tag, *next;
@@ -417,7 +420,7 @@ void pcb_tags_clear(void)
 	mutex_unlock(&pcb_mutex);
 }
 
-/* No hook runs. */
+/* Frees the table; no hook may run any more. */
 void pcb_tags_free(void)
 {
 	kvfree(pcb_tag_table);

@@ -184,7 +184,7 @@ static void pcb_turn(struct pcb_node *node, struct pcb_domain *domain)
 		wake_up(&node->wait);
 	spin_unlock(&pcb_lock);
 	pcb_work(s, &piece);
-	/* Only now: a policy that minds its budget must see the pages as queued or as resident. */
+	/* Counted down last, so that pages are seen either as in flight or as resident. */
 	if (piece.op == PCB_OP_READ)
 		atomic64_sub(piece.end - piece.start, &s->key.policy->inflight);
 	cond_resched_tasks_rcu_qs();
@@ -228,7 +228,7 @@ static int pcb_worker(void *data)
 		if (domain && pcb_last_idle(node)) {
 			node->starting = true;
 			spin_unlock(&pcb_lock);
-			/* Without another, all goes on but for what is blocked. */
+			/* If none can be started, only what blocked workers hold has to wait. */
 			pcb_thread_start(node);
 			spin_lock(&pcb_lock);
 			node->starting = false;
