@@ -55,7 +55,7 @@ def host_window(memory: dict[str, int]) -> int:
         memory: bytes by the names of /proc/meminfo, as cgroups.host_memory() returns them.
 
     Returns:
-        Bytes: WINDOW_SHARE of what is available above the floor that stays free.
+        WINDOW_SHARE of the bytes that are available above the floor that stays free.
     """
     floor = max(HOST_FLOOR_BYTES, int(memory.get("MemTotal", 0) * HOST_FLOOR_SHARE))
     return int(max(0, memory.get("MemAvailable", 0) - floor) * WINDOW_SHARE)

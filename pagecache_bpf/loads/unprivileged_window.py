@@ -375,8 +375,8 @@ def free_memory() -> int:
     """Ask how much memory can be filled before anything of value has to be reclaimed.
 
     Returns:
-        Bytes: MemAvailable of the host, or the headroom of this process's memory cgroup if that is
-        less.
+        MemAvailable of the host in bytes, or the headroom of this process's memory cgroup if that
+        is less.
     """
     free = cgroups.host_memory().get("MemAvailable", 0)
     with suppress(PagecacheError):

@@ -178,8 +178,7 @@ def record(model: Model, command: Sequence[str], gap: int = GAP) -> RecordedTemp
         UnsupportedError: this kernel has no tracepoint of reads.
         PagecacheError: nothing was read.
 
-    Source: FAST'26 PPC/MAIO, sections 3.2 and 4.1 (a template is recorded in one load without
-        prefetch).
+    Source: FAST'26 PPC/MAIO, sections 3.2 and 4.1, which record one load without prefetch.
     """
     from pagecache_bpf.kernel.file_key import key_of, open_to_read
     from pagecache_bpf.observer import Move, Observer

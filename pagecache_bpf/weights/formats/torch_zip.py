@@ -57,8 +57,7 @@ def parse(path: Path, fd: int, size: int) -> Contents:
         UsageError: it is no zip checkpoint, or one with compressed storages.
         OSError: the file cannot be read.
 
-    Source: torch/serialization.py (persistent_id) and the ZIP file format's specification
-        (APPNOTE).
+    Source: torch/serialization.py, persistent_id(); the ZIP file format's APPNOTE.
     """
     import zipfile
     import zlib
