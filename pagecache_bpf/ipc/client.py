@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The client's side of both sockets: a connection, one request at a time, an answer or an error."""
+"""The client's side of both sockets: a connection, one request at a time, an answer or an error.
+
+It knows no operation: a subclass says what is asked.
+"""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """One connection of the server: what it has sent so far, and what it has not taken yet.
 
-What runs here runs in the server's thread and never blocks, but for later() and answer().
-Descriptors of strangers are closed in worker threads: closing one may wait for a file system that
-does not answer.
+It knows lines and descriptors, and no operation: a Handler answers.  What runs here runs in the
+server's thread and never blocks, but for later() and answer().  Descriptors of strangers are closed
+in worker threads: closing one may wait for a file system that does not answer.
 """
 
 from __future__ import annotations

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What this package asks the kernel: its interfaces, and nothing of policies or models."""
+"""What this package asks the kernel: its interfaces, and nothing of policies, models or loads."""

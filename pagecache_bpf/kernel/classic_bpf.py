@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Programs of classic BPF, as filters of sockets and of system calls are written in.
+"""Programs of classic BPF, of which filters of sockets and of system calls (seccomp) are made.
+
+It packs instructions; what a filter lets through is decided where one is made.
 
 Source: Documentation/networking/filter.rst and Documentation/userspace-api/seccomp_filter.rst.
 """

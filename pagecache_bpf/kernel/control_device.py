@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The module's control device, /dev/pagecache_bpf: tags, attached policies, how policies ended.
 
-Root only.  The kernel is the only place where this state lives.
+Root only.  The kernel is the only place where this state lives; nothing is kept here.
 """
 
 from __future__ import annotations

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Finds, loads and unloads the kernel module pagecache_bpf."""
+"""Finds, loads and unloads the kernel module pagecache_bpf, and says why a kernel refuses it.
+
+It knows nothing of what the module does; control_device talks to it.
+"""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which processes a process has started, as procfs tells it."""
+"""Which processes a process has started, as procfs tells it, and nothing else of them."""
 
 from __future__ import annotations
 

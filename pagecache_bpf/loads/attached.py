@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A load served by a policy that this process, being root, attaches itself."""
+"""A load served by a policy that this process, being root, attaches itself.
+
+It knows policies, tags and hints, and nothing of the caller's other loads.
+"""
 
 from __future__ import annotations
 

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The recording of a load: a process beside it that watches what the load's files go through."""
+"""The recording of a load: a process beside it that watches what the load's files go through.
+
+It starts that process and tells it what serves the load; what a recording holds, recording knows.
+"""
 
 from __future__ import annotations
 

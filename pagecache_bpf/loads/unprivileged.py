@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A load served by this process's own threads."""
+"""A load served by this process's own threads, which takes no right but that of reading the files.
+
+It makes reports of the window (unprivileged_window) and knows no policy.
+"""
 
 from __future__ import annotations
 

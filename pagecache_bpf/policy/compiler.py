@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Compiles the C of a policy with clang."""
+"""Compiles the C of a policy with clang, for any of the three engines.
+
+It knows the compiler and its flags; what a policy declares, catalog reads from the object.
+"""
 
 from __future__ import annotations
 

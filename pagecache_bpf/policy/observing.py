@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whether the machine's owner wants files to be observed when they are tagged."""
+"""Whether the machine's owner wants files to be observed when they are tagged.
+
+It reads one environment variable and knows no observer.
+"""
 
 from __future__ import annotations
 

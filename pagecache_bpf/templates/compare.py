@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Compares two templates: in which files, in which bytes and in what order they differ."""
+"""Compares two templates: in which files, in which bytes and in what order they differ.
+
+It opens no file; whether a template fits files, fit tells.
+"""
 
 from __future__ import annotations
 

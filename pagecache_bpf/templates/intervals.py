@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Disjoint intervals of numbers: which pages or bytes of a file have been seen before."""
+"""Disjoint intervals of numbers, by which bytes or pages that were seen before are known.
+
+It knows neither templates nor files.
+"""
 
 from __future__ import annotations
 

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which stages of a pipeline read a tensor: by its layer, and by the ends of the model."""
+"""Which stages of a pipeline read a tensor: by its layer, and by the ends of the model.
+
+It knows names of tensors and the configuration; shapes and bytes are sharding's.
+"""
 
 from __future__ import annotations
 

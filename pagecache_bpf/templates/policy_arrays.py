@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Gives templates to an attached policy, and tells how well they predict.  Root only."""
+"""Gives templates to an attached policy, and tells how well they predict.  Root only.
+
+It finds the maps and the tagged files; template_maps writes the maps, layout makes their content.
+"""
 
 from __future__ import annotations
 

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a format of weight files is, and which ones there are: one module each in formats/."""
+"""What a format of weight files is, and which ones there are: one module each in formats/.
+
+It finds those modules and knows no format itself.
+"""
 
 from __future__ import annotations
 

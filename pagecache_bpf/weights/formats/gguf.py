@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Headers of GGUF files, versions 2 and 3 (ggml's docs/gguf.md)."""
+"""Reads headers of GGUF files, versions 2 and 3; weights are not looked at.
+
+Source: ggml, docs/gguf.md.
+"""
 
 from __future__ import annotations
 

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Headers of safetensors files: 8 bytes of length, then JSON (safetensors README, "Format")."""
+"""Reads headers of safetensors files: 8 bytes of length, then JSON; weights are not looked at.
+
+Source: safetensors, README, "Format".
+"""
 
 from __future__ import annotations
 
