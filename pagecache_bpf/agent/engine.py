@@ -7,7 +7,6 @@ maps and its queue along, and readers go on at the kernel's own speed.
 
 from __future__ import annotations
 
-import ctypes
 import os
 import sys
 import threading
@@ -23,6 +22,7 @@ from pagecache_bpf.agent.pressure import Ask, PressureWatch, ask_all
 from pagecache_bpf.agent.queue_depth import DEFAULT_DEPTH, LEAST_DEPTH, Depths, Tuner
 from pagecache_bpf.agent.read_threads import Extent, Source
 from pagecache_bpf.agent.readers import Readers
+from pagecache_bpf.agent.shared_state import dropped_templates, read_state
 from pagecache_bpf.agent.tagged_files import FileTag, Sequence
 from pagecache_bpf.agent.workers import Pools
 from pagecache_bpf.errors import PolicyRejected, UnsupportedError, UsageError
@@ -260,26 +260,12 @@ class Agent:
 
     def dropped_templates(self) -> list[str]:
         """Models whose I/O template the policy has given up, since it was wrong too often."""
-        models = self._maps.get("template_models")
-        found: list[str] = []
-        if models is None:
-            return found
-        for index in range(models.entries):
-            kind = abi.pagecache_template_model
-            raw = models.lookup(index.to_bytes(4, sys.byteorder))
-            model = kind.from_buffer_copy(raw or bytes(ctypes.sizeof(kind)))
-            if not model.nr_consumers:
-                break
-            if model.failed:
-                found.append(model.name.decode(errors="replace"))
-        return found
+        return dropped_templates(self._maps)
 
     @property
     def state(self) -> abi.pagecache_agent_state:
         """What the programs tell this process."""
-        size = ctypes.sizeof(abi.pagecache_agent_state)
-        raw = self._maps["state"].lookup(bytes(4))
-        return abi.pagecache_agent_state.from_buffer_copy(raw or bytes(size))
+        return read_state(self._maps)
 
     # --- the parts ---
 
