@@ -14,6 +14,7 @@ from typing import Any
 
 from benchmarks.cachestat import PAGE_SIZE, drop, resident_pages
 from pagecache_bpf.observer import Observer
+from pagecache_bpf.recording.format import Recording
 
 # Reads as it is told: a list of [what, ...] with offsets and lengths in bytes.
 _READER = """
@@ -142,6 +143,46 @@ def consistent(found: Counts, *paths: Path) -> None:
     assert found.added == (found.demand + found.readahead + found.requested + found.prefetched)
 
 
+#: What a recording has, and the observer's counters that it is the sum of.
+_RECORDED = {
+    ("hit_bytes", "useful_bytes", "late_bytes"): ("read_hit_bytes", "mmap_hit_bytes"),
+    ("useful_bytes",): ("prefetch_useful_bytes",),
+    ("late_bytes",): ("prefetch_late_bytes",),
+    ("ahead_bytes",): ("read_ahead_bytes", "mmap_ahead_bytes"),
+    ("miss_bytes",): ("read_miss_bytes", "mmap_miss_bytes"),
+    ("prefetched_bytes",): ("prefetched_bytes",),
+    ("read_bytes",): ("demand_bytes", "readahead_bytes", "requested_bytes"),
+    ("reclaimed_bytes",): ("evicted_reclaim_bytes",),
+    ("dropped_bytes",): ("evicted_drop_bytes",),
+    ("discarded_bytes",): (
+        "evicted_fadvise_bytes",
+        "evicted_truncate_bytes",
+        "evicted_other_bytes",
+    ),
+    ("wasted_bytes",): ("prefetch_wasted_bytes",),
+    ("stall_ns",): ("read_stall_ns", "mmap_stall_ns"),
+}
+#: What a recording says of each reader; the rest is nobody's.
+_OF_READERS = ("hit_bytes", "useful_bytes", "late_bytes", "ahead_bytes", "miss_bytes", "stall_ns")
+
+
+def recorded_exactly(recording: Recording, counters: dict[int, dict[str, int]]) -> None:
+    """Every class of a recording is, to the byte, what the observer has counted, by reader, too.
+
+    counters: what Recorder.counters() has said at the recording's end.
+    """
+    assert recording.lost == 0
+    for tgid, counted in counters.items():
+        events = recording.events
+        if tgid:
+            events = events[events["tgid"] == tgid]
+        for ours, theirs in _RECORDED.items():
+            if tgid and not set(ours) <= set(_OF_READERS):
+                continue
+            found = sum(int(events[name].sum()) for name in ours)
+            assert found == sum(counted[name] for name in theirs), (tgid, ours)
+
+
 __all__ = [
     "PAGE_SIZE",
     "Counts",
@@ -153,6 +194,7 @@ __all__ = [
     "pread",
     "reader",
     "reader_command",
+    "recorded_exactly",
     "stream",
     "tag",
     "touch",

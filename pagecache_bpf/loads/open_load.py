@@ -116,7 +116,9 @@ class OpenLoad:
         if request.record is None:
             return
         try:
-            self._recording = LoadRecording(request.model, request.record, request.device_limit)
+            self._recording = LoadRecording(
+                request.model, request.record, request.device_limit, request.template
+            )
         except (PagecacheError, OSError) as error:
             self._without_recording(error)
 

@@ -25,13 +25,20 @@ START_SECONDS, END_SECONDS = 60.0, 120.0
 class LoadRecording:
     """A recording that is being made of a load in this process."""
 
-    def __init__(self, model: Model, output: Path, device_limit: float | None = None) -> None:
+    def __init__(
+        self,
+        model: Model,
+        output: Path,
+        device_limit: float | None = None,
+        template: str | None = None,
+    ) -> None:
         """Begin it; nothing that happens after this is missed.
 
         Args:
             model: whose files are watched.
             output: where the recording goes at the end.
             device_limit: bytes per second that the device gives, if that is known.
+            template: path of the I/O template that the load was given, if it was.
 
         Raises:
             PagecacheError: nothing can be recorded here.
@@ -44,7 +51,15 @@ class LoadRecording:
             raise PagecacheError("recording a load takes root")
         self.output = output
         files = [str(path) for path in model.files]
-        task = Task(model.name, str(model.root), files, str(output), os.getpid(), device_limit)
+        task = Task(
+            model=model.name,
+            root=str(model.root),
+            files=files,
+            output=str(output),
+            pid=os.getpid(),
+            device_limit=device_limit,
+            template=os.path.abspath(template) if template else None,
+        )
         self._process = subprocess.Popen(
             [sys.executable, "-m", "pagecache_bpf.recording.process"],
             stdin=subprocess.PIPE,

@@ -6,7 +6,7 @@ question of his own can ask it in SQL, and because a file that was cut short is 
 
     meta      key, value        format, version, model, policy, engine, command, kernel, started_ns
                                 (CLOCK_REALTIME), tick_ns, cell_bytes, seconds, lost, exit_code,
-                                device, device_limit (bytes per second), uncounted
+                                device, device_limit (bytes per second), uncounted, template
     files     id, path, bytes
     resident  file, cell, bytes            what was in the page cache when the recording began
     tensors   file, name, offset, bytes    in the order of the file
@@ -15,6 +15,9 @@ question of his own can ask it in SQL, and because a file that was cut short is 
     samples   time_ns, device_bytes, headroom      since the start; device_bytes is a counter,
                                 headroom is NULL where no memory cgroup limits the reader
     phases    time_ns, name, tgid          what a process marked with pagecache_bpf.phase()
+    template  consumer, file, offset, bytes     in which order each consumer was expected to want
+                                what, by the template that meta.template names; joined where a
+                                cell, or the size of the recording, tells no more
 
 Byte counts are bytes, times are nanoseconds.  A reader of a later version refuses what it does not
 know by `version`; tables and columns that are added do not change it.
@@ -51,6 +54,8 @@ EVENT = np.dtype(
         *((name, "<i8") for name in COUNTERS),
     ]
 )
+#: A range that a template lists, in the order of each consumer.
+EXPECTED = np.dtype([("consumer", "<i4"), ("file", "<i4"), ("offset", "<i8"), ("bytes", "<i8")])
 _META_NUMBERS = ("started_ns", "tick_ns", "cell_bytes", "lost", "exit_code")
 
 _SCHEMA = f"""
@@ -63,6 +68,7 @@ CREATE TABLE events (file INTEGER, cell INTEGER, tick INTEGER, tgid INTEGER,
     {", ".join(f"{name} INTEGER" for name in COUNTERS)});
 CREATE TABLE samples (time_ns INTEGER, device_bytes INTEGER, headroom INTEGER);
 CREATE TABLE phases (time_ns INTEGER, name TEXT, tgid INTEGER);
+CREATE TABLE template (consumer INTEGER, file INTEGER, offset INTEGER, bytes INTEGER);
 """
 
 
@@ -99,6 +105,19 @@ class Sample:
     headroom: int | None = None
 
 
+@dataclass(frozen=True)
+class ExpectedOrder:
+    """In which order a template expects the bytes to be wanted.
+
+    Attributes:
+        source: where the template is from, and whose order it is; "": there is none.
+        ranges: an array of EXPECTED, grouped by consumer, in the order of each.
+    """
+
+    source: str = ""
+    ranges: npt.NDArray[Any] = field(default_factory=lambda: np.zeros(0, EXPECTED))
+
+
 @dataclass
 class Recording:
     """What is known of one load.
@@ -125,6 +144,7 @@ class Recording:
         lost: events that are missing here because there was no room.
         exit_code: of the command; None without one.
         uncounted: counters that this kernel cannot count.
+        expected: the order of the template that was followed, or that would have been derived.
     """
 
     model: str
@@ -148,6 +168,7 @@ class Recording:
     lost: int = 0
     exit_code: int | None = None
     uncounted: tuple[str, ...] = ()
+    expected: ExpectedOrder = field(default_factory=ExpectedOrder)
 
     def total(self, counter: str) -> int:
         """Return the sum of one counter over the whole load.
@@ -182,6 +203,7 @@ def write(recording: Recording, path: Path) -> None:
         **{name: getattr(recording, name) for name in _META_NUMBERS},
         "device_limit": recording.device_limit,
         "uncounted": " ".join(recording.uncounted),
+        "template": recording.expected.source,
     }
     try:
         partial.unlink(missing_ok=True)
@@ -209,6 +231,7 @@ def write(recording: Recording, path: Path) -> None:
                 ((one.time_ns, one.device_bytes, one.headroom) for one in recording.samples),
             )
             rows("INSERT INTO phases VALUES (?, ?, ?)", recording.phases)
+            rows("INSERT INTO template VALUES (?, ?, ?, ?)", recording.expected.ranges.tolist())
             database.commit()
         os.replace(partial, path)
     except (OSError, sqlite3.Error) as error:
@@ -260,6 +283,7 @@ def _read(database: sqlite3.Connection, path: Path) -> Recording:
     files = [RecordedFile(str(name), int(size)) for _, name, size in rows("SELECT * FROM files")]
     if len(events) and not 0 <= events["file"].min() <= events["file"].max() < len(files):
         raise ValueError("an event names a file that is not listed")
+    expected = _expected(database, str(meta.get("template", "")), len(files))
     limit, code = meta["device_limit"], meta["exit_code"]
     return Recording(
         **{name: str(meta[name]) for name in ("model", "policy", "engine", "command", "kernel")},
@@ -285,7 +309,25 @@ def _read(database: sqlite3.Connection, path: Path) -> Recording:
         lost=int(meta["lost"]),
         exit_code=None if code is None else int(code),
         uncounted=tuple(str(meta["uncounted"]).split()),
+        expected=expected,
     )
+
+
+def _expected(database: sqlite3.Connection, source: str, files: int) -> ExpectedOrder:
+    """Read the template's order; the first recordings of version 1 have none."""
+    if not source:
+        return ExpectedOrder()
+    rows = database.execute("SELECT consumer, file, offset, bytes FROM template ORDER BY rowid")
+    table = np.array(rows.fetchall(), EXPECTED)
+    if len(table) and not (
+        0 <= table["file"].min() <= table["file"].max() < files
+        and table["offset"].min() >= 0
+        and table["bytes"].min() >= 0
+        and table["consumer"].min() >= 0
+        and (np.diff(table["consumer"]) >= 0).all()
+    ):
+        raise ValueError("a range of the template is of a file that is not listed, or is none")
+    return ExpectedOrder(source, table)
 
 
 def _quoted(path: Path) -> str:

@@ -24,8 +24,8 @@ from pagecache_bpf.errors import PagecacheError
 from pagecache_bpf.kernel.cachestat import resident_pages_or_none
 from pagecache_bpf.kernel.file_key import open_to_read
 from pagecache_bpf.kernel.kernelfs import LIVE
-from pagecache_bpf.recording import format
-from pagecache_bpf.recording.recorder import Recorder, tensors_of
+from pagecache_bpf.recording import expected_order, format
+from pagecache_bpf.recording.recorder import Recorder, tensors_of, yield_to_the_load
 from pagecache_bpf.weights.models import Model
 
 
@@ -40,6 +40,7 @@ class Task:
         output: where the recording goes.
         pid: the process that loads it.
         device_limit: bytes per second that the device gives, if that is known.
+        template: path of the I/O template that the load was given, if it was.
     """
 
     model: str
@@ -48,6 +49,7 @@ class Task:
     output: str
     pid: int
     device_limit: float | None = None
+    template: str | None = None
 
     def as_line(self) -> bytes:
         """Return the task as the first line of the recorder's input.
@@ -84,6 +86,7 @@ def _record(task: Task, lines: _Lines) -> None:
     model = Model(task.model, Path(task.root), tuple(map(Path, task.files)))
     known: dict[str, str] = {}
     with Recorder(model) as recorder:
+        yield_to_the_load()
         recorder.follow(task.pid)
         _say({"phases": recorder.phase_socket})
         while (batch := lines.take(0)) is not None and os.getppid() == task.pid:
@@ -98,6 +101,9 @@ def _record(task: Task, lines: _Lines) -> None:
         )
     with _left_as_it_was(model):
         recording.tensors = tensors_of(model)
+        recording.expected = expected_order.of_model(
+            model, recording.cell_bytes, Path(task.template) if task.template else None
+        )
     recording.device_limit = task.device_limit
     format.write(recording, Path(task.output))
 

@@ -2,7 +2,7 @@
 """Reduces a recording to a grid of file offset and time that fits a screen, whatever its size.
 
 All files of a model stand one after the other on the axis of bytes; rows are equal parts of it,
-columns equal parts of the time.
+columns equal parts of the time from the first event to the last.
 """
 
 from __future__ import annotations
@@ -30,6 +30,8 @@ _FOUND: dict[int, tuple[str, ...]] = {
     LATE: ("late_bytes",),
     MISS: ("miss_bytes",),
 }
+#: Counters of what readers wanted.
+ACCESSED = tuple(name for names in _FOUND.values() for name in names)
 _ENTERED = ("prefetched_bytes", "read_bytes")
 _LEFT = ("reclaimed_bytes", "dropped_bytes", "discarded_bytes")
 #: Levels of how much of a row is resident.
@@ -63,6 +65,7 @@ class Grid:
         rows, columns: the size of the grid.
         bases: where each file begins on the axis of bytes.
         total_bytes: the size of all files.
+        begin_ns: when the first column begins, after the recording's start, in nanoseconds.
         column_ns: the length of a column, in nanoseconds.
         readers: numbers of the processes that read.
     """
@@ -80,7 +83,9 @@ class Grid:
         cells = sum(-(-size // max(1, recording.cell_bytes)) for size in sizes)
         self.rows = max(1, min(MAX_ROWS, cells))
         events = recording.events
-        self.ticks = int(events["tick"].max()) + 1 if len(events) else 1
+        self._first_tick = int(events["tick"].min()) if len(events) else 0
+        self.ticks = int(events["tick"].max()) - self._first_tick + 1 if len(events) else 1
+        self.begin_ns = self._first_tick * recording.tick_ns
         self.readers = sorted({int(tgid) for tgid in np.unique(events["tgid"])} - {0})
         self.columns = max(1, min(MAX_COLUMNS, self.ticks))
         while len(self.details.row) > MAX_DETAILS and self.columns > LEAST_COLUMNS:
@@ -106,7 +111,8 @@ class Grid:
         events = self.recording.events
         offset = events["cell"].astype(np.int64) * self.recording.cell_bytes
         row = self.row_of(events["file"], offset)
-        column = events["tick"].astype(np.int64) * self.columns // self.ticks
+        tick = events["tick"].astype(np.int64) - self._first_tick
+        column = tick * self.columns // self.ticks
         return np.asarray(row, np.int64), column
 
     @cached_property
@@ -127,18 +133,21 @@ class Grid:
             rows.astype(np.int32), columns.astype(np.int32), (found - 1).astype(np.int32), counters
         )
 
-    def matrix(self, *names: str) -> Matrix:
+    def matrix(self, *names: str, reader: int | None = None) -> Matrix:
         """Return the sum of some counters for each row and column.
 
         Args:
             names: of kernel.abi.RECORDED.
+            reader: a place in Grid.readers: only what this one did; None: whoever did it.
 
         Returns:
             An array of `rows` by `columns`.
         """
         found = np.zeros((self.rows, self.columns), np.int64)
-        amounts = sum(self.details.counters[:, COUNTERS.index(name)] for name in names)
-        np.add.at(found, (self.details.row, self.details.column), amounts)
+        details = self.details
+        amounts = details.counters[:, [COUNTERS.index(name) for name in names]].sum(axis=1)
+        chosen = slice(None) if reader is None else details.reader == reader
+        np.add.at(found, (details.row[chosen], details.column[chosen]), amounts[chosen])
         return found
 
     @cached_property
@@ -205,12 +214,13 @@ class Grid:
         found["prefetched"] = self.matrix("prefetched_bytes").sum(axis=0)
         found["resident"] = self.resident.sum(axis=0)
         found["unused"] = self.unused.sum(axis=0)
-        ends = (np.arange(self.columns) + 1) * self.column_ns
+        ends = self.begin_ns + (np.arange(self.columns) + 1) * self.column_ns
         samples = self.recording.samples or []
         if samples:
             times = [sample.time_ns for sample in samples]
-            read = np.interp(ends, times, [sample.device_bytes for sample in samples])
-            found["device"] = np.diff(read, prepend=0.0)
+            edges = np.concatenate(([self.begin_ns], ends))
+            read = np.interp(edges, times, [sample.device_bytes for sample in samples])
+            found["device"] = np.diff(read)
             rooms = [sample.headroom for sample in samples]
             if any(room is not None for room in rooms):
                 known = [room if room is not None else 0 for room in rooms]

@@ -22,10 +22,13 @@ import numpy.typing as npt
 from pagecache_bpf.errors import UsageError
 from pagecache_bpf.kernel.abi import RECORDED
 from pagecache_bpf.recording.format import COUNTERS, SIMULATION, Recording
+from pagecache_bpf.reporting import template_line
 from pagecache_bpf.reporting.grid import Grid
 from pagecache_bpf.units import format_size
 
 ASSETS = Path(__file__).resolve().parent / "assets"
+#: The parts of the page's script; each uses what those before it have defined.
+SCRIPT = ("data", "summary", "panels", "map", "series", "tables", "controls")
 #: A load that used so much of what its device gives was limited by the device.
 DEVICE_BOUND = 0.85
 #: Readers that slept so much of the time waited for the device, or for prefetch.
@@ -151,6 +154,8 @@ def payload(recording: Recording) -> dict[str, Any]:
         "summary": summary(recording),
         "limit": recording.device_limit,
         "lost": recording.lost,
+        "begin": grid.begin_ns / 1e9,
+        "template": _template(grid),
         "uncounted": list(recording.uncounted),
         "rows": grid.rows,
         "columns": grid.columns,
@@ -163,7 +168,9 @@ def payload(recording: Recording) -> dict[str, Any]:
         "readers": [
             {"tgid": tgid, "name": recording.readers.get(tgid, "")} for tgid in grid.readers
         ],
-        "phases": [[one.time_ns / 1e9, one.name, one.tgid] for one in recording.phases],
+        "phases": [
+            [(one.time_ns - grid.begin_ns) / 1e9, one.name, one.tgid] for one in recording.phases
+        ],
         "window": _array(grid.window(), "<i4"),
         "picture": _array(grid.picture(), "<u1"),
         "series": {name: _array(np.array(row), "<f4") for name, row in grid.series().items()},
@@ -181,6 +188,19 @@ def payload(recording: Recording) -> dict[str, Any]:
             "start": _array(starts, "<f8"),
             "bytes": _array(np.array([one.bytes for one in tensors], np.float64), "<f8"),
         },
+    }
+
+
+def _template(grid: Grid) -> dict[str, Any] | None:
+    """Return the line of the template over the map; None: the recording has none."""
+    found = template_line.line(grid)
+    if found is None:
+        return None
+    return {
+        "source": grid.recording.expected.source,
+        "cells": _array(found.cells, "<i4"),
+        "place": _array(found.place, "<f8"),
+        "distance": found.distance,
     }
 
 
@@ -207,7 +227,7 @@ def page(recordings: Sequence[Recording], labels: Sequence[str]) -> str:
         "title": html.escape(f"{recordings[0].model}: a recorded load"),
         "style": _asset("uPlot.min.css") + _asset("page.css"),
         "library": _asset("uPlot.iife.min.js"),
-        "script": _asset("page.js"),
+        "script": "\n".join(_asset(f"{part}.js") for part in SCRIPT),
         # Inside of a script element only "</" and "<!--" have a meaning.
         "data": text.replace("<", "\\u003c"),
     }

@@ -165,7 +165,7 @@ class _Trace:
             packet.track_descriptor.counter.unit = CounterDescriptor.UNIT_SIZE_BYTES
             self._builder.write_packet(packet)
             for column, value in enumerate(series[name]):
-                packet = self._packet(int((column + 1) * grid.column_ns))
+                packet = self._packet(grid.begin_ns + int((column + 1) * grid.column_ns))
                 packet.track_event.type = TrackEvent.TYPE_COUNTER
                 packet.track_event.track_uuid = track
                 packet.track_event.counter_value = int(value)

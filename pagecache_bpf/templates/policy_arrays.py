@@ -191,6 +191,62 @@ def state(engines: Engines, policy: str) -> list[TemplateReplay]:
     return found
 
 
+@dataclass(frozen=True)
+class FollowedOrder:
+    """The order of a template as the policy has it.
+
+    Attributes:
+        model: the model's name, as far as the map keeps it.
+        source: derived, recorded or imported.
+        ranges: (consumer, key of the file, start, end), bytes, in the order of each consumer; the
+            key is that of kernel.file_key.
+    """
+
+    model: str
+    source: str
+    ranges: list[tuple[int, bytes, int, int]]
+
+
+def orders(engines: Engines, policy: str) -> list[FollowedOrder]:
+    """Return in which order an attached policy expects what it has templates of.
+
+    Args:
+        engines: what is attached.
+        policy: its name.
+
+    Returns:
+        An order for each model that it has a template of; none where it takes no templates.
+    """
+    try:
+        with open_maps(engines, policy) as maps:
+            arrays = template_maps.read_all(maps)
+    except PagecacheError:
+        return []
+    models, extents = arrays["template_models"], arrays["template_extents"]
+    keys = arrays["template_targets"]["key"]
+    found = []
+    for model in models[models["nr_consumers"] > 0]:
+        ranges = []
+        for consumer in range(int(model["nr_consumers"])):
+            row = arrays["template_consumers"][int(model["first_consumer"]) + consumer]
+            first, count = int(row["first_step"]), int(row["nr_steps"])
+            steps = arrays["template_steps"][first : first + count]
+            for extent in extents[steps["extent"]]:
+                key = keys[int(extent["file"])].tobytes()
+                ranges.append(
+                    (
+                        consumer,
+                        key,
+                        int(extent["start"]) * PAGE_SIZE,
+                        int(extent["end"]) * PAGE_SIZE,
+                    )
+                )
+        source = _SOURCES.get(int(model["source"]), "unknown")
+        name = model["name"].tobytes().rstrip(b"\0").decode(errors="replace")
+        found.append(FollowedOrder(name, source, ranges))
+    return found
+
+
 _SOURCES = {1: "derived", 2: "recorded", 3: "imported"}
 
 

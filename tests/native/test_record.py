@@ -4,19 +4,26 @@
 from __future__ import annotations
 
 import os
+import random
 import signal
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from benchmarks.cachestat import PAGE_SIZE, drop, resident_pages
 from pagecache_bpf.policy import agent_device
 from pagecache_bpf.recording import format
-from pagecache_bpf.recording.format import Recording
+from pagecache_bpf.recording.format import RecordedTensor, Recording
+from pagecache_bpf.recording.recorder import Recorder, tensors_of
+from pagecache_bpf.reporting import page
+from pagecache_bpf.weights.models import Model, resolve
 from tests.native.readahead import usual_readahead
+from tests.observing import pread, reader, recorded_exactly, stream, touch
 from tests.unit.command import COMMAND, ROOT, Result, environment, run
 from tests.vm.kernel import make_file, wait_for
 
@@ -225,3 +232,115 @@ def test_the_same_model_is_recorded_twice_at_once(file: Path) -> None:
     assert result.code == 0
     assert accessed(format.read(other)) == SIZE
     assert accessed(recording) >= SIZE
+
+
+def test_every_class_is_what_the_observer_counted(file: Path) -> None:
+    """Reads, mappings, readers that jump, prefetch, drops: to the byte and the nanosecond."""
+    assert run("attach", "sequential", "--engine", "agent", file).code == 0
+    some = random.Random(4711)
+    spans = [(some.randrange(SIZE - 9_000), some.randrange(1, 9_000)) for _ in range(307)]
+    with Recorder(Model("exact", file, (file,))) as recorder:
+        readers = [
+            reader(file, stream(3 * PAGE_SIZE)),
+            reader(file, ["advise", 0, 0, os.POSIX_FADV_DONTNEED]),
+            reader(file, ["advise", 0, 0, os.POSIX_FADV_RANDOM], pread(*spans)),
+            reader(file, touch()),
+        ]
+        recorder.poll()
+        # what was prefetched behind the readers has to be there, or gone, before it is counted
+        wait_for(lambda: resident_pages(file) == PAGES, "the rest of the file", 60)
+        drop([file])
+        counters = recorder.counters()
+        recording = recorder.finish()
+    recorded_exactly(recording, counters)
+    assert set(recording.readers) == {tgid for tgid in readers if counters.get(tgid)}
+    assert recording.total("discarded_bytes") + recording.total("dropped_bytes") >= SIZE
+    assert all(recording.total(name) > 0 for name in ("prefetched_bytes", "hit_bytes", "stall_ns"))
+
+
+def test_stalls_and_evictions_say_who_and_where(tmp_path: Path) -> None:
+    """Of three tensors one process reads the second from the disk, another drops the third."""
+    rows = (1021, 2039, 4093)
+    path = tmp_path / "model.safetensors"
+    save_file({f"t{at}": np.ones((count, 1024), np.float32) for at, count in enumerate(rows)}, path)
+    os.sync()
+    drop([path])
+    model = resolve(path)
+    _, second, third = tensors_of(model)
+    path.read_bytes()
+    with path.open("rb") as opened:  # only the second is not in the cache
+        os.posix_fadvise(opened.fileno(), second.offset, second.bytes, os.POSIX_FADV_DONTNEED)
+    with Recorder(model) as recorder:
+        waits = reader(path, pread((second.offset, second.bytes)))
+        reader(path, ["advise", third.offset, third.bytes, os.POSIX_FADV_DONTNEED])
+        recorder.poll()
+        recording = recorder.finish()
+    events, cell = recording.events, recording.cell_bytes
+
+    def cells(tensor: RecordedTensor) -> set[int]:
+        return set(range(tensor.offset // cell, (tensor.offset + tensor.bytes - 1) // cell + 1))
+
+    stalled = events[events["stall_ns"] > 0]
+    assert set(stalled["tgid"]) == {waits} and set(stalled["cell"]) <= cells(second)
+    dropped = events[events["discarded_bytes"] > 0]
+    assert set(dropped["cell"]) <= cells(third)
+    # whole folios only: those that the tensor shares with its neighbor stay
+    gone = recording.total("discarded_bytes")
+    pages = -(-path.stat().st_size // PAGE_SIZE)
+    assert gone == (pages - resident_pages(path)) * PAGE_SIZE
+    assert 0.9 * third.bytes < gone <= third.bytes
+    assert recording.total("reclaimed_bytes") == recording.total("dropped_bytes") == 0
+
+
+def test_what_finds_no_room_is_counted_and_told(file: Path) -> None:
+    """With intervals so short that the kernel's map is full before it is read out."""
+    file.read_bytes()
+    with Recorder(Model("full", file, (file,)), tick_ns=100) as recorder:
+        reader(file, *[stream(PAGE_SIZE)] * 20)  # 163,820 events; the map has room for 65,536
+        counters = recorder.counters()
+        recording = recorder.finish()
+    assert counters[0]["read_bytes"] == 20 * SIZE
+    assert recording.lost > 0 and 0 < accessed(recording) < 20 * SIZE
+    text = page.page([recording], ["full"])
+    assert f'"lost":{recording.lost},' in text
+
+
+def order_of(recording: Recording) -> list[str]:
+    """The tensors in the order of a recording's template, behind the header."""
+    found: list[str] = []
+    for row in recording.expected.ranges[1:]:
+        middle = int(row["offset"] + row["bytes"] // 2)
+        (name,) = (
+            tensor.name
+            for tensor in recording.tensors
+            if tensor.offset <= middle < tensor.offset + tensor.bytes
+        )
+        if found[-1:] != [name]:
+            found.append(name)
+    return found
+
+
+def test_the_template_that_is_followed_is_recorded(tmp_path: Path) -> None:
+    """Not one that would be derived: the page compares with what the policy goes by."""
+    path = tmp_path / "model.safetensors"
+    names = [f"t{number}" for number in range(5)]
+    save_file({name: np.ones((1021, 512), np.float32) for name in names}, path)
+    mine = tmp_path / "mine.template"
+    order = tmp_path / "names"
+    order.write_text("\n".join(reversed(names)))
+    assert run("template", "derive", path, "--list", order, "-o", mine).code == 0
+    assert run("attach", "maio", "--engine", "agent", "--template", mine, path).code == 0
+    _, recording = record(path, *reads(path))
+    assert recording.expected.source == "derived"
+    assert order_of(recording) == names[::-1]
+    assert run("detach", "--all").code == 0
+    # without a policy, the one that a policy would derive, unless another one is named
+    drop([path])
+    _, recording = record(path, *reads(path))
+    assert recording.expected.source == "derived: safetensors keys"
+    assert recording.expected.ranges.tolist() == [(0, 0, 0, path.stat().st_size)]
+    output = path.with_name("load.pcrec")
+    result = run("record", path, "-o", output, "--template", mine, "--", *reads(path))
+    assert result.code == 0 and format.read(output).expected.source == "derived: safetensors list"
+    result = run("record", path, "-o", output, "--template", path, "--", *reads(path))
+    assert result.code == 2 and "is not a template" in result.err

@@ -8,6 +8,8 @@ import numpy as np
 from pagecache_bpf.recording.format import (
     COUNTERS,
     EVENT,
+    EXPECTED,
+    ExpectedOrder,
     RecordedFile,
     RecordedTensor,
     Recording,
@@ -54,6 +56,10 @@ def load(names: tuple[str, ...] = ("a.weight", "b.weight")) -> Recording:
         events=np.array(rows, EVENT),
         samples=[Sample(0, 0), Sample(17 * TICK, 12 * MIB)],
         phases=[Phase(3 * TICK, "weights", 101)],
+        expected=ExpectedOrder(
+            "derived: safetensors keys",
+            np.array([(0, 0, 0, 7 * MIB), (0, 1, 0, 5 * MIB)], EXPECTED),
+        ),
         device="8:0",
         device_limit=100.0 * MIB,
         lost=0,

@@ -17,8 +17,10 @@ from safetensors.numpy import save_file
 
 from benchmarks import checkpoints, hosted
 from pagecache_bpf.errors import PagecacheError
+from pagecache_bpf.recording.format import read as read_recording
 from pagecache_bpf.recording.phases import PhaseListener
 from tests.unit.command import ROOT, environment
+from tests.unit.command import run as run_command
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -56,6 +58,28 @@ def test_plain_safetensors(file: Path) -> None:
     said = run("plain_safetensors.py", file, "--budget", "8MiB")
     size = sum((64 + 2 * n) * 1021 * 8 for n in range(5))
     assert f"5 tensors, {size} bytes" in said and SERVED.search(said)
+
+
+def test_the_recording_becomes_a_page(tmp_path: Path) -> None:
+    """It is small, and says what docs/report.md shows of it."""
+    recording = EXAMPLES / "guest.pcrec"
+    assert recording.stat().st_size < 100_000
+    page = tmp_path / "guest.html"
+    result = run_command("report", recording, "-o", page, "--json")
+    assert result.code == 0, result.err
+    (told,) = result.data["loads"]
+    assert told["verdict"].startswith("The reader limited the load")
+    assert page.stat().st_size == result.data["bytes"] < 1 << 20
+    found = read_recording(recording)
+    assert (found.policy, found.engine) == ("maio", "struct_ops")
+    # what was read is the two files, to the page
+    accessed = sum(
+        found.total(name)
+        for name in ("hit_bytes", "useful_bytes", "late_bytes", "ahead_bytes", "miss_bytes")
+    )
+    size = sum(file.bytes for file in found.files)
+    assert size <= accessed < 1.01 * size and found.lost == 0
+    assert [phase.name for phase in found.phases] == ["open", "weights", "ready"]
 
 
 def test_two_ranks(file: Path) -> None:

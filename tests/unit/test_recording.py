@@ -9,6 +9,7 @@ import sqlite3
 import subprocess
 import sys
 import time
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -32,8 +33,10 @@ PAGE = os.sysconf("SC_PAGE_SIZE")
 def same(one: Recording, other: Recording) -> None:
     """Compare all that a recording has."""
     assert np.array_equal(one.events, other.events)
-    first, second = vars(one), vars(other)
-    assert {**first, "events": None} == {**second, "events": None}
+    assert one.expected.source == other.expected.source
+    assert np.array_equal(one.expected.ranges, other.expected.ranges)
+    arrays = {"events": None, "expected": None}
+    assert {**vars(one), **arrays} == {**vars(other), **arrays}
 
 
 def test_what_was_written_is_read(tmp_path: Path) -> None:
@@ -44,6 +47,18 @@ def test_what_was_written_is_read(tmp_path: Path) -> None:
     format.write(recording, tmp_path / "load.pcrec")
     same(format.read(tmp_path / "load.pcrec"), recording)
     assert [path.name for path in tmp_path.iterdir()] == ["load.pcrec"]
+
+
+def test_the_first_recordings_had_no_template(tmp_path: Path) -> None:
+    path = tmp_path / "load.pcrec"
+    format.write(load(), path)
+    with closing(sqlite3.connect(path)) as database:
+        database.execute("DROP TABLE template")
+        database.execute("DELETE FROM meta WHERE key = 'template'")
+        database.commit()
+    found = format.read(path)
+    assert found.expected.source == "" and not len(found.expected.ranges)
+    assert found.total("miss_bytes") == 5 * MIB
 
 
 def test_anybody_can_ask_it_in_sql(tmp_path: Path) -> None:
@@ -78,6 +93,8 @@ def test_what_is_no_recording_is_refused(tmp_path: Path) -> None:
         ("DROP TABLE events", UsageError, "not a recording"),
         ("UPDATE events SET file = 9", PagecacheError, "damaged"),
         ("UPDATE events SET hit_bytes = 'many'", PagecacheError, "damaged"),
+        ("UPDATE template SET file = -1", PagecacheError, "damaged"),
+        ("DROP TABLE template", UsageError, "not a recording"),
     ],
 )
 def test_a_damaged_recording_is_told(

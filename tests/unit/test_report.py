@@ -15,9 +15,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from benchmarks import report_page
 from pagecache_bpf.recording import format
-from pagecache_bpf.recording.format import COUNTERS, EVENT, RecordedFile, RecordedTensor
-from pagecache_bpf.reporting import page, perfetto
+from pagecache_bpf.recording.format import (
+    COUNTERS,
+    EVENT,
+    EXPECTED,
+    ExpectedOrder,
+    RecordedFile,
+)
+from pagecache_bpf.reporting import page, perfetto, template_line
 from pagecache_bpf.reporting.grid import (
     AHEAD,
     EVICTED,
@@ -37,21 +44,22 @@ from tests.unit.recordings import MIB, TICK, event, load
 
 def test_the_grid_has_every_cell_of_a_small_load() -> None:
     grid = Grid(load())
-    assert (grid.rows, grid.columns, grid.readers) == (12, 17, [101, 103])
+    assert (grid.rows, grid.columns, grid.readers) == (12, 15, [101, 103])
+    assert grid.begin_ns == 2 * TICK  # nothing happens before
     picture = grid.picture()
     state, found = picture & 3, picture >> 4
-    assert [int(row) for row in state[3, :]] == [0, 0, *[PREFETCHED] * 4, *[RESIDENT] * 11]
-    assert [int(row) for row in found[3, :]] == [0] * 6 + [HIT] + [0] * 10
-    assert int(state[0, 16]) == EVICTED and int(state[0, 15]) == RESIDENT
-    assert [int(found[7 + cell, 11 + cell]) for cell in range(5)] == [MISS] * 5
+    assert [int(row) for row in state[3, :]] == [*[PREFETCHED] * 4, *[RESIDENT] * 11]
+    assert [int(row) for row in found[3, :]] == [0] * 4 + [HIT] + [0] * 10
+    assert int(state[0, 14]) == EVICTED and int(state[0, 13]) == RESIDENT
+    assert [int(found[7 + cell, 9 + cell]) for cell in range(5)] == [MISS] * 5
     series = grid.series()
     assert sum(series["hit"]) == 7 * MIB and sum(series["miss"]) == 5 * MIB
-    assert series["unused"][2] == 7 * MIB and series["unused"][9] == 0
-    assert series["resident"][16] == 11 * MIB
-    assert sum(series["device"]) == pytest.approx(12 * MIB)
+    assert series["unused"][0] == 7 * MIB and series["unused"][7] == 0
+    assert series["resident"][14] == 11 * MIB
+    assert sum(series["device"]) == pytest.approx(12 * MIB * 15 / 17)
     # all of the first file in the beginning, and what is not used yet after that
     window = grid.window().tolist()
-    assert window == [[2, 0, 7], *([3 + cell, cell + 1, 7] for cell in range(6))]
+    assert window == [[0, 0, 7], *([1 + cell, cell + 1, 7] for cell in range(6))]
     assert grid.stalls().sum(axis=1).tolist() == [0, 5 * 1_000_003]
 
 
@@ -90,32 +98,66 @@ def test_no_byte_is_lost_or_doubled(sizes: list[int], seed: int, count: int, tic
 
 def test_a_large_load_makes_a_small_page() -> None:
     """700 GB in 1,000 shards with 100,000 tensors, eight readers."""
-    rng = np.random.default_rng(7)
-    shards, size, cell = 1000, 700 << 20, 1 << 20
-    count = 200_000
-    table = np.zeros(count, EVENT)
-    table["file"] = np.sort(rng.integers(shards, size=count))
-    table["cell"] = rng.integers(size // cell, size=count)
-    table["tick"] = np.sort(rng.integers(30_000, size=count))
-    table["tgid"] = 1 + rng.integers(8, size=count)
-    table["useful_bytes"] = cell
-    tensors = [
-        RecordedTensor(file, f"model.layers.{file}.experts.{at}.w1.weight", at * 7 * MIB, 7 * MIB)
-        for file in range(shards)
-        for at in range(100)
-    ]
-    recording = replace(
-        load(),
-        files=[RecordedFile(f"/m/model-{n:05}-of-01000.safetensors", size) for n in range(shards)],
-        cell_bytes=cell,
-        tensors=tensors,
-        readers={n: f"rank{n}" for n in range(1, 9)},
-        events=table,
-    )
+    recording = report_page.large_recording()
     grid = Grid(recording)
-    assert len(grid.details.row) <= 2 * MAX_DETAILS
-    text = page.page([recording], ["large"])
+    assert len(grid.details.row) <= 2 * MAX_DETAILS < len(recording.events)
+    text = page.page([recording, recording], ["large", "as large"])
     assert len(text.encode()) < 2 << 20
+
+
+def test_the_template_is_laid_over_what_was_read() -> None:
+    recording = load()
+    found = template_line.line(Grid(recording))
+    assert found is not None and found.distance == 0
+    assert found.place.tolist() == [at * MIB for at in range(12)]
+    recording.expected = ExpectedOrder()
+    assert template_line.line(Grid(recording)) is None
+    # a template of something else: nothing that was read is listed
+    recording.expected = ExpectedOrder("other", np.array([(0, 0, 0, 0)], EXPECTED))
+    recording.events = recording.events[recording.events["file"] == 1]
+    found = template_line.line(Grid(recording))
+    assert found is not None and found.distance is None
+
+
+def test_each_rank_is_compared_with_its_own_consumer() -> None:
+    """Rank 1 reads its file first to last, rank 0 its own; the template has one consumer each."""
+    recording = load()
+    both = np.array([(0, 0, 0, 7 * MIB), (1, 1, 0, 5 * MIB)], EXPECTED)
+    recording.expected = ExpectedOrder("two ranks", both)
+    found = template_line.line(Grid(recording))
+    assert found is not None and found.distance == 0
+    other = both.copy()
+    other["file"] = [1, 0]
+    recording.expected = ExpectedOrder("the other way round", other)
+    found = template_line.line(Grid(recording))
+    assert found is not None and found.distance is None
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    st.lists(
+        st.tuples(st.integers(0, 1), st.integers(0, 6), st.integers(1, MIB)),
+        min_size=1,
+        max_size=60,
+    ),
+    st.integers(1, 3),
+)
+def test_any_template_can_be_laid_over_a_load(
+    ranges: list[tuple[int, int, int]], consumers: int
+) -> None:
+    recording = load()
+    rows = [
+        (number, file, min(at, 4 if file else 6) * MIB, size)
+        for number in range(consumers)
+        for file, at, size in ranges
+    ]
+    recording.expected = ExpectedOrder("any", np.array(rows, EXPECTED))
+    grid = Grid(recording)
+    found = template_line.line(grid)
+    assert found is not None and (found.distance is None or 0 <= found.distance <= 12 * MIB)
+    columns, places = found.cells.T
+    assert ((columns >= 0) & (columns < grid.columns)).all()
+    assert ((places >= 0) & (places < grid.rows)).all()
 
 
 def _data(text: str) -> dict[str, object]:

@@ -3,19 +3,20 @@
 
 from __future__ import annotations
 
-import shutil
-import time
+import base64
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
-from pagecache_bpf.recording.format import EVENT, RecordedFile, RecordedTensor, Recording
+from benchmarks import report_page
+from pagecache_bpf.errors import UnsupportedError
+from pagecache_bpf.recording.format import ExpectedOrder, RecordedFile, Recording
+from pagecache_bpf.recording.phases import Phase
 from pagecache_bpf.reporting import page
-from tests.unit.recordings import MIB, load
+from pagecache_bpf.reporting.grid import MAX_DETAILS
+from tests.unit.recordings import MIB, TICK, load
 
 webdriver = pytest.importorskip("selenium.webdriver", reason="needs selenium (extra: test)")
 
@@ -23,18 +24,11 @@ webdriver = pytest.importorskip("selenium.webdriver", reason="needs selenium (ex
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
     """A headless Chromium."""
-    chromium, driver = shutil.which("chromium"), shutil.which("chromedriver")
-    if not chromium or not driver:
-        pytest.skip("needs Chromium and its driver (apt install chromium chromium-driver)")
-    options = webdriver.ChromeOptions()
-    options.binary_location = chromium
-    for argument in ("--headless=new", "--no-sandbox", "--disable-gpu", "--window-size=1300,1600"):
-        options.add_argument(argument)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    service = webdriver.ChromeService(executable_path=driver)
-    with webdriver.Chrome(options=options, service=service) as found:
-        found.set_page_load_timeout(120)
-        yield found
+    try:
+        with report_page.chromium() as found:
+            yield found
+    except UnsupportedError as error:
+        pytest.skip(f"{error.why}: {error.fix}")
 
 
 @pytest.fixture
@@ -44,12 +38,7 @@ def shown(browser: Any, tmp_path: Path) -> Callable[..., Any]:
     def show(*recordings: Recording) -> Any:
         path = tmp_path / "load.html"
         path.write_text(page.page(recordings, ["first", "second"][: len(recordings)]))
-        browser.get(path.as_uri())
-        deadline = time.monotonic() + 120
-        while browser.execute_script("return document.documentElement.dataset.ready") != "yes":
-            assert time.monotonic() < deadline, browser.get_log("browser")
-            time.sleep(0.05)
-        assert [line for line in browser.get_log("browser") if line["level"] == "SEVERE"] == []
+        report_page.show(browser, path)
         return browser
 
     return show
@@ -64,19 +53,19 @@ def test_the_page_has_the_numbers_of_the_recording(shown: Callable[..., Any]) ->
     browser = shown(load())
     assert text_of(browser, "#title") == "tiny: first (sequential on agent)"
     summary = text_of(browser, "#summary")
-    assert "12.0 MiB\naccessed" in summary and "58.3%\nhit" in summary
-    assert "41.7%\nmissed" in summary and "5.0 ms\nstalled, all readers" in summary
+    assert "12.0 MiB\nread by the load" in summary and "58.3%\nhit" in summary
+    assert "41.7%\nmissed" in summary and "5.0 ms\nwaited for I/O, all readers together" in summary
     assert len(browser.execute_script("return [...document.querySelectorAll('canvas')]")) == 4
 
 
 def test_hovering_tells_what_happened_there(shown: Callable[..., Any]) -> None:
     browser = shown(load())
     # the fourth MiB of the first file, in the middle of the interval in which it was used
-    where = f"report.describe(report.data.loads[0], 0.065, {3.5 * MIB})"
+    where = f"report.describe(report.data.loads[0], 0.045, {3.5 * MIB})"
     told = str(browser.execute_script(f"return {where}"))
     assert "one.safetensors  3.0 MiB to 4.0 MiB  read: hit" in told
     assert "tensors: a.weight" in told and "readers here: rank0 (101)" in told
-    assert "prefetched 1.0 MiB from 20.0 ms; used in time 1.0 MiB from 60.0 ms" in told
+    assert "prefetched 1.0 MiB from 0.0 ms; used in time 1.0 MiB from 40.0 ms" in told
     # the same by a real pointer over the map
     box = browser.execute_script(
         "const over = document.querySelector('.u-over').getBoundingClientRect();"
@@ -84,7 +73,7 @@ def test_hovering_tells_what_happened_there(shown: Callable[..., Any]) -> None:
     )
     actions = webdriver.ActionChains(browser)
     actions.w3c_actions.pointer_action.move_to_location(
-        int(box[0] + box[2] * 0.065 / 0.17), int(box[1] + box[3] * 3.5 / 12)
+        int(box[0] + box[2] * 0.045 / 0.15), int(box[1] + box[3] * 3.5 / 12)
     )
     actions.perform()
     assert "read: hit" in text_of(browser, "#hover")
@@ -105,16 +94,16 @@ def test_selecting_a_range_lists_what_waited_in_it(shown: Callable[..., Any]) ->
     actions = webdriver.ActionChains(browser)
     pointer = actions.w3c_actions.pointer_action
     middle = int(box[1] + box[3] * 0.5)
-    pointer.move_to_location(int(box[0] + box[2] * 0.025 / 0.17), middle)
+    pointer.move_to_location(int(box[0] + box[2] * 0.005 / 0.15), middle)
     pointer.pointer_down()
-    pointer.move_to_location(int(box[0] + box[2] * 0.095 / 0.17), middle)
+    pointer.move_to_location(int(box[0] + box[2] * 0.075 / 0.15), middle)
     pointer.pointer_up()
     actions.perform()
     part = browser.execute_script(worst)
     assert [row[0] for row in part["tensors"]] == ["a.weight"]
     assert part["tensors"][0][3] == 7 * MIB
     low, high = browser.execute_script("return [report.view.x0, report.view.x1]")
-    assert (low, high) == (pytest.approx(0.025, abs=0.001), pytest.approx(0.095, abs=0.001))
+    assert (low, high) == (pytest.approx(0.005, abs=0.001), pytest.approx(0.075, abs=0.001))
     browser.find_element("tag name", "body").send_keys("0")
     assert browser.execute_script(worst) == whole
 
@@ -137,7 +126,7 @@ def test_two_loads_stand_on_one_axis(shown: Callable[..., Any]) -> None:
         browser, "#title"
     )
     ends = browser.execute_script("return report.plots.map((plot) => plot.scales.x.max)")
-    assert len(set(ends)) == 1 and ends[0] == pytest.approx(0.49)
+    assert len(set(ends)) == 1 and ends[0] == pytest.approx(0.43)
 
 
 def test_names_are_shown_as_text(shown: Callable[..., Any]) -> None:
@@ -156,29 +145,106 @@ def test_names_are_shown_as_text(shown: Callable[..., Any]) -> None:
     assert "\x1b" not in text_of(browser, "body")
 
 
-def test_a_large_load_stays_fluent(shown: Callable[..., Any]) -> None:
-    """1,000 shards, 100,000 tensors: a redraw by the browser's own clock, the best of several."""
-    rng = np.random.default_rng(7)
-    table = np.zeros(100_000, EVENT)
-    table["file"] = np.sort(rng.integers(1000, size=len(table)))
-    table["cell"] = rng.integers(700, size=len(table))
-    table["tick"] = np.sort(rng.integers(30_000, size=len(table)))
-    table["tgid"] = 1 + rng.integers(8, size=len(table))
-    table["useful_bytes"] = MIB
-    recording = replace(
-        load(),
-        files=[RecordedFile(f"/m/{number:05}", 700 * MIB) for number in range(1000)],
-        tensors=[
-            RecordedTensor(file, f"layers.{file}.experts.{at}", at * 7 * MIB, 7 * MIB)
-            for file in range(1000)
-            for at in range(100)
-        ],
-        readers={number: f"rank{number}" for number in range(1, 9)},
-        events=table,
-    )
+def test_a_large_load_is_drawn_in_few_strokes(shown: Callable[..., Any]) -> None:
+    """1,000 shards, 100,000 tensors, 200,000 events: what is drawn depends on the screen alone.
+
+    How long a frame takes is measured by benchmarks/report_page.py.
+    """
+    recording = report_page.large_recording()
     browser = shown(recording)
     assert browser.execute_script("return report.data.loads[0].tensors.count") == 100_000
-    drawn = "return Array.from({length: 9}, () => report.apply())"
-    times = browser.execute_script(drawn)
-    print("milliseconds of a redraw:", sorted(round(time, 1) for time in times))
-    assert all(time > 0 for time in times)
+    lines = browser.execute_script("return report.plots[0].bbox.height")
+    columns, readers = browser.execute_script(
+        "const load = report.data.loads[0]; return [load.columns, load.readers.length]"
+    )
+    drawn = browser.execute_script("return report.drawn")
+    assert 0 < drawn["reads"] <= columns * lines
+    assert 0 < drawn["stalls"] <= columns * readers
+    assert 0 < drawn["ticks"] <= lines / 2 + 1
+    assert 0 < drawn["template"] <= 1024 + columns
+    assert 0 < drawn["window"] <= 1000 * columns
+    assert drawn["names"] == 0  # far too many to be named
+    # what the page holds is bounded, too: two events a part and interval, whoever read
+    details = browser.execute_script("return report.data.loads[0].details.count")
+    assert details <= 2 * MAX_DETAILS < len(recording.events)
+    browser.execute_script("report.view.y0 = 0.5; report.view.y1 = 0.50012; report.apply()")
+    drawn = browser.execute_script("return report.drawn")
+    assert 10 < drawn["ticks"] == drawn["names"] < 20
+
+
+def test_the_template_stands_against_the_reads(shown: Callable[..., Any]) -> None:
+    follows, strays = load(), load()
+    strays.expected = ExpectedOrder("mine", strays.expected.ranges[::-1].copy())
+    browser = shown(follows, strays)
+    cells = "return Array.from(report.data.loads[%d].template.cells)"
+    # the reader is in the column and row where the template expects it, in every interval
+    followed = browser.execute_script(cells % 0)
+    reads = [(1 + at, at) for at in range(7)] + [(9 + at, 7 + at) for at in range(5)]
+    assert list(zip(followed[::2], followed[1::2], strict=True)) == reads
+    strayed = browser.execute_script(cells % 1)
+    assert list(zip(strayed[::2], strayed[1::2], strict=True))[:2] == [(1, 7), (2, 8)]
+    told = browser.execute_script(f"return report.describe(report.data.loads[1], 0, {3.5 * MIB})")
+    assert "in the template after 8.0 MiB" in told
+    assert "where the template expects the reader" in text_of(browser, "#panels")
+    summary = text_of(browser, "#summary")
+    # 7 MiB came 5 MiB too early, 5 MiB 7 MiB too late; within an interval nobody knows the order
+    # of the cells, so that the MiB that was read in it is not counted: (7 * 4 + 5 * 6) / 12
+    assert "mean distance from the template\t0 B\t4.8 MiB" in summary
+    assert "Template: mine." in summary
+
+
+def test_phases_stand_in_the_lane_of_who_marked_them(shown: Callable[..., Any]) -> None:
+    recording = load()
+    recording.phases.append(Phase(5 * TICK, "everybody", 7))  # who marked it did not read
+    browser = shown(recording)
+    lane = "return report.phasesOf(report.data.loads[0], report.data.loads[0].readers[%d])"
+    assert [name for _, name, _ in browser.execute_script(lane % 0)] == ["weights", "everybody"]
+    assert [name for _, name, _ in browser.execute_script(lane % 1)] == ["everybody"]
+
+
+def test_keys_move_and_zoom(shown: Callable[..., Any]) -> None:
+    browser = shown(load())
+    body = browser.find_element("tag name", "body")
+
+    def view() -> list[float]:
+        found: list[float] = browser.execute_script(
+            "const { x0, x1, y0, y1 } = report.view; return [x0, x1, y0, y1]"
+        )
+        return found
+
+    body.send_keys("+")
+    assert view() == [pytest.approx(x) for x in (0.0375, 0.1125, 0, 1)]
+    body.send_keys(webdriver.Keys.ARROW_RIGHT)
+    assert view()[:2] == [pytest.approx(0.0525), pytest.approx(0.1275)]
+    body.send_keys("]")
+    assert view()[2:] == [0.25, 0.75]
+    body.send_keys(webdriver.Keys.ARROW_DOWN)
+    assert view()[2:] == [pytest.approx(0.35), pytest.approx(0.85)]
+    body.send_keys("0")
+    assert view() == [0, pytest.approx(0.15), 0, 1]
+    body.send_keys("/")
+    search = browser.find_element("id", "search")
+    assert browser.switch_to.active_element == search
+    search.send_keys("b.weight", webdriver.Keys.ENTER)  # 5 of 12 MiB, and as much around it
+    assert view()[2:] == [pytest.approx(2 / 12), 1]
+
+
+def test_dark_and_light_and_paper(shown: Callable[..., Any]) -> None:
+    browser = shown(load())
+    ground = "return getComputedStyle(document.body).backgroundColor"
+    light = browser.execute_script(ground)
+    browser.find_element("id", "theme").click()
+    assert browser.execute_script(ground) != light
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "print"})
+    browser.execute_script("dispatchEvent(new Event('beforeprint'))")
+    assert browser.execute_script(ground) == light
+    for hidden in (".tools", "#hover", "footer"):
+        assert not browser.find_element("css selector", hidden).is_displayed()
+    # on A4 across, with margins of 12 mm, a panel is not cut off
+    widths = browser.execute_script("return report.plots.map((plot) => plot.width)")
+    assert set(widths) == {1000} and 1000 < (297 - 24) / 25.4 * 96
+    browser.execute_script("dispatchEvent(new Event('afterprint'))")
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": ""})
+    assert browser.execute_script(ground) != light
+    assert browser.execute_script("return report.plots[0].width") > 1000
+    assert base64.b64decode(browser.print_page()).startswith(b"%PDF")

@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 
 from pagecache_bpf.policy import agent_device
+from pagecache_bpf.recording.recorder import Recorder
+from pagecache_bpf.weights.models import Model
 from tests.observing import (
     PAGE_SIZE,
     consistent,
@@ -22,6 +24,7 @@ from tests.observing import (
     pread,
     reader,
     reader_command,
+    recorded_exactly,
     stream,
     touch,
 )
@@ -78,7 +81,8 @@ def test_reads_and_mappings(file: Path) -> None:
 
 def test_the_modules_prefetch(xfs_mount: Path) -> None:
     file = make_file(xfs_mount / "model.safetensors", PAGES)
-    with attached("sequential", file), observing(file) as observer:
+    recorder = Recorder(Model("test", file, (file,)))
+    with attached("sequential", file), observing(file) as observer, recorder:
         reader(file, stream())
         found = counts(observer)
         consistent(found, file)
@@ -90,6 +94,12 @@ def test_the_modules_prefetch(xfs_mount: Path) -> None:
         found = counts(observer)
         consistent(found, file)
         assert found.prefetch_wasted == found.prefetched - found.read_hit
+        recorder.poll()
+        exact = recorder.counters()
+        recording = recorder.finish()
+        recorded_exactly(recording, exact)
+        assert recording.total("prefetched_bytes") == found.prefetched * PAGE_SIZE
+        assert recording.total("wasted_bytes") == found.prefetch_wasted * PAGE_SIZE
 
 
 @pytest.fixture
@@ -116,10 +126,14 @@ def test_a_cold_read_of_more_than_the_memory_hits_nothing(mount: Path, small_gro
     drop([file])
     join = f"import os; open({str(small_group / 'cgroup.procs')!r}, 'w').write(str(os.getpid()))\n"
     command = reader_command(file, stream(), first=join)
-    with observing(file) as observer:
+    with observing(file) as observer, Recorder(Model("test", file, (file,))) as recorder:
         subprocess.run(command, check=True, timeout=300)
         found = counts(observer)
         consistent(found, file)
+        exact = recorder.counters()
+        recording = recorder.finish()
+        recorded_exactly(recording, exact)
+        assert recording.total("reclaimed_bytes") == found.evicted_reclaim * PAGE_SIZE
         assert found.read == large == found.read_miss + found.read_ahead
         assert found.read_hit == 0
         assert found.read_ahead > 0.9 * large

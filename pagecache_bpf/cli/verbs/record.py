@@ -71,6 +71,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--seconds", type=float, metavar="N", help="without COMMAND: end after so many seconds"
     )
+    parser.add_argument(
+        "--template",
+        metavar="FILE",
+        help="I/O template to compare the order of reads with (default: the policy's, or one "
+        "derived from the headers)",
+    )
     parser.add_argument("--name", metavar="NAME", help="name of the model (default: by its path)")
     parser.add_argument(
         "command",
@@ -84,7 +90,7 @@ def run(args: argparse.Namespace, out: Output) -> int:
     """Record, write the file, say what is in it."""
     from pagecache_bpf.cli.tagging import require_root
     from pagecache_bpf.explain import device_speed
-    from pagecache_bpf.recording import format
+    from pagecache_bpf.recording import expected_order, format
     from pagecache_bpf.recording.recorder import Recorder, tensors_of
     from pagecache_bpf.weights.models import resolve
 
@@ -100,6 +106,7 @@ def run(args: argparse.Namespace, out: Output) -> int:
             f"{output} cannot be written", "", "Name a file in a directory that exists"
         )
     model = resolve(args.path, args.name)
+    template = _template(args.template)
     policy, engine = _governed_by(model)
     with Recorder(model) as recorder:
         code = None
@@ -111,6 +118,9 @@ def run(args: argparse.Namespace, out: Output) -> int:
             policy=policy, engine=engine, command=shlex.join(command), exit_code=code
         )
     recording.tensors = tensors_of(model)
+    recording.expected = expected_order.of_model(
+        model, recording.cell_bytes, template, "" if template else policy
+    )
     speed = device_speed.last(os.stat(model.files[0]).st_dev)
     recording.device_limit = speed.bytes_per_second if speed else None
     format.write(recording, output)
@@ -119,6 +129,16 @@ def run(args: argparse.Namespace, out: Output) -> int:
     if recording.lost:
         out.warn(f"{recording.lost} events are not in the recording: there was no room for them")
     return code or 0
+
+
+def _template(name: str | None) -> Path | None:
+    """The template that was named, once it has been read; raises UsageError, PagecacheError."""
+    if name is None:
+        return None
+    from pagecache_bpf import templates
+
+    templates.read(Path(name))
+    return Path(name)
 
 
 def _governed_by(model: Model) -> tuple[str, str]:
@@ -142,6 +162,8 @@ def _governed_by(model: Model) -> tuple[str, str]:
 
 def _follow(command: Sequence[str], recorder: Recorder) -> int:
     """Run the command while recording; Ctrl-C is the command's to obey."""
+    from pagecache_bpf.recording.recorder import yield_to_the_load
+
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         process = subprocess.Popen(
@@ -156,6 +178,7 @@ def _follow(command: Sequence[str], recorder: Recorder) -> int:
         raise failed from None
     try:
         recorder.follow(process.pid)
+        yield_to_the_load()
         while process.poll() is None:
             recorder.poll()
         return process.returncode if process.returncode >= 0 else 128 - process.returncode
