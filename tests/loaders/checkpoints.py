@@ -44,6 +44,7 @@ _LATENT = {
 #: Checkpoints by their name: transformers' model_type and what its configuration is given.
 MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("llama", _ROWS),
+    "llama-wide": ("llama", {**_ROWS, "intermediate_size": 32768}),
     "llama-tied": ("llama", {**_ROWS, "tie_word_embeddings": True, "vocab_size": 1024}),
     "mistral": ("mistral", _ROWS),
     "qwen2": ("qwen2", {**_ROWS, "num_attention_heads": 16, "hidden_size": 1024, "head_dim": 64}),
@@ -123,12 +124,13 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
-def make(name: str, directory: Path) -> Path:
+def make(name: str, directory: Path, shards: str = "48MB") -> Path:
     """Make a checkpoint with transformers; needs its environment.
 
     Args:
         name: one of MODELS.
         directory: where it is made, in a directory with its name.
+        shards: the size of one of its files at most.
 
     Returns:
         Its directory.
@@ -141,7 +143,7 @@ def make(name: str, directory: Path) -> Path:
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
     path = directory / name
-    model.save_pretrained(path, max_shard_size="48MB")
+    model.save_pretrained(path, max_shard_size=shards)
     return path
 
 
@@ -200,3 +202,80 @@ def header(path: Path) -> Mapping[str, Any]:
 def copy(source: Path, to: Path) -> Path:
     """Copy a checkpoint's directory and return the copy's."""
     return Path(shutil.copytree(source, to / source.name))
+
+
+def deep(directory: Path) -> Path:
+    """Make a checkpoint whose tensors come in another order by each rule; needs transformers.
+
+    Of its twelve layers the tenth comes before the second where names are text, and its norms,
+    which have a larger type than the rest, lie at the beginning of each of its files.
+    """
+    import torch
+    from safetensors import safe_open
+    from safetensors.torch import save_file
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    rows = {**_ROWS, "intermediate_size": 1024, "head_dim": 64, "num_hidden_layers": 12}
+    config = AutoConfig.for_model("llama", **rows)
+    path = directory / "deep"
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
+    model.save_pretrained(path, max_shard_size="8MB")
+    for shard in path.glob("*.safetensors"):
+        with safe_open(shard, "pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        for name in tensors:
+            if name.endswith("layernorm.weight"):
+                tensors[name] = torch.ones(4096)  # a page, so that it has one of its own
+        save_file(tensors, shard, {"format": "pt"})
+    return path
+
+
+def gguf(path: Path) -> Path:
+    """Write a Llama-shaped GGUF model with the package of its format; needs gguf.
+
+    Args:
+        path: where; tensors are written in an order that is not that of the layers.
+
+    Returns:
+        It.
+    """
+    import numpy as np
+    from gguf import GGUFWriter
+
+    hidden, inner, vocabulary, layers = 512, 4096, 1000, 3
+    writer = GGUFWriter(path, "llama")
+    writer.add_block_count(layers)
+    writer.add_context_length(128)
+    writer.add_embedding_length(hidden)
+    writer.add_feed_forward_length(inner)
+    writer.add_head_count(8)
+    writer.add_head_count_kv(2)
+    writer.add_layer_norm_rms_eps(1e-5)
+    writer.add_rope_dimension_count(hidden // 8)
+    writer.add_vocab_size(vocabulary)
+    writer.add_tokenizer_model("no_vocab")
+    shapes: dict[str, tuple[int, ...]] = {"output.weight": (vocabulary, hidden)}
+    for layer in reversed(range(layers)):
+        shapes |= {
+            f"blk.{layer}.{name}.weight": shape
+            for name, shape in (
+                ("ffn_down", (hidden, inner)),
+                ("ffn_up", (inner, hidden)),
+                ("ffn_gate", (inner, hidden)),
+                ("ffn_norm", (hidden,)),
+                ("attn_norm", (hidden,)),
+                ("attn_q", (hidden, hidden)),
+                ("attn_k", (hidden // 4, hidden)),
+                ("attn_v", (hidden // 4, hidden)),
+                ("attn_output", (hidden, hidden)),
+            )
+        }
+    shapes |= {"output_norm.weight": (hidden,), "token_embd.weight": (vocabulary, hidden)}
+    for name, shape in shapes.items():
+        kind = np.float32 if len(shape) == 1 else np.float16
+        writer.add_tensor(name, np.zeros(shape, kind))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path

@@ -18,7 +18,8 @@ from pathlib import Path
 
 _EVENT = "events/filemap/mm_filemap_add_to_page_cache"
 _LINE = re.compile(
-    r" mm_filemap_add_to_page_cache: dev \d+:\d+ ino ([0-9a-f]+) .*ofs=(\d+) order=(\d+)"
+    r"-(\d+) +\[\d+\].* mm_filemap_add_to_page_cache: dev \d+:\d+ ino ([0-9a-f]+) "
+    r".*ofs=(\d+) order=(\d+)"
 )
 _BUFFER_KB = 64 << 10
 
@@ -71,6 +72,8 @@ class PageTrace:
     def __init__(self, mount: Path, scratch: Path) -> None:
         self._device = os.stat(mount).st_dev
         self._tracefs = scratch / "tracefs"
+        #: Of each page of the last record() the thread that brought it in.
+        self.threads: list[int] = []
         self._stack = ExitStack()
 
     def __enter__(self) -> PageTrace:
@@ -94,6 +97,7 @@ class PageTrace:
     def record(self) -> Iterator[list[Touch]]:
         """Record while the block runs; the list is filled when it ends."""
         touches: list[Touch] = []
+        self.threads = []
         (self._instance / "trace").write_text("")
         (self._instance / _EVENT / "enable").write_text("1")
         try:
@@ -109,6 +113,7 @@ class PageTrace:
         with (self._instance / "trace").open() as file:
             for line in file:
                 if found := _LINE.search(line):
-                    first = int(found[2]) // 4096
-                    inode = int(found[1], 16)
-                    touches += [(inode, first + at) for at in range(1 << int(found[3]))]
+                    first, count = int(found[3]) // 4096, 1 << int(found[4])
+                    inode = int(found[2], 16)
+                    touches += [(inode, first + at) for at in range(count)]
+                    self.threads += [int(found[1])] * count

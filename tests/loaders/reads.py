@@ -81,6 +81,11 @@ def tensors_of(pages: Iterable[Place], headers: Mapping[str, Header]) -> list[st
     return list(dict.fromkeys(tensor for tensor in own if tensor is not None))
 
 
+def without(tensors: Iterable[str], end: str | None) -> list[str]:
+    """Return tensors but for those with this end of their names."""
+    return [name for name in tensors if end is None or not name.endswith(end)]
+
+
 def packed(pages: Iterable[int]) -> list[list[int]]:
     """Return numbers of pages as runs."""
     runs: list[list[int]] = []

@@ -33,6 +33,7 @@ class Rank:
         from vllm.engine.arg_utils import EngineArgs
         from vllm.model_executor.model_loader.utils import initialize_model
 
+        chosen: dict[str, Any] = {"dtype": "bfloat16", **options}
         arguments = EngineArgs(
             directory,
             tensor_parallel_size=tp,
@@ -40,9 +41,8 @@ class Rank:
             enable_expert_parallel=ep,
             skip_tokenizer_init=True,
             enforce_eager=True,
-            dtype="bfloat16",
             max_model_len=64,
-            **options,
+            **chosen,
         )
         self.config = arguments.create_engine_config()
         self.config.parallel_config.rank = self.rank
@@ -53,7 +53,7 @@ class Rank:
             )
             distributed.initialize_model_parallel(tp, pp)
             with torch.device("cpu"):
-                torch.set_default_dtype(torch.bfloat16)
+                torch.set_default_dtype(getattr(torch, chosen["dtype"]))
                 self.model = initialize_model(self.config)
 
     def load(self) -> None:
@@ -74,6 +74,18 @@ class Rank:
         gc.collect()
 
 
+def emulate() -> None:
+    """Have vLLM take NVFP4 layers on the CPU by its own emulation, as it does on old GPUs.
+
+    It refuses them otherwise, since it lists no kernel for CPUs.  Nothing is computed here; how
+    weights are loaded does not hang on the kernel.
+    """
+    from vllm.model_executor.kernels import linear
+    from vllm.platforms import PlatformEnum
+
+    linear.register_linear_kernel(linear.EmulationNvFp4LinearKernel, PlatformEnum.CPU, "nvfp4")
+
+
 def main() -> None:
     """Answer until the standard input ends."""
     answers = os.fdopen(os.dup(1), "w")
@@ -84,6 +96,8 @@ def main() -> None:
         error = ""
         try:
             if "build" in request:
+                if rank.model is None and "nvfp4" in request["build"]:
+                    emulate()
                 rank.build(request.pop("build"), **request)
             elif "load" in request:
                 rank.load()
