@@ -95,7 +95,12 @@ def look(
         fd, size = _opened(path)
         try:
             pages = resident_pages_or_none(fd)
-            known = ask(path) if pages is None else min(pages * PAGE_SIZE, size)
+            if pages is None:
+                known = ask(path)
+            else:
+                known = pages * PAGE_SIZE
+                if known > size:  # the last page is not full
+                    known = size
             files.append(Resident(name, size, known))
             if tensors:
                 try:

@@ -93,9 +93,13 @@ def cachestat(fd: int, offset: int = 0, length: int = 0) -> CacheStat:
     )
 
 
+#: All of a file: what is asked most, and nobody changes it.
+_ALL = _Range(0, 0)
+
+
 def _ask(fd: int, offset: int, length: int) -> _Stat:
     """Call cachestat(2); raises as cachestat() does."""
-    wanted, answer = _Range(offset, length), _Stat()
+    wanted, answer = _Range(offset, length) if offset or length else _ALL, _Stat()
     if _libc.syscall(_SYS_CACHESTAT, fd, wanted, answer, 0) != 0:
         code = ctypes.get_errno()
         if code in (errno.ENOSYS, errno.EPERM):

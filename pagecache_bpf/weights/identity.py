@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from dataclasses import dataclass
 
@@ -50,6 +49,8 @@ def identify(fd: int, size: int, start: int, length: int) -> str:
         EOFError: the file ends early.
         OSError: it cannot be read.
     """
+    import hashlib  # late: a model is looked for without it
+
     digest = hashlib.sha256()
     pieces = [(start, length)]
     if not length:

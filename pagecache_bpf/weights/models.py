@@ -8,7 +8,6 @@ it, what derives a template of it and what tags it all work from this one descri
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
 import stat
@@ -264,5 +263,7 @@ def _default_name(root: Path) -> str:
             break
     name = re.sub(r"[^A-Za-z0-9._+@/-]+", "_", base).lstrip("._+@/-") or "model"
     if len(name) > NAME_BYTES:  # keep what tells two long names apart
+        import hashlib  # which takes a third of the time that a look at a model does
+
         name = f"{name[: NAME_BYTES - 9]}-{hashlib.sha256(base.encode()).hexdigest()[:8]}"
     return name

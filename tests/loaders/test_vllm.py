@@ -24,7 +24,10 @@ _TP, _EP, _PP = (
 )
 CASES = [
     *((name, _TP) for name in checkpoints.MODELS),
-    *((name, _EP) for name in ("mixtral", "qwen3_moe", "deepseek_v2", "deepseek_v3", "olmoe")),
+    *(
+        (name, _EP)
+        for name in ("mixtral", "qwen3_moe", "deepseek_v2", "deepseek_v3", "olmoe", "gpt_oss")
+    ),
     *((name, _PP) for name in ("llama", "llama-tied", "mistral", "qwen2", "qwen3", "granite")),
     *((name, _PP) for name in ("glm4", "nemotron", "mixtral", "qwen3_moe", "gpt_oss")),
     ("deepseek_v3", _PP),
