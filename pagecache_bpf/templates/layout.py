@@ -24,6 +24,8 @@ from pagecache_bpf.templates.template import Template, counts, expanded, strides
 PIECE = 8 << 20
 #: Steps of a template that a policy's maps hold at most, where slices of rows are many.
 MAX_STEPS = 1 << 20
+#: Gaps that are that many times as long as what lies between them are never read along.
+_FAR_APART = 64
 #: Pages that are not worth an extent of their own.
 CRUMB = 16
 _SOURCE = {
@@ -194,7 +196,9 @@ def _single_ranges(extents: Array, page_size: int) -> Array:
     """Return extents of which none is strided, at most about MAX_STEPS of them.
 
     Rows whose gaps have no whole page become one range, since their pages are neighbors.  Where the
-    rest would be too many for a policy's maps, those with the smallest gaps are read along.
+    rest would be too many for a policy's maps, those with the smallest gaps are read along; ranges
+    so far apart that nearly all of it would be read for nothing (first bytes of tensors that
+    another rank has) are left to their reader instead.
     """
     many = counts(extents).astype(np.int64)
     if not np.any(many > 1):
@@ -207,12 +211,14 @@ def _single_ranges(extents: Array, page_size: int) -> Array:
     if over > 0:
         saved = np.cumsum(many[left] - 1)
         whole[left[: int(np.searchsorted(saved, over)) + 1]] = True
+    length = np.maximum(extents["length"].astype(np.int64), page_size)
+    apart = whole & (gaps > _FAR_APART * length)
     chosen = extents.copy()
     reach = strides(extents) * (counts(extents) - np.uint64(1)) + extents["length"]
     chosen["length"] = np.where(whole, reach, extents["length"])
     chosen["count"] = np.where(whole, 1, counts(extents))
     chosen["stride"] = np.where(whole, 0, strides(extents))
-    return expanded(chosen)
+    return expanded(chosen[~apart])
 
 
 def _shared(extents: Array) -> Array:

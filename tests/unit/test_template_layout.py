@@ -7,13 +7,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pagecache_bpf.kernel import abi
 from pagecache_bpf.templates import EXTENT, Template, TemplateFile
+from pagecache_bpf.templates import layout as layouts
 from pagecache_bpf.templates.intervals import Intervals
 from pagecache_bpf.templates.layout import Identity, Layout, lay_out
+from pagecache_bpf.templates.template import STRIDED
 
 PAGE = 4096
 PIECE = 2048  # pages
@@ -73,6 +76,19 @@ def test_parts_of_pages_are_whole_pages() -> None:
     layout = lay_out([("m", made)], page_size=PAGE)
     # Pages that touch are joined, and the last one was part of the first one's.
     assert steps_of(layout, 0) == [(0, 0, 3)]
+
+
+def test_where_steps_are_too_many_near_ranges_are_joined_and_far_ones_left_out(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    slices = (0, 0, 0, PAGE, 200 * PAGE, 200, 4 * PAGE)
+    first_bytes = (0, 1, 0, 1, 200, 200, 1 << 20)
+    files = tuple(TemplateFile(name, 200 << 20, 0, 0, DIGEST) for name in ("a", "b"))
+    extents = np.array([slices, first_bytes], STRIDED)
+    made = Template(files, ("rank 0",), extents, "derived", "test", 1)
+    assert len(steps_of(lay_out([("m", made)], page_size=PAGE), 0)) == 400
+    monkeypatch.setattr(layouts, "MAX_STEPS", 10)
+    assert steps_of(lay_out([("m", made)], page_size=PAGE), 0) == [(0, 0, 199 * 4 + 1)]
 
 
 def test_ranks_share_what_they_both_want() -> None:
