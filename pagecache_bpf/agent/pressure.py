@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pagecache_bpf.kernel.cgroups import unified_mount
+from pagecache_bpf.kernel.kernelfs import LIVE
 
 MACHINE = Path("/proc/pressure/memory")
 #: Tasks have stalled on memory for 100 ms of 2 s (in microseconds).  Other windows than multiples
@@ -100,8 +101,8 @@ class PressureWatch:
         if len(self._seen) >= MAX_CGROUPS:
             self._seen.clear()
         self._seen[pid] = now + AGAIN_SECONDS
-        with suppress(OSError, ValueError):
-            lines = Path(f"/proc/{pid}/cgroup").read_text().splitlines()
+        lines = (LIVE.read(f"/proc/{pid}/cgroup") or "").splitlines()
+        if lines:
             name = next((line[3:] for line in lines if line.startswith("0::")), "/")
             self.watch(self._cgroups / name.lstrip("/"))
 

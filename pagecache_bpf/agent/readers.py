@@ -16,7 +16,7 @@ from pathlib import Path
 
 from pagecache_bpf.agent.worker_process import WorkerPlace
 from pagecache_bpf.errors import UsageError
-from pagecache_bpf.kernel import cgroups
+from pagecache_bpf.kernel import cgroups, pid_namespace
 from pagecache_bpf.kernel.numa import nodes
 
 #: Of the host's memory this much stays free of prefetch: a share of it, and at least so much.
@@ -28,9 +28,6 @@ WINDOW_SHARE = 0.25
 STALE_SECONDS = 0.25
 #: A reader that has asked for nothing for so long is forgotten.
 FORGET_SECONDS = 60.0
-
-# /proc/self/ns/pid of the first PID namespace (PROC_PID_INIT_INO, include/linux/proc_ns.h).
-_INIT_PID_NS = 0xEFFFFFFC
 
 
 @dataclass
@@ -61,20 +58,6 @@ def host_window(memory: dict[str, int]) -> int:
     return int(max(0, memory.get("MemAvailable", 0) - floor) * WINDOW_SHARE)
 
 
-def sees_readers() -> bool:
-    """Tell whether process numbers of the kernel's events are those of this process's procfs.
-
-    Returns:
-        False in a PID namespace other than the first, as in most containers.
-
-    Source: PROC_PID_INIT_INO in include/linux/proc_ns.h.
-    """
-    try:
-        return os.stat("/proc/self/ns/pid").st_ino == _INIT_PID_NS
-    except OSError:
-        return False
-
-
 class Readers:
     """The readers, by process number, with what was last found out about each.
 
@@ -91,7 +74,7 @@ class Readers:
         self._changed = changed
         self._known: dict[int, Reader] = {}
         self._asked: dict[int, float] = {}
-        self.blind = not sees_readers()
+        self.blind = not pid_namespace.is_first()
         self._several_nodes = len(nodes()) > 1
         self._home: Path | None = None
         with suppress(UsageError):

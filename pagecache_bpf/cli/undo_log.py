@@ -24,6 +24,7 @@ from pagecache_bpf._run_dir import RUN_DIR
 from pagecache_bpf.cli.interrupts import deferred
 from pagecache_bpf.cli.output import Output, add_note
 from pagecache_bpf.errors import PagecacheError
+from pagecache_bpf.kernel.kernelfs import LIVE
 from pagecache_bpf.units import plural
 
 if TYPE_CHECKING:
@@ -357,7 +358,7 @@ def _lock_owner() -> int | None:
     """The process that has the lock, by /proc/locks; None where that does not tell."""
     with suppress(OSError, ValueError, IndexError):
         inode = str(PATH.stat().st_ino)
-        for line in Path("/proc/locks").read_text(encoding="ascii").splitlines():
+        for line in (LIVE.read("/proc/locks") or "").splitlines():
             words = line.split()
             if words[1] == "FLOCK" and words[5].split(":")[-1] == inode:
                 return int(words[4])

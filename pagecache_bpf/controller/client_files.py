@@ -9,7 +9,6 @@ import stat
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 
 from pagecache_bpf.errors import PrivilegeError, UsageError
 from pagecache_bpf.ipc.public_protocol import TEMPLATE_BYTES
@@ -74,7 +73,7 @@ def mounts_for(connection: Connection) -> MountTable | None:
 
 def _mount_of(fd: int) -> str:
     """The number of the mount below which a file was opened; empty if there is none."""
-    for line in Path(f"/proc/self/fdinfo/{fd}").read_text().splitlines():
+    for line in (LIVE.read(f"/proc/self/fdinfo/{fd}") or "").splitlines():
         name, _, value = line.partition(":")
         if name == "mnt_id":
             return value.strip()

@@ -15,9 +15,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from pagecache_bpf.agent.readers import sees_readers
 from pagecache_bpf.controller.engine_control import AGENT, EngineControl
 from pagecache_bpf.errors import PagecacheError
+from pagecache_bpf.kernel import pid_namespace
 from pagecache_bpf.kernel.bpf_maps import BpfMap
 from pagecache_bpf.kernel.numa import nodes
 from pagecache_bpf.policy import loader
@@ -41,7 +41,7 @@ class NodeHints:
 
     def give(self, load: str, pid: int, policy: str, engine: str, node: int | None) -> bool:
         """Write the hint of a load; False: there is none to write, or it cannot be."""
-        if node is None or not sees_readers():  # the programs know the host's numbers
+        if node is None or not pid_namespace.is_first():  # the programs know the host's numbers
             return False
         with self._lock:
             self._loads.setdefault(pid, {})[load] = policy

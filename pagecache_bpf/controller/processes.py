@@ -21,6 +21,7 @@ from typing import Any
 
 from pagecache_bpf.errors import UnsupportedError
 from pagecache_bpf.ipc.peer import has_ended
+from pagecache_bpf.kernel import pid_namespace
 from pagecache_bpf.kernel.classic_bpf import EQUAL, LOAD, RETURN, FilterProgram
 from pagecache_bpf.kernel.kernelfs import LIVE
 
@@ -30,7 +31,6 @@ _log = logging.getLogger(__name__)
 _SO_ATTACH_FILTER = 26  # include/uapi/asm-generic/socket.h
 _WHAT_OFFSET = 36  # struct nlmsghdr, struct cn_msg; then proc_event.what
 _EXIT = 0x80000000  # PROC_EVENT_EXIT in include/uapi/linux/cn_proc.h
-_INIT_PIDNS = 0xEFFFFFFC  # PROC_PID_INIT_INO in include/linux/proc_ns.h
 
 
 class Process:
@@ -189,7 +189,7 @@ class ExitEvents:
 
     def __init__(self) -> None:
         what = "process events cannot be had"
-        if os.stat("/proc/self/ns/pid").st_ino != _INIT_PIDNS:
+        if not pid_namespace.is_first():
             raise UnsupportedError(what, "this is not the first PID namespace")
         try:
             from pyroute2.netlink.connector.cn_proc import ProcEventSocket

@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 from pagecache_bpf.errors import PagecacheError
 from pagecache_bpf.ipc import wire
 from pagecache_bpf.ipc.peer import credentials
+from pagecache_bpf.kernel.kernelfs import LIVE
 
 #: For an answer to come, in seconds.
 SECONDS = 60.0
@@ -242,8 +243,5 @@ def is_stopped(pid: int) -> bool:
 
     Source: proc(5), state T or t in /proc/PID/stat.
     """
-    try:
-        status = Path(f"/proc/{pid}/stat").read_bytes()
-    except OSError:
-        return False
+    status = LIVE.read_bytes(f"/proc/{pid}/stat") or b""
     return status.rpartition(b")")[2].split()[:1] in ([b"T"], [b"t"])

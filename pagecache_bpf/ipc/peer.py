@@ -17,6 +17,7 @@ from contextlib import suppress
 from typing import TypeVar
 
 from pagecache_bpf.errors import UsageError
+from pagecache_bpf.kernel.kernelfs import LIVE
 
 T = TypeVar("T")
 _SO_PEERPIDFD = 77  # include/uapi/asm-generic/socket.h, since 6.5 (commit 7b26952a91cf)
@@ -178,8 +179,7 @@ def _pidfd(connection: socket.socket, pid: int, uid: int) -> int:
 
 def _users_of(pid: int) -> set[int]:
     """Return the real, effective, saved and file system user of a process."""
-    with open(f"/proc/{pid}/status", encoding="ascii", errors="replace") as file:
-        for line in file:
-            if line.startswith("Uid:"):
-                return set(map(int, line.split()[1:]))
+    for line in (LIVE.read(f"/proc/{pid}/status") or "").splitlines():
+        if line.startswith("Uid:"):
+            return set(map(int, line.split()[1:]))
     return set()

@@ -7,7 +7,8 @@ It knows numbers only; pagecache_bpf.topology knows accelerators and distances.
 from __future__ import annotations
 
 import os
-from pathlib import Path
+
+from pagecache_bpf.kernel.kernelfs import LIVE
 
 
 def nodes() -> list[int]:
@@ -16,10 +17,8 @@ def nodes() -> list[int]:
     Returns:
         Their numbers; one or none where there is nothing to choose.
     """
-    found = []
-    for path in Path("/sys/devices/system/node").glob("node[0-9]*"):
-        found.append(int(path.name.removeprefix("node")))
-    return sorted(found)
+    names = (name.removeprefix("node") for name in LIVE.entries("/sys/devices/system/node"))
+    return sorted(int(name) for name in names if name.isdigit())
 
 
 def cpus_of(node: int) -> str:
@@ -32,5 +31,5 @@ def cpus_of(node: int) -> str:
         The CPUs' numbers, separated by spaces.
     """
     allowed = os.sched_getaffinity(0)
-    cpus = {cpu for cpu in allowed if Path(f"/sys/devices/system/cpu/cpu{cpu}/node{node}").exists()}
+    cpus = {cpu for cpu in allowed if LIVE.exists(f"/sys/devices/system/cpu/cpu{cpu}/node{node}")}
     return " ".join(map(str, sorted(cpus or allowed)))

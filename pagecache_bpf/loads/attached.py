@@ -14,9 +14,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pagecache_bpf.agent.readers import sees_readers
 from pagecache_bpf.errors import PagecacheError, UsageError
-from pagecache_bpf.kernel import kmod
+from pagecache_bpf.kernel import kmod, pid_namespace
 from pagecache_bpf.kernel.control_device import PolicyStatus
 from pagecache_bpf.kernel.numa import nodes
 from pagecache_bpf.loads.reader_progress import blocked_seconds
@@ -213,7 +212,7 @@ class AttachedLoad:
         node = self._request.node
         if node is None or node not in nodes():
             return
-        if not sees_readers():
+        if not pid_namespace.is_first():
             self._notes.append("no hint of a node: this is not the host's PID namespace")
             return
         try:

@@ -13,9 +13,8 @@ from pathlib import Path
 
 from pagecache_bpf.agent import read_threads, worker
 from pagecache_bpf.errors import UsageError
+from pagecache_bpf.kernel.file_pages import PAGE_SIZE
 from pagecache_bpf.loads.unprivileged_window import free_memory
-
-_PAGE = os.sysconf("SC_PAGE_SIZE")
 
 
 def wanted(
@@ -46,7 +45,7 @@ def wanted(
                     f"bytes {offset} to {offset + length} do not lie in {path}",
                     f"it has {size} bytes",
                 )
-            start = offset // _PAGE * _PAGE
+            start = offset // PAGE_SIZE * PAGE_SIZE
             count = min(offset + length - start, left)
             if count > 0:
                 parts.append((start, count))

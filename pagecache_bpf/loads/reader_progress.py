@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from pagecache_bpf.kernel.file_pages import PAGE_SIZE
+from pagecache_bpf.kernel.kernelfs import LIVE
 from pagecache_bpf.kernel.process_tree import descendants
 
 _ENTRY = 8  # bytes of /proc/PID/pagemap a page
@@ -243,12 +244,12 @@ def blocked_seconds(skip: frozenset[int] = frozenset()) -> float | None:
     Source: proc(5), field 42 of /proc/PID/task/TID/stat, in clock ticks.
     """
     try:
-        if Path("/proc/sys/kernel/task_delayacct").read_text().strip() != "1":
+        if LIVE.read("/proc/sys/kernel/task_delayacct") != "1":
             return None
         ticks = 0
-        for tid in os.listdir("/proc/self/task"):
+        for tid in LIVE.entries("/proc/self/task"):
             if int(tid) not in skip:
-                text = Path(f"/proc/self/task/{tid}/stat").read_text()
+                text = LIVE.read(f"/proc/self/task/{tid}/stat") or ""
                 ticks += int(text.rpartition(")")[2].split()[39])
     except (OSError, ValueError, IndexError):
         return None

@@ -7,15 +7,15 @@ import ctypes
 import mmap
 import os
 import tempfile
-from pathlib import Path
 
 from pagecache_bpf.kernel.file_pages import PAGE_SIZE, mapped
+from pagecache_bpf.kernel.kernelfs import LIVE
 
 _BYTES = 4 << 20
 _HUGE = 2 << 20
 _PLACES = ("/var/tmp", "/tmp")
 _PRESENT = 1 << 63  # bit of /proc/PID/pagemap
-_WINDOW = Path("/sys/kernel/debug/fault_around_bytes")
+_WINDOW = "/sys/kernel/debug/fault_around_bytes"
 
 
 def maps_whole_folios() -> bool:
@@ -27,10 +27,8 @@ def maps_whole_folios() -> bool:
     Returns:
         Whether it does; False where that cannot be found out.
     """
-    try:
-        window = int(_WINDOW.read_text())
-    except (OSError, ValueError):
-        window = 64 << 10
+    text = LIVE.read(_WINDOW) or ""
+    window = int(text) if text.isdigit() else 64 << 10
     for directory in _PLACES:
         try:
             with tempfile.TemporaryFile(dir=directory, buffering=0) as file:

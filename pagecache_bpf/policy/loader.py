@@ -38,6 +38,7 @@ from pagecache_bpf.errors import (
 from pagecache_bpf.kernel import bpf_object, libbpf
 from pagecache_bpf.kernel.btf import Btf, Variable
 from pagecache_bpf.kernel.control_device import Device, ExitRecord
+from pagecache_bpf.kernel.kernelfs import LIVE
 from pagecache_bpf.policy.catalog import RODATA, PolicyInfo, check_knobs, knob_tags
 
 BPFFS = Path("/sys/fs/bpf")
@@ -428,8 +429,7 @@ def _locked() -> Iterator[None]:
 
 def _mount_bpffs() -> None:
     """Mount bpffs for root alone, unless it is mounted.  Raises UnsupportedError."""
-    mounts = Path("/proc/self/mounts").read_text(encoding="utf-8", errors="replace")
-    kinds = [words[2] for line in mounts.splitlines() if (words := line.split())[1] == str(BPFFS)]
+    kinds = [mount.fstype for mount in LIVE.mounts() if mount.target == str(BPFFS)]
     if kinds and kinds[-1] == "bpf":
         return
     libc = ctypes.CDLL(None, use_errno=True)

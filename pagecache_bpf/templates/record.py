@@ -19,6 +19,7 @@ import numpy as np
 
 from pagecache_bpf.errors import PagecacheError, UsageError
 from pagecache_bpf.kernel.file_pages import PAGE_SIZE
+from pagecache_bpf.kernel.kernelfs import LIVE
 from pagecache_bpf.templates.intervals import Intervals
 from pagecache_bpf.templates.template import (
     EXTENT,
@@ -141,10 +142,7 @@ def _extents(runs: Sequence[_Run], sizes: Sequence[int]) -> list[tuple[int, int,
 
 def _name_of(tgid: int) -> str:
     """Return the name of a process, or "process" if it has ended."""
-    try:
-        return Path(f"/proc/{tgid}/comm").read_text(errors="replace").strip()
-    except OSError:
-        return "process"
+    return LIVE.read(f"/proc/{tgid}/comm") or "process"
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from pagecache_bpf.controller.node_hints import NodeHints
 from pagecache_bpf.controller.prefetch_queues import PrefetchQueues
 from pagecache_bpf.controller.watchdog import PATIENCE_SECONDS, Watchdog
 from pagecache_bpf.ipc.user_queues import UserQueues
-from pagecache_bpf.kernel import bpf_maps
+from pagecache_bpf.kernel import bpf_maps, pid_namespace
 from pagecache_bpf.kernel.file_key import key_of
 from tests.vm.kernel import wait_for
 
@@ -139,7 +139,7 @@ class Hinted:
 
 
 def test_a_hint_goes_with_the_last_load_of_its_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(node_hints, "sees_readers", lambda: True)
+    monkeypatch.setattr(pid_namespace, "is_first", lambda: True)
     agent = Hinted()
     engines: Any = SimpleNamespace(
         lock=threading.RLock(),
