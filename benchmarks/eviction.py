@@ -132,8 +132,8 @@ def _rounded(numbers: dict[str, float]) -> dict[str, float]:
 def says(row: schema.Row, default: schema.Row | None) -> str:
     """The number that the case is about, as a sentence for the table."""
     extra = row.extra
-    if "neighbour_share" in extra:
-        text = f"neighbour keeps {extra['neighbour_share']:.0%}"
+    if "neighbor_share" in extra:
+        text = f"neighbor keeps {extra['neighbor_share']:.0%}"
         if extra.get("unlimited_s") and row.median_s:
             text += f", load {row.median_s / extra['unlimited_s']:.2f}x of unlimited"
         return text

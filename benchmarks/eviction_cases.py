@@ -186,19 +186,19 @@ def cyclic_optimum(size: int, capacity: int, rounds: int = 5) -> int:
 
 
 def burn(lab: Lab, policy: str | None, limited: bool = True) -> Measured:
-    """A checkpoint twice the limit is loaded beside a neighbour's files of 40% of it."""
-    neighbour, path = lab.file("near.bin", lab.part(0.4)), lab.checkpoint("load", lab.part(2.0))
+    """A checkpoint twice the limit is loaded beside a neighbor's files of 40% of it."""
+    neighbor, path = lab.file("near.bin", lab.part(0.4)), lab.checkpoint("load", lab.part(2.0))
     with (
         attached(policy, {"load": [path]}, drop_behind=1, window_mib=4, budget_mib=8),
         lab.cgroup(limit=None if limited else 8 * lab.limit) as it,
     ):
-        it.scan([neighbour])
-        before = resident_bytes([neighbour])
+        it.scan([neighbor])
+        before = resident_bytes([neighbor])
         with _counted(lab) as count:
             seconds = it.scan([path])
             device, _ = count()
-        share = resident_bytes([neighbour]) / max(before, 1)
-    return Measured(device, path.stat().st_size, seconds, numbers={"neighbour_share": share})
+        share = resident_bytes([neighbor]) / max(before, 1)
+    return Measured(device, path.stat().st_size, seconds, numbers={"neighbor_share": share})
 
 
 def pin(lab: Lab, policy: str | None) -> Measured:

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Interleaved cold rounds: default, policy attached, detached again, and the device's limit.
 
-Devices and guests drift, so only neighbours in time are compared: each round runs every
+Devices and guests drift, so only neighbors in time are compared: each round runs every
 state and every loader once, cold each time, and the direct-I/O limit beside them.
 """
 

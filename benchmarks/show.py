@@ -183,15 +183,15 @@ def plot_residency(
     from matplotlib import pyplot
 
     matplotlib.rcParams["svg.hashsalt"] = "pagecache-bpf"  # the same input, the same file
-    colours = ("#8a8f98", "#1a7f4b", "#c2571a", "#2f5fb3")
+    colors = ("#8a8f98", "#1a7f4b", "#c2571a", "#2f5fb3")
     figure, axes = pyplot.subplots(figsize=(8, 4.2), layout="constrained")
     longest = max(ends_s.values())
-    for (name, samples), colour in zip(curves.items(), colours, strict=False):
+    for (name, samples), color in zip(curves.items(), colors, strict=False):
         end = ends_s[name]
         points = [(max(s.at_s, 0.0), s.resident / 1e6) for s in samples if s.at_s <= end]
         points.append((end, min(samples[-1].resident, total_bytes) / 1e6))
-        axes.plot(*zip(*points, strict=True), color=colour, linewidth=2)
-        axes.plot([end], [points[-1][1]], "o", color=colour)
+        axes.plot(*zip(*points, strict=True), color=color, linewidth=2)
+        axes.plot([end], [points[-1][1]], "o", color=color)
         left = end < longest / 2
         axes.annotate(
             f"{name}: {end:.1f} s",
@@ -199,7 +199,7 @@ def plot_residency(
             xytext=(-4 if left else 4, 8),
             textcoords="offset points",
             ha="left" if left else "right",
-            color=colour,
+            color=color,
             fontweight="bold",
         )
     axes.axhline(total_bytes / 1e6, color="#c9ccd1", linewidth=1, linestyle="--", zorder=0)

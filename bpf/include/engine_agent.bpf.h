@@ -9,7 +9,7 @@
  * called at the same moments, and an overriding answer is one more request.  Those moments are
  * made from what tracepoints tell: an access outside of what has been asked for counts as a miss
  * or a fault, and one that passes a place marked by pagecache_prefetch() as a marker.  Answered
- * markers and orders are not honoured; tracepoints do not know the open file, so one process has
+ * markers and orders are not honored; tracepoints do not know the open file, so one process has
  * one file_id per file.
  *
  * evict is never asked: only the module can answer reclaim.  pressure is asked by the agent, when

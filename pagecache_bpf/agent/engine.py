@@ -42,7 +42,7 @@ MAX_INFLIGHT_BYTES = 256 << 20
 #: The readers' memory is looked at so often; a window of 0 opens again only then.
 REFRESH_SECONDS = 0.5
 #: What a policy may ask for and this engine does not do.
-NOT_HONOURED = (
+NOT_HONORED = (
     "the kernel's own readahead goes on: an answer adds to it",
     "the marker and the folio order of an answer",
     "the exit hook and access_step_pages",
@@ -52,9 +52,9 @@ NOT_HONOURED = (
 _NOT_ASKED = {"evict": "the hook evict: nothing is kept from reclaim, which evicts as it likes"}
 
 
-def not_honoured(hooks: Iterable[str]) -> list[str]:
+def not_honored(hooks: Iterable[str]) -> list[str]:
     """What this engine does not do of what a policy with these hooks may ask for."""
-    return [*(text for hook, text in _NOT_ASKED.items() if hook in hooks), *NOT_HONOURED]
+    return [*(text for hook, text in _NOT_ASKED.items() if hook in hooks), *NOT_HONORED]
 
 
 class Agent:
@@ -234,12 +234,12 @@ class Agent:
             "refused_bytes": self._refused_bytes,
             "workers": self._pools.pids(),
             "depths": {device: tuner.depth for device, tuner in self._tuners.items()},
-            "not_honoured": self.not_honoured(),
+            "not_honored": self.not_honored(),
         }
 
-    def not_honoured(self) -> list[str]:
+    def not_honored(self) -> list[str]:
         """What a policy may ask for and is not done here, and what turned out not to work."""
-        found = not_honoured(self.info.hooks)
+        found = not_honored(self.info.hooks)
         if self._pressure:
             found += self._pressure.missing
         if self._readers.blind:

@@ -109,7 +109,7 @@ def idle() -> None:
 def test_streams_are_read_ahead(file: Path, how: str, piece: int, share: float) -> None:
     shown = done("attach", "sequential", "--engine", "agent", file, "--json").data
     assert not undocumented(shown, attach.JSON["attach"])
-    assert shown["engine"]["name"] == "agent" and shown["engine"]["not_honoured"]
+    assert shown["engine"]["name"] == "agent" and shown["engine"]["not_honored"]
     drop([file])
     read(file, how, piece)
     idle()

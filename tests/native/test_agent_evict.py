@@ -66,7 +66,7 @@ def test_the_stream_is_dropped_behind_the_reader(file: Path) -> None:
     assert not undocumented(data, status.JSON["status"])
     (policy,) = data["policies"]
     assert policy["gauges"] == {"granted_pages": 6 * 256} and policy["alarms"] == []
-    assert any("evict" in text for text in policy["not_honoured"])
+    assert any("evict" in text for text in policy["not_honored"])
     assert policy["counters"]["removed_bytes"] >= 12 * MIB
 
 
@@ -100,11 +100,11 @@ def test_what_attach_says_is_not_done(file: Path) -> None:
     data = attach("pin", file)
     engine = data["engine"]
     assert isinstance(engine, dict)
-    assert engine["not_honoured"][0].startswith("the hook evict")
+    assert engine["not_honored"][0].startswith("the hook evict")
     run("detach", "pin")
     engine = attach("sequential", file)["engine"]
     assert isinstance(engine, dict)
-    assert not any(text.startswith("the hook evict") for text in engine["not_honoured"])
+    assert not any(text.startswith("the hook evict") for text in engine["not_honored"])
 
 
 def test_pinned_pages_are_read_again(file: Path) -> None:
@@ -153,7 +153,7 @@ def test_hints_that_make_no_sense(file: Path) -> None:
     attach("kvcache", file)
     for words, says in (
         (["next_use", "piece=1", "due_ns=+1s"], "it takes file="),
-        (["next_use", f"file={file}", "piece=1", "colour=3"], "has no member colour"),
+        (["next_use", f"file={file}", "piece=1", "color=3"], "has no member color"),
         (["next_use", f"file={file}", "piece=1", "due_ns=soon"], "not a duration"),
         (["next_use", f"file={file}", "piece=x", "due_ns=+1s"], "takes a whole number"),
         (["next_use", f"file={file}0", "piece=1", "due_ns=+1s"], "cannot be opened"),

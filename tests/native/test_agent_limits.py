@@ -174,7 +174,7 @@ def test_the_headroom_of_the_readers_cgroup_is_respected(large: Path, cgroup: Pa
         used = cgroups.of_process(process.pid).levels[0].reclaimable
         assert used >= 0.95 * resident_pages(large) * PAGE_SIZE
         shown = done("status", "--json").data["policies"][0]
-        assert not any("could not be moved" in reason for reason in shown["not_honoured"])
+        assert not any("could not be moved" in reason for reason in shown["not_honored"])
     counters = policy().counters
     assert counters["prefetch_bytes"] > 16 * MIB
     # The fixture waits until the worker has left, and removes the cgroup.

@@ -81,7 +81,23 @@ def test_no_hosts_and_no_paths_of_a_machine() -> None:
     assert not found
 
 
-def test_every_source_names_its_licence() -> None:
+def test_english_is_american() -> None:
+    """One spelling can be searched for.  The changelog names keys that were renamed."""
+    # Put together here, so that this file does not contain them.
+    words = ["hon" + "our", "neighb" + "our", "behavi" + "our", "col" + "our", "licen" + "ce"]
+    mine = [
+        path for path in TRACKED if path.name != "CHANGELOG.md" and "LICENSES" not in path.parts
+    ]
+    found = [
+        (str(path.relative_to(ROOT)), word)
+        for path in mine
+        for word in words
+        if word in text(path).lower()
+    ]
+    assert not found
+
+
+def test_every_source_names_its_license() -> None:
     sources = [path for path in TRACKED if path.suffix in {".py", ".c", ".h", ".sh"}]
     without = [
         str(path.relative_to(ROOT))

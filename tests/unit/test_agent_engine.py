@@ -363,5 +363,5 @@ def test_the_end_takes_everything_along(kernel: Kernel, weights: int) -> None:
 
 
 def test_what_is_not_done_on_this_engine() -> None:
-    assert len(engine.not_honoured(["evict"])) == len(engine.not_honoured([])) + 1
-    assert "evict" in engine.not_honoured(["readahead", "evict"])[0]
+    assert len(engine.not_honored(["evict"])) == len(engine.not_honored([])) + 1
+    assert "evict" in engine.not_honored(["readahead", "evict"])[0]

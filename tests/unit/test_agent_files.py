@@ -27,7 +27,7 @@ def test_files_follow_in_the_order_they_are_tagged_in() -> None:
     assert sequence.add(tag("001", "other")) == (None, None)
 
 
-def test_one_that_goes_leaves_its_neighbours_beside_each_other() -> None:
+def test_one_that_goes_leaves_its_neighbors_beside_each_other() -> None:
     sequence = Sequence()
     tags = [tag(name) for name in "abc"]
     for file in tags:

@@ -22,14 +22,14 @@ VMLINUX = Path("/sys/kernel/btf/vmlinux")
 SOURCE = r"""
 typedef unsigned int u32;
 typedef long long s64;
-enum colour { RED = 3, GREEN, BLUE = 70 };
+enum color { RED = 3, GREEN, BLUE = 70 };
 struct inner { u32 a; char text[12]; };
 struct outer {
 	unsigned char first;
 	s64 second;
 	struct inner grid[3][2];
 	union { u32 number; char bytes[4]; };
-	enum colour colour;
+	enum color color;
 	u32 low : 3, high : 29;
 	struct outer *next;
 };
@@ -64,7 +64,7 @@ def test_layout_is_the_compilers(btf: Btf) -> None:
         "grid": (16, 96),
         "number": (112, 4),
         "bytes": (112, 4),
-        "colour": (116, 4),
+        "color": (116, 4),
         "next": (128, 8),
     }
 
@@ -77,7 +77,7 @@ def test_bit_fields_have_their_bits(btf: Btf) -> None:
 
 
 def test_enum_values(btf: Btf) -> None:
-    assert btf.enum_values(btf.require("colour", BtfKind.ENUM)) == {
+    assert btf.enum_values(btf.require("color", BtfKind.ENUM)) == {
         "RED": 3,
         "GREEN": 4,
         "BLUE": 70,

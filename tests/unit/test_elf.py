@@ -17,7 +17,7 @@ from pagecache_bpf.policy.compiler import find_clang
 
 SOURCE = r"""
 #define SEC(name) __attribute__((section(name), used))
-char licence[] SEC("license") = "GPL";
+char terms[] SEC("license") = "GPL";
 const volatile int first = 7;
 const volatile int second = 8;
 struct table { int (*one)(void); long number; int (*two)(void); };

@@ -55,7 +55,7 @@ def find(layout: Layout, span: int, page: int) -> int | None:
     return step if page < extent["end"] else None
 
 
-def test_order_neighbours_and_pieces() -> None:
+def test_order_neighbors_and_pieces() -> None:
     rows = [(0, 0, 100, 50), (0, 0, 150, 50), (0, 1, 0, 5000), (0, 0, 0, 100)]
     layout = lay_out([("m", template([200, 5000], rows))], page_size=PAGE)
     assert steps_of(layout, 0) == [
@@ -191,7 +191,7 @@ def check(layout: Layout, sizes: list[int], rows: list[tuple[int, int, int, int]
         }
         steps = steps_of(layout, consumer)
         pages = [(file, page) for file, start, end in steps for page in range(start, end)]
-        # Neighbours may share the page in which one ends and the other begins.
+        # Neighbors may share the page in which one ends and the other begins.
         assert set(pages) == wanted and len(pages) - len(wanted) <= len(steps)
         assert all(end - start <= PIECE for _, start, end in steps)
         first = int(layout.arrays["template_consumers"]["first_step"][consumer])

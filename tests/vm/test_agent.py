@@ -129,7 +129,7 @@ def test_pages_are_charged_to_the_reader_within_its_headroom(mount: Path, cgroup
             assert level.reclaimable >= 0.95 * resident(path) * PAGE_SIZE
             assert not any(
                 "could not be moved" in reason
-                for reason in agent.details()["sequential"]["not_honoured"]
+                for reason in agent.details()["sequential"]["not_honored"]
             )
         finally:
             process.kill()  # also when it is stopped: leaving the block waits for it

@@ -124,8 +124,8 @@ def test_a_role_switch_takes_effect_at_once(lab: Lab, lru: str) -> None:
 def test_a_load_burns_behind_itself(lab: Lab) -> None:
     default = cases.burn(lab, None)
     it = cases.burn(lab, cases.burner())
-    assert it.numbers["neighbour_share"] >= 0.95
-    assert default.numbers["neighbour_share"] < it.numbers["neighbour_share"]
+    assert it.numbers["neighbor_share"] >= 0.95
+    assert default.numbers["neighbor_share"] < it.numbers["neighbor_share"]
 
 
 def test_mru_searches_a_tree_with_half_the_reads(lab: Lab) -> None:

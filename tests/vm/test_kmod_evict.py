@@ -145,7 +145,7 @@ def test_keep_yields_to_whoever_needs_memory(
     assert memory.events("oom_kill") == 0
 
 
-def test_a_protected_neighbour_survives(
+def test_a_protected_neighbor_survives(
     lists: str, memory: Group, files: tuple[Path, Path], mount: Path
 ) -> None:
     """Two in a group at its limit: one keeps everything, the other is below its memory.low."""

@@ -66,7 +66,7 @@ JSON = {
         "policy.knobs.*": "each knob with its value",
         "engine.name": "struct_ops or agent",
         "engine.why": "why not a better one; empty for the best",
-        "engine.not_honoured[]": "what a policy may ask for and this engine does not do",
+        "engine.not_honored[]": "what a policy may ask for and this engine does not do",
         "engine.missing_tracepoints[]": "of engine agent: what this kernel does not have",
         "module_loaded_from": "the module file, null if it was loaded already or is not needed",
         **MODELS_JSON,
@@ -229,7 +229,7 @@ def run(args: argparse.Namespace, out: Output) -> int:
         "engine": {
             "name": engine.name,
             "why": engine.why,
-            "not_honoured": list(engine.not_honoured),
+            "not_honored": list(engine.not_honored),
             "missing_tracepoints": engine.missing,
         },
         "module_loaded_from": str(engine.loaded_from) if engine.loaded_from else None,
@@ -247,7 +247,7 @@ def run(args: argparse.Namespace, out: Output) -> int:
         rows.append(("engine", engine.name + (f" ({engine.why})" if engine.why else "")))
         if engine.missing:
             rows.append(("lacking", f"tracepoints {', '.join(engine.missing)}"))
-        rows += [("not done", text) for text in engine.not_honoured if text.startswith("the hook")]
+        rows += [("not done", text) for text in engine.not_honored if text.startswith("the hook")]
         rows += [("knob", f"{name} = {values[name]} {units[name]}".rstrip()) for name in knobs]
         rows += tagged_rows(tagging)
         rows += [("template", str(choice)) for choice in templates]
@@ -275,11 +275,11 @@ class Engine:
     hooks: tuple[str, ...] = ()
 
     @property
-    def not_honoured(self) -> tuple[str, ...]:
+    def not_honored(self) -> tuple[str, ...]:
         """What a policy may ask for and this engine does not do."""
-        from pagecache_bpf.agent.engine import not_honoured
+        from pagecache_bpf.agent.engine import not_honored
 
-        return tuple(not_honoured(self.hooks)) if self.name == "agent" else ()
+        return tuple(not_honored(self.hooks)) if self.name == "agent" else ()
 
 
 def _engine(wanted: str, info: PolicyInfo) -> Engine:

@@ -43,7 +43,7 @@ JSON = {
         **HELD_JSON,
         "policies[].name": "the policy",
         "policies[].engine": "struct_ops or agent",
-        "policies[].not_honoured[]": "what a policy may ask for and this engine does not do",
+        "policies[].not_honored[]": "what a policy may ask for and this engine does not do",
         "policies[].missing_tracepoints[]": "of engine agent: what this kernel does not have",
         "policies[].lost_requests": "of engine agent: requests that found the ring buffer full",
         "policies[].read_errors.*": "of engine agent: failed reads by errno",
@@ -156,7 +156,7 @@ def _attached(
     return {
         "name": policy.name,
         "engine": engine,
-        "not_honoured": details.get("not_honoured", []),
+        "not_honored": details.get("not_honored", []),
         "missing_tracepoints": details.get("missing", []),
         "lost_requests": details.get("lost", 0),
         "read_errors": details.get("errors", {}),
@@ -190,7 +190,7 @@ def _ended(
     return {
         "name": name,
         "engine": engine,
-        "not_honoured": [],
+        "not_honored": [],
         "missing_tracepoints": [],
         "lost_requests": 0,
         "read_errors": {},
