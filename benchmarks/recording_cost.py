@@ -1,11 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """What recording a load costs it: paired loads with and without a recorder beside them.
 
-Each round reads a file cold (readahead, or a policy on the engine that is named), warm, and through
-a mapping, each time once with a recorder and once without, in an order that turns; what counts is
-the reader's own time.  The recorder is the process that load(record=...) starts.  In a guest the
-module's engine is measured the same way: python -m benchmarks.guest -- python -m
-benchmarks.recording_cost --engine struct_ops.  Root only.  Writes build/bench/recording_cost.json.
+Each round reads a file cold (readahead, or a policy on the engine that is named) and warm: by the
+safetensors library, which takes and adds up each tensor, and by readers that do nothing else, with
+read() and with a byte of each page of a mapping.  Each time once with a recorder and once without,
+in an order that turns; what counts is the reader's own time.  The recorder is the process that
+load(record=...) starts.  In a guest the module's engine is measured the same way: python -m
+benchmarks.guest -- python -m benchmarks.recording_cost --engine struct_ops.  Root only.  Writes
+build/bench/recording_cost.json.
 """
 
 from __future__ import annotations
@@ -20,6 +22,9 @@ import tempfile
 import time
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+from safetensors.numpy import save_file
 
 from benchmarks import hosted
 from benchmarks.cachestat import drop, resident_bytes
@@ -50,8 +55,18 @@ with mmap.mmap(fd, 0, prot=mmap.PROT_READ) as mapping:
     print(time.perf_counter() - begun)
 """,
 }
+_READERS["safetensors"] = """
+import sys, time
+from safetensors import safe_open
+begun = time.perf_counter()
+with safe_open(sys.argv[1], framework="np") as file:
+    total = sum(float(file.get_tensor(name).sum()) for name in file.keys())
+print(time.perf_counter() - begun)
+"""
 #: Names of workloads: whether the file is cold, and which reader reads it.
 WORKLOADS = {
+    "cold, safetensors": (True, "safetensors"),
+    "warm, safetensors": (False, "safetensors"),
     "cold, read 1 MiB": (True, "read 1 MiB"),
     "cold, mmap": (True, "mmap"),
     "warm, read 1 MiB": (False, "read 1 MiB"),
@@ -101,11 +116,10 @@ def detach() -> None:
 
 def measure(options: argparse.Namespace, where: Path, say: hosted.Say) -> dict[str, Any]:
     """Measure all workloads in paired rounds."""
-    path, output = where / "model.bin", where / "load.pcrec"
-    with path.open("wb") as out:
-        for _ in range(options.size):
-            out.write(os.urandom(_MIB))
-        os.fsync(out.fileno())
+    path, output = where / "model.safetensors", where / "load.pcrec"
+    tensor = np.random.default_rng(1).random((16, _MIB // 4), np.float32)  # of 16 MiB
+    save_file({f"t{number}": tensor for number in range(options.size // 16)}, path)
+    os.sync()
     model = resolve(str(path))
     rows: dict[str, dict[str, Any]] = {
         name: {"without_s": [], "recorded_s": []} for name in WORKLOADS

@@ -42,7 +42,7 @@ def of_model(
     if policy:
         followed = _followed(model, policy)
         if followed is not None:
-            return _bounded(followed, cell_bytes)
+            return bounded(followed, cell_bytes)
     from pagecache_bpf import templates
     from pagecache_bpf.templates import fit
 
@@ -57,7 +57,7 @@ def of_model(
     table["consumer"], table["file"] = extents["consumer"], number
     table["offset"], table["bytes"] = extents["offset"], extents["length"]
     name = f"{found.source}: {found.loader}" if found.loader else found.source
-    return _bounded(ExpectedOrder(name, table[number >= 0]), cell_bytes)
+    return bounded(ExpectedOrder(name, table[number >= 0]), cell_bytes)
 
 
 def _numbers(files: Sequence[Path], places: Sequence[Path]) -> npt.NDArray[np.int64]:
@@ -92,8 +92,18 @@ def _followed(model: Model, policy: str) -> ExpectedOrder | None:
     return None
 
 
-def _bounded(order: ExpectedOrder, cell_bytes: int) -> ExpectedOrder:
-    """Return an order with neighbors within a cell joined, and no more ranges than are kept."""
+def bounded(order: ExpectedOrder, cell_bytes: int) -> ExpectedOrder:
+    """Join the ranges of an order as far as a recording tells no more.
+
+    Args:
+        order: the order of a template.
+        cell_bytes: the size of a cell of the recording.
+
+    Returns:
+        The order with neighbors within a cell joined, and about MAX_RANGES ranges at most: the
+        rest is joined with the range before it.  No byte is lost, and each consumer keeps its
+        first range.
+    """
     table: Any = order.ranges
     if not len(table):
         return order

@@ -21,7 +21,8 @@ import pagecache_bpf
 from pagecache_bpf.errors import PagecacheError, UsageError
 from pagecache_bpf.kernel.process_tree import descendants
 from pagecache_bpf.recording import format
-from pagecache_bpf.recording.format import COUNTERS, Recording
+from pagecache_bpf.recording.expected_order import MAX_RANGES, bounded
+from pagecache_bpf.recording.format import COUNTERS, EXPECTED, ExpectedOrder, Recording
 from pagecache_bpf.recording.phases import VARIABLE, PhaseListener, taken_from
 from pagecache_bpf.recording.recorder import CELLS, EventSums, cell_pages
 from tests.unit.command import NOBODY, ROOT, environment, run
@@ -59,6 +60,21 @@ def test_the_first_recordings_had_no_template(tmp_path: Path) -> None:
     found = format.read(path)
     assert found.expected.source == "" and not len(found.expected.ranges)
     assert found.total("miss_bytes") == 5 * MIB
+
+
+@pytest.mark.parametrize(("consumers", "cell"), [(1, 1), (8, 1), (8, 1 << 20)])
+def test_a_large_template_takes_little_room(consumers: int, cell: int) -> None:
+    count = 300_007
+    table = np.zeros(count, EXPECTED)
+    table["consumer"] = np.sort(np.arange(count) % consumers)
+    table["offset"], table["bytes"] = np.arange(count) * 4099, 4099
+    order = bounded(ExpectedOrder("large", table), cell)
+    assert order.source == "large" and 1 < len(order.ranges) <= MAX_RANGES + consumers
+    for consumer in range(consumers):
+        before = table[table["consumer"] == consumer]
+        after = order.ranges[order.ranges["consumer"] == consumer]
+        assert after["bytes"].sum() == before["bytes"].sum()
+        assert after["offset"][0] == before["offset"][0]
 
 
 def test_anybody_can_ask_it_in_sql(tmp_path: Path) -> None:

@@ -50,10 +50,13 @@ def text_of(browser: Any, selector: str) -> str:
 
 
 def test_the_page_has_the_numbers_of_the_recording(shown: Callable[..., Any]) -> None:
-    browser = shown(load())
+    recording = load()
+    recording.lost = 7
+    browser = shown(recording)
     assert text_of(browser, "#title") == "tiny: first (sequential on agent)"
     summary = text_of(browser, "#summary")
     assert "12.0 MiB\nread by the load" in summary and "58.3%\nhit" in summary
+    assert "7 events were lost for lack of room: the numbers are too low." in summary
     assert "41.7%\nmissed" in summary and "5.0 ms\nwaited for I/O, all readers together" in summary
     assert len(browser.execute_script("return [...document.querySelectorAll('canvas')]")) == 4
 

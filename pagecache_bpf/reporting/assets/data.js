@@ -16,7 +16,7 @@ const STATE = [
   { text: "prefetched, not used yet", color: [204, 121, 167] },
   { text: "evicted", color: [240, 228, 66] }];
 const EVICTED = 3;
-const DEVICE = [110, 110, 130], ROOM = [0, 114, 178];
+const DEVICE = [128, 128, 152], ROOM = [0, 114, 178];
 
 const unpack = async (text, Type) => {
   const packed = Uint8Array.from(atob(text), (character) => character.charCodeAt(0));
