@@ -14,8 +14,11 @@ from pathlib import Path
 class PagecacheError(Exception):
     """Base of every error this package raises on purpose.
 
-    what: what was tried and failed; why: the cause; fix: the next step for the person reading;
-    docs: where to read more (a path below docs/).
+    Args:
+        what: what was tried and failed.
+        why: the cause.
+        fix: the next step for the person reading.
+        docs: where to read more (a path below docs/, with a section).
     """
 
     exit_code = 1
@@ -54,7 +57,12 @@ class NotAdmitted(PagecacheError):
 class PolicyRejected(PagecacheError):
     """The kernel refused a policy: the verifier, or the attachment.
 
-    log_path names the file with the verifier's whole log, if there is one.
+    Args:
+        what: what was tried and failed.
+        why: the cause.
+        fix: the next step for the person reading.
+        docs: where to read more (a path below docs/, with a section).
+        log_path: the file with the verifier's whole log; None: there is none.
     """
 
     def __init__(

@@ -60,9 +60,18 @@ def not_honored(hooks: Iterable[str]) -> list[str]:
 class Agent:
     """A policy at work.  A context manager: leaving it ends the policy.
 
-    started: is told each process that will read for it, this one too.  Raises PolicyRejected
-    (the verifier), UnsupportedError (no tracepoint to sit on, no libbpf), UsageError (knobs, a
-    damaged object).
+    Args:
+        info: what is known of the policy.
+        obj: its object file, compiled for this engine.
+        knobs: settings by name; what is not named has its default.
+        log_dir: where the verifier's log goes if it refuses; None: the run directory.
+        sizes: elements that maps must have room for, by name; None: as compiled.
+        started: called with each process that will read for it, this one too.
+
+    Raises:
+        PolicyRejected: the verifier refuses it, or its init fails.
+        UnsupportedError: there is no tracepoint to sit on, or no libbpf.
+        UsageError: a knob is wrong, or the object is damaged.
     """
 
     def __init__(

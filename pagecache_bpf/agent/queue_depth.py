@@ -51,7 +51,11 @@ class Depth:
 
 
 class Depths:
-    """Depths by device (MAJOR:MINOR), kept in a file of the run directory."""
+    """Depths by device (MAJOR:MINOR), kept in a file.
+
+    Args:
+        path: the file; None: depths.json in the run directory.  One that cannot be read is empty.
+    """
 
     def __init__(self, path: Path | None = None) -> None:
         self._path = path or RUN_DIR / "depths.json"

@@ -16,7 +16,11 @@ from types import FrameType
 
 
 class Terminated(BaseException):
-    """A signal other than SIGINT asked the command to end; SIGINT is a KeyboardInterrupt."""
+    """A signal other than SIGINT asked the command to end; SIGINT is a KeyboardInterrupt.
+
+    Args:
+        number: the signal's.
+    """
 
     def __init__(self, number: int) -> None:
         super().__init__(signal.Signals(number).name)

@@ -77,7 +77,12 @@ def _notes(error: BaseException) -> list[str]:
 
 
 class Output:
-    """Where a command's results and errors go."""
+    """Where a command's results and errors go.
+
+    Args:
+        json: print JSON: results on stdout, errors on stderr.
+        color: whether a terminal gets colors; NO_COLOR in the environment forbids them.
+    """
 
     def __init__(self, *, json: bool = False, color: bool = True) -> None:
         self.json = json

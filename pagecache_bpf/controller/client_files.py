@@ -35,7 +35,11 @@ class ClientFile:
 
 
 class MountTable:
-    """The mounts of this process and of a client's, to tell whose file system a file is on."""
+    """The mounts of this process and of a client's, to tell whose file system a file is on.
+
+    Args:
+        pid: the client's process, as this process's /proc has it; 0: only this process's mounts.
+    """
 
     def __init__(self, pid: int) -> None:
         self._here = _mountinfo("/proc/self/mountinfo")

@@ -56,7 +56,12 @@ _log = logging.getLogger(__name__)
 
 
 class Daemon:
-    """The parts, put together.  config: None on demand, without a public socket."""
+    """The parts of the controller, put together.
+
+    Args:
+        config: the configuration; None: one that runs on demand, without a public socket.
+        persist: take policies and tags up again after a restart, whatever the configuration says.
+    """
 
     def __init__(self, config: Config | None, persist: bool = False) -> None:
         self.config = config

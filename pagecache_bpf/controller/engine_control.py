@@ -51,7 +51,12 @@ class PlacedTag:
 
 
 class EngineControl:
-    """Every method takes the lock that the root socket's operations hold too."""
+    """Attaches, tags and looks up on both engines.
+
+    Args:
+        service: the policies of engine agent, in this process.
+        lock: what the root socket's operations hold, too; every method here takes it.
+    """
 
     def __init__(self, service: Service, lock: threading.RLock) -> None:
         self.service = service

@@ -25,6 +25,9 @@ class Leases:
     """Policies and tags by the connection that they end with.
 
     Its methods are called with the lock held that the service's operations take.
+
+    Args:
+        service: the policies of engine agent.
     """
 
     #: Operations of the service whose result can be leased.

@@ -51,7 +51,12 @@ class _Given:
 
 
 class LoadTemplates:
-    """What each policy has been given, and for which loads."""
+    """What I/O templates each policy has been given, and for which loads.
+
+    Args:
+        engines: gives them to policies.
+        inspectors: processes without rights that read headers and templates of clients.
+    """
 
     def __init__(self, engines: EngineControl, inspectors: Inspectors) -> None:
         self._engines, self._inspectors = engines, inspectors

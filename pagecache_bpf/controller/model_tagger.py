@@ -28,7 +28,12 @@ _ROOT = (0, True)  # whose the files of the configuration are
 
 
 class ModelTagger:
-    """Keeps the tags as the configuration wants them."""
+    """Keeps the tags as the configuration wants them.
+
+    Args:
+        engines: attaches policies and tags files.
+        ledger: has the budgets and the templates that models are claimed from.
+    """
 
     def __init__(self, engines: EngineControl, ledger: LoadLedger) -> None:
         self._engines, self._ledger = engines, ledger

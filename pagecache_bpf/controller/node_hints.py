@@ -32,7 +32,11 @@ def node_of(devices: Sequence[dict[str, Any]]) -> int | None:
 
 
 class NodeHints:
-    """What has been written: process -> loads with their policy."""
+    """Which NUMA node each process wants its pages on, as policies were told for its loads.
+
+    Args:
+        engines: has the policies that are told.
+    """
 
     def __init__(self, engines: EngineControl) -> None:
         self._engines = engines

@@ -63,10 +63,16 @@ class Process:
 
 
 class ProcessWatch:
-    """Calls `ended(pid)`, in a thread of its own, when a process that is watched has ended.
+    """Tells when a process that is watched has ended.  Its thread runs while anything is watched.
 
-    how: CONNECTOR or PIDFD; why: why not the connector.  The thread runs while anything is
-    watched.
+    Args:
+        ended: called with the number of a process, in the thread of the watch.
+        connector: whether to ask for the kernel's process events; without them a descriptor of each
+            process is polled.
+
+    Attributes:
+        how: CONNECTOR or PIDFD.
+        why: why not the connector; empty if it is.
     """
 
     def __init__(self, ended: Callable[[int], None], connector: bool = True) -> None:

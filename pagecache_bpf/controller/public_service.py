@@ -51,7 +51,13 @@ _log = logging.getLogger(__name__)
 
 
 class PublicService:
-    """Handler of the public socket.  settings is replaced as a whole when it is read again."""
+    """The handler of the public socket: what any user may ask of the controller.
+
+    Args:
+        ledger: the loads and budgets.
+        settings: the configuration; replaced as a whole when it is read again.
+        end: hangs up on a connection, from any thread.
+    """
 
     line_bytes = public_protocol.LINE_BYTES
     fds_per_message = public_protocol.FDS_PER_MESSAGE
@@ -60,7 +66,6 @@ class PublicService:
     def __init__(
         self, ledger: LoadLedger, settings: ResolvedConfig, end: Callable[[Connection], None]
     ) -> None:
-        """end: hangs up on a connection, from any thread."""
         self.settings = settings
         self.watch = ProcessWatch(self._process_ended)
         self._ledger = ledger

@@ -36,8 +36,13 @@ class ConfiguredModel:
 class ResolvedConfig:
     """A configuration and the models that it names, as their files are now.
 
-    policies: those of loads.policies that there are.  missing: sentences about models that were
-    not found; they are looked for again at a reload.
+    Args:
+        config: what was read; paths in it are looked at once, here.
+
+    Attributes:
+        policies: those of loads.policies that there are.
+        models: those that were found.
+        missing: sentences about models that were not; they are looked for again at a reload.
     """
 
     def __init__(self, config: Config) -> None:

@@ -37,7 +37,11 @@ def operation(changes: bool = False) -> Callable[[F], F]:
 
 
 class Operation:
-    """One operation: the bound method, and what its arguments have to be."""
+    """One operation: the bound method, and what its arguments have to be.
+
+    Args:
+        method: a method that is marked as an operation, with annotated parameters.
+    """
 
     def __init__(self, method: Callable[..., Mapping[str, Any]]) -> None:
         self._method = method

@@ -19,7 +19,9 @@ from pagecache_bpf.kernel.verifier_log import boil_down
 class ProgramsRefused(PagecacheError):
     """The kernel refuses the programs of an object.
 
-    Attributes:
+    Args:
+        name: what the object is, for people.
+        why: what the verifier says in short.
         log_path: where all that the verifier and libbpf have said was written; None: nowhere.
     """
 

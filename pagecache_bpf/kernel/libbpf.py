@@ -90,6 +90,9 @@ class ObjectMap:
     """A map of an open object, to be set up before it is loaded; valid while the object is.
 
     What is in a loaded one is read and written by kernel.bpf_maps.BpfMap, by its descriptor.
+
+    Args:
+        pointer: address of the struct bpf_map; Object.maps() gives it.
     """
 
     def __init__(self, pointer: int) -> None:
@@ -155,7 +158,11 @@ class ObjectMap:
 
 
 class Program:
-    """A program of an open object; valid while the object is."""
+    """A program of an open object; valid while the object is.
+
+    Args:
+        pointer: address of the struct bpf_program; Object.programs() gives it.
+    """
 
     def __init__(self, pointer: int) -> None:
         self._pointer = pointer
@@ -245,7 +252,11 @@ class RingBuffer:
 
 
 class Link:
-    """An attachment.  It ends when it is closed, unless it is pinned."""
+    """An attachment.  It ends when it is closed, unless it is pinned.
+
+    Args:
+        pointer: address of the struct bpf_link, which is this object's from now on.
+    """
 
     def __init__(self, pointer: int) -> None:
         self._pointer: int | None = pointer

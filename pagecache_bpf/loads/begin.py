@@ -24,7 +24,11 @@ _log = logging.getLogger(__name__)
 
 
 class UnservedLoad:
-    """A load that nothing serves: the kernel's own readahead goes on as ever."""
+    """A load that nothing serves: the kernel's own readahead goes on as ever.
+
+    Args:
+        report: what is told of it, with the reason; the same to its end.
+    """
 
     def __init__(self, report: Report) -> None:
         self._report = report

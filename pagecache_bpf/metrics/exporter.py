@@ -126,8 +126,10 @@ def take_all() -> StatsSnapshot:
 class Collector:
     """What the client library asks at each scrape.
 
-    warn: is told once when the engines cannot be read, and again after they could.  scores: gives
-    those of this node's models.
+    Args:
+        warn: told once when the engines cannot be read, and again after they could.
+        source: takes a snapshot of the counters.
+        scores: gives those of this node's models; None: /metrics has no scores.
     """
 
     def __init__(
@@ -186,12 +188,23 @@ def families(snapshot: StatsSnapshot | None) -> Iterator[Family]:
 class Exporter:
     """The running server.  A context manager: leaving it stops the server.
 
-    scores: of this node's models; with it, /scores and /readyz are served beside /metrics, to the
-    same readers.  score_metrics: /metrics has them, too.  Scoring reads the headers of models, so
-    a scrape does not do it unless it was asked to: it would be a reader, and leave pages behind.
+    Scoring reads the headers of models, so a scrape does not do it unless it was asked to: it would
+    be a reader, and leave pages behind.
 
-    Raises UnsupportedError (no prometheus_client), UsageError (the address, the files),
-    PrivilegeError (the port), PagecacheError (the port is taken).
+    Args:
+        address: host and port to listen on.
+        tls: certificates; None: plain HTTP.
+        allow_remote: listen on an address that other machines reach, also without TLS.
+        warn: called with a sentence when the engines cannot be read.
+        scores: of this node's models; with it, /scores and /readyz are served beside /metrics, to
+            the same readers.
+        score_metrics: whether /metrics has them, too.
+
+    Raises:
+        UnsupportedError: there is no prometheus_client.
+        UsageError: the address can be reached from elsewhere, or a file of TLS is wrong.
+        PrivilegeError: the port is below 1024.
+        PagecacheError: the port is taken.
     """
 
     def __init__(

@@ -64,7 +64,16 @@ def import_bcc() -> Any:
 
 
 class BccPrograms:
-    """As pagecache_bpf.observer.programs.Programs.  Raises UnsupportedError."""
+    """The observer's programs, compiled and run by BCC; used as observer.programs.Programs is.
+
+    Args:
+        moves: which cursor moves are told: 0, 1 or 2, as in bpf/include/observer_core.bpf.h.
+        without: tracepoints to leave out.
+        log_dir: where what the compiler says goes; None: the run directory.
+
+    Raises:
+        UnsupportedError: there is no BCC, or it or the kernel refuses the programs.
+    """
 
     backend = "bcc"
 

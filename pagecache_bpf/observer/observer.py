@@ -79,12 +79,16 @@ class _Model:
 class Observer:
     """Counts what the readers of tagged files find in the page cache.  A context manager.
 
-    moves: "off"; "limited", some cursor moves of each file; "all" of them, for recording.
-    without: tracepoints to do without, as if the kernel had none.
-    backend: "libbpf", or "bcc" for kernels without BTF; None: $PAGECACHE_BPF_BACKEND or libbpf.
-    grid: how finely a recording is to tell events apart; None: nothing is recorded.
+    Args:
+        moves: "off"; "limited", some cursor moves of each file; "all" of them, for recording.
+        without: tracepoints to do without, as if the kernel had none.
+        backend: "libbpf", or "bcc" for kernels without BTF; None: $PAGECACHE_BPF_BACKEND or libbpf.
+        log_dir: where the verifier's log goes if it refuses; None: the run directory.
+        grid: how finely a recording is to tell events apart; None: nothing is recorded.
 
-    Raises UnsupportedError (no tracepoint, no libbpf or BCC), PrivilegeError (not root).
+    Raises:
+        UnsupportedError: there is no tracepoint, no libbpf or no BCC.
+        PrivilegeError: this is not root.
     """
 
     def __init__(

@@ -102,10 +102,15 @@ def constants(moves: int, grid: RecordingGrid | None = None) -> dict[str, int]:
 class Programs:
     """The loaded and attached programs.
 
-    moves: 0, 1 or 2, as in bpf/include/observer_core.bpf.h.  without: tracepoints to leave out.
+    Args:
+        moves: which cursor moves are told: 0, 1 or 2, as in bpf/include/observer_core.bpf.h.
+        without: tracepoints to leave out.
+        log_dir: where the verifier's log goes if it refuses; None: the run directory.
+        grid: how finely a recording is to tell events apart; None: nothing is recorded.
 
-    Raises UnsupportedError where the kernel has not even the two tracepoints without which
-    nothing can be counted, or refuses the programs.
+    Raises:
+        UnsupportedError: the kernel has not even the two tracepoints without which nothing can be
+            counted, or it refuses the programs.
     """
 
     backend = "libbpf"

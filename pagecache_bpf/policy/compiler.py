@@ -38,7 +38,10 @@ _PROBE = "#if !__has_attribute(btf_decl_tag)\n#error too old\n#endif\n"
 class CompileError(PagecacheError):
     """The C of a policy is wrong.
 
-    Attributes:
+    Args:
+        what: which policy was not compiled.
+        why: the first error of the compiler.
+        fix: the next step for the person reading.
         log_path: the file with all that the compiler said; None: it was not kept.
     """
 

@@ -53,7 +53,12 @@ _Answer = TypeVar("_Answer")
 
 
 class Attachment:
-    """An attached policy.  A context manager: leaving it detaches the policy, unless pinned."""
+    """An attached policy.  A context manager: leaving it detaches the policy, unless it is pinned.
+
+    Args:
+        name: the policy's name.
+        link: its attachment; None: it is pinned.
+    """
 
     def __init__(self, name: str, link: libbpf.Link | None) -> None:
         self.name = name

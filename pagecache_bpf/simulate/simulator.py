@@ -84,8 +84,14 @@ def unit_for(trace: Trace) -> int:
 class Simulator:
     """A policy compiled for this process.
 
-    Raises UsageError, CompileError, UnsupportedError (no clang); PagecacheError when the policy
-    uses what the simulation does not have.
+    Args:
+        info: the policy; its source has to be at hand.
+
+    Raises:
+        UsageError: the source is not at hand.
+        CompileError: it is wrong.
+        UnsupportedError: there is no clang.
+        PagecacheError: the policy uses what the simulation does not have.
     """
 
     def __init__(self, info: PolicyInfo) -> None:
@@ -156,7 +162,14 @@ class Simulator:
 
 
 class Replay:
-    """One run.  A context manager: leaving it frees the model's memory."""
+    """One run.  A context manager: leaving it frees the model's memory.
+
+    Args:
+        library: the compiled policy, with memory that no other run has.
+        info: the policy.
+        trace: what is read.
+        unit: bytes of a page, a power of 2.
+    """
 
     def __init__(self, library: ctypes.CDLL, info: PolicyInfo, trace: Trace, unit: int) -> None:
         self.library, self.info, self.trace = library, info, trace
