@@ -54,7 +54,12 @@ class Load:
     """
 
     def __init__(self, shared: OpenLoad, request: LoadRequest) -> None:
-        """Take part in a load; load() does that."""
+        """Take part in a load; load() does that.
+
+        Args:
+            shared: the load, which others of this process may take part in, too.
+            request: what was asked for here; where it differs from the load's own, a note says so.
+        """
         self._shared = shared
         self._keep = request.keep
         self._done = False

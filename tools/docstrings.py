@@ -6,7 +6,8 @@ or `Yields:` stands where something is returned, `Raises:` names what the body r
 asked about public functions and methods only; ruff's D rules see to it that these have a docstring
 at all.  Not asked for are
 
-    names with an underscore in front, methods with two, functions inside of functions,
+    names with an underscore in front, methods with two but for constructors (whose parameters
+        the class describes, or `__init__` itself), functions inside of functions,
     what a property returns,
     `add_arguments` and `run` of a command: pagecache_bpf/cli/verbs/__init__.py describes both,
     files that another tool generates.
@@ -136,7 +137,7 @@ def public_functions(tree: ast.Module) -> dict[int, Public]:
                 visit([*node.body, *node.orelse], prefix)
             if not isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
                 continue
-            if node.name.startswith("_"):
+            if node.name.startswith("_") and not (prefix and node.name == "__init__"):
                 continue
             if isinstance(node, ast.ClassDef):
                 visit(node.body, f"{prefix}{node.name}.")

@@ -44,7 +44,12 @@ COMMON = (
 
 
 class Parser(argparse.ArgumentParser):
-    """An ArgumentParser that reports wrong use as every other error is reported."""
+    """An ArgumentParser that reports wrong use as every other error is reported.
+
+    Args:
+        args: as argparse.ArgumentParser takes them.
+        kwargs: as argparse.ArgumentParser takes them; options are not abbreviated by default.
+    """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         kwargs.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)

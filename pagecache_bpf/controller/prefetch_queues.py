@@ -51,7 +51,8 @@ class _Queued:
 class PrefetchQueues:
     """The users' queues; made when first needed.
 
-    started: told the number of each worker process, whose reads are no client's.
+    Args:
+        started: told the number of each worker process, whose reads are no client's.
     """
 
     def __init__(self, started: Callable[[int], None]) -> None:

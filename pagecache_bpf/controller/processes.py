@@ -191,7 +191,11 @@ class ProcessWatch:
 
 
 class ExitEvents:
-    """The kernel's process events, ends only.  Raises UnsupportedError where they cannot be had."""
+    """The kernel's process events, ends only.
+
+    Raises:
+        UnsupportedError: they cannot be had; the error says why.
+    """
 
     def __init__(self) -> None:
         what = "process events cannot be had"

@@ -27,8 +27,8 @@ class ControllerLoad:
             starting: tells when nobody waits for it any more.
 
         Raises:
-            PagecacheError: there is no controller, it refuses, or it has no engine to serve the
-                load with.
+            PagecacheError: there is no controller, or it refuses.
+            UnsupportedError: it has no engine to serve the load with.
             LoadOver: the load is over already.
             OSError: a file cannot be opened.
         """

@@ -84,6 +84,16 @@ def test_what_needs_no_sections(tmp_path: Path, source: str) -> None:
     assert findings(tmp_path, source) == []
 
 
+@pytest.mark.parametrize(
+    ("line", "findings_there"), [("", 1), ("\n\n    Args:\n        size: of it.\n    ", 0)]
+)
+def test_a_class_says_what_its_constructor_takes(
+    tmp_path: Path, line: str, findings_there: int
+) -> None:
+    source = f'class Item:\n    """An item.{line}"""\n    def __init__(self, size: int): ...\n'
+    assert len(findings(tmp_path, source)) == findings_there
+
+
 def test_what_a_handler_raises_again_is_found(tmp_path: Path) -> None:
     source = 'def f():\n    """Do it."""\n    try:\n        g()\n    except OSError: raise OSError'
     (found,) = findings(tmp_path, source)
