@@ -374,8 +374,9 @@ def residency(path: PathLike, *, tensors: bool = False) -> Residency:
 
 def _residency(model: Model, tensors: bool) -> Residency:
     from pagecache_bpf.explain.model_residency import look
+    from pagecache_bpf.loads.through_controller import residency_or_none
 
-    found = look(model, tensors, residency_through_controller)
+    found = look(model, tensors, residency_or_none)
     paths = zip(model.files, found.files, strict=True)
     return Residency(
         found.bytes,
@@ -385,20 +386,6 @@ def _residency(model: Model, tensors: bool) -> Residency:
         found.time_ns,
         lambda: _residency(model, tensors),
     )
-
-
-def residency_through_controller(path: Path) -> int | None:
-    """Ask the controller what of a file is cached, where the kernel does not tell this user.
-
-    Args:
-        path: the file; this user has to be able to open it.
-
-    Returns:
-        Bytes; None where no controller runs, or it does not say.
-    """
-    from pagecache_bpf.loads import through_controller
-
-    return guarded(lambda: through_controller.residency(path), None)
 
 
 def drop(path: PathLike) -> int | None:

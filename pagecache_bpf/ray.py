@@ -76,7 +76,12 @@ class RoutingStats:
         self._looks = 0
 
     def record(self) -> dict[str, Any]:
-        """Look, and return the statistics.  A model that cannot be looked at is left out."""
+        """Look at the models; Ray Serve asks for it again and again.
+
+        Returns:
+            Under SECONDS the seconds that a load of each model would take here now, by its name,
+            without those that cannot be looked at; under LOOK the number of this look.
+        """
         self._looks += 1
         seconds = {}
         for model, watch in self._watches.items():
@@ -245,6 +250,6 @@ def _look(path: str, speeds: Speeds | None) -> float | None:
 
 def _ask(path: Any) -> int | None:
     """Ask the controller of this node, where one runs, for files of other users."""
-    from pagecache_bpf.api import residency_through_controller
+    from pagecache_bpf.loads.through_controller import residency_or_none
 
-    return residency_through_controller(path)
+    return residency_or_none(path)

@@ -52,11 +52,11 @@ def watch_of(args: argparse.Namespace, paths: Sequence[str]) -> NodeWatch:
     Returns:
         The watch; it has looked at nothing yet.
     """
-    from pagecache_bpf.api import residency_through_controller
+    from pagecache_bpf.loads.through_controller import residency_or_none
     from pagecache_bpf.placement.node_watch import NodeWatch, Speeds
 
     speeds = Speeds(args.device_speed, args.host_to_device_speed, not args.no_probe)
-    return NodeWatch(paths, speeds=speeds, tagged=tagged_models, ask=residency_through_controller)
+    return NodeWatch(paths, speeds=speeds, tagged=tagged_models, ask=residency_or_none)
 
 
 def tagged_models() -> Iterable[Model]:

@@ -10,6 +10,7 @@ from typing import Any
 
 from pagecache_bpf.errors import UnsupportedError
 from pagecache_bpf.ipc.public_client import PublicClient
+from pagecache_bpf.loads.arguments import guarded
 from pagecache_bpf.loads.report import NONE, Report
 from pagecache_bpf.loads.request import LoadRequest, Starting, numbers
 from pagecache_bpf.loads.residency_snapshot import Snapshot, opened, resident_of
@@ -160,6 +161,18 @@ def residency(path: Path) -> int:
     """
     with PublicClient() as client, opened(path) as fd:
         return int(client.residency(fd)["resident_bytes"])
+
+
+def residency_or_none(path: Path) -> int | None:
+    """Ask the controller what of a file is cached, where the kernel does not tell this user.
+
+    Args:
+        path: the file; this user has to be able to open it.
+
+    Returns:
+        Bytes; None where no controller runs, or it does not say.
+    """
+    return guarded(lambda: residency(path), None)
 
 
 def drop(path: Path) -> int | None:

@@ -52,12 +52,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace, out: Output) -> int:
     """Look, and tell."""
-    from pagecache_bpf.api import residency_through_controller
     from pagecache_bpf.explain.model_residency import look
+    from pagecache_bpf.loads.through_controller import residency_or_none
     from pagecache_bpf.weights.models import resolve
 
     model = resolve(args.path)
-    found = look(model, args.tensors, residency_through_controller)
+    found = look(model, args.tensors, residency_or_none)
     data = {
         "model": model.name,
         "time_ns": found.time_ns,
