@@ -25,8 +25,8 @@ RUNNING := $(shell uname -r)
 KREL ?= $(GUEST_KREL)
 
 .PHONY: help deps build peers bpf policies kmod check format coverage docs docs-site fuzz mutate test test-unit test-native test-vm test-numa \
-	test-torch test-loaders test-ray test-old vm vm-shell vm-debug debug-kernel test-kernels demo bench wheel dist chart test-delivery install \
-	install-data uninstall clean
+	test-torch test-loaders test-ray test-old vm vm-shell vm-debug debug-kernel test-kernels demo demo-guest bench wheel dist chart \
+	test-delivery install install-data uninstall clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -233,8 +233,14 @@ test-kernels: build ## tests of the module on each kernel of docs/kernels.md, an
 			--junitxml=build/test/kernels/$$release.xml || status=$$?; \
 	done; $(PY) tools/kernel_matrix.py build/test/kernels/*.xml; exit $$status
 
-demo: build ## the main job on real input: cold loads, default against policy (SIZE=, MODEL=)
-	$(PY) -m benchmarks.demo
+# Installs nothing that only the guest or the tests use: no kernel image, no emulator.
+demo: ## the main job on real input, in 3 minutes: cold loads, default against policy (SIZE=, MODEL=)
+	$(Q)tools/deps.sh wheel demo
+	$(Q)$(MAKE) --no-print-directory policies
+	build/venv-demo/bin/python -m benchmarks.demo
+
+demo-guest: build ## the same with the module in a guest with a slow device, and the API (long)
+	$(PY) -m benchmarks.demo --guest
 
 # Their loaders need torch, which is large; nothing else here does.
 peers: ## other people's loaders, for `python -m benchmarks.cold_load --native` (large)

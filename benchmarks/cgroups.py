@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Memory cgroups (version 2) for benchmarks, and which of the kernel's two LRUs reclaims."""
+"""Memory cgroups for benchmarks, and which of the kernel's two LRUs reclaims.
+
+Version 2; where the memory controller is mounted by itself version 1, which limits a group alike.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +15,7 @@ from pathlib import Path
 from pagecache_bpf.errors import PagecacheError
 
 CGROUPS = Path("/sys/fs/cgroup")
+_VERSION_1 = CGROUPS / "memory"
 LRU_GEN = Path("/sys/kernel/mm/lru_gen/enabled")
 _ENTER = 'echo $$ >"$0/cgroup.procs" && exec "$@"'
 _SCAN = 'for f in "$@"; do dd if="$f" of=/dev/null bs=128k status=none || exit 1; done'
@@ -71,17 +75,19 @@ class Group:
 @contextmanager
 def group(name: str, max_bytes: int | None = None, parent: Path = CGROUPS) -> Iterator[Group]:
     """A group for the block.  Raises PagecacheError where there is no memory controller."""
+    first = parent == CGROUPS and (_VERSION_1 / "memory.limit_in_bytes").exists()
     control = parent / "cgroup.subtree_control"
-    path = parent / name
+    path = (_VERSION_1 if first else parent) / name
     try:
-        if "memory" not in control.read_text().split():
+        if not first and "memory" not in control.read_text().split():
             control.write_text("+memory")
         path.mkdir()
     except OSError as error:
         raise PagecacheError("no memory cgroup can be made", str(error)) from error
     try:
         if max_bytes is not None:
-            (path / "memory.max").write_text(str(max_bytes))
+            limit = "memory.limit_in_bytes" if first else "memory.max"
+            (path / limit).write_text(str(max_bytes))
         yield Group(path)
     finally:
         deadline = time.monotonic() + 20

@@ -3,33 +3,60 @@
 
 Loads a real checkpoint (all-MiniLM-L6-v2) and a generated Llama-shaped one, cold, by the
 unmodified safetensors library and by plain read(), with the kernel's own readahead, with the
-policy attached and with it detached again; each load checked byte for byte.  First on this
-machine's own kernel with engine agent, then in a guest with the module.  There the real one is then
-loaded by a user without root inside `with pagecache_bpf.load(path)`, as a server does when it
-starts, and the generated one with its layers backwards.  MODEL=dir loads your own checkpoint
-instead, SIZE=256M sizes the generated one.  Results and pictures go to build/demo/.
+policy attached and with it detached again, beside direct I/O; each load checked byte for byte.
+All of it on this machine's own kernel with engine agent; two more loads are recorded, and a page of
+them shows what went on.  MODEL=dir loads your own checkpoint instead, SIZE=256M sizes the generated
+one.
+
+`make demo-guest` (--guest) has the rest: the same in a guest with the module on a slow device;
+there the real one is then loaded by a user without root inside `with pagecache_bpf.load(path)`, as
+a server does when it starts, and the generated one with its layers backwards.  Results and
+pictures go to build/demo/.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
+import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from shutil import disk_usage
 
 from rich.console import Console
 
-from benchmarks import checkpoints, cold_load, hosted, memory, schema, show, startup
-from benchmarks.cachestat import Sample
+from benchmarks import (
+    checkpoints,
+    cold_load,
+    hosted,
+    memory,
+    native,
+    rounds,
+    schema,
+    show,
+    startup,
+)
+from benchmarks.cachestat import Sample, drop
+from benchmarks.control import CommandLine, pagecache_bpf
 from pagecache_bpf.errors import PagecacheError, PrivilegeError
 from pagecache_bpf.kernel.cgroups import host_memory
 from pagecache_bpf.weights.models import Model
 
 OUT = hosted.BUILD / "demo"
 _ROUNDS = 3
-_NATIVE_BYTES, _GUEST_BYTES = 2 << 30, 64 << 20
+_NATIVE_BYTES, _GUEST_BYTES = 1 << 30, 64 << 20
+#: What is recorded: every tensor of some files, by the safetensors library.
+_LOADER = """
+import sys
+import ml_dtypes
+from safetensors import safe_open
+for path in sys.argv[1:]:
+    with safe_open(path, framework="numpy") as file:
+        for name in file.keys():
+            file.get_tensor(name)
+"""
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -52,7 +79,7 @@ def make_parser() -> argparse.ArgumentParser:
         "--size",
         type=hosted.size_argument,
         default=env("SIZE") or None,
-        help="of the generated checkpoint (default: 2G here, as far as memory and disk allow, "
+        help="of the generated checkpoint (default: 1G here, as far as memory and disk allow, "
         "64M in the guest; environment: SIZE)",
     )
     parser.add_argument(
@@ -63,6 +90,7 @@ def make_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--policy", default="sequential")
     parser.add_argument("--fs", choices=("ext4", "xfs"), default="ext4")
+    parser.add_argument("--guest", action="store_true", help="in a guest with the module instead")
     return parser
 
 
@@ -78,9 +106,9 @@ def _arguments(options: argparse.Namespace, sources: list[Model]) -> list[str]:
 def _sources(options: argparse.Namespace, size: int, say: hosted.Say) -> list[Model]:
     if options.model is not None:
         return [checkpoints.load_dir(options.model)]
-    say(f"making a Llama-shaped checkpoint of {size >> 20} MiB")
+    say(f"making a Llama-shaped checkpoint of {size >> 20} MiB, 10 seconds a GiB, once")
     llama = _generated(size)
-    say("getting all-MiniLM-L6-v2")
+    say("getting all-MiniLM-L6-v2, 90 MB, once")
     return [llama, checkpoints.minilm(hosted.MODELS / "all-MiniLM-L6-v2")]
 
 
@@ -99,28 +127,49 @@ def native_size(wanted: int, memory: int, disk: int) -> int:
     return size
 
 
-def on_this_kernel(options: argparse.Namespace, say: hosted.Say) -> schema.Report | None:
-    """The native half; None, with the reason said, where this machine cannot do it."""
+def on_this_kernel(options: argparse.Namespace, say: hosted.Say) -> tuple[schema.Report, Model]:
+    """Measure on this machine's own kernel; returns the first of the models, too.
+
+    Raises PagecacheError where it cannot be done.
+    """
+    if os.geteuid() != 0:
+        raise PrivilegeError("only root can attach a policy", "", "sudo make demo")
     hosted.MODELS.mkdir(parents=True, exist_ok=True)
     free = host_memory().get("MemAvailable", 0)
     size = options.size or native_size(_NATIVE_BYTES, free, disk_usage(hosted.MODELS).free)
-    try:
-        if os.geteuid() != 0:
-            raise PrivilegeError("only root can attach a policy", "", "sudo make demo")
-        sources = _sources(options, size, say)
-        say("on this machine's own kernel: policy on tracepoints, its reads by the agent;")
-        say(f"    read_ahead_kb is {cold_load.READ_AHEAD_KB} for the time of it")
-        settings = cold_load.make_parser().parse_args(_arguments(options, sources))
-        return cold_load.run_native(settings, sources, with_peers=False)
-    except PagecacheError as error:
-        say("not on this machine's own kernel:")
-        for line in str(error).splitlines():
-            say(f"    {line}")
-        return None
+    sources = _sources(options, size, say)
+    say(f"cold loads, {options.rounds} rounds of default, policy and direct I/O: 1 to 2 minutes")
+    say(f"    policy {options.policy} on tracepoints, its reads by the agent; for the time of it")
+    say(f"    read_ahead_kb is {cold_load.READ_AHEAD_KB}")
+    settings = cold_load.make_parser().parse_args(_arguments(options, sources))
+    return cold_load.run_native(settings, sources, with_peers=False), sources[0]
+
+
+def recorded(options: argparse.Namespace, model: Model, say: hosted.Say) -> Path:
+    """Record two loads of a model, by default and with the policy; returns the page of them."""
+    say(f"recording two loads of {model.name} for the report page: 15 seconds")
+    files = [str(path) for path in model.files]
+    recordings = {state: OUT / f"{state}.pcrec" for state in ("default", options.policy)}
+    control = CommandLine("agent")
+    OUT.mkdir(parents=True, exist_ok=True)
+    with native.read_ahead(model.root, cold_load.READ_AHEAD_KB):
+        for state, output in recordings.items():
+            drop(model.files)
+            ours = state != "default"
+            with rounds.attached(control, state, model.root) if ours else nullcontext():
+                command = [sys.executable, "-m", "pagecache_bpf", "record", str(model.root)]
+                command += ["--output", str(output), "--", sys.executable, "-c", _LOADER, *files]
+                done = subprocess.run(command, capture_output=True, text=True)
+            if done.returncode != 0:
+                raise PagecacheError("a load could not be recorded", done.stderr.strip())
+    page = OUT / "report.html"
+    both = [str(recordings[options.policy]), "--compare", str(recordings["default"])]
+    pagecache_bpf("report", *both, "--output", str(page))
+    return page
 
 
 def in_the_guest(options: argparse.Namespace, say: hosted.Say) -> schema.Report:
-    """The other half: a stock kernel with the module, on a slow device."""
+    """Measure on a stock kernel with the module, on a slow device."""
     sources = _sources(options, options.size or _GUEST_BYTES, say)
     settings = cold_load.make_parser().parse_args(_arguments(options, sources))
     say("booting a guest with a stock kernel; it stands for a machine with a slow device:")
@@ -178,38 +227,55 @@ def summary(rows: Sequence[schema.Row]) -> list[str]:
 
 
 def main() -> int:
-    """Make the input ready, boot the guest, measure here and there, show."""
+    """Make the input ready, measure here or in a guest, show."""
     options = make_parser().parse_args()
     if options.rounds < 1:
         raise PagecacheError("no rounds, no result", f"ROUNDS is {options.rounds}", "Ask for 1")
     memory.with_huge_malloc()
     say = hosted.progress()
-    here = on_this_kernel(options, say)
-    there = in_the_guest(options, say)
-    started = start_up(options, say)
+    if options.guest:
+        return _show_guest(in_the_guest(options, say), start_up(options, say))
+    say("about 3 minutes: making the models, cold loads, a report page")
+    report, model = on_this_kernel(options, say)
+    page = recorded(options, model, say)
     say("done")
-    report = there
-    pictures = draw(there, OUT)
-    if here is not None:
-        pictures = draw(here, OUT, "residency-native") + pictures
-        report = schema.Report(here.machine | {"guest": there.machine}, here.rows + there.rows)
-    cold = report.rows
-    report = schema.Report(report.machine, cold + started.rows)
+    return _finish(report, [*draw(report, OUT, "residency-native"), page], lambda _: None)
+
+
+def _show_guest(there: schema.Report, started: schema.Report) -> int:
+    report = schema.Report(there.machine, there.rows + started.rows)
+    return _finish(
+        report,
+        draw(there, OUT),
+        lambda console: startup.print_startup(started, console),
+        there.rows,
+        "guest-results",
+    )
+
+
+def _finish(
+    report: schema.Report,
+    made: Sequence[Path],
+    more: Callable[[Console], None],
+    cold: Sequence[schema.Row] | None = None,
+    name: str = "results",
+) -> int:
+    loads = report.rows if cold is None else cold
 
     def display(console: Console) -> None:
         console.print()
-        console.print(show.one_table(cold, "Cold loads"))
-        console.print(show.verdict(cold))
+        console.print(show.one_table(loads, "Cold loads"))
+        console.print(show.verdict(loads))
         console.print()
-        for line in summary(cold):
+        for line in summary(loads):
             console.print(line, highlight=False)
         console.print()
-        startup.print_startup(started, console)
-        console.print()
-        for path in pictures:
-            console.print(f"picture: {path.relative_to(hosted.ROOT)}", highlight=False)
+        more(console)
+        for path in made:
+            what = "report page" if path.suffix == ".html" else "picture"
+            console.print(f"{what}: {path.relative_to(hosted.ROOT)}", highlight=False)
 
-    return hosted.finish(report, argparse.Namespace(out=OUT / "results.json", json=False), display)
+    return hosted.finish(report, argparse.Namespace(out=OUT / f"{name}.json", json=False), display)
 
 
 if __name__ == "__main__":

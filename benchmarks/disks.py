@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import time
 from pathlib import Path
 
 
@@ -21,3 +22,26 @@ def device_bytes_read(path: Path) -> int | None:
 def difference(before: int | None, after: int | None) -> int | None:
     """Bytes read between two counts; None if there is no device to count."""
     return None if before is None or after is None else after - before
+
+
+def settled_bytes_read(path: Path, quiet_s: float = 0.1, limit_s: float = 5.0) -> int | None:
+    """Bytes read so far, once nothing was read for a while.
+
+    What is read ahead of a reader that has ended is read all the same, and belongs to it.
+
+    Args:
+        path: a file on the device.
+        quiet_s: seconds without a read that end the wait.
+        limit_s: seconds after which it ends at the latest.
+
+    Returns:
+        The count; None without a device.
+    """
+    deadline = time.monotonic() + limit_s
+    count, since = device_bytes_read(path), time.monotonic()
+    while count is not None and time.monotonic() < min(deadline, since + quiet_s):
+        time.sleep(0.01)
+        now = device_bytes_read(path)
+        if now != count:
+            count, since = now, time.monotonic()
+    return count

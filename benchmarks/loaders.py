@@ -13,6 +13,7 @@ import mmap
 import os
 import struct
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -27,6 +28,7 @@ from safetensors import safe_open
 from benchmarks import memory
 from benchmarks.checkpoints import data_offsets, generate
 from benchmarks.directio import Plan, read_into, read_whole
+from benchmarks.disks import device_bytes_read, difference, settled_bytes_read
 from pagecache_bpf.errors import PagecacheError
 
 # Bytes of one read().  The size matters: for a read() larger than read_ahead_kb the kernel
@@ -34,6 +36,7 @@ from pagecache_bpf.errors import PagecacheError
 # what cat and cp use, and about what buffered readers in libraries use.
 _PIECE = 128 << 10
 _LARGE_PIECE = 1 << 20
+_BLOCK = 8 << 20
 _MAP_POPULATE = getattr(mmap, "MAP_POPULATE", 0x8000)
 
 # What a loader returns: per file, (offset in the file, the bytes it got from there), lazily:
@@ -46,7 +49,8 @@ class Outcome:
     """One round: the loader's seconds, the bytes it delivered, whether they were right.
 
     begun_s and ended_s are on CLOCK_MONOTONIC, to line up with residency samples.  device_bytes:
-    read meanwhile, where the process itself has counted them.
+    read meanwhile, where the process itself has counted them.  cpu_s: CPU seconds of the loader
+    alone, where they were measured.
     """
 
     seconds: float
@@ -55,6 +59,7 @@ class Outcome:
     begun_s: float
     ended_s: float
     device_bytes: int | None = None
+    cpu_s: float | None = None
 
 
 class Reference:
@@ -75,8 +80,13 @@ class Reference:
             true = np.frombuffer(content, np.uint8)
             for offset, piece in pieces:
                 got = np.frombuffer(piece, np.uint8)
-                if not np.array_equal(true[offset : offset + got.size], got):
+                if offset + got.size > true.size:
                     return False
+                # In blocks: the answer for each byte takes as much memory as the bytes.
+                for at in range(0, got.size, _BLOCK):
+                    part = got[at : at + _BLOCK]
+                    if not np.array_equal(true[offset + at : offset + at + part.size], part):
+                        return False
         return True
 
 
@@ -131,6 +141,50 @@ def _load_read(
     return load
 
 
+def _load_pread(
+    files: Sequence[Path],
+    sizes: Sequence[int],
+    piece: int = _LARGE_PIECE,
+    thread_count: int = 8,
+) -> Callable[[], Loaded]:
+    """Threads that take pieces in the order of the files, as several streamers do."""
+    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_POPULATE
+    buffers = [mmap.mmap(-1, max(size, 1), flags=flags) for size in sizes]
+
+    def load() -> Loaded:
+        fds = [os.open(path, os.O_RDONLY | os.O_CLOEXEC) for path in files]
+        work = iter([(n, at) for n, size in enumerate(sizes) for at in range(0, size, piece)])
+        lock = threading.Lock()
+        short: list[Path] = []
+
+        def read() -> None:
+            while True:
+                with lock:
+                    number, at = next(work, (-1, 0))
+                if number < 0:
+                    return
+                end = min(at + piece, sizes[number])
+                while at < end:
+                    got = os.preadv(fds[number], [memoryview(buffers[number])[at:end]], at)
+                    if got == 0:
+                        short.append(files[number])
+                        return
+                    at += got
+
+        threads = [threading.Thread(target=read) for _ in range(thread_count)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        for fd in fds:
+            os.close(fd)
+        if short:
+            raise PagecacheError(f"{short[0]} ended early")
+        return lambda: [[(0, memoryview(b)[:size])] for b, size in zip(buffers, sizes, strict=True)]
+
+    return load
+
+
 def _load_mmap(files: Sequence[Path], sizes: Sequence[int]) -> Callable[[], Loaded]:
     def load() -> Loaded:
         maps = []
@@ -150,6 +204,8 @@ LOADERS: dict[str, Callable[[Sequence[Path], Sequence[int]], Callable[[], Loaded
     "safe_open": _load_safe_open,
     "read": _load_read,
     "read_1m": partial(_load_read, piece=_LARGE_PIECE),
+    "read_16m": partial(_load_read, piece=16 * _LARGE_PIECE),
+    "pread_8": _load_pread,
     "mmap": _load_mmap,
 }
 
@@ -183,15 +239,42 @@ def in_child(work: Callable[[], Outcome], what: str) -> Outcome:
     return Outcome(**answer)
 
 
-def _measure(start: Callable[[], Loaded], reference: Reference, whole: bool) -> Outcome:
+def measure(
+    start: Callable[[], Loaded],
+    reference: Reference,
+    whole: bool,
+    enter: Callable[[], None] | None = None,
+    settle: bool = False,
+) -> Outcome:
+    """Time a load in this process and compare what it got.
+
+    Args:
+        start: loads.
+        reference: what the bytes have to be.
+        whole: every byte of the files has to be delivered.
+        enter: called when all memory is there and before the clock starts (it moves this process
+            into the memory cgroup whose page cache the load is to use).
+        settle: count the device's bytes here, before the comparison, which may read from the
+            files again; and until nothing is read any more.
+
+    Returns:
+        The load.
+    """
     memory.touch()
+    if enter:
+        enter()
+    before = device_bytes_read(reference.files[0]) if settle else None
+    cpu = time.process_time()
     begun = time.monotonic()
     loaded = start()
     ended = time.monotonic()
+    cpu = time.process_time() - cpu
+    after = settled_bytes_read(reference.files[0]) if settle else None
     pieces = loaded()
     got = sum(memoryview(piece).nbytes for file in pieces for _, piece in file)
     right = reference.matches(pieces) and (not whole or got == reference.size)
-    return Outcome(ended - begun, got, right, begun, ended)
+    read = difference(before, after)
+    return Outcome(ended - begun, got, right, begun, ended, read, cpu)
 
 
 def warm_up() -> None:
@@ -208,11 +291,14 @@ def run_loader(
     files: Sequence[Path],
     reference: Reference,
     warmer: Callable[[Sequence[Path]], Callable[[], None]] | None = None,
+    enter: Callable[[], None] | None = None,
+    settle: bool = False,
 ) -> Outcome:
     """One round of the loader `name` over `files`, in a process of its own.
 
-    warmer: started before the load and ended after it; its time counts (see peers.py). The
-    caller sees to the cache state. Raises PagecacheError when the loader fails.
+    warmer: started before the load and ended after it; its time counts (see peers.py).
+    enter, settle: see measure(). The caller sees to the cache state. Raises PagecacheError when
+    the loader fails.
     """
     sizes = [path.stat().st_size for path in files]
 
@@ -227,7 +313,7 @@ def run_loader(
             return loaded
 
         # safe_open delivers tensors, which leaves out headers; the others deliver all bytes.
-        return _measure(warmed, reference, whole=name != "safe_open")
+        return measure(warmed, reference, name != "safe_open", enter, settle)
 
     return in_child(work, f"loading with {name}")
 
@@ -247,6 +333,6 @@ def run_direct(
             buffers = start()
             return lambda: [[(0, buffer)] for buffer in buffers]
 
-        return _measure(load, reference, whole=True)
+        return measure(load, reference, whole=True)
 
     return in_child(work, f"direct I/O ({plan})")

@@ -1,10 +1,11 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: Apache-2.0
-# Install what is missing for one or more roles: deps.sh [wheel] [dist] [test], all by default.
+# Install what is missing for one or more roles: deps.sh [wheel] [demo] [dist] [test], all by default.
 #
 #   wheel  what `pip wheel .` and `make install` need: clang, make, Python's venv, libbpf >= 1.4
+#   demo   with wheel: a virtual environment in build/venv-demo
 #   dist   what the packages and the image need besides: debootstrap, buildah, lintian
-#   test   what building the module, testing and the demo need, with a virtual environment in
+#   test   what building the module, testing and the guest need, with a virtual environment in
 #          build/venv and, in build/deps, the Prometheus server
 #
 # PYTHON=/usr/bin/python3 names the Python that environments are made with.
@@ -244,21 +245,25 @@ prometheus() {
 	rm -rf build/prometheus
 }
 
+# environment DIRECTORY EXTRAS
 environment() {
-	local stamp=$VENV/.installed
+	local venv=$1 stamp=$1/.installed
 	if [ -e "$stamp" ] && [ ! pyproject.toml -nt "$stamp" ]; then
 		return
 	fi
-	say "making the virtual environment build/venv"
-	[ -x "$VENV/bin/python" ] || python3 -m venv "$VENV"
-	"$VENV/bin/python" -m pip install -q --disable-pip-version-check -e '.[all,test,demo,docs]' >&2
+	say "making the virtual environment ${venv#"$PWD/"}"
+	[ -x "$venv/bin/python" ] || "${PYTHON:-python3}" -m venv "$venv"
+	"$venv/bin/python" -m pip install -q --disable-pip-version-check -e ".[$2]" >&2
 	touch "$stamp"
 }
 
 mkdir -p build
 packages
 libbpf
+if role demo; then
+	environment "$PWD/build/venv-demo" cli,templates,demo
+fi
 if role test; then
 	prometheus
-	environment
+	environment "$VENV" all,test,demo,docs
 fi
