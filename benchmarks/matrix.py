@@ -52,6 +52,8 @@ DEFAULT = "default"
 _ROUNDS = 7
 #: What a reader's process takes of its cgroup beside page cache: its stack, its modules.
 _PROCESS_BYTES = 48 << 20
+#: What is touched before a random reader, which fills little.
+_RANDOM_BYTES = 256 << 20
 State = tuple[str, str]  # policy and engine; DEFAULT and ""
 
 
@@ -216,10 +218,9 @@ class Bench:
         row = self._row(setting, case, reader.name, state)
         row.wanted_bytes = matrix_readers.wanted(reader, case.checkpoint)
         drop(case.files)
-        # A loader's buffers are there before the clock starts: what a load fills is page cache.
-        size = case.reference.size if reader.kind == "whole" else 2 * case.reference.size
+        whole = native.memory_of(case.checkpoint)
         with (
-            memory.backed(size // 16 if reader.kind == "random" else size + _PROCESS_BYTES),
+            memory.backed(_RANDOM_BYTES) if reader.kind == "random" else whole,
             memory_limit(setting) as enter,
         ):
             before = our_cpu_s() if state[1] else 0.0

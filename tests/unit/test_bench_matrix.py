@@ -162,9 +162,7 @@ def test_reader_gets_the_right_bytes_and_counts_them(model: Model, reader: Reade
     reference = loaders.Reference(model.files)
     drop(model.files)
     entered = model.root / "entered"
-    outcome = matrix_readers.run(
-        reader, model, reference, lambda: entered.write_text("") and None, 1
-    )
+    outcome = matrix_readers.run(reader, model, reference, entered.touch, 1)
     assert outcome.correct
     assert entered.exists() or reader.kind == "ranks"
     wanted = matrix_readers.wanted(reader, model)
