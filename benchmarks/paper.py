@@ -213,7 +213,7 @@ def fig9(paper: Paper) -> None:
         for number in paper.rounds("Fig. 9"):
             states = ("none", "noop") if number % 2 else ("noop", "none")
             for state in states:
-                ours = _noop(root) if state == "noop" else nullcontext()
+                ours = _noop(data) if state == "noop" else nullcontext()
                 with ours:
                     for name, run in work.items():
                         peers.cat([data])
@@ -222,8 +222,8 @@ def fig9(paper: Paper) -> None:
 
 
 @contextmanager
-def _noop(root: Path) -> Iterator[None]:
-    pagecache_bpf("attach", "--engine", "agent", "--no-observe", "noop", str(root))
+def _noop(data: Path) -> Iterator[None]:
+    pagecache_bpf("attach", "--engine", "agent", "--no-observe", "noop", str(data))
     try:
         yield
     finally:
