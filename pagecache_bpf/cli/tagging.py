@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from pagecache_bpf.cli.output import TROUBLESHOOTING
 from pagecache_bpf.errors import PagecacheError, PrivilegeError, UsageError
 from pagecache_bpf.kernel.control_device import Tag
-from pagecache_bpf.kernel.file_key import open_to_read
+from pagecache_bpf.kernel.file_key import generation_of, open_to_read
 from pagecache_bpf.policy.engines import Engines
 from pagecache_bpf.weights.models import LeftOut, Model, resolve
 
@@ -105,10 +105,13 @@ class Tagging:
     models: dict[str, list[TaggedFile]] = field(default_factory=dict)
     left_out: dict[str, list[LeftOut]] = field(default_factory=dict)
     _before: dict[_Identity, Tag] = field(default_factory=dict)
+    _at_path: dict[str, list[Tag]] = field(default_factory=dict)
     _done: dict[_Identity, Path] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self._before = {(tag.dev_major, tag.dev_minor, tag.ino): tag for tag in self.device.tags()}
+        for tag in self.device.tags():
+            self._before[tag.identity[:3]] = tag
+            self._at_path.setdefault(tag.path, []).append(tag)
 
     def add(self, model: Model) -> None:
         """Tag every file of a model; a file that two of the paths lead to is tagged once.
@@ -136,10 +139,17 @@ class Tagging:
                     path=str(path),
                     replace=self._may_replace(path, self._before.get(identity)),
                 )
+                self._forget_replaced(str(path), status.st_ino, generation_of(fd))
                 self._done[identity] = path
                 files.append(TaggedFile(path, status.st_size))
             finally:
                 os.close(fd)
+
+    def _forget_replaced(self, path: str, inode: int, generation: int) -> None:
+        """Take the tags off what had this path before: another file has its name now."""
+        for tag in self._at_path.pop(path, ()):
+            if tag.ino != inode or generation not in (0, tag.generation):
+                untag(self.device, [tag])
 
     def _may_replace(self, path: Path, tag: Tag | None) -> bool:
         if tag is None or self.replace or tag.policy == self.policy:

@@ -30,17 +30,29 @@ def key_of(fd: int) -> bytes:
         OSError: the descriptor is none.
     """
     status = os.fstat(fd)
-    version = array.array("L", [0])
-    with suppress(OSError):
-        fcntl.ioctl(fd, _FS_IOC_GETVERSION, version)
     return bytes(
         abi.pagecache_file_key(
             ino=status.st_ino,
             dev_major=os.major(status.st_dev),
             dev_minor=os.minor(status.st_dev),
-            generation=version[0] & 0xFFFFFFFF,
+            generation=generation_of(fd),
         )
     )
+
+
+def generation_of(fd: int) -> int:
+    """Return the generation of an inode, which tells it from others that had its number.
+
+    Args:
+        fd: the file's descriptor.
+
+    Returns:
+        The generation; 0 where the file system does not tell it.
+    """
+    version = array.array("L", [0])
+    with suppress(OSError):
+        fcntl.ioctl(fd, _FS_IOC_GETVERSION, version)
+    return version[0] & 0xFFFFFFFF
 
 
 def reopen(key: bytes, path: str | Path) -> int:

@@ -214,6 +214,19 @@ def test_the_command(tmp_path: Path) -> None:
     assert done.code == 2 and "cannot be written" in done.err
 
 
+def test_a_policy_that_harms_says_so(tmp_path: Path) -> None:
+    """A window that is larger than the memory is evicted before it is used."""
+    trace = cyclic_trace(tmp_path)
+    words = ["simulate", "--policy", "cyclic", "--trace", str(trace), "--json"]
+    done = run(*words, "--memory", "12MiB")
+    assert done.code == 0 and "than LRU" not in done.err
+    small = ["--memory", "1MiB", "--knob", "window_kib=2048"]
+    done = run(*words, *small)
+    policy, _, lru, _ = json.loads(done.out)["results"]
+    assert policy["read_bytes"] > lru["read_bytes"] + (2 << 20)
+    assert "more from the device than LRU" in done.err
+
+
 @pytest.mark.parametrize("policy", ["noop", "pin", "sequential"])
 def test_a_replay_as_a_recording_has_the_bytes_of_its_totals(tmp_path: Path, policy: str) -> None:
     found = trace.read(cyclic_trace(tmp_path))

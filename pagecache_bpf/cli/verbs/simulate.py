@@ -132,6 +132,9 @@ def run(args: argparse.Namespace, out: Output) -> int:
     for result in results:
         if result.ended:
             out.warn(f"the policy ended itself: {result.ended}")
+    _warn_of_harm(
+        out, results, {knob.name: knobs.get(knob.name, knob.default) for knob in info.knobs}
+    )
     if args.report is not None:
         from pagecache_bpf.reporting import page
         from pagecache_bpf.simulate import replay_recording
@@ -144,6 +147,19 @@ def run(args: argparse.Namespace, out: Output) -> int:
         page.replace(args.report, page.page([replay, best], [info.name, "optimum"]))
     out.emit(data, lambda console: _print(console, data, results))
     return 0
+
+
+def _warn_of_harm(out: Output, results: list[Result], knobs: dict[str, int]) -> None:
+    """Say that a policy reads more than LRU, by more than what it may read ahead in vain."""
+    policy, lru = results[0], next(result for result in results if result.name == "lru")
+    window = knobs.get("window_kib", 0) << 10
+    more = policy.totals["read_bytes"] - lru.totals["read_bytes"]
+    if more > window:
+        out.warn(
+            f"{policy.name} reads {format_size(more)} more from the device than LRU: it harms this "
+            "load with so much memory; give it more, or a smaller window or budget, or leave the "
+            "load to the kernel"
+        )
 
 
 def _share(result: Result, optimum: Result) -> float | None:

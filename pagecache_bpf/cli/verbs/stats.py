@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 import time
 from typing import TYPE_CHECKING
 
@@ -43,9 +42,15 @@ def run(args: argparse.Namespace, out: Output) -> int:
     """Show; that nothing is tagged is an answer and no error."""
     from pagecache_bpf.cli.tagging import require_root
     from pagecache_bpf.metrics import collect
+    from pagecache_bpf.policy import exit_history
+    from pagecache_bpf.policy.engines import AGENT
 
     require_root("read the counters")
     snapshot = collect.take()
+    if not snapshot.engines[AGENT]:
+        for record in exit_history.read():
+            if record["kind"] == exit_history.KILLED:
+                out.warn(f"{record['policy']} is not attached any more: {record['reason']}")
     if args.model is not None:
         snapshot = collect.only(snapshot, args.model)
     out.emit(collect.as_json(snapshot), lambda console: _human(console, snapshot, args.verbose))
@@ -54,6 +59,8 @@ def run(args: argparse.Namespace, out: Output) -> int:
 
 def _human(console: Console, snapshot: StatsSnapshot, verbose: bool) -> None:
     from rich.text import Text
+
+    from pagecache_bpf.policy.read_errors import meaning
 
     observer = snapshot.observer
     if observer and observer.level != "full":
@@ -73,7 +80,7 @@ def _human(console: Console, snapshot: StatsSnapshot, verbose: bool) -> None:
         if verbose:
             _print_counters(console, model)
     failed = [
-        [policy.name, os.strerror(code), f"{number:,}"]
+        [policy.name, meaning(code), f"{number:,}"]
         for policy in snapshot.policies
         for code, number in policy.read_errors.items()
     ]

@@ -4,8 +4,8 @@
 from __future__ import annotations
 
 import argparse
-import os
 import time
+from collections.abc import Mapping
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
 
@@ -67,6 +67,9 @@ JSON = {
         "policies[].models[].files": "number of its files",
         "policies[].models[].resident_bytes": "bytes of it in the page cache",
         "policies[].models[].size_bytes": "its size now, without files that are gone",
+        "policies[].models[].replaced[]": "tagged files whose names lead to other files now",
+        "policies[].models[].gone[]": "tagged files whose names lead nowhere now",
+        "policies[].models[].untagged[]": "files of its directory that belong to it without a tag",
         **{f"policies[].templates[].{key}": text for key, text in REPLAY_JSON.items()},
         "policies[].exit": "how it ended; null while it is attached",
         **{f"policies[].exit.{key}": text for key, text in EXIT_JSON.items()},
@@ -104,11 +107,13 @@ def run(args: argparse.Namespace, out: Output) -> int:
 
 
 def _collect(engines: Engines) -> dict[str, Any]:
+    from pagecache_bpf.cli import stale_tags
     from pagecache_bpf.policy import loader
     from pagecache_bpf.templates.policy_arrays import replays
 
     info = engines.module.info() if engines.module else None
     tags = list(engines.tags())
+    tagged = stale_tags.identities(tags)
     exits = engines.exits()
     pins = loader.pinned() if engines.module else []
     details = engines.agent.details() if engines.agent else {}
@@ -116,18 +121,20 @@ def _collect(engines: Engines) -> dict[str, Any]:
     names = {policy.name for _, policy in attached}
     policies = [
         {
-            **_attached(engine, policy, tags, policy.name in pins, details.get(policy.name, {})),
+            **_attached(
+                engine, policy, tags, tagged, policy.name in pins, details.get(policy.name, {})
+            ),
             "templates": replays(engines, engine, policy.name),
         }
         for engine, policy in attached
     ]
     policies += [
-        _ended("struct_ops", name, tags, exits, loader.knobs_of(name))
+        _ended("struct_ops", name, tags, tagged, exits, loader.knobs_of(name))
         for name in pins
         if name not in names
     ]
     policies += [
-        _ended("agent", name, tags, exits, {})
+        _ended("agent", name, tags, tagged, exits, {})
         for name, policy in details.items()
         if "ended" in policy
     ]
@@ -146,7 +153,12 @@ def _collect(engines: Engines) -> dict[str, Any]:
 
 
 def _attached(
-    engine: str, policy: PolicyStatus, tags: list[Tag], pinned: bool, details: dict[str, Any]
+    engine: str,
+    policy: PolicyStatus,
+    tags: list[Tag],
+    tagged: Mapping[int, set[int]],
+    pinned: bool,
+    details: dict[str, Any],
 ) -> dict[str, Any]:
     from pagecache_bpf.kernel.file_pages import PAGE_SIZE
     from pagecache_bpf.policy import hints, loader
@@ -176,14 +188,19 @@ def _attached(
         "counters": policy.counters,
         "gauges": gauges,
         "alarms": alarms,
-        "models": _models([tag for tag in tags if tag.policy == policy.name]),
+        "models": _models([tag for tag in tags if tag.policy == policy.name], tagged),
         "templates": [],
         "exit": None,
     }
 
 
 def _ended(
-    engine: str, name: str, tags: list[Tag], exits: list[ExitRecord], knobs: dict[str, int]
+    engine: str,
+    name: str,
+    tags: list[Tag],
+    tagged: Mapping[int, set[int]],
+    exits: list[ExitRecord],
+    knobs: dict[str, int],
 ) -> dict[str, Any]:
     """A policy that is inert but not cleared away."""
     record = next((candidate for candidate in reversed(exits) if candidate.policy == name), None)
@@ -210,24 +227,29 @@ def _ended(
         "counters": {},
         "gauges": {},
         "alarms": [],
-        "models": _models([tag for tag in tags if tag.policy == name]),
+        "models": _models([tag for tag in tags if tag.policy == name], tagged),
         "templates": [],
         "exit": exit_as_json(record) if record else None,
     }
 
 
-def _models(tags: list[Tag]) -> list[dict[str, Any]]:
+def _models(tags: list[Tag], tagged: Mapping[int, set[int]]) -> list[dict[str, Any]]:
+    from pagecache_bpf.cli import stale_tags
     from pagecache_bpf.kernel.control_device import size_on_disk
     from pagecache_bpf.kernel.file_pages import PAGE_SIZE
 
     models: dict[str, dict[str, Any]] = {}
+    by_model: dict[str, list[Tag]] = {}
     for tag in tags:
+        by_model.setdefault(tag.model, []).append(tag)
         model = models.setdefault(
             tag.model, {"name": tag.model, "files": 0, "resident_bytes": 0, "size_bytes": 0}
         )
         model["files"] += 1
         model["resident_bytes"] += tag.resident_pages * PAGE_SIZE
         model["size_bytes"] += size_on_disk(tag) or 0
+    for name, model in models.items():
+        model.update(vars(stale_tags.of_model(by_model[name], tagged)))
     return list(models.values())
 
 
@@ -269,6 +291,9 @@ def _gauge_rows(gauges: dict[str, int]) -> list[tuple[str, RenderableType]]:
 def _print_policy(console: Console, policy: dict[str, Any], verbose: bool) -> None:
     from rich.text import Text
 
+    from pagecache_bpf.cli.stale_tags import StaleFiles
+    from pagecache_bpf.policy.read_errors import meaning
+
     if policy["state"] == "ended":
         console.print(
             Text.assemble((policy["name"], "bold"), "  ", ("ended by itself", "bold red"))
@@ -303,8 +328,12 @@ def _print_policy(console: Console, policy: dict[str, Any], verbose: bool) -> No
         if policy["refused_bytes"]:
             rows.append(("refused", f"{format_size(policy['refused_bytes'])}: memory was short"))
         if policy["read_errors"]:
-            failed = (f"{n} x {os.strerror(int(c))}" for c, n in policy["read_errors"].items())
+            failed = (f"{n} x {meaning(int(c))}" for c, n in policy["read_errors"].items())
             rows.append(("failed", f"reads: {', '.join(failed)}"))
+    for model in policy["models"]:
+        stale = StaleFiles(model["replaced"], model["gone"], model["untagged"])
+        for sentence in stale.sentences(policy["name"], model["name"]):
+            rows.append(("stale", f"{model['name']}: {sentence}"))
     rows += _gauge_rows(policy["gauges"])
     rows += [("ALARM", Text(text, "bold red")) for text in policy["alarms"]]
     rows += replay_rows(policy["templates"])
