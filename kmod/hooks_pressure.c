@@ -215,6 +215,7 @@ static int pcb_pressure_on(const char **failed)
 /* The work item may be waiting for pcb_mutex, which is held here; it finds nothing to do. */
 static void pcb_pressure_off(void)
 {
+	lockdep_assert_held(&pcb_mutex);
 	shrinker_free(pcb_shrinker);
 	WRITE_ONCE(pcb_pressure_live, false);
 	/* After this no hook that saw it true runs any more, and no inode pointer is read. */
