@@ -158,7 +158,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         found = named or [
             path
             for package in PACKAGES
-            for path in sorted(Path("pagecache_bpf", package).glob("*.py"))
+            for path in sorted(Path("pagecache_bpf", package).rglob("*.py"))
         ]
         tested = {module: tests_of(module, COPY) for module in found}
         with_tests = [module for module, tests in tested.items() if tests]
