@@ -200,8 +200,52 @@ def attack(path: Path, root: Path, clients: int, pause: float) -> None:
 
 
 @contextmanager
-def attacked(path: Path, root: Path, clients: int, users: int, pause: float) -> Iterator[None]:
-    """Hostile clients in the block; all of them are killed at its end."""
+def confined(wanted: bool) -> Iterator[Path | None]:
+    """Make a cgroup whose processes run only where a CPU has nothing else to do.
+
+    Args:
+        wanted: False: there is none.
+
+    Returns:
+        As a context manager: the file that takes its processes; None: there is none.
+
+    Raises:
+        PagecacheError: the kernel has no such cgroups, or none may be made.
+    """
+    if not wanted:
+        yield None
+        return
+    for parent in (Path("/sys/fs/cgroup/cpu"), Path("/sys/fs/cgroup")):  # version 1, version 2
+        group = parent / "hostile-clients"
+        with suppress(OSError):
+            group.mkdir(exist_ok=True)
+            (group / "cpu.idle").write_text("1")
+            break
+        with suppress(OSError):
+            group.rmdir()
+    else:
+        raise PagecacheError("the clients cannot be confined", "no cgroup has the file cpu.idle")
+    try:
+        yield group / "cgroup.procs"
+    finally:
+        with suppress(OSError):
+            group.rmdir()
+
+
+@contextmanager
+def attacked(
+    path: Path, root: Path, clients: int, users: int, pause: float, group: Path | None = None
+) -> Iterator[None]:
+    """Have hostile clients in the block; all of them are killed at its end.
+
+    Args:
+        path: the controller's socket.
+        root: a directory for theirs.
+        clients: how many there are.
+        users: that they belong to.
+        pause: seconds between two acts of one, on average.
+        group: takes their processes (confined); None: they stay where this one is.
+    """
     children = []
     for number in range(users):
         uid = FIRST_HOSTILE + number
@@ -212,6 +256,8 @@ def attacked(path: Path, root: Path, clients: int, users: int, pause: float) -> 
         if not child:
             try:
                 os.nice(19)  # the machine's CPUs are not the controller's to defend
+                if group is not None:
+                    group.write_text(str(os.getpid()))
                 os.setgroups([])
                 os.setresgid(uid, uid, uid)
                 os.setresuid(uid, uid, uid)

@@ -8,7 +8,11 @@ turns.  In each the same model is loaded cold, again and again, by an honest use
 controller, as `pc.load()` does.  In the hostile ones, users of other numbers connect, and each of
 their clients does one of ACTS after the other.  What is told: the time of the load against the
 quiet one beside it, the time to its first prefetched page, how long root's requests took, what the
-controller's process needed before, at most and afterwards, and what is left behind.
+controller's process needed before, at most and afterwards, and what is left behind.  The first
+load of a fresh controller is told, too.
+
+The crowd takes time of the CPUs by itself, whatever the controller does: with --confine it only
+gets what nobody else wants, so that what is left is the controller's part.
 """
 
 from __future__ import annotations
@@ -28,7 +32,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.cachestat import drop
-from benchmarks.hostile_acts import attacked
+from benchmarks.hostile_acts import attacked, confined
 from pagecache_bpf.errors import PagecacheError
 from pagecache_bpf.ipc.public_client import PublicClient
 from pagecache_bpf.kernel.cachestat import cachestat
@@ -39,6 +43,8 @@ SHARDS = 4
 #: Behind what the kernel reads ahead by itself when the first page is read.
 FAR_BYTES = 8 << 20
 LEFT_SECONDS = 60.0
+CROWD_SECONDS = 60.0
+CONFIG = '[loads]\nengine = "agent"\npolicies = ["maio"]\n'
 _READ_BYTES = 4 << 20
 
 
@@ -226,6 +232,41 @@ def loads(
     return found
 
 
+def health(controller: Controller) -> dict[str, Any]:
+    """Return what the controller has to do, as it tells root."""
+    with controller.root() as root:
+        return dict(root.request("clients")["health"])
+
+
+def arrivals(health: dict[str, Any]) -> int:
+    """Return how many connections were taken or refused so far."""
+    return int(health["accepted"]) + int(sum(health["refused"].values()))
+
+
+def wait_for_crowd(controller: Controller, before: dict[str, Any], clients: int) -> None:
+    """Wait until so many connections have been taken or refused since then."""
+    until = time.monotonic() + CROWD_SECONDS
+    while True:
+        now = health(controller)
+        come = arrivals(now) - arrivals(before)
+        if come >= clients:
+            progress(f"{come} connections have come, {now['connections']} are open")
+            return
+        if time.monotonic() > until:
+            raise PagecacheError("the crowd has not come", f"{come} of {clients} have connected")
+        time.sleep(0.1)
+
+
+def first_loads(scratch: Path, files: list[Path], starts: int) -> list[dict[str, float]]:
+    """Load the model cold as the first of a fresh controller, so many times."""
+    found = []
+    for start in range(starts):
+        with serving(scratch / f"first-{start}", CONFIG) as controller:
+            controller.await_warm()
+            found += loads(controller, files, 0, 1)
+    return found
+
+
 def measure(options: argparse.Namespace, scratch: Path) -> dict[str, Any]:
     """Take all rounds."""
     files = make_model(scratch, options.size << 20)
@@ -234,18 +275,17 @@ def measure(options: argparse.Namespace, scratch: Path) -> dict[str, Any]:
     latencies: list[float] = []
     failures: list[str] = []
     peak: dict[str, int] = {}
-    config = '[loads]\nengine = "agent"\npolicies = ["maio"]\n'
-    with serving(scratch / "run", config) as controller:
+    first = first_loads(scratch, files, options.starts)
+    with confined(options.confine) as group, serving(scratch / "run", CONFIG) as controller:
         loads(controller, files, 0, 2)  # the policy is attached, and all is imported
         before = needs(controller.process.pid)
         for _ in range(options.rounds):
             quiet += loads(controller, files, 0, 5)
             progress(f"{len(quiet)} quiet loads, the last in {quiet[-1]['loaded']:.2f} s")
-            with (
-                attacked(controller.socket, scratch, options.clients, options.users, options.pause),
-                Observer(controller) as observer,
-            ):
-                time.sleep(3)  # they connect
+            earlier = health(controller)
+            crowd = (options.clients, options.users, options.pause, group)
+            with attacked(controller.socket, scratch, *crowd), Observer(controller) as observer:
+                wait_for_crowd(controller, earlier, options.clients)
                 hostile += loads(controller, files, options.seconds / options.rounds, 5)
             progress(f"{len(hostile)} beside them, the last in {hostile[-1]['loaded']:.2f} s")
             worst = max(observer.latencies, default=0)
@@ -256,8 +296,7 @@ def measure(options: argparse.Namespace, scratch: Path) -> dict[str, Any]:
             for name, value in observer.peak.items():
                 peak[name] = max(value, peak.get(name, 0))
             left = left_behind(controller, before)
-        with controller.root() as root:
-            health = root.request("clients")["health"]
+        told = health(controller)
         after = needs(controller.process.pid)
     return {
         "quiet": quiet,
@@ -268,7 +307,8 @@ def measure(options: argparse.Namespace, scratch: Path) -> dict[str, Any]:
         "peak": peak,
         "after": after,
         "left": left,
-        "health": health,
+        "health": told,
+        "first": first,
     }
 
 
@@ -281,6 +321,10 @@ def show(found: dict[str, Any]) -> None:
         medians = statistics.median(quiet), statistics.median(hostile)
         ratio = medians[1] / medians[0]
         print(f"{name:<24}{medians[0]:>10.1f}{medians[1]:>10.1f}{max(hostile):>10.1f}{ratio:>8.2f}")
+    for name in ("open", "first prefetched page") if found["first"] else ():
+        values = sorted(1000 * times[name] for times in found["first"])
+        middle = statistics.median(values)
+        print(f"{f'{name}, first load of a controller':<44}{middle:>10.1f}{values[-1]:>10.1f}")
     print(f"loads: {len(found['quiet'])} quiet, {len(found['hostile'])} beside hostile clients")
     latencies = found["root_seconds"]
     print(
@@ -308,6 +352,8 @@ def main() -> int:
     parser.add_argument("--pause", type=float, default=1.0, help="seconds between acts of a client")
     parser.add_argument("--seconds", type=float, default=60.0, help="of attack (default: 60)")
     parser.add_argument("--rounds", type=int, default=3, help="quiet and hostile (default: 3)")
+    parser.add_argument("--starts", type=int, default=3, help="of fresh controllers (default: 3)")
+    parser.add_argument("--confine", action="store_true", help="the crowd gets idle CPUs only")
     parser.add_argument("--size", type=int, default=1024, help="of the model, MiB (default: 1024)")
     parser.add_argument("--json", action="store_true", help="every figure")
     options = parser.parse_args()

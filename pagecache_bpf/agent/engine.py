@@ -67,6 +67,7 @@ class Agent:
         log_dir: where the verifier's log goes if it refuses; None: the run directory.
         sizes: elements that maps must have room for, by name; None: as compiled.
         started: called with each process that will read for it, this one too.
+        begin: False only loads it, which takes most of the time: begin() has it work.
 
     Raises:
         PolicyRejected: the verifier refuses it, or its init fails.
@@ -82,6 +83,7 @@ class Agent:
         log_dir: Path | None = None,
         sizes: Mapping[str, int] | None = None,
         started: Callable[[int], None] = lambda pid: None,
+        begin: bool = True,
     ) -> None:
         self.info = info
         self._tell_started = started
@@ -110,19 +112,42 @@ class Agent:
         self._tuners: dict[str, Tuner] = {}
         self._readers = Readers(PAGE_SIZE, self._bound)
         self._pools = Pools(self._settled, self._depth_of, self.own)
-        try:
-            self._initialize()
-            self._links = self._attach()
-        except BaseException:
-            self._pools.stop()
-            self._ring.close()
-            self._object.close()
-            raise
-        self._pressure = PressureWatch() if "pressure" in info.hooks else None
+        self._pressure: PressureWatch | None = None
         self._given = 0  # pages of drop requests
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="agent", daemon=True)
+        if begin:
+            try:
+                self.begin()
+            except BaseException:
+                self.close()
+                raise
+
+    def begin(self) -> None:
+        """Run the policy's init, attach its programs, and serve what they ask for.
+
+        Raises:
+            PolicyRejected: its init fails, or ends the policy.
+            UnsupportedError: the kernel has none of the tracepoints.
+        """
+        self._initialize()
+        self._links = self._attach()
+        if "pressure" in self.info.hooks:
+            self._pressure = PressureWatch()
         self._thread.start()
+
+    def fits(self, knobs: Mapping[str, int], sizes: Mapping[str, int]) -> bool:
+        """Return whether it was loaded with these knobs and has room for so many elements.
+
+        Args:
+            knobs: values by name; the others are the defaults.
+            sizes: elements by the name of the map.
+        """
+        wanted = {knob.name: knobs.get(knob.name, knob.default) for knob in self.info.knobs}
+        found = {name: opened.entries for name, opened in self._maps.items()}
+        return wanted == self.knobs and all(
+            found.get(name, room) >= room for name, room in sizes.items()
+        )
 
     def __enter__(self) -> Agent:
         return self
@@ -136,7 +161,8 @@ class Agent:
             link.close()
         self._links = []
         self._stop.set()
-        self._thread.join()
+        if self._thread.ident is not None:
+            self._thread.join()
         if self._pressure:
             self._pressure.close()
         self._pools.stop()
@@ -175,7 +201,9 @@ class Agent:
         number = self._models.setdefault(model, len(self._models) + 1)
         tag = FileTag.of(key, model, number, path, source, held)
         if tag.device not in self._tuners:
-            depth = max(self._depths.of(fd).depth, DEFAULT_DEPTH)
+            # A file of somebody else's is not read here: its file system may not answer.
+            found = self._depths.kept(fd) if hold else self._depths.of(fd)
+            depth = max(found.depth, DEFAULT_DEPTH)
             self._tuners[tag.device] = Tuner(depth, LEAST_DEPTH)
         if key not in self.tags:
             self._inodes.add(key)

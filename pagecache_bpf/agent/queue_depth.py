@@ -50,6 +50,9 @@ class Depth:
     source: str
 
 
+_DEFAULT = Depth(DEFAULT_DEPTH, 0, "default")
+
+
 class Depths:
     """Depths by device (MAJOR:MINOR), kept in a file.
 
@@ -67,13 +70,23 @@ class Depths:
 
     def of(self, fd: int) -> Depth:
         """The depth for the device of an open file, measured if it is not known."""
-        number = os.fstat(fd).st_dev
-        device = f"{os.major(number)}:{os.minor(number)}"
+        device = _device(fd)
         known = self._known.get(device)
         if known is None:
             known = self._known[device] = probe(fd)
             self._keep()
         return known
+
+    def kept(self, fd: int) -> Depth:
+        """Return the depth for the device of an open file without reading of it.
+
+        Args:
+            fd: the file.
+
+        Returns:
+            What is known, or the default, which the tuner adapts.
+        """
+        return self._known.get(_device(fd), _DEFAULT)
 
     def learned(self, device: str, depth: int, bytes_per_second: int) -> None:
         """Keep what the tuner has found for a device.
@@ -100,27 +113,32 @@ class Depths:
             partial.replace(self._path)
 
 
+def _device(fd: int) -> str:
+    """Name the device of an open file, as MAJOR:MINOR."""
+    number = os.fstat(fd).st_dev
+    return f"{os.major(number)}:{os.minor(number)}"
+
+
 def probe(fd: int) -> Depth:
     """Measure with the open file: the least depth within GAIN of the fastest.
 
     Takes at most about half a second and leaves the page cache as it is.  The default where the
     file is too small or its file system has no direct I/O.
     """
-    default = Depth(DEFAULT_DEPTH, 0, "default")
     size = os.fstat(fd).st_size
     if size < LEAST_BYTES:
-        return default
+        return _DEFAULT
     try:
         direct = open_direct(fd)
     except OSError:
-        return default
+        return _DEFAULT
     try:
         speeds = {}
         at = 0
         for depth in PROBED_DEPTHS:
             speeds[depth], at = _speed(direct, depth, at, size)
     except OSError:
-        return default
+        return _DEFAULT
     finally:
         os.close(direct)
     best = max(speeds.values())

@@ -20,7 +20,7 @@ from pagecache_bpf.kernel import abi
 from pagecache_bpf.kernel.file_key import key_of
 from pagecache_bpf.observer.observed_files import ObservedFiles
 from pagecache_bpf.policy import exit_history
-from pagecache_bpf.policy.catalog import find
+from pagecache_bpf.policy.catalog import PolicyInfo, find
 
 _log = logging.getLogger(__name__)
 
@@ -49,6 +49,7 @@ class Service:
         self._save_history()
         self._workers: set[int] = set()
         self._dropped: set[tuple[str, str]] = set()
+        self._prepared: tuple[Agent, str, object] | None = None  # loaded, by which names
         self.observed = ObservedFiles()
 
     @operation(changes=True)
@@ -74,14 +75,17 @@ class Service:
             UsageError: there is no such policy, a knob does not fit, or the object is damaged.
             PagecacheError: it is attached already, or the kernel or its init refuses it.
         """
-        info = find(policy)
+        # What was loaded before is known: to find a policy takes 20 ms.
+        info = self._info_of_prepared(policy, object) or find(policy)
         if info.name in self.agents:
             raise PagecacheError(
                 f"the policy {info.name} was not attached",
                 "a policy of that name is attached already",
                 f"Detach it first (pagecache-bpf detach {info.name})",
             )
-        agent = Agent(info, Path(object), knobs, sizes=sizes, started=self.observed.own)
+        agent = self._take_prepared(policy, object, knobs, sizes or {})
+        if agent is None:
+            agent = Agent(info, Path(object), knobs, sizes=sizes, started=self.observed.own)
         for pid in self._workers:
             agent.own(pid)
         self.agents[info.name] = agent
@@ -347,6 +351,50 @@ class Service:
 
     # --- the parts ---
 
+    def prepare(self, policy: str, object: str, knobs: dict[str, int]) -> None:
+        """Load a policy that is attached soon, and the observer; attach() then takes no time.
+
+        Args:
+            policy: its name, or the path of its source or object.
+            object: its object for engine agent.
+            knobs: values by name; one that is attached with others is loaded anew.
+
+        Raises:
+            PagecacheError: as attaching does.
+        """
+        self.observed.prepare()
+        agent = Agent(find(policy), Path(object), knobs, started=self.observed.own, begin=False)
+        self._drop_prepared()
+        self._prepared = agent, policy, _version(object)
+
+    def _info_of_prepared(self, policy: str, object: str) -> PolicyInfo | None:
+        """What is known of the policy that was loaded before; None: it is not this one."""
+        if self._prepared is None or self._prepared[1:] != (policy, _version(object)):
+            return None
+        return self._prepared[0].info
+
+    def _take_prepared(
+        self, policy: str, object: str, knobs: dict[str, int], sizes: dict[str, int]
+    ) -> Agent | None:
+        """Have a policy that was loaded before work; None: there is none, or not for this."""
+        if self._prepared is None or self._info_of_prepared(policy, object) is None:
+            return None
+        agent = self._prepared[0]
+        if not agent.fits(knobs, sizes):
+            return None
+        self._prepared = None
+        try:
+            agent.begin()
+        except BaseException:
+            agent.close()
+            raise
+        return agent
+
+    def _drop_prepared(self) -> None:
+        before, self._prepared = self._prepared, None
+        if before is not None:
+            before[0].close()
+
     def ignore(self, pid: int) -> None:
         """Have policies ignore what a process reads, those that are attached later too: it is ours.
 
@@ -385,6 +433,7 @@ class Service:
             if agent.exit is None:
                 self._ended(name, "detached", 0, "the agent was told to end", "")
         self.agents.clear()
+        self._drop_prepared()
         self.observed.close()
         self._save_history()
 
@@ -419,3 +468,12 @@ class Service:
         if self._history is not None:
             live = [name for name, agent in self.agents.items() if agent.exit is None]
             exit_history.write(live, self.exits, self._history)
+
+
+def _version(object: str) -> tuple[str, int, int]:
+    """Which build of an object it is; one that is gone is none that was loaded."""
+    try:
+        status = os.stat(object)
+    except OSError:
+        return object, -1, -1
+    return object, status.st_mtime_ns, status.st_ino

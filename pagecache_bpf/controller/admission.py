@@ -38,7 +38,7 @@ class Decision:
     message: str
 
     def as_json(self) -> dict[str, Any]:
-        """As commands print it."""
+        """Return it as commands print it."""
         return {"kind": self.kind, "granted_bytes": self.granted, "message": self.message}
 
 
@@ -59,7 +59,7 @@ class Claim:
 
     @property
     def size(self) -> int:
-        """Bytes of its files."""
+        """Return the bytes of its files."""
         return sum(self.files.values())
 
 
@@ -78,7 +78,7 @@ class Budgets:
     claims: dict[str, Claim] = field(default_factory=dict)
 
     def charges(self) -> dict[str, int]:
-        """What each claim is charged: shared files count for the first that has them."""
+        """Return the bytes of each claim: shared files count for the first that has them."""
         seen: set[bytes] = set()
         charged = {}
         for name, claim in list(self.claims.items()):
@@ -89,7 +89,7 @@ class Budgets:
 
     @property
     def claimed(self) -> int:
-        """Bytes charged to all claims."""
+        """Return the bytes that are charged to all claims."""
         return sum(self.charges().values())
 
     def _claimed_by(self, owner: object) -> int:
@@ -101,7 +101,15 @@ class Budgets:
         )
 
     def of_model(self, model: str, asked: int | None = None) -> int | None:
-        """The budget of a model; a load may ask for less than is configured, never for more."""
+        """Find the budget of a model: a load may ask for less than is configured, never for more.
+
+        Args:
+            model: its name.
+            asked: bytes that a load asks for; None: it has no bound of its own.
+
+        Returns:
+            Bytes; None: there is no bound.
+        """
         bounds = [bound for bound in (self.models.get(model), asked) if bound is not None]
         return min(bounds, default=None)
 
@@ -155,7 +163,17 @@ class Budgets:
     def decide_for_root(
         self, model: str, files: Mapping[bytes, int], asked: int | None, headroom: int | None
     ) -> Decision:
-        """Judge what a command brings: only budgets refuse it, memory that is short does not."""
+        """Judge what a command brings: only budgets refuse it, memory that is short does not.
+
+        Args:
+            model: its name.
+            files: bytes by the key of the file.
+            asked: its own bound in bytes; None: it has none.
+            headroom: bytes that memory has room for; None: there is no bound.
+
+        Returns:
+            The decision; nothing is claimed.
+        """
         decision = self.decide(model, files, asked, headroom)
         if decision.kind in ("fits", "stream"):
             return decision
@@ -166,11 +184,20 @@ class Budgets:
         return bounded
 
     def claim(self, name: str, claim: Claim) -> None:
-        """Take note of a load that was admitted."""
+        """Take note of a load that was admitted.
+
+        Args:
+            name: the load's id, or a prefix and the name of a model.
+            claim: what it claims.
+        """
         self.claims[name] = claim
 
     def release(self, name: str) -> None:
-        """A load is over."""
+        """Take back a claim, as its load is over.
+
+        Args:
+            name: as for claim(); one that is not known is left alone.
+        """
         self.claims.pop(name, None)
 
     def release_untagged(self, models: Collection[str]) -> None:
@@ -185,7 +212,15 @@ class Budgets:
 
 
 def refusal(model: str, decision: Decision) -> NotAdmitted:
-    """The error for a load that was not admitted."""
+    """Make the error for a load that was not admitted.
+
+    Args:
+        model: its name.
+        decision: what was decided.
+
+    Returns:
+        The error; it is not raised.
+    """
     return NotAdmitted(
         f"the load of {model} was not admitted",
         decision.message,

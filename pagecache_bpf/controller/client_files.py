@@ -47,9 +47,15 @@ class MountTable:
         self._devices = {device: kind for device, kind in self._here.values() if kind}
 
     def trusted(self, fd: int) -> bool:
-        """Whether system calls on the file cannot be made to wait by a user's own server.
+        """Tell whether system calls on a file cannot be made to wait by a user's own server.
 
         This asks nothing of the file system itself.
+
+        Args:
+            fd: the file.
+
+        Returns:
+            Whether its file system is mounted by root.
         """
         with suppress(OSError):
             fcntl.fcntl(fd, fcntl.F_GET_SEALS)
@@ -98,10 +104,20 @@ def _mountinfo(path: str) -> dict[str, tuple[str, str]]:
 
 
 def check_descriptor(fd: int, mounts: MountTable | None) -> ClientFile:
-    """What a descriptor proves.  mounts: None for a client that is trusted, root.
+    """Find out what a descriptor proves.
 
-    Raises PrivilegeError (it is not open for reading) and UsageError (it is no regular file, or
-    on a file system of the user's own).  What may be asked without a file system comes first.
+    What may be asked without a file system comes first.
+
+    Args:
+        fd: the descriptor of a stranger's.
+        mounts: of the client; None for one that is trusted, root.
+
+    Returns:
+        The file.
+
+    Raises:
+        PrivilegeError: it is not open for reading.
+        UsageError: it is no regular file, or on a file system of the user's own.
     """
     what = "the descriptor was refused"
     flags = fcntl.fcntl(fd, fcntl.F_GETFL)

@@ -23,6 +23,8 @@ from pagecache_bpf.ipc.server import Connection, close_all
 
 #: Files of one user that wait for a load or are in one.
 FILES_PER_USER = 16384
+#: Open loads of one user.
+LOADS_PER_USER = 256
 #: Connections of all users: each has a socket and two descriptors of its process.
 CONNECTIONS = 2048
 #: Descriptors for a file while its load is opened: the client's, the load's, and its tag's.
@@ -66,6 +68,27 @@ def connections_for(limit: int) -> int:
         limit: the controller's limit of open files.
     """
     return min(CONNECTIONS, limit // 10)
+
+
+def check_loads(
+    connection: Connection, sessions: Iterable[tuple[Connection, ClientSession]]
+) -> None:
+    """Make sure that a user may open one more load.
+
+    Args:
+        connection: who asks; root of this machine may open any number.
+        sessions: of all connections.
+
+    Raises:
+        UsageError: the user has too many.
+    """
+    mine = sum(len(session.loads) for other, session in sessions if other.owner == connection.owner)
+    if mine >= LOADS_PER_USER and not connection.privileged:
+        raise UsageError(
+            "the load was not opened",
+            f"this user has {mine} open loads",
+            "Close loads that are over",
+        )
 
 
 def check_room(

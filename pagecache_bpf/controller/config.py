@@ -50,7 +50,7 @@ class Key:
 
     @property
     def label(self) -> str:
-        """As messages and `config show` write it: socket.mode."""
+        """Return it as messages and `config show` write it, like socket.mode."""
         return f"{self.table}.{self.name}" if self.table else self.name
 
 
@@ -217,8 +217,15 @@ class Config:
 def load(path: Path | None = None) -> Config:
     """Read the configuration.
 
-    path: None for /etc/pagecache-bpf/config.toml, which may be absent.  Raises UsageError with
-    every mistake and its line, PrivilegeError for a file that may not be read.
+    Args:
+        path: the file; None for /etc/pagecache-bpf/config.toml, which may be absent.
+
+    Returns:
+        The configuration, with defaults for what the file leaves out.
+
+    Raises:
+        UsageError: every mistake in it, with its line.
+        PrivilegeError: the file may not be read.
     """
     found = _read(path)
     # As everywhere, what the environment says goes before what a file says.
@@ -248,7 +255,18 @@ def _read(path: Path | None) -> Config:
 
 
 def parse(data: bytes, source: Path) -> Config:
-    """Read a configuration from its text.  Raises UsageError with every mistake and its line."""
+    """Read a configuration from its text.
+
+    Args:
+        data: the text, in TOML.
+        source: the file that it is from; None: from none.
+
+    Returns:
+        The configuration.
+
+    Raises:
+        UsageError: every mistake in it, with its line.
+    """
     try:
         text = data.decode()
         content = tomllib.loads(text)
@@ -371,7 +389,14 @@ def _mistakes(source: Path, mistakes: list[tuple[int, str]]) -> PagecacheError:
 
 
 def check_policies(config: Config) -> list[str]:
-    """What of a configuration fits this machine's policies; sentences, empty if all does."""
+    """Compare a configuration with the policies of this machine.
+
+    Args:
+        config: the configuration.
+
+    Returns:
+        A sentence for each thing that does not fit; empty if all does.
+    """
     from pagecache_bpf.policy import catalog
 
     found = []

@@ -12,7 +12,6 @@ import fcntl
 import grp
 import logging
 import os
-import resource
 import signal
 import socket
 import sys
@@ -30,10 +29,12 @@ from pagecache_bpf.controller import node_hints, saved_state
 from pagecache_bpf.controller.admission import Budgets
 from pagecache_bpf.controller.config import Config
 from pagecache_bpf.controller.engine_control import EngineControl, policy_info
+from pagecache_bpf.controller.group_commit import GroupCommit
 from pagecache_bpf.controller.inherited import reset
 from pagecache_bpf.controller.inspectors import Inspectors
+from pagecache_bpf.controller.listening import listen_on, make_open, raise_descriptors
 from pagecache_bpf.controller.load_ledger import LoadLedger
-from pagecache_bpf.controller.model_tagger import ModelTagger
+from pagecache_bpf.controller.model_tagger import ModelTagger, knobs_for
 from pagecache_bpf.controller.public_service import PublicService
 from pagecache_bpf.controller.resolved_config import ResolvedConfig
 from pagecache_bpf.controller.root_service import QUEUE, RootService
@@ -41,6 +42,7 @@ from pagecache_bpf.controller.systemd import notify, reloading
 from pagecache_bpf.controller.watchdog import Watchdog
 from pagecache_bpf.errors import PagecacheError, UsageError
 from pagecache_bpf.ipc.server import Connection, Server
+from pagecache_bpf.kernel import kmod
 from pagecache_bpf.policy import exit_history
 from pagecache_bpf.policy.agent_device import SOCKET as ROOT_SOCKET
 
@@ -68,7 +70,8 @@ class Daemon:
         self.persist = persist or bool(config and config.persist)
         self._override = persist
         self._lock = threading.RLock()
-        self._saving = threading.Lock()
+        self._commit = GroupCommit(self._write_state)
+        self._has_written = True  # there may be something of a controller before this one
         # Signal handlers set these and nothing else: the loop may hold any lock when one runs.
         self._stop = self._reload_wanted = False
         self.failed: list[str] = []  # of what was to be done at the start
@@ -88,7 +91,7 @@ class Daemon:
             health=self.health,
             kick=self.kick,
             reload=self.reload,
-            changed=self._save,
+            changed=self._commit.soon,
         )
         self.public: PublicService | None = None
         self.tagger: ModelTagger | None = None
@@ -98,10 +101,10 @@ class Daemon:
 
     def start(self) -> None:
         """Open the sockets and take up what there was.  Raises PagecacheError."""
-        _raise_descriptors()
+        raise_descriptors()
         # Root's requests and the agent's own thread get their turn soon, however many work.
         sys.setswitchinterval(_SWITCH_SECONDS)
-        listener = _listen(ROOT_SOCKET, 0o600)
+        listener = listen_on(ROOT_SOCKET, 0o600)
         self.server.listen(listener, self.root)
         if self.config is None:
             return
@@ -122,13 +125,14 @@ class Daemon:
         if path.parent == RUN_DIR:
             RUN_DIR.chmod(0o711)  # others may reach the socket, and list nothing
         else:
-            _make_open(path.parent)
+            make_open(path.parent)
         self.inspectors.prepare()
-        self._listener = _listen(path, 0o600)
+        self._listener = listen_on(path, 0o600)
         self._open_to(self.config, self.config.listen)
         self._link(path)
         self.public = PublicService(self.ledger, settings, self._hang_up)
         self.server.listen(self._listener, self.public)
+        self.server.queues.submit("warm-up", self._warm_up, must_run=True)
 
     def run(self) -> None:
         """Serve until stop(); on demand, until the last policy is gone and a moment longer."""
@@ -148,6 +152,8 @@ class Daemon:
                 if now >= swept + _SWEEP_SECONDS:
                     self.server.queues.submit("sweep", self._sweep, must_run=True)
                     swept = now
+            if self._commit.due(now):
+                self.server.queues.submit("state", self._commit.now, must_run=True)
             if self._reload_wanted:
                 self._reload_wanted = False
                 self.server.queues.submit(QUEUE, self._reload_and_tell)
@@ -160,6 +166,19 @@ class Daemon:
             idle = not busy and not self.server.connections
             if self.config is None and idle and now > max(last, self.root.asked) + _IDLE_SECONDS:
                 return
+
+    def _warm_up(self) -> None:
+        """Get ready what the first load would wait for: nothing of it is attached."""
+        if self.public is None:
+            return
+        settings = self.public.settings
+        self.ledger.templates.warm_up()
+        for policy in settings.policies[:1]:  # what loads get that ask for none
+            try:
+                wanted = settings.config.engine
+                self.engines.prepare(policy, knobs_for(policy, settings), wanted)
+            except (PagecacheError, OSError) as error:
+                _log.warning("the policy %s was not loaded: %s", policy, error)
 
     def _sweep(self) -> None:
         """End what users that have gone have left; may wait."""
@@ -192,7 +211,7 @@ class Daemon:
             saved_state.save_kernel({}, ())
 
     def describe(self) -> dict[str, Any]:
-        """What `serve` prints when it is ready."""
+        """Return what `serve` prints when it is ready."""
         facts = self._facts()
         names = ("listen", "pid", "config", "persist", "process_events")
         return {
@@ -204,7 +223,14 @@ class Daemon:
     # --- configuration ---
 
     def reload(self) -> dict[str, Any]:
-        """Read the configuration again; a bad one changes nothing.  Raises UsageError."""
+        """Read the configuration again; a bad one changes nothing.
+
+        Returns:
+            `failed`: a sentence for each thing of it that could not be done.
+
+        Raises:
+            UsageError: it is wrong, or no `serve` runs.
+        """
         if self.config is None or self.public is None or self.tagger is None:
             raise UsageError("there is nothing to read again", "no `pagecache-bpf serve` runs")
         fresh = configs.load(self.config.source)
@@ -273,13 +299,21 @@ class Daemon:
             "requests_running": self.server.queues.running(),
             "threads_not_started": self.server.queues.start_failures,
             "inspectors": self.inspectors.count(),
+            "inspectors_filtered": self.inspectors.filtered,
             "inspectors_started": self.inspectors.started,
             "inspectors_lost": dict(self.inspectors.lost),
             **(self.public.numbers() if self.public else {}),
         }
 
     def kick(self, number: int) -> bool:
-        """Hang up on a client; its loads end.  False: there is no such connection."""
+        """Hang up on a client; its loads end.
+
+        Args:
+            number: the connection's, as clients() tells it.
+
+        Returns:
+            False if there is no such connection.
+        """
         for connection in list(self.server.connections):
             if connection.number == number and connection.handler is not self.root:
                 self._hang_up(connection)
@@ -335,29 +369,41 @@ class Daemon:
         }
 
     def _save(self) -> None:
-        """Write down what the next controller has to know."""
+        """Write down what the next controller has to know, if there is something."""
+        # Of policies of the agent nothing is kept, unless they persist.
+        if self._has_written or self.persist or kmod.is_loaded():
+            self._commit.now()
+
+    def _write_state(self) -> None:
         if self.config is None:
             return
-        with self._saving:  # taken before the ledger's lock, and that before the engines'
-            ours = self.ledger.placed()
-            if self.tagger is not None:
-                ours = {**ours, **self.tagger.placed()}
-            with self._lock:
-                try:
-                    saved_state.save_kernel(self.engines.own, ours.values())
-                    if self.persist:
-                        saved_state.save(self.service, ours)
-                    else:
-                        saved_state.forget()
-                except OSError as error:
-                    _log.error("what the next controller has to know was not written: %s", error)
+        ours = self.ledger.placed()
+        if self.tagger is not None:
+            ours = {**ours, **self.tagger.placed()}
+        with self._lock:
+            self._has_written = self.persist or kmod.is_loaded()
+            try:
+                saved_state.save_kernel(self.engines.own, ours.values())
+                if self.persist:
+                    saved_state.save(self.service, ours)
+                else:
+                    saved_state.forget()
+            except OSError as error:
+                _log.error("what the next controller has to know was not written: %s", error)
 
     def _hang_up(self, connection: Connection) -> None:
         self.server.call(connection.close)
 
 
 def take_lock() -> int:
-    """Be the one controller.  Raises PagecacheError, naming the one that runs."""
+    """Become the one controller of the run directory.
+
+    Returns:
+        The descriptor that holds the lock, until it is closed.
+
+    Raises:
+        PagecacheError: another one runs; it is named.
+    """
     RUN_DIR.mkdir(mode=0o700, parents=True, exist_ok=True)
     lock = os.open(LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
@@ -384,7 +430,13 @@ def take_lock() -> int:
 def serve(config: Config, persist: bool, ready: Any = None) -> None:
     """Run the controller in this process until SIGTERM or SIGINT.
 
-    ready: called with the Daemon when it answers.  Raises PagecacheError.
+    Args:
+        config: what to serve, and how.
+        persist: take policies and tags up again, whatever the configuration says.
+        ready: called with the Daemon when it answers.
+
+    Raises:
+        PagecacheError: it cannot start.
     """
     # Others may reach the socket's directory: what is written there is root's alone.
     os.umask(0o077)
@@ -407,7 +459,11 @@ def serve(config: Config, persist: bool, ready: Any = None) -> None:
 
 
 def on_demand() -> int:
-    """Start for `attach`, tell the starter by a line on stdout, serve until all is over."""
+    """Start for `attach`, tell the starter by a line on stdout, serve until all is over.
+
+    Returns:
+        The exit code of the process.
+    """
     try:
         lock = take_lock()
     except PagecacheError as error:
@@ -436,35 +492,3 @@ def on_demand() -> int:
 def _describe(lock: int, kind: str) -> None:
     os.ftruncate(lock, 0)
     os.pwrite(lock, f"{kind} {os.getpid()}\n".encode(), 0)
-
-
-def _listen(path: Path, mode: int) -> socket.socket:
-    path.unlink(missing_ok=True)  # nobody listens there: this process holds the lock
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
-    before = os.umask(0o177)
-    try:
-        listener.bind(str(path))
-    except OSError as error:
-        listener.close()
-        raise PagecacheError(
-            f"{path} cannot be listened on", error.strerror or str(error)
-        ) from error
-    finally:
-        os.umask(before)
-    os.chmod(path, mode)
-    return listener
-
-
-def _make_open(directory: Path) -> None:
-    """Make a directory that everybody may pass through, as far as it is not there."""
-    missing = [path for path in (directory, *directory.parents) if not path.exists()]
-    for path in reversed(missing):
-        path.mkdir()
-        path.chmod(0o755)
-
-
-def _raise_descriptors() -> None:
-    """Clients pass many: take as many as this process may have."""
-    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    with suppress(ValueError, OSError):
-        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))

@@ -8,6 +8,7 @@ kernel's, reached through its control device, and outlive the controller.
 from __future__ import annotations
 
 import logging
+import platform
 import threading
 import time
 from collections.abc import Mapping, Sequence
@@ -64,9 +65,16 @@ class EngineControl:
         self.own: dict[str, str] = {}  # policies attached here, with their engines
 
     def best(self, wanted: str = "auto") -> tuple[str, str]:
-        """The engine to attach a policy on, and why not a better one.  Loads the module.
+        """Choose the engine to attach a policy on; loads the kernel module if it may be used.
 
-        Raises UnsupportedError when `wanted` is struct_ops and cannot be had.
+        Args:
+            wanted: the engine that is asked for: auto, struct_ops or agent.
+
+        Returns:
+            The engine, and why it is not a better one.
+
+        Raises:
+            UnsupportedError: struct_ops is asked for and cannot be had.
         """
         if wanted == AGENT:
             return AGENT, "engine agent was asked for"
@@ -79,13 +87,20 @@ class EngineControl:
         return STRUCT_OPS, ""
 
     def expected(self, wanted: str = "auto") -> tuple[str, str]:
-        """The engine that the next policy would get, and why not a better one; changes nothing."""
+        """Tell the engine that the next policy would get; nothing is changed.
+
+        Args:
+            wanted: the engine that is asked for: auto, struct_ops or agent.
+
+        Returns:
+            The engine, and why it is not a better one.
+        """
         if wanted != AGENT and kmod.is_loaded():
             return STRUCT_OPS, ""
         return AGENT, "" if wanted == AGENT else "the kernel module is not loaded"
 
     def attached(self) -> dict[str, str]:
-        """Policies that are attached now, with their engines."""
+        """Return the engine of each policy that is attached now."""
         with self.lock:
             found = {
                 name: AGENT for name, agent in self.service.agents.items() if agent.exit is None
@@ -102,9 +117,19 @@ class EngineControl:
         wanted: str = "auto",
         sizes: Mapping[str, int] | None = None,
     ) -> tuple[str, str]:
-        """Attach a policy unless it is; returns its engine, and why not a better one.
+        """Attach a policy unless it is attached.
 
-        sizes: elements that its maps must have room for, by name.  Raises as attaching does.
+        Args:
+            policy: its name, or the path of its source or object.
+            knobs: values by name; the others are the defaults.
+            wanted: the engine that is asked for: auto, struct_ops or agent.
+            sizes: elements that its maps must have room for, by name.
+
+        Returns:
+            Its engine, and why it is not a better one.
+
+        Raises:
+            PagecacheError: it cannot be attached.
         """
         with self.lock:
             here = self.attached()
@@ -117,19 +142,48 @@ class EngineControl:
             else:
                 if info.name in self.service.agents:  # it has ended by itself
                     self.service.detach(info.name)
-                source = info.name if info.object is None else str(info.object)
-                built = str(catalog.agent_object(info))
-                self.service.attach(source, built, dict(knobs or {}), dict(sizes or {}))
+                self.service.attach(*_source(info), dict(knobs or {}), dict(sizes or {}))
             self.own[info.name] = engine
             _log.info("attached %s on engine %s", info.name, engine)
             return engine, why
 
+    def prepare(self, policy: str, knobs: Mapping[str, int], wanted: str = "auto") -> None:
+        """Load a policy that the first load will want, where engine agent will run it.
+
+        Args:
+            policy: its name, or the path of its source or object.
+            knobs: its knobs.
+            wanted: the engine that is asked for.
+        """
+        if wanted != AGENT and (kmod.is_loaded() or kmod.find(platform.release())):
+            return  # what the module runs cannot be loaded without being attached
+        if wanted == STRUCT_OPS:
+            return
+        with self.lock:
+            info = policy_info(policy)
+            if info.name not in self.attached():
+                self.service.prepare(*_source(info), dict(knobs))
+
     def governor_of(self, file: ClientFile) -> str | None:
-        """The policy that governs a file; None if none does."""
+        """Find the policy that governs a file.
+
+        Args:
+            file: the file.
+
+        Returns:
+            The policy's name; None if none does.
+        """
         return self.governors([file]).get(file.key)
 
     def governors(self, files: Sequence[ClientFile]) -> dict[bytes, str]:
-        """The policies that govern these files, by key; a file that none governs is left out."""
+        """Find the policies that govern some files.
+
+        Args:
+            files: the files.
+
+        Returns:
+            Policies by the key of the file; a file that none governs is left out.
+        """
         found = {}
         with self.lock:
             for name, agent in self.service.agents.items():
@@ -156,7 +210,21 @@ class EngineControl:
             return found
 
     def tag(self, fd: int, file: ClientFile, policy: str, engine: str, model: str) -> PlacedTag:
-        """Have a policy govern an open file.  Raises UsageError (it is tagged already, ...)."""
+        """Have a policy govern an open file.
+
+        Args:
+            fd: the file, open for reading; it stays the caller's.
+            file: what it is.
+            policy: the policy, which is attached.
+            engine: the engine that it runs on.
+            model: the name that its reads are counted under.
+
+        Returns:
+            What untag() takes.
+
+        Raises:
+            UsageError: it is tagged already, or cannot be opened.
+        """
         with self.lock:
             if engine == AGENT:
                 # Held open: its path may lead to another file, or to none from here.
@@ -170,7 +238,15 @@ class EngineControl:
     def locate(
         self, placed: Mapping[bytes, PlacedTag], files: Sequence[ClientFile]
     ) -> dict[bytes, PlacedTag]:
-        """The same tags with the identities that the module knows them by, to untag them."""
+        """Complete tags with the identities that the module knows them by, to untag them.
+
+        Args:
+            placed: tags by the key of the file.
+            files: the files.
+
+        Returns:
+            The same tags.
+        """
         keys = {_inode(file.key): file.key for file in files if file.key in placed}
         found = dict(placed)
         if any(tag.engine == STRUCT_OPS for tag in placed.values()):
@@ -216,6 +292,12 @@ class EngineControl:
     def map_ids(self, policy: str) -> dict[str, int]:
         """Return the kernel's numbers of the maps of a policy of engine agent.
 
+        Args:
+            policy: the policy.
+
+        Returns:
+            Numbers by the name of the map.
+
         Raises:
             UsageError: it is not attached.
         """
@@ -223,7 +305,11 @@ class EngineControl:
             return dict(self.service.maps(policy)["maps"])
 
     def untag(self, placed: PlacedTag) -> None:
-        """Take back a tag; one that is gone already is no error."""
+        """Take back a tag; one that is gone already is no error.
+
+        Args:
+            placed: as tag() or locate() returned it.
+        """
         with self.lock:
             self.service.observed.forget(placed.key)
             if placed.engine == AGENT:
@@ -235,9 +321,12 @@ class EngineControl:
                     device.untag(*placed.identity)
 
     def settle(self, seconds: float) -> None:
-        """Wait until nothing is being read of files that were untagged, for so long at most.
+        """Wait until nothing is being read of files that were untagged.
 
         Pages that are being read cannot be dropped.
+
+        Args:
+            seconds: how long at most.
         """
         until = time.monotonic() + seconds
         with self.lock:
@@ -246,19 +335,28 @@ class EngineControl:
             agent.settle(max(0.0, until - time.monotonic()))
 
     def observed(self, model: str) -> dict[str, int] | None:
-        """What the observer has counted for a model; None: there is no observer."""
+        """Return what the observer has counted for a model.
+
+        Args:
+            model: its name.
+
+        Returns:
+            Counters by name; None: nothing is known of it, or there is no observer.
+        """
         return self.observed_by_model().get(model)
 
     def observed_by_model(self) -> dict[str, dict[str, int]]:
-        """What the observer has counted for each model; nothing where there is no observer."""
-        stats = getattr(self.service, "stats", None)
-        if stats is not None:
-            with self.lock, suppress(PagecacheError):
-                return {found["model"]: dict(found["counters"]) for found in stats()["models"]}
+        """Return what the observer has counted for each model; nothing without one."""
+        with self.lock, suppress(PagecacheError):
+            return self.service.observed.counters()
         return {}
 
     def close(self, keep: bool) -> None:
-        """Detach what was attached here; keep: leave what the module runs."""
+        """Detach what was attached here.
+
+        Args:
+            keep: leave what the module runs.
+        """
         with self.lock:
             for name, engine in self.own.items():
                 if engine == STRUCT_OPS and not keep:
@@ -266,6 +364,12 @@ class EngineControl:
                         loader.detach(name)
             self.own.clear()
             self.service.close()
+
+
+def _source(info: catalog.PolicyInfo) -> tuple[str, str]:
+    """What the service knows a policy by: its name or own object, and the object that it loads."""
+    source = info.name if info.object is None else str(info.object)
+    return source, str(catalog.agent_object(info))
 
 
 def _inode(key: bytes) -> tuple[int, int]:

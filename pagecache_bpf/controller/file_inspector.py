@@ -206,7 +206,14 @@ def warm_up() -> None:
 
 
 def receive(sock: socket.socket) -> tuple[dict[str, Any], list[int]] | None:
-    """Take a job: its length, its descriptors, then its text; None: the other side is gone."""
+    """Take a job: its length, its descriptors, then its text.
+
+    Args:
+        sock: the connection to the controller.
+
+    Returns:
+        The job and its descriptors, which are the caller's; None: the other side is gone.
+    """
     fds: list[int] = []
     head = b""
     while len(head) < 8:
@@ -232,7 +239,15 @@ def receive(sock: socket.socket) -> tuple[dict[str, Any], list[int]] | None:
 
 
 def answer(job: dict[str, Any], fds: Sequence[int]) -> Outcome:
-    """Do a job; what fails is told, and so is that it took too much memory."""
+    """Do a job; what fails is told, and so is that it took too much memory.
+
+    Args:
+        job: its name and its arguments.
+        fds: its descriptors; they stay the caller's.
+
+    Returns:
+        Members of the answer, and bytes that follow it.
+    """
     spent = resource.getrusage(resource.RUSAGE_SELF)
     bound = int(spent.ru_utime + spent.ru_stime) + 1 + JOB_CPU_SECONDS
     resource.setrlimit(resource.RLIMIT_CPU, (bound, resource.RLIM_INFINITY))
@@ -250,11 +265,15 @@ def answer(job: dict[str, Any], fds: Sequence[int]) -> Outcome:
 
 
 def main() -> int:
-    """Serve the socket whose number is the first argument."""
+    """Serve the socket whose number is the first argument.
+
+    Returns:
+        The exit code of the process.
+    """
     ctypes.CDLL(None).prctl(_PR_SET_NAME, b"pagecache-files", 0, 0, 0)
     sock = socket.socket(fileno=int(sys.argv[1]))
-    warm_up()
     os.nice(5)
+    warm_up()
     whose = receive(sock)
     if whose is None:
         return 0

@@ -40,7 +40,14 @@ class Leases:
         self._policies: dict[str, tuple[Agent, set[object]]] = {}
 
     def has(self, connection: object) -> bool:
-        """Return whether something ends with a connection."""
+        """Return whether something ends with a connection.
+
+        Args:
+            connection: the connection.
+
+        Returns:
+            Whether it has leased anything.
+        """
         return connection in self._tags
 
     def take(self, connection: object, name: str, arguments: Mapping[str, Any]) -> None:
@@ -63,9 +70,15 @@ class Leases:
             self._policies[policy] = (agent, {connection})
 
     def end(self, connection: object) -> bool:
-        """Take back what a connection has leased; returns whether anything was.
+        """Take back what a connection has leased.
 
         A policy goes when nobody who has leased it is left, and no file that it governs.
+
+        Args:
+            connection: the connection.
+
+        Returns:
+            Whether anything was leased.
         """
         tags = self._tags.pop(connection, None)
         if tags is None:

@@ -72,12 +72,12 @@ class ClientLoad:
 
     @property
     def size(self) -> int:
-        """Bytes of its files."""
+        """Return the bytes of its files."""
         return sum(file.size for file in self.files)
 
     @property
     def owner(self) -> Owner:
-        """Whose it is: the user, and whether that is root of this machine."""
+        """Return whose it is: the user, and whether that is root of this machine."""
         return self.peer.uid, self.peer.privileged
 
 
@@ -330,7 +330,14 @@ class LoadLedger:
         return found
 
     def readers(self, key: bytes) -> set[str]:
-        """Loads that read a file."""
+        """Return the ids of the loads that read a file.
+
+        Args:
+            key: what the file is (file_key.key_of).
+
+        Returns:
+            Ids; none if nobody reads it.
+        """
         with self._lock:
             return set(self._users.get(key, ()))
 
@@ -343,7 +350,7 @@ class LoadLedger:
         return tagged - set(self._users) - set(self._placed)
 
     def placed(self) -> dict[bytes, PlacedTag]:
-        """The tags that were set for loads, by file."""
+        """Return the tags that were set for loads, by file."""
         with self._lock:
             return dict(self._placed)
 
@@ -440,7 +447,14 @@ def label(model: str, owner: Owner) -> str:
 
 
 def headroom(pid: int) -> int | None:
-    """Bytes that a process's memory cgroup, and the machine, have room for; None: no bound."""
+    """Return how much a process's memory cgroup, and the machine, have room for.
+
+    Args:
+        pid: the process.
+
+    Returns:
+        Bytes; None: there is no bound.
+    """
     found = [cgroups.host_memory().get("MemAvailable")]
     with suppress(PagecacheError):
         found.append(cgroups.of_process(pid).headroom)

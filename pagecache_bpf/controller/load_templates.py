@@ -63,6 +63,13 @@ class LoadTemplates:
         self._lock = threading.Lock()
         self._given: dict[str, dict[str, _Given]] = {}  # policy -> model
 
+    def warm_up(self) -> None:
+        """Import what templates take, which the first load would wait for."""
+        import numpy as _  # noqa: F401
+
+        from pagecache_bpf.templates import layout, policy_arrays, template, template_maps  # noqa: F401
+        from pagecache_bpf.weights import identity, names  # noqa: F401
+
     def prepare(
         self, policy: str, files: Sequence[ClientFile], fds: Sequence[int], asker: Asker
     ) -> Template | None:
@@ -123,7 +130,14 @@ class LoadTemplates:
             ) from None
 
     def sizes(self, template: Template | None) -> dict[str, int]:
-        """Return how many elements maps should have, for a policy that is not attached yet."""
+        """Return how many elements maps should have, for a policy that is not attached yet.
+
+        Args:
+            template: the template that is given to it first; None: there is none.
+
+        Returns:
+            Elements by the name of the map.
+        """
         if template is None:
             return {}
         from pagecache_bpf.templates.policy_arrays import sizes_for
@@ -176,7 +190,11 @@ class LoadTemplates:
             known.loads.add(load)
 
     def forget(self, load: str) -> None:
-        """Take note that a load is over: a template that no other load has is taken away."""
+        """Take note that a load is over: a template that no other load has is taken away.
+
+        Args:
+            load: its id.
+        """
         from pagecache_bpf.templates import template_maps
 
         with self._lock:

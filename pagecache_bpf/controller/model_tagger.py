@@ -40,11 +40,18 @@ class ModelTagger:
         self._placed: dict[bytes, tuple[str, PlacedTag]] = {}  # with the model's name
 
     def placed(self) -> dict[bytes, PlacedTag]:
-        """The tags that are set because of the configuration, by file."""
+        """Return the tags that are set because of the configuration, by file."""
         return {key: placed for key, (_, placed) in self._placed.items()}
 
     def apply(self, settings: ResolvedConfig) -> list[str]:
-        """Tag what is configured and untag what is not any more; returns what failed."""
+        """Tag what is configured, and untag what is not any more.
+
+        Args:
+            settings: the configuration and the files of its models.
+
+        Returns:
+            A sentence for each thing that failed.
+        """
         failed = list(settings.missing)
         wanted = {model.name: model for model in settings.models if model.config.policy}
         for key, (name, placed) in list(self._placed.items()):
@@ -114,9 +121,16 @@ class ModelTagger:
 
 
 def knobs_for(policy: str, settings: ResolvedConfig) -> dict[str, int]:
-    """Knobs of a policy: those configured, and the budget of its models together.
+    """Return the knobs of a policy: those configured, and the budget of its models together.
 
     The budget goes to the knob budget_mib, which policies bound their prefetching by.
+
+    Args:
+        policy: the policy.
+        settings: the configuration.
+
+    Returns:
+        Values by name.
     """
     models = [model for model in settings.models if model.config.policy == policy]
     knobs = dict(models[0].config.knobs) if models else {}

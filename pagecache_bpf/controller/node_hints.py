@@ -25,7 +25,14 @@ from pagecache_bpf.policy.hint_maps import CONSUMERS
 
 
 def node_of(devices: Sequence[dict[str, Any]]) -> int | None:
-    """The node that all of these devices are near; None: not known, or there are several."""
+    """Find the node that all of some devices are near.
+
+    Args:
+        devices: as the protocol has them.
+
+    Returns:
+        Its number; None: it is not known, or there are several.
+    """
     found = {device.get("node") for device in devices}
     (node,) = found if len(found) == 1 else (None,)
     return node if node in nodes() else None
@@ -44,7 +51,18 @@ class NodeHints:
         self._loads: dict[int, dict[str, str]] = {}
 
     def give(self, load: str, pid: int, policy: str, engine: str, node: int | None) -> bool:
-        """Write the hint of a load; False: there is none to write, or it cannot be."""
+        """Write the hint of a load.
+
+        Args:
+            load: its id.
+            pid: the process that reads.
+            policy: the policy that governs its files.
+            engine: the engine that it runs on.
+            node: the NUMA node.
+
+        Returns:
+            False if the policy takes none, or it cannot be written.
+        """
         if node is None or not pid_namespace.is_first():  # the programs know the host's numbers
             return False
         with self._lock:
@@ -52,7 +70,12 @@ class NodeHints:
         return self._write(pid, policy, engine, node)
 
     def forget(self, load: str, pid: int) -> None:
-        """A load is over; its process's hint goes with the last load of the same policy."""
+        """Take note that a load is over; its process's hint goes with the last load of a policy.
+
+        Args:
+            load: its id.
+            pid: the process that read.
+        """
         with self._lock:
             mine = self._loads.get(pid, {})
             policy = mine.pop(load, None)

@@ -61,6 +61,8 @@ class PrefetchQueues:
         self._most_files = min(FILES, limit // 64)
         self._lock = threading.Lock()
         self._of: dict[Owner, Pools] = {}
+        self._starting: set[Owner] = set()
+        self._started_one = threading.Condition(self._lock)
         self._left: dict[int, _Queued] = {}  # by the descriptor that is held for it
 
     def submit(
@@ -95,10 +97,10 @@ class PrefetchQueues:
         status = os.fstat(fd)
         device = f"{os.major(status.st_dev)}:{os.minor(status.st_dev)}"
         place = WorkerPlace(device, cgroup, node)
+        pools = self._pools(owner)
         with self._lock:
-            pools = self._of.get(owner)
-            if pools is None:
-                pools = self._of[owner] = self._start()
+            if self._of.get(owner) is not pools:
+                raise PagecacheError("nothing was prefetched", "its connection is over")
             queued = sum(queued.left for queued in self._left.values() if queued.owner == owner)
             bound = QUEUE_BYTES if room is None else min(QUEUE_BYTES, room)
             wanted, refused = cut(extents, file.size, bound - queued)
@@ -128,7 +130,11 @@ class PrefetchQueues:
         return None
 
     def cancel(self, connection: int) -> None:
-        """Forget what a connection has asked for; what is being read is finished."""
+        """Forget what a connection has asked for; what is being read is finished.
+
+        Args:
+            connection: its number.
+        """
         with self._lock:
             over = [
                 (self._of[queued.owner], queued.source)
@@ -145,7 +151,11 @@ class PrefetchQueues:
             return sum(queued.left for queued in self._left.values())
 
     def sweep(self, connected: Collection[Owner]) -> None:
-        """End the workers of users that have gone, once they have nothing to do."""
+        """End the workers of users that have gone, once they have nothing to do.
+
+        Args:
+            connected: the users that have a connection.
+        """
         with self._lock:
             busy = {queued.owner for queued in self._left.values()}
             gone = [owner for owner in self._of if owner not in connected and owner not in busy]
@@ -161,15 +171,33 @@ class PrefetchQueues:
             pools.cancel(None)
             pools.stop()
 
+    def _pools(self, owner: Owner) -> Pools:
+        """The workers of a user.  Holds up nobody else while they start.  Raises PagecacheError."""
+        with self._lock:
+            self._started_one.wait_for(lambda: owner not in self._starting)
+            pools = self._of.get(owner)
+            if pools is not None:
+                return pools
+            if len(self._of) + len(self._starting) >= USERS:
+                raise PagecacheError(
+                    "nothing was prefetched",
+                    f"{USERS} other users prefetch at this moment",
+                    "Read by yourself, or try again later",
+                )
+            self._starting.add(owner)
+        try:
+            pools = self._start()
+        finally:
+            with self._lock:
+                self._starting.discard(owner)
+                if pools is not None:
+                    self._of[owner] = pools
+                self._started_one.notify_all()
+        return pools
+
     def _start(self) -> Pools:
         """Start the workers of one more user.  Raises PagecacheError."""
         what = "nothing was prefetched"
-        if len(self._of) >= USERS:
-            raise PagecacheError(
-                what,
-                f"{USERS} other users prefetch at this moment",
-                "Read by yourself, or try again later",
-            )
         try:
             return Pools(self._settled, lambda _: DEFAULT_DEPTH, self._started)
         except (OSError, RuntimeError) as error:
@@ -199,9 +227,15 @@ class PrefetchQueues:
 def cut(
     extents: Sequence[Sequence[int]], size: int, room: int
 ) -> tuple[list[tuple[int, int]], int]:
-    """Ranges of a file from page boundaries, cut at its end and to so many bytes in all.
+    """Cut ranges of a file to page boundaries, to its end, and to so many bytes in all.
 
-    Returns them and the bytes that were cut off.
+    Args:
+        extents: offset and length of each, in bytes.
+        size: bytes of the file.
+        room: bytes in all.
+
+    Returns:
+        Offset and length of what is left of each, and the bytes that were cut off.
     """
     found: list[tuple[int, int]] = []
     refused = 0
@@ -219,7 +253,14 @@ def cut(
 
 
 def foreign_cgroup(pid: int) -> Path | None:
-    """Return the memory cgroup of a process; None: it is this process's, or cannot be told."""
+    """Return the memory cgroup of a process.
+
+    Args:
+        pid: the process.
+
+    Returns:
+        Its directory; None: it is this process's, or cannot be told.
+    """
     with suppress(PagecacheError):
         found = cgroups.directory_of(pid)
         if found != cgroups.directory_of(os.getpid()):

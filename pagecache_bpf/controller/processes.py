@@ -48,11 +48,11 @@ class Process:
 
     @property
     def alive(self) -> bool:
-        """Whether it has not ended."""
+        """Return whether it has not ended."""
         return self._fd >= 0 and not has_ended(self._fd)
 
     def fileno(self) -> int:
-        """Readable when it has ended."""
+        """Return its descriptor, which is readable when it has ended."""
         return self._fd
 
     def close(self) -> None:
@@ -121,7 +121,11 @@ class ProcessWatch:
         return True
 
     def remove(self, pid: int) -> None:
-        """Watch it no more, or once less."""
+        """Watch a process no more, or once less.
+
+        Args:
+            pid: its number.
+        """
         with self._lock:
             process, times = self._processes.get(pid, (None, 0))
             if process is None:
@@ -221,11 +225,15 @@ class ExitEvents:
         _only_ends(self._socket)
 
     def fileno(self) -> int:
-        """Readable when there is an event."""
+        """Return its descriptor, which is readable when there is an event."""
         return self._socket.fileno()
 
     def ended(self) -> set[int] | None:
-        """Processes that a thread of has ended, of those the newest; None: some were lost."""
+        """Read which processes a thread of has ended, of those the newest.
+
+        Returns:
+            Their numbers; None: some were lost.
+        """
         found: set[int] = set()
         try:
             while True:
@@ -280,7 +288,14 @@ class DiskDelays:
             self.why = "delay accounting is off (kernel.task_delayacct is 0)"
 
     def of(self, pid: int) -> int | None:
-        """Nanoseconds, all threads and those that have ended; None: not known, or no process."""
+        """Return how long the threads of a process have waited for block devices.
+
+        Args:
+            pid: the process.
+
+        Returns:
+            Nanoseconds; None: it is not known, or there is no such process.
+        """
         if self.why:
             return None
         from pyroute2.netlink import NLM_F_REQUEST

@@ -29,6 +29,7 @@ from pagecache_bpf.controller.client_files import (
 from pagecache_bpf.controller.client_sessions import (
     ClientSession,
     WaitingLoad,
+    check_loads,
     check_room,
     connections_for,
 )
@@ -45,8 +46,6 @@ from pagecache_bpf.kernel.cachestat import cached_pages
 from pagecache_bpf.kernel.file_pages import PAGE_SIZE
 from pagecache_bpf.weights.models import check_name
 
-#: Open loads of one user.
-LOADS_PER_USER = 256
 _log = logging.getLogger(__name__)
 
 
@@ -117,7 +116,19 @@ class PublicService:
             return session is None or not (session.loads or session.files)
 
     def request(self, connection: Connection, line: bytes, fds: list[int]) -> bytes | None:
-        """Check, look up, answer."""
+        """Check a request, carry it out, and answer it.
+
+        Args:
+            connection: who asks.
+            line: the request.
+            fds: the descriptors that came along; they are closed here or later.
+
+        Returns:
+            The answer; None: it comes later.
+
+        Raises:
+            PagecacheError: it is wrong, or cannot be done.
+        """
         kept = False
         try:
             operation, arguments = public_protocol.check_request(line, len(fds))
@@ -135,7 +146,11 @@ class PublicService:
                 close_all(fds)
 
     def gone(self, connection: Connection) -> None:
-        """Its loads are over."""
+        """End the loads of a connection that is over.
+
+        Args:
+            connection: the connection.
+        """
         with self._lock:
             session = self._sessions.pop(connection, None)
             if session is None:
@@ -447,17 +462,7 @@ class PublicService:
 
     def _check_number_of_loads(self, connection: Connection) -> None:
         with self._lock:
-            mine = sum(
-                len(session.loads)
-                for other, session in self._sessions.items()
-                if other.owner == connection.owner
-            )
-        if mine >= LOADS_PER_USER and not connection.privileged:
-            raise UsageError(
-                "the load was not opened",
-                f"this user has {mine} open loads",
-                "Close loads that are over",
-            )
+            check_loads(connection, self._sessions.items())
 
     def _close_pending(self, waiting: WaitingLoad) -> None:
         """Let go of the descriptors that came for a load."""

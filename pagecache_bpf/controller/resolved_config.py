@@ -24,12 +24,12 @@ class ConfiguredModel:
 
     @property
     def name(self) -> str:
-        """Its name, given or by default."""
+        """Return its name, given or by default."""
         return self.model.name
 
     @property
     def keep(self) -> bool:
-        """Whether its pages stay when a load is done."""
+        """Return whether its pages stay when a load is done."""
         return self.config.keep
 
 
@@ -64,7 +64,7 @@ class ResolvedConfig:
 
     @property
     def budgets(self) -> dict[str, int]:
-        """Budgets by model."""
+        """Return the budgets, in bytes, of the models that have one."""
         return {
             found.name: found.config.budget
             for found in self.models
@@ -76,6 +76,9 @@ class ResolvedConfig:
 
         Args:
             keys: what the files are (file_key.key_of), whatever their paths.
+
+        Returns:
+            The model; None: they are of none.
         """
         return next((self._by_key[key] for key in keys if key in self._by_key), None)
 

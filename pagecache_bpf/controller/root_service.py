@@ -71,15 +71,33 @@ class RootService:
         self._of_controller = collect(self)
 
     def queue(self, connection: Connection) -> object:
-        """Return the key of the queue for a connection's work: root's is reserved."""
+        """Return the key of the queue for a connection's work: root's is reserved.
+
+        Args:
+            connection: the connection.
+
+        Returns:
+            The key.
+        """
         return QUEUE if connection.privileged else connection.owner
 
     def may_end(self, connection: Connection) -> bool:
-        """Return whether nothing is leased by a connection; see leases.Leases."""
+        """Return whether nothing is leased by a connection; see leases.Leases.
+
+        Args:
+            connection: the connection.
+
+        Returns:
+            Whether it loses nothing by being closed.
+        """
         return not self._leases.has(connection)
 
     def gone(self, connection: Connection) -> None:
-        """Take back what was leased by a connection that has ended, and claims without tags."""
+        """Take back what was leased by a connection that has ended, and claims without tags.
+
+        Args:
+            connection: the connection.
+        """
         with self._lock:
             changed = self._leases.end(connection)
         for claim in self._pending.pop(connection, ()):
@@ -150,7 +168,11 @@ class RootService:
 
     @operation()
     def controller(self) -> dict[str, Any]:
-        """Tell who is there, and who holds what."""
+        """Tell who is there, and who holds what.
+
+        Returns:
+            What `status` shows of the controller.
+        """
         self._ledger.release_untagged()
         budgets = self._ledger.budgets
         charges = budgets.charges()
@@ -173,24 +195,51 @@ class RootService:
 
     @operation()
     def clients(self) -> dict[str, Any]:
-        """List who is connected, and tell how the controller does."""
+        """List who is connected, and tell how the controller does.
+
+        Returns:
+            `clients` and `health`.
+        """
         return {"clients": self._list_clients(), "health": self._numbers()}
 
     @operation()
     def kick(self, client: int) -> dict[str, Any]:
-        """Hang up on a client by its number."""
+        """Hang up on a client by its number.
+
+        Args:
+            client: the number of its connection.
+
+        Returns:
+            `found`: whether there was one.
+        """
         return {"found": self._hang_up(client)}
 
     @operation()
     def reload(self) -> dict[str, Any]:
-        """Read the configuration again."""
+        """Read the configuration again.
+
+        Returns:
+            As Daemon.reload().
+
+        Raises:
+            UsageError: it is wrong, or no `serve` runs.
+        """
         return self._read_again()
 
     @operation()
     def admit(self, model: str, files: dict[str, int], budget: int | None = None) -> dict[str, Any]:
-        """Judge what `attach` and `tag` bring: files by their keys in hex, with their sizes.
+        """Judge what `attach` and `tag` bring.
 
-        Raises PagecacheError when it does not fit.
+        Args:
+            model: its name.
+            files: sizes in bytes by the key of the file, in hexadecimal.
+            budget: its own bound in bytes; None: it has none.
+
+        Returns:
+            What was decided.
+
+        Raises:
+            PagecacheError: it does not fit.
         """
         self._ledger.release_untagged()
         budgets = self._ledger.budgets
@@ -205,7 +254,14 @@ class RootService:
 
     @operation()
     def release(self, model: str) -> dict[str, Any]:
-        """Take back what `admit` has noted."""
+        """Take back what `admit` has noted.
+
+        Args:
+            model: the name of the model.
+
+        Returns:
+            Nothing.
+        """
         self._ledger.budgets.release(f"{MODEL_CLAIM}{model}")
         return {}
 

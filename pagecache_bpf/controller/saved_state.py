@@ -30,7 +30,16 @@ _log = logging.getLogger(__name__)
 
 
 def save(service: Service, without: Collection[bytes], path: Path = PATH) -> None:
-    """Write it down, all or nothing.  without: keys of files that are tagged for loads."""
+    """Write down policies and tags of engine agent, all or nothing.
+
+    Args:
+        service: where they are.
+        without: keys of files that are tagged for loads.
+        path: the file.
+
+    Raises:
+        OSError: it cannot be written.
+    """
     attached = []
     for name, agent in service.agents.items():
         if agent.exit is None:
@@ -55,12 +64,25 @@ def _write(content: dict[str, Any], path: Path) -> None:
 
 
 def forget(path: Path = PATH) -> None:
-    """Leave nothing behind."""
+    """Leave nothing behind.
+
+    Args:
+        path: the file.
+    """
     path.unlink(missing_ok=True)
 
 
 def save_kernel(own: Mapping[str, str], placed: Iterable[PlacedTag], path: Path = KERNEL) -> None:
-    """Write down which of the kernel's policies and tags are this controller's."""
+    """Write down which of the kernel's policies and tags are this controller's.
+
+    Args:
+        own: policies that were attached here, with their engines.
+        placed: tags that were set here.
+        path: the file.
+
+    Raises:
+        OSError: it cannot be written.
+    """
     mine = [name for name, engine in own.items() if engine == STRUCT_OPS]
     tags = [tag.identity for tag in placed if tag.identity is not None]
     if mine or tags:
@@ -70,7 +92,12 @@ def save_kernel(own: Mapping[str, str], placed: Iterable[PlacedTag], path: Path 
 
 
 def adopt_kernel(engines: EngineControl, path: Path = KERNEL) -> None:
-    """Take over a killed controller's policies; its loads have ended, so their tags go."""
+    """Take over a killed controller's policies; its loads have ended, so their tags go.
+
+    Args:
+        engines: where both are.
+        path: the file that it has left.
+    """
     try:
         content = json.loads(path.read_bytes())
         mine = [str(name) for name in content["policies"]]
@@ -88,7 +115,15 @@ def adopt_kernel(engines: EngineControl, path: Path = KERNEL) -> None:
 
 
 def restore(service: Service, path: Path = PATH) -> list[str]:
-    """Attach and tag what was written down; returns a sentence for each thing that failed."""
+    """Attach and tag what was written down.
+
+    Args:
+        service: where it is attached.
+        path: the file.
+
+    Returns:
+        A sentence for each thing that failed.
+    """
     try:
         content = json.loads(path.read_bytes())
         if content["version"] != VERSION:

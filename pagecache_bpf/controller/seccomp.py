@@ -11,6 +11,7 @@ import ctypes
 import errno
 import os
 import platform
+from pathlib import Path
 
 from pagecache_bpf.kernel.classic_bpf import AT_LEAST, EQUAL, HAS_BITS, LOAD, RETURN, FilterProgram
 
@@ -90,11 +91,22 @@ DENIED = {
 }
 _OPENAT = (257, 56)
 _MACHINES = {"x86_64": (0, 0xC000003E), "aarch64": (1, 0xC00000B7)}  # include/uapi/linux/audit.h
+_ACTIONS = Path("/proc/sys/kernel/seccomp/actions_avail")
 _X32 = 0x40000000
 _WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC
 _NUMBER_OFFSET, _ARCH_OFFSET, _OPENAT_FLAGS_OFFSET = 0, 4, 32  # struct seccomp_data
 _ALLOW, _KILL, _REFUSE = 0x7FFF0000, 0x80000000, 0x00050000 | errno.EPERM
 _PR_SET_SECCOMP, _MODE_FILTER = 22, 2
+
+
+def available(machine: str | None = None, actions: Path = _ACTIONS) -> bool:
+    """Return whether deny() can do its work: the kernel has filters, and the machine is known here.
+
+    Args:
+        machine: as platform.machine() says it; None: this one.
+        actions: the kernel's list of what filters can do (CONFIG_SECCOMP_FILTER).
+    """
+    return (machine or platform.machine()) in _MACHINES and actions.exists()
 
 
 def instructions(machine: str) -> list[tuple[int, int, int, int]]:

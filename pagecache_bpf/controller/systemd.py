@@ -12,7 +12,14 @@ _log = logging.getLogger(__name__)
 
 
 def notify(*lines: str) -> bool:
-    """Send NAME=VALUE lines to the service manager; False: there is none, or it is gone."""
+    """Send lines to the service manager.
+
+    Args:
+        *lines: NAME=VALUE.
+
+    Returns:
+        False: there is none, or it is gone.
+    """
     address = os.environ.get("NOTIFY_SOCKET", "")
     if not address.startswith(("/", "@")):
         return False
@@ -27,12 +34,20 @@ def notify(*lines: str) -> bool:
 
 
 def reloading() -> bool:
-    """The configuration is being read again; READY=1 has to follow."""
+    """Tell the service manager that the configuration is being read again; READY=1 has to follow.
+
+    Returns:
+        False: there is none, or it is gone.
+    """
     return notify("RELOADING=1", f"MONOTONIC_USEC={time.monotonic_ns() // 1000}")
 
 
 def watchdog_seconds() -> float | None:
-    """How often the manager wants to hear of us; None: it does not."""
+    """Return how often the service manager wants to hear of us.
+
+    Returns:
+        Seconds; None: it does not.
+    """
     if os.environ.get("WATCHDOG_PID", str(os.getpid())) != str(os.getpid()):
         return None
     microseconds = os.environ.get("WATCHDOG_USEC", "")

@@ -65,7 +65,14 @@ class Watchdog:
                     self._queues.submit(key, lambda key=key: self._probe(key), must_run=True)  # type: ignore[misc]
 
     def healthy(self, now: float) -> bool:
-        """Return whether every queue has served something lately."""
+        """Return whether every queue has served something lately.
+
+        Args:
+            now: seconds of the monotonic clock.
+
+        Returns:
+            False if one has not for PATIENCE_SECONDS.
+        """
         return all(now - since < PATIENCE_SECONDS for since in list(self._asked.values()))
 
     def _probe(self, key: Hashable) -> None:

@@ -433,6 +433,12 @@ def _controller_metrics() -> Iterator[Metric]:
     )
     yield metric("inspectors", "gauge", "Processes that read headers of clients now", "inspectors")
     yield metric(
+        "inspectors_filtered",
+        "gauge",
+        "1 if most system calls are kept from these processes (seccomp)",
+        "inspectors_filtered",
+    )
+    yield metric(
         "inspectors_started_total",
         "counter",
         "Processes that read headers of clients, so far",

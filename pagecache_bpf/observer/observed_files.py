@@ -49,14 +49,26 @@ class ObservedFiles:
             self._blind = f"{VARIABLE} is off"
             return
         try:
-            if self._observer is None:
-                self._observer = Observer()
-                for pid in self._own:
-                    self._observer.own(pid)
-            self._observer.tag(fd, model, path=path, policy=policy, engine=engine)
+            self._started().tag(fd, model, path=path, policy=policy, engine=engine)
             self._policy_of[key] = policy
         except (PagecacheError, OSError) as error:
             self._blind = str(error)
+
+    def prepare(self) -> None:
+        """Start the observer before its first file comes, which takes a quarter of a second."""
+        if wanted():
+            try:
+                self._started()
+            except (PagecacheError, OSError) as error:
+                self._blind = str(error)
+
+    def _started(self) -> Observer:
+        """The observer, started if it is not yet."""
+        if self._observer is None:
+            self._observer = Observer()
+            for pid in self._own:
+                self._observer.own(pid)
+        return self._observer
 
     def forget(self, key: bytes) -> None:
         """Count a file no more; one that was not added is passed over.
@@ -87,6 +99,10 @@ class ObservedFiles:
         self._own = {process for process in self._own if os.path.exists(f"/proc/{process}")} | {pid}
         if self._observer:
             self._observer.own(pid)
+
+    def counters(self) -> dict[str, dict[str, int]]:
+        """Return what was counted for each model; nothing without an observer."""
+        return self._observer.counters() if self._observer else {}
 
     def stats(self) -> dict[str, Any]:
         """Take a snapshot of what readers have found.

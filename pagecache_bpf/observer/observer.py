@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Collection
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -272,6 +273,21 @@ class Observer:
 
     # --- numbers ---
 
+    def counters(self) -> dict[str, dict[str, int]]:
+        """Return what was counted for each model, without looking at its files.
+
+        Returns:
+            Counters by model; they are those of snapshot(), at a small part of its cost.
+        """
+        consumers = self._consumers.by_model()
+        uncounted = set(self.uncounted)
+        return {
+            name: _named(
+                sums(found.counters for found in consumers.get(model.number, [])), uncounted
+            )
+            for name, model in list(self._models.items())
+        }
+
     def snapshot(self) -> dict[str, Any]:
         """Read everything that is counted, as it is now.
 
@@ -309,13 +325,7 @@ class Observer:
             size += file.size or 0
             resident += file.resident_bytes
         uncounted = set(self.uncounted)
-
-        def named(counters: list[int]) -> dict[str, int]:
-            return {
-                counter.name: 0 if counter.name in uncounted else value
-                for counter, value in zip(OBSERVED, counters, strict=True)
-            }
-
+        named = partial(_named, uncounted=uncounted)
         return {
             "model": name,
             "policy": model.policy,
@@ -464,3 +474,11 @@ def _bits_key(slot: int, block: int) -> bytes:
 
 
 __all__ = ["Move", "Observer"]
+
+
+def _named(counters: list[int], uncounted: Collection[str]) -> dict[str, int]:
+    """Counters by name; those that this kernel cannot count are 0."""
+    return {
+        counter.name: 0 if counter.name in uncounted else value
+        for counter, value in zip(OBSERVED, counters, strict=True)
+    }

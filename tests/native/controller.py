@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 from pagecache_bpf.ipc.public_client import PublicClient
 from pagecache_bpf.policy.agent_device import AgentDevice
 from tests.unit.command import COMMAND, ROOT, Result, environment, run
+from tests.vm.kernel import wait_for
 
 T = TypeVar("T")
 NOBODY, OTHER = 65534, 65533
@@ -30,6 +31,7 @@ class Controller:
     process: subprocess.Popen[str]
     ready: dict[str, Any]
     directory: Path
+    is_warm: bool = False
 
     @property
     def socket(self) -> Path:
@@ -45,8 +47,21 @@ class Controller:
         """A command that meets this controller and no other."""
         return run(*words, env={"PAGECACHE_BPF_RUN_DIR": str(self.directory)})
 
+    def await_warm(self) -> None:
+        """Wait until what the first load takes is loaded, which takes descriptors, too."""
+
+        def idle() -> bool:
+            with self.root() as root:
+                health = root.request("clients")["health"]
+            return int(health["requests_waiting"]) == 0 and int(health["requests_running"]) <= 1
+
+        if not self.is_warm:
+            wait_for(idle, "the controller to be warm", 60)
+            self.is_warm = True
+
     def descriptors(self) -> int:
         """How many the controller has open."""
+        self.await_warm()
         return len(os.listdir(f"/proc/{self.process.pid}/fd"))
 
     def stop(self) -> int:

@@ -73,6 +73,7 @@ def snapshot(scale: int = 1000, *, after_ns: int = 0, level: str = "full") -> St
             "requests_running": 4,
             "threads_not_started": 6,
             "inspectors": 2,
+            "inspectors_filtered": True,
             "inspectors_started": 9,
             "inspectors_lost": {"its process has ended": 1},
             "loads_waiting": 8,

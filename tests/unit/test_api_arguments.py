@@ -10,6 +10,7 @@ import pytest
 
 import pagecache_bpf as pc
 from pagecache_bpf.kernel import kernelfs
+from pagecache_bpf.loads.arguments import guarded
 from tests.unit.command import ROOT
 
 
@@ -32,3 +33,12 @@ def test_weights_in_memory_are_no_mistake() -> None:
         assert pc.residency(path).bytes == 0
     finally:
         path.unlink()
+
+
+def test_s16_what_is_swallowed_can_be_found_out(caplog: pytest.LogCaptureFixture) -> None:
+    def fails() -> int:
+        raise RuntimeError("some reason")
+
+    with caplog.at_level("DEBUG", "pagecache_bpf"):
+        assert guarded(fails, 7) == 7
+    assert "some reason" in caplog.text

@@ -50,7 +50,9 @@ class FakeService:
         self.agents: dict[str, FakeAgent] = {}
         self.calls: list[str] = []
         self.forgotten: list[bytes] = []
-        self.observed = SimpleNamespace(forget=self.forgotten.append)
+        self.observed = SimpleNamespace(
+            forget=self.forgotten.append, counters=lambda: {"m": {"read_bytes": 5}}
+        )
         self.closed = False
 
     def attach(self, source: str, built: str, knobs: Any, sizes: Any) -> None:
@@ -75,9 +77,6 @@ class FakeService:
 
     def maps(self, policy: str) -> dict[str, Any]:
         return {"maps": {"tags": 7}}
-
-    def stats(self) -> dict[str, Any]:
-        return {"models": [{"model": "m", "counters": {"read_bytes": 5}}]}
 
     def close(self) -> None:
         self.closed = True

@@ -180,3 +180,37 @@ def test_idle_processes_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
 
     wait_for(swept, "the processes to be ended")
     inspectors.close()
+
+
+def test_s6_who_takes_much_gets_only_what_nobody_else_wants(
+    found: Inspectors, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of the processor; another user's process is not slowed down, and one that waits hurries."""
+
+    greedy, modest = (USER[0] + 10, False), (USER[0] + 11, False)
+
+    def policies() -> dict[int, int]:
+        return {
+            owner[0]: os.sched_getscheduler(process.process.pid)
+            for owner, process in found._of.items()
+        }
+
+    monkeypatch.setattr(module, "EAGER_CPU_SECONDS", 0.0)
+    hole = hole_of_strings(tmp_path / "hole.gguf")
+    seen: list[int] = []
+
+    def wanted() -> bool:
+        seen.append(policies().get(greedy[0], -1))
+        return os.SCHED_IDLE not in seen
+
+    with pytest.raises(PagecacheError, match="hung up"):
+        found.run(greedy, greedy[0], "derive", [hole], wanted, names=["model"])
+    os.close(hole)
+    assert seen[0] == os.SCHED_OTHER and seen[-1] == os.SCHED_IDLE
+    fd = weights(tmp_path / "w.safetensors")
+    monkeypatch.setattr(module, "EAGER_CPU_SECONDS", 60.0)
+    for owner in (greedy, modest):
+        found.run(owner, owner[0], "derive", [fd], names=["w.safetensors"])
+    os.close(fd)
+    told = policies()
+    assert (told[greedy[0]], told[modest[0]]) == (os.SCHED_IDLE, os.SCHED_OTHER)

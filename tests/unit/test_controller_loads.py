@@ -22,7 +22,7 @@ import pytest
 from pagecache_bpf.controller import load_templates
 from pagecache_bpf.controller.admission import Budgets
 from pagecache_bpf.controller.client_files import ClientFile
-from pagecache_bpf.controller.config import Config
+from pagecache_bpf.controller.config import Config, ModelSection
 from pagecache_bpf.controller.engine_control import AGENT, PlacedTag
 from pagecache_bpf.controller.inspectors import Inspectors
 from pagecache_bpf.controller.load_ledger import LoadLedger, label
@@ -146,6 +146,7 @@ class Running:
         self._stop.set()
         self.server.wake()
         self._thread.join(30)
+        assert self.server.cleanups.wait_idle(60)  # what is left of connections goes there
         self.public.close()
         self.inspectors.close()
         assert self.ledger.loads == {} and self.kernel.tags == {}
@@ -285,6 +286,31 @@ def test_s11_a_second_load_of_a_name_with_other_files_is_told(
     os.close(second)
 
 
+def test_s15_a_configured_model_is_served_as_such_whatever_a_client_calls_it(
+    running: Running, tmp_path: Path, become: Callable[[int], None]
+) -> None:
+    """By what the files are: another name for them is no way out, its name no way in."""
+    path, other = tmp_path / "w.safetensors", tmp_path / "other.safetensors"
+    for file in (path, other):
+        os.close(weights(file))
+    model = ModelSection(str(path), "configured", budget=1 << 30)
+    running.public.settings = ResolvedConfig(
+        Config(policies=("maio",), engine="agent", models=(model,))
+    )
+    running.ledger.budgets.models = running.public.settings.budgets
+    link = tmp_path / "link.safetensors"
+    os.link(path, link)
+    become(1234)
+    with running.client() as client:
+        for file, asked, name in ((link, "mine", "configured"), (other, "configured", None)):
+            fd = os.open(file, os.O_RDONLY)
+            report = client.open_load([fd], model=asked)
+            os.close(fd)
+            assert report["model"] == (name or "configured@1234")
+            assert report["budget_bytes"] == (1 << 30 if name else None)
+            client.close(report["load"])
+
+
 def test_s13_root_of_a_container_sees_its_own_loads_only(
     running: Running, tmp_path: Path, become: Callable[[int], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -322,7 +348,7 @@ def test_open_loads_of_a_user_are_bounded(
     become: Callable[[int], None],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("pagecache_bpf.controller.public_service.LOADS_PER_USER", 2)
+    monkeypatch.setattr("pagecache_bpf.controller.client_sessions.LOADS_PER_USER", 2)
     fd = weights(tmp_path / "w.safetensors")
     become(1234)
     with running.client() as client:

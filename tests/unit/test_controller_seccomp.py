@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from pagecache_bpf.controller import seccomp
+from pagecache_bpf.controller.inspectors import Inspectors
 from pagecache_bpf.kernel.classic_bpf import EQUAL, LOAD, RETURN, FilterProgram
 
 pytestmark = pytest.mark.skipif(
@@ -94,3 +95,21 @@ def test_every_jump_stays_inside(machine: str) -> None:
     refuse = next(at for at, one in enumerate(code) if one[3] == seccomp._REFUSE)
     denied = [at for at, one in enumerate(code) if one[0] == EQUAL and one[1] > 1]
     assert len(denied) >= 50 and all(at + 1 + code[at][1] == refuse for at in denied)
+
+
+@pytest.mark.parametrize("machine", ["x86_64", "aarch64", "s390x"])
+def test_where_there_is_no_filter_it_is_told(machine: str, tmp_path: Path) -> None:
+    """An inspector works without; that it does is in the log, in `clients list` and in metrics."""
+    actions = tmp_path / "actions_avail"
+    assert not seccomp.available(machine, actions)
+    actions.write_text("kill_process allow\n")
+    assert seccomp.available(machine, actions) == (machine != "s390x")
+
+
+def test_that_there_is_no_filter_is_logged(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(seccomp, "available", lambda: False)
+    found = Inspectors()
+    assert not found.filtered and "no filter of system calls" in caplog.text
+    found.close()

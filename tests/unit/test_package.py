@@ -4,8 +4,10 @@
 from __future__ import annotations
 
 import re
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 from types import ModuleType
 
 import pytest
@@ -59,3 +61,21 @@ def test_the_public_names_are_few() -> None:
 
 def test_version() -> None:
     assert re.fullmatch(r"\d+\.\d+\.\d+.*|unknown", pagecache_bpf.__version__)
+
+
+def test_s16_the_version_is_not_that_of_a_file_that_another_project_left(tmp_path: Path) -> None:
+    """Beside the installed package, where some wheels leave one."""
+    shutil.copytree(
+        Path(pagecache_bpf.__file__).parent,
+        tmp_path / "pagecache_bpf",
+        ignore=lambda directory, names: [name for name in names if not name.endswith(".py")],
+    )
+    (tmp_path / "pyproject.toml").write_text('[project]\nname = "other"\nversion = "99.0"\n')
+    done = subprocess.run(
+        [sys.executable, "-c", "import pagecache_bpf; print(pagecache_bpf.__version__)"],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=tmp_path,
+    )
+    assert done.stdout.strip() != "99.0"

@@ -41,6 +41,7 @@ JSON = {
         "health.requests_running": "requests that are worked on",
         "health.threads_not_started": "threads that could not be started",
         "health.inspectors": "processes that read headers and templates of clients now",
+        "health.inspectors_filtered": "whether most system calls are kept from them (seccomp)",
         "health.inspectors_started": "how many of them were started so far",
         "health.inspectors_lost.*": "how many ended in the middle of a job, by reason",
         "health.loads_waiting": "loads that wait for room in the budget",
