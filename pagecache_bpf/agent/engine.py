@@ -11,7 +11,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -24,6 +24,7 @@ from pagecache_bpf.agent.read_threads import Extent, Source
 from pagecache_bpf.agent.readers import Readers
 from pagecache_bpf.agent.shared_state import dropped_templates, read_state
 from pagecache_bpf.agent.tagged_files import FileTag, Sequence
+from pagecache_bpf.agent.unsupported import not_honored
 from pagecache_bpf.agent.workers import Pools
 from pagecache_bpf.errors import PolicyRejected, UnsupportedError, UsageError
 from pagecache_bpf.kernel import abi, bpf_object, libbpf
@@ -41,20 +42,6 @@ from pagecache_bpf.policy.loader import enlarge_maps, set_knobs
 MAX_INFLIGHT_BYTES = 256 << 20
 #: The readers' memory is looked at so often; a window of 0 opens again only then.
 REFRESH_SECONDS = 0.5
-#: What a policy may ask for and this engine does not do.
-NOT_HONORED = (
-    "the kernel's own readahead goes on: an answer adds to it",
-    "the marker and the folio order of an answer",
-    "the exit hook and access_step_pages",
-    "tags do not outlive the policy (detach --keep-tags)",
-)
-#: Hooks that are not asked, and what that means.
-_NOT_ASKED = {"evict": "the hook evict: nothing is kept from reclaim, which evicts as it likes"}
-
-
-def not_honored(hooks: Iterable[str]) -> list[str]:
-    """What this engine does not do of what a policy with these hooks may ask for."""
-    return [*(text for hook, text in _NOT_ASKED.items() if hook in hooks), *NOT_HONORED]
 
 
 class Agent:
@@ -137,11 +124,14 @@ class Agent:
         self._thread.start()
 
     def fits(self, knobs: Mapping[str, int], sizes: Mapping[str, int]) -> bool:
-        """Return whether it was loaded with these knobs and has room for so many elements.
+        """Tell whether the policy was loaded with these knobs and has room for so many elements.
 
         Args:
             knobs: values by name; the others are the defaults.
             sizes: elements by the name of the map.
+
+        Returns:
+            False if it has to be loaded anew.
         """
         wanted = {knob.name: knobs.get(knob.name, knob.default) for knob in self.info.knobs}
         found = {name: opened.entries for name, opened in self._maps.items()}

@@ -54,10 +54,10 @@ _DEFAULT = Depth(DEFAULT_DEPTH, 0, "default")
 
 
 class Depths:
-    """Depths by device (MAJOR:MINOR), kept in a file.
+    """Queue depths by device (MAJOR:MINOR), kept in a file of the run directory.
 
     Args:
-        path: the file; None: depths.json in the run directory.  One that cannot be read is empty.
+        path: the file; None: the usual one.  One that cannot be read counts as empty.
     """
 
     def __init__(self, path: Path | None = None) -> None:
@@ -69,7 +69,14 @@ class Depths:
                 self._known[device] = Depth(depth, int(kept["bytes_per_second"]), "kept")
 
     def of(self, fd: int) -> Depth:
-        """The depth for the device of an open file, measured if it is not known."""
+        """Return the depth for the device of an open file, measured if it is not known.
+
+        Args:
+            fd: the file.
+
+        Returns:
+            What is known, measured or, where that is impossible, the default.
+        """
         device = _device(fd)
         known = self._known.get(device)
         if known is None:
@@ -120,10 +127,15 @@ def _device(fd: int) -> str:
 
 
 def probe(fd: int) -> Depth:
-    """Measure with the open file: the least depth within GAIN of the fastest.
+    """Measure the depth for a device: the least within GAIN of the fastest.
 
-    Takes at most about half a second and leaves the page cache as it is.  The default where the
-    file is too small or its file system has no direct I/O.
+    Takes at most about half a second and leaves the page cache as it is.
+
+    Args:
+        fd: a file on it, open for reading.
+
+    Returns:
+        The depth; the default where the file is too small or its file system has no direct I/O.
     """
     size = os.fstat(fd).st_size
     if size < LEAST_BYTES:

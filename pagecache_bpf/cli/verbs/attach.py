@@ -277,7 +277,7 @@ class Engine:
     @property
     def not_honored(self) -> tuple[str, ...]:
         """What a policy may ask for and this engine does not do."""
-        from pagecache_bpf.agent.engine import not_honored
+        from pagecache_bpf.agent.unsupported import not_honored
 
         return tuple(not_honored(self.hooks)) if self.name == "agent" else ()
 
