@@ -36,7 +36,7 @@ def snapshot(source: Path, cache: Path) -> Path:
 
 
 def test_a_start_of_vllm_reads_the_templates(disk: Path, trace: PageTrace, tmp_path: Path) -> None:
-    at = snapshot(checkpoints.make("llama", tmp_path, shards="16MB"), disk / "hub")
+    at = snapshot(checkpoints.make("qwen2", tmp_path, shards="32MB"), disk / "hub")
     names = {path.stat().st_ino: path.name for path in sorted(at.glob("*.safetensors"))}
     assert len(names) > 2
     os.sync()
@@ -47,6 +47,7 @@ def test_a_start_of_vllm_reads_the_templates(disk: Path, trace: PageTrace, tmp_p
         "HF_HUB_OFFLINE": "1",
         "VLLM_PLUGINS": "",
         "VLLM_NO_USAGE_STATS": "1",
+        "VLLM_LOGGING_LEVEL": "WARNING",
         "VLLM_ALLOW_INSECURE_SERIALIZATION": "1",
         "VLLM_CPU_KVCACHE_SPACE": "1",
         "VLLM_CPU_OMP_THREADS_BIND": "nobind",
@@ -65,8 +66,8 @@ def test_a_start_of_vllm_reads_the_templates(disk: Path, trace: PageTrace, tmp_p
             check=False,
         )
     assert done.returncode == 0, f"see {log}"
-    lines = [line.split() for line in done.stdout.splitlines()]
-    workers = {int(line[1]): int(line[0]) for line in lines if len(line) == 2}
+    lines = [line.split() for line in done.stdout.splitlines() if line.startswith("worker ")]
+    workers = {int(process): int(rank) for _, rank, process in lines}
     assert sorted(workers.values()) == [0, 1], done.stdout[-1000:]
     brought: dict[int, set[tuple[str, int]]] = {0: set(), 1: set()}
     others: set[tuple[str, int]] = set()

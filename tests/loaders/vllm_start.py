@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Start vLLM as a server does, with two tensor-parallel ranks: `python vllm_start.py MODEL`.
 
-Prints "RANK PID" for each of its workers when the model is ready, and ends.
+Prints "worker RANK PID" for each of its workers when the model is ready, and ends.
 """
 
 from __future__ import annotations
@@ -13,7 +13,9 @@ from typing import Any
 
 def rank_of(worker: Any) -> tuple[int, int]:
     """Return a worker's rank and its process."""
-    return worker.rank, os.getpid()
+    from torch import distributed
+
+    return distributed.get_rank(), os.getpid()
 
 
 def main() -> None:
@@ -31,7 +33,7 @@ def main() -> None:
         distributed_executor_backend="mp",
     )
     for rank, process in started.collective_rpc(rank_of):
-        print(rank, process, flush=True)
+        print("worker", rank, process, flush=True)
 
 
 if __name__ == "__main__":
