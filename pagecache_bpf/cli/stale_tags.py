@@ -41,6 +41,9 @@ class StaleFiles:
         Args:
             policy: the policy that governs the model.
             model: its name.
+
+        Returns:
+            Sentences; none where nothing is stale.
         """
         found = []
         again = self.replaced or self.untagged
@@ -67,6 +70,9 @@ def identities(tags: Iterable[Tag]) -> dict[int, set[int]]:
 
     Args:
         tags: every tag.
+
+    Returns:
+        Generations by inode number.
     """
     found: dict[int, set[int]] = {}
     for tag in tags:
@@ -82,6 +88,9 @@ def of_model(tags: Iterable[Tag], tagged: Tagged) -> StaleFiles:
     Args:
         tags: those of one model.
         tagged: identities of every tagged file.
+
+    Returns:
+        The files that were replaced, are gone, or were added since.
     """
     found = StaleFiles()
     live: dict[str, set[str]] = {}

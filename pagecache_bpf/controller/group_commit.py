@@ -61,10 +61,13 @@ class GroupCommit:
             self.now()
 
     def due(self, now: float) -> bool:
-        """Return whether changes wait that may be written now.
+        """Tell whether changes wait that may be written now.
 
         Args:
             now: seconds of the monotonic clock.
+
+        Returns:
+            False if none wait, or the last write was too short ago.
         """
         with self._done:
             return self._late and now >= self._not_before

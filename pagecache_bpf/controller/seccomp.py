@@ -100,11 +100,14 @@ _PR_SET_SECCOMP, _MODE_FILTER = 22, 2
 
 
 def available(machine: str | None = None, actions: Path = _ACTIONS) -> bool:
-    """Return whether deny() can do its work: the kernel has filters, and the machine is known here.
+    """Tell whether deny() can do its work: the kernel has filters, and the machine is known here.
 
     Args:
         machine: as platform.machine() says it; None: this one.
         actions: the kernel's list of what filters can do (CONFIG_SECCOMP_FILTER).
+
+    Returns:
+        True if both are so.
     """
     return (machine or platform.machine()) in _MACHINES and actions.exists()
 

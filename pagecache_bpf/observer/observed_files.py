@@ -101,7 +101,11 @@ class ObservedFiles:
             self._observer.own(pid)
 
     def counters(self) -> dict[str, dict[str, int]]:
-        """Return what was counted for each model; nothing without an observer."""
+        """Read what was counted for each model.
+
+        Returns:
+            Counters by name, by the model's name; nothing without an observer.
+        """
         return self._observer.counters() if self._observer else {}
 
     def stats(self) -> dict[str, Any]:

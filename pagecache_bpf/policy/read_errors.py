@@ -19,5 +19,8 @@ def meaning(code: int) -> str:
 
     Args:
         code: the errno that PolicyStats.read_errors counts.
+
+    Returns:
+        A part of a sentence for people.
     """
     return _MEANINGS.get(code) or os.strerror(code)
