@@ -164,8 +164,6 @@ class Agent:
         self._ring.close()
         self._object.close()
 
-    # --- files ---
-
     def tag(self, fd: int, model: str, path: str, hold: bool = False) -> FileTag:
         """Govern an open file.
 
@@ -176,6 +174,9 @@ class Agent:
             hold: keep a descriptor of it until it is untagged, instead of opening it by its path
                 whenever there is work.  For files of others, who could change what the path
                 leads to; such a file keeps its file system busy.
+
+        Returns:
+            The tag, as it stands in `tags` until it is let go.
 
         Raises:
             UsageError: it cannot be opened by that path.
@@ -218,7 +219,14 @@ class Agent:
                 self._maps["tags"].update(tag.key, tag.record(), existing=True)
 
     def untag(self, key: bytes) -> bool:
-        """Let go of a file; False if it was not governed."""
+        """Let go of a file: what is queued of it is cancelled.
+
+        Args:
+            key: the file's key, of kernel.file_key.key_of().
+
+        Returns:
+            False if it was not governed.
+        """
         tag = self.tags.pop(key, None)
         if tag is None:
             return False
@@ -235,13 +243,15 @@ class Agent:
         return True
 
     def settle(self, seconds: float) -> bool:
-        """Wait for what is being read of files that were let go; False: it takes longer."""
+        """Return whether what is being read of files that were let go has ended.
+
+        Args:
+            seconds: to wait at most.
+        """
         return self._pools.settle(seconds)
 
-    # --- numbers ---
-
     def counters(self) -> dict[str, int]:
-        """Each counter of the policy, by name."""
+        """Return each counter of the policy by its name, in the unit of kernel.abi.COUNTERS."""
         counters = self._maps["counters"]
         values = {counter.name: counters.sum_per_cpu(at) for at, counter in enumerate(COUNTERS)}
         values["prefetch_issued_bytes"] = self._pools.totals.read_bytes
@@ -250,7 +260,7 @@ class Agent:
         return values
 
     def numbers(self) -> dict[str, Any]:
-        """What `status` shows of it."""
+        """Return what `status` shows of it: pages, counters, errors, workers."""
         state = self.state
         return {
             "governed_pages": max(0, state.governed + self._orders.governed),
@@ -265,7 +275,7 @@ class Agent:
         }
 
     def not_honored(self) -> list[str]:
-        """What a policy may ask for and is not done here, and what turned out not to work."""
+        """Return what a policy may ask for and is not done here, or turned out not to work."""
         found = not_honored(self.info.hooks)
         if self._pressure:
             found += self._pressure.missing
@@ -282,11 +292,11 @@ class Agent:
         return found
 
     def map_ids(self) -> dict[str, int]:
-        """The kernel's number of each map, by which root can open it."""
+        """Return the kernel's number of each map, by which root can open it."""
         return {name: map_id(opened.fd) for name, opened in self._maps.items()}
 
     def dropped_templates(self) -> list[str]:
-        """Models whose I/O template the policy has given up, since it was wrong too often."""
+        """Return models whose I/O template the policy has given up, as it was wrong too often."""
         return dropped_templates(self._maps)
 
     @property
@@ -389,12 +399,21 @@ class Agent:
         return ask
 
     def own(self, pid: int) -> None:
-        """What this process reads is no access."""
+        """Take what a process reads as prefetched, and as no access of a reader's.
+
+        Args:
+            pid: the process.
+        """
         self._own.add(pid)
         self._tell_started(pid)
 
     def hint(self, tgid: int, node: int | None) -> None:
-        """On which NUMA node a process wants its pages; None: not known, or no more."""
+        """Tell the policy on which NUMA node a process wants its pages.
+
+        Args:
+            tgid: the process.
+            node: the node; None: it is not known, or the process wants it no more.
+        """
         key = tgid.to_bytes(4, sys.byteorder)
         with suppress(OSError):
             if node is None:

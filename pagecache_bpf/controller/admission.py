@@ -123,9 +123,17 @@ class Budgets:
     ) -> Decision:
         """Judge a load that wants these files; claims nothing.
 
-        asked: its own bound.  headroom: what memory cgroup and machine leave (None: no bound);
-        pages of files that other loads hold are part of it, as they can be reclaimed, so what
-        is claimed but not yet read is not taken off.  owner: whose share it counts into.
+        Args:
+            model: the model's name.
+            files: bytes by the key of each file.
+            asked: the load's own bound in bytes; None: it has none.
+            headroom: bytes that memory cgroup and machine leave; None: no bound.  Pages of files
+                that other loads hold are part of it, as they can be reclaimed, so what is claimed
+                but not yet read is not taken off.
+            owner: whose share it counts into; None: nobody's.
+
+        Returns:
+            Whether it fits, and what of it may be cached.
         """
         size = sum(files.values())
         held = {key for claim in list(self.claims.values()) for key in claim.files}

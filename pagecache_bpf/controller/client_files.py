@@ -68,12 +68,19 @@ class MountTable:
         return self._devices.get(device, "") != "" and bool(kind)
 
     def is_here(self, fd: int) -> bool:
-        """Whether the file was opened below a mount of this process's: root has made it."""
+        """Return whether a file was opened below a mount of this process's: root has made that.
+
+        Args:
+            fd: the open file.
+        """
         return _mount_of(fd) in self._here
 
 
 def mounts_for(connection: Connection) -> MountTable | None:
     """Return the mounts of a client, as check_descriptor() takes them; None for root's.
+
+    Args:
+        connection: the client's.
 
     Raises:
         UsageError: its process has ended.
@@ -168,7 +175,8 @@ def template_of(fds: Sequence[int], mounts: MountTable | None) -> int | None:
         mounts: as check_descriptor() takes them.
 
     Raises:
-        PagecacheError: it proves nothing, or is too large.
+        PrivilegeError: it proves no right.
+        UsageError: it is too large, or no file that can be read.
     """
     if not fds:
         return None

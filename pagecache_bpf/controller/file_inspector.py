@@ -170,6 +170,9 @@ def give_up_rights(uid: int, gid: int) -> None:
     Args:
         uid: the user; root becomes nobody.
         gid: the group.
+
+    Raises:
+        OSError: the kernel refuses; the process must not go on.
     """
     libc = ctypes.CDLL(None, use_errno=True)
     for limit, bound in (

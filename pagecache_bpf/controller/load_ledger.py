@@ -345,6 +345,9 @@ class LoadLedger:
         """Return which of these files have a tag of root's and are in no load, by key; no waiting.
 
         The file of a load is noted before it is tagged, and its tag until it is taken off.
+
+        Args:
+            files: the files in question.
         """
         tagged = set(self.engines.governors(files))
         return tagged - set(self._users) - set(self._placed)

@@ -86,6 +86,7 @@ class LoadTemplates:
 
         Raises:
             PagecacheError: it does not fit, or none can be derived.
+            UsageError: the policy takes no I/O template, and the client gives one.
         """
         if not policy_info(policy).takes_templates:
             if asker.text is not None:
@@ -164,7 +165,8 @@ class LoadTemplates:
             files: the files of the load; those that are tagged can be found by the policy.
 
         Raises:
-            PagecacheError: there is no room, or a load of that name has other files.
+            PagecacheError: there is no room.
+            UsageError: a load of that name has other files.
         """
         from pagecache_bpf.templates import template_maps
         from pagecache_bpf.templates.layout import Identity

@@ -103,14 +103,20 @@ class PublicService:
             self.gone(connection)
         self._prefetch_queues.close()
 
-    # --- what the transport calls ---
-
     def queue(self, connection: Connection) -> object:
-        """Return the key of the queue for a connection's work: users share no threads."""
+        """Return the key of the queue for a connection's work: users share no threads.
+
+        Args:
+            connection: whose work it is.
+        """
         return connection.owner
 
     def may_end(self, connection: Connection) -> bool:
-        """Return whether a connection has neither a load nor files that wait for one."""
+        """Return whether a connection has neither a load nor files that wait for one.
+
+        Args:
+            connection: the one in question.
+        """
         with self._lock:
             session = self._sessions.get(connection)
             return session is None or not (session.loads or session.files)
@@ -404,8 +410,6 @@ class PublicService:
                 "headroom_bytes": connection.peer.checked(headroom),
             },
         }
-
-    # --- the parts ---
 
     def wants_tick(self) -> bool:
         """Return whether tick() has something to do and nobody was told so yet; never waits."""

@@ -114,8 +114,12 @@ class RootService:
             line: the request.
             fds: at most one open file; it is closed here.
 
+        Returns:
+            The answer; None: none is due.
+
         Raises:
             PagecacheError: it was refused, or failed.
+            PrivilegeError: it is not root that asks.
         """
         self.asked = time.monotonic()
         try:
