@@ -7,18 +7,24 @@ import json
 import os
 import signal
 import struct
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from pagecache_bpf.controller import inspectors as module
+from pagecache_bpf.controller.file_inspector import JOB_CPU_SECONDS, MEMORY_BYTES
 from pagecache_bpf.controller.inspectors import Inspectors
 from pagecache_bpf.errors import PagecacheError
+from pagecache_bpf.ipc.public_protocol import TEMPLATE_BYTES
 from pagecache_bpf.templates.template import EXTENT
+from tests.unit.command import ROOT
 from tests.vm.kernel import wait_for
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="a process of another user takes root")
@@ -91,8 +97,106 @@ def test_it_has_no_rights(found: Inspectors, tmp_path: Path) -> None:
     assert "Seccomp:\t2" in status  # a filter
     limits = Path(f"/proc/{process(found)}/limits").read_text()
     assert "Max processes             0                    0" in limits
+    for name, bound in (("Max address space", MEMORY_BYTES), ("Max file size", TEMPLATE_BYTES)):
+        assert f"{name:<26}{bound:<21}{bound:<21}bytes" in limits
+    (cpu,) = [line.split()[3] for line in limits.splitlines() if line.startswith("Max cpu time")]
+    assert JOB_CPU_SECONDS < int(cpu) < JOB_CPU_SECONDS + 60  # beside what it has used before
+    # Of a process that may not be looked into, these files are root's.
+    assert Path(f"/proc/{process(found)}/mem").stat().st_uid == 0
     open_now = [os.readlink(entry) for entry in Path(f"/proc/{process(found)}/fd").iterdir()]
     assert not [path for path in open_now if path.startswith("/") and path != "/dev/null"]
+
+
+def test_it_has_none_of_the_controllers_groups(tmp_path: Path) -> None:
+    before = os.getgroups()
+    os.setgroups([4, 5])
+    try:
+        inspectors = Inspectors()
+        inspectors.prepare()
+    finally:
+        os.setgroups(before)
+    fd = weights(tmp_path / "w.safetensors")
+    inspectors.run(USER, USER[0], "derive", [fd], names=["w"])
+    os.close(fd)
+    status = Path(f"/proc/{process(inspectors)}/status").read_text()
+    inspectors.close()
+    assert [line.split()[1:] for line in status.splitlines() if line.startswith("Groups:")] == [[]]
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from tests.unit.test_controller_inspectors import USER, Inspectors, process, weights
+inspectors = Inspectors()
+fd = weights(Path(sys.argv[1]))
+inspectors.run(USER, USER[0], "derive", [fd], names=["w"])
+os.kill(process(inspectors), signal.SIGSTOP)
+print(process(inspectors), flush=True)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_it_ends_with_the_controller_whatever_it_does(tmp_path: Path) -> None:
+    """A stopped one sees no end of its connection: it is the kernel that ends it."""
+    done = subprocess.run(
+        [sys.executable, "-c", KILLED, str(tmp_path / "w.safetensors")],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert done.returncode == -signal.SIGKILL
+    pid = int(done.stdout)
+
+    def ended() -> bool:
+        with suppress(OSError):
+            stat = Path(f"/proc/{pid}/stat").read_text()
+            return stat.rpartition(")")[2].split()[0] in "ZX"  # nobody reaps it, perhaps
+        return True
+
+    try:
+        wait_for(ended, "the process to end with its controller", 60)
+    finally:
+        with suppress(OSError):
+            os.kill(pid, signal.SIGKILL)
+
+
+LYING = (
+    "import socket, sys; s = socket.socket(fileno=int(sys.argv[1])); "
+    "s.recv(1); s.sendall(b'\\xff' * 8); s.recv(1 << 20); sys.stdin.read(); s.recv(1 << 20); "
+    "import time; time.sleep(60)"
+)
+
+
+def test_s6_an_answer_without_end_is_not_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_START", LYING)
+    monkeypatch.setattr(module, "JOB_SECONDS", 20.0)
+    inspectors = Inspectors()
+    fd = weights(tmp_path / "w.safetensors")
+    with pytest.raises(PagecacheError, match="its answer is too long"):
+        inspectors.run(USER, USER[0], "derive", [fd], names=["w"])
+    os.close(fd)
+    inspectors.close()
+
+
+@pytest.mark.parametrize("name", ["__name__", "annotations", "dataclass", "no such class"])
+def test_s6_errors_that_it_tells_are_of_our_classes_only(name: str) -> None:
+    assert type(module._told([name, "what", "why", "fix"])) is PagecacheError
+
+
+def test_s6_users_together_have_so_many_at_most(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "PROCESSES", 1)
+    monkeypatch.setattr(module, "TURN_SECONDS", 0.1)
+    inspectors = Inspectors()
+    fd = weights(tmp_path / "w.safetensors")
+    inspectors.run(USER, USER[0], "derive", [fd], names=["w"])
+    with pytest.raises(PagecacheError, match="those of 1 other users are"):
+        inspectors.run((USER[0] + 1, False), USER[0] + 1, "derive", [fd], names=["w"])
+    os.close(fd)
+    inspectors.close()
 
 
 def test_what_is_no_weight_file_is_told(found: Inspectors, tmp_path: Path) -> None:
