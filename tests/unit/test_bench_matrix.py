@@ -160,12 +160,12 @@ def model(tmp_path: Path) -> Model:
 )
 def test_reader_gets_the_right_bytes_and_counts_them(model: Model, reader: Reader) -> None:
     reference = loaders.Reference(model.files)
+    wanted = matrix_readers.wanted(reader, model)  # before: it looks into the files
     drop(model.files)
     entered = model.root / "entered"
     outcome = matrix_readers.run(reader, model, reference, entered.touch, 1)
     assert outcome.correct
     assert entered.exists() or reader.kind == "ranks"
-    wanted = matrix_readers.wanted(reader, model)
     # Nothing is cached, so the device has to give all of it, whoever else reads meanwhile.
     if outcome.device_bytes is not None:
         assert outcome.device_bytes >= wanted

@@ -71,6 +71,9 @@ def test_attach_status_detach(model: Path) -> None:
             "files": 3,
             "resident_bytes": 3 * SHARD_PAGES * PAGE_SIZE,
             "size_bytes": 3 * SHARD_PAGES * PAGE_SIZE,
+            "replaced": [],
+            "gone": [],
+            "untagged": [],
         }
     ]
     assert {tag["resident_bytes"] for tag in tagged()} == {SHARD_PAGES * PAGE_SIZE}
