@@ -9,6 +9,7 @@ Its contents depend only on the seed and the tensor's name.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
@@ -255,6 +256,30 @@ def load_dir(directory: Path, name: str | None = None) -> Model:
             "Name a directory of safetensors shards.",
         )
     return Model(name or directory.resolve().name, directory, files)
+
+
+def hub_snapshot(source: Path, cache: Path) -> Path:
+    """Copy a directory as huggingface_hub keeps it: links to blobs named by their contents.
+
+    Args:
+        source: the directory of a checkpoint.
+        cache: the directory that HF_HUB_CACHE names.
+
+    Returns:
+        The snapshot, of the repository acme/tiny.
+    """
+    repository = cache / "models--acme--tiny"
+    revision = "0123456789abcdef0123456789abcdef01234567"
+    at = repository / "snapshots" / revision
+    for directory in (at, repository / "blobs", repository / "refs"):
+        directory.mkdir(parents=True)
+    (repository / "refs" / "main").write_text(revision)
+    for path in sorted(source.iterdir()):
+        content = path.read_bytes()
+        name = hashlib.sha256(content).hexdigest()
+        (repository / "blobs" / name).write_bytes(content)
+        (at / path.name).symlink_to(f"../../blobs/{name}")
+    return at
 
 
 def copy_to(checkpoint: Model, directory: Path) -> Model:

@@ -13,7 +13,6 @@ cold; the device is a loop of its own, so that nobody else's reads are counted.
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import os
 import statistics
@@ -23,19 +22,16 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+from benchmarks import cgroups
 from benchmarks.cachestat import drop
-from benchmarks.checkpoints import generate
+from benchmarks.checkpoints import generate, hub_snapshot
 from benchmarks.control import CommandLine
 from benchmarks.disks import device_bytes_read
 from benchmarks.rounds import attached
 from pagecache_bpf.weights.models import Model, resolve
 
 _SIZE, _LIMIT, _SHARDS = 216 << 20, 96 << 20, 4
-_V1 = Path("/sys/fs/cgroup/memory")
-_READ = (
-    'echo $$ >"$0/cgroup.procs" && '
-    'for f in "$@"; do dd if="$f" of=/dev/null bs=1M status=none || exit 1; done'
-)
+_READ = 'for f in "$@"; do dd if="$f" of=/dev/null bs=1M status=none || exit 1; done'
 
 
 @contextmanager
@@ -53,40 +49,12 @@ def _disk(scratch: Path) -> Iterator[Path]:
         subprocess.run(["umount", str(mount)], check=True)
 
 
-@contextmanager
-def _group() -> Iterator[Path]:
-    """Make a memory cgroup with the limit, of version 1 or 2, whichever the machine has."""
-    first = (_V1 / "memory.limit_in_bytes").exists()
-    path = (_V1 if first else Path("/sys/fs/cgroup")) / f"snapshot-{os.getpid()}"
-    path.mkdir()
-    try:
-        (path / ("memory.limit_in_bytes" if first else "memory.max")).write_text(str(_LIMIT))
-        yield path
-    finally:
-        path.rmdir()
-
-
-def snapshot(plain: Path, cache: Path) -> Path:
-    """Copy a directory as huggingface_hub keeps it; return the snapshot."""
-    repository = cache / "models--acme--tiny"
-    at = repository / "snapshots" / "0123abc"
-    for directory in (at, repository / "blobs", repository / "refs"):
-        directory.mkdir(parents=True)
-    (repository / "refs" / "main").write_text("0123abc")
-    for path in sorted(plain.iterdir()):
-        content = path.read_bytes()
-        name = hashlib.sha256(content).hexdigest()
-        (repository / "blobs" / name).write_bytes(content)
-        (at / path.name).symlink_to(f"../../blobs/{name}")
-    return at
-
-
-def _read(model: Model, group: Path) -> int:
+def _read(model: Model, group: cgroups.Group) -> int:
     """Read the files cold, in the group; return the bytes that the device has read."""
     drop(model.files)
     before = device_bytes_read(model.files[0])
     names = [str(model.directory / name) for name in model.names]
-    subprocess.run(["sh", "-c", _READ, str(group), *names], check=True)
+    group.run("sh", "-c", _READ, "read", *names)
     after = device_bytes_read(model.files[0])
     assert before is not None and after is not None
     return after - before
@@ -104,9 +72,9 @@ def main() -> None:
     with ExitStack() as stack:
         scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(dir="/dev/shm")))
         disk = stack.enter_context(_disk(scratch))
-        group = stack.enter_context(_group())
+        group = stack.enter_context(cgroups.group(f"snapshot-{os.getpid()}", _LIMIT))
         made = generate(disk / "plain", _SIZE, _SHARDS)
-        layouts = {"plain": made.root, "snapshot": snapshot(made.root, disk / "hub")}
+        layouts = {"plain": made.root, "snapshot": hub_snapshot(made.root, disk / "hub")}
         models = {name: resolve(path) for name, path in layouts.items()}
         assert models["plain"].names == models["snapshot"].names, "not in the same order"
         os.sync()

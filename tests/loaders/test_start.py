@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import subprocess
@@ -11,6 +10,7 @@ import sys
 from pathlib import Path
 
 from benchmarks.cachestat import drop
+from benchmarks.checkpoints import hub_snapshot
 from tests.loaders import checkpoints
 from tests.loaders.page_trace import PageTrace
 from tests.loaders.reads import PAGE, expected
@@ -19,24 +19,8 @@ _SCRIPT = Path(__file__).with_name("vllm_start.py")
 _TP = {"tp": 2, "ep": 1, "pp": 1}
 
 
-def snapshot(source: Path, cache: Path) -> Path:
-    """Copy a checkpoint as huggingface_hub keeps it: links to blobs named by their contents."""
-    repository = cache / "models--acme--tiny"
-    revision = "0123456789abcdef0123456789abcdef01234567"
-    at = repository / "snapshots" / revision
-    for directory in (at, repository / "blobs", repository / "refs"):
-        directory.mkdir(parents=True)
-    (repository / "refs" / "main").write_text(revision)
-    for path in sorted(source.iterdir()):
-        content = path.read_bytes()
-        name = hashlib.sha256(content).hexdigest()
-        (repository / "blobs" / name).write_bytes(content)
-        (at / path.name).symlink_to(f"../../blobs/{name}")
-    return at
-
-
 def test_a_start_of_vllm_reads_the_templates(disk: Path, trace: PageTrace, tmp_path: Path) -> None:
-    at = snapshot(checkpoints.make("qwen2", tmp_path, shards="32MB"), disk / "hub")
+    at = hub_snapshot(checkpoints.make("qwen2", tmp_path, shards="32MB"), disk / "hub")
     names = {path.stat().st_ino: path.name for path in sorted(at.glob("*.safetensors"))}
     assert len(names) > 2
     os.sync()
