@@ -9,22 +9,17 @@ from pathlib import Path
 import pytest
 
 from benchmarks import checkpoints, disks, loaders, rounds
-from benchmarks.cachestat import NotCold, drop, resident_pages
+from benchmarks.cachestat import drop, resident_pages
 from benchmarks.directio import Plan, read_whole
-from pagecache_bpf.errors import PagecacheError, UnsupportedError
+from pagecache_bpf.errors import PagecacheError
 from pagecache_bpf.weights.models import Model
+from tests.unit.cold_checkpoints import measurable
 
 
 @pytest.fixture
 def llama(tmp_path: Path) -> Model:
     """A small checkpoint whose pages can be evicted and read directly."""
-    made = checkpoints.generate(tmp_path / "llama", 2 << 20, shards=2)
-    try:
-        drop(made.files)
-        read_whole(made.files[0])
-    except (NotCold, UnsupportedError) as error:
-        pytest.skip(f"{tmp_path} cannot be measured: {error}")
-    return made
+    return measurable(tmp_path, 2 << 20)
 
 
 @pytest.mark.parametrize("name", loaders.LOADERS)

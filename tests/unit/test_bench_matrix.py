@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 
 from benchmarks import (
-    checkpoints,
     loaders,
     matrix,
     matrix_cells,
@@ -18,12 +17,12 @@ from benchmarks import (
     matrix_show,
     schema,
 )
-from benchmarks.cachestat import NotCold, drop
-from benchmarks.directio import read_whole
+from benchmarks.cachestat import drop
 from benchmarks.matrix_cells import AMPLE, BY_NAME, MB, TIGHT, Device, Reader, Setting, paired
 from benchmarks.schema import Report, Row
-from pagecache_bpf.errors import UnsupportedError, UsageError
+from pagecache_bpf.errors import UsageError
 from pagecache_bpf.weights.models import Model
+from tests.unit.cold_checkpoints import measurable
 
 NATIVE = Device(128)
 SETTING = Setting(NATIVE, 1000 * MB, 1)
@@ -146,13 +145,7 @@ def test_cell_above_its_limit_is_named(tmp_path: Path) -> None:
 
 @pytest.fixture
 def model(tmp_path: Path) -> Model:
-    made = checkpoints.generate(tmp_path / "llama", 4 << 20, shards=2)
-    try:
-        drop(made.files)
-        read_whole(made.files[0])
-    except (NotCold, UnsupportedError) as error:
-        pytest.skip(f"{tmp_path} cannot be measured: {error}")
-    return made
+    return measurable(tmp_path, 4 << 20)
 
 
 @pytest.mark.parametrize(
