@@ -374,9 +374,8 @@ def residency(path: PathLike, *, tensors: bool = False) -> Residency:
 
 def _residency(model: Model, tensors: bool) -> Residency:
     from pagecache_bpf.explain.model_residency import look
-    from pagecache_bpf.loads.through_controller import residency_or_none
 
-    found = look(model, tensors, residency_or_none)
+    found = look(model, tensors, _controller_says)
     paths = zip(model.files, found.files, strict=True)
     return Residency(
         found.bytes,
@@ -386,6 +385,14 @@ def _residency(model: Model, tensors: bool) -> Residency:
         found.time_ns,
         lambda: _residency(model, tensors),
     )
+
+
+def _controller_says(path: Path) -> int | None:
+    """Ask the controller what of a file is cached."""
+    # Late: the kernel tells most callers itself.
+    from pagecache_bpf.loads.through_controller import residency_or_none
+
+    return residency_or_none(path)
 
 
 def drop(path: PathLike) -> int | None:

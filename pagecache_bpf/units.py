@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from fractions import Fraction
 
 from pagecache_bpf.errors import UsageError
 
@@ -69,6 +68,8 @@ def _parse(text: str, units: Mapping[str, int], kind: str, examples: str) -> int
         raise UsageError(
             f"{text!r} is not a {kind}", f"known units: {known}", f"Write it like {examples}"
         )
+    from fractions import Fraction  # late: few commands take such a number
+
     value = Fraction(match[1]) * factor
     if value.denominator != 1:
         raise UsageError(f"{text!r} is not a {kind}", "it is not a whole number of the base unit")

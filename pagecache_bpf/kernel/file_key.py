@@ -12,7 +12,6 @@ from contextlib import suppress
 from pathlib import Path
 
 from pagecache_bpf.errors import PrivilegeError, UsageError
-from pagecache_bpf.kernel import abi
 
 _FS_IOC_GETVERSION = 0x80087601  # _IOR('v', 1, long)
 
@@ -29,6 +28,8 @@ def key_of(fd: int) -> bytes:
     Raises:
         OSError: the descriptor is none.
     """
+    from pagecache_bpf.kernel import abi  # late: files are read without it, and it takes a while
+
     status = os.fstat(fd)
     return bytes(
         abi.pagecache_file_key(
@@ -156,7 +157,7 @@ def read_small_file(path: str | Path, most: int) -> bytes:
             raise OSError(errno.EFBIG, f"it has more than {most} bytes", str(path))
         flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY
         with open(os.open(f"/proc/self/fd/{found}", flags), "rb") as file:
-            return file.read(most)
+            return file.read(status.st_size or most)  # files of /proc have no size
     finally:
         os.close(found)
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from pagecache_bpf.errors import UsageError
 from pagecache_bpf.weights import manifests
 from pagecache_bpf.weights.files import follow, path_error
-from pagecache_bpf.weights.names import natural
+from pagecache_bpf.weights.names import in_natural_order
 from pagecache_bpf.weights.siblings import LeftOut, Selection, choose, require_one_quantization
 from pagecache_bpf.weights.weight_format import format_of, known_formats
 
@@ -84,11 +84,7 @@ class _Walk:
         """Return names of files and of directories, in natural order, without hidden ones."""
         try:
             with os.scandir(directory) as entries:
-                # A directory with the name of an index is an error of its index, found later.
-                listed = [
-                    (entry.name, entry.is_dir() and not entry.name.endswith(".index.json"))
-                    for entry in entries
-                ]
+                listed = [(entry.name, _is_directory(entry)) for entry in entries]
         except OSError as error:
             raise path_error(directory, error) from None
         self._entries += len(listed)
@@ -99,7 +95,7 @@ class _Walk:
                 "Name the model's own directory",
                 f"{_DOCS}#holds-more-than-100000-files",
             )
-        shown = sorted((name for name, _ in listed if not name.startswith(".")), key=natural)
+        shown = in_natural_order(name for name, _ in listed if not name.startswith("."))
         kinds = dict(listed)
         return [name for name in shown if not kinds[name]], [name for name in shown if kinds[name]]
 
@@ -160,6 +156,17 @@ class _Walk:
         return found
 
 
+def _is_directory(entry: os.DirEntry[str]) -> bool:
+    """Tell whether an entry is walked.
+
+    What has the name of an index or is a link with that of a weight file is taken for a file: that
+    it is none is said when it is looked at, and the links of a snapshot are not followed twice.
+    """
+    if entry.name.endswith(".index.json") or (entry.is_symlink() and format_of(entry.name)):
+        return False
+    return entry.is_dir()
+
+
 def _beside(directory: Path, name: str, taken: list[str]) -> list[LeftOut]:
     """Say what is left out of a directory beside the weights, of which an index may name some."""
     if name in _COPIES:
@@ -168,7 +175,7 @@ def _beside(directory: Path, name: str, taken: list[str]) -> list[LeftOut]:
         return [LeftOut(name, "a checkpoint of training, which is a model of its own")]
     try:
         with os.scandir(directory / name) as entries:
-            held = sorted((entry.name for entry in entries if format_of(entry.name)), key=natural)
+            held = in_natural_order(entry.name for entry in entries if format_of(entry.name))
     except OSError:
         return []
     if not any(file.startswith(f"{name}/") for file in taken):

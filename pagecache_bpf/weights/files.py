@@ -31,6 +31,8 @@ _KINDS = (
     (stat.S_ISBLK, "a block device"),
 )
 _DOCS = "docs/troubleshooting.md"
+#: Not every C library asks for the rights of the effective user.
+_EFFECTIVE = os.access in os.supports_effective_ids
 
 #: What /proc/PID/root, or a thread's, begins a path with.
 _ROOT_OF_PROCESS = re.compile(r"/proc/(?:\d+(?:/task/\d+)?|self|thread-self)/root(?=/)")
@@ -96,13 +98,15 @@ def path_error(path: Path, error: OSError) -> PagecacheError:
     return UsageError(f"{path} cannot be opened", os.strerror(error.errno or 0))
 
 
-def regular(path: Path, directories: dict[Path, Path] | None = None) -> tuple[Path, os.stat_result]:
+def regular(
+    path: str | Path, directories: dict[str, Path] | None = None
+) -> tuple[Path, os.stat_result]:
     """Check that a path leads to a regular file.
 
     Args:
         path: the path; links are followed.
         directories: real paths of directories that are known already; added to, so that each of
-            1,000 files in one directory costs one look at the file itself.
+            1,000 files in one directory costs one look at the file itself, and of links one more.
 
     Returns:
         The file's real path and its status.
@@ -111,6 +115,9 @@ def regular(path: Path, directories: dict[Path, Path] | None = None) -> tuple[Pa
         UsageError: it is something else, or it does not exist.
         PrivilegeError: it may not be reached.
     """
+    if directories is not None and (found := _in_known_directory(os.fspath(path), directories)):
+        return found
+    path = Path(path)
     status = follow(path)
     if not stat.S_ISREG(status.st_mode):
         kind = next((text for test, text in _KINDS if test(status.st_mode)), "something else")
@@ -120,12 +127,33 @@ def regular(path: Path, directories: dict[Path, Path] | None = None) -> tuple[Pa
             "Name the file that holds the weights",
             f"{_DOCS}#is-not-a-regular-file",
         )
-    if directories is None or path.is_symlink():
-        return real_path(path), status
-    directory = path.parent
-    if directory not in directories:
-        directories[directory] = real_path(directory)
-    return directories[directory] / path.name, status
+    return real_path(path), status
+
+
+def _in_known_directory(
+    path: str, directories: dict[str, Path]
+) -> tuple[Path, os.stat_result] | None:
+    """Return what regular() does of a file, or of a link to one; None for all that is rarer.
+
+    What is costly about a real path is that of the directory, and files of a model share that: the
+    blobs of a cache, too, to which the links of a snapshot lead.
+    """
+    try:
+        status = os.lstat(path)
+        directory, _, name = path.rpartition("/")
+        if stat.S_ISLNK(status.st_mode):
+            # The kernel follows "..", which text cannot: the directory may be a link itself.
+            target = os.readlink(path)
+            path = target if target.startswith("/") else f"{directory}/{target}"
+            status = os.lstat(path)
+            directory, _, name = path.rpartition("/")
+        if not stat.S_ISREG(status.st_mode):
+            return None
+        if directory not in directories:
+            directories[directory] = real_path(Path(directory or "/"))
+    except OSError:
+        return None
+    return directories[directory] / name, status
 
 
 def real_path(path: Path) -> Path:
@@ -157,7 +185,7 @@ def real_path(path: Path) -> Path:
 
 
 def require_weights(
-    shown: Path, real: Path, status: os.stat_result, kinds: dict[int, str | None]
+    shown: str | Path, real: Path, status: os.stat_result, kinds: dict[int, str | None]
 ) -> None:
     """Refuse a file whose pages cannot be read ahead, or that stands in for one not downloaded.
 
@@ -165,15 +193,27 @@ def require_weights(
         shown: the name that people see.
         real: the regular file that it leads to.
         status: of that file.
-        kinds: file system types that are known already, by device number; added to.
+        kinds: types of the file systems of which a file has passed already, by device number;
+            added to.  What is true of all files of one is not asked again.
 
     Raises:
         UsageError: the file is in memory, virtual, empty, a Git LFS pointer or unfinished.
         PrivilegeError: it may not be opened.
     """
+    # Whether files have a page cache is decided by the file system, but for those of a daemon
+    # (FUSE), which decides it of each file.
+    name = os.path.basename(shown)
+    alike = not (kinds.get(status.st_dev) or "fuse").startswith(("fuse", "virtiofs"))
     if status.st_dev not in kinds:
         kinds[status.st_dev] = kernelfs.LIVE.fstype(status.st_dev)
     fstype = kinds[status.st_dev]
+    if (
+        alike
+        and status.st_size >= _POINTER_BYTES
+        and not is_unfinished(name)
+        and os.access(real, os.R_OK, effective_ids=_EFFECTIVE)
+    ):
+        return
     if fstype in IN_MEMORY:
         raise UsageError(
             f"{real} has no pages to read ahead",
@@ -184,7 +224,7 @@ def require_weights(
     try:
         fd = os.open(real, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
     except OSError as error:
-        raise path_error(shown, error) from None
+        raise path_error(Path(shown), error) from None
     try:
         if not has_page_cache(fd):
             raise UsageError(
@@ -200,7 +240,7 @@ def require_weights(
                 "Check that the download or copy has finished",
                 f"{_DOCS}#is-empty",
             )
-        if is_unfinished(shown.name):
+        if is_unfinished(name):
             raise UsageError(
                 f"{shown} is not complete",
                 "its name is that of a download in progress",

@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import errno
 import json
-import os
 from pathlib import Path
 
 from pagecache_bpf.errors import UsageError
 from pagecache_bpf.kernel.file_key import read_small_file
 from pagecache_bpf.weights.files import path_error
-from pagecache_bpf.weights.names import natural
+from pagecache_bpf.weights.names import in_natural_order
 
 #: Far above the index of any model: 100,000 tensors make about 10 MB.
 MAX_BYTES = 64 << 20
@@ -51,9 +50,9 @@ def shards_of(index: Path) -> list[str]:
     weight_map = content.get("weight_map") if isinstance(content, dict) else None
     if not isinstance(weight_map, dict) or not weight_map:
         raise UsageError(f"{index} is not a weight index", "it has no weight_map", fix, _DOCS)
-    names = sorted({str(value) for value in weight_map.values()}, key=natural)
+    names = in_natural_order(set(map(str, weight_map.values())))
     for name in names:
-        if "\0" in name or os.path.isabs(name) or ".." in Path(name).parts or not name:
+        if "\0" in name or name.startswith("/") or ".." in name.split("/") or not name:
             raise UsageError(
                 f"{index} is not a weight index",
                 f"it names {name!r}, outside its directory",

@@ -166,17 +166,18 @@ def _described(root: Path, base: Path, name: str, files: tuple[Path, ...]) -> Mo
 def _of_selection(root: Path, base: Path, chosen: Selection, name: str | None) -> Model:
     """Look at the files that were chosen, and leave out what is no file of its own."""
     kinds: dict[int, str | None] = {}
-    directories: dict[Path, Path] = {}
+    directories: dict[str, Path] = {}
     seen: set[tuple[int, int]] = set()
     files, names, empty = [], [], []
     left_out = list(chosen.left_out)
     for shown in chosen.names:
-        real, status = regular(base / shown, directories)
+        path = f"{base}/{shown}"
+        real, status = regular(path, directories)
         if status.st_size == 0 and not chosen.required:
-            empty.append(base / shown)  # a stray empty file is no reason to refuse the others
+            empty.append(Path(path))  # a stray empty file is no reason to refuse the others
             left_out.append(LeftOut(shown, "it is empty"))
             continue
-        require_weights(base / shown, real, status, kinds)
+        require_weights(path, real, status, kinds)
         identity = (status.st_dev, status.st_ino)
         if identity in seen:
             left_out.append(LeftOut(shown, "another name of a file that is taken"))

@@ -7,10 +7,13 @@ This module knows names only; it opens nothing.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
-_NUMBERS = re.compile(r"(\d+)")
+_NUMBERS = re.compile(r"([0-9]{1,19})")
+_DIGITS = str.maketrans("123456789", "0" * 9)
 _SPLIT = re.compile(r"(?P<base>.+?)[-_](?P<number>\d{1,6})-of-(?P<count>\d{1,6})(?P<rest>\..+)")
 #: A variant stands before the suffix or before the number: model.fp16.safetensors,
 #: model.fp16-00001-of-00002.safetensors (diffusers), model-00001-of-00002.fp16.safetensors.
@@ -19,10 +22,11 @@ _VARIANT = re.compile(
     r"(?:-\d+-of-\d+)?\.(?P<variant>[A-Za-z][\w-]*?)(?:-\d+-of-\d+)?\.(?:safetensors|bin)"
 )
 _INDEX_VARIANT = re.compile(r".*\.(?:safetensors|bin)\.index\.(?P<variant>.+)\.json")
-_UNFINISHED = re.compile(
-    r".*\.(?:incomplete|part|partial|aria2|crdownload|downloading|downloadInProgress|tmp)"
-    r"|sha256-[0-9a-f]+-partial(?:-\d+)?"
+_UNFINISHED = (
+    *(".incomplete", ".part", ".partial", ".aria2", ".crdownload", ".downloading"),
+    *(".downloadInProgress", ".tmp"),
 )
+_UNFINISHED_BLOB = re.compile(r"sha256-[0-9a-f]+-partial(?:-\d+)?")
 
 
 @dataclass(frozen=True)
@@ -94,24 +98,35 @@ def is_unfinished(name: str) -> bool:
     Returns:
         True for names such as model.safetensors.incomplete.
     """
-    return _UNFINISHED.fullmatch(name) is not None
+    return name.endswith(_UNFINISHED) or _UNFINISHED_BLOB.fullmatch(name) is not None
+
+
+def in_natural_order(names: Iterable[str]) -> list[str]:
+    """Sort names so that layer 10 comes after layer 9.
+
+    Args:
+        names: what is to be sorted.
+
+    Returns:
+        The names in the order of natural().
+    """
+    found = sorted(names)
+    # Numbers of as many digits at the same places are in the order of their text: most shards.
+    if len({name.translate(_DIGITS) for name in found}) > 1:
+        found.sort(key=natural)
+    return found
 
 
 @lru_cache(maxsize=1 << 12)
-def natural(name: str) -> tuple[tuple[int, int, str], ...]:
+def natural(name: str) -> tuple[Any, ...]:
     """Make a sort key by which layer 10 comes after layer 9.
 
     Args:
         name: what is to be sorted.
 
     Returns:
-        The key, to be compared with other keys only.
+        The key, to be compared with other keys only: texts and numbers in turns.
     """
-    parts = (part for part in _NUMBERS.split(name) if part)
-    # isdecimal: a number by any script's digits would not be what the pattern found.
-    return tuple(
-        (0, int(part), "")
-        if part.isascii() and part.isdecimal() and len(part) < 20
-        else (1, 0, part)
-        for part in parts
-    )
+    parts: list[Any] = _NUMBERS.split(name)
+    parts[1::2] = map(int, parts[1::2])
+    return tuple(parts)

@@ -169,7 +169,7 @@ def _indexed(directory: Path, names: list[str], found: Selection) -> Selection |
             found.names, found.required = shards, True
             found.format = format_of(shards[0]) or ""
             for other in names:
-                if format_of(other) and other not in taken:
+                if other not in taken and format_of(other):
                     found.left_out.append(LeftOut(other, _why_beside(other, name)))
             return found
     return None

@@ -372,6 +372,30 @@ def test_a_git_lfs_pointer(disk: Path, name: str) -> None:
         assert "4,976,698,672" in caught.value.why
 
 
+@pytest.mark.parametrize("linked", [False, True])
+def test_one_shard_that_is_none_among_others(disk: Path, linked: bool) -> None:
+    """Of files of one file system less is asked after the first: never so little as to miss it."""
+    (disk / "blobs").mkdir()
+    blobs = []
+    for number, name in enumerate(SHARDS):
+        blobs.append(disk / "blobs" / str(number) if linked else disk / name)
+        blobs[-1].write_bytes(bytes(4096))
+        if linked:
+            (disk / name).symlink_to(f"blobs/{number}")
+    tree(disk, index={SAFE: SHARDS})
+    assert [path.name for path in resolve(disk).files] == [path.name for path in blobs]
+    blobs[7].write_text(POINTER.format("0" * 64))
+    with pytest.raises(UsageError, match=rf"{SHARDS[7]} is a Git LFS pointer"):
+        resolve(disk)
+    blobs[7].write_bytes(b"")
+    with pytest.raises(UsageError, match=rf"{SHARDS[7]} is empty"):
+        resolve(disk)
+    blobs[7].unlink()
+    blobs[7].mkdir()
+    with pytest.raises(UsageError, match=rf"{SHARDS[7]} is not a regular file"):
+        resolve(disk)
+
+
 def test_downloads_in_progress(disk: Path) -> None:
     cache = hub(disk, SHARDS[:3])
     link = cache / "snapshots" / "0123abc" / SHARDS[1]

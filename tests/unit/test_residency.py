@@ -5,12 +5,17 @@ from __future__ import annotations
 
 import json
 import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 import pagecache_bpf as pc
-from pagecache_bpf.errors import PagecacheError
+from pagecache_bpf import api
+from pagecache_bpf.errors import PagecacheError, PrivilegeError
+from pagecache_bpf.explain import model_residency
 from pagecache_bpf.kernel.cachestat import cached_pages
 from pagecache_bpf.kernel.file_pages import PAGE_SIZE
 from pagecache_bpf.kernel.kernelfs import LIVE
@@ -19,6 +24,7 @@ from pagecache_bpf.weights.headers import parse
 from tests.unit import weights
 from tests.unit.command import run
 
+NOBODY = 65534
 TENSORS = {"b.weight": (512, 512), "a.weight": (256, 512), "tiny": (3,)}
 
 
@@ -106,3 +112,67 @@ def test_what_has_taken_a_files_place_is_not_opened(model: Path) -> None:
     os.mkfifo(first)  # to open it for reading would otherwise wait for a writer
     with pytest.raises(PagecacheError, match="not a regular file"):
         found.again()
+
+
+@pytest.fixture
+def theirs() -> Iterator[Path]:
+    """A directory that every user may look into, on a disk."""
+    if os.geteuid() != 0:
+        pytest.skip("being another user takes root")
+    with tempfile.TemporaryDirectory() as made:
+        path = Path(made)
+        if LIVE.fstype(path.stat().st_dev) in IN_MEMORY:
+            pytest.skip("the temporary directory is in memory (give TMPDIR on a disk)")
+        path.chmod(0o755)
+        yield path
+
+
+@contextmanager
+def as_nobody() -> Iterator[None]:
+    """Have the rights of a user who is nobody in particular."""
+    os.seteuid(NOBODY)
+    try:
+        yield
+    finally:
+        os.seteuid(0)
+
+
+def test_an_owner_is_told_and_others_are_not(theirs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(api, "_controller_says", lambda path: None)
+    for owner in (NOBODY, 0):
+        path = theirs / f"{owner}.safetensors"
+        weights.safetensors(path, TENSORS)
+        os.chown(path, owner, owner)
+    with as_nobody():
+        own = pc.residency(theirs / f"{NOBODY}.safetensors", tensors=True)
+        others = pc.residency(theirs / "0.safetensors", tensors=True)
+        assert own.resident_bytes == own.bytes and own.fraction == 1
+        assert set(own.tensors) == set(TENSORS) and None not in own.tensors.values()
+        assert others.bytes == own.bytes and others.fraction is None
+        assert others.resident_bytes is None and set(others.tensors.values()) == {None}
+    assert pc.residency(theirs / "0.safetensors").fraction == 1
+
+
+def test_a_shard_that_may_not_be_read_is_named_whichever_it_is(theirs: Path) -> None:
+    for number in (1, 2):
+        weights.safetensors(theirs / f"model-0000{number}-of-00002.safetensors", TENSORS)
+    (theirs / "model-00002-of-00002.safetensors").chmod(0o600)
+    with as_nobody(), pytest.raises(PrivilegeError, match="model-00002-of-00002"):
+        pc.residency(theirs)
+
+
+def test_the_kernel_is_asked_before_the_controller(
+    model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Path] = []
+
+    def says(path: Path) -> int:
+        asked.append(path)
+        return 4096
+
+    monkeypatch.setattr(api, "_controller_says", says)
+    found = pc.residency(model)
+    assert not asked
+    monkeypatch.setattr(model_residency, "resident_pages_or_none", lambda fd: None)
+    assert found.again().resident_bytes == 2 * 4096
+    assert asked == sorted(model.glob("*.safetensors"))

@@ -1,0 +1,43 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Names of weight files: their natural order, and what is not complete yet."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pagecache_bpf.weights.names import in_natural_order, is_unfinished, natural
+
+NAMES = st.text("ab-.019", max_size=6)
+
+
+@given(st.lists(NAMES, max_size=8))
+def test_the_short_way_to_the_natural_order_leads_there(names: list[str]) -> None:
+    assert in_natural_order(names) == sorted(sorted(names), key=natural)
+
+
+def test_numbers_are_numbers() -> None:
+    names = ["layer-10", "layer-9.b", "layer-9", "layer-9.a", "layer-09", "2", "layer", "10"]
+    expected = ["2", "10", "layer", "layer-09", "layer-9", "layer-9.a", "layer-9.b", "layer-10"]
+    assert in_natural_order(names) == expected
+    shards = [f"model-{number:05}-of-00120.safetensors" for number in range(1, 121)]
+    assert in_natural_order(reversed(shards)) == shards
+    # More digits than a number may have, and digits that are none.
+    assert in_natural_order(["9" * 40, "1" * 41, "\u0664", "\u00b2"])[0] == "1" * 41
+
+
+@pytest.mark.parametrize(
+    ("name", "unfinished"),
+    [
+        ("a.safetensors.incomplete", True),
+        ("model.safetensors.aria2", True),
+        ("sha256-0f-partial", True),
+        ("sha256-0f-partial-12", True),
+        ("sha256-0f", False),
+        ("incomplete.safetensors", False),
+        ("tmp", False),
+    ],
+)
+def test_what_is_not_complete(name: str, unfinished: bool) -> None:
+    assert is_unfinished(name) is unfinished
