@@ -5,7 +5,8 @@ Orders:
   keys     file by file, tensors by name: what safe_open(...).keys() gives, so transformers 4,
            vLLM and SGLang; of GGUF and PyTorch files the order that the header has
   offset   file by file, as the bytes lie
-  natural  all files together, tensors by name with numbers as numbers: transformers 5
+  natural  all files together, headers first, tensors by name with numbers as numbers:
+           transformers 5
   list     all files together, in the order of a list of names
 """
 
@@ -31,7 +32,7 @@ from pagecache_bpf.templates.touches import with_touches
 from pagecache_bpf.weights import headers
 from pagecache_bpf.weights.contents import Contents
 from pagecache_bpf.weights.models import Model
-from pagecache_bpf.weights.names import natural
+from pagecache_bpf.weights.names import dotted
 
 ORDERS = ("keys", "offset", "natural")
 #: Bytes between two slices that are read along, where nobody has measured what a request costs the
@@ -116,8 +117,9 @@ def derive_open(
         contents.file(name) for contents, name in zip(all_contents, model.names, strict=True)
     )
     places = _listed(all_contents, names) if names is not None else _ordered(all_contents, order)
+    openings = _openings(places, names is None and order == "natural")
     if parallel.world == 1:
-        parts = [_whole(all_contents, places)]
+        parts = [_whole(all_contents, places, openings)]
     else:
         config = ModelConfig.beside(model.directory)
         shapes = {
@@ -127,7 +129,7 @@ def derive_open(
             for name, shape in zip(contents.names, contents.shapes, strict=True)
         }
         sharding = Sharding(config, parallel, shapes, gap)
-        parts = _sliced(all_contents, places, sharding, ranks)
+        parts = _sliced(all_contents, places, openings, sharding, ranks)
         if unknown is not None:
             unknown += sharding.unknown.values()
     extents = np.concatenate(parts)
@@ -159,7 +161,7 @@ def _ordered(all_contents: Sequence[Contents], order: str) -> list[_Place]:
         places = [
             (f, t) for f, contents in enumerate(all_contents) for t in range(len(contents.names))
         ]
-        return sorted(places, key=lambda at: natural(all_contents[at[0]].names[at[1]]))
+        return sorted(places, key=lambda at: dotted(all_contents[at[0]].names[at[1]]))
     places = []
     for number, contents in enumerate(all_contents):
         tensors: Sequence[int] = range(len(contents.names))
@@ -188,16 +190,32 @@ def _listed(all_contents: Sequence[Contents], names: Sequence[str]) -> list[_Pla
     return [known[name] for name in dict.fromkeys(names)]
 
 
-def _whole(all_contents: Sequence[Contents], places: Sequence[_Place]) -> Extents:
-    """Return the extents of a loader that reads every tensor whole."""
-    rows: list[tuple[int, int, int, int, int]] = []
+def _openings(places: Sequence[_Place], together: bool) -> dict[int, list[int]]:
+    """Return which files are opened, and their headers read, before which of the places.
+
+    Each before its first tensor, or all of them together before any tensor, as transformers 5 does.
+    """
+    found: dict[int, list[int]] = {}
+    if together:
+        return {0: sorted({file for file, _ in places})}
     opened = set()
-    for file, tensor in places:
-        contents = all_contents[file]
+    for place, (file, _) in enumerate(places):
         if file not in opened:
             opened.add(file)
-            size = contents.header_bytes
-            rows.append((0, file, contents.header_from, size, size))
+            found[place] = [file]
+    return found
+
+
+def _whole(
+    all_contents: Sequence[Contents], places: Sequence[_Place], openings: dict[int, list[int]]
+) -> Extents:
+    """Return the extents of a loader that reads every tensor whole."""
+    rows: list[tuple[int, int, int, int, int]] = []
+    for place, (file, tensor) in enumerate(places):
+        for opened in openings.get(place, ()):
+            size = all_contents[opened].header_bytes
+            rows.append((0, opened, all_contents[opened].header_from, size, size))
+        contents = all_contents[file]
         offset, length = int(contents.offsets[tensor]), int(contents.lengths[tensor])
         if length:
             rows.append((0, file, offset, length, length))
@@ -208,26 +226,26 @@ def _whole(all_contents: Sequence[Contents], places: Sequence[_Place]) -> Extent
 def _sliced(
     all_contents: Sequence[Contents],
     places: Sequence[_Place],
+    openings: dict[int, list[int]],
     sharding: Sharding,
     ranks: Sequence[int],
 ) -> list[Extents]:
     """Return the extents of each rank.
 
-    A file's header comes before its first tensor, and a tensor's first byte before its slices.
+    A file's header comes where it is opened, and a tensor's first byte before its slices.
     """
     rows: list[list[tuple[int, int, int, int, int, int, int]]] = [[] for _ in ranks]
     numbers: list[list[int]] = [[] for _ in ranks]  # of the places of those rows
     consumers = {number: consumer for consumer, number in enumerate(ranks)}
     files, offsets, lengths = (np.full(len(places), -1, np.int64) for _ in range(3))
-    opened = set()
     total = 0
     for place, (file, tensor) in enumerate(places):
         contents = all_contents[file]
-        if file not in opened:
-            opened.add(file)
-            header = (contents.header_from, contents.header_bytes, contents.header_bytes)
+        for opened in openings.get(place, ()):
+            size = all_contents[opened].header_bytes
+            header = (all_contents[opened].header_from, size, size)
             for consumer, own in enumerate(rows):
-                own.append((consumer, file, *header, 1, 0))
+                own.append((consumer, opened, *header, 1, 0))
                 numbers[consumer].append(-1 - place)
         offset, length = int(contents.offsets[tensor]), int(contents.lengths[tensor])
         if not length:

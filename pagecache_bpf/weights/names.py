@@ -12,7 +12,9 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
-_NUMBERS = re.compile(r"([0-9]{1,19})")
+#: Longer numbers are none that a layer has.
+_MAX_DIGITS = 19
+_NUMBERS = re.compile(rf"([0-9]{{1,{_MAX_DIGITS}}})")
 _DIGITS = str.maketrans("123456789", "0" * 9)
 _SPLIT = re.compile(r"(?P<base>.+?)[-_](?P<number>\d{1,6})-of-(?P<count>\d{1,6})(?P<rest>\..+)")
 #: A variant stands before the suffix or before the number: model.fp16.safetensors,
@@ -114,6 +116,31 @@ def in_natural_order(names: Iterable[str]) -> list[str]:
     # Numbers of as many digits at the same places are in the order of their text: most shards.
     if len({name.translate(_DIGITS) for name in found}) > 1:
         found.sort(key=natural)
+    return found
+
+
+def dotted(name: str) -> list[tuple[int, int] | tuple[int, str] | tuple[int, str, int]]:
+    """Make the sort key by which transformers 5 reads tensors: part by part between the dots.
+
+    Args:
+        name: a tensor's name.
+
+    Returns:
+        The key, to be compared with other keys only: numbers come before texts, and a number at the
+        end of a text counts as one ("norm" before "norm2" before "norm10").
+
+    Source: transformers 5.19, `core_model_loading.py`, dot_natural_key().
+    """
+    found: list[tuple[int, int] | tuple[int, str] | tuple[int, str, int]] = []
+    for part in name.split("."):
+        text = part.rstrip("0123456789")
+        number = part[len(text) :][:_MAX_DIGITS]
+        if not number:
+            found.append((1, text))
+        elif text:
+            found.append((1, text, int(number)))
+        else:
+            found.append((0, int(number)))
     return found
 
 

@@ -122,13 +122,27 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "deepseek_v2": ("deepseek_v2", _LATENT),
     "deepseek_v3": ("deepseek_v3", {**_LATENT, "topk_method": "noaux_tc"}),
 }
+#: Those that are no decoders, which transformers alone loads: its class, too.
+OTHERS: dict[str, tuple[str, str, dict[str, Any]]] = {
+    "bert": (
+        "AutoModelForMaskedLM",
+        "bert",
+        {"hidden_size": 512, "intermediate_size": 2048, "num_attention_heads": 8}
+        | {"num_hidden_layers": 11, "vocab_size": 1000, "max_position_embeddings": 64},
+    ),
+    "t5": (
+        "AutoModelForSeq2SeqLM",
+        "t5",
+        {"d_model": 512, "d_ff": 2048, "num_layers": 3, "num_heads": 8, "vocab_size": 1000},
+    ),
+}
 
 
 def make(name: str, directory: Path, shards: str = "48MB") -> Path:
     """Make a checkpoint with transformers; needs its environment.
 
     Args:
-        name: one of MODELS.
+        name: one of MODELS or OTHERS.
         directory: where it is made, in a directory with its name.
         shards: the size of one of its files at most.
 
@@ -136,12 +150,12 @@ def make(name: str, directory: Path, shards: str = "48MB") -> Path:
         Its directory.
     """
     import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
+    import transformers
 
-    model_type, options = MODELS[name]
-    config = AutoConfig.for_model(model_type, **options)
+    kind, model_type, options = OTHERS.get(name) or ("AutoModelForCausalLM", *MODELS[name])
+    config = transformers.AutoConfig.for_model(model_type, **options)
     torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
+    model = getattr(transformers, kind).from_config(config, dtype=torch.bfloat16)
     path = directory / name
     model.save_pretrained(path, max_shard_size=shards)
     return path

@@ -28,6 +28,22 @@ def safetensors_offsets(directory: str) -> None:
                 file.get_tensor(name).clone()
 
 
+def transformers(directory: str) -> None:
+    """Load a model of the architecture that its configuration names, in another type.
+
+    On the CPU it would map tensors of the same type and leave them unread; a copy to a GPU reads
+    them as a conversion does.
+    """
+    import torch
+    import transformers as library
+    from transformers import AutoConfig, core_model_loading
+
+    # Of the threads that read tensors ahead one is left, so that their order is that of the queue.
+    core_model_loading.GLOBAL_WORKERS = 1
+    (name,) = AutoConfig.from_pretrained(directory).architectures
+    getattr(library, name).from_pretrained(directory, dtype=torch.float32)
+
+
 def llama_cpp(path: str) -> None:
     """Load a GGUF model on the CPU, read into memory."""
     _llama_cpp(path, "LLAMA_LOAD_MODE_NONE")
@@ -52,7 +68,7 @@ def _llama_cpp(path: str, mode: str) -> None:
 
 HOW = {
     function.__name__: function
-    for function in (safetensors, safetensors_offsets, llama_cpp, llama_cpp_mapped)
+    for function in (safetensors, safetensors_offsets, transformers, llama_cpp, llama_cpp_mapped)
 }
 
 if __name__ == "__main__":

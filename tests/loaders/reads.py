@@ -44,8 +44,14 @@ def write_hole(path: Path, described: Header) -> None:
         file.truncate(described["bytes"] + max(ends))
 
 
-def expected(directory: Path, parallel: Mapping[str, int], rank: int) -> list[Place]:
-    """Return the pages of a rank's derived template, in its order, each once."""
+def expected(directory: Path, parallel: Mapping[str, Any], rank: int) -> list[Place]:
+    """Return the pages of a rank's derived template, in its order, each once.
+
+    Args:
+        directory: the checkpoint's.
+        parallel: how many ranks: "tp", "ep", "pp"; and "order", if it is not that of keys().
+        rank: which one.
+    """
     template = derived(directory, parallel, rank)
     pages: dict[Place, None] = {}
     for extent in template.plain():
@@ -56,12 +62,14 @@ def expected(directory: Path, parallel: Mapping[str, int], rank: int) -> list[Pl
     return list(pages)
 
 
-def derived(directory: Path, parallel: Mapping[str, int], rank: int) -> Template:
+def derived(directory: Path, parallel: Mapping[str, Any], rank: int) -> Template:
     """Derive the template of a rank; of one rank, that of the only loader."""
     spread = Parallel(parallel["tp"], parallel["ep"], parallel["pp"])
     only = rank if spread.world > 1 else None
     unknown: list[str] = []
-    made = templates.derive(resolve(directory), rank=only, parallel=spread, unknown=unknown)
+    order = parallel.get("order", "keys")
+    model = resolve(directory)
+    made = templates.derive(model, order, rank=only, parallel=spread, unknown=unknown)
     assert not unknown, f"read whole, since they are not known: {unknown}"
     return made
 

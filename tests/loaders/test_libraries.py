@@ -1,12 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Libraries read the bytes of the derived template; safetensors in its order, too."""
+"""Libraries read the bytes of the derived template, in its order."""
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -16,7 +19,7 @@ from pagecache_bpf.weights import headers
 from pagecache_bpf.weights.models import Model, resolve
 from tests.loaders import checkpoints
 from tests.loaders.page_trace import PageTrace
-from tests.loaders.reads import PAGE, Place
+from tests.loaders.reads import PAGE, Place, expected, header, packed, tensors_of
 
 _SCRIPT = Path(__file__).with_name("library_load.py")
 
@@ -26,8 +29,7 @@ def _load(how: str, path: Path, model: Model, trace: PageTrace) -> list[Place]:
     files = {file.stat().st_ino: file.name for file in model.files}
     os.sync()
     drop(model.files)
-    # With several threads tensors come in the order in which threads are woken.
-    own = {"HF_DEACTIVATE_ASYNC_LOAD": "1", "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    own = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     with trace.record() as touches:
         done = subprocess.run(
             [sys.executable, str(_SCRIPT), how, str(path)],
@@ -85,11 +87,46 @@ def test_a_library_reads_as_its_order_says(
     assert _tensors(model, read) == by_order[order]
 
 
+_NATURAL = {"tp": 1, "ep": 1, "pp": 1, "order": "natural"}
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2", "mixtral", "qwen2_moe", "gpt_oss", "bert", "t5"])
+def test_transformers_reads_the_template(
+    name: str, disk: Path, trace: PageTrace, tmp_path: Path, reads: dict[str, Any]
+) -> None:
+    """In its order: of all files together, and experts, too, which it joins later."""
+    made = checkpoints.make(name, tmp_path, shards="16MB")
+    path = checkpoints.copy(made, disk)
+    shutil.rmtree(made)
+    files = {file.name: header(file) for file in sorted(path.glob("*.safetensors"))}
+    assert len(files) > 1
+    read = _load("transformers", path, resolve(path), trace)
+    template = expected(path, _NATURAL, 0)
+    assert set(read) == set(template)
+    order = tensors_of(read, files)
+    assert order == tensors_of(template, files)
+    assert order != tensors_of(expected(path, {**_NATURAL, "order": "keys"}, 0), files)
+    pages = {file: packed(page for at, page in read if at == file) for file in files}
+    config = {"config.json": json.loads((path / "config.json").read_text())}
+    ranks = [{"pages": pages, "tensors": order}]
+    reads[f"transformers-{name}"] = {**_NATURAL, "config": config, "files": files, "ranks": ranks}
+    shutil.rmtree(path)
+
+
 @pytest.mark.parametrize("how", ["llama_cpp", "llama_cpp_mapped"])
 def test_llama_cpp_reads_the_template(how: str, disk: Path, trace: PageTrace) -> None:
-    """The file's tensors are in an order of their own, in which llama.cpp does not read them."""
+    """Mapped, as is usual, in its order; otherwise in that in which llama.cpp makes tensors."""
     pytest.importorskip("xllamacpp")
     path = checkpoints.gguf(disk / f"{how}.gguf")
     model = resolve(path)
-    read = _load(how, path, model, trace)
-    assert set(read) == set(_pages(model, "keys"))
+    read, template = _load(how, path, model, trace), _pages(model, "keys")
+    assert set(read) == set(template)
+    # Its memory for a mapping ends in the file's last page, which it looks at before all others.
+    assert read[0] == template[-1]
+    made = ["token_embd", "output"]
+    parts = ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_down", "ffn_up")
+    made += [f"blk.{layer}.{part}" for layer in range(3) for part in parts]
+    if how == "llama_cpp_mapped":
+        assert read[1:] == template[:-1]
+    else:
+        assert _tensors(model, read) == [f"{name}.weight" for name in made]

@@ -82,9 +82,9 @@ def test_a_rank_reads_what_its_template_says(
         own = {"load_format": "mistral", "config_format": "mistral"}
     if name.endswith((":awq", ":gptq")):
         own = {"dtype": "float16"}
-    ranks.build(checkpoint, parallel["tp"], parallel["pp"], parallel["ep"] > 1, **own)
     found = []
     try:
+        ranks.build(checkpoint, parallel["tp"], parallel["pp"], parallel["ep"] > 1, **own)
         for rank in range(2):
             drop(files.values())
             with trace.record() as touches:

@@ -74,7 +74,7 @@ class Rank:
         gc.collect()
 
 
-def emulate() -> None:
+def emulate_nvfp4() -> None:
     """Have vLLM take NVFP4 layers on the CPU by its own emulation, as it does on old GPUs.
 
     It refuses them otherwise, since it lists no kernel for CPUs.  Nothing is computed here; how
@@ -84,6 +84,15 @@ def emulate() -> None:
     from vllm.platforms import PlatformEnum
 
     linear.register_linear_kernel(linear.EmulationNvFp4LinearKernel, PlatformEnum.CPU, "nvfp4")
+
+
+def pretend_tiles() -> None:
+    """Have vLLM take FP8 layers on every CPU: its kernels for them are for those with AMX alone."""
+    import torch
+    from vllm import _custom_ops
+
+    torch.cpu._is_amx_tile_supported = lambda: True
+    _custom_ops._supports_cpu_fp8_w8a16 = True
 
 
 def main() -> None:
@@ -96,8 +105,10 @@ def main() -> None:
         error = ""
         try:
             if "build" in request:
-                if rank.model is None and "nvfp4" in request["build"]:
-                    emulate()
+                if "nvfp4" in request["build"]:
+                    emulate_nvfp4()
+                if "fp8" in request["build"]:
+                    pretend_tiles()
                 rank.build(request.pop("build"), **request)
             elif "load" in request:
                 rank.load()

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pagecache_bpf.weights.names import in_natural_order, is_unfinished, natural
+from pagecache_bpf.weights.names import dotted, in_natural_order, is_unfinished, natural
 
 NAMES = st.text("ab-.019", max_size=6)
 
@@ -25,6 +25,20 @@ def test_numbers_are_numbers() -> None:
     assert in_natural_order(reversed(shards)) == shards
     # More digits than a number may have, and digits that are none.
     assert in_natural_order(["9" * 40, "1" * 41, "\u0664", "\u00b2"])[0] == "1" * 41
+
+
+def test_the_key_of_transformers() -> None:
+    """What core_model_loading.dot_natural_key() of transformers 5.19 made of these names."""
+    names = ["2.a", "10.a", "a.norm", "a.norm.weight", "a.norm2.b", "a.norm10.b", "a.norm_b", "b.1"]
+    assert sorted(reversed(names), key=dotted) == names
+    assert dotted("h.10.c_attn.w1.b2x") == [
+        (1, "h"),
+        (0, 10),
+        (1, "c_attn"),
+        (1, "w", 1),
+        (1, "b2x"),
+    ]
+    assert dotted("a." + "7" * 30)[1][0] == 0
 
 
 @pytest.mark.parametrize(

@@ -41,12 +41,21 @@ def ranges(template: Template, consumer: int = 0) -> list[tuple[int, int, int]]:
     ]
 
 
-def expected(places: list[Places], names: list[tuple[int, str]]) -> list[tuple[int, int, int]]:
-    """Ranges of these tensors, each file's header before its first, joined where they touch."""
-    rows: list[tuple[int, int, int]] = []
+def header(places: list[Places], file: int) -> tuple[int, int, int]:
+    return file, 0, min(start for start, _ in places[file].values())
+
+
+def expected(
+    places: list[Places], names: list[tuple[int, str]], together: bool = False
+) -> list[tuple[int, int, int]]:
+    """Ranges of these tensors, joined where they touch, each file's header before its first.
+
+    Headers stand before all tensors if they are read together.
+    """
+    rows = [header(places, file) for file in range(len(places))] if together else []
     for file, name in names:
         if all(row[0] != file for row in rows):
-            rows.append((file, 0, min(start for start, _ in places[file].values())))
+            rows.append(header(places, file))
         start, length = places[file][name]
         last = rows[-1]
         if last[0] == file and last[1] + last[2] == start:
@@ -71,7 +80,9 @@ def test_offset_and_natural(model: tuple[Path, list[Places]]) -> None:
     assert ranges(derive(resolve(root), "offset")) == whole
     names = [(1, "a"), (1, "m.1.x"), (0, "m.2.a"), (0, "m.2.z"), (0, "m.9.a")]
     names += [(1, "m.10.a"), (0, "m.10.b")]
-    assert ranges(derive(resolve(root), "natural")) == expected(places, names)
+    assert ranges(derive(resolve(root), "natural")) == expected(places, names, together=True)
+    sliced = derive(resolve(root), "natural", tp=2, rank=1)
+    assert ranges(sliced)[:2] == [header(places, 0), header(places, 1)]
     with pytest.raises(UsageError, match="no order best"):
         derive(resolve(root), "best")
 
