@@ -24,9 +24,9 @@ from pagecache_bpf.agent.read_threads import Extent, Source
 from pagecache_bpf.agent.readers import Readers
 from pagecache_bpf.agent.shared_state import dropped_templates, read_state
 from pagecache_bpf.agent.tagged_files import FileTag, Sequence
-from pagecache_bpf.agent.unsupported import not_honored
+from pagecache_bpf.agent.unsupported import check_heard, events_here, not_honored
 from pagecache_bpf.agent.workers import Pools
-from pagecache_bpf.errors import PolicyRejected, UnsupportedError, UsageError
+from pagecache_bpf.errors import PolicyRejected, UsageError
 from pagecache_bpf.kernel import abi, bpf_object, libbpf
 from pagecache_bpf.kernel.abi import COUNTERS, Hook, RequestKind
 from pagecache_bpf.kernel.bpf_maps import BpfMap, map_id
@@ -58,7 +58,7 @@ class Agent:
 
     Raises:
         PolicyRejected: the verifier refuses it, or its init fails.
-        UnsupportedError: there is no tracepoint to sit on, or no libbpf.
+        UnsupportedError: a hook of it has no tracepoint to be called from, or there is no libbpf.
         UsageError: a knob is wrong, or the object is damaged.
     """
 
@@ -115,10 +115,10 @@ class Agent:
 
         Raises:
             PolicyRejected: its init fails, or ends the policy.
-            UnsupportedError: the kernel has none of the tracepoints.
+            UnsupportedError: a hook of it has no tracepoint to be called from.
         """
         self._initialize()
-        self._links = self._attach()
+        self._attach()
         if "pressure" in self.info.hooks:
             self._pressure = PressureWatch()
         self._thread.start()
@@ -325,6 +325,8 @@ class Agent:
         try:
             return bpf_object.load(obj, name, prepare, f"{name}-agent-load.log", log_dir)
         except bpf_object.ProgramsRefused as error:
+            # An old kernel's verifier may be what refuses; this is then what matters.
+            check_heard(name, self.info.hooks, events_here())
             raise PolicyRejected(
                 f"the kernel refused to load the policy {name}",
                 error.why,
@@ -346,23 +348,20 @@ class Agent:
             if code < 0:
                 raise PolicyRejected(what, f"its init failed: {os.strerror(-code)}")
 
-    def _attach(self) -> list[libbpf.Link]:
-        links = []
+    def _attach(self) -> None:
+        """Have the programs run.  Raises UnsupportedError if nothing would call a hook of it."""
+        attached = []
         with libbpf.Messages():
             for program in self._object.programs():
                 if program.section == "syscall":
                     continue
+                event = program.section.rpartition("/")[2]
                 try:
-                    links.append(program.attach())
+                    self._links.append(program.attach())
+                    attached.append(event)
                 except OSError:
-                    self.missing.append(program.section.rpartition("/")[2])
-        if not links:
-            raise UnsupportedError(
-                "the engine agent cannot run on this kernel",
-                f"it has none of the tracepoints {', '.join(self.missing)}",
-                "Boot Linux 6.12 or newer, or use the engine struct_ops",
-            )
-        return links
+                    self.missing.append(event)
+        check_heard(self.info.name, self.info.hooks, attached)
 
     def _run(self) -> None:
         while not self._stop.is_set():

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 
@@ -19,11 +20,26 @@ pytestmark = pytest.mark.native
 PAGES = 2039
 
 
-def test_what_comes_and_goes_is_counted(tmp_path: Path) -> None:
+@pytest.fixture(autouse=True)
+def _older() -> None:
     if any(feature.ok for feature in features.probe() if feature.name == "access tracepoints"):
         pytest.skip("this kernel has all tracepoints: `make test-old` boots one that has not")
+
+
+@pytest.mark.parametrize("policy", ["sequential", "maio", "noop", "mru"])
+def test_a_policy_that_would_hear_of_no_reader_is_refused(tmp_path: Path, policy: str) -> None:
+    file = make_file(tmp_path / "model.safetensors", 97)
+    attach = run("attach", policy, file, "--engine", "agent", "--json")
+    assert attach.code == 3 and not attach.out
+    assert "nothing would call its hook" in attach.err and "mm_filemap_get_pages" in attach.err
+    status = json.loads(run("status", "--json").out)
+    assert status["policies"] == [] and run("tags").code == 0
+
+
+def test_what_comes_and_goes_is_counted(tmp_path: Path) -> None:
+    """Of a policy that is told of pages only, which has what it needs."""
     file = make_file(tmp_path / "model.safetensors", PAGES)
-    attach = run("attach", "sequential", file, "--engine", "agent")
+    attach = run("attach", "fifo", file, "--engine", "agent")
     assert attach.code == 0 and "lacking" in attach.out and "mm_filemap_fault" in attach.out
     try:
         reader(file, stream(), ["advise", 0, 0, os.POSIX_FADV_DONTNEED])
@@ -38,4 +54,4 @@ def test_what_comes_and_goes_is_counted(tmp_path: Path) -> None:
         assert model["resident_bytes"] == 0
         assert not any(counted.get(name) for name in shown["uncounted"])
     finally:
-        assert run("detach", "sequential").code == 0
+        assert run("detach", "fifo").code == 0

@@ -20,8 +20,9 @@ import pytest
 
 from pagecache_bpf.agent import engine, readers
 from pagecache_bpf.agent.engine import Agent
-from pagecache_bpf.agent.unsupported import not_honored
+from pagecache_bpf.agent.unsupported import check_heard, events_here, not_honored
 from pagecache_bpf.errors import PolicyRejected, UnsupportedError, UsageError
+from pagecache_bpf.explain import features
 from pagecache_bpf.kernel import abi, bpf_object, libbpf
 from pagecache_bpf.kernel.abi import Hook, RequestKind
 from pagecache_bpf.kernel.cachestat import cached_pages
@@ -323,11 +324,54 @@ def test_tracepoints_that_the_kernel_lacks_are_named(agent: Agent) -> None:
 def test_without_any_tracepoint_it_cannot_run(kernel: Kernel) -> None:
     kernel.all_programs["access"]._there = False
     workers: list[int] = []
-    with pytest.raises(UnsupportedError, match="none of the tracepoints") as caught:
+    with pytest.raises(UnsupportedError, match="sequential cannot run") as caught:
         start(workers.append)
-    assert "mm_filemap_get_pages, mm_filemap_fault" in caught.value.why
+    assert "its hook readahead" in caught.value.why and caught.value.exit_code == 3
+    assert "mm_filemap_get_pages, mm_filemap_map_pages, mm_filemap_fault" in caught.value.why
     assert kernel.closed
     assert all(pid == os.getpid() or not Path(f"/proc/{pid}").exists() for pid in workers)
+
+
+def test_pages_that_come_and_go_are_no_source_of_readahead(kernel: Kernel) -> None:
+    """As on Linux before 6.12: what is attached by then is taken off again."""
+    kernel.all_programs["access"]._there = False
+    added = FakeProgram("added", "raw_tp/mm_filemap_add_to_page_cache")
+    kernel.all_programs["added"] = added
+    with pytest.raises(UnsupportedError, match="nothing would call its hook readahead"):
+        start()
+    assert added.link is not None and added.link.closed and kernel.closed
+
+
+def test_each_hook_is_called_from_its_own_events() -> None:
+    reads = ["mm_filemap_fault"]
+    pages = ["mm_filemap_add_to_page_cache", "mm_filemap_delete_from_page_cache"]
+    check_heard("a", ("init", "evict", "pressure"), [])
+    check_heard("a", ("access", "readahead", "pressure"), reads)
+    check_heard("a", ("added", "removed", "evict"), pages)
+    for hook, attached in (
+        *(("access", pages), ("readahead", pages)),
+        *(("added", [*reads, pages[1]]), ("removed", [*reads, pages[0]])),
+    ):
+        with pytest.raises(UnsupportedError, match=f"its hook {hook}"):
+            check_heard("a", ("init", hook), attached)
+
+
+def test_what_an_old_verifier_refuses_is_told_as_an_old_kernel(
+    kernel: Kernel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*arguments: Any) -> Any:
+        raise bpf_object.ProgramsRefused("sequential", "too complex", None)
+
+    monkeypatch.setattr(bpf_object, "load", refuse)
+    with pytest.raises(PolicyRejected, match="too complex"):
+        start()
+    pages = ["mm_filemap_add_to_page_cache", "mm_filemap_delete_from_page_cache"]
+    machine = features.Machine()
+    for event in (*features.TRACEPOINTS, *features.ACCESS_TRACEPOINTS):
+        assert (event in events_here()) is (machine.has_type(f"btf_trace_{event}") is not False)
+    monkeypatch.setattr(engine, "events_here", lambda: pages)
+    with pytest.raises(UnsupportedError, match="nothing would call its hook readahead"):
+        start()
 
 
 def test_init_that_fails_leaves_nothing(kernel: Kernel) -> None:
