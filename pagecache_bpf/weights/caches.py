@@ -128,15 +128,20 @@ def find(name: str, environ: Mapping[str, str] = os.environ) -> Path | Listed | 
     """
     if not name.startswith("ollama:"):
         matched = _REPOSITORY.fullmatch(name)
-        if matched is None:
-            return None
-        for place in _places(matched["name"], environ):
-            if place.is_dir():
-                return _revision(place, matched["revision"], matched["tag"])
-        if "/" in name and (cached := _in_llama_cpp(matched["name"], matched["tag"], environ)):
+        cached = _repository(matched, environ) if matched is not None else None
+        if cached is not None:
             return cached
     manifest = _ollama_manifest(name, environ)
     return ollama_model(manifest) if manifest is not None else None
+
+
+def _repository(matched: re.Match[str], environ: Mapping[str, str]) -> Path | None:
+    """Return the directory or file of a repository in a cache that has repositories."""
+    name, revision, tag = matched["name"], matched["revision"], matched["tag"]
+    for place in _places(name, environ):
+        if place.is_dir():
+            return _revision(place, revision, tag)
+    return _in_llama_cpp(name, tag, environ) if "/" in name else None
 
 
 def _places(name: str, environ: Mapping[str, str]) -> Iterator[Path]:
@@ -178,6 +183,23 @@ def _revision(place: Path, revision: str | None, tag: str | None) -> Path:
             f"{_DOCS}#holds-several-models",
         )
     return (exact or files)[0]
+
+
+def repositories(directory: Path) -> list[Path]:
+    """List the repositories in the directory of a Hugging Face cache.
+
+    Args:
+        directory: what HF_HUB_CACHE names, or anything else.
+
+    Returns:
+        Their cache directories (models--ORG--NAME), sorted; none for other directories.
+    """
+    try:
+        with os.scandir(directory) as entries:
+            names = sorted(entry.name for entry in entries if HUB_DIRECTORY.fullmatch(entry.name))
+    except OSError:
+        return []
+    return [directory / name for name in names if (directory / name / "snapshots").is_dir()]
 
 
 def snapshot(directory: Path, revision: str | None = None) -> Path:

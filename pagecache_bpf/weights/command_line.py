@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shlex
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -19,6 +21,7 @@ from pagecache_bpf.weights.models import find, resolve
 from pagecache_bpf.weights.weight_format import format_of
 
 _MAX_WORD = 64 << 10
+_SCALED = re.compile(r"(.+\.gguf):\d+(?:\.\d+)?", re.IGNORECASE)
 
 
 def models_in(command: Sequence[str]) -> tuple[list[str], list[PagecacheError]]:
@@ -78,9 +81,12 @@ def _revision(command: Sequence[str]) -> str | None:
 
 def _candidates(words: Sequence[str]) -> Iterator[str]:
     """Yield words, values of options, values in JSON and what stands behind NAME=."""
-    for word in words:
+    for before, word in zip(["", *words], words, strict=False):
         value = word.partition("=")[2] if word.startswith("-") else word
         if not value:
+            continue
+        if before == "-c" and any(map(str.isspace, value)):  # what a shell is to run
+            yield from _candidates(_words(value))
             continue
         if value.lstrip()[:1] in ("{", "["):
             try:
@@ -89,8 +95,24 @@ def _candidates(words: Sequence[str]) -> Iterator[str]:
             except (ValueError, RecursionError):
                 pass
         yield value
-        if "=" in value and not os.path.lexists(value):
+        if os.path.lexists(value):
+            continue
+        if "=" in value:
             yield value.partition("=")[2]
+        # llama.cpp: --lora A,B and --lora-scaled A:0.5,B:0.25
+        parts = value.split(",")
+        if len(parts) > 1 or _SCALED.fullmatch(value):
+            yield from (
+                scaled[1] if (scaled := _SCALED.fullmatch(part)) else part for part in parts
+            )
+
+
+def _words(script: str) -> list[str]:
+    """Return the words of a line for a shell; none where its quotes do not match."""
+    try:
+        return shlex.split(script)
+    except ValueError:
+        return []
 
 
 def _strings(value: object) -> Iterator[str]:

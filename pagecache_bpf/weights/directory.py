@@ -16,7 +16,14 @@ from pagecache_bpf.errors import UsageError
 from pagecache_bpf.weights import manifests
 from pagecache_bpf.weights.files import follow, path_error
 from pagecache_bpf.weights.names import in_natural_order
-from pagecache_bpf.weights.siblings import LeftOut, Selection, choose, require_one_quantization
+from pagecache_bpf.weights.siblings import (
+    LeftOut,
+    Selection,
+    choose,
+    leave_out_projectors,
+    require_one_quantization,
+    several_models,
+)
 from pagecache_bpf.weights.weight_format import format_of, known_formats
 
 #: A directory with more entries than this is not one model.
@@ -34,6 +41,8 @@ _COPIES = {
     "coreml": "a copy for Core ML",
     "tflite": "a copy for TensorFlow Lite",
 }
+#: What a model has of its own.
+_OWN = ("config.json", "params.json", "model_index.json", "adapter_config.json")
 _TRAINED = re.compile(r"checkpoint-\d+|global_step\d+")
 
 
@@ -78,7 +87,13 @@ class _Walk:
             for name in directories:
                 found.left_out += _beside(directory, name, found.names)
             return found
-        return self._below(directory, directories, depth, found)
+        below = self._below(directory, names, directories, depth, found)
+        if below.names:
+            leave_out_projectors(below, found.projectors)
+        elif found.projectors:
+            require_one_quantization(directory, found.projectors)
+            below.names, below.format, below.required = found.projectors, "gguf", True
+        return below
 
     def _list(self, directory: Path) -> tuple[list[str], list[str]]:
         """Return names of files and of directories, in natural order, without hidden ones."""
@@ -123,10 +138,16 @@ class _Walk:
         return found
 
     def _below(
-        self, directory: Path, directories: list[str], depth: int, found: Selection
+        self,
+        directory: Path,
+        names: list[str],
+        directories: list[str],
+        depth: int,
+        found: Selection,
     ) -> Selection:
         """Look in the directories below one that has no weights itself."""
         parts: list[Selection] = []
+        models: list[str] = []
         if depth < MAX_DEPTH:
             for name in directories:
                 if name in _COPIES or _TRAINED.fullmatch(name):
@@ -134,6 +155,10 @@ class _Walk:
                 chosen = self.select(directory / name, depth + 1)
                 if chosen.names or chosen.left_out:
                     parts.append(chosen.below(name))
+                if chosen.names and any((directory / name / own).exists() for own in _OWN):
+                    models.append(name)
+        if len(models) > 1 and not any(own in names for own in _OWN):
+            raise several_models(directory, models)
         best = next(
             (kind for kind in known_formats() if any(part.format == kind for part in parts)), ""
         )

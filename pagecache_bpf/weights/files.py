@@ -22,7 +22,11 @@ from pagecache_bpf.weights.names import is_unfinished
 IN_MEMORY = frozenset({"tmpfs", "ramfs", "devtmpfs", "hugetlbfs"})
 #: A Git LFS pointer has about 130 bytes; its specification says "less than 1024 bytes".
 _POINTER_BYTES = 1024
-_POINTER = re.compile(rb"version https://git-lfs\.github\.com/spec/v\d+\n(?:.*\n)*?size (\d+)\n")
+#: hawser is what it was called in its first year.
+_POINTER = re.compile(
+    rb"version https://(?:git-lfs\.github|hawser\.github)\.com/spec/v\d+\r?\n"
+    rb"(?:.*\n)*?size (\d+)\r?(?:\n|\Z)"
+)
 _KINDS = (
     (stat.S_ISDIR, "a directory"),
     (stat.S_ISFIFO, "a named pipe"),
@@ -184,6 +188,26 @@ def real_path(path: Path) -> Path:
         os.close(fd)
 
 
+def refuse_pointer(shown: str | Path, content: bytes) -> None:
+    """Refuse what git leaves in the place of a large file that was not downloaded.
+
+    Args:
+        shown: the name that people see.
+        content: what is in the file.
+
+    Raises:
+        UsageError: it is a pointer of Git LFS.
+    """
+    pointer = _POINTER.match(content) if len(content) < _POINTER_BYTES else None
+    if pointer:
+        raise UsageError(
+            f"{shown} is a Git LFS pointer",
+            f"the {int(pointer[1]):,} bytes that it stands for were not downloaded",
+            "Run git lfs pull in its directory",
+            f"{_DOCS}#is-a-git-lfs-pointer",
+        )
+
+
 def require_weights(
     shown: str | Path, real: Path, status: os.stat_result, kinds: dict[int, str | None]
 ) -> None:
@@ -248,13 +272,6 @@ def require_weights(
                 f"{_DOCS}#is-not-complete",
             )
         if status.st_size < _POINTER_BYTES:
-            pointer = _POINTER.match(os.pread(fd, _POINTER_BYTES, 0))
-            if pointer:
-                raise UsageError(
-                    f"{shown} is a Git LFS pointer",
-                    f"the {int(pointer[1]):,} bytes that it stands for were not downloaded",
-                    "Run git lfs pull in its directory",
-                    f"{_DOCS}#is-a-git-lfs-pointer",
-                )
+            refuse_pointer(shown, os.pread(fd, _POINTER_BYTES, 0))
     finally:
         os.close(fd)

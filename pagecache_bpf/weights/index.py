@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import errno
 import json
+import posixpath
 from pathlib import Path
 
 from pagecache_bpf.errors import UsageError
 from pagecache_bpf.kernel.file_key import read_small_file
-from pagecache_bpf.weights.files import path_error
+from pagecache_bpf.weights.files import path_error, refuse_pointer
 from pagecache_bpf.weights.names import in_natural_order
 
 #: Far above the index of any model: 100,000 tensors make about 10 MB.
@@ -37,7 +38,9 @@ def shards_of(index: Path) -> list[str]:
     """
     fix = "Download it again, or name the shards one by one"
     try:
-        content = json.loads(read_small_file(index, MAX_BYTES))
+        text = read_small_file(index, MAX_BYTES)
+        refuse_pointer(index, text)
+        content = json.loads(text)
     except OSError as error:
         if error.errno in (errno.EINVAL, errno.EFBIG):
             why = error.strerror or str(error)
@@ -50,8 +53,8 @@ def shards_of(index: Path) -> list[str]:
     weight_map = content.get("weight_map") if isinstance(content, dict) else None
     if not isinstance(weight_map, dict) or not weight_map:
         raise UsageError(f"{index} is not a weight index", "it has no weight_map", fix, _DOCS)
-    names = in_natural_order(set(map(str, weight_map.values())))
-    for name in names:
+    named = set(map(str, weight_map.values()))
+    for name in named:
         if "\0" in name or name.startswith("/") or ".." in name.split("/") or not name:
             raise UsageError(
                 f"{index} is not a weight index",
@@ -59,4 +62,4 @@ def shards_of(index: Path) -> list[str]:
                 fix,
                 _DOCS,
             )
-    return names
+    return in_natural_order({posixpath.normpath(name) if "/" in name else name for name in named})

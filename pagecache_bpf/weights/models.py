@@ -21,7 +21,13 @@ from pagecache_bpf.weights.caches import HUB_DIRECTORY, Listed
 from pagecache_bpf.weights.files import follow, regular, require_weights
 from pagecache_bpf.weights.index import shards_of
 from pagecache_bpf.weights.names import split_of
-from pagecache_bpf.weights.siblings import LeftOut, Selection, splits_of
+from pagecache_bpf.weights.siblings import (
+    LeftOut,
+    Selection,
+    refuse_begun,
+    several_models,
+    splits_of,
+)
 from pagecache_bpf.weights.weight_format import format_of, suffixes
 
 __all__ = ["LeftOut", "Model", "check_name", "find", "resolve"]
@@ -122,7 +128,10 @@ def resolve(path: str | os.PathLike[str], name: str | None = None) -> Model:
     manifests = caches.ollama_models(root)
     if manifests:
         return _of_manifests(root, manifests, name)
-    base = caches.snapshot(root)
+    repositories = caches.repositories(root)
+    if len(repositories) > 1:
+        raise several_models(root, [path.name for path in repositories])
+    base = caches.snapshot(*repositories or (root,))
     chosen = directory.select(base)
     return _of_selection(root, base, chosen, name)
 
@@ -136,6 +145,8 @@ def _of_file(path: Path, name: str | None) -> Model:
         chosen = Selection(shards, [], format_of(shards[0]) or "", required=True)
         return _of_selection(path, path.parent, chosen, name)
     names = splits_of(path)
+    notes = [f"{split}.aria2" for split in names]
+    refuse_begun(path.parent, [note for note in notes if (path.parent / note).exists()], names)
     chosen = Selection(names, [], format_of(path.name) or "", required=True)
     if len(names) > 1 and name is None and (split := split_of(path.name)) is not None:
         name = _default_name(path.with_name(f"{split.base}{split.rest}"))

@@ -39,6 +39,8 @@ _CONSOLIDATED = re.compile(r"consolidated.*\.(?:safetensors|pth|pt)")
 _PROJECTOR = re.compile(r"(?:.*[-_.])?mmproj[-_.].*\.gguf|mmproj\.gguf", re.IGNORECASE)
 _MATRIX = re.compile(r"(?:.*[-_.])?imatrix.*", re.IGNORECASE)
 _DISTRIBUTED = re.compile(r"__\d+_\d+\.distcp")
+#: Formats that are no part of a checkpoint of torch.distributed.
+_WHOLE = ("safetensors", "gguf")
 _ENGINE = re.compile(r"rank\d+\.engine|.*\.(?:engine|plan)")
 _TRAINING_WHY = "training state, which no inference loader reads"
 #: Roots of the names of a Hugging Face model, the most usual first: base.safetensors,
@@ -68,12 +70,14 @@ class Selection:
         left_out: what is not part of the model, and why.
         format: a WeightFormat's name; "" where the files have several.
         required: whether an empty file is an error; otherwise it is left out.
+        projectors: GGUF projectors, where the directory has nothing else.
     """
 
     names: list[str] = field(default_factory=list)
     left_out: list[LeftOut] = field(default_factory=list)
     format: str = ""
     required: bool = False
+    projectors: list[str] = field(default_factory=list)
 
     def below(self, prefix: str) -> Selection:
         """Return the same selection as it is seen from a directory above.
@@ -109,7 +113,10 @@ def choose(directory: Path, names: list[str]) -> Selection:
     found = Selection()
     indexed = _indexed(directory, names, found)
     if indexed is not None:
+        refuse_begun(directory, names, indexed.names)
         return indexed
+    if any(map(_DISTRIBUTED.fullmatch, names)) and not any(format_of(n) in _WHOLE for n in names):
+        _refuse_foreign(directory, names)  # what else is there belongs to it (common.pt)
     candidates: list[str] = []
     for name in names:
         if format_of(name) is None:
@@ -127,7 +134,7 @@ def choose(directory: Path, names: list[str]) -> Selection:
     candidates = _without(candidates, _ADAPTER, "an adapter: name it, too, to have it", found)
     candidates = _one_format(directory, candidates, found)
     if found.format == "gguf":
-        return _quantization(directory, candidates, found)
+        return _quantization(directory, candidates, names, found)
     candidates = _without_variants(candidates, found)
     candidates = _without(
         candidates,
@@ -136,6 +143,7 @@ def choose(directory: Path, names: list[str]) -> Selection:
         found,
     )
     found.names = _one_set(directory, candidates, found)
+    refuse_begun(directory, names, found.names)
     return found
 
 
@@ -347,6 +355,28 @@ def _refuse_unfinished(directory: Path, names: list[str]) -> None:
         )
 
 
+def refuse_begun(directory: Path, names: list[str], taken: list[str]) -> None:
+    """Refuse a file that has its size already but not yet its bytes, as aria2 notes beside it.
+
+    Args:
+        directory: the directory.
+        names: of all its files.
+        taken: of those that are the model.
+
+    Raises:
+        UsageError: one of these is still being downloaded.
+    """
+    begun = [name for name in names if name.endswith(".aria2")]
+    for name in begun:
+        if name.removesuffix(".aria2") in taken:
+            raise UsageError(
+                f"{directory / name.removesuffix('.aria2')} is not complete",
+                f"{name} beside it tells that its download is in progress",
+                "Wait for the download, or start it again",
+                f"{_DOCS}#is-not-complete",
+            )
+
+
 def _refuse_foreign(directory: Path, names: list[str]) -> None:
     """Say what a directory is whose files only one program can read."""
     for pattern, kind, fix in (
@@ -393,22 +423,34 @@ def splits_of(file: Path) -> list[str]:
     return names if file.name in names else [file.name]
 
 
-def _quantization(directory: Path, candidates: list[str], found: Selection) -> Selection:
+def _quantization(
+    directory: Path, candidates: list[str], names: list[str], found: Selection
+) -> Selection:
     """Choose the one model among GGUF files; a directory of several asks for a name."""
     models = [name for name in candidates if not _PROJECTOR.fullmatch(name)]
+    projectors = [name for name in candidates if name not in models]
     if models:
-        found.left_out += [
-            LeftOut(name, "a multimodal projector, which is loaded by a name of its own (--mmproj)")
-            for name in candidates
-            if name not in models
-        ]
+        leave_out_projectors(found, projectors)
     else:
-        models = candidates
+        found.projectors = projectors  # the model is one of the directories below, or there is none
+        return found
     require_one_quantization(directory, models)
     split = split_of(models[0])
     found.names = splits_of(directory / models[0]) if split else models
     found.required = True
+    refuse_begun(directory, names, found.names)
     return found
+
+
+def leave_out_projectors(found: Selection, names: Iterable[str]) -> None:
+    """Say why projectors are not part of a model.
+
+    Args:
+        found: the selection; added to.
+        names: of the projectors.
+    """
+    why = "a multimodal projector, which is loaded by a name of its own (--mmproj)"
+    found.left_out += [LeftOut(name, why) for name in names]
 
 
 def require_one_quantization(directory: Path, names: Iterable[str]) -> None:
@@ -426,11 +468,23 @@ def require_one_quantization(directory: Path, names: Iterable[str]) -> None:
         split = split_of(name)
         key: object = (split.base, split.count) if isinstance(split, Split) else name
         models.setdefault(key, name)
-    if len(models) < 2:
-        return
-    listed = sorted(models.values(), key=natural)
+    if len(models) > 1:
+        raise several_models(directory, models.values())
+
+
+def several_models(directory: Path, names: Iterable[str]) -> UsageError:
+    """Make the error for a directory of which nobody can tell which model is meant.
+
+    Args:
+        directory: the directory.
+        names: of the models, below it.
+
+    Returns:
+        The error, to be raised; it lists them and asks for one.
+    """
+    listed = sorted(names, key=natural)
     shown = ", ".join(listed[:12]) + (f" and {len(listed) - 12} more" if len(listed) > 12 else "")
-    raise UsageError(
+    return UsageError(
         f"{directory} holds {len(listed)} models",
         f"there are {shown}",
         f"Name one of them: {directory / listed[0]}",

@@ -7,7 +7,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -42,12 +42,20 @@ def trace(disk: Path, scratch: Path) -> Iterator[PageTrace]:
 
 
 @pytest.fixture(scope="session")
-def ranks(disk: Path) -> Iterator[Ranks]:
-    log = Path("build/test/vllm.log")
-    log.parent.mkdir(parents=True, exist_ok=True)
-    started = Ranks(2, log)
-    yield started
-    started.close()
+def ranks(disk: Path) -> Iterator[Callable[[int], Ranks]]:
+    """Starts so many ranks of vLLM when they are first asked for."""
+    started: dict[int, Ranks] = {}
+
+    def start(count: int) -> Ranks:
+        if count not in started:
+            log = Path(f"build/test/vllm-{count}.log")
+            log.parent.mkdir(parents=True, exist_ok=True)
+            started[count] = Ranks(count, log)
+        return started[count]
+
+    yield start
+    for some in started.values():
+        some.close()
 
 
 class Reads(dict[str, Any]):

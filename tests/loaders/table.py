@@ -17,7 +17,7 @@ from tests.loaders.reads import PAGE, Place, expected, tensors_of, unpacked, wit
 
 CASES = Path(__file__).resolve().parents[1] / "cases" / "loader_reads.json"
 HEAD = (
-    "| checkpoint | read by rank 0, 1 (MB) | template | left out | too much | order |",
+    "| checkpoint | read by each rank (MB) | template | left out | too much | order |",
     "|---|---|---|---|---|---|",
 )
 

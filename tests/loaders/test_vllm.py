@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +17,12 @@ from tests.loaders.page_trace import PageTrace
 from tests.loaders.reads import expected, header, packed, tensors_of, without
 from tests.loaders.vllm_ranks import Ranks
 
-_TP, _EP, _PP = (
+_TP, _EP, _PP, _TP_PP, _TP_EP_PP = (
     {"tp": 2, "ep": 1, "pp": 1},
     {"tp": 2, "ep": 2, "pp": 1},
     {"tp": 1, "ep": 1, "pp": 2},
+    {"tp": 2, "ep": 1, "pp": 2},
+    {"tp": 2, "ep": 2, "pp": 2},
 )
 CASES = [
     *((name, _TP) for name in checkpoints.MODELS),
@@ -36,6 +38,8 @@ CASES = [
     *((f"qwen3_moe:{method}", _TP) for method in ("fp8-blocks", "int4-packed")),
     *((f"{name}:fp8-blocks", _EP) for name in ("qwen3_moe", "deepseek_v3")),
     *(("gpt_oss:mxfp4", parallel) for parallel in (_TP, _EP)),
+    *((name, _TP_PP) for name in ("llama", "llama-tied", "qwen3_moe")),
+    *((name, _TP_EP_PP) for name in ("qwen3_moe", "deepseek_v3", "gpt_oss")),
 ]
 #: What templates have although this vLLM does not read it, by the end of the case's name: the order
 #: of a layer's groups where it is the usual one, which other releases read.
@@ -69,7 +73,7 @@ def checkpoint(request: pytest.FixtureRequest, disk: Path, tmp_path: Path) -> It
 def test_a_rank_reads_what_its_template_says(
     checkpoint: Path,
     case: tuple[str, dict[str, int]],
-    ranks: Ranks,
+    ranks: Callable[[int], Ranks],
     trace: PageTrace,
     reads: dict[str, Any],
 ) -> None:
@@ -83,12 +87,14 @@ def test_a_rank_reads_what_its_template_says(
     if name.endswith((":awq", ":gptq")):
         own = {"dtype": "float16"}
     found = []
+    world = parallel["tp"] * parallel["pp"]
+    vllm = ranks(world)
     try:
-        ranks.build(checkpoint, parallel["tp"], parallel["pp"], parallel["ep"] > 1, **own)
-        for rank in range(2):
+        vllm.build(checkpoint, parallel["tp"], parallel["pp"], parallel["ep"] > 1, **own)
+        for rank in range(world):
             drop(files.values())
             with trace.record() as touches:
-                ranks.load(rank)
+                vllm.load(rank)
             read = [(files[inode].name, page) for inode, page in touches if inode in files]
             assert len(read) == len(set(read)), "a page was dropped while it was traced"
             pages = {file: packed(page for at, page in read if at == file) for file in headers}
@@ -101,7 +107,7 @@ def test_a_rank_reads_what_its_template_says(
             told = tensors_of(template, headers)
             assert without(told, more) == without(tensors_of(read, headers), more)
     finally:
-        ranks.drop()
+        vllm.drop()
     configs = [checkpoint / name for name in ("config.json", "params.json")]
     config = {path.name: json.loads(path.read_text()) for path in configs if path.exists()}
     described = {**parallel, "config": config, "files": headers, "ranks": found}

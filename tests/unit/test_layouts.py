@@ -303,6 +303,15 @@ def test_ollama(disk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         assert model.name == "seven@8b"
     with pytest.raises(UsageError, match="Ollama has no model seven"):
         resolve("ollama:seven")
+    for name in ("hf.co/acme/nine-GGUF", "registry.ollama.ai/people/ten"):
+        other = models / "manifests" / name / "Q4_K_M"
+        other.parent.mkdir(parents=True)
+        other.write_bytes(manifest.read_bytes())
+        told = name.removeprefix("registry.ollama.ai/")
+        for way in (f"{told}:Q4_K_M", f"ollama:{told}:Q4_K_M"):
+            assert [path.name for path in resolve(way).files] == ["sha256-1a1a", "sha256-3c3c"]
+    with pytest.raises(UsageError, match="holds 3 models"):
+        resolve(models)
     (models / "blobs/sha256-3c3c").rename(models / "blobs/sha256-3c3c-partial")
     with pytest.raises(UsageError, match=r"sha256-3c3c is missing.*a download is in progress"):
         resolve("seven:8b")
@@ -318,6 +327,41 @@ def test_a_directory_of_quantizations_asks(disk: Path) -> None:
     below = tree(disk / "n", "Q4/x-Q4.gguf", "Q8/x-Q8.gguf")
     with pytest.raises(UsageError, match="n holds 2 models"):
         resolve(below)
+
+
+def test_quantizations_below_a_projector(disk: Path) -> None:
+    """As they are published for llama.cpp: splits of each in a directory, projectors above."""
+    splits = [f"Q4_K_XL/m-Q4_K_XL-0000{number}-of-00002.gguf" for number in (1, 2)]
+    root = tree(disk / "m", "mmproj-F16.gguf", "mmproj-BF16.gguf", "imatrix.gguf", *splits)
+    model = resolve(root)
+    assert list(model.names) == splits
+    assert {"mmproj-F16.gguf", "mmproj-BF16.gguf", "imatrix.gguf"} == {
+        item.path for item in model.left_out
+    }
+    tree(root, "BF16/m-BF16-00001-of-00001.gguf")
+    with pytest.raises(UsageError, match="m holds 2 models") as caught:
+        resolve(root)
+    assert splits[0] in caught.value.why and "mmproj" not in caught.value.why
+    alone = tree(disk / "p", "mmproj-F16.gguf")
+    assert list(resolve(alone).names) == ["mmproj-F16.gguf"]
+    with pytest.raises(UsageError, match="p holds 2 models"):
+        resolve(tree(alone, "mmproj-F32.gguf"))
+
+
+def test_several_models_side_by_side_ask(disk: Path) -> None:
+    root = tree(disk / "m", "bf16/model.safetensors", "fp8/model.safetensors", "README.md")
+    assert len(resolve(root).files) == 2  # parts of one, as far as anybody can tell
+    tree(root, "bf16/config.json", "fp8/config.json")
+    with pytest.raises(UsageError, match=r"m holds 2 models: there are bf16, fp8"):
+        resolve(root)
+    tree(root, "config.json")  # one model, whose parts are configured by themselves
+    assert len(resolve(root).files) == 2
+    for name in ("one", "two"):
+        (hub(disk / name, SHARDS[:1])).rename(disk / "one" / f"models--acme--{name}")
+        if name == "one":
+            assert resolve(disk / "one").directory.parent.name == "snapshots"
+    with pytest.raises(UsageError, match=r"one holds 2 models: .*models--acme--two"):
+        resolve(disk / "one")
 
 
 @pytest.mark.parametrize("named", [1, 2, 3])
@@ -359,6 +403,27 @@ def test_modules_of_sentence_transformers(disk: Path) -> None:
         json.dumps([{"path": ""}, {"path": "1_Pooling"}, {"path": "2_Dense"}])
     )
     assert list(resolve(root).names) == ["model.safetensors", "2_Dense/model.safetensors"]
+
+
+POINTERS = {
+    "extended": POINTER.replace("oid", f"ext-0-filter sha256:{'1' * 64}\noid"),
+    "of Windows": POINTER.replace("\n", "\r\n"),
+    "of the first year": POINTER.replace("git-lfs.github", "hawser.github"),
+    "cut": POINTER.rstrip("\n"),
+}
+
+
+@pytest.mark.parametrize("kind", POINTERS)
+@pytest.mark.parametrize("name", ["model.safetensors", SAFE])
+def test_pointers_of_every_kind(disk: Path, kind: str, name: str) -> None:
+    """Indexes are large files, too."""
+    (disk / "m").mkdir()
+    tree(disk / "m", "model-00001-of-00001.safetensors")
+    (disk / "m" / name).write_bytes(POINTERS[kind].format("0" * 64).encode())
+    if name != SAFE:
+        (disk / "m" / "model-00001-of-00001.safetensors").unlink()
+    with pytest.raises(UsageError, match=rf"{name} is a Git LFS pointer.*4,976,698,672"):
+        resolve(disk / "m")
 
 
 @pytest.mark.parametrize(
@@ -409,6 +474,17 @@ def test_downloads_in_progress(disk: Path) -> None:
     part = tree(disk / "part", "model.safetensors.part") / "model.safetensors.part"
     with pytest.raises(UsageError, match=r"\.part is not complete"):
         resolve(part)
+    # aria2 gives a file its size at once, and notes beside it what is there.
+    for names in (["model.safetensors"], ["x-00001-of-00002.gguf", "x-00002-of-00002.gguf"]):
+        root = tree(disk / names[-1], *names, f"{names[-1]}.aria2")
+        for way in (root, root / names[0]):
+            with pytest.raises(UsageError, match=rf"{names[-1]} is not complete.*\.aria2 beside"):
+                resolve(way)
+        (root / f"{names[-1]}.aria2").rename(root / "other.bin.aria2")
+        assert list(resolve(root).names) == names
+    indexed = tree(disk / "indexed", *SHARDS, f"{SHARDS[3]}.aria2", index={SAFE: SHARDS})
+    with pytest.raises(UsageError, match=rf"{SHARDS[3]} is not complete"):
+        resolve(indexed)
 
 
 def test_a_numbered_shard_that_is_missing(disk: Path) -> None:
@@ -419,7 +495,12 @@ def test_a_numbered_shard_that_is_missing(disk: Path) -> None:
 
 @pytest.mark.parametrize(
     ("names", "why"),
-    [(["__0_0.distcp", ".metadata"], "torch.distributed"), (["rank0.engine"], "TensorRT")],
+    [
+        (["__0_0.distcp", ".metadata"], "torch.distributed"),
+        (["iter_0000200/__3_1.distcp", "iter_0000200/common.pt"], "torch.distributed"),  # Megatron
+        (["weights/__0_0.distcp", "weights/common.pt", "context/io.json"], "torch.distributed"),
+        (["rank0.engine"], "TensorRT"),
+    ],
 )
 def test_what_only_its_own_program_reads(disk: Path, names: list[str], why: str) -> None:
     with pytest.raises(UsageError, match=rf"no weight files in .*{why}"):
@@ -447,3 +528,51 @@ def test_models_in_a_command_line(disk: Path, monkeypatch: pytest.MonkeyPatch) -
     assert "is a Git LFS pointer" in str(refused[0])
     found, _ = models_in(["vllm", "serve", "acme/tiny", "--revision", "0123abc"])
     assert found == ["acme/tiny@0123abc"]
+
+
+def test_models_in_the_command_lines_of_other_servers(disk: Path) -> None:
+    gguf = [str(tree(disk, name) / name) for name in ("a.gguf", "d.gguf", "l.gguf", "m.gguf")]
+    model, draft, one, two = gguf
+    llama = ["llama-server", "-m", model, "-md", draft, "--port", "8080"]
+    assert models_in([*llama, "--lora", f"{one},{two}"]) == (gguf, [])
+    assert models_in([*llama, "--lora-scaled", f"{one}:0.5,{two}:2"]) == (gguf, [])
+    assert models_in([*llama, "--lora-scaled", f"{one}:0.5"]) == (gguf[:3], [])
+    served = [str(tree(disk / name, "model.safetensors")) for name in ("x", "y", "z")]
+    sglang = ["python", "-m", "sglang.launch_server", f"--model-path={served[0]}"]
+    sglang += ["--speculative-draft-model-path", served[1], "--lora-paths", f"sql={served[2]}"]
+    assert models_in(sglang) == (served, [])
+    dotted = [*("vllm", "serve", served[0]), f"--speculative-config.model={served[1]}"]
+    assert models_in([*dotted, "--lora-modules", json.dumps({"path": served[2]})]) == (served, [])
+    script = f"exec vllm serve {served[0]} --served-model-name 'my model' --tokenizer={served[1]}"
+    assert models_in(["bash", "-c", script]) == (served[:2], [])
+    assert models_in(["bash", "-c", f"echo 'no end {served[0]}"]) == ([], [])
+
+
+def test_names_in_an_index_are_paths(disk: Path) -> None:
+    names = ["./model-1.safetensors", "model-1.safetensors", "sub/../model-2.safetensors"]
+    root = tree(disk / "m", "model-1.safetensors", "sub/model-3.safetensors")
+    tree(root, index={SAFE: [*names[:2], "./sub//model-3.safetensors"]})
+    assert list(resolve(root).names) == ["model-1.safetensors", "sub/model-3.safetensors"]
+    tree(root, index={SAFE: names})
+    with pytest.raises(UsageError, match="outside its directory"):
+        resolve(root)
+
+
+def test_a_pipeline_of_shards_and_single_files(disk: Path) -> None:
+    """As FLUX.1 is published: the same weights as single files for another program beside it."""
+    parts = [f"transformer/diffusion_pytorch_model-0000{n}-of-00003.safetensors" for n in (1, 2, 3)]
+    encoder = [f"text_encoder_2/model-0000{number}-of-00002.safetensors" for number in (1, 2)]
+    others = ["text_encoder/model.safetensors", "vae/diffusion_pytorch_model.safetensors"]
+    beside = ["flux1-dev.safetensors", "ae.safetensors", "lora/pytorch_lora_weights.safetensors"]
+    root = tree(
+        disk / "m",
+        *(*parts, *encoder, *others, *beside, "transformer_fp8/model.safetensors"),
+        index={
+            "transformer/diffusion_pytorch_model.safetensors.index.json": [
+                Path(name).name for name in reversed(parts)
+            ]
+        },
+    )
+    components = ("scheduler", "text_encoder", "text_encoder_2", "tokenizer", "transformer", "vae")
+    (root / "model_index.json").write_text(json.dumps({name: ["l", "C"] for name in components}))
+    assert list(resolve(root).names) == [others[0], *encoder, *parts, others[1]]

@@ -179,6 +179,49 @@ def test_all_ranks_together_read_everything(parallel: Parallel) -> None:
         assert union_of_ranks.all(), name
 
 
+_DEEPSEEK = {"architectures": ["DeepseekV3ForCausalLM"], "num_hidden_layers": 3}
+_QWEN = {"architectures": ["Qwen3MoeForCausalLM"], "num_hidden_layers": 3}
+_ENDS = {"model.embed_tokens.weight": (64, 16), "lm_head.weight": (64, 16)}
+
+
+@pytest.mark.parametrize("config", [_DEEPSEEK, _QWEN])
+@pytest.mark.parametrize(
+    "parallel",
+    [
+        *(Parallel(2, 1, 3), Parallel(4, 2, 3), Parallel(2, 2, 2), Parallel(2, 4, 3)),
+        *(Parallel(4, 4, 2, redundant=(0, 1)), Parallel(8, 8, 3), Parallel(1, 2, 3, (1, 1, 1))),
+    ],
+)
+def test_all_three_together_are_each_by_itself(config: dict[str, Any], parallel: Parallel) -> None:
+    """A rank reads of the layers of its stage what it would read of them without a pipeline."""
+    shapes = {**MOE, **_ENDS}
+    config = {**config, "num_key_value_heads": 2}
+    all_three = sharding(config, shapes, parallel)
+    layers = sharding(config, shapes, Parallel(pp=parallel.pp, pp_layers=parallel.pp_layers))
+    within = sharding(
+        config, shapes, Parallel(parallel.tp, parallel.ep, redundant=parallel.redundant)
+    )
+    ranks = range(parallel.world)
+    local = parallel.world // parallel.pp
+    for name, shape in shapes.items():
+        at_once = [reads(all_three, name, rank) for rank in ranks]
+        for rank in ranks:
+            stage = reads(layers, name, rank // local).all()
+            alone = reads(within, name, rank % local)
+            assert (at_once[rank] == (alone if stage else False)).all(), (name, rank)
+        # Nothing is left out, and nothing is read by more ranks than have a use for it.
+        assert np.logical_or.reduce(at_once).all(), name
+        copies = (
+            parallel.pp
+            if name in _ENDS and config["architectures"] == _QWEN["architectures"]
+            else 1
+        )
+        if name in _ENDS and local == parallel.tp:
+            assert (np.sum(at_once, 0) == copies).all(), name
+        if ".experts." in name and not parallel.redundant:
+            assert np.sum(at_once) == math.prod(shape), name
+
+
 def test_all_experts_in_one_tensor() -> None:
     shapes = {
         "l.experts.gate_up_proj": (8, 12, 6),
