@@ -313,7 +313,7 @@ struct pagecache_request {
 /* A file that the agent governs: value of the map `tags`. */
 struct pagecache_agent_tag {
 	__u32 model;
-	__u32 flags; /* none yet: 0 */
+	__u32 device_mib_s; /* what its device can do, MiB a second; 0: not known */
 	__u64 done; /* prefetched up to here, in the order of the requests; written by the agent */
 	struct pagecache_file_key next; /* the model's file after this one, by name */
 	__u64 next_pages; /* 0: there is none */

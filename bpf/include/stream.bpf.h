@@ -248,12 +248,16 @@ static __noinline int go_down(struct pagecache_ctx *ctx, struct stream *s, u64 r
 static __always_inline s32 stream_readahead(struct pagecache_ctx *ctx,
 					    struct pagecache_answer *answer)
 {
-	struct file_state *file = file_of(ctx);
+	struct file_state *file;
 	struct model_state *model;
 	struct stream *s;
 	bool down = false;
 	u64 room, window, moved, head = 0;
 
+	/* First of all: who is left to the kernel pays for no more than this. */
+	if (stands_down(ctx, ctx->ino, ctx->index))
+		return PAGECACHE_DEFAULT;
+	file = file_of(ctx);
 	if (!file)
 		return PAGECACHE_DEFAULT;
 	s = stream_at(file, ctx);
@@ -298,10 +302,6 @@ static __always_inline s32 stream_readahead(struct pagecache_ctx *ctx,
 		/* What lies below one that goes down has mostly been read. */
 		open_window(s, ctx,
 			    down || !PAGECACHE_TELLS_HITS ? s->goal : min_u64(s->goal, s->moved));
-	}
-	if (!down && stands_down(ctx, ctx->ino, ctx->index)) {
-		s->ahead = max_u64(s->ahead, ctx->index + kernel_reads(ctx));
-		return PAGECACHE_DEFAULT;
 	}
 	room = room_in_budget(ctx);
 	if (!room)

@@ -403,10 +403,16 @@ static __always_inline bool find_place(struct pagecache_ctx *ctx, struct place *
 	return new_cursor(ctx, at, &key);
 }
 
+/* Whether a step's neighbor lies where the kernel reads ahead, too. */
+static __always_inline bool in_file_order(u32 step)
+{
+	return template_gone(step, step + 1) > 0 || (step && template_gone(step - 1, step) > 0);
+}
+
 PAGECACHE_ACCESS(maio_access)
 (struct pagecache_ctx *ctx)
 {
-	bool created = false, jumped = false, again = false;
+	bool created = false, jumped = false, again = false, down;
 	struct place at = {};
 	u64 window;
 
@@ -429,13 +435,11 @@ PAGECACHE_ACCESS(maio_access)
 			at.cursor->pending = 0;
 		}
 	}
+	/* It is told of each access, to measure. */
+	down = in_file_order(at.cursor->step) && stands_down(ctx, 0, at.cursor->position);
 	window = earned_pages(ctx, &at);
-	if (!window ||
+	if (down || !window ||
 	    (at.cursor->position < at.cursor->refill && !created && !jumped && !again && !at.down))
-		return;
-	/* In the order of the file the kernel reads ahead as well. */
-	if (template_gone(at.cursor->step, at.cursor->step + 1) > 0 &&
-	    stands_down(ctx, 0, at.cursor->position))
 		return;
 	at.cursor->refill = at.cursor->position + min_u64(window / 4, 512);
 	/* A fault may have come to the middle of a range to go down: not farther than this step. */

@@ -13,11 +13,11 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from pagecache_bpf.agent.hint_access import Hints
+from pagecache_bpf.agent.missing_parts import parts_of
 from pagecache_bpf.agent.pressure import Ask, PressureWatch, ask_all
 from pagecache_bpf.agent.queue_depth import DEFAULT_DEPTH, LEAST_DEPTH, Depths, Tuner
 from pagecache_bpf.agent.read_threads import Extent, Source
@@ -36,7 +36,6 @@ from pagecache_bpf.kernel.file_pages import PAGE_SIZE
 from pagecache_bpf.kernel.inode_filter import InodeBits
 from pagecache_bpf.kernel.own_processes import OwnProcesses
 from pagecache_bpf.policy.catalog import PolicyInfo
-from pagecache_bpf.policy.hint_maps import CONSUMERS
 from pagecache_bpf.policy.loader import enlarge_maps, set_knobs
 
 MAX_INFLIGHT_BYTES = 256 << 20
@@ -93,7 +92,7 @@ class Agent:
         self._ring = libbpf.RingBuffer(self._maps["requests"].fd, self._receive)
         self._own = OwnProcesses(self._maps["own"])
         self.own(os.getpid())
-        self._refused_bytes = 0
+        self._refused_bytes = self._cached_bytes = 0
         self._refreshed = time.monotonic()
         self._depths = Depths()
         self._tuners: dict[str, Tuner] = {}
@@ -194,8 +193,8 @@ class Agent:
         if tag.device not in self._tuners:
             # A file of somebody else's is not read here: its file system may not answer.
             found = self._depths.kept(fd) if hold else self._depths.of(fd)
-            depth = max(found.depth, DEFAULT_DEPTH)
-            self._tuners[tag.device] = Tuner(depth, LEAST_DEPTH)
+            self._tuners[tag.device] = Tuner(max(found.depth, DEFAULT_DEPTH), LEAST_DEPTH)
+        tag.device_mib_s = self._depths.kept(fd).bytes_per_second >> 20
         if key not in self.tags:
             self._inodes.add(key)
         else:
@@ -269,6 +268,7 @@ class Agent:
             "counters": self.counters(),
             "errors": dict(self._pools.totals.by_errno),
             "refused_bytes": self._refused_bytes,
+            "already_cached_bytes": self._cached_bytes,
             "workers": self._pools.pids(),
             "depths": {device: tuner.depth for device, tuner in self._tuners.items()},
             "not_honored": self.not_honored(),
@@ -413,12 +413,7 @@ class Agent:
             tgid: the process.
             node: the node; None: it is not known, or the process wants it no more.
         """
-        key = tgid.to_bytes(4, sys.byteorder)
-        with suppress(OSError):
-            if node is None:
-                self._maps[CONSUMERS].delete(key)
-            else:
-                self._maps[CONSUMERS].update(key, node.to_bytes(4, sys.byteorder, signed=True))
+        self.hints.set_node(tgid, node)
 
     def _bound(self, tgid: int, pages: int | None) -> None:
         """So far may be read ahead of a reader; None: it is gone."""
@@ -465,25 +460,30 @@ class Agent:
                 self._prefetch(tag, extent)
 
     def _prefetch(self, tag: FileTag, extent: Extent) -> None:
-        """Read what fits into the memory that the reader may use; the rest is refused."""
-        window = self._readers.get(extent.owner).window
-        if window is not None and extent.length > window:
-            fits = window // PAGE_SIZE * PAGE_SIZE
-            self._refused_bytes += extent.length - fits
-            self._finish((extent.length - fits) // PAGE_SIZE)
-            extent = replace(extent, length=fits)
-        if extent.length:
-            place = self._readers.place(extent.owner, extent.node, tag.device)
-            self._pools.submit(extent, place)
+        """Read what is not cached and fits into the reader's memory; the rest is settled."""
+        with parts_of(extent, self._readers.get(extent.owner).window) as parts:
+            self._refused_bytes += parts.refused
+            self._cached_bytes += parts.cached
+            if parts.cached and not parts.read:
+                self._tell_done(tag, extent.start + parts.cached)
+            if parts.refused or parts.cached:
+                self._finish((parts.refused + parts.cached) // PAGE_SIZE)
+            for part in parts.read:
+                place = self._readers.place(extent.owner, extent.node, tag.device)
+                self._pools.submit(part, place)
+
+    def _tell_done(self, tag: FileTag, end: int) -> None:
+        """Tell the programs up to where the file has been read ahead."""
+        tag.source.done = max(tag.source.done, end)
+        with suppress(OSError):
+            self._maps["tags"].update(tag.key, tag.record(), existing=True)
 
     def _settled(self, extent: Extent, start: int, length: int) -> None:
         if extent.drop:
             return
-        extent.file.done = max(extent.file.done, start + length)
         tag = self._tag_of.get(extent.file)
         if tag is not None:
-            with suppress(OSError):
-                self._maps["tags"].update(tag.key, tag.record(), existing=True)
+            self._tell_done(tag, start + length)
             tuner = self._tuners[tag.device]
             if tuner.observe(length, self._pools.queued_bytes(tag.device), time.monotonic()):
                 self._pools.set_depth(tag.device)

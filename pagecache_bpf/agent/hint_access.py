@@ -6,14 +6,16 @@ It knows the maps of one loaded policy by their descriptors; policy.hints is the
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict
 from typing import Any
 
 from pagecache_bpf.errors import UsageError
 from pagecache_bpf.kernel.bpf_maps import BpfMap
 from pagecache_bpf.kernel.btf import Btf
-from pagecache_bpf.policy.hint_maps import BSS, HintMap, find_map, gauges_in, maps_in
+from pagecache_bpf.policy.hint_maps import BSS, CONSUMERS, HintMap, find_map, gauges_in, maps_in
 from pagecache_bpf.policy.hints import elements, gauge_values
 
 
@@ -88,6 +90,20 @@ class Hints:
             return self._loaded[found.name].delete(key)
         self._loaded[found.name].update(key, value)
         return True
+
+    def set_node(self, tgid: int, node: int | None) -> None:
+        """Tell the policy on which NUMA node a process wants its pages, if the policy can be told.
+
+        Args:
+            tgid: the process.
+            node: the node; None: it is not known, or the process wants it no more.
+        """
+        key = tgid.to_bytes(4, sys.byteorder)
+        with suppress(OSError):
+            if node is None:
+                self._loaded[CONSUMERS].delete(key)
+            else:
+                self._loaded[CONSUMERS].update(key, node.to_bytes(4, sys.byteorder, signed=True))
 
     def _find(self, name: str) -> HintMap:
         """Find a map by its name.  Raises UsageError with the names that there are."""

@@ -30,6 +30,7 @@ class FileTag:
         source: opens the file when there is work for it.
         held: a descriptor that is kept for the source to duplicate; -1: none.
         next: the file of the same model that is read after this one; None: it is the last.
+        device_mib_s: how many MiB a second its device can do; 0: not known.
     """
 
     key: bytes
@@ -43,6 +44,7 @@ class FileTag:
     source: Source
     held: int = -1  # a descriptor that was kept for the source to duplicate; -1: none
     next: FileTag | None = None  # what is read after it, if its model is read in order
+    device_mib_s: int = 0
 
     @classmethod
     def of(
@@ -76,12 +78,16 @@ class FileTag:
         )
 
     def record(self) -> bytes:
-        """Pack what the programs are told of the file, with the size of the file that follows it.
+        """Pack what the programs are told of the file, its device and the file that follows it.
 
         Returns:
             The bytes of a struct pagecache_agent_tag.
         """
-        record = abi.pagecache_agent_tag(model=self.model_id, done=self.source.done // PAGE_SIZE)
+        record = abi.pagecache_agent_tag(
+            model=self.model_id,
+            device_mib_s=self.device_mib_s,
+            done=self.source.done // PAGE_SIZE,
+        )
         if self.next is not None:
             record.next = abi.pagecache_file_key.from_buffer_copy(self.next.key)
             record.next_pages = self.next.pages

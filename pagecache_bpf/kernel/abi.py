@@ -693,14 +693,14 @@ class pagecache_agent_tag(ctypes.Structure):
     """Struct pagecache_agent_tag, 48 bytes."""
 
     model: int
-    flags: int
+    device_mib_s: int
     done: int
     next: pagecache_file_key
     next_pages: int
 
     _fields_ = (
         ("model", ctypes.c_uint32),
-        ("flags", ctypes.c_uint32),
+        ("device_mib_s", ctypes.c_uint32),
         ("done", ctypes.c_uint64),
         ("next", pagecache_file_key),
         ("next_pages", ctypes.c_uint64),

@@ -202,6 +202,19 @@ def test_what_a_program_asks_for_is_read(agent: Agent, kernel: Kernel, weights: 
     assert (record.model, record.done) == (1, PAGES)
 
 
+def test_what_is_cached_is_not_read_again(agent: Agent, kernel: Kernel, weights: int) -> None:
+    os.pread(weights, PAGES * PAGE_SIZE, 0)
+    assert cached_pages(weights) == PAGES
+    tag = agent.tag(weights, "m", path_of(weights))
+    kernel.ask(RequestKind.PREFETCH, tag.key, start=3, nr=PAGES - 3)
+    wait_for(lambda: kernel.done == PAGES - 3, "the pages to be settled", 60)
+    numbers = agent.numbers()
+    assert numbers["counters"]["prefetch_issued_bytes"] == 0
+    assert numbers["already_cached_bytes"] == (PAGES - 3) * PAGE_SIZE
+    record = abi.pagecache_agent_tag.from_buffer_copy(kernel.map("tags").elements[tag.key])
+    assert record.done == PAGES
+
+
 def test_what_a_program_drops_is_dropped(agent: Agent, kernel: Kernel, weights: int) -> None:
     tag = agent.tag(weights, "m", path_of(weights))
     assert len(os.pread(weights, PAGES * PAGE_SIZE, 0)) == PAGES * PAGE_SIZE

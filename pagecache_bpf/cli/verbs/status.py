@@ -48,6 +48,7 @@ JSON = {
         "policies[].lost_requests": "of engine agent: requests that found the ring buffer full",
         "policies[].read_errors.*": "of engine agent: failed reads by errno",
         "policies[].refused_bytes": "of engine agent: asked for, but memory was short",
+        "policies[].already_cached_bytes": "of engine agent: asked for, but cached already",
         "policies[].depths.*": "of engine agent: chunks read at once, by device (MAJOR:MINOR)",
         "policies[].workers[]": "of engine agent: the processes that read",
         "policies[].state": "attached, or ended (by itself; not detached yet)",
@@ -173,6 +174,7 @@ def _attached(
         "lost_requests": details.get("lost", 0),
         "read_errors": details.get("errors", {}),
         "refused_bytes": details.get("refused_bytes", 0),
+        "already_cached_bytes": details.get("already_cached_bytes", 0),
         "depths": details.get("depths", {}),
         "workers": details.get("workers", []),
         "state": "attached",
@@ -212,6 +214,7 @@ def _ended(
         "lost_requests": 0,
         "read_errors": {},
         "refused_bytes": 0,
+        "already_cached_bytes": 0,
         "depths": {},
         "workers": [],
         "state": "ended",
@@ -269,7 +272,7 @@ def _human(console: Console, data: dict[str, Any], verbose: bool) -> None:
 
 
 #: What policies that may stand down tell of it (bpf/include/standby.bpf.h).
-STANDBY_GAUGES = ("standing_down", "stalls_measured", "stalled_percent")
+STANDBY_GAUGES = ("standing_down", "stalls_measured", "stalled_percent", "device_percent")
 
 
 def _gauge_rows(gauges: dict[str, int]) -> list[tuple[str, RenderableType]]:
@@ -281,9 +284,12 @@ def _gauge_rows(gauges: dict[str, int]) -> list[tuple[str, RenderableType]]:
     if models:
         why = "left to the kernel's readahead (how long it makes readers wait is not measured yet)"
         if gauges.get("stalls_measured"):
-            stalled = gauges["stalled_percent"]
-            keeps_up = "the kernel keeps up" if stalled < 10 else "left to the kernel's readahead"
-            why = f"{keeps_up} (stalled {stalled}% of the time)"
+            stalled, device = gauges["stalled_percent"], gauges.get("device_percent", 0)
+            why = f"the kernel keeps up (stalled {stalled}% of the time)"
+            if stalled >= 10 and device >= 70:
+                why = f"the kernel keeps up ({device}% of the device's speed)"
+            elif stalled >= 10:
+                why = f"left to the kernel's readahead (stalled {stalled}% of the time)"
         rows.append(("standing down", f"{plural(models, 'model')}: {why}"))
     return rows
 
