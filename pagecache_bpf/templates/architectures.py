@@ -19,6 +19,9 @@ class Cut(Enum):
 
     #: Every rank reads it all.
     WHOLE = "whole"
+    #: The same, and of layers that a stage of a pipeline does not have, too: the loader puts the
+    #: rows of all of them into another order before it looks whose they are.
+    REORDERED = "whole, by every stage"
     #: By its output dimension (column-parallel in Megatron's words), in even shares.
     OUTPUT = "output"
     #: By its input dimension (row-parallel).
@@ -33,6 +36,16 @@ class Cut(Enum):
     QKV_GROUPED = "queries, keys, values by group"
     #: Two matrices one after the other (gate and up), each by its output dimension.
     GATE_UP = "gate and up"
+    #: Three matrices one after the other, each by its output dimension.
+    THIRDS = "three parts"
+    #: Queries, keys and values of a linear attention one after the other.
+    LINEAR_QKV = "queries, keys, values of a linear attention"
+    #: The same and a gate, those of each head of keys together.
+    LINEAR_GROUPS = "heads of a linear attention"
+    #: What a state-space layer (Mamba) projects its input to: gate, input, states, steps.
+    STATE_SPACE_IN = "input of a state-space layer"
+    #: The convolution of a state-space layer, by input and states.
+    STATE_SPACE_CONV = "convolution of a state-space layer"
     #: All experts in one tensor: expert, then gate and up.
     EXPERTS_GATE_UP = "gate and up of all experts"
     #: All experts in one tensor: expert, then the down projection.
@@ -90,6 +103,22 @@ COMMON: dict[str, Cut] = {
     "experts.w2": Cut.EXPERTS_DOWN,
     "block_sparse_moe.input_linear": Cut.EXPERTS_GATE_UP,  # granitemoe
     "block_sparse_moe.output_linear": Cut.EXPERTS_DOWN,
+    # One feed-forward layer beside the experts (granitemoeshared).
+    "shared_mlp.input_linear": Cut.GATE_UP,
+    "shared_mlp.output_linear": Cut.INPUT,
+    # State-space layers and linear attention.
+    "mamba.in_proj": Cut.STATE_SPACE_IN,
+    "mamba.conv1d": Cut.STATE_SPACE_CONV,
+    "mamba.dt_proj": Cut.OUTPUT,
+    "mamba.norm": Cut.OUTPUT,  # gated, by channels as its input
+    "mixer.in_proj": Cut.STATE_SPACE_IN,
+    "mixer.conv1d": Cut.STATE_SPACE_CONV,
+    "mixer.dt_proj": Cut.OUTPUT,
+    "mixer.norm": Cut.OUTPUT,
+    "linear_attn.in_proj_qkvz": Cut.LINEAR_GROUPS,
+    "linear_attn.in_proj_qkv": Cut.LINEAR_QKV,
+    "linear_attn.in_proj_z": Cut.OUTPUT,
+    "conv.in_proj": Cut.THIRDS,  # lfm2
     # Vocabularies.
     "embed_tokens": Cut.VOCABULARY,
     "lm_head": Cut.VOCABULARY,
@@ -99,10 +128,11 @@ COMMON: dict[str, Cut] = {
     "word_embeddings": Cut.VOCABULARY,
     "embed_in": Cut.VOCABULARY,
     "embed_out": Cut.VOCABULARY,
+    "backbone.embeddings": Cut.VOCABULARY,
     "shared_head.head": Cut.VOCABULARY,  # DeepSeek's multi-token prediction
     # Known to be whole.
-    "wq": Cut.WHOLE,  # vLLM puts the rows of Mistral's own format into another order first
-    "wk": Cut.WHOLE,
+    "wq": Cut.REORDERED,  # of Mistral's own format
+    "wk": Cut.REORDERED,
     "q_a_proj": Cut.WHOLE,
     "kv_a_proj_with_mqa": Cut.WHOLE,
     "mlp.gate": Cut.WHOLE,
@@ -111,26 +141,35 @@ COMMON: dict[str, Cut] = {
     "mlp.router": Cut.WHOLE,
     "router.layer": Cut.WHOLE,  # granitemoe
     "mixer.D": Cut.WHOLE,
+    "mamba.D": Cut.WHOLE,
+    "linear_attn.in_proj_ba": Cut.WHOLE,  # some quantizations are not cut here; it is small
+    "linear_attn.in_proj_a": Cut.WHOLE,
+    "linear_attn.in_proj_b": Cut.WHOLE,
+    "feed_forward.gate": Cut.WHOLE,
     "shared_expert_gate": Cut.WHOLE,
     "wpe": Cut.WHOLE,
     "embed_positions": Cut.WHOLE,
     "eh_proj": Cut.WHOLE,
 }
 
-#: What an architecture has otherwise, by model_type or a name of architectures, in lower case.
+#: What an architecture has otherwise, by model_type or a name of architectures, in lower case;
+#: PART:NAME is a module below that part of the model only.
 ARCHITECTURES: dict[str, dict[str, Cut]] = {
     "gpt2": {"c_attn": Cut.QKV},
     "gpt_bigcode": {"c_attn": Cut.QKV, "c_fc": Cut.WHOLE},  # which vLLM does not cut
-    "mamba": {
-        "embeddings": Cut.VOCABULARY,
-        "mixer.in_proj": Cut.GATE_UP,
-        "mixer.conv1d": Cut.OUTPUT,
-        "mixer.dt_proj": Cut.OUTPUT,
-    },
+    # Queries, keys and values of the vision tower are joined.
+    "llama4": {"q_proj": Cut.REORDERED, "k_proj": Cut.REORDERED, "vision_model:v_proj": Cut.WHOLE},
+    "llama4_text": {"q_proj": Cut.REORDERED, "k_proj": Cut.REORDERED},
+    "llama4forcausallm": {"q_proj": Cut.REORDERED, "k_proj": Cut.REORDERED},
+    # Its queries, keys and values are in as many parts as its checkpoint was made for.
+    "mimo_v2": {"qkv_proj": Cut.WHOLE},
+    "mimo_v2_flash": {"qkv_proj": Cut.WHOLE},
+    "mimov2forcausallm": {"qkv_proj": Cut.WHOLE},
+    "mimov2flashforcausallm": {"qkv_proj": Cut.WHOLE},
     "qwen": {"c_attn": Cut.QKV, "w2": Cut.OUTPUT},
     # vLLM reads all of it and then puts queries, keys and values one after the other.
-    "bloom": {"query_key_value": Cut.WHOLE},
-    "bloomforcausallm": {"query_key_value": Cut.WHOLE},
+    "bloom": {"query_key_value": Cut.REORDERED},
+    "bloomforcausallm": {"query_key_value": Cut.REORDERED},
     "falcon": {"query_key_value": Cut.WHOLE},
     "falconforcausallm": {"query_key_value": Cut.WHOLE},
     "refinedweb": {"query_key_value": Cut.WHOLE},
@@ -158,6 +197,7 @@ PIPELINE_ENDS = frozenset(
     {
         "afmoeforcausallm",
         "apertusforcausallm",
+        "arceeforcausallm",
         "axk1forcausallm",
         "decilmforcausallm",
         "deepseekforcausallm",
@@ -167,14 +207,18 @@ PIPELINE_ENDS = frozenset(
         "exaone4forcausallm",
         "exaonemoeforcausallm",
         "falconh1forcausallm",
+        "gptneoxforcausallm",
         "glm4forcausallm",
         "glm4moeforcausallm",
         "glm4moeliteforcausallm",
         "graniteforcausallm",
+        "hunyuandensev1forcausallm",
         "hyperclovaxforcausallm",
         "internlm3forcausallm",
         "iquestcoderforcausallm",
         "lagunaforcausallm",
+        "llama4forcausallm",
+        "llama4forconditionalgeneration",
         "llamaforcausallm",
         "longcatflashforcausallm",
         "mimoforcausallm",
@@ -183,14 +227,20 @@ PIPELINE_ENDS = frozenset(
         "minimaxm2forcausallm",
         "mistralforcausallm",
         "nemotronforcausallm",
+        "olmo2forcausallm",
+        "olmo3forcausallm",
         "panguembeddedforcausallm",
         "pangupromoev2forcausallm",
         "panguultramoeforcausallm",
         "param2moeforcausallm",
+        "phi3forcausallm",
+        "phiforcausallm",
+        "phimoeforcausallm",
         "qwen2forcausallm",
         "qwen3forcausallm",
         "sarvammlaforcausallm",
         "sarvammoeforcausallm",
+        "seedossforcausallm",
         "solarforcausallm",
         "step1forcausallm",
         "step3p5forcausallm",
@@ -202,8 +252,8 @@ PIPELINE_ENDS = frozenset(
 #: Names that are whole whatever they are part of.
 _WHOLE = re.compile(
     r"(?:.*[._])?(?:\w*norm\w*|ln_\w+|ln\d?|rotary_emb|inv_freq|lora_\w+|indexer|conv\d?|conv1d"
-    r"|\w*position_embedding\w*|e_score_correction_bias|A_log|dt_bias|dt_proj|x_proj|in_proj\w*"
-    r"|patch_embed\w*|class_embedding|relative_attention_bias|\w*projector|merger)(?:[._].*)?",
+    r"|\w*position_embedding\w*|e_score_correction_bias|expert_bias|A_log|dt_bias|dt_proj|x_proj"
+    r"|act_fn|patch_embed\w*|class_embedding|relative_attention_bias|\w*projector|merger)(?:[._].*)?",
     re.IGNORECASE,
 )
 
@@ -222,8 +272,9 @@ def cut_of(module: str, kinds: frozenset[str]) -> Cut | None:
         return Cut.WHOLE
     parts = module.rsplit(".", 2)
     names = (".".join(parts[-2:]), parts[-1])
+    above = [f"{part}:{parts[-1]}" for part in module.split(".")[:-1]]
     for kind in sorted(kinds & ARCHITECTURES.keys()):
-        for name in names:
+        for name in (*above, *names):
             if name in ARCHITECTURES[kind]:
                 return ARCHITECTURES[kind][name]
     for name in names:

@@ -38,8 +38,11 @@ _EXPERTS = (
     *("n_routed_experts", "num_local_experts", "num_experts", "moe_num_experts", "n_experts"),
     "num_routed_experts",
 )
+_GROUPS = ("mamba_n_groups", "mamba_ngroups", "n_groups")
 _LAYERS = ("num_hidden_layers", "n_layers", "n_layer", "num_layers")
 _MAX = 1 << 20
+#: What a params.json has of models that are another architecture.
+_NOT_PLAIN = frozenset(("moe", "vision_encoder", "multimodal", "kv_lora_rank", "llama_4_scaling"))
 
 
 @dataclass(frozen=True)
@@ -68,7 +71,11 @@ class ModelConfig:
             except (OSError, ValueError, RecursionError):
                 continue
             if isinstance(content, dict):
-                return cls(content)
+                plain = name == "params.json" and not content.keys() & _NOT_PLAIN
+                # Mistral's own format does not say it; vLLM takes it for this one.
+                return cls(
+                    {"architectures": ["MistralForCausalLM"], **content} if plain else content
+                )
         return cls()
 
     @property
@@ -192,6 +199,16 @@ class ModelConfig:
             if isinstance(section, dict) and (value := _number(section, _EXPERTS)) is not None:
                 return value
         return None
+
+    @property
+    def groups(self) -> int | None:
+        """Groups of the state-space layers; None if that is not known."""
+        return _number(self._text(self.content, 0), _GROUPS)
+
+    @property
+    def linear_heads(self) -> int | None:
+        """Heads of keys of the linear attention; None if that is not known."""
+        return _number(self._text(self.content, 0), ("linear_num_key_heads",))
 
     @property
     def layers(self) -> int | None:

@@ -19,6 +19,7 @@ from pagecache_bpf.templates.architectures import (
     Cut,
     cut_of,
 )
+from pagecache_bpf.templates.fused_rows import FUSED_ROWS, fused_rows
 from pagecache_bpf.templates.model_config import ModelConfig
 from pagecache_bpf.templates.parallel import Parallel
 from pagecache_bpf.templates.pipeline import Stages
@@ -151,7 +152,8 @@ class Sharding:
         Returns:
             Numbers of ranks and the pieces of each; ranks that read nothing of it are left out.
         """
-        stages = self._stages.of(name)
+        reordered = self._cuts_of(name) is Cut.REORDERED
+        stages = None if reordered else self._stages.of(name)
         if self.parallel.ep > 1:
             expert = _EXPERT.search(name)
             if expert is not None and int(expert[1]) < self.experts:
@@ -195,7 +197,7 @@ class Sharding:
         cut = self._cuts_of(name)
         if parallel.ep > 1 and (_EXPERT.search(name) or cut in _ALL_EXPERTS):
             among = parallel.expert_tp
-        if among == 1 or self.whole or cut in (None, Cut.WHOLE) or not shape or not length:
+        if among == 1 or self.whole or cut in _UNCUT or not shape or not length:
             return [[Piece(0, length, length)]] * max(among, parallel.tp)
         assert cut is not None
         key = self._key(name, cut, shape, length, among)
@@ -217,7 +219,11 @@ class Sharding:
         """Return the shapes of neighbors by which a tensor is understood."""
         base = module.rpartition(".")[0]
         names = [f"{module}.weight", f"{base}.gate_up_proj", f"{base}.down_proj"]
-        names += [f"{base}.down_proj_blocks", *(f"{base}.{name}.weight" for name in _OUTPUTS)]
+        names += [
+            f"{base}.A_log",
+            f"{base}.down_proj_blocks",
+            *(f"{base}.{name}.weight" for name in _OUTPUTS),
+        ]
         return tuple(self.shapes.get(name) for name in names)
 
     def _of_rank(
@@ -232,6 +238,10 @@ class Sharding:
                 return whole
             return split(shape, length, *found, self.gap) or whole
         if parameter not in _PARAMETERS:
+            return whole
+        if len(shape) > 2 and shape[1] != 1:
+            # All experts in one tensor, under a name of single ones; a convolution has 1 there.
+            self.unknown.setdefault(_NUMBERS.sub(".#", name), name)
             return whole
         dimension, inner = _PARAMETERS[parameter]
         if self.conv1d and parameter == "weight" and cut is not Cut.VOCABULARY:
@@ -297,6 +307,12 @@ class Sharding:
             return vocabulary(size, among, rank)
         if cut is Cut.GATE_UP:
             return halves(size, among, rank)
+        if cut in FUSED_ROWS:
+            base = module.rpartition(".")[0]
+            behind, decay = (self.shapes.get(f"{base}.{n}") for n in ("out_proj.weight", "A_log"))
+            linear = cut is Cut.LINEAR_GROUPS
+            groups = self.config.linear_heads if linear else self.config.groups
+            return fused_rows(cut, size, behind, decay, groups, among, rank)
         heads, key_value = self.config.heads(name), self.config.key_value_heads(name)
         if cut is Cut.OUTPUT:
             return even(size, among, rank)
@@ -449,6 +465,7 @@ class Sharding:
         return found
 
 
+_UNCUT = (None, Cut.WHOLE, Cut.REORDERED)
 _ALL_EXPERTS = frozenset((Cut.EXPERTS_GATE_UP, Cut.EXPERTS_DOWN, Cut.EXPERTS_STACKED))
 _BY_HEADS = frozenset((Cut.KEY_VALUE, Cut.QKV, Cut.QKV_GROUPED))
 _BY_SHAPE = frozenset((Cut.OUTPUT, Cut.INPUT, Cut.VOCABULARY, Cut.GATE_UP))

@@ -41,6 +41,10 @@ _LATENT = {
     "topk_group": 1,
 }
 
+_WIDE = {**_ROWS, "hidden_size": 1024, "head_dim": 64}
+_LOCAL = {**_WIDE, "intermediate_size": 4096, "num_local_experts": 4}
+_ROUTED = {"moe_intermediate_size": 4096, "num_experts_per_tok": 2}
+
 #: Checkpoints by their name: transformers' model_type and what its configuration is given.
 MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("llama", _ROWS),
@@ -119,6 +123,70 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
         },
     ),
     "gpt_oss": ("gpt_oss", {**_ROWS, "intermediate_size": 4096, "num_local_experts": 4}),
+    "exaone4": ("exaone4", _WIDE),
+    "apertus": ("apertus", _WIDE),
+    "phimoe": ("phimoe", _LOCAL),
+    "minimax_m2": (
+        "minimax_m2",
+        {**_LOCAL, "num_experts_per_tok": 2, "rotary_dim": 64, "scoring_func": "sigmoid"}
+        | {"use_routing_bias": True},
+    ),
+    "ernie4_5_moe": (
+        "ernie4_5_moe",
+        {**_WIDE, "moe_intermediate_size": 4096, "moe_num_experts": 4, "moe_k": 2}
+        | {"moe_num_shared_experts": 1, "moe_layer_start_index": 1},
+    ),
+    "glm4_moe": (
+        "glm4_moe",
+        {**_WIDE, **_ROUTED, "n_routed_experts": 4, "n_shared_experts": 1, "pad_token_id": 0}
+        | {"first_k_dense_replace": 1, "n_group": 1, "topk_group": 1},
+    ),
+    "llama4": (
+        "llama4_text",
+        {**_LOCAL, "intermediate_size_mlp": 8192, "interleave_moe_layer_step": 1}
+        | {"pad_token_id": 0},
+    ),
+    "granitemoeshared": ("granitemoeshared", {**_LOCAL, "shared_intermediate_size": 2048}),
+    "granitemoehybrid": (
+        "granitemoehybrid",
+        {**_LOCAL, "shared_intermediate_size": 2048, "layer_types": ["mamba", "attention"]}
+        | {"mamba_n_heads": 32, "mamba_d_head": 64, "mamba_expand": 2},
+    ),
+    "qwen3_next": (
+        "qwen3_next",
+        {**_WIDE, **_EXPERTS, "shared_expert_intermediate_size": 4096, "num_hidden_layers": 4}
+        | {"linear_num_key_heads": 8, "linear_num_value_heads": 16}
+        | {"linear_key_head_dim": 64, "linear_value_head_dim": 64},
+    ),
+    "lfm2_moe": (
+        "lfm2_moe",
+        {**_WIDE, **_ROUTED, "num_experts": 4, "num_dense_layers": 1}
+        | {"layer_types": ["conv", "full_attention"]},
+    ),
+    "jamba": (
+        "jamba",
+        {**_WIDE, "intermediate_size": 4096, "num_experts": 2, "use_mamba_kernels": False}
+        | {"attn_layer_period": 2, "attn_layer_offset": 1}
+        | {"expert_layer_period": 2, "expert_layer_offset": 1},
+    ),
+    "mamba2": (
+        "mamba2",
+        {"hidden_size": 1024, "num_hidden_layers": 2, "vocab_size": 1000, "num_heads": 32}
+        | {"head_dim": 64, "expand": 2, "n_groups": 1, "state_size": 64},
+    ),
+    "falcon_h1": (
+        "falcon_h1",
+        {**_WIDE, "mamba_d_ssm": 1024, "mamba_n_heads": 16, "mamba_d_head": 64}
+        | {"mamba_n_groups": 2},
+    ),
+    "nemotron_h": (
+        "nemotron_h",
+        {"hidden_size": 1024, "intermediate_size": 4096, "num_attention_heads": 16}
+        | {"num_key_value_heads": 2, "head_dim": 64, "num_hidden_layers": 3, "vocab_size": 1000}
+        | {"hybrid_override_pattern": "M*-", "mamba_num_heads": 32, "mamba_head_dim": 64}
+        | {"n_groups": 2},
+    ),
+    "glm4_moe_lite": ("glm4_moe_lite", {**_LATENT, "pad_token_id": 0}),
     "deepseek_v2": ("deepseek_v2", _LATENT),
     "deepseek_v3": ("deepseek_v3", {**_LATENT, "topk_method": "noaux_tc"}),
 }

@@ -30,10 +30,15 @@ CASES = [
         (name, _EP)
         for name in ("mixtral", "qwen3_moe", "deepseek_v2", "deepseek_v3", "olmoe", "gpt_oss")
     ),
+    *((name, _EP) for name in ("phimoe", "minimax_m2", "ernie4_5_moe", "glm4_moe", "llama4")),
+    *((name, _EP) for name in ("granitemoehybrid", "qwen3_next", "lfm2_moe", "jamba")),
+    ("glm4_moe_lite", _EP),
     *((name, _PP) for name in ("llama", "llama-tied", "mistral", "qwen2", "qwen3", "granite")),
     *((name, _PP) for name in ("glm4", "nemotron", "mixtral", "qwen3_moe", "gpt_oss")),
     ("deepseek_v3", _PP),
     ("mistral-consolidated", _TP),
+    *((name, _PP) for name in ("mistral-consolidated", "llama4", "minimax_m2", "exaone4", "jamba")),
+    *((name, _PP) for name in ("phi3", "gpt_neox", "olmo2", "bloom", "falcon", "qwen3_next")),
     *((f"llama-wide:{method}", _TP) for method in quantized.METHODS if method != "mxfp4"),
     *((f"qwen3_moe:{method}", _TP) for method in ("fp8-blocks", "int4-packed")),
     *((f"{name}:fp8-blocks", _EP) for name in ("qwen3_moe", "deepseek_v3")),
@@ -42,8 +47,9 @@ CASES = [
     *((name, _TP_EP_PP) for name in ("qwen3_moe", "deepseek_v3", "gpt_oss")),
 ]
 #: What templates have although this vLLM does not read it, by the end of the case's name: the order
-#: of a layer's groups where it is the usual one, which other releases read.
-MORE = {":gptq": ".g_idx"}
+#: of a layer's groups where it is the usual one, which other releases read; a small layer that is
+#: not cut if the model is quantized.
+MORE = {":gptq": ".g_idx", "qwen3_next": ".in_proj_ba.weight"}
 
 
 def _name(case: tuple[str, dict[str, int]]) -> str:

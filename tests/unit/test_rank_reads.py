@@ -321,6 +321,121 @@ def test_act_order_needs_the_scales_of_all_groups() -> None:
         assert reads(found, "m.layers.0.mlp.down_proj.g_idx", 1)[256:].all()
 
 
+# Layers whose output has several parts: gate, input, two states, steps; two keys, values.
+_MAMBA2 = {
+    "m.layers.0.mamba.in_proj.weight": (2 * 16 + 2 * 6 + 4, 8),
+    "m.layers.0.mamba.conv1d.weight": (16 + 2 * 6, 1, 4),
+    "m.layers.0.mamba.A_log": (4,),
+    "m.layers.0.mamba.out_proj.weight": (8, 16),
+}
+_MAMBA = {
+    "m.layers.0.mamba.in_proj.weight": (2 * 16, 8),
+    "m.layers.0.mamba.conv1d.weight": (16, 1, 4),
+    "m.layers.0.mamba.A_log": (16, 4),
+    "m.layers.0.mamba.out_proj.weight": (8, 16),
+}
+_LINEAR = {
+    "m.layers.0.linear_attn.in_proj_qkv.weight": (2 * 8 + 16, 8),
+    "m.layers.0.linear_attn.out_proj.weight": (8, 16),
+}
+
+
+@pytest.mark.parametrize(
+    ("config", "shapes", "name", "ranges"),
+    [
+        (
+            {"n_groups": 2},
+            _MAMBA2,
+            "mamba.in_proj",
+            [(8, 16), (24, 32), (35, 38), (41, 44), (46, 48)],
+        ),
+        # One group is every rank's, and so are groups that do not divide or are not told.
+        ({"n_groups": 1}, _MAMBA2, "mamba.in_proj", [(8, 16), (24, 44), (46, 48)]),
+        ({"mamba_n_groups": 3}, _MAMBA2, "mamba.in_proj", [(8, 16), (24, 44), (46, 48)]),
+        ({}, _MAMBA2, "mamba.in_proj", [(8, 16), (24, 44), (46, 48)]),
+        ({"mamba_ngroups": 2}, _MAMBA2, "mamba.conv1d", [(8, 16), (19, 22), (25, 28)]),
+        ({}, _MAMBA, "mamba.in_proj", [(8, 16), (24, 32)]),
+        ({}, _MAMBA, "mamba.conv1d", [(8, 16)]),
+        ({}, _LINEAR, "linear_attn.in_proj_qkv", [(4, 8), (12, 16), (24, 32)]),
+        (
+            {},
+            {"m.layers.0.conv.in_proj.weight": (24, 8)},
+            "conv.in_proj",
+            [(4, 8), (12, 16), (20, 24)],
+        ),
+    ],
+)
+def test_parts_one_after_the_other(
+    config: dict[str, Any],
+    shapes: dict[str, tuple[int, ...]],
+    name: str,
+    ranges: list[tuple[int, int]],
+) -> None:
+    """Of each of the parts rank 1 of 2 has the second half."""
+    name = f"m.layers.0.{name}.weight"
+    found = sharding(config, shapes, Parallel(2))
+    rows = reads(found, name, 1).reshape(shapes[name][0], -1).any(1)
+    assert np.flatnonzero(rows).tolist() == [at for part in ranges for at in range(*part)]
+
+
+@pytest.mark.parametrize(
+    ("name", "shapes"),
+    [
+        ("mamba.in_proj", {"m.layers.0.mamba.out_proj.weight": (8, 16)}),
+        ("mamba.in_proj", {"m.layers.0.mamba.A_log": (4,)}),
+        ("mamba.in_proj", {**_MAMBA, "m.layers.0.mamba.in_proj.weight": (24, 8)}),
+        ("mamba.in_proj", {**_MAMBA2, "m.layers.0.mamba.in_proj.weight": (36, 8)}),
+        ("mamba.conv1d", {**_MAMBA, "m.layers.0.mamba.conv1d.weight": (20, 1, 4)}),
+        ("linear_attn.in_proj_qkv", {"m.layers.0.linear_attn.out_proj.weight": (8, 24)}),
+        ("linear_attn.in_proj_qkvz", {}),
+        ("conv.in_proj", {"m.layers.0.conv.in_proj.weight": (25, 8)}),
+    ],
+)
+def test_parts_that_do_not_add_up_are_whole(name: str, shapes: dict[str, tuple[int, ...]]) -> None:
+    name = f"m.layers.0.{name}.weight"
+    found = sharding({}, {name: (24, 8), **shapes}, Parallel(2))
+    assert all(reads(found, name, rank).all() for rank in (0, 1))
+
+
+def test_rows_that_are_put_into_another_order_are_whole() -> None:
+    names = ("language_model.model.layers.0.self_attn", "vision_model.model.layers.0.self_attn")
+    shapes = {f"{name}.{part}_proj.weight": (8, 8) for name in names for part in "qkv"}
+    config = {
+        "model_type": "llama4",
+        "text_config": {"num_attention_heads": 8, "model_type": "llama4_text"},
+        "vision_config": {"num_attention_heads": 8},
+    }
+    found = sharding(config, shapes, Parallel(2))
+    cut = [name for name in shapes if not reads(found, name, 0).all()]
+    assert cut == ["language_model.model.layers.0.self_attn.v_proj.weight"]
+    # Also by stages of a pipeline that have other layers.
+    layers = {
+        f"model.layers.{n}.self_attn.{part}_proj.weight": (8, 8) for n in "01" for part in "qv"
+    }
+    staged = sharding({**config, "num_hidden_layers": 2}, layers, Parallel(pp=2))
+    assert [[bool(reads(staged, name, rank).all()) for rank in (0, 1)] for name in layers] == [
+        *([True, True], [True, False], [True, True], [False, True])
+    ]
+    own = sharding({"n_layers": 2}, {"layers.1.attention.wq.weight": (8, 8)}, Parallel(pp=2))
+    assert reads(own, "layers.1.attention.wq.weight", 0).all()
+
+
+def test_experts_under_the_name_of_a_single_one_are_whole_and_told() -> None:
+    name = "model.layers.4.moe.gate_proj.weight"
+    found = sharding({}, {name: (8, 16, 4)}, Parallel(2))
+    assert reads(found, name, 1).all() and list(found.unknown.values()) == [name]
+    turned = sharding({"model_type": "mimo_v2"}, {"l.0.qkv_proj.weight": (64, 8)}, Parallel(2))
+    assert reads(turned, "l.0.qkv_proj.weight", 0).all() and not turned.unknown
+
+
+def test_heads_of_a_linear_attention_are_together() -> None:
+    name = "m.layers.0.linear_attn.in_proj_qkvz.weight"
+    for heads, wholly in ((4, False), (6, True), (1, True)):
+        found = sharding({"linear_num_key_heads": heads}, {name: (48, 8)}, Parallel(4))
+        assert reads(found, name, 1).all() == wholly
+        assert reads(found, name, 1)[12:24].all()
+
+
 @pytest.mark.parametrize(
     ("config", "heads"),
     [
