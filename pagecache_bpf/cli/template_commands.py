@@ -51,8 +51,8 @@ def derive_template(args: argparse.Namespace, out: Output) -> int:
     )
     if unknown:
         out.warn(
-            f"{plural(len(unknown), 'kind')} of tensors are not known and read whole by every rank "
-            f"({', '.join(unknown[:3])}{', ...' if len(unknown) > 3 else ''})"
+            f"every rank reads {plural(len(unknown), 'kind')} of tensors whole: it is not known "
+            f"how they are cut ({', '.join(unknown[:3])}{', ...' if len(unknown) > 3 else ''})"
         )
     extra = {"gap_bytes": gap, "gap_source": source, "read_whole": unknown}
     _deliver(made, args.output, out, extra)

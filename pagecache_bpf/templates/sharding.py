@@ -22,6 +22,14 @@ from pagecache_bpf.templates.architectures import (
 from pagecache_bpf.templates.fused_rows import FUSED_ROWS, fused_rows
 from pagecache_bpf.templates.model_config import ModelConfig
 from pagecache_bpf.templates.parallel import Parallel
+from pagecache_bpf.templates.parameters import (
+    EXPERTS,
+    PARAMETERS,
+    SCALES,
+    experts_base,
+    module_of,
+    sibling,
+)
 from pagecache_bpf.templates.pipeline import Stages
 from pagecache_bpf.templates.slices import (
     Piece,
@@ -38,36 +46,7 @@ from pagecache_bpf.templates.slices import (
     vocabulary,
 )
 
-#: Dimensions of a layer's output and of its input in each of its parameters; None: it has none.
-_PARAMETERS: dict[str, tuple[int | None, int | None]] = {
-    "weight": (0, 1),
-    "bias": (0, None),
-    # AWQ and GPTQ: the input comes first, and one of the two is packed.
-    "qweight": (1, 0),
-    "qzeros": (1, 0),
-    "scales": (1, 0),
-    "g_idx": (None, 0),
-    # compressed-tensors.
-    "weight_packed": (0, 1),
-    "weight_scale": (0, 1),
-    "weight_zero_point": (0, 1),
-    "weight_g_idx": (None, 0),
-    "weight_shape": (None, None),
-    # FP8 by blocks, NVFP4, and scales of one number.
-    "weight_scale_inv": (0, 1),
-    "weight_scale_2": (None, None),
-    "weight_global_scale": (None, None),
-    "input_scale": (None, None),
-    "input_global_scale": (None, None),
-    "k_scale": (None, None),
-    "v_scale": (None, None),
-}
-_SCALES = frozenset(("weight_scale", "weight_scale_inv", "weight_zero_point"))
 _EXPERT = re.compile(r"(?:^|\.)experts\.(\d{1,5})\.")
-_EXPERTS = re.compile(
-    r"(?P<module>.*\bexperts\.(?:gate_up_proj|down_proj|w13|w2))"
-    r"(?:[._](?P<suffix>blocks|scales?|bias|weight|weight_scale|scale_inv|weight_scale_inv))?"
-)
 _MXFP4_BLOCK = 32
 #: Numbers of layers and experts; those in w1 and fc2 are names.
 _NUMBERS = re.compile(r"\.\d+(?=\.)")
@@ -82,8 +61,8 @@ class Sharding:
         parallel: how many ranks there are of each kind.
         shapes: of all its tensors, by name: a fused tensor is understood by its neighbors.
         gap: bytes between two pieces that are read along.
-        unknown: names of layers that no table has and that were therefore taken whole, one for each
-            pattern (a name without its numbers).
+        unknown: names of tensors that were taken whole since no table has them or since they do
+            not divide as it says, one for each pattern (a name without its numbers).
     """
 
     config: ModelConfig
@@ -183,12 +162,16 @@ class Sharding:
         """Return how the layer of a tensor is cut, remembered by its name without numbers."""
         pattern = _NUMBERS.sub(".#", name)
         if pattern not in self._cuts:
-            module, _ = _module_of(name)
+            module, _ = module_of(name)
             cut = cut_of(module, self.kinds)
             self._cuts[pattern] = cut
             if cut is None:
                 self.unknown.setdefault(pattern, name)
         return self._cuts[pattern]
+
+    def _tell(self, name: str) -> None:
+        """Remember that a tensor is whole only since it is not understood."""
+        self.unknown.setdefault(_NUMBERS.sub(".#", name), name)
 
     def _cut(self, name: str, shape: Shape, length: int) -> list[list[Piece]]:
         """Return what each of the ranks among which this tensor is cut reads of it."""
@@ -198,6 +181,8 @@ class Sharding:
         if parallel.ep > 1 and (_EXPERT.search(name) or cut in _ALL_EXPERTS):
             among = parallel.expert_tp
         if among == 1 or self.whole or cut in _UNCUT or not shape or not length:
+            if self.whole and among > 1 and cut not in _UNCUT:
+                self._tell(name)
             return [[Piece(0, length, length)]] * max(among, parallel.tp)
         assert cut is not None
         key = self._key(name, cut, shape, length, among)
@@ -208,8 +193,8 @@ class Sharding:
 
     def _key(self, name: str, cut: Cut, shape: Shape, length: int, among: int) -> object:
         """Return what a cut depends on, so that each is computed once."""
-        module, parameter = _module_of(name)
-        near = () if cut in _BY_SHAPE and parameter not in _SCALES else self._near(module)
+        module, parameter = module_of(name)
+        near = () if cut in _BY_SHAPE and parameter not in SCALES else self._near(module)
         heads: object = None
         if cut in _BY_HEADS:
             heads = (self.config.heads(name), self.config.key_value_heads(name))
@@ -231,19 +216,20 @@ class Sharding:
     ) -> list[Piece]:
         """Return what one of `among` ranks reads of a tensor."""
         whole = [Piece(0, length, length)]
-        module, parameter = _module_of(name)
+        module, parameter = module_of(name)
         if cut in _ALL_EXPERTS:
             found = self._of_experts(name, cut, shape, among, rank)
             if found is None:
+                if not name.endswith("bias"):  # that of the down projection is everybody's
+                    self._tell(name)
                 return whole
             return split(shape, length, *found, self.gap) or whole
-        if parameter not in _PARAMETERS:
+        if parameter not in PARAMETERS:
             return whole
         if len(shape) > 2 and shape[1] != 1:
-            # All experts in one tensor, under a name of single ones; a convolution has 1 there.
-            self.unknown.setdefault(_NUMBERS.sub(".#", name), name)
+            self._tell(name)  # perhaps all experts in one tensor; a convolution has 1 there
             return whole
-        dimension, inner = _PARAMETERS[parameter]
+        dimension, inner = PARAMETERS[parameter]
         if self.conv1d and parameter == "weight" and cut is not Cut.VOCABULARY:
             dimension, inner = inner, dimension
         if cut is Cut.INPUT:
@@ -253,8 +239,12 @@ class Sharding:
 
         def divide(size: int) -> Ranges | None:
             if cut is Cut.INPUT:
-                return even(size, among, rank)
-            return self._of_output(name, module, cut, size, among, rank)
+                found = even(size, among, rank)
+            else:
+                found = self._of_output(name, module, cut, size, among, rank)
+            if found is None:
+                self._tell(name)
+            return found
 
         if dimension is None or dimension >= len(shape):
             return whole
@@ -273,7 +263,7 @@ class Sharding:
     ) -> Ranges | None:
         """Divide a dimension; that of block scales by the rows that the blocks stand for."""
         weight = self.shapes.get(f"{module}.weight")
-        if parameter in _SCALES and weight is not None and dimension < len(weight):
+        if parameter in SCALES and weight is not None and dimension < len(weight):
             rows = weight[dimension]
             if size == 1 and rows > 1:
                 return None  # one scale for all
@@ -341,7 +331,7 @@ class Sharding:
         """Divide a layer of keys or values by its heads."""
         told = self.config.head_size(name)
         if told and size % told == 0 and heads is not None and size // told != heads:
-            queries = self.shapes.get(f"{_sibling(module)}.weight")
+            queries = self.shapes.get(f"{sibling(module)}.weight")
             if queries is not None and queries[0] % told == 0:
                 heads = size // told  # of this layer, whatever the others have
         if heads is None:
@@ -374,7 +364,7 @@ class Sharding:
                 return None
             (begin, end), *_ = share
             return 0, [(at * rows + begin, at * rows + end) for at in range(experts)]
-        matched = _EXPERTS.fullmatch(name)
+        matched = EXPERTS.fullmatch(name)
         suffix = (matched["suffix"] or "") if matched else ""
         if suffix == "bias":
             if cut is Cut.EXPERTS_DOWN or len(shape) != 2:
@@ -399,7 +389,7 @@ class Sharding:
 
     def _gate_up(self, name: str, size: int, among: int, rank: int) -> Ranges | None:
         """Divide gate and up of all experts: two halves, or in turns as gpt-oss has them."""
-        blocks = self.shapes.get(f"{_experts_base(name)}down_proj_blocks")
+        blocks = self.shapes.get(f"{experts_base(name)}down_proj_blocks")
         if blocks is not None and len(blocks) == 4 and size == 2 * _MXFP4_BLOCK * blocks[2]:
             ranges = rounded_up(blocks[2], among, rank)
             return [(begin * 2 * _MXFP4_BLOCK, end * 2 * _MXFP4_BLOCK) for begin, end in ranges]
@@ -412,7 +402,7 @@ class Sharding:
 
         (experts, 2 x inner, hidden) with (experts, hidden, inner), or both turned.
         """
-        base = _experts_base(name)
+        base = experts_base(name)
         both = [
             self.shapes.get(f"{base}{first}") or self.shapes.get(f"{base}{second}")
             for first, second in (
@@ -471,28 +461,3 @@ _BY_HEADS = frozenset((Cut.KEY_VALUE, Cut.QKV, Cut.QKV_GROUPED))
 _BY_SHAPE = frozenset((Cut.OUTPUT, Cut.INPUT, Cut.VOCABULARY, Cut.GATE_UP))
 #: The layer behind the queries, keys and values, as architectures call it.
 _OUTPUTS = ("o_proj", "dense", "out_proj", "wo", "c_proj")
-
-
-def _module_of(name: str) -> tuple[str, str]:
-    """Return the name of a tensor's module, and that of its parameter ("" for none)."""
-    matched = _EXPERTS.fullmatch(name)
-    if matched is not None:
-        return matched["module"], ""
-    module, _, parameter = name.rpartition(".")
-    if parameter in _PARAMETERS:
-        return module, parameter
-    return (name, "bias") if parameter == "sinks" else (name, "")
-
-
-def _experts_base(name: str) -> str:
-    """Return the name of the module that holds the experts, with a dot at its end."""
-    matched = _EXPERTS.fullmatch(name)
-    module = matched["module"] if matched else name.rpartition(".")[0]
-    return f"{module.rpartition('.')[0]}."
-
-
-def _sibling(module: str) -> str:
-    """Return the module of the queries beside one of keys or values."""
-    base, _, last = module.rpartition(".")
-    name = last.replace("k_", "q_").replace("v_", "q_").replace("wk", "wq").replace("wv", "wq")
-    return f"{base}.{name}" if base else name
