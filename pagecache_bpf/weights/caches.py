@@ -215,6 +215,8 @@ def snapshot(directory: Path, revision: str | None = None) -> Path:
     Raises:
         UsageError: it does not say which snapshot to use, or has none of that revision.
     """
+    if directory.name == "snapshots" and HUB_DIRECTORY.fullmatch(directory.parent.name):
+        directory = directory.parent
     if not HUB_DIRECTORY.fullmatch(directory.name) or not (directory / "snapshots").is_dir():
         if revision is not None:
             raise UsageError(

@@ -28,6 +28,21 @@ def safetensors_offsets(directory: str) -> None:
                 file.get_tensor(name).clone()
 
 
+def torch_load(path: str) -> None:
+    """Load pickled weights, as is usual."""
+    import torch
+
+    torch.load(path, weights_only=True)
+
+
+def torch_load_mapped(path: str) -> None:
+    """Load pickled weights as vLLM and transformers do: mapped, then taken in their order."""
+    import torch
+
+    for tensor in torch.load(path, weights_only=True, mmap=True).values():
+        tensor.clone()
+
+
 def transformers(directory: str) -> None:
     """Load a model of the architecture that its configuration names, in another type.
 
@@ -68,7 +83,10 @@ def _llama_cpp(path: str, mode: str) -> None:
 
 HOW = {
     function.__name__: function
-    for function in (safetensors, safetensors_offsets, transformers, llama_cpp, llama_cpp_mapped)
+    for function in (
+        *(safetensors, safetensors_offsets, torch_load, torch_load_mapped, transformers),
+        *(llama_cpp, llama_cpp_mapped),
+    )
 }
 
 if __name__ == "__main__":

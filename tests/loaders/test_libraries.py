@@ -87,6 +87,27 @@ def test_a_library_reads_as_its_order_says(
     assert _tensors(model, read) == by_order[order]
 
 
+@pytest.mark.parametrize("how", ["torch_load", "torch_load_mapped"])
+def test_torch_reads_storages_in_the_order_of_their_numbers(
+    how: str, disk: Path, trace: PageTrace
+) -> None:
+    import torch
+
+    names = [f"layers.{layer}.{part}" for layer in (10, 2, 11, 1) for part in "ba"]
+    path = disk / f"{how}.bin"
+    torch.save({name: torch.full((64, 512), float(at)) for at, name in enumerate(names)}, path)
+    model = resolve(path)
+    read = _load(how, path, model, trace)
+    template = _pages(model, "keys")
+    assert set(read) == set(template)
+    # The edges of storages share pages with the pickle and the archive's directory.
+    found = headers.parse(path)
+    inner = ((found.offsets + found.lengths // 2) // PAGE).tolist()
+    owners = {(path.name, page): name for page, name in zip(inner, found.names, strict=True)}
+    orders = [[owners[page] for page in pages if page in owners] for pages in (read, template)]
+    assert orders[0] == orders[1] == [f"data/{at}" for at in range(len(names))]
+
+
 _NATURAL = {"tp": 1, "ep": 1, "pp": 1, "order": "natural"}
 
 

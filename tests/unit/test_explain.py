@@ -208,6 +208,19 @@ def test_the_command(file: Path) -> None:
     assert resident(file) == 0
 
 
+def test_what_is_not_read_is_told_with_its_reason(file: Path) -> None:
+    names = ("optimizer.pt", "original/consolidated.00.pth", "model.fp16.safetensors", "x.onnx")
+    for name in names:
+        (file.parent / name).parent.mkdir(exist_ok=True)
+        (file.parent / name).write_bytes(b"x" * PAGE_SIZE)
+    shown = run("explain", file.parent, "--no-probe", "--json")
+    assert [Path(found["path"]).name for found in shown.data["files"]] == [file.name]
+    told = {item["path"]: item["why"] for item in shown.data["left_out"]}
+    assert told.keys() == {"optimizer.pt", "original", "model.fp16.safetensors", "x.onnx"}
+    text = " ".join(run("explain", file.parent, "--no-probe").out.split())
+    assert all(why in text for why in told.values())
+
+
 @root_only
 def test_whom_the_kernel_does_not_tell_gets_no_residency(
     tmp_path_factory: pytest.TempPathFactory,

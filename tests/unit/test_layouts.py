@@ -218,6 +218,7 @@ def test_a_snapshot_is_in_the_order_of_its_links_by_every_path(
     monkeypatch.setenv("HUGGINGFACE_HUB_CACHE", str(disk / "hub"))
     ways: list[str | Path] = [
         cache,
+        cache / "snapshots",
         cache / "snapshots" / "0123abc",
         "acme/tiny",
         "acme/tiny@main",

@@ -6,7 +6,7 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -21,6 +21,7 @@ from pagecache_bpf.kernel.file_pages import PAGE_SIZE
 from pagecache_bpf.kernel.kernelfs import LIVE
 from pagecache_bpf.weights.files import IN_MEMORY
 from pagecache_bpf.weights.headers import parse
+from pagecache_bpf.weights.models import resolve
 from tests.unit import weights
 from tests.unit.command import run
 
@@ -157,8 +158,10 @@ def test_a_shard_that_may_not_be_read_is_named_whichever_it_is(theirs: Path) -> 
     for number in (1, 2):
         weights.safetensors(theirs / f"model-0000{number}-of-00002.safetensors", TENSORS)
     (theirs / "model-00002-of-00002.safetensors").chmod(0o600)
-    with as_nobody(), pytest.raises(PrivilegeError, match="model-00002-of-00002"):
-        pc.residency(theirs)
+    ways: tuple[Callable[[Path], object], ...] = (resolve, pc.residency)
+    for way in ways:
+        with as_nobody(), pytest.raises(PrivilegeError, match="model-00002-of-00002"):
+            way(theirs)
 
 
 def test_the_kernel_is_asked_before_the_controller(
