@@ -23,8 +23,13 @@ from tests.vm.kernel import ROOT, attached, make_file, test_policy, wait_for
 pytestmark = pytest.mark.vm
 
 PAGES = 2053
+ROUNDS = os.environ.get("PAGECACHE_BPF_ROUNDS")
 #: Moments at which an attach is killed; each takes an emulated guest 15 seconds.
-KILLED = int(os.environ.get("PAGECACHE_BPF_ROUNDS", "5"))
+KILLED = int(ROUNDS or 5)
+#: Attached and detached under readers; each takes an emulated guest 9 seconds.  50 before a release.
+TURNS = int(ROUNDS or 8)
+#: The module unloaded and loaded, too; 10 seconds each.
+LOADED = int(ROUNDS or 10)
 
 READER = """
 import sys
@@ -82,9 +87,9 @@ def attach_and_detach(files: list[Path], turn: int) -> None:
 
 
 def test_attach_and_detach_under_readers(files: list[Path]) -> None:
-    """In one module; it is attached and detached 50 times more below."""
+    """In one module; below, it is a module loaded anew each time."""
     with readers(*files):
-        for turn in range(10):
+        for turn in range(TURNS):
             attach_and_detach(files, turn)
 
 
@@ -92,7 +97,7 @@ def test_load_and_unload_under_readers(files: list[Path], module: object) -> Non
     """The module's text is left only when nobody is in it."""
     assert hasattr(module, "load") and hasattr(module, "unload")
     with readers(*files):
-        for turn in range(50):
+        for turn in range(LOADED):
             attach_and_detach(files, turn)
             module.unload()
             module.load()
