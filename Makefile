@@ -224,6 +224,7 @@ debug-kernel: build ## build that kernel, and the module for it
 KERNELS ?= $(GUEST_KREL) 7.3.4+deb13-amd64
 KMOD_TESTS := $(patsubst %,tests/vm/test_kmod_%.py,readahead prefetch tags policies evict safety)
 test-kernels: build ## tests of the module on each kernel of docs/kernels.md, and its table (long)
+	$(Q)tools/deps.sh kernels
 	$(Q)mkdir -p build/test/kernels
 	$(Q)status=0; for release in $(KERNELS); do \
 		image=/boot/vmlinuz-$$release; \

@@ -1,10 +1,11 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: Apache-2.0
-# Install what is missing for one or more roles: deps.sh [wheel] [demo] [dist] [test], all by default.
+# Install what is missing for one or more roles: deps.sh [wheel] [demo] [dist] [kernels] [test]; wheel and test by default.
 #
 #   wheel  what `pip wheel .` and `make install` need: clang, make, Python's venv, libbpf >= 1.4
 #   demo   with wheel: a virtual environment in build/venv-demo
 #   dist   what the packages and the image need besides: debootstrap, buildah, lintian
+#   kernels  debootstrap, for `make test-kernels`: compilers of another release of Debian
 #   test   what building the module, testing and the guest need, with a virtual environment in
 #          build/venv and, in build/deps, the Prometheus server
 #
@@ -64,8 +65,10 @@ needs() {
 	need make make has make
 	need clang clang has_clang
 	need 'libelf1t64|libelf1' elfutils-libelf has_library libelf.so.1
-	if role dist; then
+	if role dist || role kernels; then
 		need debootstrap debootstrap has debootstrap
+	fi
+	if role dist; then
 		need buildah buildah has buildah
 		need lintian '' has lintian
 	fi

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: Apache-2.0
-# Fetch a newer kernel of Debian and build the module for it: other_kernel.sh RELEASE, such as
-# 7.3.4+deb13-amd64.  Nothing of this machine is changed: packages come through an apt directory of
+# Fetch another kernel of Debian and build the module for it: other_kernel.sh RELEASE, such as
+# 7.3.4+deb13-amd64 or 6.12.117+deb12-rt-amd64.  Nothing of this machine is changed: packages come through an apt directory of
 # our own and are unpacked, not installed; compiler and headers live in a directory made with
 # debootstrap, since the machine's own are too old for these headers.  All of it lies in
 # build/kernels/RELEASE.  The last line printed is the image, for `python -m benchmarks.guest --kernel`.
@@ -9,7 +9,10 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 
 RELEASE=$1
-SUITE=${SUITE:-trixie}
+case $RELEASE in
+*+deb12-*) SUITE=${SUITE:-bookworm} ;;
+*) SUITE=${SUITE:-trixie} ;;
+esac
 DIR=$PWD/build/kernels/$RELEASE
 IMAGE=$DIR/image/usr/lib/modules/$RELEASE/vmlinuz
 ROOT=$DIR/root
@@ -25,19 +28,25 @@ command -v debootstrap >/dev/null || {
 	say "debootstrap is not installed: apt-get install debootstrap"
 	exit 4
 }
-# Where this machine gets Debian from.
-MIRROR=$(apt-get indextargets --format '$(ORIGIN) $(REPO_URI)' 'Created-By: Packages' |
-	sed -n 's/^Debian //p' | grep -v security | head -n 1)
+# Where this machine gets Debian from.  Kernels of a stable release come as security updates, too.
+archives=$(apt-get indextargets --format '$(ORIGIN) $(REPO_URI)' 'Created-By: Packages' |
+	sed -n 's/^Debian //p' | sort -u)
+MIRROR=$(grep -v security <<<"$archives" | head -n 1)
+SECURITY=$(grep security <<<"$archives" | head -n 1 || true)
 [ -n "$MIRROR" ] || {
 	say "apt on this machine knows no Debian archive"
 	exit 4
 }
 
+sources() {
+	printf "deb [signed-by=$KEYS] $MIRROR %s main\n" "$SUITE" "$SUITE-backports"
+	[ -z "$SECURITY" ] || echo "deb [signed-by=$KEYS] $SECURITY $SUITE-security main"
+}
+
 apt_private() {
 	mkdir -p "$DIR"/apt/{etc,state/lists/partial,cache/archives/partial}
 	: >"$DIR/apt/state/status"
-	printf "deb [signed-by=$KEYS] $MIRROR %s main\n" "$SUITE" "$SUITE-backports" \
-		>"$DIR/apt/etc/sources.list"
+	sources >"$DIR/apt/etc/sources.list"
 	cat >"$DIR/apt/conf" <<-CONF
 		Dir::Etc "$DIR/apt/etc"; Dir::Etc::parts "/dev/null"; Dir::Etc::sourceparts "/dev/null";
 		Dir::Etc::sourcelist "$DIR/apt/etc/sources.list"; Dir::State "$DIR/apt/state";
@@ -55,17 +64,28 @@ if [ ! -e "$IMAGE" ]; then
 		export APT_CONFIG=$DIR/apt/conf
 		cd "$DIR/packages"
 		logged ../apt.log apt-get update -q
-		logged ../apt.log apt-get download "linux-binary-$RELEASE" "linux-modules-$RELEASE" \
-			"linux-base-$RELEASE"
+		# Debian 12 has all in one package, and Debian 13 since 6.13 in three.
+		if [ -n "$(apt-cache pkgnames "linux-binary-$RELEASE")" ]; then
+			names=("linux-binary-$RELEASE" "linux-modules-$RELEASE" "linux-base-$RELEASE")
+		else
+			names=("linux-image-$RELEASE-unsigned")
+		fi
+		logged ../apt.log apt-get download "${names[@]}"
 	)
 	for package in "$DIR"/packages/*.deb; do
 		dpkg -x "$package" "$DIR/image"
 	done
+	if [ -e "$DIR/image/boot/vmlinuz-$RELEASE" ]; then
+		mkdir -p "$DIR/image/usr/lib/modules"
+		mv "$DIR/image/lib/modules/$RELEASE" "$DIR/image/usr/lib/modules/$RELEASE"
+		mv "$DIR/image/boot/vmlinuz-$RELEASE" "$IMAGE"
+	fi
 fi
 if [ ! -e "$ROOT/usr/src/linux-headers-$RELEASE" ]; then
 	say "making a place to build in"
 	logged "$DIR/debootstrap.log" debootstrap --variant=minbase "$SUITE" "$ROOT" "$MIRROR"
-	echo "deb $MIRROR $SUITE-backports main" >"$ROOT/etc/apt/sources.list.d/backports.list"
+	rm -f "$ROOT/etc/apt/sources.list"
+	sources >"$ROOT/etc/apt/sources.list.d/debian.list"
 	logged "$DIR/apt.log" chroot "$ROOT" apt-get update -q
 	logged "$DIR/apt.log" chroot "$ROOT" apt-get install -y -q --no-install-recommends \
 		make gcc "linux-headers-$RELEASE"

@@ -22,6 +22,7 @@ from pagecache_bpf.cli.verbs import attach, serve, status
 from pagecache_bpf.controller.processes import CONNECTOR, PIDFD, DiskDelays, ProcessWatch
 from pagecache_bpf.errors import PagecacheError
 from tests.native.controller import AGENT, Controller, load, opened, serving, tagged
+from tests.native.readahead import usual_readahead
 from tests.unit.command import undocumented
 from tests.vm.kernel import make_file, wait_for
 
@@ -32,9 +33,10 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture
-def files(tmp_path: Path) -> list[Path]:
-    """Two cold shards."""
-    return [make_file(tmp_path / f"{name}.safetensors", PAGES) for name in ("a", "b")]
+def files(tmp_path: Path) -> Iterator[list[Path]]:
+    """Two cold shards, on a device whose readahead is not so deep that policies stand down."""
+    with usual_readahead(tmp_path):
+        yield [make_file(tmp_path / f"{name}.safetensors", PAGES) for name in ("a", "b")]
 
 
 @pytest.fixture
