@@ -17,6 +17,9 @@ _NOISE = re.compile(
     r"BPF program load|reg type unsupported for arg|arg#\d+ reference type|-- (BEGIN|END))"
 )
 VERDICT_LINES = 4
+# Since 7.3 a report for people follows, which quotes instructions and source lines again.
+_REPORT = "\nVerification failed: "
+_SUGGESTION = "\nSuggestion:\n"
 
 
 def boil_down(log: str) -> str:
@@ -26,11 +29,13 @@ def boil_down(log: str) -> str:
         log: the whole log.
 
     Returns:
-        The verdict, and the source line and the instruction it is about; "" if there is no log.
+        The verdict, the source line and the instruction it is about, and what the kernel suggests
+        (since 7.3); "" if there is no log.
     """
     verdict: list[str] = []
     source = instruction = ""
-    for line in map(str.strip, log.splitlines()):
+    trace, _, report = log.partition(_REPORT)
+    for line in map(str.strip, trace.splitlines()):
         if found := _INSTRUCTION.match(line):
             instruction, verdict = found["text"], []
         elif found := _SOURCE.match(line):
@@ -43,4 +48,7 @@ def boil_down(log: str) -> str:
         parts.append(f"at {source}")
     if instruction:
         parts.append(f"(instruction: {instruction})")
+    if _SUGGESTION in report:
+        suggestion = report.partition(_SUGGESTION)[2].partition("\n\n")[0]
+        parts.append(f"The kernel suggests: {' '.join(suggestion.split())}")
     return "\n  ".join(part for part in parts if part)

@@ -94,6 +94,6 @@ def test_attaching_again_and_again_takes_no_memory(tmp_path: Path) -> None:
         for _ in range(8):
             one_round(root)
         assert anonymous_bytes(pid) - memory < MOST_BYTES
-        # A helper process that is ending may hold some for a moment, before the rounds or after them.
+        # A helper process that is ending may hold some for a moment, before or after the rounds.
         wait_for(lambda: controller.descriptors() <= descriptors, "the descriptors to be closed")
         wait_for(lambda: tasks(pid) <= threads, "the threads to end")

@@ -30,6 +30,43 @@ from pagecache_bpf.policy.compiler import find_clang
 KNOB = Knob("window_kib", "u32", 128, "KiB", 4, 4096, "how far")
 INFO = PolicyInfo("sample", "", "", "", ("readahead",), (KNOB,), None, Path("/absent.bpf.o"))
 
+# Of a 7.3 kernel.
+WITH_A_REPORT = """\
+; return bpf_pagecache_prefetch(ctx, start, nr, node, mark_step); @ engine_struct_ops.bpf.h:26
+12: (bf) r1 = r6                      ; R1=trusted_ptr_pagecache_ctx()
+13: (b7) r2 = 0                       ; R2=0
+14: (b7) r3 = 64                      ; R3=64
+15: (b4) w5 = 0                       ; R5=0
+16: (85) call bpf_pagecache_prefetch#130781
+calling kernel function bpf_pagecache_prefetch is not allowed
+
+Verification failed: Policy: Operation is not allowed
+
+Reason:
+  The kfunc bpf_pagecache_prefetch is not allowed: this program cannot call the kfunc.
+
+At:
+  fail_kfunc_evict @ engine_struct_ops.bpf.h:26:9
+  Source context:
+      24 | ...
+      25 |                 node = consumer_node(ctx->tgid, node);
+  >>> 26 |         return bpf_pagecache_prefetch(ctx, start, nr, node, mark_step);
+         |         ^-- error: policy check failed for kfunc bpf_pagecache_prefetch
+      27 | ...
+      28 | ...
+  Instruction context:
+      14 | (b7) r3 = 64
+      15 | (b4) w5 = 0
+  >>> 16 | (85) call bpf_pagecache_prefetch#130781
+      17 | (b4) w0 = 0
+      18 | (95) exit
+
+Suggestion:
+  Use a kfunc allowed for this program type and attach point, or change the program context.
+
+processed 16 insns (limit 1000000) max_states_per_insn 0 total_states 1 peak_states 1 mark_read 0
+"""
+
 # Logs of a 6.12 kernel, the first as it was, the others shortened.
 WRITES_BEHIND = """\
 0: R1=ctx() R10=fp0
@@ -86,6 +123,17 @@ def test_logs_of_older_kernels_have_no_places() -> None:
         "BPF program is too large. Processed 1000001 insn\n"
         "  at for (i = 0; i < nr; i++)\n"
         "  (instruction: if r1 > 0x7 goto pc+2)"
+    )
+
+
+def test_the_report_of_newer_kernels_is_no_verdict() -> None:
+    assert boil_down(WITH_A_REPORT) == (
+        "calling kernel function bpf_pagecache_prefetch is not allowed\n"
+        "  at engine_struct_ops.bpf.h:26: return bpf_pagecache_prefetch(ctx, start, nr, node, "
+        "mark_step);\n"
+        "  (instruction: call bpf_pagecache_prefetch#130781)\n"
+        "  The kernel suggests: Use a kfunc allowed for this program type and attach point, or "
+        "change the program context."
     )
 
 

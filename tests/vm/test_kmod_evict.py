@@ -92,7 +92,9 @@ def test_default_loses_what_keep_keeps(lists: str, memory: Group, files: tuple[P
         assert policy.count("kept_bytes") >= policy.status.kept_pages * PAGE_SIZE
         words = policy.variable("last")
         seen = abi.pagecache_ctx.from_buffer_copy(b"".join(w.to_bytes(8, "little") for w in words))
-        assert (seen.cgroup_id, seen.nr, seen.node) == (memory.id, 1, 0)
+        assert (seen.cgroup_id, seen.node) == (memory.id, 0)
+        # A page, or a large folio: ext4 has them since 6.16.
+        assert seen.nr in {1 << order for order in range(10)}
         assert policy.variable("kinds_seen") == [1 << abi.Kind.CGROUP]
         drop([weights])
         wait_for(lambda: policy.status.kept_pages == 0, "nothing kept of an empty cache")
@@ -275,7 +277,8 @@ def test_beside_a_tracer(first: str, memory: Group, files: tuple[Path, Path]) ->
         if first == "policy":
             with pytest.raises(OSError) as refused:
                 tracer.attach()
-            assert refused.value.errno == errno.EBUSY
+            # Which of the two it is depends on how many direct calls this kernel's ftrace takes.
+            assert refused.value.errno in (errno.EBUSY, errno.EINVAL)
         memory.read(weights, stream, stream)
         assert resident(weights) >= PAGES * 99 // 100
         if first == "tracer":
