@@ -313,8 +313,8 @@ static __always_inline u64 pagecache_reader_busy_ns(void)
 	u64 delay = 0;
 
 	if (bpf_core_field_exists(task->sched_info.run_delay))
-		delay = BPF_CORE_READ(task, sched_info.run_delay);
-	return BPF_CORE_READ(task, se.sum_exec_runtime) + delay;
+		delay = LOAD(task, sched_info.run_delay);
+	return LOAD(task, se.sum_exec_runtime) + delay;
 }
 
 /* Whether the reader has asked not to be read ahead of: madvise(2), posix_fadvise(2). */

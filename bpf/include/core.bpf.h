@@ -63,21 +63,31 @@ enum pageflags {
 extern void *bpf_rdonly_cast(const void *object, u32 type) __ksym __weak;
 
 /*
- * The file of a mapping and its inode number: what every read of any file pays for.  Loads where
- * the kernel allows them (6.2, commit a35b9af4ec2c), calls of a helper where not.
+ * A member of a kernel object, or of what it leads to: LOAD(folio, mapping, host).  The kernel turns
+ * such a load into one instruction, and into a zero where the address is none, if it has
+ * bpf_rdonly_cast() (6.2, commit a35b9af4ec2c); before that a helper is called for each step.
  */
+#define LOAD(pointer, ...)                                                              \
+	({                                                                              \
+		typeof(pointer) object_ = (pointer);                                    \
+		typeof(___arrow_of(object_, __VA_ARGS__)) value_;                       \
+		if (bpf_ksym_exists(bpf_rdonly_cast)) {                                 \
+			object_ = bpf_rdonly_cast(                                      \
+				object_, bpf_core_type_id_kernel(typeof(*(pointer))));  \
+			value_ = ___arrow_of(object_, __VA_ARGS__);                     \
+		} else {                                                                \
+			value_ = BPF_CORE_READ(object_, __VA_ARGS__);                   \
+		}                                                                       \
+		value_;                                                                 \
+	})
+#define ___arrow_of(...) ___apply(___arrow, ___narg(__VA_ARGS__))(__VA_ARGS__)
+
+/* The file of a mapping and its inode number: what every read of any file pays for. */
 static __always_inline struct inode *host_of(struct address_space *mapping, u64 *number)
 {
-	struct inode *inode;
+	struct inode *inode = LOAD(mapping, host);
 
-	if (bpf_ksym_exists(bpf_rdonly_cast)) {
-		mapping = bpf_rdonly_cast(mapping, bpf_core_type_id_kernel(struct address_space));
-		inode = mapping->host;
-		*number = inode->i_ino;
-		return inode;
-	}
-	inode = BPF_CORE_READ(mapping, host);
-	*number = BPF_CORE_READ(inode, i_ino);
+	*number = LOAD(inode, i_ino);
 	return inode;
 }
 
@@ -86,15 +96,15 @@ static __always_inline u64 folio_flags(struct folio *folio)
 	struct folio___plain *plain = (void *)folio;
 
 	if (bpf_core_field_exists(plain->flags))
-		return BPF_CORE_READ(plain, flags);
-	return BPF_CORE_READ(folio, flags.f);
+		return LOAD(plain, flags);
+	return LOAD(folio, flags.f);
 }
 
 static __always_inline u64 folio_pages(struct folio *folio)
 {
 	if (!(folio_flags(folio) >> bpf_core_enum_value(enum pageflags, PG_head) & 1))
 		return 1;
-	return 1ULL << (BPF_CORE_READ(folio, _flags_1) & 31);
+	return 1ULL << (LOAD(folio, _flags_1) & 31);
 }
 
 #endif /* CORE_BPF_H */

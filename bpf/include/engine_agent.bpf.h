@@ -117,13 +117,13 @@ static __always_inline struct pagecache_agent_tag *agent_begin(struct agent_call
 	u64 ids;
 	u32 dev;
 
-	sb = BPF_CORE_READ(inode, i_sb);
-	dev = BPF_CORE_READ(sb, s_dev);
+	sb = LOAD(inode, i_sb);
+	dev = LOAD(sb, s_dev);
 	__builtin_memset(call, 0, sizeof(*call));
 	call->key.file.ino = ino;
 	call->key.file.dev_major = dev >> 20;
 	call->key.file.dev_minor = dev & 0xfffff;
-	call->key.file.generation = BPF_CORE_READ(inode, i_generation);
+	call->key.file.generation = LOAD(inode, i_generation);
 	tag = bpf_map_lookup_elem(&tags, &call->key.file);
 	if (!tag)
 		return NULL;
@@ -141,17 +141,17 @@ static __always_inline struct pagecache_agent_tag *agent_begin(struct agent_call
 	ctx->tid = (u32)ids;
 	ctx->file_id = ctx->tgid;
 	ctx->page_shift = agent_page_shift;
-	ctx->file_pages = (BPF_CORE_READ(inode, i_size) + (1ULL << (agent_page_shift & 31)) - 1) >>
+	ctx->file_pages = (LOAD(inode, i_size) + (1ULL << (agent_page_shift & 31)) - 1) >>
 			  (agent_page_shift & 31);
-	ctx->resident_pages = BPF_CORE_READ(inode, i_mapping, nrpages);
+	ctx->resident_pages = LOAD(inode, i_mapping, nrpages);
 	ctx->governed_pages = all->governed + told->governed;
 	ctx->inflight_pages = all->asked - told->done;
 	ctx->time_ns = bpf_ktime_get_ns();
 	ctx->cgroup_id = bpf_get_current_cgroup_id();
 	ctx->model = tag->model;
 	ctx->node = consumer_node(ctx->tgid, bpf_get_numa_node_id());
-	ctx->ra_pages = BPF_CORE_READ(sb, s_bdi, ra_pages);
-	ctx->io_pages = BPF_CORE_READ(sb, s_bdi, io_pages);
+	ctx->ra_pages = LOAD(sb, s_bdi, ra_pages);
+	ctx->io_pages = LOAD(sb, s_bdi, io_pages);
 
 	call->key.consumer = ctx->tgid;
 	return tag;
@@ -330,10 +330,10 @@ static __always_inline int agent_moved(const struct pagecache_ops *policy, struc
 	struct inode *inode;
 	u64 bytes, ino;
 
-	inode = agent_maybe_tagged(BPF_CORE_READ(folio, mapping), &ino);
+	inode = agent_maybe_tagged(LOAD(folio, mapping), &ino);
 	if (!inode || !all || !agent_begin(&call, inode, ino))
 		return 0;
-	call.ctx.index = BPF_CORE_READ(folio, index);
+	call.ctx.index = LOAD(folio, index);
 	call.ctx.nr = folio_pages(folio);
 	call.hook = added ? PAGECACHE_HOOK_ADDED : PAGECACHE_HOOK_REMOVED;
 	bytes = call.ctx.nr << (agent_page_shift & 31);

@@ -64,11 +64,11 @@ static __always_inline u64 changes_of(struct mm_struct *mm)
 	struct mm_struct___numbered *numbered = (void *)mm;
 
 	if (bpf_core_field_exists(counted->mm_lock_seq.sequence))
-		return BPF_CORE_READ(counted, mm_lock_seq.sequence);
+		return LOAD(counted, mm_lock_seq.sequence);
 	if (bpf_core_field_exists(numbered->mm_lock_seq))
-		return BPF_CORE_READ(numbered, mm_lock_seq);
-	return (u64)BPF_CORE_READ(mm, map_count) << 48 ^ BPF_CORE_READ(mm, total_vm) << 24 ^
-	       BPF_CORE_READ(mm, data_vm);
+		return LOAD(numbered, mm_lock_seq);
+	return (u64)LOAD(mm, map_count) << 48 ^ LOAD(mm, total_vm) << 24 ^
+	       LOAD(mm, data_vm);
 }
 
 static long keep_area(struct task_struct *task, struct vm_area_struct *found, struct area *area)
@@ -92,7 +92,7 @@ static __always_inline bool area_holds(struct area *area, u64 mm, u64 changes, u
 static __always_inline struct area *mapping_at(u64 address)
 {
 	struct task_struct___mm *task = (void *)current_task();
-	struct mm_struct *mm = BPF_CORE_READ(task, mm);
+	struct mm_struct *mm = LOAD(task, mm);
 	struct area found = { .mm = (u64)mm };
 	u64 changes = changes_of(mm);
 	u32 tid = (u32)bpf_get_current_pid_tgid();

@@ -116,9 +116,9 @@ const volatile s64 observer_sys_preadv2 = -2;
 
 #define MAP_LOOKUP(map, key) bpf_map_lookup_elem(&map, key)
 #define MAP_UPDATE(map, key, value, flags) bpf_map_update_elem(&map, key, value, flags)
-#define READ(pointer, ...) BPF_CORE_READ(pointer, __VA_ARGS__)
+#define READ(pointer, ...) LOAD(pointer, __VA_ARGS__)
 #define RING_OUTPUT(ring, data, size) bpf_ringbuf_output(&ring, data, size, 0)
-#define PAGES_OF(mapping) BPF_CORE_READ((struct address_space___pages *)(mapping), i_pages.xa_head)
+#define PAGES_OF(mapping) LOAD((struct address_space___pages *)(mapping), i_pages.xa_head)
 #define SLOTS_OFFSET bpf_core_field_offset(struct xa_node, slots)
 #define FOLIO_BIT(name) (1ULL << bpf_core_enum_value(enum pageflags, PG_##name))
 #define FIND_AREA(address, fn, context) \
@@ -154,9 +154,9 @@ static __always_inline s64 syscall_number(void)
 	struct pt_regs___arm64 *arm64 = (void *)x86;
 
 	if (bpf_core_field_exists(x86->orig_ax))
-		return BPF_CORE_READ(x86, orig_ax);
+		return LOAD(x86, orig_ax);
 	if (bpf_core_field_exists(arm64->syscallno))
-		return BPF_CORE_READ(arm64, syscallno);
+		return LOAD(arm64, syscallno);
 	return -3;
 }
 
@@ -167,12 +167,12 @@ static __always_inline u64 syscall_argument(u32 number)
 	struct pt_regs___arm64 *arm64 = (void *)x86;
 
 	if (bpf_core_field_exists(x86->orig_ax))
-		return number == 1   ? BPF_CORE_READ(x86, di)
-		       : number == 4 ? BPF_CORE_READ(x86, r10)
-				     : BPF_CORE_READ(x86, r8);
-	return number == 1   ? BPF_CORE_READ(arm64, regs[0])
-	       : number == 4 ? BPF_CORE_READ(arm64, regs[3])
-			     : BPF_CORE_READ(arm64, regs[4]);
+		return number == 1   ? LOAD(x86, di)
+		       : number == 4 ? LOAD(x86, r10)
+				     : LOAD(x86, r8);
+	return number == 1   ? LOAD(arm64, regs[0])
+	       : number == 4 ? LOAD(arm64, regs[3])
+			     : LOAD(arm64, regs[4]);
 }
 
 /* Read calls that a task has finished; 0 on kernels that do not count them. */
@@ -180,14 +180,14 @@ static __always_inline u64 read_calls(struct task_struct *task)
 {
 	if (!bpf_core_field_exists(task->ioac.syscr))
 		return 0;
-	return BPF_CORE_READ(task, ioac.syscr);
+	return LOAD(task, ioac.syscr);
 }
 
 static __always_inline u32 links_of(struct inode *inode)
 {
 	struct inode___links *links = (void *)inode;
 
-	return BPF_CORE_READ(links, i_nlink);
+	return LOAD(links, i_nlink);
 }
 
 #endif /* OBSERVER_CORE_BPF_H */

@@ -12,6 +12,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
+import pytest
+
 from benchmarks.cachestat import PAGE_SIZE, cachestat
 from benchmarks.cachestat import drop as drop_all
 from pagecache_bpf.kernel import libbpf
@@ -79,6 +81,13 @@ def read_all(path: Path, piece: int = 1 << 20) -> None:
             check(data, offset)
             offset += len(data)
         assert offset == path.stat().st_size
+
+
+#: Page caches have large folios only on kernels with huge pages; Debian's -rt has none.
+needs_huge_pages = pytest.mark.skipif(
+    not Path("/sys/kernel/mm/transparent_hugepage").exists(),
+    reason="this kernel is built without transparent huge pages",
+)
 
 
 @contextmanager

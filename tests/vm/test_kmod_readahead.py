@@ -20,6 +20,7 @@ from tests.vm.kernel import (
     make_file,
     map_all,
     mapped,
+    needs_huge_pages,
     read_all,
     read_pages,
     resident,
@@ -255,6 +256,7 @@ def test_resident_pages_are_exact(file: Path) -> None:
         assert tag.resident_pages == 0
 
 
+@needs_huge_pages
 def test_large_folios_on_xfs(xfs_mount: Path) -> None:
     """One folio is many pages: counts stay pages, contents stay right."""
     file = make_file(xfs_mount / "weights", PAGES, tail=1021)

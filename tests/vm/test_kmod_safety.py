@@ -29,6 +29,7 @@ from tests.vm.kernel import (
     check,
     make_file,
     mapped,
+    needs_huge_pages,
     read_all,
     read_pages,
     resident,
@@ -183,6 +184,7 @@ def read_ahead(scaled: ScaledDevice, kib: int) -> Iterator[None]:
         scaled.set_read_ahead_kb(128)
 
 
+@needs_huge_pages
 def test_huge_page_mappings_are_left_alone_whatever_the_window(xfs_mount: Path) -> None:
     """MADV_HUGEPAGE asks for 4 MiB at once; a device may well have a larger window."""
     file = make_file(xfs_mount / "weights", PAGES)
