@@ -63,22 +63,22 @@ enum pageflags {
 extern void *bpf_rdonly_cast(const void *object, u32 type) __ksym __weak;
 
 /*
- * A member of a kernel object, or of what it leads to: LOAD(folio, mapping, host).  The kernel turns
- * such a load into one instruction, and into a zero where the address is none, if it has
+ * A member of a kernel object, or of what it leads to: LOAD(folio, mapping, host).  The kernel
+ * turns such a load into one instruction, and into a zero where the address is none, if it has
  * bpf_rdonly_cast() (6.2, commit a35b9af4ec2c); before that a helper is called for each step.
  */
-#define LOAD(pointer, ...)                                                              \
-	({                                                                              \
-		typeof(pointer) object_ = (pointer);                                    \
-		typeof(___arrow_of(object_, __VA_ARGS__)) value_;                       \
-		if (bpf_ksym_exists(bpf_rdonly_cast)) {                                 \
-			object_ = bpf_rdonly_cast(                                      \
-				object_, bpf_core_type_id_kernel(typeof(*(pointer))));  \
-			value_ = ___arrow_of(object_, __VA_ARGS__);                     \
-		} else {                                                                \
-			value_ = BPF_CORE_READ(object_, __VA_ARGS__);                   \
-		}                                                                       \
-		value_;                                                                 \
+#define LOAD(pointer, ...)                                                                      \
+	({                                                                                      \
+		typeof(pointer) object_ = (pointer);                                            \
+		typeof(___arrow_of(object_, __VA_ARGS__)) value_;                               \
+		if (bpf_ksym_exists(bpf_rdonly_cast)) {                                         \
+			object_ = bpf_rdonly_cast(object_,                                      \
+						  bpf_core_type_id_kernel(typeof(*(pointer)))); \
+			value_ = ___arrow_of(object_, __VA_ARGS__);                             \
+		} else {                                                                        \
+			value_ = BPF_CORE_READ(object_, __VA_ARGS__);                           \
+		}                                                                               \
+		value_;                                                                         \
 	})
 #define ___arrow_of(...) ___apply(___arrow, ___narg(__VA_ARGS__))(__VA_ARGS__)
 

@@ -67,8 +67,7 @@ static __always_inline u64 changes_of(struct mm_struct *mm)
 		return LOAD(counted, mm_lock_seq.sequence);
 	if (bpf_core_field_exists(numbered->mm_lock_seq))
 		return LOAD(numbered, mm_lock_seq);
-	return (u64)LOAD(mm, map_count) << 48 ^ LOAD(mm, total_vm) << 24 ^
-	       LOAD(mm, data_vm);
+	return (u64)LOAD(mm, map_count) << 48 ^ LOAD(mm, total_vm) << 24 ^ LOAD(mm, data_vm);
 }
 
 static long keep_area(struct task_struct *task, struct vm_area_struct *found, struct area *area)

@@ -167,9 +167,7 @@ static __always_inline u64 syscall_argument(u32 number)
 	struct pt_regs___arm64 *arm64 = (void *)x86;
 
 	if (bpf_core_field_exists(x86->orig_ax))
-		return number == 1   ? LOAD(x86, di)
-		       : number == 4 ? LOAD(x86, r10)
-				     : LOAD(x86, r8);
+		return number == 1 ? LOAD(x86, di) : number == 4 ? LOAD(x86, r10) : LOAD(x86, r8);
 	return number == 1   ? LOAD(arm64, regs[0])
 	       : number == 4 ? LOAD(arm64, regs[3])
 			     : LOAD(arm64, regs[4]);

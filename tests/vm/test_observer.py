@@ -29,6 +29,7 @@ from tests.observing import (
     touch,
 )
 from tests.unit.command import run
+from tests.vm.conftest import device
 from tests.vm.kernel import attached, make_file, wait_for
 
 pytestmark = pytest.mark.vm
@@ -38,7 +39,8 @@ PAGES = 2039
 
 @pytest.fixture(params=["ext4", "xfs"])
 def file(request: pytest.FixtureRequest) -> Path:
-    mount = request.getfixturevalue("mount" if request.param == "ext4" else "xfs_mount")
+    # With a delay, so that readers have to wait however slowly the guest itself runs.
+    mount = device(0 if request.param == "ext4" else 1, request.param, delay_ms=1).mount
     return make_file(mount / "model.safetensors", PAGES)
 
 
