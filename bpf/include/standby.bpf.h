@@ -21,8 +21,7 @@
 
 #define DEEP_BYTES (4 << 20) /* a readahead of so much is deep */
 #define LOOK_BYTES (32 << 20) /* read between two looks */
-#define ALONE_BYTES (256ULL << 20) /* left to the kernel before the first try, doubled later */
-#define ALONE_THREADS_BYTES (1ULL << 30) /* the same of a reader whose own threads are deep */
+#define ALONE_BYTES (1ULL << 30) /* left to the kernel before the first try, doubled later */
 #define MAX_ALONE_BYTES (16ULL << 30)
 #define PROOF_BYTES (256ULL << 20) /* with the policy's help, until it has to show again */
 #define WAITS_PERCENT 10 /* of its time; a reader that waits less gains nothing */
@@ -180,7 +179,7 @@ static __always_inline void standby_alone(struct standby *it, const struct pagec
 	if (!it->left_pages)
 		standby_enter(it, STANDBY_TRYING, 2 * pages_of(ctx, LOOK_BYTES));
 	/* What lies long back counts less. */
-	if (it->pages > pages_of(ctx, ALONE_BYTES)) {
+	if (it->pages > pages_of(ctx, PROOF_BYTES)) {
 		it->pages /= 2;
 		it->ns /= 2;
 		it->waited_ns /= 2;
@@ -264,8 +263,6 @@ static __always_inline bool standby_deep(struct standby *it, const struct pageca
 	if (!model)
 		return false;
 	it->pause_pages = model->pause_pages;
-	if (ctx->ra_pages < deep)
-		it->pause_pages = max_u64(it->pause_pages, pages_of(ctx, ALONE_THREADS_BYTES));
 	standby_enter(it, STANDBY_ALONE, it->pause_pages);
 	it->standing_down = now;
 	standby_look(it, ctx, 0, 0);
