@@ -118,7 +118,6 @@ COMMON: dict[str, Cut] = {
     "linear_attn.in_proj_qkvz": Cut.LINEAR_GROUPS,
     "linear_attn.in_proj_qkv": Cut.LINEAR_QKV,
     "linear_attn.in_proj_z": Cut.OUTPUT,
-    "conv.in_proj": Cut.THIRDS,  # lfm2
     # Vocabularies.
     "embed_tokens": Cut.VOCABULARY,
     "lm_head": Cut.VOCABULARY,
@@ -166,6 +165,9 @@ ARCHITECTURES: dict[str, dict[str, Cut]] = {
     "mimo_v2_flash": {"qkv_proj": Cut.WHOLE},
     "mimov2forcausallm": {"qkv_proj": Cut.WHOLE},
     "mimov2flashforcausallm": {"qkv_proj": Cut.WHOLE},
+    "lfm2": {"conv.in_proj": Cut.THIRDS},
+    "lfm2_moe": {"conv.in_proj": Cut.THIRDS},
+    "lfm2_vl": {"conv.in_proj": Cut.THIRDS},
     "qwen": {"c_attn": Cut.QKV, "w2": Cut.OUTPUT},
     # vLLM reads all of it and then puts queries, keys and values one after the other.
     "bloom": {"query_key_value": Cut.REORDERED},
@@ -176,6 +178,14 @@ ARCHITECTURES: dict[str, dict[str, Cut]] = {
     "refinedwebmodel": {"query_key_value": Cut.WHOLE},
     "chatglm": {"query_key_value": Cut.QKV, "dense_h_to_4h": Cut.GATE_UP},
     "glm4v": {"query_key_value": Cut.QKV},
+    "bailing_moe": {"query_key_value": Cut.QKV},
+    "bailingmoeforcausallm": {"query_key_value": Cut.QKV},
+    "bailingmoev2forcausallm": {"query_key_value": Cut.QKV},
+    "param2moeforcausallm": {"query_key_value": Cut.QKV},
+    # Engines differ in which order they take its rows for, and some copy all of them.
+    "internlm2": {"wqkv": Cut.WHOLE},
+    "internlm2forcausallm": {"wqkv": Cut.WHOLE},
+    "codegen": {"qkv_proj": Cut.WHOLE},  # in four blocks
     "dbrx": {
         "mlp.w1": Cut.EXPERTS_STACKED,
         "mlp.v1": Cut.EXPERTS_STACKED,
@@ -187,6 +197,9 @@ ARCHITECTURES: dict[str, dict[str, Cut]] = {
 
 #: Architectures whose layers are transformers' Conv1D: the input dimension comes first.
 CONV1D = frozenset(("gpt2", "gpt2lmheadmodel", "openai-gpt", "decision_transformer"))
+#: Architectures of which fused queries, keys and values are known to lie by groups; of others they
+#: may lie one after the other, and both readings are read.
+GROUPED = frozenset(("gpt_neox", "gptneoxforcausallm", "persimmon", "persimmonforcausallm"))
 #: Architectures of which gate and up lie in turns, so that an even share has both.
 INTERLEAVED = frozenset(("gpt_oss", "gptossforcausallm"))
 

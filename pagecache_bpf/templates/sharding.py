@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 
 from pagecache_bpf.templates.architectures import (
     CONV1D,
+    GROUPED,
     INTERLEAVED,
     Cut,
     cut_of,
@@ -316,9 +317,12 @@ class Sharding:
             heads = rows // unit if not rest and unit and rows % unit == 0 else heads
         if heads is None or size % (heads + 2 * key_value):
             return None
-        if cut is Cut.QKV_GROUPED:
-            return grouped(size, heads, key_value, among, rank)
         found = concatenated(size, heads, key_value, among, rank)
+        if cut is Cut.QKV_GROUPED:
+            by_group = grouped(size, heads, key_value, among, rank)
+            if not self.kinds or self.kinds & GROUPED:
+                return by_group
+            return None if found is None or by_group is None else joined([*found, *by_group])
         if self.conv1d and found is not None and (share := even(size, among, rank)) is not None:
             # vLLM takes queries, keys and values apart; an even share of the columns is what
             # Megatron's definition of the layer gives.  The rows are short: both are read.

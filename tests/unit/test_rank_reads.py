@@ -360,7 +360,7 @@ _LINEAR = {
         ({}, _MAMBA, "mamba.conv1d", [(8, 16)]),
         ({}, _LINEAR, "linear_attn.in_proj_qkv", [(4, 8), (12, 16), (24, 32)]),
         (
-            {},
+            {"model_type": "lfm2"},
             {"m.layers.0.conv.in_proj.weight": (24, 8)},
             "conv.in_proj",
             [(4, 8), (12, 16), (20, 24)],
@@ -437,6 +437,26 @@ def test_experts_under_the_name_of_a_single_one_are_whole_and_told() -> None:
     assert reads(found, name, 1).all() and list(found.unknown.values()) == [name]
     turned = sharding({"model_type": "mimo_v2"}, {"l.0.qkv_proj.weight": (64, 8)}, Parallel(2))
     assert reads(turned, "l.0.qkv_proj.weight", 0).all() and not turned.unknown
+
+
+@pytest.mark.parametrize(
+    ("kind", "rows"),
+    [
+        ("gpt_neox", [(12, 24)]),  # by groups: two of queries, one of keys, one of values
+        ("bailing_moe", [(6, 12), (15, 18), (21, 24)]),  # one after the other
+        ("something_new", [(6, 24)]),  # either
+        ("internlm2", [(0, 24)]),
+    ],
+)
+def test_fused_queries_of_an_order_that_is_not_known(
+    kind: str, rows: list[tuple[int, int]]
+) -> None:
+    module = "attention.wqkv" if kind == "internlm2" else "attention.query_key_value"
+    name = f"model.layers.0.{module}.weight"
+    config = {"model_type": kind, "num_attention_heads": 4, "num_key_value_heads": 2}
+    found = sharding(config, {name: (24, 8)}, Parallel(2))
+    read = np.flatnonzero(reads(found, name, 1).any(1)).tolist()
+    assert read == [at for part in rows for at in range(*part)]
 
 
 def test_heads_of_a_linear_attention_are_together() -> None:
