@@ -76,6 +76,25 @@ def test_new_files_of_a_tagged_directory_are_told(bench: Bench) -> None:
     assert model_of(bench)["untagged"] == []
 
 
+def test_what_is_left_out_of_a_model_is_told(bench: Bench) -> None:
+    directory = Path(bench.path("one"))
+    (directory / "original").mkdir()
+    for name in ("optimizer.pt", "original/consolidated.00.pth"):
+        (directory / name).write_bytes(b"x" * 4096)
+    tag = ("tag", "--policy", "sequential", "--model", "one")
+    for command in (ATTACH, tag):
+        done = bench.run(*command, "--json", str(directory))
+        (model,) = json.loads(done.stdout)["models"]
+        assert len(model["files"]) == 4
+        told = {item["path"]: item["why"] for item in model["left_out"]}
+        assert told == {
+            "optimizer.pt": "training state, which no inference loader reads",
+            "original": "the publisher's own copy, which Hugging Face loaders do not read",
+        }
+    text = " ".join(bench.run(*tag, str(directory)).stdout.split())
+    assert all(f"{path} ({why})" in text for path, why in told.items())
+
+
 def test_a_killed_agent_is_told_by_stats_too(bench: Bench) -> None:
     bench.run(*ATTACH, bench.path("one")).check_returncode()
     agent = bench.agent_pid()
