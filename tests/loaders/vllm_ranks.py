@@ -32,7 +32,8 @@ class Ranks:
             **os.environ,
             "VLLM_LOGGING_LEVEL": "WARNING",
             "VLLM_NO_USAGE_STATS": "1",
-            "VLLM_DIST_IDENT": f"loaders-{os.getpid()}",  # what its CPU worker would set
+            # What its CPU worker would set: names of shared memory, of each group its own.
+            "VLLM_DIST_IDENT": f"loaders-{os.getpid()}-{count}",
             "VLLM_PLUGINS": "",  # the loader alone, without this project's plug-in
             "HF_HUB_OFFLINE": "1",
             "OMP_NUM_THREADS": "1",  # so that a tensor is copied from its begin to its end
