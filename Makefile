@@ -17,6 +17,7 @@ BPF_HEADERS := $(wildcard bpf/include/*.h)
 POLICIES := $(patsubst bpf/policies/%.bpf.c,build/bpf/%.bpf.o,$(wildcard bpf/policies/*.bpf.c))
 AGENT_POLICIES := $(patsubst bpf/policies/%.bpf.c,build/bpf/agent/%.bpf.o,$(wildcard bpf/policies/*.bpf.c))
 OBSERVER := $(patsubst bpf/observer/%.bpf.c,build/bpf/observer/%.bpf.o,$(wildcard bpf/observer/*.bpf.c))
+FILES := $(patsubst bpf/files/%.bpf.c,build/bpf/files/%.bpf.o,$(wildcard bpf/files/*.bpf.c))
 TEST_POLICIES := $(patsubst tests/policies/%.bpf.c,build/bpf/test/%.bpf.o,$(wildcard tests/policies/*.bpf.c))
 
 # The newest 6.12 kernel with headers is the guest's; the running one is built for where it can be.
@@ -41,7 +42,7 @@ build: deps ## build policies and module (for the guest's kernel; for the runnin
 bpf: policies $(TEST_POLICIES) build/bpf/abi.bpf.o ## compile the policies
 
 # What is shipped; setup.py makes it, too.
-policies: $(POLICIES) $(AGENT_POLICIES) $(OBSERVER)
+policies: $(POLICIES) $(AGENT_POLICIES) $(OBSERVER) $(FILES)
 
 build/bpf/%.bpf.o: bpf/policies/%.bpf.c $(BPF_HEADERS)
 	@mkdir -p $(@D)
@@ -56,6 +57,11 @@ build/bpf/agent/%.bpf.o: bpf/policies/%.bpf.c $(BPF_HEADERS)
 build/bpf/observer/%.bpf.o: bpf/observer/%.bpf.c $(BPF_HEADERS)
 	@mkdir -p $(@D)
 	@echo "  BPF     observer/$(*F)"
+	$(Q)$(CLANG) $(BPF_CFLAGS) -c $< -o $@
+
+build/bpf/files/%.bpf.o: bpf/files/%.bpf.c $(BPF_HEADERS)
+	@mkdir -p $(@D)
+	@echo "  BPF     files/$(*F)"
 	$(Q)$(CLANG) $(BPF_CFLAGS) -c $< -o $@
 
 build/bpf/test/%.bpf.o: tests/policies/%.bpf.c $(BPF_HEADERS)

@@ -35,6 +35,8 @@ COPIES = {
     "build/bpf/agent/*.bpf.o": "bpf/agent",
     "bpf/observer/*.bpf.c": "bpf/observer",
     "build/bpf/observer/*.bpf.o": "bpf/observer",
+    "bpf/files/*.bpf.c": "bpf/files",
+    "build/bpf/files/*.bpf.o": "bpf/files",
     "bpf/include/*.h": "bpf/include",
 }
 NO_POLICIES = frozenset({"abi.bpf.o"})  # compiled for tools/gen_abi.py

@@ -27,6 +27,7 @@ struct pagecache_template_step abi_template_step;
 struct pagecache_template_extent abi_template_extent;
 enum pagecache_template_source abi_template_source;
 struct pagecache_agent_pressure abi_agent_pressure;
+struct pagecache_file_question abi_file_question;
 struct pagecache_observed_file abi_observed_file;
 struct pagecache_observed_key abi_observed_key;
 struct pagecache_observed_value abi_observed_value;

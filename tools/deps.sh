@@ -75,11 +75,13 @@ needs() {
 	if role test; then
 		need bc bc has bc
 		need busybox-static busybox has busybox
+		need btrfs-progs btrfs-progs has mkfs.btrfs
 		need chromium chromium has chromium
 		need chromium-driver chromedriver has chromedriver
 		need dmsetup device-mapper has dmsetup
 		need dwarves dwarves has pahole
 		need e2fsprogs e2fsprogs has mkfs.ext4
+		need erofs-utils erofs-utils has mkfs.erofs
 		need gcc gcc has gcc
 		need kmod kmod has modprobe
 		need libc6-dev glibc-devel has_file '/usr/include/stdio.h'
@@ -89,6 +91,8 @@ needs() {
 		need python3-bpfcc python3-bcc has_bcc
 		need qemu-system-x86 qemu-kvm has qemu-system-x86_64
 		need qemu-utils qemu-img has qemu-img
+		need squashfs-tools squashfs-tools has mksquashfs
+		need squashfuse squashfuse has squashfuse
 		need vmtouch vmtouch has vmtouch
 		need xfsprogs xfsprogs has mkfs.xfs
 	fi

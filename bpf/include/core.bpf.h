@@ -15,9 +15,15 @@ struct backing_dev_info {
 	unsigned long io_pages;
 };
 
+struct user_namespace {
+	int level; /* 0: the initial one */
+};
+
 struct super_block {
 	u32 s_dev;
+	unsigned long s_magic;
 	struct backing_dev_info *s_bdi;
+	struct user_namespace *s_user_ns;
 };
 
 struct address_space;
@@ -34,6 +40,15 @@ struct inode {
 struct address_space {
 	struct inode *host;
 	unsigned long nrpages;
+};
+
+struct btrfs_root {
+	u32 anon_dev;
+};
+
+struct btrfs_inode {
+	struct btrfs_root *root;
+	struct inode vfs_inode;
 };
 
 /* Until 53fbef56e07d ("mm: introduce memdesc_flags_t", 6.18) flags was a plain number. */
@@ -89,6 +104,25 @@ static __always_inline struct inode *host_of(struct address_space *mapping, u64 
 
 	*number = LOAD(inode, i_ino);
 	return inode;
+}
+
+#define BTRFS_SUPER_MAGIC 0x9123683e
+
+/*
+ * The device in a file's identity: that of its superblock.  The subvolumes and snapshots of a btrfs
+ * share one, and number their files alike, generations included; there it is the subvolume's own
+ * device, which stat() tells, too.
+ */
+static __always_inline u32 device_of(struct inode *inode, struct super_block *sb)
+{
+	u32 dev = LOAD(sb, s_dev);
+	struct btrfs_inode *own;
+
+	if (dev >> 20 || !bpf_core_field_exists(struct btrfs_inode, root) ||
+	    LOAD(sb, s_magic) != BTRFS_SUPER_MAGIC)
+		return dev;
+	own = (void *)inode - bpf_core_field_offset(struct btrfs_inode, vfs_inode);
+	return BPF_CORE_READ(own, root, anon_dev);
 }
 
 static __always_inline u64 folio_flags(struct folio *folio)

@@ -118,7 +118,7 @@ static __always_inline struct pagecache_agent_tag *agent_begin(struct agent_call
 	u32 dev;
 
 	sb = LOAD(inode, i_sb);
-	dev = LOAD(sb, s_dev);
+	dev = device_of(inode, sb);
 	__builtin_memset(call, 0, sizeof(*call));
 	call->key.file.ino = ino;
 	call->key.file.dev_major = dev >> 20;

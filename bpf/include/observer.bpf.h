@@ -344,7 +344,7 @@ static __always_inline struct pagecache_observed_file *tag_of(struct inode *inod
 	if (!may_be_tagged(ino))
 		return NULL;
 	sb = READ(inode, i_sb);
-	dev = READ(sb, s_dev);
+	dev = DEVICE_OF(inode, sb);
 	key->ino = ino;
 	key->dev_major = dev >> 20;
 	key->dev_minor = dev & 0xfffff;
@@ -379,6 +379,17 @@ static __always_inline struct file *file_of(struct task_struct *task, u64 fd)
 	return file;
 }
 
+#define OVERLAYFS_SUPER_MAGIC 0x794c7630
+
+/* Whether reading an open file reads these pages: on overlayfs they are those of a layer's file. */
+static __always_inline bool has_pages_of(struct file *file, struct inode *inode)
+{
+	struct inode *opened = READ(file, f_inode);
+	struct super_block *sb = READ(opened, i_sb);
+
+	return opened == inode || READ(sb, s_magic) == OVERLAYFS_SUPER_MAGIC;
+}
+
 /*
  * Where in the file the read call began that this task is in: its argument, or the position of
  * the open file, which moves at the end of a call.  Returns the page, or `otherwise`.
@@ -395,7 +406,7 @@ static __always_inline u64 first_page_of_call(struct task_struct *task, struct i
 	if (!told && number != observer_sys_read && number != observer_sys_readv)
 		return otherwise;
 	file = file_of(task, syscall_argument(1));
-	if (!file || READ(file, f_inode) != inode)
+	if (!file || !has_pages_of(file, inode))
 		return otherwise;
 	position = told ? syscall_argument(4) : (u64)READ(file, f_pos);
 	if (position == ~0ULL) /* preadv2() at the position of the open file */

@@ -60,6 +60,7 @@
 		bpf_probe_read_kernel(around, BITS_END - BITS_START, (void *)(task) + BITS_START); \
 		((struct task_struct *)((void *)around - BITS_START))->in_iowait;                  \
 	})
+#define DEVICE_OF(inode, sb) READ_1(sb, s_dev) /* of all subvolumes of a btrfs */
 #define PAGES_OF(mapping) READ_1(mapping, i_pages.xa_head)
 #define SLOTS_OFFSET __builtin_offsetof(struct xa_node, slots)
 #define FOLIO_BIT(name) (1ULL << PG_##name)

@@ -117,6 +117,7 @@ const volatile s64 observer_sys_preadv2 = -2;
 #define MAP_LOOKUP(map, key) bpf_map_lookup_elem(&map, key)
 #define MAP_UPDATE(map, key, value, flags) bpf_map_update_elem(&map, key, value, flags)
 #define READ(pointer, ...) LOAD(pointer, __VA_ARGS__)
+#define DEVICE_OF(inode, sb) device_of(inode, sb)
 #define RING_OUTPUT(ring, data, size) bpf_ringbuf_output(&ring, data, size, 0)
 #define PAGES_OF(mapping) LOAD((struct address_space___pages *)(mapping), i_pages.xa_head)
 #define SLOTS_OFFSET bpf_core_field_offset(struct xa_node, slots)

@@ -342,6 +342,20 @@ struct pagecache_agent_pressure {
 	__u64 resident_pages;
 };
 
+/*
+ * What a process asks of a file that it has open: the argument of the programs in bpf/files/.  The
+ * pages that the file's readers find may be another file's, as those of a container's layer are.
+ */
+struct pagecache_file_question {
+	__u64 address; /* told: where the process has mapped it */
+	struct pagecache_file_key key; /* of the file that has the pages */
+	__u64 pages; /* of that file, in the page cache */
+	__u64 magic; /* of that file's file system */
+	__u64 mount_magic; /* of the file system that it was opened on */
+	__s32 fd; /* told: its descriptor */
+	__u32 level; /* of the user namespace that has mounted that; 0: the initial one */
+};
+
 #include "pagecache_observer.h"
 
 #define PAGECACHE_IOC_MAGIC 0xb9
@@ -367,6 +381,7 @@ _Static_assert(sizeof(struct pagecache_agent_tag) == 48, "agent tag has a hole")
 _Static_assert(sizeof(struct pagecache_agent_state) == 32, "agent state has a hole");
 _Static_assert(sizeof(struct pagecache_agent_orders) == 24, "agent orders have a hole");
 _Static_assert(sizeof(struct pagecache_agent_pressure) == 64, "agent pressure has a hole");
+_Static_assert(sizeof(struct pagecache_file_question) == 64, "file question has a hole");
 _Static_assert(sizeof(struct pagecache_policy_record) == 40 + 32 + 16 + 8 * PAGECACHE_COUNTER_NR,
 	       "policy record has a hole");
 

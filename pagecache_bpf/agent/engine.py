@@ -27,11 +27,11 @@ from pagecache_bpf.agent.tagged_files import FileTag, Sequence
 from pagecache_bpf.agent.unsupported import check_heard, events_here, not_honored
 from pagecache_bpf.agent.workers import Pools
 from pagecache_bpf.errors import PolicyRejected, UsageError
-from pagecache_bpf.kernel import abi, bpf_object, libbpf
+from pagecache_bpf.kernel import abi, bpf_object, file_identity, libbpf
 from pagecache_bpf.kernel.abi import COUNTERS, Hook, RequestKind
 from pagecache_bpf.kernel.bpf_maps import BpfMap, map_id
 from pagecache_bpf.kernel.cachestat import cached_pages
-from pagecache_bpf.kernel.file_key import key_of, reopen, reopen_descriptor
+from pagecache_bpf.kernel.file_key import reopen, reopen_descriptor, told_key
 from pagecache_bpf.kernel.file_pages import PAGE_SIZE
 from pagecache_bpf.kernel.inode_filter import InodeBits
 from pagecache_bpf.kernel.own_processes import OwnProcesses
@@ -82,6 +82,7 @@ class Agent:
         self.missing: list[str] = []
         self._models: dict[str, int] = {}
         self._lock = threading.Lock()
+        self._types = file_identity.module_types()
         self._object = self._load(obj, knobs or {}, sizes or {}, log_dir)
         self._maps = {found.name: BpfMap(found.fd) for found in self._object.maps()}
         self._inodes = InodeBits(self._maps["inode_bits"])
@@ -171,16 +172,16 @@ class Agent:
             model: name of the model that the file belongs to.
             path: where the file is; for people, and to open it again.
             hold: keep a descriptor of it until it is untagged, instead of opening it by its path
-                whenever there is work.  For files of others, who could change what the path
-                leads to; such a file keeps its file system busy.
+                for each work.  For files of others, who could change what the path leads to.
 
         Returns:
             The tag, as it stands in `tags` until it is let go.
 
         Raises:
             UsageError: it cannot be opened by that path.
+            UnsupportedError: the programs would not know what the kernel tells of it.
         """
-        key = key_of(fd)
+        key = told_key(fd, self._types, f"{path} was not tagged")
         held = reopen_descriptor(fd) if hold else -1
         source = Source(lambda: os.dup(held) if hold else reopen(key, path))
         try:

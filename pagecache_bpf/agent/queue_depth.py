@@ -19,7 +19,7 @@ from pathlib import Path
 
 from pagecache_bpf._run_dir import RUN_DIR
 from pagecache_bpf.agent.worker import CHUNK_BYTES, MAX_DEPTH
-from pagecache_bpf.kernel.file_key import open_direct
+from pagecache_bpf.kernel.file_key import identity_of, open_direct
 
 DEFAULT_DEPTH = 8
 #: Direct I/O keeps a device busy with fewer than fills of the page cache do, which also take the
@@ -121,9 +121,9 @@ class Depths:
 
 
 def _device(fd: int) -> str:
-    """Name the device of an open file, as MAJOR:MINOR."""
-    number = os.fstat(fd).st_dev
-    return f"{os.major(number)}:{os.minor(number)}"
+    """Name the device that the pages of an open file come from, as MAJOR:MINOR."""
+    major, minor, *_ = identity_of(fd)
+    return f"{major}:{minor}"
 
 
 def probe(fd: int) -> Depth:

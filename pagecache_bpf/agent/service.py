@@ -10,13 +10,14 @@ from __future__ import annotations
 import logging
 import os
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from pagecache_bpf.agent.engine import Agent
 from pagecache_bpf.errors import PagecacheError, UsageError
 from pagecache_bpf.ipc.operations import operation
-from pagecache_bpf.kernel import abi
+from pagecache_bpf.kernel import abi, file_identity
 from pagecache_bpf.kernel.file_key import key_of
 from pagecache_bpf.observer.observed_files import ObservedFiles
 from pagecache_bpf.policy import exit_history
@@ -362,6 +363,8 @@ class Service:
         Raises:
             PagecacheError: as attaching does.
         """
+        with suppress(PagecacheError):  # what takes it is refused then, and says why
+            file_identity.prepare()
         self.observed.prepare()
         agent = Agent(find(policy), Path(object), knobs, started=self.observed.own, begin=False)
         self._drop_prepared()

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from pagecache_bpf.errors import PagecacheError
 from pagecache_bpf.kernel.control_device import Tag
-from pagecache_bpf.kernel.file_key import generation_of, open_to_read
+from pagecache_bpf.kernel.file_key import identity_at
 from pagecache_bpf.units import plural
 from pagecache_bpf.weights import directory
 
@@ -83,7 +83,7 @@ def identities(tags: Iterable[Tag]) -> dict[int, set[int]]:
 def of_model(tags: Iterable[Tag], tagged: Tagged) -> StaleFiles:
     """Look for what of a model its tags do not cover; nothing is read.
 
-    Inode numbers alone are compared, as device numbers of pages and paths may differ (overlayfs).
+    Numbers and generations of inodes alone are compared: the module has other devices on btrfs.
 
     Args:
         tags: those of one model.
@@ -97,15 +97,14 @@ def of_model(tags: Iterable[Tag], tagged: Tagged) -> StaleFiles:
     for tag in tags:
         if not tag.path.startswith("/"):
             continue  # the module keeps the end of a long path only
-        try:
-            number = os.stat(tag.path).st_ino
-        except OSError:
+        if not os.path.exists(tag.path):
             found.gone.append(tag.path)
             continue
-        if number == tag.ino and _generation(tag.path) in (0, tag.generation):
+        here = _inode(tag.path)
+        if here is None or here == (tag.ino, tag.generation):
             parent, _, name = tag.path.rpartition("/")
             live.setdefault(parent, set()).add(name)
-        elif number == tag.ino or not _is_tagged(tag.path, number, tagged):
+        elif not _is_tagged(here, tagged):
             found.replaced.append(tag.path)
     if len(live) <= _MOST_DIRECTORIES:
         for parent, names in live.items():
@@ -113,22 +112,21 @@ def of_model(tags: Iterable[Tag], tagged: Tagged) -> StaleFiles:
     return found
 
 
-def _generation(path: str) -> int:
-    """The generation of the inode, which tells files from others that get their numbers; or 0."""
+def _inode(path: str) -> tuple[int, int] | None:
+    """The number and the generation of the file that has a path now; None: it cannot be looked at.
+
+    A generation tells a file from others that get its number.
+    """
     try:
-        fd = open_to_read(Path(path))
-    except PagecacheError:
-        return 0
-    try:
-        return generation_of(fd)
-    finally:
-        os.close(fd)
+        _, _, number, generation = identity_at(path)
+    except (PagecacheError, OSError):
+        return None
+    return number, generation
 
 
-def _is_tagged(path: str, inode: int, tagged: Tagged) -> bool:
-    """Whether some tag is of the file that has a path now: inode numbers are used again."""
-    generations = tagged.get(inode, ())
-    return bool(generations) and _generation(path) in (0, *generations)
+def _is_tagged(here: tuple[int, int] | None, tagged: Tagged) -> bool:
+    """Whether some tag is of the file that has a path now."""
+    return here is not None and here[1] in tagged.get(here[0], ())
 
 
 def _untagged(parent: Path, names: set[str], replaced: set[str], tagged: Tagged) -> list[str]:
@@ -148,6 +146,6 @@ def _untagged(parent: Path, names: set[str], replaced: set[str], tagged: Tagged)
             status = os.stat(path)
         except OSError:
             continue
-        if status.st_size and not _is_tagged(path, status.st_ino, tagged):
+        if status.st_size and not _is_tagged(_inode(path), tagged):
             found.append(path)
     return found

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from pagecache_bpf.cli.output import TROUBLESHOOTING
 from pagecache_bpf.errors import PagecacheError, PrivilegeError, UsageError
 from pagecache_bpf.kernel.control_device import Tag
-from pagecache_bpf.kernel.file_key import generation_of, open_to_read
+from pagecache_bpf.kernel.file_key import identity_at, identity_of, open_to_read
 from pagecache_bpf.policy.engines import Engines
 from pagecache_bpf.weights.models import LeftOut, Model, resolve
 
@@ -128,8 +128,8 @@ class Tagging:
         for path in model.files:
             fd = open_to_read(path)
             try:
-                status = os.fstat(fd)
-                identity = (os.major(status.st_dev), os.minor(status.st_dev), status.st_ino)
+                major, minor, inode, generation = identity_of(fd)
+                identity = (major, minor, inode)
                 if identity in self._done:
                     continue  # the same file below two of the paths
                 self.device.tag(
@@ -139,16 +139,16 @@ class Tagging:
                     path=str(path),
                     replace=self._may_replace(path, self._before.get(identity)),
                 )
-                self._forget_replaced(str(path), status.st_ino, generation_of(fd))
+                self._forget_replaced(str(path), inode, generation)
                 self._done[identity] = path
-                files.append(TaggedFile(path, status.st_size))
+                files.append(TaggedFile(path, os.fstat(fd).st_size))
             finally:
                 os.close(fd)
 
     def _forget_replaced(self, path: str, inode: int, generation: int) -> None:
         """Take the tags off what had this path before: another file has its name now."""
         for tag in self._at_path.pop(path, ()):
-            if tag.ino != inode or generation not in (0, tag.generation):
+            if (tag.ino, tag.generation) != (inode, generation):
                 untag(self.device, [tag])
 
     def _may_replace(self, path: Path, tag: Tag | None) -> bool:
@@ -182,11 +182,9 @@ class Tagging:
         for model in models:
             for path in model.files:
                 try:
-                    status = path.stat()
-                except OSError:
+                    old = self._before.get(identity_at(path)[:3])
+                except (PagecacheError, OSError):
                     continue  # add() says why
-                identity = (os.major(status.st_dev), os.minor(status.st_dev), status.st_ino)
-                old = self._before.get(identity)
                 if old and (old.policy, old.model) == (self.policy, model.name):
                     continue
                 steps.untag_paths.append(str(path))

@@ -280,7 +280,7 @@ def _take(steps: Steps) -> tuple[str, bool, dict[str, ExitRecord | None]]:
 
 def _untag(engines: Any, steps: Steps, failed: list[str]) -> int:
     """Take off the tags that are there; return how many."""
-    from pagecache_bpf.kernel.file_key import open_to_read
+    from pagecache_bpf.kernel.file_key import identity_of, open_to_read
 
     there = {tag.identity: tag.policy for tag in engines.tags()}
     ours = {identity[:3] for identity, policy in there.items() if policy == steps.policy}
@@ -292,9 +292,7 @@ def _untag(engines: Any, steps: Steps, failed: list[str]) -> int:
             failed.append(str(error))
             continue
         try:
-            status = os.fstat(fd)
-            inode = (os.major(status.st_dev), os.minor(status.st_dev), status.st_ino)
-            if inode in ours:
+            if identity_of(fd)[:3] in ours:
                 engines.untag_fd(fd)
                 count += 1
         except PagecacheError as error:

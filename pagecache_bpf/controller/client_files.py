@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pagecache_bpf.errors import PrivilegeError, UsageError
 from pagecache_bpf.ipc.public_protocol import TEMPLATE_BYTES
 from pagecache_bpf.ipc.server import Connection
+from pagecache_bpf.kernel import file_identity
 from pagecache_bpf.kernel.file_key import key_of
 from pagecache_bpf.kernel.file_pages import PAGE_SIZE
 from pagecache_bpf.kernel.kernelfs import LIVE
@@ -49,7 +50,9 @@ class MountTable:
     def trusted(self, fd: int) -> bool:
         """Tell whether system calls on a file cannot be made to wait by a user's own server.
 
-        This asks nothing of the file system itself.
+        This asks nothing of the file system itself.  What the kernel says of who has mounted it
+        holds in every mount namespace, as a container's, and without a look into the client's;
+        FUSE is mounted for users by a program of root's, so that the mounts have to tell of whom.
 
         Args:
             fd: the file.
@@ -60,6 +63,9 @@ class MountTable:
         with suppress(OSError):
             fcntl.fcntl(fd, fcntl.F_GET_SEALS)
             return True  # a memfd: no mount has it
+        mount = file_identity.mount_of(fd)
+        if mount is not None and mount.by_root and mount.magic != file_identity.FUSE:
+            return True
         number = _mount_of(fd)
         device, kind = self._here.get(number) or self._there.get(number) or ("", "")
         if kind and not kind.startswith(_USERS_OWN):

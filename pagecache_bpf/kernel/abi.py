@@ -753,6 +753,28 @@ class pagecache_agent_pressure(ctypes.Structure):
     )
 
 
+class pagecache_file_question(ctypes.Structure):
+    """Struct pagecache_file_question, 64 bytes."""
+
+    address: int
+    key: pagecache_file_key
+    pages: int
+    magic: int
+    mount_magic: int
+    fd: int
+    level: int
+
+    _fields_ = (
+        ("address", ctypes.c_uint64),
+        ("key", pagecache_file_key),
+        ("pages", ctypes.c_uint64),
+        ("magic", ctypes.c_uint64),
+        ("mount_magic", ctypes.c_uint64),
+        ("fd", ctypes.c_int32),
+        ("level", ctypes.c_uint32),
+    )
+
+
 COUNTERS = (
     Counter("readahead_calls", "calls", "readahead decisions asked of the policy"),
     Counter("readahead_miss", "calls", "of these: read() of an absent page"),

@@ -21,6 +21,7 @@ from pagecache_bpf.kernel import abi
 from pagecache_bpf.kernel.abi import COUNTERS as COUNTERS
 from pagecache_bpf.kernel.abi import Counter as Counter
 from pagecache_bpf.kernel.abi import ExitKind, Hook
+from pagecache_bpf.kernel.file_key import identity_at
 
 PATH = Path("/dev") / abi.DEVICE
 
@@ -460,7 +461,7 @@ def size_on_disk(tag: Tag) -> int | None:
     """Return the size of a tagged file.
 
     The file is compared by its inode number only: the device number of its pages is not always that
-    of its path (overlayfs, btrfs).
+    of its path (overlayfs, btrfs).  Where the number is another, too, the kernel is asked.
 
     Args:
         tag: a tag with the file's path and inode number.
@@ -472,4 +473,10 @@ def size_on_disk(tag: Tag) -> int | None:
         status = os.stat(tag.path)
     except OSError:
         return None
-    return status.st_size if status.st_ino == tag.ino else None
+    if status.st_ino != tag.ino:
+        try:
+            if identity_at(tag.path)[2:] != tag.identity[2:]:
+                return None
+        except (PagecacheError, OSError):
+            return None
+    return status.st_size

@@ -11,7 +11,7 @@ import stat
 from contextlib import suppress
 from pathlib import Path
 
-from pagecache_bpf.errors import PrivilegeError, UsageError
+from pagecache_bpf.errors import PrivilegeError, UnsupportedError, UsageError
 
 _FS_IOC_GETVERSION = 0x80087601  # _IOR('v', 1, long)
 
@@ -19,41 +19,111 @@ _FS_IOC_GETVERSION = 0x80087601  # _IOR('v', 1, long)
 def key_of(fd: int) -> bytes:
     """Return how the BPF programs know a file: by device, inode number and generation.
 
+    It is the file that has the pages, which on overlayfs is one of a layer.
+
     Args:
-        fd: the file's descriptor.
+        fd: the file's descriptor, open for reading.
 
     Returns:
         The bytes of struct pagecache_file_key.
 
     Raises:
+        UnsupportedError: the kernel cannot be asked who has the pages, or nobody has.
         OSError: the descriptor is none.
     """
-    from pagecache_bpf.kernel import abi  # late: files are read without it, and it takes a while
+    # Late: files are read without them, and they take a while.
+    from pagecache_bpf.kernel import abi, file_identity
 
     status = os.fstat(fd)
+    # A file system on a block device of its own that tells generations (ext4, xfs, f2fs) has the
+    # pages itself.  Of others stat() may tell another device or number than the kernel's events.
+    own = bool(os.major(status.st_dev))
+    generation = _generation(fd) if own else None
+    if generation is None:
+        try:
+            return file_identity.pages_of(fd).key
+        except PrivilegeError:
+            pass  # whoever may not ask governs nothing: the file is compared with itself only
     return bytes(
         abi.pagecache_file_key(
             ino=status.st_ino,
             dev_major=os.major(status.st_dev),
             dev_minor=os.minor(status.st_dev),
-            generation=generation_of(fd),
+            generation=generation or 0,
         )
     )
 
 
-def generation_of(fd: int) -> int:
-    """Return the generation of an inode, which tells it from others that had its number.
+def told_key(fd: int, types: frozenset[str] | None, what: str) -> bytes:
+    """Return how programs know a file, once it is certain that the kernel's events name it so.
 
     Args:
-        fd: the file's descriptor.
+        fd: the file's descriptor, open for reading.
+        types: of the programs, as file_identity.PagesOf.is_known() takes them.
+        what: what cannot be done otherwise, for people.
 
     Returns:
-        The generation; 0 where the file system does not tell it.
+        As key_of().
+
+    Raises:
+        UnsupportedError: the events name it otherwise or not at all, or it is in memory.
+        OSError: the descriptor is none.
     """
+    from pagecache_bpf.kernel import file_identity
+
+    key = key_of(fd)
+    file_identity.check_told(fd, key, types, what)
+    return key
+
+
+def _generation(fd: int) -> int | None:
+    """The generation of an inode; None where the file system does not tell it."""
     version = array.array("L", [0])
-    with suppress(OSError):
+    try:
         fcntl.ioctl(fd, _FS_IOC_GETVERSION, version)
+    except OSError:
+        return None
     return version[0] & 0xFFFFFFFF
+
+
+def identity_of(fd: int) -> tuple[int, int, int, int]:
+    """Return what a file is to the kernel's events, as control_device.Tag.identity has it.
+
+    Args:
+        fd: the file's descriptor, open for reading.
+
+    Returns:
+        The major and the minor number of the device, the number of the inode, its generation.
+
+    Raises:
+        UnsupportedError: as key_of().
+        OSError: the descriptor is none.
+    """
+    from pagecache_bpf.kernel import abi
+
+    key = abi.pagecache_file_key.from_buffer_copy(key_of(fd))
+    return key.dev_major, key.dev_minor, key.ino, key.generation
+
+
+def identity_at(path: str | Path) -> tuple[int, int, int, int]:
+    """Return what the file at a path is to the kernel's events.
+
+    Args:
+        path: the file; links are followed.
+
+    Returns:
+        As identity_of().
+
+    Raises:
+        PrivilegeError: this process may not read it.
+        UsageError: it cannot be opened for another reason.
+        UnsupportedError: as key_of().
+    """
+    fd = open_to_read(Path(path))
+    try:
+        return identity_of(fd)
+    finally:
+        os.close(fd)
 
 
 def reopen(key: bytes, path: str | Path) -> int:
@@ -83,12 +153,13 @@ def reopen(key: bytes, path: str | Path) -> int:
     finally:
         os.close(found)
     try:
-        if key_of(fd) != key:
-            raise FileNotFoundError(errno.ESTALE, "another file has its name now", str(path))
+        with suppress(UnsupportedError):  # a file without pages: not that one
+            if key_of(fd) == key:
+                return fd
+        raise FileNotFoundError(errno.ESTALE, "another file has its name now", str(path))
     except BaseException:
         os.close(fd)
         raise
-    return fd
 
 
 def reopen_descriptor(fd: int) -> int:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 from pagecache_bpf.errors import PagecacheError, UsageError
 from pagecache_bpf.kernel import kmod, pid_namespace
 from pagecache_bpf.kernel.control_device import PolicyStatus
+from pagecache_bpf.kernel.file_key import identity_of
 from pagecache_bpf.kernel.numa import nodes
 from pagecache_bpf.loads.reader_progress import blocked_seconds
 from pagecache_bpf.loads.report import Report
@@ -187,11 +188,10 @@ class AttachedLoad:
 
     def _tag(self, engines: Engines) -> None:
         """Tag the files that nobody has tagged yet; a note tells of each that is left out."""
-        ours = {(tag.dev_major, tag.dev_minor, tag.ino): tag for tag in engines.tags()}
+        ours = {tag.identity[:3]: tag for tag in engines.tags()}
         for path in self._request.model.files:
             with opened(path) as fd:
-                status = os.fstat(fd)
-                key = (os.major(status.st_dev), os.minor(status.st_dev), status.st_ino)
+                key = identity_of(fd)[:3]
                 if key in ours:
                     self._notes.append(f"{path} was tagged already, for {ours[key].policy}")
                     continue

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from pagecache_bpf.errors import PagecacheError
 from pagecache_bpf.kernel.cachestat import cached_pages
-from pagecache_bpf.kernel.file_key import open_to_read
+from pagecache_bpf.kernel.file_key import identity_of, open_to_read
 from pagecache_bpf.kernel.file_pages import PAGE_SIZE
 from pagecache_bpf.weights.names import natural
 
@@ -164,9 +164,8 @@ def _opened(tag: Tag) -> Iterator[int | None]:
     try:
         with suppress(OSError, PagecacheError):
             fd = open_to_read(Path(tag.path))
-            status = os.fstat(fd)
             # By inode only, as control_device.size_on_disk() says.
-            if status.st_ino != tag.ino:
+            if os.fstat(fd).st_ino != tag.ino and identity_of(fd)[2:] != tag.identity[2:]:
                 os.close(fd)
                 fd = None
         yield fd

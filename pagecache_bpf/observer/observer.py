@@ -17,10 +17,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pagecache_bpf.errors import PagecacheError, PrivilegeError, UnsupportedError, UsageError
-from pagecache_bpf.kernel import abi, libbpf
+from pagecache_bpf.kernel import abi, file_identity, libbpf
 from pagecache_bpf.kernel.abi import OBSERVED
 from pagecache_bpf.kernel.cachestat import cached_pages
-from pagecache_bpf.kernel.file_key import key_of, reopen
+from pagecache_bpf.kernel.file_key import key_of, reopen, told_key
 from pagecache_bpf.kernel.file_pages import PAGE_SIZE
 from pagecache_bpf.kernel.inode_filter import InodeBits
 from pagecache_bpf.kernel.numa import nodes
@@ -61,6 +61,7 @@ class _File:
     model: str
     path: str
     blocks: int
+    here: tuple[int, int]  # what stat() says of it: on overlayfs another file than the key's
     moved: bytes | None = None  # what had been added and removed at the last look
     looked: float = 0.0  # when that was, in monotonic seconds
     size: int | None = None  # None: its path does not lead to it any more
@@ -105,8 +106,11 @@ class Observer:
         self._models: dict[str, _Model] = {}
         self._files: dict[bytes, _File] = {}
         self._slots = 0
+        self._types: frozenset[str] | None = file_identity.module_types()
         told = ("off", "limited", "all").index(moves)
         self._programs = _start(backend, told, without, log_dir, grid)
+        if self._programs.backend != Programs.backend:
+            self._types = None
         self._maps = self._programs.maps
         self._consumers = Consumers(self._maps)
         self._inodes = InodeBits(self._maps["inode_bits"])
@@ -176,11 +180,12 @@ class Observer:
 
         Raises:
             UsageError: it is nothing that can be cached, or there are too many files.
+            UnsupportedError: the programs would not know what the kernel tells of it.
             OSError: the system refused to look at it.
         """
-        key = key_of(fd)
+        shown = path or os.readlink(f"/proc/self/fd/{fd}")
+        key = told_key(fd, self._types, f"{shown} is not observed")
         self.untag(key)
-        path = path or os.readlink(f"/proc/self/fd/{fd}")
         known = self._models.get(model)
         if known is None:
             known = self._models[model] = _Model(len(self._models) + 1)
@@ -193,14 +198,16 @@ class Observer:
             known.base = by_process(self._consumers.by_model().get(known.number, []))
         known.policy, known.engine = policy or known.policy, engine or known.engine
         self._slots += 1
-        blocks = -(-os.fstat(fd).st_size // (PAGE_SIZE * BITS_PAGES))
-        file = _File(key, self._slots, model, path, blocks)
+        status = os.fstat(fd)
+        blocks = -(-status.st_size // (PAGE_SIZE * BITS_PAGES))
+        here = (status.st_dev, status.st_ino)
+        file = _File(key, self._slots, model, shown, blocks, here)
         self._inodes.add(key)
         try:
             self._seed(fd, file, known.number)
         except OSError as error:
             self._forget(file)
-            raise UsageError(f"{path} is not observed", error.strerror or str(error)) from error
+            raise UsageError(f"{shown} is not observed", error.strerror or str(error)) from error
         self._files[key] = known.files[key] = file
 
     def untag(self, key: bytes) -> bool:
@@ -233,6 +240,7 @@ class Observer:
     def _seed(self, fd: int, file: _File, model: int) -> None:
         """Tell the programs what is resident; once more if it changed before they knew."""
         files, bits = self._maps["observed_files"], self._maps["page_bits"]
+        size = os.fstat(fd).st_size  # squashfs fills whole blocks, with pages after the end
         for _ in range(_SEED_TRIES):
             resident = 0
             for block, value in resident_blocks(fd):
@@ -251,7 +259,7 @@ class Observer:
                 )
             files.update(file.key, value)
             known = self._file_value(file)
-            if known is None or known.resident_pages == cached_pages(fd):
+            if known is None or known.resident_pages == cached_pages(fd, 0, size):
                 return
             files.delete(file.key)
             self._delete_bits(file)
@@ -365,7 +373,11 @@ class Observer:
             file.resident_bytes = 0
         elif moved != file.moved:
             with suppress(OSError):
-                fd = reopen(file.key, file.path)
+                try:
+                    fd = reopen(file.key, file.path)
+                except FileNotFoundError:  # as after a copy to overlayfs' upper layer
+                    file.size, file.resident_bytes = None, 0
+                    return
                 try:
                     file.resident_bytes = cached_pages(fd) * PAGE_SIZE
                 finally:
@@ -375,15 +387,11 @@ class Observer:
     @staticmethod
     def _size(file: _File) -> int | None:
         """Bytes of the file, None if its path does not lead to it any more."""
-        identity = abi.pagecache_file_key.from_buffer_copy(file.key)
         try:
             status = os.stat(file.path)
         except OSError:
             return None
-        here = (os.major(status.st_dev), os.minor(status.st_dev), status.st_ino)
-        if here != (identity.dev_major, identity.dev_minor, identity.ino):
-            return None
-        return status.st_size
+        return status.st_size if (status.st_dev, status.st_ino) == file.here else None
 
     # --- recording ---
 

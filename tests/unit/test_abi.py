@@ -40,6 +40,9 @@ TEMPLATE_STRUCTS = [name for name in STRUCTS if name.startswith("pagecache_templ
 OBSERVER_STRUCTS = [
     name for name in STRUCTS if name.startswith(("pagecache_observe", "pagecache_recorded"))
 ]
+# What is asked of a file.
+FILES_OBJECT = ROOT / "build" / "bpf" / "files" / "identity.bpf.o"
+FILES_STRUCTS = ["pagecache_file_question"]
 ENUMS = {
     "pagecache_template_source": abi.TemplateSource,
     "pagecache_hook": abi.Hook,
@@ -112,7 +115,7 @@ def built(request: pytest.FixtureRequest) -> tuple[Btf, str]:
 
 @pytest.mark.parametrize("name", STRUCTS)
 def test_structs_are_laid_out_alike(built: tuple[Btf, str], name: str) -> None:
-    foreign = AGENT_STRUCTS + OBSERVER_STRUCTS + TEMPLATE_STRUCTS
+    foreign = AGENT_STRUCTS + OBSERVER_STRUCTS + TEMPLATE_STRUCTS + FILES_STRUCTS
     if name in foreign and built[1].endswith(".ko"):
         assert built[0].find(name, BtfKind.STRUCT) is None
         return
@@ -130,6 +133,13 @@ def test_the_agent_shares_its_types_with_its_programs(name: str) -> None:
             assert "has no struct" in found[0]
             continue
         assert found == []
+
+
+@pytest.mark.parametrize("name", FILES_STRUCTS)
+def test_what_is_asked_of_a_file_is_known_to_the_programs(name: str) -> None:
+    if not FILES_OBJECT.exists():
+        pytest.skip("build/bpf/files is not built: run `make build`")
+    assert differences(STRUCTS[name], load(FILES_OBJECT), FILES_OBJECT.name) == []
 
 
 @pytest.mark.parametrize("name", TEMPLATE_STRUCTS)

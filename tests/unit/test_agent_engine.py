@@ -155,7 +155,12 @@ class Kernel:
 @pytest.fixture
 def kernel(monkeypatch: pytest.MonkeyPatch) -> Kernel:
     made = Kernel()
-    monkeypatch.setattr(bpf_object, "load", lambda *arguments: made)
+    real = bpf_object.load
+    monkeypatch.setattr(
+        bpf_object,
+        "load",
+        lambda path, name, *more: real(path, name, *more) if name == "files" else made,
+    )
     monkeypatch.setattr(engine, "BpfMap", made.map)
     monkeypatch.setattr(engine, "map_id", lambda fd: len(fd))
     monkeypatch.setattr(libbpf, "RingBuffer", made.ring)

@@ -16,19 +16,13 @@ from pagecache_bpf.cli import stale_tags
 from pagecache_bpf.cli.tagging import Tagging
 from pagecache_bpf.cli.verbs import status
 from pagecache_bpf.kernel.control_device import Tag
-from pagecache_bpf.kernel.file_key import generation_of
+from pagecache_bpf.kernel.file_key import identity_at
 from pagecache_bpf.policy import read_errors
 from pagecache_bpf.weights.models import resolve
 
 
 def tag_of(path: Path, model: str = "m") -> Tag:
-    fd = os.open(path, os.O_RDONLY)
-    try:
-        found, generation = os.fstat(fd), generation_of(fd)
-    finally:
-        os.close(fd)
-    major, minor = os.major(found.st_dev), os.minor(found.st_dev)
-    return Tag(major, minor, found.st_ino, generation, "noop", model, 1, str(path), True, 0)
+    return Tag(*identity_at(path), "noop", model, 1, str(path), True, 0)
 
 
 def model(directory: Path, count: int) -> list[Tag]:

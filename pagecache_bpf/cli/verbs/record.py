@@ -143,16 +143,15 @@ def _template(name: str | None) -> Path | None:
 
 def _governed_by(model: Model) -> tuple[str, str]:
     """The policy that governs the model's files now, and its engine; empty where none does."""
+    from pagecache_bpf.kernel.file_key import identity_at
     from pagecache_bpf.policy.engines import Engines
 
-    status = os.stat(model.files[0])
     try:
+        here = identity_at(model.files[0])[:3]
         with Engines() as engines:
             for tag in engines.tags():
-                place = (tag.dev_major, tag.dev_minor, tag.ino)
-                here = (os.major(status.st_dev), os.minor(status.st_dev), status.st_ino)
                 if tag.active and (
-                    place == here or os.path.realpath(tag.path) == str(model.files[0])
+                    tag.identity[:3] == here or os.path.realpath(tag.path) == str(model.files[0])
                 ):
                     return tag.policy, engines.engine_of(tag.policy) or ""
     except PagecacheError:

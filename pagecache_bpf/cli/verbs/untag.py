@@ -102,7 +102,7 @@ def _at_path(path: str, tags: list[Tag]) -> list[Tag]:
 
     The two differ after a rename, through symbolic links, and for deleted files.
     """
-    from pagecache_bpf.kernel.file_key import open_to_read
+    from pagecache_bpf.kernel.file_key import identity_at
     from pagecache_bpf.weights.models import resolve
 
     recorded = os.path.abspath(path)
@@ -115,12 +115,7 @@ def _at_path(path: str, tags: list[Tag]) -> list[Tag]:
         files = ()
     by_inode = {tag.identity[:3]: tag for tag in tags}
     for file in files:
-        fd = open_to_read(file)
-        try:
-            status = os.fstat(fd)
-        finally:
-            os.close(fd)
-        inode = (os.major(status.st_dev), os.minor(status.st_dev), status.st_ino)
+        inode = identity_at(file)[:3]
         if inode in by_inode:
             found.append(by_inode[inode])
     if not found:
