@@ -41,6 +41,7 @@ from tests.vm.kernel import wait_for
 pytestmark = pytest.mark.native
 
 MIB = 1 << 20
+UNKNOWN_BYTES = 16 * MIB  # what is read ahead of a reader at whom the agent has not looked yet
 CHUNK = 512  # pages of a huge one: what is read may end so much later
 READER = """
 import os, sys
@@ -166,7 +167,9 @@ def test_the_headroom_of_the_readers_cgroup_is_respected(large: Path, cgroup: Pa
             process.send_signal(signal.SIGSTOP)
             idle()
             held = cached_behind(large, position(process, large)) * PAGE_SIZE
-            assert held <= headroom / 4 + (CHUNK + KERNEL_AHEAD) * PAGE_SIZE
+            # The agent may not have looked at the reader before its first window was asked for.
+            window = max(headroom / 4, UNKNOWN_BYTES) if goal == 2003 else headroom / 4
+            assert held <= window + (CHUNK + KERNEL_AHEAD) * PAGE_SIZE
             process.send_signal(signal.SIGCONT)
         wait_for(lambda: position(process, large) == 128 * MIB // PAGE_SIZE, "the end of the file")
         idle()
