@@ -20,7 +20,7 @@ from typing import Any
 import pytest
 
 from benchmarks.cachestat import PAGE_SIZE, drop, resident_pages
-from pagecache_bpf.errors import PagecacheError, PrivilegeError, UsageError
+from pagecache_bpf.errors import PagecacheError, PrivilegeError, UnsupportedError, UsageError
 from pagecache_bpf.ipc import public_protocol
 from pagecache_bpf.ipc.public_client import PublicClient
 from pagecache_bpf.policy.agent_device import AgentDevice
@@ -169,8 +169,17 @@ def test_a_descriptor_that_proves_nothing(controller: Controller, file: Path, wh
 
 
 def test_what_looks_like_a_file_and_is_none(controller: Controller) -> None:
-    for fd in (os.open("/proc/self/mem", os.O_RDONLY), os.pidfd_open(os.getpid())):
-        with controller.client() as client, pytest.raises(UsageError):
+    cases: tuple[tuple[int, type[PagecacheError], str], ...] = (
+        # A regular file, as stat() says, which has no pages.
+        (
+            os.open("/proc/self/mem", os.O_RDONLY),
+            UnsupportedError,
+            "kept in the page cache",
+        ),
+        (os.pidfd_open(os.getpid()), UsageError, "not of a regular file"),
+    )
+    for fd, refusal, way_out in cases:
+        with controller.client() as client, pytest.raises(refusal, match=way_out):
             client.open_load([fd], model="m")
         os.close(fd)
 
