@@ -42,6 +42,8 @@ pytestmark = pytest.mark.native
 
 MIB = 1 << 20
 UNKNOWN_BYTES = 16 * MIB  # what is read ahead of a reader at whom the agent has not looked yet
+#: Files of a large model; 100,000 take one and a half minutes.
+MANY = int(os.environ.get("PAGECACHE_BPF_FILES", "30011"))
 CHUNK = 512  # pages of a huge one: what is read may end so much later
 READER = """
 import os, sys
@@ -261,10 +263,10 @@ def test_requests_that_find_the_buffer_full_are_counted(file: Path) -> None:  # 
     assert "the buffer was full" in done("status").out
 
 
-def test_a_model_of_100_000_files(tmp_path: Path) -> None:
+def test_a_model_of_very_many_files(tmp_path: Path) -> None:
     model = tmp_path / "many"
     model.mkdir()
-    for number in range(100_000):
+    for number in range(MANY):
         with (model / f"{number:06}.bin").open("wb") as out:
             out.truncate(PAGE_SIZE)
     begun = time.monotonic()
@@ -280,11 +282,11 @@ def test_a_model_of_100_000_files(tmp_path: Path) -> None:
     with agent_device.AgentDevice() as agent:
         status = Path(f"/proc/{agent.pid}/status").read_text()
     memory = next(int(line.split()[1]) for line in status.splitlines() if "VmRSS" in line)
-    assert memory < 300 * 1024, "KiB of the agent"
+    assert memory < 80 * 1024 + 2.2 * MANY, "KiB of the agent"
     (shown,) = done("status", "--json").data["policies"]
-    assert shown["tags"] == 100_000
+    assert shown["tags"] == MANY
     gone = done("detach", "sequential", "--json").data
-    assert gone["detached"][0]["untagged"] == 100_000
+    assert gone["detached"][0]["untagged"] == MANY
     assert time.monotonic() - begun < 240  # a bound against quadratic work, not a speed
 
 

@@ -27,9 +27,9 @@ ROUNDS = os.environ.get("PAGECACHE_BPF_ROUNDS")
 #: Moments at which an attach is killed; each takes an emulated guest 15 seconds.
 KILLED = int(ROUNDS or 5)
 #: Attached and detached under readers; each takes an emulated guest 9 seconds.
-TURNS = int(ROUNDS or 8)
+TURNS = int(ROUNDS or 6)
 #: The module unloaded and loaded, too; 10 seconds each.
-LOADED = int(ROUNDS or 10)
+LOADED = int(ROUNDS or 7)
 
 READER = """
 import sys
