@@ -11,9 +11,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 from pagecache_bpf._run_dir import write_log
-from pagecache_bpf.errors import PagecacheError, UsageError
+from pagecache_bpf.errors import PagecacheError, UnsupportedError, UsageError
 from pagecache_bpf.kernel import libbpf
 from pagecache_bpf.kernel.verifier_log import boil_down
+
+_PACKAGE = Path(__file__).resolve().parent.parent
 
 
 class ProgramsRefused(PagecacheError):
@@ -29,6 +31,26 @@ class ProgramsRefused(PagecacheError):
         fix = f"The whole log is in {log_path}" if log_path else ""
         super().__init__(f"the kernel refused to load {name}", why, fix)
         self.log_path = log_path
+
+
+def compiled(place: str, what: str) -> Path:
+    """Find a compiled object: built in this tree, or installed with the package.
+
+    Args:
+        place: where it lies below bpf/, such as "observer/observer.bpf.o".
+        what: what does not work without it, for people.
+
+    Returns:
+        Its path.
+
+    Raises:
+        UnsupportedError: there is none.
+    """
+    places = [_PACKAGE.parent / "build" / "bpf" / place, _PACKAGE / "bpf" / place]
+    for path in places:
+        if path.is_file():
+            return path
+    raise UnsupportedError(what, f"there is no {places[0]}", "Run `make build`")
 
 
 def load(

@@ -13,7 +13,6 @@ import os
 import threading
 import time
 from dataclasses import dataclass
-from pathlib import Path
 
 from pagecache_bpf.errors import PrivilegeError, UnsupportedError
 from pagecache_bpf.kernel import abi, bpf_object, libbpf
@@ -26,8 +25,6 @@ _BTRFS = 0x9123683E
 _IN_MEMORY = frozenset({0x01021994, 0x858458F6, 0x958458F6})
 DOCS = "docs/filesystems.md#how-a-file-is-known"
 _TRIES = 1000  # another thread of this process maps or unmaps something at that moment
-
-_HERE = Path(__file__).resolve().parent.parent
 
 
 @dataclass(frozen=True)
@@ -89,29 +86,6 @@ def module_types() -> frozenset[str]:
         return frozenset()
 
 
-def object_path() -> Path:
-    """Find the compiled programs: built in this tree, or installed.
-
-    Returns:
-        The path of identity.bpf.o.
-
-    Raises:
-        UnsupportedError: there is none.
-    """
-    places = [
-        _HERE.parent / "build" / "bpf" / "files" / "identity.bpf.o",
-        _HERE / "bpf" / "files" / "identity.bpf.o",
-    ]
-    for place in places:
-        if place.is_file():
-            return place
-    raise UnsupportedError(
-        "the kernel cannot be asked whose pages a file has",
-        f"there is no {places[0]}",
-        "Run `make build`",
-    )
-
-
 class _Programs:
     """The programs, loaded at the first question and kept as long as the process lives."""
 
@@ -143,7 +117,10 @@ def _load() -> libbpf.Object:
             "the kernel was not asked whose pages a file has", f"this is user {os.geteuid()}"
         )
     try:
-        return bpf_object.load(object_path(), "files", lambda opened: None, "files-load.log")
+        path = bpf_object.compiled(
+            "files/identity.bpf.o", "the kernel cannot be asked whose pages a file has"
+        )
+        return bpf_object.load(path, "files", lambda opened: None, "files-load.log")
     except bpf_object.ProgramsRefused as error:
         raise UnsupportedError(
             "the kernel cannot be asked whose pages a file has",

@@ -24,7 +24,6 @@ SWITCH = "sched_switch"
 #: Without these only what is mapped by huge pages is not seen; arm64 does not have them.
 FAULTS = frozenset({"page_fault_user", "page_fault_kernel", "vm_unmapped_area"})
 
-_HERE = Path(__file__).resolve().parent.parent
 # Numbers of system calls: of x86-64, and of the table that newer architectures share.
 _SYSCALLS = {
     "x86_64": {
@@ -36,27 +35,6 @@ _SYSCALLS = {
         **{"read": 63, "readv": 65, "pread": 67, "preadv": 69, "preadv2": 286},
     },
 }
-
-
-def object_path() -> Path:
-    """Find the compiled programs: built in this tree, or installed.
-
-    Returns:
-        The path of observer.bpf.o.
-
-    Raises:
-        UnsupportedError: there is none.
-    """
-    places = [
-        _HERE.parent / "build" / "bpf" / "observer" / "observer.bpf.o",
-        _HERE / "bpf" / "observer" / "observer.bpf.o",
-    ]
-    for place in places:
-        if place.is_file():
-            return place
-    raise UnsupportedError(
-        "the observer is not built", f"there is no {places[0]}", "Run `make build`"
-    )
 
 
 @dataclass(frozen=True)
@@ -127,7 +105,7 @@ class Programs:
         self._links: list[libbpf.Link] = []
         try:
             self._object = bpf_object.load(
-                object_path(),
+                bpf_object.compiled("observer/observer.bpf.o", "the observer is not built"),
                 "observer",
                 lambda opened: opened.set_constants(constants(moves, grid)),
                 "observer-load.log",
