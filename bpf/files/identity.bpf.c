@@ -24,15 +24,6 @@ struct vm_area_struct {
 	struct file *vm_file;
 };
 
-struct fdtable {
-	unsigned int max_fds;
-	struct file **fd;
-};
-
-struct files_struct {
-	struct fdtable *fdt;
-};
-
 struct task_struct {
 	struct files_struct *files;
 };

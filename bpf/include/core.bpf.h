@@ -42,6 +42,17 @@ struct address_space {
 	unsigned long nrpages;
 };
 
+struct file;
+
+struct fdtable {
+	unsigned int max_fds;
+	struct file **fd;
+};
+
+struct files_struct {
+	struct fdtable *fdt;
+};
+
 struct btrfs_root {
 	u32 anon_dev;
 };

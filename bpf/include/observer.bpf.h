@@ -15,6 +15,7 @@
 #else
 #include "observer_core.bpf.h"
 #endif
+#include "bits.bpf.h"
 #include "inodes.bpf.h"
 
 #define BITS_PAGES 1024 /* pages of one element of page_bits */
@@ -205,15 +206,6 @@ static __always_inline u64 word_mask(u64 word, u64 from, u64 to)
 	u64 below_high = ((1ULL << (high & 63)) - 1) | -(high >> 6);
 
 	return below_high & ~below_low;
-}
-
-/* BPF has no instruction for it, and the compiler's own code takes 64-bit constants. */
-static __always_inline u32 count_bits(u64 v)
-{
-	v -= v >> 1 & 0x5555555555555555ULL;
-	v = (v & 0x3333333333333333ULL) + (v >> 2 & 0x3333333333333333ULL);
-	v = (v + (v >> 4)) & 0x0f0f0f0f0f0f0f0fULL;
-	return v * 0x0101010101010101ULL >> 56;
 }
 
 /* What every new element begins as; larger than the stack takes. */

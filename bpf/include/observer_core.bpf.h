@@ -36,15 +36,6 @@ struct vm_area_struct {
 	struct file *vm_file;
 };
 
-struct fdtable {
-	unsigned int max_fds;
-	struct file **fd;
-};
-
-struct files_struct {
-	struct fdtable *fdt;
-};
-
 struct pt_regs___x86 {
 	unsigned long di;
 	unsigned long r8;

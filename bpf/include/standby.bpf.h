@@ -16,6 +16,7 @@
 #define STANDBY_BPF_H
 
 #include "policy.bpf.h"
+#include "bits.bpf.h"
 
 #ifdef PAGECACHE_ENGINE_AGENT
 
@@ -207,15 +208,6 @@ static __always_inline void standby_helped(struct standby *it, struct standby_mo
 	standby_enter(it, STANDBY_HELPING, pages_of(ctx, PROOF_BYTES));
 }
 
-/* How many bits are set, without a branch: the verifier would follow each. */
-static __always_inline u32 standby_count(u64 bits)
-{
-	bits -= bits >> 1 & 0x5555555555555555ULL;
-	bits = (bits & 0x3333333333333333ULL) + (bits >> 2 & 0x3333333333333333ULL);
-	bits = (bits + (bits >> 4)) & 0x0f0f0f0f0f0f0f0fULL;
-	return bits * 0x0101010101010101ULL >> 56;
-}
-
 /* What the reader's threads read at once, by its last accesses. */
 static __always_inline void standby_threads(struct standby *it, const struct pagecache_ctx *ctx)
 {
@@ -225,7 +217,7 @@ static __always_inline void standby_threads(struct standby *it, const struct pag
 	it->recent_pages += ctx->nr;
 	if (++it->accesses % RECENT)
 		return;
-	threads = standby_count(it->recent_threads);
+	threads = count_bits(it->recent_threads);
 	it->threads_ahead_pages = threads > 1 ? threads * it->recent_pages / RECENT : 0;
 	it->recent_pages = it->recent_threads = 0;
 }

@@ -18,6 +18,7 @@ from pagecache_bpf.policy import agent_device
 from tests.native.controller import AGENT, NOBODY, serving, tagged
 from tests.native.filesystems import MAKERS, PAGE_SIZE, PAGES, Places, cached, made_in, make_cold
 from tests.native.test_agent import KERNEL_AHEAD, MIB, done, idle, policy, read
+from tests.native.test_record import _nothing_attached  # noqa: F401  # a fixture
 from tests.observing import counts, observing, reader, stream
 from tests.unit.command import ROOT, environment, run
 
@@ -34,16 +35,6 @@ TABLE = ROOT / "docs" / "filesystems.md"
 def places(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Places]:
     with made_in(tmp_path_factory.mktemp("places")) as made:
         yield made
-
-
-@pytest.fixture(autouse=True)
-def _nothing_attached() -> Iterator[None]:
-    """Nothing is attached before a test, or after it."""
-    if agent_device.is_running():
-        run("detach", "--all")
-    yield
-    if agent_device.is_running():
-        run("detach", "--all")
 
 
 def counted(name: str) -> dict[str, int]:
