@@ -9,7 +9,8 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -281,9 +282,16 @@ def header(path: Path) -> Mapping[str, Any]:
     return found
 
 
-def copy(source: Path, to: Path) -> Path:
-    """Copy a checkpoint's directory and return the copy's."""
-    return Path(shutil.copytree(source, to / source.name))
+@contextmanager
+def moved(source: Path, to: Path) -> Iterator[Path]:
+    """Have a checkpoint on another disk; it is removed whatever happens, for the next test."""
+    target = to / source.name
+    try:
+        shutil.copytree(source, target)
+        shutil.rmtree(source)
+        yield target
+    finally:
+        shutil.rmtree(target, ignore_errors=True)
 
 
 def deep(directory: Path) -> Path:

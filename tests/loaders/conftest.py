@@ -17,6 +17,13 @@ from tests.loaders.page_trace import PageTrace, cold_disk
 from tests.loaders.vllm_ranks import Ranks
 
 _DISK_BYTES = 1 << 30
+_RESULTS = Path("build/test")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def results() -> None:
+    """There is a place for what was read, in a fresh clone too."""
+    _RESULTS.mkdir(parents=True, exist_ok=True)
 
 
 @pytest.fixture(scope="session")
@@ -48,9 +55,7 @@ def ranks(disk: Path) -> Iterator[Callable[[int], Ranks]]:
 
     def start(count: int) -> Ranks:
         if count not in started:
-            log = Path(f"build/test/vllm-{count}.log")
-            log.parent.mkdir(parents=True, exist_ok=True)
-            started[count] = Ranks(count, log)
+            started[count] = Ranks(count, _RESULTS / f"vllm-{count}.log")
         return started[count]
 
     yield start
@@ -64,7 +69,7 @@ class Reads(dict[str, Any]):
     def __setitem__(self, name: str, case: dict[str, Any]) -> None:
         super().__setitem__(name, case)
         lines = (f"{json.dumps(name)}: {json.dumps(case)}" for name, case in self.items())
-        Path("build/test/loader_reads.json").write_text("{\n" + ",\n".join(lines) + "\n}\n")
+        (_RESULTS / "loader_reads.json").write_text("{\n" + ",\n".join(lines) + "\n}\n")
 
 
 @pytest.fixture(scope="session")

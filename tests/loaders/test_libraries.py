@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -75,16 +74,14 @@ def _tensors(model: Model, pages: list[Place]) -> list[str]:
 def test_a_library_reads_as_its_order_says(
     how: str, order: str, disk: Path, trace: PageTrace, tmp_path: Path
 ) -> None:
-    path = disk / f"deep-{how}"
-    checkpoints.deep(tmp_path).rename(tmp_path / path.name)
-    checkpoints.copy(tmp_path / path.name, disk)
-    model = resolve(path)
-    read = _load(how, path, model, trace)
-    expected = {name: _pages(model, name) for name in ("keys", "offset", "natural")}
-    assert set(read) == set(expected[order])
-    by_order = {name: _tensors(model, pages) for name, pages in expected.items()}
-    assert len({tuple(names) for names in by_order.values()}) == 3
-    assert _tensors(model, read) == by_order[order]
+    with checkpoints.moved(checkpoints.deep(tmp_path), disk) as path:
+        model = resolve(path)
+        read = _load(how, path, model, trace)
+        expected = {name: _pages(model, name) for name in ("keys", "offset", "natural")}
+        assert set(read) == set(expected[order])
+        by_order = {name: _tensors(model, pages) for name, pages in expected.items()}
+        assert len({tuple(names) for names in by_order.values()}) == 3
+        assert _tensors(model, read) == by_order[order]
 
 
 @pytest.mark.parametrize("how", ["torch_load", "torch_load_mapped"])
@@ -116,22 +113,19 @@ def test_transformers_reads_the_template(
     name: str, disk: Path, trace: PageTrace, tmp_path: Path, reads: dict[str, Any]
 ) -> None:
     """In its order: of all files together, and experts, too, which it joins later."""
-    made = checkpoints.make(name, tmp_path, shards="16MB")
-    path = checkpoints.copy(made, disk)
-    shutil.rmtree(made)
-    files = {file.name: header(file) for file in sorted(path.glob("*.safetensors"))}
-    assert len(files) > 1
-    read = _load("transformers", path, resolve(path), trace)
-    template = expected(path, _NATURAL, 0)
-    assert set(read) == set(template)
-    order = tensors_of(read, files)
-    assert order == tensors_of(template, files)
-    assert order != tensors_of(expected(path, {**_NATURAL, "order": "keys"}, 0), files)
-    pages = {file: packed(page for at, page in read if at == file) for file in files}
-    config = {"config.json": json.loads((path / "config.json").read_text())}
-    ranks = [{"pages": pages, "tensors": order}]
-    reads[f"transformers-{name}"] = {**_NATURAL, "config": config, "files": files, "ranks": ranks}
-    shutil.rmtree(path)
+    with checkpoints.moved(checkpoints.make(name, tmp_path, shards="16MB"), disk) as path:
+        files = {file.name: header(file) for file in sorted(path.glob("*.safetensors"))}
+        assert len(files) > 1
+        read = _load("transformers", path, resolve(path), trace)
+        template = expected(path, _NATURAL, 0)
+        assert set(read) == set(template)
+        order = tensors_of(read, files)
+        assert order == tensors_of(template, files)
+        assert order != tensors_of(expected(path, {**_NATURAL, "order": "keys"}, 0), files)
+        pages = {file: packed(page for at, page in read if at == file) for file in files}
+        config = {"config.json": json.loads((path / "config.json").read_text())}
+    case = {"config": config, "files": files, "ranks": [{"pages": pages, "tensors": order}]}
+    reads[f"transformers-{name}"] = {**_NATURAL, **case}
 
 
 @pytest.mark.parametrize("how", ["llama_cpp", "llama_cpp_mapped"])

@@ -38,7 +38,6 @@ def test_a_start_of_vllm_reads_the_templates(disk: Path, trace: PageTrace, tmp_p
         "OMP_NUM_THREADS": "1",
     }
     log = Path("build/test/vllm_start.log")
-    log.parent.mkdir(parents=True, exist_ok=True)
     with trace.record() as touches, log.open("w") as errors:
         done = subprocess.run(
             [sys.executable, str(_SCRIPT), "acme/tiny"],

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -67,10 +66,8 @@ def checkpoint(request: pytest.FixtureRequest, disk: Path, tmp_path: Path) -> It
         made = checkpoints.consolidated(name, checkpoints.make("llama", tmp_path), tmp_path)
     else:
         made = checkpoints.make(name, tmp_path)
-    copied = checkpoints.copy(made, disk)
-    shutil.rmtree(made)
-    yield copied
-    shutil.rmtree(copied)
+    with checkpoints.moved(made, disk) as path:
+        yield path
 
 
 @pytest.mark.parametrize(
