@@ -105,6 +105,20 @@ static __always_inline struct inode *agent_maybe_tagged(struct address_space *ma
 	return inode_in(bpf_map_lookup_elem(&inode_bits, &word), *ino) ? inode : NULL;
 }
 
+/* The tag of a file, NULL if it has none; fills in the file's identity. */
+static __always_inline struct pagecache_agent_tag *agent_tag_of(struct pagecache_file_key *file,
+								struct inode *inode, u64 ino)
+{
+	u32 dev = device_of(inode, LOAD(inode, i_sb));
+
+	file->ino = ino;
+	file->dev_major = dev >> 20;
+	file->dev_minor = dev & 0xfffff;
+	file->generation = LOAD(inode, i_generation);
+	file->reserved = 0;
+	return bpf_map_lookup_elem(&tags, file);
+}
+
 /* Fills in a call; NULL: the file is not tagged. */
 static __always_inline struct pagecache_agent_tag *agent_begin(struct agent_call *call,
 							       struct inode *inode, u64 ino)
@@ -115,18 +129,12 @@ static __always_inline struct pagecache_agent_tag *agent_begin(struct agent_call
 	struct pagecache_agent_tag *tag;
 	struct super_block *sb;
 	u64 ids;
-	u32 dev;
 
-	sb = LOAD(inode, i_sb);
-	dev = device_of(inode, sb);
 	__builtin_memset(call, 0, sizeof(*call));
-	call->key.file.ino = ino;
-	call->key.file.dev_major = dev >> 20;
-	call->key.file.dev_minor = dev & 0xfffff;
-	call->key.file.generation = LOAD(inode, i_generation);
-	tag = bpf_map_lookup_elem(&tags, &call->key.file);
+	tag = agent_tag_of(&call->key.file, inode, ino);
 	if (!tag)
 		return NULL;
+	sb = LOAD(inode, i_sb);
 	all = agent_state();
 	told = agent_orders();
 	if (!all || !told || all->ended)
@@ -322,26 +330,35 @@ static __always_inline int agent_accessed(const struct pagecache_ops *policy,
 	return 0;
 }
 
+/* Pages of a tagged file have come or gone: counted, and told to a policy that asks for it. */
 static __always_inline int agent_moved(const struct pagecache_ops *policy, struct folio *folio,
 				       bool added)
 {
 	struct pagecache_agent_state *all = agent_state();
+	bool asked = added ? policy->added : policy->removed;
+	struct pagecache_file_key file;
 	struct agent_call call;
 	struct inode *inode;
-	u64 bytes, ino;
+	u64 pages, ino;
 
 	inode = agent_maybe_tagged(LOAD(folio, mapping), &ino);
-	if (!inode || !all || !agent_begin(&call, inode, ino))
+	if (!inode || !all)
+		return 0;
+	/* Most policies do not ask, and what they would be told costs more than the count. */
+	if (asked ? !agent_begin(&call, inode, ino) : !agent_tag_of(&file, inode, ino) || all->ended)
+		return 0;
+	pages = folio_pages(folio);
+	__sync_fetch_and_add(&all->governed, added ? pages : -pages);
+	agent_count(added ? PAGECACHE_COUNTER_added_bytes : PAGECACHE_COUNTER_removed_bytes,
+		    pages << (agent_page_shift & 31));
+	if (!asked)
 		return 0;
 	call.ctx.index = LOAD(folio, index);
-	call.ctx.nr = folio_pages(folio);
+	call.ctx.nr = pages;
 	call.hook = added ? PAGECACHE_HOOK_ADDED : PAGECACHE_HOOK_REMOVED;
-	bytes = call.ctx.nr << (agent_page_shift & 31);
-	__sync_fetch_and_add(&all->governed, added ? call.ctx.nr : -call.ctx.nr);
-	agent_count(added ? PAGECACHE_COUNTER_added_bytes : PAGECACHE_COUNTER_removed_bytes, bytes);
-	if (added && policy->added)
+	if (added)
 		policy->added(&call.ctx);
-	else if (!added && policy->removed)
+	else
 		policy->removed(&call.ctx);
 	return 0;
 }

@@ -149,7 +149,9 @@ struct task_state {
 	u32 fault_slot;
 	u32 fault_model;
 	u32 fault_pending; /* FAULT_* */
-	u32 unused;
+	u32 ours; /* what by_us() said of the task that began then, */
+	u64 started;
+	u64 own_changes; /* when the processes that are ours had changed so often */
 	union {
 		struct walk walk;
 		struct around around;
@@ -172,6 +174,7 @@ OBSERVER_MAP(BPF_MAP_TYPE_HASH, observed, 16384, 1, struct pagecache_observed_ke
 	     struct pagecache_observed_value);
 OBSERVER_MAP(BPF_MAP_TYPE_LRU_HASH, task_states, 8192, 0, u32, struct task_state);
 OBSERVER_MAP(BPF_MAP_TYPE_HASH, own_processes, 256, 1, u32, u32);
+OBSERVER_MAP(BPF_MAP_TYPE_ARRAY, own_changes, 1, 0, u32, u64);
 OBSERVER_MAP(BPF_MAP_TYPE_HASH, mappers, 4096, 1, u32, u32);
 OBSERVER_MAP(BPF_MAP_TYPE_ARRAY, zeroes, 1, 0, u32, struct zeroes);
 OBSERVER_MAP(BPF_MAP_TYPE_ARRAY, any_mappers, 1, 0, u32, u32);
@@ -315,6 +318,25 @@ static __always_inline bool by_us(struct task_struct *task)
 	return !bpf_get_ns_current_pid_tgid(observer_pidns_dev, observer_pidns_ino, &ids,
 					    sizeof(ids)) &&
 	       MAP_LOOKUP(own_processes, &ids.tgid);
+}
+
+/*
+ * by_us() of the task whose state this is.  It is asked for each page, so what it said is kept until
+ * the processes that are ours change, or another task has the number.
+ */
+static __always_inline bool state_by_us(struct task_state *state, struct task_struct *task)
+{
+	u64 started = READ(task, start_time), *changes, now;
+	u32 zero = 0;
+
+	changes = MAP_LOOKUP(own_changes, &zero);
+	now = changes ? *changes : 0;
+	if (state->started != started || state->own_changes != now) {
+		state->ours = by_us(task);
+		state->started = started;
+		state->own_changes = now;
+	}
+	return state->ours;
 }
 
 /* Whether a file with that inode number may be tagged, which is not so for most files. */

@@ -8,7 +8,7 @@ static __always_inline enum added_by added_by(struct pagecache_observed_file *fi
 {
 	s64 number;
 
-	if (by_us(current_task()))
+	if (state_by_us(state, current_task()))
 		return BY_US;
 	if (state->fault_pending == FAULT_TOLD && state->fault_slot == file->slot &&
 	    state->fault_index >= index && state->fault_index < index + nr)
@@ -40,7 +40,7 @@ static __always_inline void extend_added(struct task_state *state, u32 slot, u64
 }
 
 /* Why does this task take pages of a file out of the cache? */
-static __always_inline u32 eviction_cause(struct inode *inode, u64 index)
+static __always_inline u32 eviction_cause(struct task_state *state, struct inode *inode, u64 index)
 {
 	struct task_struct *task = current_task();
 	u32 flags = READ(task, flags);
@@ -48,7 +48,7 @@ static __always_inline u32 eviction_cause(struct inode *inode, u64 index)
 	/* A deleted file goes with its last user, a shortened one has its new size already. */
 	if (!links_of(inode) || index >= file_pages_of(inode))
 		return PAGECACHE_OBSERVED_evicted_truncate_bytes;
-	if (by_us(task))
+	if (state_by_us(state, task))
 		return PAGECACHE_OBSERVED_evicted_drop_bytes;
 	if (flags & PF_MEMALLOC)
 		return PAGECACHE_OBSERVED_evicted_reclaim_bytes;

@@ -17,6 +17,7 @@ struct task_struct {
 	unsigned int flags;
 	int pid;
 	int tgid;
+	u64 start_time;
 	unsigned int in_iowait : 1;
 	struct task_io_accounting ioac;
 	struct files_struct *files;

@@ -39,7 +39,7 @@ static __always_inline struct pagecache_recorded_value *recorded_at(u32 slot, u6
 	return value;
 }
 
-static __always_inline void record(struct pagecache_recorded_value *value, u32 counter, u64 n)
+static __always_inline void record(struct pagecache_recorded_value *value, u64 counter, u64 n)
 {
 	if (value && n && counter < PAGECACHE_RECORDED_NR)
 		__sync_fetch_and_add(&value->counters[counter], n);
@@ -50,7 +50,7 @@ static __always_inline struct pagecache_recorded_value *recorded_at(u32 slot, u6
 	return NULL;
 }
 
-static __always_inline void record(struct pagecache_recorded_value *value, u32 counter, u64 n)
+static __always_inline void record(struct pagecache_recorded_value *value, u64 counter, u64 n)
 {
 }
 #endif
@@ -66,11 +66,14 @@ static __always_inline u64 pages_in_cell(u64 index, u64 nr, u32 turn)
 	return turn == RECORD_CELLS - 1 || nr < room ? nr : room;
 }
 
-/* Pages that came or went: a folio may be larger than a cell. */
-static __always_inline void record_pages(u32 slot, u64 index, u64 nr, u32 counter)
+#ifdef PAGECACHE_BCC
+#define RECORD_STEPS static __always_inline int
+#else
+#define RECORD_STEPS __noinline int /* a global function: the verifier goes through it once */
+#endif
+
+RECORD_STEPS record_by_cell(u32 slot, u64 index, u64 nr, u64 counter)
 {
-	if (!observer_record_tick_ns)
-		return;
 	for (u32 turn = 0; turn < RECORD_CELLS && nr; turn++) {
 		u64 pages = pages_in_cell(index, nr, turn);
 
@@ -78,6 +81,14 @@ static __always_inline void record_pages(u32 slot, u64 index, u64 nr, u32 counte
 		index += pages;
 		nr -= pages;
 	}
+	return 0;
+}
+
+/* Pages that came or went: a folio may be larger than a cell. */
+static __always_inline void record_pages(u32 slot, u64 index, u64 nr, u32 counter)
+{
+	if (observer_record_tick_ns)
+		record_by_cell(slot, index, nr, counter);
 }
 
 /*

@@ -194,11 +194,43 @@ static STEP(step_first)(u32 step, struct working *c)
 	return 0;
 }
 
+/* Pages of one word have come; used: which of them are used already. */
+static __always_inline void added_to_word(struct page_bits *bits, u32 at, u64 came, u64 used,
+					  u32 by, u32 tid)
+{
+	__sync_fetch_and_or(&bits->resident[at], came);
+	if (bits->touched[at] & came & ~used)
+		__sync_fetch_and_and(&bits->touched[at], ~came | used);
+	if (by == BY_US) {
+		__sync_fetch_and_or(&bits->ours[at], came);
+	} else if (by == BY_READ) {
+		bits->adder = tid;
+		__sync_fetch_and_or(&bits->fresh[at], came);
+	}
+}
+
+/* Pages of one word have gone. */
+static __always_inline void removed_from_word(struct page_bits *bits, u32 at, u64 gone,
+					      struct found *found)
+{
+	u64 ours = gone & bits->ours[at];
+	u64 unused = gone & bits->resident[at] & ~bits->touched[at] & ~ours;
+
+	found->ours += count_bits(ours);
+	found->ahead += count_bits(unused);
+	__sync_fetch_and_and(&bits->resident[at], ~gone);
+	if (bits->touched[at] & gone)
+		__sync_fetch_and_and(&bits->touched[at], ~gone);
+	if (ours)
+		__sync_fetch_and_and(&bits->ours[at], ~gone);
+	if (bits->fresh[at] & gone)
+		__sync_fetch_and_and(&bits->fresh[at], ~gone);
+}
+
 static STEP(step_added)(u32 step, struct working *c)
 {
 	struct walk *w = &c->state->walk;
-	u64 word = w->word++, mask = word_mask(word, w->from, w->to);
-	u32 at = word % BITS_WORDS;
+	u64 word = w->word++;
 	struct page_bits *bits;
 
 	if (word * 64 >= w->to)
@@ -206,38 +238,78 @@ static STEP(step_added)(u32 step, struct working *c)
 	bits = bits_of(w->slot, word / BITS_WORDS, true);
 	if (!bits)
 		return 1;
-	__sync_fetch_and_or(&bits->resident[at], mask);
-	__sync_fetch_and_and(&bits->touched[at], ~mask | word_mask(word, w->index, w->index + 1));
-	if (w->by == BY_US) {
-		__sync_fetch_and_or(&bits->ours[at], mask);
-	} else if (w->by == BY_READ) {
-		bits->adder = w->tid;
-		__sync_fetch_and_or(&bits->fresh[at], mask);
-	}
+	added_to_word(bits, word % BITS_WORDS, word_mask(word, w->from, w->to),
+		      word_mask(word, w->index, w->index + 1), w->by, w->tid);
 	return 0;
 }
 
 static STEP(step_removed)(u32 step, struct working *c)
 {
 	struct walk *w = &c->state->walk;
-	u64 word = w->word++, mask = word_mask(word, w->from, w->to), ours, unused;
-	u32 at = word % BITS_WORDS;
+	u64 word = w->word++;
 	struct page_bits *bits;
 
 	if (word * 64 >= w->to)
 		return 1;
 	bits = bits_of(w->slot, word / BITS_WORDS, false);
-	if (!bits)
-		return 0;
-	ours = mask & bits->ours[at];
-	unused = mask & bits->resident[at] & ~bits->touched[at] & ~ours;
-	w->found.ours += count_bits(ours);
-	w->found.ahead += count_bits(unused);
-	__sync_fetch_and_and(&bits->resident[at], ~mask);
-	__sync_fetch_and_and(&bits->touched[at], ~mask);
-	__sync_fetch_and_and(&bits->ours[at], ~mask);
-	__sync_fetch_and_and(&bits->fresh[at], ~mask);
+	if (bits)
+		removed_from_word(bits, word % BITS_WORDS, word_mask(word, w->from, w->to),
+				  &w->found);
 	return 0;
+}
+
+/* The pages of a folio of at most 64, in its word: a folio lies at a multiple of its size. */
+static __always_inline u64 folio_mask(u64 index, u64 nr)
+{
+	return ~0ULL >> (-nr & 63) << (index & 63);
+}
+
+/* A folio has come; used: the page that is used already, or one that it does not have. */
+static __always_inline void add_folio(struct task_state *state, u32 slot, u64 index, u64 nr,
+				      u64 used, u32 by)
+{
+	struct working working = { state };
+	u32 tid = (u32)bpf_get_current_pid_tgid();
+	struct page_bits *bits;
+	struct walk *w;
+
+	if (nr <= 64) {
+		bits = bits_of(slot, index / BITS_PAGES, true);
+		if (bits)
+			added_to_word(bits, index / 64 % BITS_WORDS, folio_mask(index, nr),
+				      used - index < nr ? 1ULL << (used & 63) : 0, by, tid);
+		return;
+	}
+	w = start_walk(state, slot, tid);
+	w->index = used;
+	w->from = index;
+	w->to = index + nr;
+	w->word = index / 64;
+	w->by = by;
+	WALK(FOLIO_WORDS, step_added, &working);
+}
+
+/* A folio has gone; found: what of it was never used. */
+static __always_inline void remove_folio(struct task_state *state, u32 slot, u64 index, u64 nr,
+					 struct found *found)
+{
+	struct working working = { state };
+	struct page_bits *bits;
+	struct walk *w;
+
+	if (nr <= 64) {
+		bits = bits_of(slot, index / BITS_PAGES, false);
+		if (bits)
+			removed_from_word(bits, index / 64 % BITS_WORDS, folio_mask(index, nr),
+					  found);
+		return;
+	}
+	w = start_walk(state, slot, 0);
+	w->from = index;
+	w->to = index + nr;
+	w->word = index / 64;
+	WALK(FOLIO_WORDS, step_removed, &working);
+	*found = w->found;
 }
 
 #endif /* OBSERVER_STEPS_BPF_H */

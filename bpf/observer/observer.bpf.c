@@ -69,7 +69,7 @@ OBSERVE(mm_filemap_get_pages, observe_get_pages)
 	if (end > pages)
 		end = pages;
 	state = state_of(tid);
-	if (index >= end || !state || by_us(task))
+	if (index >= end || !state || state_by_us(state, task))
 		return 0;
 	value = value_of(file->model, bpf_get_current_pid_tgid() >> 32);
 	if (!value)
@@ -144,7 +144,7 @@ static __always_inline void count_mapped(struct address_space *mapping, struct i
 	}
 	if (to > pages)
 		to = pages;
-	if (from >= to || !working.state || by_us(current_task()))
+	if (from >= to || !working.state || state_by_us(working.state, current_task()))
 		return;
 	value = value_of(file->model, ids >> 32);
 	if (!value)
@@ -199,7 +199,7 @@ OBSERVE(mm_filemap_fault, observe_fault)
 	if (!file)
 		return 0;
 	state = state_of((u32)ids);
-	if (!state || by_us(current_task()))
+	if (!state || state_by_us(state, current_task()))
 		return 0;
 	bits = bits_of(file->slot, index / BITS_PAGES, true);
 	seen = seen_of(file->slot, ids >> 32, index / BITS_PAGES);
@@ -302,15 +302,12 @@ OBSERVE(mm_filemap_add_to_page_cache, observe_added)
 {
 	struct folio *folio = (void *)args[0];
 	struct inode *inode = READ(folio, mapping, host);
-	u32 tid = (u32)bpf_get_current_pid_tgid();
 	struct pagecache_observed_value *value;
 	struct pagecache_observed_file *file;
 	struct pagecache_file_key key;
-	struct working working;
 	struct task_state *state;
 	enum added_by by;
-	struct walk *w;
-	u64 index, nr;
+	u64 index, nr, used;
 
 	file = inode ? tag_of(inode, &key) : NULL;
 	if (!file)
@@ -321,7 +318,7 @@ OBSERVE(mm_filemap_add_to_page_cache, observe_added)
 	__sync_fetch_and_add(&file->added_pages, nr);
 	if (nr > file->folio_pages)
 		file->folio_pages = nr < MAX_FOLIO_PAGES ? nr : MAX_FOLIO_PAGES;
-	state = state_of(tid);
+	state = state_of((u32)bpf_get_current_pid_tgid());
 	if (!state)
 		return 0;
 	by = added_by(file, state, index, nr);
@@ -332,16 +329,14 @@ OBSERVE(mm_filemap_add_to_page_cache, observe_added)
 	record_pages(file->slot, index, nr,
 		     by == BY_US ? PAGECACHE_RECORDED_prefetched_bytes
 				 : PAGECACHE_RECORDED_read_bytes);
-	working.state = state;
-	w = start_walk(state, file->slot, tid);
-	w->index = index + nr; /* a page that is used already: none */
+	used = index + nr; /* the page that is used already: none */
 	if (by == BY_US) {
 		COUNT_PAGES(value, prefetched_bytes, nr);
 	} else if (by == BY_FAULT) {
 		COUNT_PAGES(value, demand_bytes, 1);
 		COUNT_PAGES(value, readahead_bytes, nr - 1);
 		state->fault_pending = FAULT_READ;
-		w->index = state->fault_index;
+		used = state->fault_index;
 	} else if (by == BY_REQUEST) {
 		COUNT_PAGES(value, requested_bytes, nr);
 	} else if (by == BY_OTHERS) {
@@ -349,12 +344,7 @@ OBSERVE(mm_filemap_add_to_page_cache, observe_added)
 	} else {
 		extend_added(state, file->slot, index, nr);
 	}
-
-	w->from = index;
-	w->to = index + nr;
-	w->word = index / 64;
-	w->by = by;
-	WALK(FOLIO_WORDS, step_added, &working);
+	add_folio(state, file->slot, index, nr, used, by);
 	return 0;
 }
 
@@ -365,10 +355,10 @@ OBSERVE(mm_filemap_delete_from_page_cache, observe_removed)
 	struct pagecache_observed_value *value;
 	struct pagecache_observed_file *file;
 	struct pagecache_file_key key;
-	u32 tid = (u32)bpf_get_current_pid_tgid(), cause;
-	struct working working;
-	struct walk *w;
+	struct task_state *state;
+	struct found found = {};
 	u64 index, nr;
+	u32 cause;
 
 	file = inode ? tag_of(inode, &key) : NULL;
 	if (!file)
@@ -377,19 +367,15 @@ OBSERVE(mm_filemap_delete_from_page_cache, observe_removed)
 	nr = folio_pages(folio);
 	__sync_fetch_and_add(&file->resident_pages, -nr);
 	__sync_fetch_and_add(&file->removed_pages, nr);
-	working.state = state_of(tid);
+	state = state_of((u32)bpf_get_current_pid_tgid());
 	value = value_of(file->model, 0);
-	if (!value || !working.state)
+	if (!value || !state)
 		return 0;
-	w = start_walk(working.state, file->slot, tid);
-	w->from = index;
-	w->to = index + nr;
-	w->word = index / 64;
-	WALK(FOLIO_WORDS, step_removed, &working);
+	remove_folio(state, file->slot, index, nr, &found);
 	COUNT_PAGES(value, removed_bytes, nr);
-	COUNT_PAGES(value, prefetch_wasted_bytes, w->found.ours);
-	COUNT_PAGES(value, readahead_wasted_bytes, w->found.ahead);
-	cause = eviction_cause(inode, index);
+	COUNT_PAGES(value, prefetch_wasted_bytes, found.ours);
+	COUNT_PAGES(value, readahead_wasted_bytes, found.ahead);
+	cause = eviction_cause(state, inode, index);
 	count(value, cause, nr << (observer_page_shift & 31));
 	record_pages(file->slot, index, nr,
 		     cause == PAGECACHE_OBSERVED_evicted_reclaim_bytes
@@ -397,7 +383,7 @@ OBSERVE(mm_filemap_delete_from_page_cache, observe_removed)
 		     : cause == PAGECACHE_OBSERVED_evicted_drop_bytes
 			     ? PAGECACHE_RECORDED_dropped_bytes
 			     : PAGECACHE_RECORDED_discarded_bytes);
-	record_pages(file->slot, index, w->found.ours, PAGECACHE_RECORDED_wasted_bytes);
+	record_pages(file->slot, index, found.ours, PAGECACHE_RECORDED_wasted_bytes);
 	return 0;
 }
 

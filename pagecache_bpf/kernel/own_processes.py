@@ -27,11 +27,16 @@ class OwnProcesses:
 
     Args:
         processes: the map, from a process number (4 bytes) to a value that is not used.
+        changes: a map whose element 0 (8 bytes) is how often `processes` has changed, for programs
+            that keep what they found in it; None: there are no such programs.
     """
 
-    def __init__(self, processes: _Map) -> None:
+    def __init__(self, processes: _Map, changes: _Map | None = None) -> None:
         self._map = processes
         self._pids: set[int] = set()
+        self._changes = changes
+        self._changed = 0
+        self._tell()
 
     def add(self, pid: int) -> None:
         """Tell the programs that a process is ours, so that what it reads counts as no access.
@@ -45,6 +50,7 @@ class OwnProcesses:
         self.prune()
         self._map.update(pid.to_bytes(4, sys.byteorder), bytes(4))
         self._pids.add(pid)
+        self._tell()
 
     def prune(self) -> None:
         """Remove the processes that have ended.
@@ -56,3 +62,10 @@ class OwnProcesses:
             if not os.path.exists(f"/proc/{pid}"):
                 self._map.delete(pid.to_bytes(4, sys.byteorder))
                 self._pids.discard(pid)
+                self._tell()
+
+    def _tell(self) -> None:
+        """Have programs look into the map again; after each change, and once before any program."""
+        self._changed += 1
+        if self._changes:
+            self._changes.update(bytes(4), self._changed.to_bytes(8, sys.byteorder))

@@ -115,7 +115,7 @@ class Observer:
         self._consumers = Consumers(self._maps)
         self._inodes = InodeBits(self._maps["inode_bits"])
         self._ring: libbpf.RingBuffer | None = None
-        self._own = OwnProcesses(self._maps["own_processes"])
+        self._own = OwnProcesses(self._maps["own_processes"], self._maps["own_changes"])
         self.own(os.getpid())
 
     def __enter__(self) -> Observer:
