@@ -85,11 +85,15 @@ class Template:
     @property
     def distinct(self) -> int:
         """Bytes that at least one consumer has in an extent, counted once."""
-        return sum(
-            length * count
-            for number in np.unique(self.extents["file"])
-            for _, length, count, _ in union(self.extents[self.extents["file"] == number])
-        )
+        total = 0
+        for number in np.unique(self.extents["file"]):
+            extents = self.extents[self.extents["file"] == number]
+            if (counts(extents) == 1).all():
+                begins, ends = _joined(extents["offset"], extents["length"])
+                total += int((ends - begins).sum())
+            else:
+                total += sum(length * count for _, length, count, _ in union(extents))
+        return total
 
     def ranges(
         self,
@@ -102,14 +106,12 @@ class Template:
         """
         found = []
         for number in np.unique(self.extents["file"]):
-            rows = union(self.extents[self.extents["file"] == number])
-            offsets, lengths = spread(np.array(rows, np.uint64).reshape(-1, 4))
-            ends = offsets + lengths
-            fresh = np.ones(len(offsets), bool)
-            fresh[1:] = offsets[1:] > ends[:-1]
-            first = np.flatnonzero(fresh)
-            last = np.append(first[1:], len(offsets)) - 1
-            found.append((int(number), offsets[first], ends[last]))
+            extents = self.extents[self.extents["file"] == number]
+            if (counts(extents) == 1).all():
+                offsets, lengths = extents["offset"], extents["length"]
+            else:
+                offsets, lengths = spread(np.array(union(extents), np.uint64).reshape(-1, 4))
+            found.append((int(number), *_joined(offsets, lengths)))
         return found
 
     def plain(self, consumer: int | None = None) -> Extents:
@@ -247,15 +249,22 @@ def _united(group: list[_Row]) -> list[_Row]:
             return [(low, stride * count, 1, 0)]
         if len(parts) == 1:
             return [(low, parts[0][1] - low, count, stride)]
-    offsets, lengths = spread(np.array(group, np.uint64))
+    begins, ends = _joined(*spread(np.array(group, np.uint64)))
+    merged = zip(begins.tolist(), (ends - begins).tolist(), strict=True)
+    return [(begin, length, 1, 0) for begin, length in merged]
+
+
+def _joined(
+    offsets: npt.NDArray[np.uint64], lengths: npt.NDArray[np.uint64]
+) -> tuple[npt.NDArray[np.uint64], npt.NDArray[np.uint64]]:
+    """Sort ranges and join those that touch or overlap; return where they begin and end."""
     order = np.argsort(offsets, kind="stable")
     begins, ends = offsets[order], np.maximum.accumulate((offsets + lengths)[order])
     fresh = np.ones(len(begins), bool)
     fresh[1:] = begins[1:] > ends[:-1]
     first = np.flatnonzero(fresh)
     last = np.append(first[1:], len(begins)) - 1
-    merged = zip(begins[first].tolist(), (ends[last] - begins[first]).tolist(), strict=True)
-    return [(begin, length, 1, 0) for begin, length in merged]
+    return begins[first], ends[last]
 
 
 def _merged(ranges: list[tuple[int, int]]) -> list[tuple[int, int]]:

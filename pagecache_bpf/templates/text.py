@@ -24,6 +24,7 @@ import tempfile
 import warnings
 from collections.abc import Iterator
 from contextlib import suppress
+from itertools import chain
 from pathlib import Path
 from typing import BinaryIO
 
@@ -53,6 +54,7 @@ MAX_BYTES = 512 << 20
 _LINE = 16 << 10
 _BATCH = 1 << 16
 _DOCS = "docs/troubleshooting.md#is-not-a-template"
+_EXTENT_FORMAT = "%d %d %d %d %d\n"
 _EXTENT_LINE = re.compile(rb"(?:\d{1,19} ){4}\d{1,19}\n")
 _STRIDED_LINE = re.compile(rb"(?:\d{1,19} ){4}\d{1,19}(?: \d{1,19} \d{1,19})?\n")
 
@@ -120,7 +122,10 @@ def render(template: Template) -> Iterator[bytes]:
         rows = extents[start : start + _BATCH].tolist()
         if strided:
             rows = [row if row[5] > 1 else row[:5] for row in rows]
-        yield "".join(" ".join(map(str, row)) + "\n" for row in rows).encode()
+            yield "".join(" ".join(map(str, row)) + "\n" for row in rows).encode()
+        else:
+            # One format of all lines takes half the time of one for each.
+            yield (_EXTENT_FORMAT * len(rows) % tuple(chain.from_iterable(rows))).encode()
     yield b"end\n"
 
 
