@@ -345,7 +345,8 @@ static __always_inline int agent_moved(const struct pagecache_ops *policy, struc
 	if (!inode || !all)
 		return 0;
 	/* Most policies do not ask, and what they would be told costs more than the count. */
-	if (asked ? !agent_begin(&call, inode, ino) : !agent_tag_of(&file, inode, ino) || all->ended)
+	if (asked ? !agent_begin(&call, inode, ino)
+		  : !agent_tag_of(&file, inode, ino) || all->ended)
 		return 0;
 	pages = folio_pages(folio);
 	__sync_fetch_and_add(&all->governed, added ? pages : -pages);

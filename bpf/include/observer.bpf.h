@@ -321,8 +321,8 @@ static __always_inline bool by_us(struct task_struct *task)
 }
 
 /*
- * by_us() of the task whose state this is.  It is asked for each page, so what it said is kept until
- * the processes that are ours change, or another task has the number.
+ * by_us() of the task whose state this is.  It is asked for each page, so what it said is kept
+ * until the processes that are ours change, or another task has the number.
  */
 static __always_inline bool state_by_us(struct task_state *state, struct task_struct *task)
 {
