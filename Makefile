@@ -11,8 +11,10 @@ V ?= 0
 Q := $(if $(filter 1,$(V)),,@)
 
 CLANG ?= $(firstword $(foreach c,clang clang-19 clang-18 clang-17 clang-16 clang-15 clang-14,$(shell command -v $(c))))
-LIBBPF_INCLUDE := $(if $(wildcard build/deps/usr/include/bpf/bpf_helpers.h),-I build/deps/usr/include)
-BPF_CFLAGS := -O2 -g -Wall -Werror -target bpf -mcpu=v3 -I bpf/include $(LIBBPF_INCLUDE)
+LIBBPF_HEADERS := $(if $(wildcard build/deps/usr/include/bpf/bpf_helpers.h),build/deps/usr/include)
+# An object has the names of its sources, and is to be the same wherever it is compiled.
+BPF_CFLAGS := -O2 -g -Wall -Werror -target bpf -mcpu=v3 -I bpf/include -ffile-prefix-map=$(CURDIR)=. \
+	$(if $(LIBBPF_HEADERS),-I $(LIBBPF_HEADERS) -ffile-prefix-map=$(LIBBPF_HEADERS)=/usr/include)
 BPF_HEADERS := $(wildcard bpf/include/*.h)
 POLICIES := $(patsubst bpf/policies/%.bpf.c,build/bpf/%.bpf.o,$(wildcard bpf/policies/*.bpf.c))
 AGENT_POLICIES := $(patsubst bpf/policies/%.bpf.c,build/bpf/agent/%.bpf.o,$(wildcard bpf/policies/*.bpf.c))
@@ -26,7 +28,7 @@ RUNNING := $(shell uname -r)
 KREL ?= $(GUEST_KREL)
 
 .PHONY: help deps build peers bpf policies kmod check format coverage docs docs-site fuzz mutate test test-unit test-native test-vm test-numa \
-	test-torch test-loaders test-ray test-old vm vm-shell vm-debug debug-kernel test-kernels demo demo-guest bench wheel dist chart \
+	test-torch test-loaders test-ray test-old vm vm-shell vm-debug debug-kernel test-kernels demo demo-guest bench wheel wheel-arm64 dist chart \
 	test-delivery install install-data uninstall clean
 
 help: ## list the targets
@@ -193,10 +195,12 @@ test-vm: build ## tests of the module, in two guests with a stock kernel
 test-numa: build ## the tests that need two NUMA nodes, in a guest with two
 	$(PY) -m benchmarks.guest --name numa --numa 2 --serial -- $(VM_TESTS) -k node --junitxml=build/test/numa.xml
 
-# Not part of `make test`: it makes clean Debian systems (debootstrap) and installs into them.
-test-delivery: build ## wheel, packages and `make install` in clean Debian 12 and 13, as root (long)
-	$(Q)tools/deps.sh wheel dist
-	$(Q)python3 tools/dist.py wheel deb
+# Not part of `make test`: it makes clean Debian systems (debootstrap), installs into them, and builds
+# all that is released twice.
+test-delivery: build ## all that is released, and what the documents say of it, in clean systems, as root (long)
+	$(Q)tools/deps.sh wheel dist containers
+	$(Q)python3 -m tools.dist
+	$(Q)$(MAKE) --no-print-directory wheel-arm64
 	$(PY) -m pytest tests/delivery -rs --junitxml=build/test/delivery.xml
 
 # Not part of `make test`: it installs one more kernel.
@@ -264,14 +268,21 @@ bench: build ## all benchmarks, into build/bench (long)
 
 wheel: ## build the wheel and the sdist, into build/dist
 	$(Q)tools/deps.sh wheel
-	$(Q)python3 tools/dist.py wheel sdist
+	$(Q)python3 -m tools.dist wheel sdist
+
+# BPF objects are the same for all machines, so only libbpf is another.
+wheel-arm64: ## build the wheel for arm64, into build/dist/arm64 (on Debian)
+	$(Q)tools/deps.sh wheel arm64
+	$(Q)python3 -m tools.dist --tools
+	$(Q)PAGECACHE_BPF_SYSROOT=$(CURDIR)/build/arm64 \
+		build/venv-dist/bin/python -m build -q --wheel --outdir build/dist/arm64 .
 
 dist: ## build all that is released: wheel, sdist, deb, image, chart, SBOM, checksums
 	$(Q)tools/deps.sh wheel dist
-	$(Q)python3 tools/dist.py
+	$(Q)python3 -m tools.dist
 
 chart: ## render the Helm chart into packaging/kubernetes, and have Helm check it
-	$(Q)python3 tools/dist.py --tools
+	$(Q)python3 -m tools.dist --tools
 	build/venv-dist/bin/python -m tools.chart
 	build/venv-dist/bin/python -m tools.chart --check
 
@@ -309,7 +320,8 @@ install-data:
 	sed 's|/usr/local|$(PREFIX)|' packaging/systemd/pagecache-bpf.service >$(SYSTEMD)/pagecache-bpf.service
 	[ -e $(DESTDIR)/etc/pagecache-bpf/config.toml ] || install -m 644 packaging/config.toml $(DESTDIR)/etc/pagecache-bpf/
 
-# The module goes first: DKMS needs its sources to forget it.
+# The module goes first: DKMS needs its sources to forget it.  Directories that a system has of itself
+# stay, also where they are empty.
 uninstall: ## remove what `make install` installed; a configuration that was changed stays
 	@if [ -z "$(DESTDIR)" ] && command -v dkms >/dev/null && [ -e $(MODULE_SOURCE)/dkms.conf ] && \
 		dkms status pagecache_bpf/$(VERSION) | grep -q .; then \
@@ -321,8 +333,10 @@ uninstall: ## remove what `make install` installed; a configuration that was cha
 	rm -f $(SHARE)/fish/vendor_completions.d/pagecache-bpf.fish
 	@if cmp -s packaging/config.toml $(DESTDIR)/etc/pagecache-bpf/config.toml; then \
 		rm -f $(DESTDIR)/etc/pagecache-bpf/config.toml; fi
-	@rmdir --ignore-fail-on-non-empty -p $(DESTDIR)/etc/pagecache-bpf $(SHARE)/man/man1 $(SYSTEMD) \
-		$(SHARE)/bash-completion/completions $(SHARE)/zsh/site-functions $(SHARE)/fish/vendor_completions.d \
+	@rmdir --ignore-fail-on-non-empty $(DESTDIR)/etc/pagecache-bpf $(SHARE)/man/man1 $(SHARE)/doc \
+		$(SYSTEMD) $(patsubst %/system,%,$(SYSTEMD)) \
+		$(SHARE)/bash-completion/completions $(SHARE)/bash-completion \
+		$(SHARE)/zsh/site-functions $(SHARE)/zsh $(SHARE)/fish/vendor_completions.d $(SHARE)/fish \
 		2>/dev/null || true
 
 clean: ## delete what was built, not what was installed into build/venv and build/deps

@@ -16,10 +16,12 @@ from __future__ import annotations
 
 import ctypes
 import os
+import platform
 import re
 import shutil
 import subprocess
 import sys
+import sysconfig
 from pathlib import Path
 
 from setuptools import Distribution, setup
@@ -178,7 +180,7 @@ def _compile_policies(headers: Path) -> None:
     subprocess.run(
         [
             *("make", "-s", "-C", str(ROOT), "policies", f"CLANG={clang}"),
-            f"LIBBPF_INCLUDE=-I {headers.parent}",
+            f"LIBBPF_HEADERS={headers.parent}",
         ],
         stdout=sys.stderr,
         check=True,
@@ -191,10 +193,7 @@ def _repair(plain: Path) -> Path:
     out = plain.parent / "repaired"
     command = [sys.executable, "-m", "auditwheel", "repair", "-w", str(out), str(plain)]
     if sysroot := os.environ.get("PAGECACHE_BPF_SYSROOT"):
-        command[4:4] = [
-            "--ldpaths",
-            ":".join({str(lib.parent) for lib in Path(sysroot).rglob("*.so.*")}),
-        ]
+        command[4:4] = ["--ldpaths", ":".join(_library_directories(Path(sysroot)))]
     done = subprocess.run(command, capture_output=True, text=True)
     wheels = sorted(out.glob("*.whl"))
     if done.returncode or len(wheels) != 1:
@@ -208,6 +207,26 @@ def _repair(plain: Path) -> Path:
     wheels[0].rename(target)
     out.rmdir()
     return target
+
+
+def _library_directories(sysroot: Path) -> list[str]:
+    """Where auditwheel looks: in the sysroot, then, for this machine, where its loader does.
+
+    `make deps`' own has libbpf, and not what that needs.
+    """
+    found = sorted({str(library.parent) for library in sysroot.rglob("*.so.*")})
+    if _machine(_libbpf()) == platform.machine():
+        triplet = sysconfig.get_config_var("MULTIARCH") or ""
+        usual = (
+            f"/lib/{triplet}",
+            f"/usr/lib/{triplet}",
+            "/lib64",
+            "/usr/lib64",
+            "/lib",
+            "/usr/lib",
+        )
+        found += [place for place in usual if os.path.isdir(place)]
+    return found
 
 
 setup(

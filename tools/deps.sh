@@ -1,10 +1,12 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: Apache-2.0
-# Install what is missing for one or more roles: deps.sh [wheel] [demo] [dist] [kernels] [test]; wheel and test by default.
+# Install what is missing for one or more roles: deps.sh [wheel] [demo] [dist] [containers] [arm64] [kernels] [test]; wheel and test by default.
 #
 #   wheel  what `pip wheel .` and `make install` need: clang, make, Python's venv, libbpf >= 1.4
 #   demo   with wheel: a virtual environment in build/venv-demo
 #   dist   what the packages and the image need besides: debootstrap, buildah, lintian
+#   containers  what `make test-delivery` runs the image with, and cpio
+#   arm64  in build/arm64, Debian 12's libbpf for arm64 and a Python to try the wheel with (Debian only)
 #   kernels  debootstrap, for `make test-kernels`: compilers of another release of Debian
 #   test   what building the module, testing and the guest need, with a virtual environment in
 #          build/venv and, in build/deps, the Prometheus server
@@ -71,6 +73,14 @@ needs() {
 	if role dist; then
 		need buildah buildah has buildah
 		need lintian '' has lintian
+	fi
+	if role arm64; then
+		need qemu-user-static '' has qemu-aarch64-static
+	fi
+	if role containers; then
+		need cpio cpio has cpio
+		need podman podman has podman
+		need runc runc has runc
 	fi
 	if role test; then
 		need bc bc has bc
@@ -181,7 +191,7 @@ PY
 	local options=(
 		-o "Dir::Etc::sourcelist=$apt/private.sources" -o Dir::Etc::sourceparts=/nonexistent
 		-o "Dir::State::lists=$apt/lists" -o Dir::Cache::pkgcache= -o Dir::Cache::srcpkgcache=
-		-o APT::Sandbox::User=root
+		-o APT::Sandbox::User=root ${ARCHITECTURE:+-o APT::Architecture=$ARCHITECTURE -o APT::Architectures=$ARCHITECTURE}
 	)
 	apt-get -qq "${options[@]}" update >&2
 	(cd "$apt/debs" && apt-get -qq "${options[@]}" download "$@" >&2)
@@ -234,6 +244,18 @@ libbpf() {
 	}
 }
 
+# For setup.py (PAGECACHE_BPF_SYSROOT) and, under qemu, for whoever tries what it makes.
+arm64() {
+	local DEPS=$PWD/build/arm64 ARCHITECTURE=arm64
+	[ -e "$DEPS/.complete" ] && return
+	say "fetching Debian 12's libbpf and Python for arm64 into build/arm64"
+	rm -rf "$DEPS" && mkdir -p "$DEPS"
+	from_suite bookworm-backports libbpf1 libbpf-dev
+	from_suite bookworm libelf1 zlib1g libc6 libexpat1 libffi8 libgcc-s1 libssl3 \
+		python3.11-minimal libpython3.11-minimal libpython3.11-stdlib
+	touch "$DEPS/.complete"
+}
+
 # The Prometheus server and promtool, for tests.  Unpacked and not installed: the package would
 # start a service that nobody asked for, on a port that an own one may have.
 prometheus() {
@@ -267,6 +289,9 @@ environment() {
 mkdir -p build
 packages
 libbpf
+if role arm64; then
+	arm64
+fi
 if role demo; then
 	environment "$PWD/build/venv-demo" cli,templates,demo
 fi

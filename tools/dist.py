@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Build what is released, into build/dist: `make dist`, or `tools/dist.py [PART]...`.
+"""Build what is released, into build/dist: `make dist`, or `python -m tools.dist [PART]...`.
 
 All parts have the version of pyproject.toml.  Times in the files are those of the last commit
 (SOURCE_DATE_EPOCH), so that the same tree gives the same files as far as the tools allow.  Each
@@ -20,6 +20,8 @@ import tempfile
 import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+
+from tools import archives, image
 
 ROOT = Path(__file__).resolve().parents[1]
 OUT = ROOT / "build" / "dist"
@@ -59,7 +61,9 @@ def build_sdist() -> Path:
     Returns:
         The file in build/dist.
     """
-    return _built("--sdist", "*.tar.gz")
+    made = _built("--sdist", "*.tar.gz")
+    archives.normalize(made, epoch())
+    return made
 
 
 def build_deb() -> list[Path]:
@@ -95,6 +99,7 @@ def build_chart() -> list[Path]:
     packed = OUT / f"pagecache-bpf-{version()}.tgz"
     if not packed.is_file():
         raise SystemExit(f"the chart has another version than {version()}: see its Chart.yaml")
+    archives.normalize(packed, epoch())
     made = [packed]
     for path in sorted((PACKAGING / "kubernetes").glob("*.yaml")):
         made.append(OUT / f"{path.stem.removeprefix('pagecache-bpf-')}-{version()}.yaml")
@@ -125,9 +130,7 @@ def build_image() -> Path:
     Returns:
         The file in build/dist.
     """
-    from tools import image
-
-    return image.build(_wheel(), version(), OUT)
+    return image.build(_wheel(), version(), OUT, epoch())
 
 
 def checksums() -> Path:
@@ -227,12 +230,11 @@ def _gzip(path: Path) -> None:
 def _modes(root: Path, programs: set[Path]) -> None:
     for path in root.rglob("*"):
         path.chmod(0o755 if path.is_dir() or path in programs else 0o644)
-        os.utime(path, (_epoch(), _epoch()))
+        os.utime(path, (epoch(), epoch()))
 
 
 def _plain_libbpf() -> Path:
     """The libbpf that went into the wheel, before auditwheel changed where it looks."""
-    sys.path.insert(0, str(ROOT))
     found = sorted((ROOT / "build" / "deps").rglob("libbpf.so.1"))
     if found:
         return found[0].resolve()
@@ -272,7 +274,12 @@ def _tool(name: str) -> str:
     return str(VENV / "bin" / name)
 
 
-def _epoch() -> int:
+def epoch() -> int:
+    """Look up the time that all files get: SOURCE_DATE_EPOCH, or that of the last commit.
+
+    Returns:
+        Seconds since 1970.
+    """
     if "SOURCE_DATE_EPOCH" in os.environ:
         return int(os.environ["SOURCE_DATE_EPOCH"])
     command = ["git", "-C", str(ROOT), "log", "-1", "--format=%ct"]
@@ -282,7 +289,7 @@ def _epoch() -> int:
 
 def _run(*command: str, env: Mapping[str, str] | None = None) -> None:
     done = subprocess.run(
-        command, cwd=ROOT, env={**os.environ, "SOURCE_DATE_EPOCH": str(_epoch()), **(env or {})}
+        command, cwd=ROOT, env={**os.environ, "SOURCE_DATE_EPOCH": str(epoch()), **(env or {})}
     )
     if done.returncode:
         raise SystemExit(f"{' '.join(command)}: failed with exit code {done.returncode}")
@@ -325,5 +332,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.path.insert(0, str(ROOT))
     raise SystemExit(main())

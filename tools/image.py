@@ -12,6 +12,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 CONTAINER = ROOT / "packaging" / "container"
 BASES = ROOT / "build" / "chroots"
+SCRIPTS = Path("/usr/share/debootstrap/scripts")
 NAME = "localhost/pagecache-bpf"
 SUITE = "trixie"
 PYTHON = "3.13"  # of that suite
@@ -19,13 +20,14 @@ PYTHON = "3.13"  # of that suite
 LEAVE_OUT = ("usr/share/doc", "usr/share/locale", "usr/share/man", "var/lib/apt/lists", "var/cache")
 
 
-def build(wheel: Path, version: str, out: Path) -> Path:
+def build(wheel: Path, version: str, out: Path, epoch: int) -> Path:
     """Build the image from a wheel.
 
     Args:
         wheel: the wheel of this package.
         version: its version, which becomes the image's tag.
         out: where the archive goes.
+        epoch: the time of all that is in it, in seconds since 1970.
 
     Returns:
         An archive that `podman load`, `docker load` and `ctr images import` take.
@@ -35,13 +37,21 @@ def build(wheel: Path, version: str, out: Path) -> Path:
     with tempfile.TemporaryDirectory(prefix="pagecache-bpf-image.") as scratch:
         context = Path(scratch)
         _collect(wheel, context / "wheels")
-        shutil.copy(CONTAINER / "entrypoint", context / "entrypoint")
-        (context / "entrypoint").chmod(0o755)
-        base = _base()
+        for name, mode in (("entrypoint", 0o755), ("config.toml", 0o644)):
+            shutil.copyfile(CONTAINER / name, context / name)
+            (context / name).chmod(mode)
+        base = _base(epoch)
         buildah = ("buildah", "--storage-driver", "vfs")
         common = ("--isolation", "chroot", "--layers=false")
         _run(
-            *(*buildah, "build", *common, "-f", str(CONTAINER / "Containerfile")),
+            *(
+                *buildah,
+                "build",
+                *common,
+                f"--timestamp={epoch}",
+                "-f",
+                str(CONTAINER / "Containerfile"),
+            ),
             *("--build-arg", f"BASE={base}", "--build-arg", f"VERSION={version}"),
             *("--tag", f"{NAME}:{version}", str(context)),
         )
@@ -62,12 +72,16 @@ def root_file_system(suite: str) -> Path:
     if not (place / ".complete").exists():
         shutil.rmtree(place, ignore_errors=True)
         place.parent.mkdir(parents=True, exist_ok=True)
-        _run("debootstrap", "--variant=minbase", suite, str(place))
+        command = ["debootstrap", "--variant=minbase", suite, str(place)]
+        # An older debootstrap does not know the names of newer releases; sid's script makes them.
+        if not (SCRIPTS / suite).exists():
+            command += ["", str(SCRIPTS / "sid")]
+        _run(*command)
         (place / ".complete").touch()
     return place
 
 
-def _base() -> str:
+def _base(epoch: int) -> str:
     """Import Debian with Python as an image and return its name."""
     name = "localhost/pagecache-bpf-base:latest"
     place = BASES / f"{SUITE}-python"
@@ -85,7 +99,7 @@ def _base() -> str:
         [*buildah, "from", "scratch"], capture_output=True, text=True, check=True
     ).stdout.strip()
     _run(*buildah, "add", "-q", container, str(place), "/")
-    _run(*buildah, "commit", "-q", "--rm", container, name)
+    _run(*buildah, "commit", "-q", "--rm", f"--timestamp={epoch}", container, name)
     return name
 
 

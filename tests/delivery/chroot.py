@@ -21,6 +21,7 @@ from tools.image import root_file_system
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 SHARED = ("/proc", "/sys", "/dev", "/dev/pts")
 ENVIRONMENT = {"HOME": "/root", "LC_ALL": "C.UTF-8", "DEBIAN_FRONTEND": "noninteractive"}
+CERTIFICATES = "/etc/ssl/certs/ca-certificates.crt"
 SECONDS = 900
 
 
@@ -55,6 +56,19 @@ class Chroot:
         for file in files:
             shutil.copy(file, self.root / "srv" / file.name)
 
+    def give_pip_what_this_machine_has(self) -> None:
+        """Certificates, and what pip is told of where packages are."""
+        self.run("apt-get install -y -qq --no-install-recommends ca-certificates")
+        listed = subprocess.run(["pip", "config", "list"], capture_output=True, text=True).stdout
+        lines = ["[global]"]
+        for line in listed.splitlines():
+            name, _, value = line.partition("=")
+            option = name.rpartition(".")[2]
+            if option in ("index-url", "timeout", "default-timeout", "proxy"):
+                lines.append(f"{option} = {value.strip(chr(39))}")
+        (self.root / "etc" / "pip.conf").write_text("\n".join(lines) + "\n")
+        shutil.copy(CERTIFICATES, self.root / CERTIFICATES.lstrip("/"))
+
     def files(self) -> set[str]:
         """Return the paths of all that is on its own file system."""
         listed = subprocess.run(
@@ -84,6 +98,8 @@ def clean_system(suite: str, scratch: Path) -> Iterator[Chroot]:
             _mount(undo, place, "--bind", shared)
         for name in ("resolv.conf", "hosts"):
             shutil.copy(f"/etc/{name}", root / "etc" / name)
+        # A mirror may lag behind, and the lists of testing are for a few days.
+        (root / "etc/apt/apt.conf.d/99mirror").write_text('Acquire::Check-Valid-Until "false";\n')
         yield Chroot(root)
 
 

@@ -4,19 +4,31 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
-import sys
+import time
 import zipfile
+from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
 from tests.delivery.chroot import Chroot
+from tests.delivery.conftest import MODEL, PYTHONS, SIZE, interpreter, on_a_disk, write_down
 from tests.unit.command import ROOT
+from tools import dist
 
-COMMAND = "/opt/venv/bin/pagecache-bpf"
-DROP = 'import pagecache_bpf as pc; pc.drop("/models/model.bin")'
+DROP = 'import pagecache_bpf as pc; pc.drop("{}")'
+READ = 'f = open("{}", "rb"); print(sum(map(len, iter(lambda: f.read(1 << 20), b""))))'
+LOAD = """
+import pagecache_bpf as pc
+
+with pc.load("{0}") as load:
+    print(len(open("{0}", "rb").read()))
+assert load.report().bytes == {1}, load.report()
+"""
 POLICIES = sorted(
     path.name.removesuffix(".bpf.c") for path in (ROOT / "bpf" / "policies").glob("*.bpf.c")
 )
@@ -37,55 +49,87 @@ def test_the_wheel_has_every_policy_for_both_engines(wheel: Path) -> None:
 
 
 def test_auditwheel_finds_nothing_left_to_do(wheel: Path) -> None:
-    auditwheel = Path(sys.executable).with_name("auditwheel")
-    if not auditwheel.exists() and shutil.which("auditwheel") is None:
-        pytest.skip("auditwheel is not installed")
+    auditwheel = dist.VENV / "bin" / "auditwheel"
     shown = subprocess.run(
         [str(auditwheel), "show", str(wheel)], capture_output=True, text=True, check=True
     ).stdout
     assert "manylinux_2_" in shown.split("is consistent with", 1)[1][:200]
 
 
-def test_a_load_is_served_in_a_system_without_compilers(system: Chroot, wheels: Path) -> None:
+@pytest.mark.parametrize("system", sorted(PYTHONS), indirect=True)
+def test_a_load_is_served_in_a_system_without_compilers(
+    system: Chroot,
+    wheels: Callable[[str], Path],
+    request: pytest.FixtureRequest,
+) -> None:
+    suite = request.node.callspec.params["system"]
     system.run("apt-get update -qq && apt-get install -y -qq --no-install-recommends python3-venv")
     assert system.run("command -v clang gcc cc make || echo none").strip() == "none"
-    shutil.copytree(wheels, system.root / "srv" / "wheels")
-    system.run("python3 -m venv /opt/venv")
-    install = "/opt/venv/bin/pip install -q --no-index --find-links /srv/wheels"
-    system.run(f"{install} 'pagecache-bpf[cli]'")
-    listed = json.loads(system.run(f"{COMMAND} policy list --json"))
-    assert sorted(policy["name"] for policy in listed["policies"]) == POLICIES
-    if system.run(f"{COMMAND} doctor >/dev/null 2>&1; echo $?").strip() == "3":
+    shutil.copytree(wheels(PYTHONS[suite]), system.root / "srv" / "wheels")
+    with on_a_disk() as place, ExitStack() as undo:
+        for ours, theirs in ((place, "models"), (Path("/sys/fs/bpf"), "sys/fs/bpf")):
+            inside = system.root / theirs
+            inside.mkdir(exist_ok=True)
+            subprocess.run(["mount", "--bind", str(ours), str(inside)], check=True)
+            undo.callback(subprocess.run, ["umount", str(inside)], check=True)
+        begun = time.monotonic()
+        system.run("python3 -m venv /opt/venv")
+        _installed_and_used(system.run, "/opt/venv/bin", "/srv/wheels", "/models")
+        write_down(f"seconds from venv to detach, {suite}", round(time.monotonic() - begun, 1))
+
+
+@pytest.mark.parametrize("version", ["3.10", "3.12"])  # Debian has none of these
+def test_a_load_is_served_by_each_python_of_this_machine(
+    version: str, wheels: Callable[[str], Path], tmp_path: Path
+) -> None:
+    python = interpreter(version)
+    if python is None:
+        pytest.skip(f"this machine has no Python {version}")
+    if os.geteuid() != 0:
+        pytest.skip("needs root (BPF)")
+
+    def run(command: str) -> str:
+        """As Chroot.run, with no program in PATH at all."""
+        words = ["/bin/sh", "-c", command]
+        done = subprocess.run(
+            words, capture_output=True, text=True, env={"PATH": str(programs), "HOME": "/root"}
+        )
+        assert done.returncode == 0, f"{command}: {done.returncode}\n{done.stdout}{done.stderr}"
+        return done.stdout
+
+    programs = tmp_path / "programs"
+    programs.mkdir()
+    with on_a_disk() as place:
+        run(f"{python} -m venv {tmp_path}/venv")
+        _installed_and_used(run, f"{tmp_path}/venv/bin", str(wheels(version)), str(place))
+
+
+def _installed_and_used(run: Callable[[str], str], bin_: str, wheels: str, models: str) -> None:
+    """Install the wheel without any other package, load; then with the command, attach and load."""
+    install = f"{bin_}/python -m pip install -q --no-index --find-links {wheels}"
+    run(f"{install} pagecache-bpf")
+    listed = json.loads(run(f"{bin_}/python -m pip list --format json"))
+    assert {one["name"] for one in listed} <= {"pagecache-bpf", "pip", "setuptools", "wheel"}
+    model = f"{models}/{MODEL}"
+    size = int(run(f"{bin_}/python -c '{READ.format(model)}'"))
+    assert size > SIZE
+    assert run(f"{bin_}/python -c '{LOAD.format(model, size)}'").strip() == str(size)
+
+    run(f"{install} 'pagecache-bpf[cli]'")
+    command = f"{bin_}/pagecache-bpf"
+    policies = json.loads(run(f"{command} policy list --json"))["policies"]
+    assert sorted(policy["name"] for policy in policies) == POLICIES
+    if run(f"{command} doctor >/dev/null 2>&1; echo $?").strip() == "3":
         pytest.skip("this kernel has no engine that runs here")
-    _cold_load(system)
-
-
-def _cold_load(system: Chroot) -> None:
-    """A file on this machine's own disk: the system's is an overlay over a tmpfs."""
-    place = ROOT / "build" / "test" / "delivery"
-    place.mkdir(parents=True, exist_ok=True)
-    size = 48 << 20
-    model = place / "model.bin"
-    model.write_bytes(bytes(size))
-    inside = system.root / "models"
-    inside.mkdir()
-    pins = system.root / "sys/fs/bpf"
-    subprocess.run(["mount", "--bind", str(place), str(inside)], check=True)
-    subprocess.run(["mount", "--bind", "/sys/fs/bpf", str(pins)], check=True)
+    run(f"{command} attach sequential {model}")
     try:
-        system.run(f"{COMMAND} attach sequential /models/model.bin")
-        try:
-            subprocess.run(["sync", str(model)], check=True)
-            system.run(f"/opt/venv/bin/python -c '{DROP}'")
-            assert system.run("wc -c </models/model.bin").strip() == str(size)
-            told = json.loads(system.run(f"{COMMAND} stats --json"))
-        finally:
-            system.run(f"{COMMAND} detach sequential")
-        (model_told,) = told["models"]
-        assert model_told["bytes"] == size
-        assert model_told["counters"]["prefetched_bytes"] > size // 2
-        assert json.loads(system.run(f"{COMMAND} tags --json"))["tags"] == []
+        os.sync()
+        run(f"{bin_}/python -c '{DROP.format(model)}'")
+        assert int(run(f"{bin_}/python -c '{READ.format(model)}'")) == size
+        told = json.loads(run(f"{command} stats --json"))
     finally:
-        subprocess.run(["umount", str(pins)], check=True)
-        subprocess.run(["umount", str(inside)], check=True)
-        shutil.rmtree(place)
+        run(f"{command} detach sequential")
+    (model_told,) = told["models"]
+    assert model_told["bytes"] == size
+    assert model_told["counters"]["prefetched_bytes"] > size // 2
+    assert json.loads(run(f"{command} tags --json"))["tags"] == []
