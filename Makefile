@@ -204,7 +204,7 @@ test-delivery: build ## all that is released, and what the documents say of it, 
 	$(PY) -m pytest tests/delivery -rs --junitxml=build/test/delivery.xml
 
 # Not part of `make test`: it installs one more kernel.
-test-old: build ## the observer on a kernel before 6.12, degraded (installs Debian's 6.1)
+test-old: build ## policies and the observer on a kernel before 6.12 (installs Debian's 6.1)
 	$(Q)ls /boot/vmlinuz-6.1.* >/dev/null 2>&1 || \
 		DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends \
 			"$$(apt-cache search --names-only '^linux-image-6\.1\.[0-9-]+-amd64$$' | cut -d' ' -f1 | sort -V | tail -1)"

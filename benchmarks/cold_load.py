@@ -27,6 +27,9 @@ def make_parser() -> argparse.ArgumentParser:
         prog="python -m benchmarks.cold_load", description=__doc__, allow_abbrev=False
     )
     parser.add_argument("--policy", default="sequential")
+    parser.add_argument(
+        "--engine", default="auto", help="in a guest: auto, agent or struct_ops (default: auto)"
+    )
     parser.add_argument("--fs", action="append", choices=("ext4", "xfs"), help="default: both")
     parser.add_argument("--loader", action="append", choices=tuple(loaders.LOADERS))
     parser.add_argument(
@@ -89,7 +92,7 @@ def _delays(text: str) -> list[float]:
 
 def measure(options: argparse.Namespace, sources: list[Model], say: hosted.Say) -> schema.Report:
     """In the guest: run every case, one file system after the other."""
-    control = CommandLine()
+    control = CommandLine(options.engine)
     loaders.warm_up()
     report = schema.Report(
         schema.machine(
@@ -154,7 +157,8 @@ def inputs(options: argparse.Namespace) -> list[Model]:
 
 def guest_arguments(options: argparse.Namespace, sources: list[Model]) -> list[str]:
     """The same run as seen from inside the guest."""
-    argv: list[Any] = ["--policy", options.policy, "--rounds", options.rounds]
+    argv: list[Any] = ["--policy", options.policy, "--engine", options.engine]
+    argv += ["--rounds", options.rounds]
     argv += ["--delay", options.delay, "--cap", options.cap]
     argv += ["--sweep-rounds", options.sweep_rounds]
     for fs in options.fs or ():

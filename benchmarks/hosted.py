@@ -59,6 +59,12 @@ def add_common(parser: argparse.ArgumentParser, name: str) -> None:
     )
     parser.add_argument("--json", action="store_true", help="print the results as JSON")
     parser.add_argument("--cpus", type=int, default=2, help="virtual CPUs (default: 2)")
+    parser.add_argument(
+        "--kernel",
+        type=Path,
+        metavar="IMAGE",
+        help="the guest's kernel (default: the newest installed 6.12)",
+    )
     parser.add_argument("--memory", help="the guest's memory (default: what the case needs)")
     parser.add_argument("--timeout", type=float, default=3600, metavar="SECONDS")
     parser.add_argument("--inside", type=Path, help=argparse.SUPPRESS)
@@ -114,6 +120,7 @@ def run_inside(
     guest = Guest(
         cpus=options.cpus,
         memory=options.memory or memory_for(wanted),
+        kernel=options.kernel,
         disks=[disk_for(wanted, cap)],
         timeout_s=options.timeout,
         icount=icount,

@@ -40,6 +40,7 @@ ENVIRONMENT = (
         "nothing",
     ),
     ("PAGECACHE_BPF_LIBBPF", "the libbpf to load, instead of looking for one"),
+    ("PAGECACHE_BPF_EVENTS", "kinds of events' sources to use: tracepoint, function"),
     ("PAGECACHE_BPF_OBSERVE", '"off": attach and tag as with --no-observe'),
     ("PAGECACHE_BPF_RUN_DIR", "the place of sockets and logs (default: /run/pagecache-bpf)"),
 )

@@ -104,15 +104,19 @@ struct {
 
 static const struct agent_cursor agent_no_cursor;
 
-/* Made if need be; NULL: there is no memory. */
-static __always_inline struct agent_cursor *agent_cursor_of(const struct agent_cursor_key *key)
+/*
+ * Made if need be; NULL: there is no memory.  The key is copied to the stack, here and below: until
+ * 6.2 the verifier takes none for a map that lies in what a global function was given.
+ */
+static __always_inline struct agent_cursor *agent_cursor_of(const struct agent_cursor_key *of)
 {
-	struct agent_cursor *cursor = bpf_map_lookup_elem(&cursors, key);
+	struct agent_cursor_key key = *of;
+	struct agent_cursor *cursor = bpf_map_lookup_elem(&cursors, &key);
 
 	if (cursor)
 		return cursor;
-	bpf_map_update_elem(&cursors, key, &agent_no_cursor, BPF_NOEXIST);
-	return bpf_map_lookup_elem(&cursors, key);
+	bpf_map_update_elem(&cursors, &key, &agent_no_cursor, BPF_NOEXIST);
+	return bpf_map_lookup_elem(&cursors, &key);
 }
 
 /* One call of a hook; a policy sees ctx only.  No pointers: a global function may be given it. */
@@ -187,7 +191,8 @@ static __always_inline s64 agent_request(struct pagecache_ctx *ctx,
 /* Pages that memory allows to read ahead of this reader. */
 static __always_inline u64 pagecache_allowed_ahead(const struct pagecache_ctx *ctx)
 {
-	u64 *pages = bpf_map_lookup_elem(&windows, &ctx->tgid);
+	u32 tgid = ctx->tgid;
+	u64 *pages = bpf_map_lookup_elem(&windows, &tgid);
 
 	return pages ? *pages : pages_of(ctx, PAGECACHE_AGENT_UNKNOWN_BYTES);
 }
@@ -343,7 +348,8 @@ static __always_inline void pagecache_forget_reader(struct pagecache_ctx *ctx)
 static __always_inline u64 pagecache_next_file(struct pagecache_ctx *ctx,
 					       struct pagecache_file_key *next)
 {
-	struct pagecache_agent_tag *tag = bpf_map_lookup_elem(&tags, &agent_call_of(ctx)->key.file);
+	struct pagecache_file_key file = agent_call_of(ctx)->key.file;
+	struct pagecache_agent_tag *tag = bpf_map_lookup_elem(&tags, &file);
 
 	if (!tag)
 		return 0;

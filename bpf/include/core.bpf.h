@@ -71,6 +71,11 @@ typedef struct {
 	unsigned long f;
 } memdesc_flags_t;
 
+/* Until ebc1baf5c9b4 ("mm: free up a word in the first tail page", 6.6). */
+struct folio___ordered {
+	unsigned char _folio_order;
+};
+
 struct folio {
 	memdesc_flags_t flags;
 	struct address_space *mapping;
@@ -147,8 +152,12 @@ static __always_inline u64 folio_flags(struct folio *folio)
 
 static __always_inline u64 folio_pages(struct folio *folio)
 {
+	struct folio___ordered *ordered = (void *)folio;
+
 	if (!(folio_flags(folio) >> bpf_core_enum_value(enum pageflags, PG_head) & 1))
 		return 1;
+	if (bpf_core_field_exists(ordered->_folio_order))
+		return 1ULL << (LOAD(ordered, _folio_order) & 31);
 	return 1ULL << (LOAD(folio, _flags_1) & 31);
 }
 

@@ -1,9 +1,10 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
- * engine_agent.bpf.h - policies on tracepoints, for kernels that take no module.
+ * engine_agent.bpf.h - policies on the kernel's events, for kernels that take no module.
  *
- * The hooks become functions of programs on raw tracepoints; what a policy asks for goes through a
- * ring buffer to a process, the agent, which reads the pages with ordinary system calls.
+ * The hooks become functions of programs on raw tracepoints, or on functions of the page cache
+ * where tracepoints are missing (access_events.bpf.h); what a policy asks for goes through a ring
+ * buffer to a process, the agent, which reads the pages with ordinary system calls.
  *
  * The kernel's own readahead goes on, so `readahead` is not asked in the kernel's place: it is
  * called at the same moments, and an overriding answer is one more request.  Those moments are
@@ -19,6 +20,7 @@
 #define ENGINE_AGENT_BPF_H
 
 #include "core.bpf.h"
+#include "access_events.bpf.h"
 #include "advice.bpf.h"
 #include "affinity.bpf.h"
 #include "agent_calls.bpf.h"
@@ -416,56 +418,56 @@ static __always_inline int agent_asked(const struct pagecache_ops *policy,
 	return 0;
 }
 
-/* Programs of tracepoints that this kernel does not have are not loaded. */
-#define PAGECACHE_TABLE(policy, ...)                                                      \
-	static const struct pagecache_ops policy##_ops = { __VA_ARGS__ };                 \
-	__noinline int policy##_agent_access(struct agent_call *call)                     \
-	{                                                                                 \
-		if (call && policy##_ops.access)                                          \
-			policy##_ops.access(&call->ctx);                                  \
-		return 0;                                                                 \
-	}                                                                                 \
-	__noinline int policy##_agent_readahead(struct agent_call *call)                  \
-	{                                                                                 \
-		if (call)                                                                 \
-			agent_ask(&policy##_ops, call);                                   \
-		return 0;                                                                 \
-	}                                                                                 \
-	SEC("raw_tp/mm_filemap_get_pages") int agent_get_pages(u64 *args)                 \
-	{                                                                                 \
-		return agent_accessed(&policy##_ops, policy##_agent_access,               \
-				      policy##_agent_readahead, (void *)args[0], args[1], \
-				      args[2] + 1, PAGECACHE_KIND_READ);                  \
-	}                                                                                 \
-	SEC("raw_tp/mm_filemap_map_pages") int agent_map_pages(u64 *args)                 \
-	{                                                                                 \
-		return agent_accessed(&policy##_ops, policy##_agent_access,               \
-				      policy##_agent_readahead, (void *)args[0], args[1], \
-				      args[2] + 1, PAGECACHE_KIND_MAP);                   \
-	}                                                                                 \
-	SEC("raw_tp/mm_filemap_fault") int agent_fault(u64 *args)                         \
-	{                                                                                 \
-		return agent_accessed(&policy##_ops, policy##_agent_access,               \
-				      policy##_agent_readahead, (void *)args[0], args[1], \
-				      args[1] + 1, PAGECACHE_KIND_TOUCH);                 \
-	}                                                                                 \
-	SEC("raw_tp/mm_filemap_add_to_page_cache") int agent_added(u64 *args)             \
-	{                                                                                 \
-		return agent_moved(&policy##_ops, (void *)args[0], true);                 \
-	}                                                                                 \
-	SEC("raw_tp/mm_filemap_delete_from_page_cache") int agent_removed(u64 *args)      \
-	{                                                                                 \
-		return agent_moved(&policy##_ops, (void *)args[0], false);                \
-	}                                                                                 \
-	/* Run by the agent before anything is attached. */                               \
-	SEC("syscall") int agent_init(void *unused)                                       \
-	{                                                                                 \
-		return agent_start(&policy##_ops);                                        \
-	}                                                                                 \
-	/* Run by the agent for each of its files when memory is short. */                \
-	SEC("syscall") int agent_pressure(struct pagecache_agent_pressure *args)          \
-	{                                                                                 \
-		return agent_asked(&policy##_ops, args);                                  \
+#define PAGECACHE_TABLE(policy, ...)                                                             \
+	static const struct pagecache_ops policy##_ops = { __VA_ARGS__ };                        \
+	__noinline int policy##_agent_access(struct agent_call *call)                            \
+	{                                                                                        \
+		if (call && policy##_ops.access)                                                 \
+			policy##_ops.access(&call->ctx);                                         \
+		return 0;                                                                        \
+	}                                                                                        \
+	__noinline int policy##_agent_readahead(struct agent_call *call)                         \
+	{                                                                                        \
+		if (call)                                                                        \
+			agent_ask(&policy##_ops, call);                                          \
+		return 0;                                                                        \
+	}                                                                                        \
+	static __always_inline int agent_reads(struct address_space *mapping, u64 from, u64 to)  \
+	{                                                                                        \
+		return agent_accessed(&policy##_ops, policy##_agent_access,                      \
+				      policy##_agent_readahead, mapping, from, to,               \
+				      PAGECACHE_KIND_READ);                                      \
+	}                                                                                        \
+	static __always_inline int agent_maps(struct address_space *mapping, u64 from, u64 to)   \
+	{                                                                                        \
+		return agent_accessed(&policy##_ops, policy##_agent_access,                      \
+				      policy##_agent_readahead, mapping, from, to,               \
+				      PAGECACHE_KIND_MAP);                                       \
+	}                                                                                        \
+	static __always_inline int agent_faults(struct address_space *mapping, u64 from, u64 to) \
+	{                                                                                        \
+		return agent_accessed(&policy##_ops, policy##_agent_access,                      \
+				      policy##_agent_readahead, mapping, from, to,               \
+				      PAGECACHE_KIND_TOUCH);                                     \
+	}                                                                                        \
+	ACCESS_PROGRAMS(agent, agent_page_shift, agent_reads, agent_maps, agent_faults)          \
+	SEC("raw_tp/mm_filemap_add_to_page_cache") int agent_added(u64 *args)                    \
+	{                                                                                        \
+		return agent_moved(&policy##_ops, (void *)args[0], true);                        \
+	}                                                                                        \
+	SEC("raw_tp/mm_filemap_delete_from_page_cache") int agent_removed(u64 *args)             \
+	{                                                                                        \
+		return agent_moved(&policy##_ops, (void *)args[0], false);                       \
+	}                                                                                        \
+	/* Run by the agent before anything is attached. */                                      \
+	SEC("syscall") int agent_init(void *unused)                                              \
+	{                                                                                        \
+		return agent_start(&policy##_ops);                                               \
+	}                                                                                        \
+	/* Run by the agent for each of its files when memory is short. */                       \
+	SEC("syscall") int agent_pressure(struct pagecache_agent_pressure *args)                 \
+	{                                                                                        \
+		return agent_asked(&policy##_ops, args);                                         \
 	}
 
 #endif /* ENGINE_AGENT_BPF_H */

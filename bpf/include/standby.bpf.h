@@ -222,20 +222,26 @@ static __always_inline void standby_threads(struct standby *it, const struct pag
 	it->recent_pages = it->recent_threads = 0;
 }
 
+static const struct standby no_standby;
+
 static __always_inline struct standby *standby_begin(const struct pagecache_ctx *ctx,
 						     const struct standby_key *key)
 {
 	struct standby_model *model = standby_model_of(ctx);
-	struct standby fresh = {};
+	struct standby *it;
 
 	if (!model)
 		return NULL;
-	fresh.pause_pages = model->pause_pages;
-	standby_enter(&fresh, STANDBY_ALONE, fresh.pause_pages);
-	fresh.standing_down = 0; /* until it is known whether the readahead is deep */
-	standby_tell(model, &fresh);
-	bpf_map_update_elem(&standby, key, &fresh, BPF_NOEXIST);
-	return bpf_map_lookup_elem(&standby, key);
+	/* Filled in where it lies: on the stack it would be a third of what there is. */
+	bpf_map_update_elem(&standby, key, &no_standby, BPF_NOEXIST);
+	it = bpf_map_lookup_elem(&standby, key);
+	if (!it)
+		return NULL;
+	it->pause_pages = model->pause_pages;
+	standby_enter(it, STANDBY_ALONE, it->pause_pages);
+	it->standing_down = 0; /* until it is known whether the readahead is deep */
+	standby_tell(model, it);
+	return it;
 }
 
 /*

@@ -13,6 +13,7 @@
 #include "observer_record.bpf.h"
 
 #ifndef PAGECACHE_BCC
+#include "access_events.bpf.h"
 #include "observer_areas.bpf.h"
 
 char LICENSE[] SEC("license") = "GPL";
@@ -45,10 +46,11 @@ static __always_inline void moved(struct pagecache_observed_file *file,
 		__sync_fetch_and_add(&all->moves, 1);
 }
 
-OBSERVE(mm_filemap_get_pages, observe_get_pages)
+/* A read() that wants [index, end) has got some pages. */
+static __always_inline int count_got(struct address_space *mapping, u64 index, u64 end)
 {
-	u64 index = args[1], end = args[2] + 1, to, call, pages, behind, ino;
-	struct inode *inode = host_of((void *)args[0], &ino);
+	u64 to, call, pages, behind, ino;
+	struct inode *inode = host_of(mapping, &ino);
 	struct pagecache_observed_value *value;
 	struct pagecache_observed_file *file;
 	struct pagecache_file_key key;
@@ -180,11 +182,11 @@ static __always_inline void count_mapped(struct address_space *mapping, struct i
 	record_access(file->slot, from, to, ids >> 32, &a->found, false);
 }
 
-OBSERVE(mm_filemap_fault, observe_fault)
+/* A page is faulted. */
+static __always_inline int count_faulted(struct address_space *mapping, u64 index)
 {
-	struct address_space *mapping = (void *)args[0];
 	struct inode *inode = READ(mapping, host);
-	u64 ids = bpf_get_current_pid_tgid(), index = args[1], bit = 1ULL << (index & 63);
+	u64 ids = bpf_get_current_pid_tgid(), bit = 1ULL << (index & 63);
 	u64 resident;
 	u32 at = index / 64 % BITS_WORDS;
 	struct pagecache_observed_value *value;
@@ -239,19 +241,41 @@ OBSERVE(mm_filemap_fault, observe_fault)
 	return 0;
 }
 
-OBSERVE(mm_filemap_map_pages, observe_map_pages)
+/* Pages around a fault are mapped. */
+static __always_inline int count_around(struct address_space *mapping, u64 from, u64 to)
 {
-	struct address_space *mapping = (void *)args[0];
 	struct inode *inode;
 	u64 ino;
 
 	inode = host_of(mapping, &ino);
 	if (may_be_tagged(ino))
-		count_mapped(mapping, inode, args[1], args[2] + 1, false);
+		count_mapped(mapping, inode, from, to, false);
 	return 0;
 }
 
-#ifndef PAGECACHE_BCC
+#ifdef PAGECACHE_BCC
+OBSERVE(mm_filemap_get_pages, observe_get_pages)
+{
+	return count_got((void *)args[0], args[1], args[2] + 1);
+}
+
+OBSERVE(mm_filemap_map_pages, observe_map_pages)
+{
+	return count_around((void *)args[0], args[1], args[2] + 1);
+}
+
+OBSERVE(mm_filemap_fault, observe_fault)
+{
+	return count_faulted((void *)args[0], args[1]);
+}
+#else
+static __always_inline int count_fault(struct address_space *mapping, u64 from, u64 to)
+{
+	return count_faulted(mapping, from);
+}
+
+ACCESS_PROGRAMS(observe, observer_page_shift, count_got, count_around, count_fault)
+
 /*
  * Huge pages are mapped whole, and no tracepoint of the page cache tells.  So the faults of
  * processes that map tagged files are looked at when they begin.

@@ -141,35 +141,42 @@ static __always_inline void bind(const struct pagecache_ctx *ctx, struct cursor 
 		consumer->tgid = ctx->tgid;
 }
 
+static const struct cursor no_cursor = {
+	.consumer = PAGECACHE_TEMPLATE_NONE,
+	.away = PAGECACHE_TEMPLATE_NONE,
+};
+
 /* A process begins: what earlier ones asked for may have been dropped since. */
 static __always_inline struct cursor *new_cursor(struct pagecache_ctx *ctx, struct place *at,
 						 const struct cursor_key *key)
 {
-	struct cursor fresh = {
-		.consumer = PAGECACHE_TEMPLATE_NONE,
-		.away = PAGECACHE_TEMPLATE_NONE,
-	};
 	struct pagecache_template_extent *extent;
 	struct pagecache_template_step *step;
+	struct cursor *cursor;
+	u32 number, consumer;
 
-	fresh.consumer = find_consumer(ctx, at, &fresh.step);
-	if (fresh.consumer == PAGECACHE_TEMPLATE_NONE)
+	consumer = find_consumer(ctx, at, &number);
+	if (consumer == PAGECACHE_TEMPLATE_NONE)
 		return NULL;
+	/* Filled in where it lies: the stack is full enough. */
+	bpf_map_update_elem(&template_cursors, key, &no_cursor, BPF_NOEXIST);
+	cursor = bpf_map_lookup_elem(&template_cursors, key);
+	at->cursor = cursor;
+	if (!cursor)
+		return NULL;
+	cursor->step = number;
 	/* What lies before it was not followed: a process can begin anywhere. */
-	step = template_step(fresh.step);
-	extent = template_extent_of(fresh.step);
+	step = template_step(number);
+	extent = template_extent_of(number);
 	if (step && extent) {
-		fresh.position = step->before;
+		cursor->position = step->before;
 		if (ctx->index > extent->start)
-			fresh.position += ctx->index - extent->start;
-		fresh.end = fresh.low = fresh.position;
-		fresh.first = !fresh.position;
+			cursor->position += ctx->index - extent->start;
+		cursor->end = cursor->low = cursor->position;
+		cursor->first = !cursor->position;
 	}
-	bpf_map_update_elem(&template_cursors, key, &fresh, BPF_NOEXIST);
-	at->cursor = bpf_map_lookup_elem(&template_cursors, key);
-	if (at->cursor)
-		bind(ctx, at->cursor, fresh.consumer);
-	return at->cursor;
+	bind(ctx, cursor, consumer);
+	return cursor;
 }
 
 /* True when much of what was asked for in this file is gone; it will be asked for again. */

@@ -24,10 +24,10 @@ from pagecache_bpf.agent.read_threads import Extent, Source
 from pagecache_bpf.agent.readers import Readers
 from pagecache_bpf.agent.shared_state import dropped_templates, read_state
 from pagecache_bpf.agent.tagged_files import FileTag, Sequence
-from pagecache_bpf.agent.unsupported import check_heard, events_here, not_honored
+from pagecache_bpf.agent.unsupported import check_heard, not_honored
 from pagecache_bpf.agent.workers import Pools
 from pagecache_bpf.errors import PolicyRejected, UsageError
-from pagecache_bpf.kernel import abi, bpf_object, file_identity, libbpf
+from pagecache_bpf.kernel import abi, bpf_object, event_sources, file_identity, libbpf
 from pagecache_bpf.kernel.abi import COUNTERS, Hook, RequestKind
 from pagecache_bpf.kernel.bpf_maps import BpfMap, map_id
 from pagecache_bpf.kernel.cachestat import cached_pages
@@ -57,7 +57,7 @@ class Agent:
 
     Raises:
         PolicyRejected: the verifier refuses it, or its init fails.
-        UnsupportedError: a hook of it has no tracepoint to be called from, or there is no libbpf.
+        UnsupportedError: nothing would call a hook of it, or there is no libbpf.
         UsageError: a knob is wrong, or the object is damaged.
     """
 
@@ -80,6 +80,7 @@ class Agent:
         self.exit: tuple[int, str, str] | None = None  # code, message, hook
         self.exit_noted = False
         self.missing: list[str] = []
+        self.events: dict[str, str] = {}
         self._models: dict[str, int] = {}
         self._lock = threading.Lock()
         self._types = file_identity.module_types()
@@ -115,7 +116,7 @@ class Agent:
 
         Raises:
             PolicyRejected: its init fails, or ends the policy.
-            UnsupportedError: a hook of it has no tracepoint to be called from.
+            UnsupportedError: nothing would call a hook of it.
         """
         self._initialize()
         self._attach()
@@ -311,6 +312,7 @@ class Agent:
         self, obj: Path, knobs: Mapping[str, int], sizes: Mapping[str, int], log_dir: Path | None
     ) -> libbpf.Object:
         def prepare(opened: libbpf.Object) -> None:
+            event_sources.choose(opened)
             set_knobs(opened, knobs)
             enlarge_maps(opened, sizes)
             namespace = os.stat("/proc/self/ns/pid")
@@ -327,7 +329,7 @@ class Agent:
             return bpf_object.load(obj, name, prepare, f"{name}-agent-load.log", log_dir)
         except bpf_object.ProgramsRefused as error:
             # An old kernel's verifier may be what refuses; this is then what matters.
-            check_heard(name, self.info.hooks, events_here())
+            check_heard(name, self.info.hooks, event_sources.sources_here())
             raise PolicyRejected(
                 f"the kernel refused to load the policy {name}",
                 error.why,
@@ -351,18 +353,8 @@ class Agent:
 
     def _attach(self) -> None:
         """Have the programs run.  Raises UnsupportedError if nothing would call a hook of it."""
-        attached = []
-        with libbpf.Messages():
-            for program in self._object.programs():
-                if program.section == "syscall":
-                    continue
-                event = program.section.rpartition("/")[2]
-                try:
-                    self._links.append(program.attach())
-                    attached.append(event)
-                except OSError:
-                    self.missing.append(event)
-        check_heard(self.info.name, self.info.hooks, attached)
+        self.events, self.missing = event_sources.attach(self._object.programs(), self._links)
+        check_heard(self.info.name, self.info.hooks, self.events)
 
     def _run(self) -> None:
         while not self._stop.is_set():

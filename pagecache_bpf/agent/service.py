@@ -70,7 +70,7 @@ class Service:
             sizes: elements that maps must have room for, by name.
 
         Returns:
-            "missing": names of tracepoints that this kernel lacks.
+            "missing": names of events that nothing tells of on this kernel.
 
         Raises:
             UsageError: there is no such policy, a knob does not fit, or the object is damaged.
@@ -282,6 +282,7 @@ class Service:
                     "knobs": agent.knobs,
                     "tags": len(agent.tags),
                     "missing": agent.missing,
+                    "events": agent.events,
                     **agent.numbers(),
                 }
                 for name, agent in self.agents.items()

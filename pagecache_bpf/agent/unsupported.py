@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable
 
 from pagecache_bpf.errors import UnsupportedError
-from pagecache_bpf.kernel.kernelfs import LIVE
+from pagecache_bpf.kernel.event_sources import ACCESSES, EVENTS, MOVES, TRACEPOINT
 
 #: What a policy may ask for and this engine does not do.
 NOT_HONORED = (
@@ -21,24 +21,10 @@ NOT_HONORED = (
 #: Hooks that are not asked, and what that means.
 _NOT_ASKED = {"evict": "the hook evict: nothing is kept from reclaim, which evicts as it likes"}
 
-#: The kernel's trace events of what readers want ("filemap: add trace events for get_pages,
-#: map_pages, and fault", 6.12) and of pages that come and go (3.12).
-_READS = ("mm_filemap_get_pages", "mm_filemap_map_pages", "mm_filemap_fault")
-_ADDED = ("mm_filemap_add_to_page_cache",)
-_REMOVED = ("mm_filemap_delete_from_page_cache",)
+_READS = tuple(event.name for event in ACCESSES)
+_ADDED, _REMOVED = ((event.name,) for event in MOVES)
 #: What a hook is called from; any of them is enough.  `pressure` is asked by the agent itself.
 _EVENTS = {"access": _READS, "readahead": _READS, "added": _ADDED, "removed": _REMOVED}
-
-
-def events_here() -> list[str]:
-    """Ask the kernel's type information which of the trace events it has.
-
-    Returns:
-        Their names; all of them where there is no type information to ask.
-    """
-    names = [*_READS, *_ADDED, *_REMOVED]
-    types = LIVE.read_bytes("/sys/kernel/btf/vmlinux")
-    return [name for name in names if types is None or f"\0btf_trace_{name}\0".encode() in types]
 
 
 def check_heard(policy: str, hooks: Iterable[str], attached: Collection[str]) -> None:
@@ -47,7 +33,7 @@ def check_heard(policy: str, hooks: Iterable[str], attached: Collection[str]) ->
     Args:
         policy: its name.
         hooks: names of its hooks.
-        attached: names of the trace events that its programs sit on.
+        attached: names of the events that its programs are told of.
 
     Raises:
         UnsupportedError: there is such a hook.
@@ -57,11 +43,20 @@ def check_heard(policy: str, hooks: Iterable[str], attached: Collection[str]) ->
         if events and not any(event in attached for event in events):
             raise UnsupportedError(
                 f"the policy {policy} cannot run on the engine agent here",
-                f"nothing would call its hook {hook}, as this kernel has none of the tracepoints "
-                f"{', '.join(events)}",
+                f"nothing would call its hook {hook}: this kernel has none of the tracepoints "
+                f"{', '.join(events)}, and {_others(events)}",
                 "Boot Linux 6.12 or newer, or use the engine struct_ops",
                 "docs/troubleshooting.md#cannot-run-on-the-engine-agent-here",
             )
+
+
+def _others(names: Collection[str]) -> str:
+    """Say what else could have told of events, and does not."""
+    sources = [source for event in EVENTS if event.name in names for source in event.sources]
+    functions = [source.place for source in sources if source.kind != TRACEPOINT]
+    if not functions:
+        return "nothing else tells of that"
+    return f"no program can be attached to its functions {', '.join(functions)}"
 
 
 def not_honored(hooks: Iterable[str]) -> list[str]:

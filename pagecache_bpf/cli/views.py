@@ -164,7 +164,7 @@ JSON = {
     "engines.agent": "whether the agent runs",
     "observer": "null if it does not run",
     "observer.level": "full, degraded (only what enters and leaves the cache) or off",
-    "observer.missing[]": "tracepoints that this kernel lacks",
+    "observer.missing[]": "events that nothing tells of here",
     "observer.uncounted[]": "counters that are left out for want of them",
     "observer.lost_events": declarations.find("pagecache_observer_lost_events_total").help,
     "policies[].name": "the policy",

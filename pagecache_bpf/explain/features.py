@@ -23,7 +23,7 @@ from functools import cached_property
 from pathlib import Path
 
 from pagecache_bpf.errors import PagecacheError
-from pagecache_bpf.kernel import kmod
+from pagecache_bpf.kernel import event_sources, kmod
 from pagecache_bpf.kernel.kernelfs import LIVE, KernelFS
 from pagecache_bpf.kernel.kmod import load as _load
 
@@ -41,9 +41,6 @@ RECLAIM_FUNCTIONS = (
 RECLAIM_TRACEPOINT = "mm_vmscan_lru_shrink_inactive"
 CAPABILITIES = {"CAP_SYS_MODULE": 16, "CAP_SYS_ADMIN": 21, "CAP_PERFMON": 38, "CAP_BPF": 39}
 
-#: The tracepoints that tell engine agent what readers want ("filemap: add trace events for
-#: get_pages, map_pages, and fault", 6.12); any of them is enough to run.
-ACCESS_TRACEPOINTS = ("mm_filemap_get_pages", "mm_filemap_map_pages", "mm_filemap_fault")
 ENGINES = ("struct_ops", "agent")
 
 _DISTRIBUTION_KERNEL = "Boot a distribution kernel (Debian and Ubuntu set it) or rebuild yours with"
@@ -296,19 +293,30 @@ def _tracepoints(m: Machine) -> Feature:
     return Feature("tracepoints", True, ", ".join(TRACEPOINTS), lost)
 
 
-def _access_tracepoints(m: Machine) -> Feature:
-    name = "access tracepoints"
+def _access_events(m: Machine) -> Feature:
+    name = "access events"
     lost = "the engine agent does not see what readers want"
-    known = {tracepoint: m.has_type(f"btf_trace_{tracepoint}") for tracepoint in ACCESS_TRACEPOINTS}
-    if None in known.values():
+    if m.btf is None:
         return Feature(name, None, "no BTF to ask", lost, "See kernel BTF")
-    there = [tracepoint for tracepoint, found in known.items() if found]
-    missing = [tracepoint for tracepoint in known if tracepoint not in there]
-    if not there:
-        fix = "Boot Linux 6.12 or newer, or use the engine struct_ops"
+    # Whether programs can be attached to functions only the running kernel tells, and only root.
+    here = m.fs is LIVE and m.euid == 0
+    sources = event_sources.sources_here(types=None if here else m.btf)
+    found: list[str] = []
+    missing: list[str] = []
+    for event in event_sources.ACCESSES:
+        source = sources.get(event.name)
+        if source:
+            found.append(str(source))
+        else:
+            missing.append(event.name)
+    if not found:
+        fix = "Boot Linux 6.12 or newer, or one that lets programs be attached to its functions"
         return Feature(name, False, f"missing: {', '.join(missing)}", lost, fix)
-    found = ", ".join(there) + (f"; missing: {', '.join(missing)}" if missing else "")
-    return Feature(name, True, found, lost)
+    untried = not here and any(s.kind != event_sources.TRACEPOINT for s in sources.values())
+    text = ", ".join(found) + (f"; missing: {', '.join(missing)}" if missing else "")
+    if untried:
+        return Feature(name, None, f"{text}; not tried", lost, "Run doctor as root")
+    return Feature(name, True, text, lost)
 
 
 def _reclaim(m: Machine) -> Feature:
@@ -467,7 +475,7 @@ PROBES: dict[Probe, tuple[str, ...]] = {
     _kprobes: _STRUCT_OPS,
     _tracepoints: (),
     _reclaim: (),
-    _access_tracepoints: _AGENT,
+    _access_events: _AGENT,
     _bpffs: _STRUCT_OPS,
     _libbpf: ENGINES,
     _clang: (),

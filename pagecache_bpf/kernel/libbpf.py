@@ -177,6 +177,22 @@ class Program:
         """The program's section, which says what it attaches to."""
         return str(library().bpf_program__section_name(self._pointer).decode())
 
+    @property
+    def autoload(self) -> bool:
+        """Whether it is loaded with its object."""
+        return bool(library().bpf_program__autoload(self._pointer))
+
+    def set_autoload(self, load: bool) -> None:
+        """Say whether it is loaded with its object.
+
+        Args:
+            load: False leaves it out.
+
+        Raises:
+            OSError: the object is loaded already.
+        """
+        _check(library().bpf_program__set_autoload(self._pointer, load))
+
     def run(self, arguments: ctypes.Structure | None = None) -> int:
         """Run a program of section "syscall" now.
 

@@ -129,6 +129,8 @@ _PROTOTYPES: dict[str, tuple[type | None, tuple[type, ...]]] = {
     "bpf_program__name": (_S, (_P,)),
     "bpf_program__section_name": (_S, (_P,)),
     "bpf_program__attach": (_P, (_P,)),
+    "bpf_program__autoload": (ctypes.c_bool, (_P,)),
+    "bpf_program__set_autoload": (_I, (_P, ctypes.c_bool)),
     "bpf_program__fd": (_I, (_P,)),
     "bpf_prog_test_run_opts": (_I, (_I, ctypes.POINTER(RunOptions))),
     "bpf_link__fd": (_I, (_P,)),

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The observer: what the readers of tagged files found in the page cache.
 
-Programs on tracepoints count in the kernel, by model and by process that reads; this package
-loads them and reads the counts.  Root only.
+Programs on tracepoints and functions count in the kernel, by model and by process that reads; this
+package loads them and reads the counts.  Root only.
 
     with Observer() as observer:
         observer.tag(fd, "llama-3-8b")
@@ -13,7 +13,7 @@ A snapshot is a dict that JSON can carry.  Sizes are bytes, times nanoseconds:
     {
       "time_ns": int,             CLOCK_REALTIME
       "level": "full" | "degraded" | "off",
-      "missing": [str],           tracepoints that the kernel lacks, or refuses
+      "missing": [str],           events that nothing on this kernel tells of
       "uncounted": [str],         counters that stay 0 for want of these
       "backend": "libbpf" | "bcc",
       "lost_events": int,         everything that was not counted or told for lack of room
@@ -38,7 +38,7 @@ A snapshot is a dict that JSON can carry.  Sizes are bytes, times nanoseconds:
       ]
     }
 
-"degraded": without the tracepoints of reads and faults (Linux before 6.12) only what enters
+"degraded": where nothing tells of reads and faults (docs/agent.md says where) only what enters
 and leaves the cache is counted; the counters of reads, mmap and stalls stay 0.  docs/observing.md
 says what each counter means and what cannot be seen.
 """

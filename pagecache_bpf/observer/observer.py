@@ -42,7 +42,7 @@ _MOVED = slice(
     abi.pagecache_observed_file.folio_pages.offset,  # type: ignore[attr-defined]
 )
 
-#: What is counted without the tracepoints of reads and faults.
+#: What is counted where nothing tells of reads and faults.
 _COUNTED_DEGRADED = frozenset(
     {"added_bytes", "requested_bytes", "prefetched_bytes", "removed_bytes"}
     | {counter.name for counter in OBSERVED if counter.name.startswith("evicted_")}
@@ -83,7 +83,7 @@ class Observer:
 
     Args:
         moves: "off"; "limited", some cursor moves of each file; "all" of them, for recording.
-        without: tracepoints to do without, as if the kernel had none.
+        without: events to do without, as if nothing told of them.
         backend: "libbpf", or "bcc" for kernels without BTF; None: $PAGECACHE_BPF_BACKEND or libbpf.
         log_dir: where the verifier's log goes if it refuses; None: the run directory.
         grid: how finely a recording is to tell events apart; None: nothing is recorded.
@@ -143,7 +143,7 @@ class Observer:
 
     @property
     def uncounted(self) -> list[str]:
-        """Counters that stay 0 for want of tracepoints."""
+        """Counters that stay 0 for want of events."""
         missing = set(self._programs.missing)
         names = [counter.name for counter in OBSERVED]
         if missing & ACCESSES:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Loads the observer's programs with libbpf and puts them on their tracepoints."""
+"""Loads the observer's programs with libbpf and has them called."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pagecache_bpf.errors import UnsupportedError
-from pagecache_bpf.kernel import bpf_object, libbpf
+from pagecache_bpf.kernel import bpf_object, event_sources, libbpf
 from pagecache_bpf.kernel.bpf_maps import BpfMap
 from pagecache_bpf.kernel.file_pages import PAGE_SIZE
 from pagecache_bpf.observer.count_maps import MAPS, RING
@@ -18,7 +18,7 @@ from pagecache_bpf.observer.fault_probe import maps_whole_folios
 
 #: Without these nothing can be counted ...
 NEEDED = frozenset({"mm_filemap_add_to_page_cache", "mm_filemap_delete_from_page_cache"})
-#: ... and without these no access (before 6.12), without that no stall.
+#: ... and without these no access, without that no stall.
 ACCESSES = frozenset({"mm_filemap_get_pages", "mm_filemap_map_pages", "mm_filemap_fault"})
 SWITCH = "sched_switch"
 #: Without these only what is mapped by huge pages is not seen; arm64 does not have them.
@@ -82,7 +82,7 @@ class Programs:
 
     Args:
         moves: which cursor moves are told: 0, 1 or 2, as in bpf/include/observer_core.bpf.h.
-        without: tracepoints to leave out.
+        without: events to leave out.
         log_dir: where the verifier's log goes if it refuses; None: the run directory.
         grid: how finely a recording is to tell events apart; None: nothing is recorded.
 
@@ -102,12 +102,18 @@ class Programs:
     ):
         self.missing: list[str] = []
         self.ring_fd = -1
+        self.events: dict[str, str] = {}
         self._links: list[libbpf.Link] = []
+
+        def prepare(opened: libbpf.Object) -> None:
+            event_sources.choose(opened)
+            opened.set_constants(constants(moves, grid))
+
         try:
             self._object = bpf_object.load(
                 bpf_object.compiled("observer/observer.bpf.o", "the observer is not built"),
                 "observer",
-                lambda opened: opened.set_constants(constants(moves, grid)),
+                prepare,
                 "observer-load.log",
                 log_dir,
             )
@@ -135,16 +141,9 @@ class Programs:
         self._object.close()
 
     def _attach(self, without: Collection[str]) -> None:
-        with libbpf.Messages():
-            for program in self._object.programs():
-                tracepoint = program.section.rpartition("/")[2]
-                if tracepoint in without:
-                    self.missing.append(tracepoint)
-                    continue
-                try:
-                    self._links.append(program.attach())
-                except OSError:
-                    self.missing.append(tracepoint)
+        self.events, self.missing = event_sources.attach(
+            self._object.programs(), self._links, without
+        )
         check_tracepoints(self.missing)
 
 
@@ -152,7 +151,7 @@ def check_tracepoints(missing: Collection[str]) -> None:
     """Refuse a kernel on which nothing could be counted.
 
     Args:
-        missing: names of tracepoints that the kernel lacks or keeps from this process.
+        missing: events that nothing on this kernel tells this process of.
 
     Raises:
         UnsupportedError: one of NEEDED is among them; without the others there are fewer numbers.

@@ -154,7 +154,7 @@ class AgentDevice(LineClient):
                 nobody's lease.
 
         Returns:
-            The tracepoints that this kernel lacks.
+            The events that nothing tells of on this kernel.
         """
         # The agent's process finds the policy by itself: a shipped one by its name.
         source = info.name if info.object is None else str(info.object)
@@ -340,7 +340,7 @@ class AgentDevice(LineClient):
         """Return what `status` shows of the agent's policies beside their counters.
 
         Returns:
-            Knobs, missing tracepoints and so on, by policy.
+            Knobs, missing events and so on, by policy.
         """
         answer = self.request("policies")
         found = {policy["name"]: policy for policy in answer["policies"]}

@@ -1,57 +1,145 @@
 # SPDX-License-Identifier: Apache-2.0
-"""On a kernel before 6.12, which has tracepoints of what enters and leaves the cache only."""
+"""Readers on a kernel before 6.12: functions tell of them, in place of the missing tracepoints.
+
+`make test-old` boots one.  On 6.12 and newer functions can be asked for, where they take programs:
+PAGECACHE_BPF_EVENTS=function.  The oracle is fincore(1), which asks mincore(2) or cachestat(2).
+"""
 
 from __future__ import annotations
 
-import json
 import os
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
-from pagecache_bpf.explain import features
+from benchmarks.cachestat import drop
+from pagecache_bpf.agent.engine import Agent
+from pagecache_bpf.errors import UnsupportedError
+from pagecache_bpf.kernel import event_sources
+from pagecache_bpf.observer import Observer
 from pagecache_bpf.policy import agent_device
-from tests.observing import PAGE_SIZE, reader, stream
+from pagecache_bpf.policy.agent_device import AgentDevice
+from pagecache_bpf.policy.catalog import agent_object, find, names
+from tests.observing import PAGE_SIZE, reader, stream, touch
 from tests.unit.command import run
-from tests.vm.kernel import make_file
+from tests.vm.kernel import make_file, wait_for
 
 pytestmark = pytest.mark.native
 
-PAGES = 2039
+PAGES = 8191
+SECTIONS = {
+    "mm_filemap_get_pages": "fexit/filemap_get_pages",
+    "mm_filemap_map_pages": "fexit/filemap_map_pages",
+    "mm_filemap_fault": "fentry/filemap_fault",
+}
 
 
 @pytest.fixture(autouse=True)
 def _older() -> None:
-    if any(feature.ok for feature in features.probe() if feature.name == "access tracepoints"):
-        pytest.skip("this kernel has all tracepoints: `make test-old` boots one that has not")
+    sources = event_sources.sources_here()
+    found = {name: sources[name].section for name in SECTIONS if name in sources}
+    if not any(section in SECTIONS.values() for section in found.values()):
+        pytest.skip("tracepoints tell here, or nothing: `make test-old` boots a kernel without")
+    assert found == SECTIONS
 
 
-@pytest.mark.parametrize("policy", ["sequential", "maio", "noop", "mru"])
-def test_a_policy_that_would_hear_of_no_reader_is_refused(tmp_path: Path, policy: str) -> None:
-    file = make_file(tmp_path / "model.safetensors", 97)
-    attach = run("attach", policy, file, "--engine", "agent", "--json")
-    assert attach.code == 3 and not attach.out
-    assert "nothing would call its hook" in attach.err and "mm_filemap_get_pages" in attach.err
-    status = json.loads(run("status", "--json").out)
-    assert status["policies"] == [] and run("tags").code == 0
+def cached(path: Path) -> int:
+    """Pages in the cache, as fincore(1) tells."""
+    command = ["fincore", "--bytes", "--noheadings", "--output", "PAGES", str(path)]
+    return int(subprocess.run(command, capture_output=True, check=True).stdout)
 
 
-def test_what_comes_and_goes_is_counted(tmp_path: Path) -> None:
-    """Of a policy that is told of pages only, which has what it needs."""
-    file = make_file(tmp_path / "model.safetensors", PAGES)
-    attach = run("attach", "fifo", file, "--engine", "agent")
-    assert attach.code == 0 and "lacking" in attach.out and "mm_filemap_fault" in attach.out
-    try:
-        reader(file, stream(), ["advise", 0, 0, os.POSIX_FADV_DONTNEED])
-        stats = run("stats")
-        assert stats.code == 0 and "the observer is degraded" in stats.out + stats.err
-        with agent_device.AgentDevice() as agent:
-            shown = agent.stats()
+@contextmanager
+def governed(path: Path) -> Iterator[AgentDevice]:
+    """The policy sequential on engine agent, governing a file of which nothing is cached."""
+    info = find("sequential")
+    agent_device.start()
+    with AgentDevice() as agent:
+        assert agent.attach(info, agent_object(info), {}) == []
+        with path.open("rb") as file:
+            agent.tag(file.fileno(), policy=info.name, model="test", path=str(path))
+        drop([path])
+        assert cached(path) == 0
+        try:
+            yield agent
+        finally:
+            agent.detach(info.name)
+
+
+@pytest.mark.parametrize("how", [stream(), touch()], ids=["read", "mmap"])
+def test_streams_are_read_ahead(tmp_path: Path, how: list[object]) -> None:
+    path = make_file(tmp_path / "model.safetensors", PAGES)
+    with governed(path) as agent:
+        assert agent.details()["sequential"]["events"].items() >= SECTIONS.items()
+        process = reader(path, how)
+        wait_for(lambda: next(iter(agent.policies())).inflight_pages == 0, "the queue to be empty")
+        counters = next(iter(agent.policies())).counters
+        assert counters["prefetch_bytes"] > 0.8 * PAGES * PAGE_SIZE
+        assert counters["prefetch_issued_bytes"] > 0.5 * PAGES * PAGE_SIZE
+        assert counters["added_bytes"] - counters["removed_bytes"] == PAGES * PAGE_SIZE
+        assert cached(path) == PAGES
+        # What the reader wanted is each page, once.
+        shown = agent.stats()
+        assert (shown["level"], shown["missing"]) == ("full", [])
+        (model,) = shown["models"]
+        (consumer,) = [found for found in model["consumers"] if found["tgid"] == process]
+        wanted = "read" if how[0] == "stream" else "mmap"
+        counted = consumer["counters"]
+        assert counted[f"{wanted}_bytes"] == PAGES * PAGE_SIZE
+        parts = [counted[f"{wanted}_{part}_bytes"] for part in ("hit", "ahead", "miss")]
+        assert sum(parts) == PAGES * PAGE_SIZE and parts[0] > 0.5 * PAGES * PAGE_SIZE
+        # A page that the reader was first to ask for is not prefetched.
+        name = "prefetched_bytes"
+        prefetched = model["counters"][name] - model["counters_before"][name]
+        assert parts[0] <= prefetched <= counters["prefetch_issued_bytes"]
+
+
+@pytest.mark.parametrize("name", names())
+def test_every_policy_is_taken(tmp_path: Path, name: str) -> None:
+    """By a verifier that is stricter than those of newer kernels."""
+    path = make_file(tmp_path / "model.safetensors", 97)
+    info = find(name)
+    with Agent(info, agent_object(info)) as agent, path.open("rb") as file:
+        assert agent.events.items() >= SECTIONS.items() and not agent.missing
+        agent.tag(file.fileno(), "model", str(path))
+        reader(path, stream())
+        counters = agent.counters()
+    assert counters["added_bytes"] == 97 * PAGE_SIZE
+    asked = {"access", "readahead"} & set(info.hooks)
+    assert bool(counters["access_calls"] + counters["readahead_calls"]) == bool(asked)
+
+
+def test_where_functions_take_no_programs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Forced here: what would hear of no reader is refused, what comes and goes is counted."""
+    monkeypatch.setenv(event_sources.VARIABLE, event_sources.TRACEPOINT)
+    info = find("sequential")
+    with pytest.raises(UnsupportedError, match="nothing would call its hook") as caught:
+        Agent(info, agent_object(info))
+    assert caught.value.exit_code == 3 and "mm_filemap_get_pages" in caught.value.why
+    info = find("fifo")
+    path = make_file(tmp_path / "model.safetensors", PAGES)
+    with Agent(info, agent_object(info)) as agent, Observer() as observer, path.open("rb") as file:
+        assert sorted(agent.missing) == sorted(SECTIONS) == observer.missing
+        observer.tag(file.fileno(), "model", path=str(path))
+        reader(path, stream(), ["advise", 0, 0, os.POSIX_FADV_DONTNEED])
+        shown = observer.snapshot()
         (model,) = shown["models"]
         counted = model["counters"]
+        assert shown["level"] == "degraded"
         assert counted["added_bytes"] == PAGES * PAGE_SIZE == counted["removed_bytes"]
         assert counted["evicted_fadvise_bytes"] == PAGES * PAGE_SIZE
-        assert model["resident_bytes"] == 0
+        assert model["resident_bytes"] == 0 == cached(path)
         assert not any(counted.get(name) for name in shown["uncounted"])
-    finally:
-        assert run("detach", "fifo").code == 0
+
+
+def test_doctor_says_what_tells(tmp_path: Path) -> None:
+    doctor = run("doctor", "--json")
+    (row,) = [row for row in doctor.data["features"] if row["name"] == "access events"]
+    assert row["ok"] is True and "function filemap_get_pages" in row["found"]
+    assert doctor.data["engines"]["agent"] == []
+    path = make_file(tmp_path / "model.safetensors", 97)
+    with governed(path):
+        assert "fexit/filemap_get_pages" in run("status").out

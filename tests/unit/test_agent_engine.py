@@ -20,10 +20,9 @@ import pytest
 
 from pagecache_bpf.agent import engine, readers
 from pagecache_bpf.agent.engine import Agent
-from pagecache_bpf.agent.unsupported import check_heard, events_here, not_honored
+from pagecache_bpf.agent.unsupported import check_heard, not_honored
 from pagecache_bpf.errors import PolicyRejected, UnsupportedError, UsageError
-from pagecache_bpf.explain import features
-from pagecache_bpf.kernel import abi, bpf_object, libbpf
+from pagecache_bpf.kernel import abi, bpf_object, event_sources, libbpf
 from pagecache_bpf.kernel.abi import Hook, RequestKind
 from pagecache_bpf.kernel.cachestat import cached_pages
 from pagecache_bpf.kernel.elf import Elf
@@ -72,6 +71,7 @@ class FakeProgram:
 
     def __init__(self, name: str, section: str, there: bool = True) -> None:
         self.name, self.section, self._there = name, section, there
+        self.autoload = True
         self.does: Callable[[Any], int] = lambda arguments: 0
         self.link: FakeLink | None = None
 
@@ -384,10 +384,7 @@ def test_what_an_old_verifier_refuses_is_told_as_an_old_kernel(
     with pytest.raises(PolicyRejected, match="too complex"):
         start()
     pages = ["mm_filemap_add_to_page_cache", "mm_filemap_delete_from_page_cache"]
-    machine = features.Machine()
-    for event in (*features.TRACEPOINTS, *features.ACCESS_TRACEPOINTS):
-        assert (event in events_here()) is (machine.has_type(f"btf_trace_{event}") is not False)
-    monkeypatch.setattr(engine, "events_here", lambda: pages)
+    monkeypatch.setattr(event_sources, "sources_here", lambda: dict.fromkeys(pages))
     with pytest.raises(UnsupportedError, match="nothing would call its hook readahead"):
         start()
 

@@ -15,7 +15,7 @@ import pytest
 from pagecache_bpf.errors import UnsupportedError
 from pagecache_bpf.explain import features
 from pagecache_bpf.explain.features import Feature, Machine
-from pagecache_bpf.kernel import kmod
+from pagecache_bpf.kernel import event_sources, kmod
 from pagecache_bpf.kernel.kernelfs import KernelFS
 
 RELEASE = "6.12.1-test"
@@ -49,7 +49,7 @@ class Kernel:
             f"btf_trace_{name}"
             for name in (
                 *features.TRACEPOINTS,
-                *features.ACCESS_TRACEPOINTS,
+                *(event.name for event in event_sources.ACCESSES),
                 features.RECLAIM_TRACEPOINT,
             )
         )
@@ -120,8 +120,8 @@ def test_what_an_engine_lacks_is_told_apart(kernel: Kernel) -> None:
     )
     kernel.put("sys/kernel/btf/vmlinux", btf(*names))
     lacking = features.lacking(features.probe(kernel.machine()))
-    assert "access tracepoints" in [feature.name for feature in lacking["agent"]]
-    assert "access tracepoints" not in [feature.name for feature in lacking["struct_ops"]]
+    assert "access events" in [feature.name for feature in lacking["agent"]]
+    assert "access events" not in [feature.name for feature in lacking["struct_ops"]]
 
 
 def test_every_line_says_what_is_lost_and_what_to_do(tmp_path: Path) -> None:
@@ -220,16 +220,22 @@ Change = Callable[[Kernel], object]
             ),
         ),
         (
-            "access tracepoints",
+            "access events",
             False,
             "missing: mm_filemap_get_pages, mm_filemap_map_pages, mm_filemap_fault",
             lambda k: k.put("sys/kernel/btf/vmlinux", btf("bpf_struct_ops_desc")),
         ),
         (
-            "access tracepoints",
+            "access events",
             True,
             "mm_filemap_fault; missing: mm_filemap_get_pages, mm_filemap_map_pages",
             lambda k: k.put("sys/kernel/btf/vmlinux", btf("btf_trace_mm_filemap_fault")),
+        ),
+        (
+            "access events",
+            None,
+            "function filemap_get_pages; missing: mm_filemap_map_pages, mm_filemap_fault; not",
+            lambda k: k.put("sys/kernel/btf/vmlinux", btf("filemap_get_pages")),
         ),
         (
             "tracepoints",

@@ -33,7 +33,7 @@ when this command ends, until `detach`, until it ends by itself (`status` says w
 the machine goes down. If anything fails, everything is taken back.
 
 Engine struct_ops overrides the kernel's readahead; it needs the kernel module, which is loaded
-if it is not. Engine agent runs the same policy on tracepoints and reads ahead from a process of
+if it is not. Engine agent runs the same policy on kernel events and reads ahead from a process of
 its own: no module, also under lockdown. auto takes struct_ops where it can and says why not."""
 EXAMPLES = (
     ("pagecache-bpf attach sequential /models/llama-3-8b", "a directory of shards"),
@@ -67,7 +67,7 @@ JSON = {
         "engine.name": "struct_ops or agent",
         "engine.why": "why not a better one; empty for the best",
         "engine.not_honored[]": "what a policy may ask for and this engine does not do",
-        "engine.missing_tracepoints[]": "of engine agent: what this kernel does not have",
+        "engine.missing_tracepoints[]": "of engine agent: events that nothing tells of here",
         "module_loaded_from": "the module file, null if it was loaded already or is not needed",
         **MODELS_JSON,
         "templates[].model": "the model that an I/O template is for",
@@ -246,7 +246,7 @@ def run(args: argparse.Namespace, out: Output) -> int:
             rows.insert(0, ("loaded", f"module {engine.loaded_from}"))
         rows.append(("engine", engine.name + (f" ({engine.why})" if engine.why else "")))
         if engine.missing:
-            rows.append(("lacking", f"tracepoints {', '.join(engine.missing)}"))
+            rows.append(("lacking", f"events {', '.join(engine.missing)}"))
         rows += [("not done", text) for text in engine.not_honored if text.startswith("the hook")]
         rows += [("knob", f"{name} = {values[name]} {units[name]}".rstrip()) for name in knobs]
         rows += tagged_rows(tagging)

@@ -44,7 +44,8 @@ JSON = {
         "policies[].name": "the policy",
         "policies[].engine": "struct_ops or agent",
         "policies[].not_honored[]": "what a policy may ask for and this engine does not do",
-        "policies[].missing_tracepoints[]": "of engine agent: what this kernel does not have",
+        "policies[].missing_tracepoints[]": "of engine agent: events that nothing tells of here",
+        "policies[].events.*": "of engine agent: what tells of an event, as a BPF section",
         "policies[].lost_requests": "of engine agent: requests that found the ring buffer full",
         "policies[].read_errors.*": "of engine agent: failed reads by errno",
         "policies[].refused_bytes": "of engine agent: asked for, but memory was short",
@@ -171,6 +172,7 @@ def _attached(
         "engine": engine,
         "not_honored": details.get("not_honored", []),
         "missing_tracepoints": details.get("missing", []),
+        "events": details.get("events", {}),
         "lost_requests": details.get("lost", 0),
         "read_errors": details.get("errors", {}),
         "refused_bytes": details.get("refused_bytes", 0),
@@ -211,6 +213,7 @@ def _ended(
         "engine": engine,
         "not_honored": [],
         "missing_tracepoints": [],
+        "events": {},
         "lost_requests": 0,
         "read_errors": {},
         "refused_bytes": 0,
@@ -327,8 +330,11 @@ def _print_policy(console: Console, policy: dict[str, Any], verbose: bool) -> No
         if "evict" in policy["hooks"] and policy["keep_max_bytes"]:
             kept, most = format_size(policy["kept_bytes"]), format_size(policy["keep_max_bytes"])
             rows.append(("keeps", f"{kept} of at most {most}"))
+        functions = [text for text in policy["events"].values() if not text.startswith("raw_tp/")]
+        if functions:
+            rows.append(("told by", f"functions, in place of tracepoints: {', '.join(functions)}"))
         if policy["missing_tracepoints"]:
-            rows.append(("lacking", f"tracepoints {', '.join(policy['missing_tracepoints'])}"))
+            rows.append(("lacking", f"events {', '.join(policy['missing_tracepoints'])}"))
         if policy["lost_requests"]:
             rows.append(("lost", f"{policy['lost_requests']:,} requests: the buffer was full"))
         if policy["refused_bytes"]:
