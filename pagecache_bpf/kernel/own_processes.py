@@ -67,5 +67,5 @@ class OwnProcesses:
     def _tell(self) -> None:
         """Have programs look into the map again; after each change, and once before any program."""
         self._changed += 1
-        if self._changes:
+        if self._changes is not None:
             self._changes.update(bytes(4), self._changed.to_bytes(8, sys.byteorder))
