@@ -4,15 +4,17 @@
     python -m tests.controller_crashes
 
 A load goes through STEPS; before each of them one of PROCESSES is killed with SIGKILL: the client,
-the process that reads its headers (inspector), one that reads ahead (worker), or the controller.
-Each time it is looked at whether something is left of the load, and whether a load of another user,
-or of the next controller, is served and reads the right bytes.  Engine agent: the module is not
-needed.
+the process that reads its headers (inspector), one that reads ahead (worker), or the controller,
+which is the agent, too.  And the controller is killed in the middle of a request, at each call of
+INSIDE.  Each time it is looked at whether something is left of the load, and whether a load of
+another user, or of the next controller, is served and reads the right bytes.  Engine agent: the
+module is not needed.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import os
 import signal
@@ -26,16 +28,46 @@ from pathlib import Path
 from typing import Any
 
 from pagecache_bpf.errors import PagecacheError
+from pagecache_bpf.ipc import wire
 from pagecache_bpf.ipc.public_client import PublicClient
 from tests.native.controller import NOBODY, OTHER, Controller, as_user, serving, tagged
 from tests.vm.kernel import wait_for
 
-STEPS = ("connect", "hello", "files", "open", "first read", "middle", "done", "close")
+STEPS = (
+    *("connect", "hello", "files", "ask", "answer"),
+    *("first read", "middle", "done", "close"),
+)
 PROCESSES = ("client", "inspector", "worker", "controller")
+#: What the controller is killed at the call of, in the order in which a load comes there.
+INSIDE = (
+    *("LoadLedger.admit", "LoadLedger.place", "EngineControl.ensure", "EngineControl.tag"),
+    *("EngineControl.locate", "NodeHints.give", "LoadTemplates.prepare", "Inspectors.run"),
+    *("LoadTemplates.give", "LoadLedger.report", "LoadLedger.end", "EngineControl.untag"),
+    *("LoadTemplates.forget", "EngineControl.settle"),
+)
+_INSIDE_MODULES = tuple(
+    f"pagecache_bpf.controller.{name}"
+    for name in ("load_ledger", "engine_control", "node_hints", "load_templates", "inspectors")
+)
+_CHILDREN = "children.json"
 CONFIG = '[loads]\nengine = "agent"\npolicies = ["maio"]\n'
 #: Names that processes give themselves.
 _NAMES = {"inspector": "pagecache-files", "worker": "pagecache-read"}
 _CHUNK = 1 << 20
+DEVICE = {"name": "cuda:0", "node": 0}
+#: `serve`, which kills itself when it comes to the call that the first argument names.
+_DYING = "import sys; from tests.controller_crashes import dying; sys.exit(dying(sys.argv.pop(1)))"
+
+
+class Asked:
+    """A request whose answer is taken later: meanwhile a process may be killed."""
+
+    def __init__(self, client: PublicClient, operation: str, **arguments: Any) -> None:
+        self._client = client
+        client._send(wire.encode({"op": operation, **arguments}), ())
+
+    def answer(self) -> dict[str, Any]:
+        return wire.decode_answer(self._client._line())
 
 
 @dataclass
@@ -45,6 +77,7 @@ class Steps:
     path: Path
     file: Path
     client: PublicClient = field(init=False)
+    asked: Asked = field(init=False)
     report: dict[str, Any] = field(init=False)
     fd: int = -1
 
@@ -57,8 +90,10 @@ class Steps:
             self.client.hello()
         elif step == "files":
             self.client.request("files", (self.fd,))
-        elif step == "open":
-            self.report = self.client.request("open_load", model="m")
+        elif step == "ask":
+            self.asked = Asked(self.client, "open_load", model="m", devices=[DEVICE])
+        elif step == "answer":
+            self.report = self.asked.answer()
         elif step == "first read":
             os.pread(self.fd, 4096, 0)
         elif step == "middle":
@@ -162,11 +197,48 @@ def client_before(step: str, path: Path, file: Path) -> Iterator[tuple[int, Call
 def children_named(pid: int, name: str) -> list[int]:
     """Return the children of a process that have that name."""
     found = []
+    for child in children_of(pid):
+        with suppress(OSError):
+            if Path(f"/proc/{child}/comm").read_text().strip() == name:
+                found.append(child)
+    return found
+
+
+def dying(call: str) -> int:
+    """Run the command line of this process, and end it with SIGKILL at a call.
+
+    Args:
+        call: one of INSIDE.  Its children are written down before, in a file of the run directory.
+
+    Returns:
+        The exit code of the command.
+    """
+    from pagecache_bpf.__main__ import main as run
+
+    owner, name = call.split(".")
+    method: object = None
+    for module in _INSIDE_MODULES:
+        kind = getattr(importlib.import_module(module), owner, None)
+        if kind is not None:
+            method = getattr(kind, name)
+            break
+    assert callable(method), f"there is no {call}"
+
+    def die(*_: Any, **__: Any) -> None:
+        children = Path(os.environ["PAGECACHE_BPF_RUN_DIR"]) / _CHILDREN
+        children.write_text(json.dumps(children_of(os.getpid())))
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    setattr(kind, name, die)
+    return run()
+
+
+def children_of(pid: int) -> list[int]:
+    """Return the children of a process."""
+    found = []
     for task in Path(f"/proc/{pid}/task").iterdir():
         with suppress(OSError):
-            for child in (task / "children").read_text().split():
-                if Path(f"/proc/{child}/comm").read_text().strip() == name:
-                    found.append(int(child))
+            found += [int(child) for child in (task / "children").read_text().split()]
     return found
 
 
@@ -200,6 +272,7 @@ def crash(directory: Path, controller: Controller, process: str, step: str) -> N
     """
     file = directory / "w.safetensors"
     with client_before(step, controller.socket, file) as (client, finish):
+        helpers = children_of(controller.process.pid)
         kill(controller, process, client)
         if process == "controller":
             controller.process.wait(60)
@@ -211,13 +284,48 @@ def crash(directory: Path, controller: Controller, process: str, step: str) -> N
     expected = {"client": (-signal.SIGKILL,), "controller": (0, 1)}.get(process, (0,))
     assert code in expected, f"the client has ended with {code}"
     if process == "controller":
-        before = {path.name for path in controller.directory.iterdir()}
-        with serving(controller.directory, CONFIG) as fresh:
-            assert nothing_left(fresh), before
-            report = as_user(OTHER, lambda: whole_load(fresh.socket, file))
-            assert report["policy"] == "maio", report
+        after_controller(controller.directory, file, helpers)
     else:
         wait_for(lambda: nothing_left(controller), f"what {process} has left to go", 60)
+
+
+def crash_inside(directory: Path, run_directory: Path, call: str) -> None:
+    """Have the controller killed in the middle of a request.
+
+    Args:
+        directory: holds the weights, which anybody may read.
+        run_directory: for the controller.
+        call: one of INSIDE.
+
+    Raises:
+        AssertionError: something is left or wrong, or the load did not come to the call.
+    """
+    file = directory / "w.safetensors"
+    command = (sys.executable, "-c", _DYING, call)
+    with serving(run_directory, CONFIG, command=command) as controller:
+        with client_before("connect", controller.socket, file) as (_, finish):
+            code = finish()
+        assert controller.process.wait(60) == -signal.SIGKILL, f"no load has come to {call}"
+    assert code in (0, 1), f"the client has ended with {code}"
+    helpers = json.loads((run_directory / _CHILDREN).read_text())
+    assert helpers
+    after_controller(run_directory, file, helpers)
+
+
+def after_controller(run_directory: Path, file: Path, helpers: Sequence[int]) -> None:
+    """Look at what a controller has left that was killed.  Raises AssertionError.
+
+    Args:
+        run_directory: was its.
+        file: the weights.
+        helpers: its children.
+    """
+    wait_for(lambda: not any(Path(f"/proc/{pid}").exists() for pid in helpers), "its helpers", 60)
+    before = {path.name for path in run_directory.iterdir()}
+    with serving(run_directory, CONFIG) as fresh:
+        assert nothing_left(fresh), before
+        report = as_user(OTHER, lambda: whole_load(fresh.socket, file))
+        assert report["policy"] == "maio", report
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -246,6 +354,16 @@ def main(argv: Sequence[str] | None = None) -> int:
                     wrong += 1
                     cells.append(f"WRONG: {error}")
             print(f"| {process} | {' | '.join(cells)} |", flush=True)
+        print("\n| the controller is killed at | |\n| --- | --- |")
+        for call in INSIDE:
+            begun = time.monotonic()
+            try:
+                crash_inside(directory, directory / call, call)
+                cell = f"right ({time.monotonic() - begun:.1f} s)"
+            except (AssertionError, OSError, PagecacheError) as error:
+                wrong += 1
+                cell = f"WRONG: {error}"
+            print(f"| {call} | {cell} |", flush=True)
     return 1 if wrong else 0
 
 

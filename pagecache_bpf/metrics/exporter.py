@@ -30,6 +30,9 @@ if TYPE_CHECKING:
     from pagecache_bpf.placement.load_score import NodeScores
 
 PORT = 9743
+#: Served at a time; others are hung up on.  And how long one may say nothing.
+CONNECTIONS = 16
+SILENT_SECONDS = 10.0
 _DOCS = "docs/troubleshooting.md"
 
 
@@ -284,7 +287,36 @@ def _start(address: Address, tls: Tls | None, collector: Collector) -> Any:
         # Otherwise the handshake is done where connections are accepted, and a client that
         # connects and says nothing would keep all others out.
         server.socket.do_handshake_on_connect = False  # type: ignore[attr-defined]
+    _bound(server)
     return server
+
+
+def _bound(server: Any) -> None:
+    """Serve so many connections at a time, each in a thread, and none that says nothing for long.
+
+    The client library has no bound of its own, and any local user can connect.
+    """
+    serve, finish = server.process_request, server.process_request_thread
+    free = threading.BoundedSemaphore(CONNECTIONS)
+
+    def process_request(request: Any, client: Any) -> None:
+        if not free.acquire(blocking=False):
+            server.shutdown_request(request)
+            return
+        request.settimeout(SILENT_SECONDS)
+        try:
+            serve(request, client)
+        except BaseException:  # no thread can be started
+            free.release()
+            raise
+
+    def process_request_thread(request: Any, client: Any) -> None:
+        try:
+            finish(request, client)
+        finally:
+            free.release()
+
+    server.process_request, server.process_request_thread = process_request, process_request_thread
 
 
 _PEM = (

@@ -8,7 +8,7 @@ import os
 import pickle
 import signal
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -70,7 +70,9 @@ class Controller:
         return self.process.wait(20)
 
 
-def start(directory: Path, config: str = "", *words: str, **env: str) -> subprocess.Popen[str]:
+def start(
+    directory: Path, config: str = "", *words: str, command: Sequence[str] = COMMAND, **env: str
+) -> subprocess.Popen[str]:
     """Start `serve`; it may fail."""
     directory.mkdir(mode=0o755, parents=True, exist_ok=True)
     file = directory / "config.toml"
@@ -79,7 +81,7 @@ def start(directory: Path, config: str = "", *words: str, **env: str) -> subproc
         text = text.replace("[socket]", f'[socket]\nlisten = "{directory}/control.sock"')
     file.write_text(text)
     return subprocess.Popen(
-        [*COMMAND, "serve", "--json", "--config", str(file), *words],
+        [*command, "serve", "--json", "--config", str(file), *words],
         stdout=subprocess.PIPE,
         stderr=(directory / "stderr").open("a"),
         text=True,
@@ -89,9 +91,11 @@ def start(directory: Path, config: str = "", *words: str, **env: str) -> subproc
 
 
 @contextmanager
-def serving(directory: Path, config: str = "", *words: str, **env: str) -> Iterator[Controller]:
+def serving(
+    directory: Path, config: str = "", *words: str, command: Sequence[str] = COMMAND, **env: str
+) -> Iterator[Controller]:
     """A controller that answers; it has to end cleanly unless the test has killed it."""
-    process = start(directory, config, *words, **env)
+    process = start(directory, config, *words, command=command, **env)
     assert process.stdout is not None
     text = ""
     for line in process.stdout:  # its JSON, which ends with a brace at the margin

@@ -236,7 +236,7 @@ def test_s6_a_helper_that_is_lost_costs_only_the_template(
 ) -> None:
     """kill -9 in the middle, by the client itself: its load goes on without a template."""
     path = hole_of_strings(mine / "hole.gguf")
-    os.chown(path, NOBODY, NOBODY)
+    path.chmod(0o644)
 
     def attack() -> dict[str, Any]:
         killed = threading.Event()
@@ -260,7 +260,7 @@ def test_s6_a_helper_that_is_lost_costs_only_the_template(
             thread.join()
             return report
 
-    report = as_user(NOBODY, attack)
+    report = as_user(OTHER, attack)  # who has not been refused for what an earlier test has cost
     assert report["policy"] == "maio" and report["template"] is None
-    assert report["template_why"]
+    assert report["template_why"] and "too much time" not in report["template_why"]
     root_is_answered(controller)

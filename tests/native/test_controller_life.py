@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import socket
 from collections.abc import Iterator
@@ -10,9 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from pagecache_bpf.errors import UnsupportedError
+from pagecache_bpf.errors import PagecacheError, UnsupportedError
 from pagecache_bpf.ipc.public_client import PublicClient
 from tests.native.controller import AGENT, Controller, load, serving, start, tagged
+from tests.native.test_export import exporter, scrape
 from tests.unit.command import run
 from tests.vm.kernel import make_file, wait_for
 
@@ -122,6 +124,60 @@ def test_the_configuration_is_read_again(tmp_path: Path, files: list[Path]) -> N
         with controller.client() as client:  # by its file, whatever the client calls it
             report = load(client, files[1:], model="another-name")
             assert (report["model"], report["budget_bytes"]) == ("b.safetensors", 16 << 20)
+        # The command does the same, and tells what came of it.
+        config.write_text("nonsense = 1\n")
+        refused = controller.run("reload")
+        assert refused.code == 2 and "nonsense" in refused.err
+        config.write_text(text(files[0]))
+        assert controller.run("reload", "--json").data["failed"] == []
+        assert tagged(controller) == [(str(files[0]), "sequential")]
+
+
+def test_clients_are_listed_and_hung_up_on(controller: Controller, files: list[Path]) -> None:
+    """By the commands; the loads of a client that is hung up on end."""
+
+    def clients() -> list[dict[str, object]]:
+        found = controller.run("clients", "list", "--json").data["clients"]
+        return [client for client in found if client["socket"] == "public"]
+
+    with controller.client() as client:
+        report = load(client, files)
+        (row,) = clients()
+        assert (row["pid"], row["uid"], row["root"]) == (os.getpid(), 0, True)
+        assert (row["loads"], row["waiting_files"]) == (1, 0)
+        assert len(tagged(controller)) == len(files)
+        done = controller.run("clients", "kick", str(row["id"]), "--json")
+        assert done.data == {"kicked": row["id"]}
+        with pytest.raises(PagecacheError, match="does not answer"):
+            client.load_report(report["load"])
+    wait_for(lambda: not tagged(controller) and not clients(), "its load and its place to go")
+    again = controller.run("clients", "kick", str(row["id"]))
+    assert again.code == 2 and f"there is no client {row['id']}" in again.err
+
+
+def test_the_controllers_own_metrics(
+    controller: Controller, files: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What clients list tells is scraped, too: connections, queues, refusals, helpers."""
+    monkeypatch.setenv("PAGECACHE_BPF_RUN_DIR", str(controller.directory))
+    prefix = "pagecache_controller_"
+    with socket.socket(socket.AF_UNIX) as rude:
+        rude.connect(str(controller.socket))
+        rude.sendall(b"x" * 100_000)  # longer than any request
+        assert b"has to be shorter" in rude.recv(4096)
+    with controller.client() as client:
+        load(client, files)
+        with exporter() as address:
+            found = scrape(address)
+    assert found[f"{prefix}connections", ()] == 2  # the exporter's, too
+    assert found[f"{prefix}accepted_connections_total", ()] >= 3
+    assert found[f"{prefix}refusals_total", (("reason", "bad framing"),)] == 1
+    assert found[f"{prefix}inspectors_filtered", ()] == 1
+    # Of the others there are samples, whatever their number.
+    for name in ("requests_waiting", "requests_running", "thread_failures_total", "loads_waiting"):
+        assert found[f"{prefix}{name}", ()] >= 0
+    for name in ("prefetch_queued_bytes", "inspectors", "inspectors_started_total"):
+        assert found[f"{prefix}{name}", ()] >= 0
 
 
 def test_the_service_manager_is_told(tmp_path: Path) -> None:

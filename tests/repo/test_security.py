@@ -46,3 +46,14 @@ def test_each_test_of_a_hole_is_of_one_that_is_listed() -> None:
     found = {hole for name in tests() for hole in holes_of(name)}
     assert len(found) >= 16
     assert all(f"| {hole} |" in text for hole in found)
+
+
+def test_s16_nothing_of_ours_runs_between_fork_and_exec() -> None:
+    """A lock that another thread holds would never be let go of there."""
+    found = [
+        f"{path.name}:{node.lineno}"
+        for path in sorted((ROOT / "pagecache_bpf").rglob("*.py"))
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.keyword) and node.arg == "preexec_fn"
+    ]
+    assert found == []

@@ -208,7 +208,7 @@ def test_the_last_of_several_processes_drops(model: Path) -> None:
     assert resident(model) == 0
 
 
-def test_a_second_load_with_other_wishes_is_told_apart(model: Path) -> None:
+def test_s16_a_second_load_with_other_wishes_is_told_apart(model: Path) -> None:
     with pc.load(model, budget=CHUNK) as first, pc.load(model, budget=2 * CHUNK) as second:
         assert first.report().notes == ()
         (note,) = second.report().notes
@@ -233,7 +233,9 @@ def slow_start(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
     go_on.set()
 
 
-def test_a_load_does_not_wait_for_what_serves_it(model: Path, slow_start: threading.Event) -> None:
+def test_s16_a_load_does_not_wait_for_what_serves_it(
+    model: Path, slow_start: threading.Event
+) -> None:
     """load() returns, is reported on and ends while what serves it is still being started."""
     shard = sorted(model.iterdir())[1]
     shard.read_bytes()
@@ -252,7 +254,7 @@ def test_a_load_does_not_wait_for_what_serves_it(model: Path, slow_start: thread
     assert load.ready(20) and load.report() == last
 
 
-def test_reports_do_not_wait_for_another_load(model: Path, slow_start: threading.Event) -> None:
+def test_s16_reports_do_not_wait_for_another_load(model: Path, slow_start: threading.Event) -> None:
     with pc.load(model) as load:
         other = model / "model-0.safetensors"
         with pc.load(other):

@@ -10,6 +10,7 @@ import socket
 import ssl
 import subprocess
 import sys
+import threading
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -26,6 +27,7 @@ from pagecache_bpf.metrics.exporter import Address, Collector, Exporter, Tls, pa
 from tests.unit.command import ROOT, environment, run
 from tests.unit.snapshots import LLAMA, snapshot
 from tests.unit.test_stats import root_only
+from tests.vm.kernel import wait_for
 
 pytest.importorskip("prometheus_client", reason="prometheus_client is not installed")
 
@@ -41,6 +43,25 @@ def _known_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
 def scrape(url: str, context: ssl.SSLContext | None = None) -> str:
     with urllib.request.urlopen(url, timeout=10, context=context) as answer:
         return str(answer.read().decode())
+
+
+def test_s16_threads_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Any local user can connect: so many are served, for so long, and then others again."""
+    monkeypatch.setattr(exporter, "CONNECTIONS", 3)
+    monkeypatch.setattr(exporter, "SILENT_SECONDS", 0.2)
+    before = threading.active_count()
+    with Exporter(ANY) as running:
+        place = (running.address.host, running.address.port)
+        silent = [socket.create_connection(place, 20) for _ in range(3)]
+        wait_for(lambda: threading.active_count() == before + 4, "the places to be taken", 60)
+        with socket.create_connection(place, 20) as late:
+            assert late.recv(1) == b""
+        assert threading.active_count() <= before + 4
+        for connection in silent:
+            assert connection.recv(1) == b""  # it has said nothing for too long
+            connection.close()
+        wait_for(lambda: threading.active_count() == before + 1, "the places to be free", 60)
+        assert "pagecache" in scrape(running.url)
 
 
 @pytest.mark.parametrize(

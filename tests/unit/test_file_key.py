@@ -66,6 +66,7 @@ SWAPS: dict[str, Swap] = {
     "directory": Path.mkdir,
     "socket": _socket,
     "link to another file": _link_to_other,
+    "link to what only root may read": lambda path: path.symlink_to("/etc/shadow"),
     "another file": lambda path: path.write_bytes(b"x" * 8192),
     "link to itself": lambda path: path.symlink_to(path),
     "nothing": lambda path: None,
