@@ -235,7 +235,7 @@ def confined(wanted: bool) -> Iterator[Path | None]:
 @contextmanager
 def attacked(
     path: Path, root: Path, clients: int, users: int, pause: float, group: Path | None = None
-) -> Iterator[None]:
+) -> Iterator[list[int]]:
     """Have hostile clients in the block; all of them are killed at its end.
 
     Args:
@@ -245,6 +245,9 @@ def attacked(
         users: that they belong to.
         pause: seconds between two acts of one, on average.
         group: takes their processes (confined); None: they stay where this one is.
+
+    Returns:
+        As a context manager: their processes.
     """
     children = []
     for number in range(users):
@@ -266,9 +269,34 @@ def attacked(
                 os._exit(1)
         children.append(child)
     try:
-        yield
+        yield children
     finally:
         for child in children:
             os.kill(child, signal.SIGKILL)
         for child in children:
+            os.waitpid(child, 0)
+
+
+@contextmanager
+def idle_loops(count: int) -> Iterator[None]:
+    """Have processes that do nothing but take what nobody else wants of the CPUs in the block.
+
+    Args:
+        count: how many.
+    """
+    children = []
+    for _ in range(count):
+        child = os.fork()
+        if not child:
+            parent = os.getppid()
+            os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
+            while os.getppid() == parent:
+                pass
+            os._exit(0)
+        children.append(child)
+    try:
+        yield
+    finally:
+        for child in children:
+            os.kill(child, signal.SIGKILL)
             os.waitpid(child, 0)

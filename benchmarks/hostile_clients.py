@@ -31,12 +31,14 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from benchmarks import memory
 from benchmarks.cachestat import drop
-from benchmarks.hostile_acts import attacked, confined
+from benchmarks.hostile_acts import attacked, confined, idle_loops
 from pagecache_bpf.errors import PagecacheError
 from pagecache_bpf.ipc.public_client import PublicClient
 from pagecache_bpf.kernel.cachestat import cachestat
 from tests.native.controller import Controller, as_user, serving
+from tests.native.readahead import usual_readahead
 
 HONEST = 65533
 SHARDS = 4
@@ -110,7 +112,7 @@ def honest_load(path: Path, files: list[Path]) -> dict[str, float]:
         os.pread(fds[0], 4096, 0)
         while not cachestat(fds[0], FAR_BYTES, 4 << 20).cached:
             if time.perf_counter() > begun + 10:
-                break
+                raise PagecacheError("nothing was prefetched", "for 10 s after the request")
         times["first prefetched page"] = time.perf_counter() - begun
         for fd in fds:
             while os.readv(fd, [buffer]):
@@ -125,16 +127,22 @@ def honest_load(path: Path, files: list[Path]) -> dict[str, float]:
 # --- what is looked at ---
 
 
+def children_of(pid: int) -> list[int]:
+    """Return the children of a process; none where it has ended."""
+    found: list[int] = []
+    with suppress(OSError):
+        for task in Path(f"/proc/{pid}/task").iterdir():
+            with suppress(OSError):
+                found += map(int, (task / "children").read_text().split())
+    return found
+
+
 def needs(pid: int) -> dict[str, int]:
     """Return what a process needs now: memory, threads, descriptors, and its children."""
     status = dict(
         line.split(":\t", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines()
     )
-    children = [
-        int(child)
-        for task in Path(f"/proc/{pid}/task").iterdir()
-        for child in (task / "children").read_text().split()
-    ]
+    children = children_of(pid)
     memory = 0
     for child in children:
         with suppress(OSError, StopIteration):
@@ -149,14 +157,41 @@ def needs(pid: int) -> dict[str, int]:
     }
 
 
+def cpu_seconds(pid: int) -> dict[str, float]:
+    """Return the CPU time of a process and of its children, by what they are.
+
+    Args:
+        pid: the process.
+
+    Returns:
+        Seconds: its own; of its children by their names; of those that have ended. 0 where it has.
+    """
+
+    def times(number: int) -> list[float]:
+        with suppress(OSError):
+            words = Path(f"/proc/{number}/stat").read_text().rpartition(")")[2].split()
+            return [int(word) / os.sysconf("SC_CLK_TCK") for word in words[11:15]]
+        return [0.0] * 4
+
+    own = times(pid)
+    found = {"": sum(own[:2]), "ended": sum(own[2:])}
+    for child in children_of(pid):
+        with suppress(OSError):
+            name = Path(f"/proc/{child}/comm").read_text().strip()
+            found[name] = found.get(name, 0.0) + sum(times(child))
+    return found
+
+
 class Observer:
     """Asks as root, and looks at the controller's process, every now and then in a thread."""
 
-    def __init__(self, controller: Controller) -> None:
+    def __init__(self, controller: Controller, crowd: list[int]) -> None:
+        self.cpu: dict[str, float] = {}
         self.latencies: list[float] = []
         self.failures: list[str] = []
         self.peak: dict[str, int] = {}
         self._controller = controller
+        self._crowd = crowd
         self._stop = threading.Event()
         self._threads = [
             threading.Thread(target=self._ask, daemon=True),
@@ -164,6 +199,8 @@ class Observer:
         ]
 
     def __enter__(self) -> Observer:
+        self._begun = time.monotonic()
+        self._before = self._times()
         for thread in self._threads:
             thread.start()
         return self
@@ -172,6 +209,24 @@ class Observer:
         self._stop.set()
         for thread in self._threads:
             thread.join()
+        seconds = time.monotonic() - self._begun
+        for name, value in self._times().items():
+            self.cpu[name] = (value - self._before[name]) / seconds
+
+    def _times(self) -> dict[str, float]:
+        """Return CPU seconds so far of those who take part."""
+        controller = cpu_seconds(self._controller.process.pid)
+        found = {
+            "controller": controller.pop(""),
+            "workers": controller.pop("pagecache-read", 0.0),
+            "inspectors and what has ended": sum(controller.values()),
+            "crowd": sum(sum(cpu_seconds(pid).values()) for pid in self._crowd),
+        }
+        user, nice, system, _idle, _waiting, *rest = map(
+            int, Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]
+        )
+        busy = (user + nice + system + sum(rest)) / os.sysconf("SC_CLK_TCK")
+        return {**found, "the load and all else": busy - sum(found.values())}
 
     def _ask(self) -> None:
         while not self._stop.wait(0.1):
@@ -228,6 +283,7 @@ def loads(
     until = time.monotonic() + seconds
     while time.monotonic() < until or len(found) < least:
         drop(files)
+        memory.touch()
         found.append(as_user(HONEST, lambda: honest_load(controller.socket, files)))
     return found
 
@@ -267,6 +323,11 @@ def first_loads(scratch: Path, files: list[Path], starts: int) -> list[dict[str,
     return found
 
 
+def mean(found: list[dict[str, float]]) -> dict[str, float]:
+    """Return the means of figures that were taken several times."""
+    return {name: statistics.mean(each[name] for each in found) for name in found[0]}
+
+
 def measure(options: argparse.Namespace, scratch: Path) -> dict[str, Any]:
     """Take all rounds."""
     files = make_model(scratch, options.size << 20)
@@ -275,22 +336,33 @@ def measure(options: argparse.Namespace, scratch: Path) -> dict[str, Any]:
     latencies: list[float] = []
     failures: list[str] = []
     peak: dict[str, int] = {}
+    cpu: list[dict[str, float]] = []
+    quiet_cpu: list[dict[str, float]] = []
+    loops: list[dict[str, float]] = []
     first = first_loads(scratch, files, options.starts)
     with confined(options.confine) as group, serving(scratch / "run", CONFIG) as controller:
         loads(controller, files, 0, 2)  # the policy is attached, and all is imported
         before = needs(controller.process.pid)
         for _ in range(options.rounds):
-            quiet += loads(controller, files, 0, 5)
+            with Observer(controller, []) as observer:
+                quiet += loads(controller, files, 0, 5)
+            quiet_cpu.append(observer.cpu)
             progress(f"{len(quiet)} quiet loads, the last in {quiet[-1]['loaded']:.2f} s")
+            with idle_loops(os.cpu_count() or 1):
+                loops += loads(controller, files, 0, 5)
             earlier = health(controller)
             crowd = (options.clients, options.users, options.pause, group)
-            with attacked(controller.socket, scratch, *crowd), Observer(controller) as observer:
+            with (
+                attacked(controller.socket, scratch, *crowd) as pids,
+                Observer(controller, pids) as observer,
+            ):
                 wait_for_crowd(controller, earlier, options.clients)
                 hostile += loads(controller, files, options.seconds / options.rounds, 5)
             progress(f"{len(hostile)} beside them, the last in {hostile[-1]['loaded']:.2f} s")
             worst = max(observer.latencies, default=0)
             progress(f"root: {len(observer.latencies)} requests, worst {worst:.2f} s")
             progress(f"peak: {observer.peak}")
+            cpu.append(observer.cpu)
             latencies += observer.latencies
             failures += observer.failures
             for name, value in observer.peak.items():
@@ -300,7 +372,10 @@ def measure(options: argparse.Namespace, scratch: Path) -> dict[str, Any]:
         after = needs(controller.process.pid)
     return {
         "quiet": quiet,
+        "loops": loops,
         "hostile": hostile,
+        "cpu": mean(cpu),
+        "quiet_cpu": mean(quiet_cpu),
         "root_seconds": latencies,
         "root_failures": failures,
         "before": before,
@@ -314,18 +389,28 @@ def measure(options: argparse.Namespace, scratch: Path) -> dict[str, Any]:
 
 def show(found: dict[str, Any]) -> None:
     """Print the figures."""
-    print(f"{'honest load, ms':<24}{'quiet':>10}{'hostile':>10}{'worst':>10}{'ratio':>8}")
+    print(
+        f"{'honest load, ms':<24}{'quiet':>10}{'loops':>10}{'hostile':>10}{'worst':>10}"
+        f"{'ratio':>8}{'to loops':>10}"
+    )
     for name in found["quiet"][0]:
-        quiet = [1000 * times[name] for times in found["quiet"]]
-        hostile = [1000 * times[name] for times in found["hostile"]]
-        medians = statistics.median(quiet), statistics.median(hostile)
-        ratio = medians[1] / medians[0]
-        print(f"{name:<24}{medians[0]:>10.1f}{medians[1]:>10.1f}{max(hostile):>10.1f}{ratio:>8.2f}")
+        quiet, loops, hostile = (
+            [1000 * times[name] for times in found[which]]
+            for which in ("quiet", "loops", "hostile")
+        )
+        medians = [statistics.median(values) for values in (quiet, loops, hostile)]
+        print(
+            f"{name:<24}{medians[0]:>10.1f}{medians[1]:>10.1f}{medians[2]:>10.1f}"
+            f"{max(hostile):>10.1f}{medians[2] / medians[0]:>8.2f}{medians[2] / medians[1]:>10.2f}"
+        )
     for name in ("open", "first prefetched page") if found["first"] else ():
         values = sorted(1000 * times[name] for times in found["first"])
         middle = statistics.median(values)
         print(f"{f'{name}, first load of a controller':<44}{middle:>10.1f}{values[-1]:>10.1f}")
     print(f"loads: {len(found['quiet'])} quiet, {len(found['hostile'])} beside hostile clients")
+    for which, name in (("quiet", "quiet_cpu"), ("hostile", "cpu")):
+        taken = ", ".join(f"{who} {share:.2f}" for who, share in found[name].items())
+        print(f"CPUs taken, {which}: {taken}")
     latencies = found["root_seconds"]
     print(
         f"root's requests: {len(latencies)}, median {1000 * statistics.median(latencies):.0f} ms, "
@@ -362,7 +447,9 @@ def main() -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that the controller is ended, too
     with tempfile.TemporaryDirectory(prefix="hostile-clients-", dir="/var/tmp") as name:
         os.chmod(name, 0o755)
-        found = measure(options, Path(name))
+        # Where the kernel's own window is large, a policy leaves the readers to it.
+        with usual_readahead(Path(name)), memory.backed((options.size << 20) * 5 // 4):
+            found = measure(options, Path(name))
     if options.json:
         print(json.dumps(found))
     else:

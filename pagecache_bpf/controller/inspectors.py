@@ -25,6 +25,7 @@ from typing import Any
 
 from pagecache_bpf import errors
 from pagecache_bpf.controller import seccomp
+from pagecache_bpf.controller.cpu_allowance import CpuAllowance
 from pagecache_bpf.controller.file_inspector import FDS_AT_ONCE
 from pagecache_bpf.errors import PagecacheError
 
@@ -37,6 +38,11 @@ JOB_SECONDS = 30.0
 #: of its user, and of a user whose process was lost, for a while.
 EAGER_CPU_SECONDS = 0.2
 _SLOW_SECONDS = 60.0
+#: CPU time that the jobs of one user may take at once, and of each second that follows; a new
+#: process in place of one that was lost is charged, too.
+SAVED_CPU_SECONDS = 3.0
+CPU_SHARE = 0.02
+_START_CPU_SECONDS = 0.25
 _LOOK_SECONDS = 0.1
 _IDLE_SECONDS = 10.0
 _SCHED_CLOCK = 2  # of a process: CPUCLOCK_SCHED of include/linux/posix-timers.h
@@ -80,13 +86,14 @@ class _Process:
         self.used = time.monotonic()
         self.is_slow = False  # it runs where nobody else wants the processor
         self._clock = (~self.process.pid << 3) | _SCHED_CLOCK
-        self._bound = 0.0  # seconds of its processor time from which on it does
+        self._begun = self._bound = 0.0  # seconds of its processor time: at a job, to slow down at
         with suppress(OSError):
             self.slow_down()  # nobody waits for it yet
 
     def send(self, job: dict[str, Any], fds: Sequence[int], until: float) -> None:
         """Give it a job.  Raises OSError."""
-        self._bound = time.clock_gettime(self._clock) + EAGER_CPU_SECONDS
+        self._begun = time.clock_gettime(self._clock)
+        self._bound = self._begun + EAGER_CPU_SECONDS
         text = json.dumps(job).encode()
         self.socket.settimeout(max(0.01, until - time.monotonic()))
         self.socket.sendall(len(text).to_bytes(4, "little") + len(fds).to_bytes(4, "little"))
@@ -113,6 +120,12 @@ class _Process:
                 raise _Lost(self._ending())
             data += piece
         return bytes(data)
+
+    def cost(self) -> float:
+        """Return the CPU time that the last job has taken, in seconds."""
+        with suppress(OSError):  # it was ended, and is not known any more
+            return time.clock_gettime(self._clock) - self._begun
+        return 0.0
 
     def slow_down(self) -> None:
         """Have it run only where nobody else wants the processor.  Raises OSError."""
@@ -164,6 +177,7 @@ class Inspectors:
         self._lock = threading.Lock()
         self._ended = threading.Condition(self._lock)
         self._of: dict[Owner, _Process] = {}
+        self._allowance = CpuAllowance(SAVED_CPU_SECONDS, CPU_SHARE)
         self._slow: dict[Owner, float] = {}  # users of jobs that took long, and until when
         self._spare: _Process | None = None
         self._spare_is_wanted = True
@@ -202,12 +216,12 @@ class Inspectors:
             PagecacheError: what the job tells, or that it could not be done.
         """
         what = "the files were not looked at"
-        process = self._process(owner, gid)
-        until = time.monotonic() + TURN_SECONDS + JOB_SECONDS
-        if not process.busy.acquire(timeout=TURN_SECONDS):
-            raise PagecacheError(what, "an earlier request of this user takes too long")
+        process = self._await_turn(owner, gid)
         try:
-            until = min(until, time.monotonic() + JOB_SECONDS)
+            self._check_allowance(owner)  # as earlier jobs have left it
+            if not wanted():
+                raise PagecacheError(what, "the client has hung up")
+            until = time.monotonic() + JOB_SECONDS
             process.send({"job": job, **arguments}, fds, until)
             head = process.receive(8, until, wanted)
             sizes = int.from_bytes(head[:4], "little"), int.from_bytes(head[4:], "little")
@@ -218,9 +232,12 @@ class Inspectors:
             if not isinstance(facts, dict):
                 raise _Lost("its answer is none")
             process.used = time.monotonic()
+            self._allowance.charge(owner, process.cost())
         except (_Lost, OSError, ValueError, RecursionError) as error:
             # A few fixed texts: they are labels of a metric.
             why = str(error) if isinstance(error, _Lost) else "its process has ended"
+            self._allowance.charge(owner, _START_CPU_SECONDS)
+            self._allowance.charge(owner, process.cost())
             self._lose(owner, process, why)
             raise PagecacheError(what, why) from None
         finally:
@@ -268,6 +285,22 @@ class Inspectors:
         self._tell_started(process.process.pid)
         return process
 
+    def _await_turn(self, owner: Owner, gid: int) -> _Process:
+        """The process of a user, once it is its turn; to be released.  Raises PagecacheError."""
+        until = time.monotonic() + TURN_SECONDS
+        while True:
+            self._check_allowance(owner)
+            process = self._process(owner, gid)
+            if not process.busy.acquire(timeout=max(0.0, until - time.monotonic())):
+                raise PagecacheError(
+                    "the files were not looked at",
+                    "an earlier request of this user takes too long",
+                )
+            with self._lock:
+                if self._of.get(owner) is process:
+                    return process
+            process.busy.release()  # an earlier job has cost it its life
+
     def _process(self, owner: Owner, gid: int) -> _Process:
         """The process of a user.  Raises PagecacheError where there can be none."""
         what = "the files were not looked at"
@@ -293,6 +326,16 @@ class Inspectors:
                 raise PagecacheError(what, f"no process can be started: {error}") from error
             self._of[owner] = process
             return process
+
+    def _check_allowance(self, owner: Owner) -> None:
+        """Raise PagecacheError where jobs of a user have taken too much CPU time lately."""
+        rest = self._allowance.rest(owner)
+        if rest > 0 and not owner[1]:  # root pays for itself
+            raise PagecacheError(
+                "the files were not looked at",
+                "earlier files of this user took too much time of the processor",
+                f"Try again in {rest:.0f} s",
+            )
 
     def _lose(self, owner: Owner, process: _Process, why: str) -> None:
         with self._lock:

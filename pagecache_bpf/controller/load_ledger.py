@@ -245,12 +245,23 @@ class LoadLedger:
     def _template(
         self, load: ClientLoad, fds: Sequence[int], policy: str, asker: Asker
     ) -> Template | None:
-        """The template of a load; without one the policy finds the order by itself."""
+        """The template that a load needs; without one the policy finds the order by itself."""
+        if asker.text is None and self._join(load, policy):
+            return None
         try:
             return self.templates.prepare(policy, load.files, fds, asker)
         except PagecacheError as error:
-            load.template_why = str(error)
+            # Another rank may have been faster.
+            if asker.text is not None or not self._join(load, policy):
+                load.template_why = str(error)
             return None
+
+    def _join(self, load: ClientLoad, policy: str) -> bool:
+        """Have a load share the template of an earlier one; False: there is none of its files."""
+        load.template = self.templates.join(load.id, policy, load.model, load.files)
+        if load.template is not None and load.closed is not None:
+            self.templates.forget(load.id)
+        return load.template is not None
 
     def _give(self, load: ClientLoad, policy: str, engine: str, template: Template) -> None:
         """Give the policy the load's template."""

@@ -44,9 +44,10 @@ class Asker:
 
 @dataclass
 class _Given:
-    """What a policy was given for a model: the files that it covers, and for which loads."""
+    """What a policy was given for a model: its files, where it is from, and for which loads."""
 
     files: frozenset[bytes]
+    source: str
     loads: set[str] = field(default_factory=set)
 
 
@@ -130,6 +131,27 @@ class LoadTemplates:
                 "the files were not looked at", f"its process tells nonsense: {error}"
             ) from None
 
+    def join(self, load: str, policy: str, model: str, files: Sequence[ClientFile]) -> str | None:
+        """Have a load take part in the template that its policy has for these files already.
+
+        The ranks of one model come one after the other: its headers are read for the first.
+
+        Args:
+            load: the load's id.
+            policy: the policy that governs the files.
+            model: the model's name, as tags have it.
+            files: the files of the load.
+
+        Returns:
+            Where the template is from; None: there is none of these files.
+        """
+        with self._lock:
+            known = self._given.get(policy, {}).get(model)
+            if known is None or known.files != frozenset(file.key for file in files):
+                return None
+            known.loads.add(load)
+            return known.source
+
     def sizes(self, template: Template | None) -> dict[str, int]:
         """Return how many elements maps should have, for a policy that is not attached yet.
 
@@ -188,7 +210,7 @@ class LoadTemplates:
                     )
                 with self._maps(policy, engine) as maps:
                     template_maps.add(maps, model, template, identities)
-                known = given[model] = _Given(keys)
+                known = given[model] = _Given(keys, template.source)
             known.loads.add(load)
 
     def forget(self, load: str) -> None:

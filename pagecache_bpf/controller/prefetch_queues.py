@@ -31,8 +31,8 @@ from pagecache_bpf.kernel.file_pages import PAGE_SIZE
 QUEUE_BYTES = 64 << 30
 #: Files of one user that are read at a time: each is an open descriptor.
 FILES = 1024
-#: The workers' nice value.
-NICE = 5
+#: The workers' nice value: they get what nobody else wants of the processors.
+NICE = 19
 #: Users who prefetch at a time: each has worker processes of 33 tasks.
 USERS = 32
 

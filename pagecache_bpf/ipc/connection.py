@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from pagecache_bpf.ipc.server import Server
 
 LINE_SECONDS = 10.0  # from the first byte of a request to its newline
+HELD_SECONDS = 30.0  # that a request waits while its user has too many descriptors on their way
 ANSWER_SECONDS = 30.0  # for the other side to take an answer
 _PIECE_BYTES = 1 << 16
 
@@ -129,6 +130,7 @@ class Connection:
         self._busy = False
         self._hang_up = False
         self._deadline = 0.0  # 0: none
+        self._held = False  # it is not read from for now
 
     @property
     def pid(self) -> int:
@@ -153,7 +155,7 @@ class Connection:
     @property
     def idle(self) -> bool:
         """Whether it has asked nothing that is not answered, and is sending nothing."""
-        return not (self._busy or self._in or self._out or self._fds)
+        return not (self._busy or self._held or self._in or self._out or self._fds)
 
     def answer(self, line: bytes) -> None:
         """Send the answer to the pending request.  From any thread.
@@ -177,8 +179,12 @@ class Connection:
     def readable(self) -> None:
         """Take what the other side has sent, without blocking."""
         if not self._server.has_descriptors(self):
-            # What it sends is not looked at: descriptors stay in the socket, and go with it.
-            self._refuse("too many descriptors of this user, or of all, are on their way")
+            if self._busy:  # it is the end, or a second request before the answer
+                self.close()
+                return
+            # What it sends is not looked at: descriptors stay in the socket, and it has to wait.
+            self._held = self._server.hold(self._socket, self)
+            self._deadline = self._deadline or time.monotonic() + HELD_SECONDS
             return
         room = socket.CMSG_LEN(4 * (self.handler.fds_per_message + 1))
         try:
@@ -300,6 +306,8 @@ class Connection:
         if self._deadline and now > self._deadline:
             if self._out:
                 self.close()
+            elif self._held:
+                self._refuse("too many descriptors of this user, or of all, are on their way")
             else:
                 self._refuse(f"its line did not end within {LINE_SECONDS:.0f} s")
             return
@@ -310,6 +318,19 @@ class Connection:
                 self.close()
             else:
                 self.used = now  # looked at again only then
+
+    def read_again(self) -> bool:
+        """Go on reading what the other side sends, if its user may send descriptors again.
+
+        Returns:
+            False: it may not yet.
+        """
+        if self.alive and not self._server.has_descriptors(self):
+            return False
+        self._held = False
+        if self.alive and not self._in:
+            self._deadline = 0.0
+        return True
 
     def close(self) -> None:
         """Close the connection, and tell the handler in a worker thread."""

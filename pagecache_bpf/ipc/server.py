@@ -15,6 +15,7 @@ import errno
 import logging
 import os
 import resource
+import select
 import selectors
 import socket
 import threading
@@ -41,6 +42,7 @@ _ACCEPTED_AT_ONCE = 64
 #: For what connections leave behind when they end; each user has one at a time.
 CLEANUP_THREADS = 16
 _EXPIRY_SECONDS = 0.2
+_RESUMED_AT_ONCE = 8  # of a user's connections that were not read from
 _NO_RESERVE_SECONDS = 0.01
 
 _log = logging.getLogger(__name__)
@@ -81,6 +83,8 @@ class Server:
         for end in (self._woken, self._waker):
             end.setblocking(False)
         self._selector.register(self._woken, selectors.EVENT_READ, None)
+        self._held: dict[Connection, socket.socket] = {}  # that are not read from for now
+        self._ends = select.poll()  # of these
         self._reserve = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
         self._expired = 0.0
 
@@ -152,6 +156,42 @@ class Server:
             self.cleanups.retry()
             for connection in list(self.connections):
                 connection.expire(now)
+            self._read_held()
+
+    def hold(self, sock: socket.socket, connection: Connection) -> bool:
+        """Look no more at what a connection sends, until its user may send descriptors again.
+
+        Args:
+            sock: the connection's socket.
+            connection: the connection.
+
+        Returns:
+            True: so it is.
+        """
+        self._selector.unregister(sock)
+        self._held[connection] = sock
+        self._ends.register(sock, select.POLLRDHUP)
+        return True
+
+    def _release(self, connection: Connection) -> bool:
+        """Take a connection off those that are held; False: it was not one of them."""
+        sock = self._held.pop(connection, None)
+        if sock is None:
+            return False
+        self._ends.unregister(sock)
+        return True
+
+    def _read_held(self) -> None:
+        """Go on with some connections of each user who may send descriptors again; note ends."""
+        ended = {fd for fd, _ in self._ends.poll(0)} if self._held else set()
+        for connection, sock in list(self._held.items()):
+            if sock.fileno() in ended:
+                connection.close()
+        resumed: Counter[object] = Counter()
+        for connection, sock in list(self._held.items()):
+            if resumed[connection.owner] < _RESUMED_AT_ONCE and connection.read_again():
+                resumed[connection.owner] += 1
+                self.watch(sock, connection, selectors.EVENT_READ)
 
     def watch(self, sock: socket.socket, connection: Connection, events: int) -> None:
         """Say what of a connection the server's thread waits for.
@@ -162,7 +202,10 @@ class Server:
             events: selectors.EVENT_READ or EVENT_WRITE.
         """
         if connection.alive:
-            self._selector.modify(sock, events, connection)
+            if self._release(connection):
+                self._selector.register(sock, events, connection)
+            else:
+                self._selector.modify(sock, events, connection)
 
     def forget(self, connection: Connection, sock: socket.socket) -> None:
         """Wait no longer for a connection that is being closed.
@@ -171,6 +214,7 @@ class Server:
             connection: the connection.
             sock: its socket, which is still open.
         """
+        self._release(connection)
         with suppress(KeyError):
             self._selector.unregister(sock)
         self.connections.discard(connection)

@@ -5,9 +5,9 @@ A system call on somebody's file may take for ever (a file server that does not 
 user has a queue of work of which a few pieces run at a time; others wait in that queue only.
 Reserved keys (root's) have threads of their own, which exist from the start.
 
-All threads share one interpreter, so CPU time is shared out, too: together, users may take half of
-one CPU, each an equal part.  A user who has taken more than that part, and what it has saved up,
-has to wait for a while; waiting for a disk or another process costs nothing.
+All threads share one interpreter, so CPU time is shared out, too: together, users may take a
+quarter of one CPU, each an equal part.  A user who has taken more than that part, and what it has
+saved up, has to wait for a while; waiting for a disk or another process costs nothing.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ TOTAL = 64
 _IDLE_SECONDS = 5.0
 #: Of one processor, for all users together; seconds of it that a user saves up, and the longest
 #: that it rests.
-SHARE = 0.5
+SHARE = 0.25
 SAVED_SECONDS = 0.5
 REST_SECONDS = 2.0
 
@@ -59,7 +59,9 @@ class UserQueues:
         self._threads = self._idle = 0
         self._allowances: dict[Hashable, tuple[float, float]] = {}  # seconds left, and when
         self._lock = threading.Lock()
-        self._wake = threading.Condition(self._lock)
+        self._idlers: list[threading.Condition] = []  # of threads that wait, the last one last
+        self._done = threading.Condition(self._lock)  # there is nothing to do any more
+        self._keeper = False  # whether an idle thread waits for the end of somebody's rest
 
     def reserve(self, key: Hashable) -> None:
         """Start a thread that works for one key alone, whatever the others do.
@@ -96,7 +98,7 @@ class UserQueues:
                 return
             error = self._grow()
             if error is None or must_run or self._idle:
-                self._wake.notify()
+                self._wake()
                 return
             waiting.pop()
             if not waiting:
@@ -122,8 +124,8 @@ class UserQueues:
         Returns:
             Whether that was so in time.
         """
-        with self._wake:
-            return self._wake.wait_for(
+        with self._done:
+            return self._done.wait_for(
                 lambda: not self._running and not any(self._waiting.values()), seconds
             )
 
@@ -228,18 +230,37 @@ class UserQueues:
 
     def _serve(self) -> None:
         """Work for everybody, until there has been nothing to do for a while."""
+        woken = threading.Condition(self._lock)
         while True:
             with self._lock:
                 until = time.monotonic() + _IDLE_SECONDS
                 while (taken := self._next()) is None:
-                    self._idle += 1
-                    self._wake.wait(self._pause())
-                    self._idle -= 1
-                    # Others' work wakes it, too: that is no reason to stay.
+                    self._wait(woken)
                     if time.monotonic() >= until and not self._general():
                         self._threads -= 1
                         return
+                if self._idle and not self._keeper and self._general():
+                    self._wake()  # somebody has to see to those who rest
             self._run(*taken)
+
+    def _wait(self, woken: threading.Condition) -> None:
+        """Wait for something to do.  One thread sees to those who rest: all would be a crowd."""
+        self._idle += 1
+        self._idlers.append(woken)
+        if self._keeper:
+            woken.wait(_IDLE_SECONDS)
+        else:
+            self._keeper = True
+            woken.wait(self._pause())
+            self._keeper = False
+        if woken in self._idlers:  # nobody has woken it
+            self._idlers.remove(woken)
+        self._idle -= 1
+
+    def _wake(self) -> None:
+        """Wake the thread that has been idle for the shortest time: the others may end."""
+        if self._idlers:
+            self._idlers.pop().notify()
 
     def _serve_reserved(self, key: Hashable) -> None:
         """Work for one key, for ever."""
@@ -263,7 +284,9 @@ class UserQueues:
             self._running[key] -= 1
             if not self._running[key]:
                 del self._running[key]
-            self._wake.notify_all()
+            # What can run now is taken by this thread; a reserved one does not look for others'.
+            if not self._running and not any(self._waiting.values()):
+                self._done.notify_all()
 
     def __repr__(self) -> str:
         return f"<UserQueues: {self._threads} threads, running {dict(self._running)}>"

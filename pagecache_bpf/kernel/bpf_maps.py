@@ -228,9 +228,12 @@ class BpfMap:
                 continue
             if result not in (0, -errno.ENOENT):
                 return self._items_one_by_one()
+            # What was filled is copied once; .raw would copy all of the room for each element.
+            all_keys = ctypes.string_at(keys, count.value * self.key_size)
+            all_values = ctypes.string_at(values, count.value * self.value_size)
             for at in range(count.value):
-                key = keys.raw[at * self.key_size : (at + 1) * self.key_size]
-                found[key] = values.raw[at * self.value_size : (at + 1) * self.value_size]
+                key = all_keys[at * self.key_size : (at + 1) * self.key_size]
+                found[key] = all_values[at * self.value_size : (at + 1) * self.value_size]
             if result:
                 return found
             ctypes.memmove(position, after, 8)

@@ -21,6 +21,7 @@ import pagecache_bpf as pc
 from pagecache_bpf import api
 from pagecache_bpf.kernel import kernelfs
 from pagecache_bpf.loads import begin, unprivileged_window
+from pagecache_bpf.loads.open_load import OpenLoad
 from pagecache_bpf.loads.residency_snapshot import CHUNK, Snapshot
 from tests.unit.command import ROOT, environment, run
 from tests.unit.machines import build
@@ -261,6 +262,38 @@ def test_s16_reports_do_not_wait_for_another_load(model: Path, slow_start: threa
             assert len(pc.report()) == 2 and not load.ready(0)
         slow_start.set()
         assert load.ready(20) and load.report().engine == "unprivileged"
+
+
+def test_s16_nobody_waits_for_a_load_that_ends(
+    model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ending one may take seconds: it waits for what is being read."""
+    ends, go_on = threading.Event(), threading.Event()
+    finish = OpenLoad.finish
+
+    def slowly(load: OpenLoad, keep: bool) -> None:
+        if len(load.files) > 1:
+            ends.set()
+            assert go_on.wait(60)
+        finish(load, keep)
+
+    monkeypatch.setattr(OpenLoad, "finish", slowly)
+    load = pc.load(model)
+    told: list[int] = []
+
+    def others() -> None:
+        with pc.load(model / "model-0.safetensors"):
+            told.append(len(pc.report()))
+
+    threads = [threading.Thread(target=load.done), threading.Thread(target=others)]
+    threads[0].start()
+    assert ends.wait(60)
+    threads[1].start()
+    threads[1].join(20)
+    assert told == [1]
+    go_on.set()
+    threads[0].join(60)
+    assert load.report().done
 
 
 def test_a_load_that_follows_one_that_ends_takes_nothing_for_its_own(model: Path) -> None:

@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 
 from pagecache_bpf.controller import inspectors as module
+from pagecache_bpf.controller.cpu_allowance import CpuAllowance
 from pagecache_bpf.controller.file_inspector import JOB_CPU_SECONDS, MEMORY_BYTES
 from pagecache_bpf.controller.inspectors import Inspectors
 from pagecache_bpf.errors import PagecacheError
@@ -38,6 +39,15 @@ def found() -> Iterator[Inspectors]:
     yield inspectors
     inspectors.close()
     assert inspectors.count() == 0
+
+
+@pytest.fixture(autouse=True)
+def nobody_has_taken_anything(request: pytest.FixtureRequest) -> None:
+    """What one test has cost is not held against the user in the next one."""
+    if "found" in request.fixturenames:
+        request.getfixturevalue("found")._allowance = CpuAllowance(
+            module.SAVED_CPU_SECONDS, module.CPU_SHARE
+        )
 
 
 def weights(path: Path, tensors: int = 3) -> int:
@@ -318,3 +328,87 @@ def test_s6_who_takes_much_gets_only_what_nobody_else_wants(
     os.close(fd)
     told = policies()
     assert (told[greedy[0]], told[modest[0]]) == (os.SCHED_IDLE, os.SCHED_OTHER)
+
+
+def test_s6_cpu_time_of_a_user_is_bounded(found: Inspectors, tmp_path: Path) -> None:
+    """Who has taken too much is refused for a while; others and root are served."""
+    fd = weights(tmp_path / "w.safetensors")
+
+    def derive(owner: tuple[int, bool]) -> int:
+        return int(found.run(owner, owner[0], "derive", [fd], names=["w"])[0]["tp"])
+
+    found._allowance = CpuAllowance(0.0, 1e-9)
+    assert derive(USER) == 1  # what it costs is known only then
+    started = found.started
+    with pytest.raises(PagecacheError, match="took too much time of the processor"):
+        derive(USER)
+    assert found.started == started
+    assert derive((USER[0] + 12, False)) == 1
+    for _ in range(2):
+        assert derive((0, True)) == 1
+    os.close(fd)
+
+
+def test_s6_what_is_lost_is_charged_with_its_successor(
+    found: Inspectors, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else a user could have one process after the other started, and spend nothing."""
+    fd = hole_of_strings(tmp_path / "hole.gguf")
+    monkeypatch.setattr(module, "_START_CPU_SECONDS", 100.0)
+    found._allowance = CpuAllowance(150.0, 1e-9)
+    for _ in range(2):
+        begun = time.monotonic()
+        with pytest.raises(PagecacheError, match="hung up"):
+            found.run(
+                *(USER, USER[0], "derive", [fd] * 16),
+                wanted=lambda begun=begun: time.monotonic() < begun + 0.01,  # type: ignore[misc]
+                names=[f"{n}.gguf" for n in range(16)],
+            )
+    with pytest.raises(PagecacheError, match="took too much time of the processor"):
+        found.run(USER, USER[0], "derive", [fd], names=["w"])
+    os.close(fd)
+
+
+def test_s6_a_client_that_has_gone_costs_no_process(found: Inspectors, tmp_path: Path) -> None:
+    """Its job waited for its turn: the process goes on with what others of the user want."""
+    fd = weights(tmp_path / "w.safetensors")
+    found.run(USER, USER[0], "derive", [fd], names=["w"])
+    pid, lost = process(found), found.lost.total()
+    with pytest.raises(PagecacheError, match="the client has hung up"):
+        found.run(USER, USER[0], "derive", [fd], lambda: False, names=["w"])
+    assert (process(found), found.lost.total()) == (pid, lost)
+    os.close(fd)
+
+
+def test_s6_a_job_outlives_the_process_that_it_waited_for(
+    found: Inspectors, tmp_path: Path
+) -> None:
+    """Another one of the user had it ended: the job is done by the next process."""
+    hole, fd = hole_of_strings(tmp_path / "hole.gguf"), weights(tmp_path / "w.safetensors")
+    over = threading.Event()
+    told: list[str] = []
+
+    def first() -> None:
+        try:
+            found.run(
+                *(USER, USER[0], "derive", [hole] * 16),
+                wanted=lambda: not over.is_set(),
+                names=[f"{n}.gguf" for n in range(16)],
+            )
+        except PagecacheError as error:
+            told.append(str(error))
+
+    def second() -> None:
+        facts, _ = found.run(USER, USER[0], "derive", [fd], names=["w"])
+        told.append(f"{facts['consumers']} consumer")
+
+    threads = [threading.Thread(target=job) for job in (first, second)]
+    threads[0].start()
+    wait_for(lambda: USER in found._of and found._of[USER].busy.locked(), "the first to begin", 60)
+    threads[1].start()
+    over.set()
+    for thread in threads:
+        thread.join(60)
+    assert len(told) == 2 and "1 consumer" in told
+    os.close(hole)
+    os.close(fd)

@@ -286,6 +286,33 @@ def test_s11_a_second_load_of_a_name_with_other_files_is_told(
     os.close(second)
 
 
+def test_ranks_share_the_template_of_their_model(
+    running: Running, given: Given, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Headers are read for the first of them, whose template stays until the last has gone."""
+    jobs: list[str] = []
+    run = running.inspectors.run
+
+    def count(owner: Any, gid: int, job: str, *args: Any, **arguments: Any) -> Any:
+        jobs.append(job)
+        return run(owner, gid, job, *args, **arguments)
+
+    monkeypatch.setattr(running.inspectors, "run", count)
+    fd = weights(tmp_path / "w.safetensors")
+    with running.client() as first, running.client() as second:
+        one = first.open_load([fd], model="m")
+        other = second.open_load([fd], model="m")
+        assert [load["template"] for load in (one, other)] == ["derived", "derived"]
+        assert jobs.count("derive") == 1
+        first.close(one["load"])
+        assert given.models == {"m": 1}
+        second.close(other["load"])
+        assert given.models == {}
+        again = second.open_load([fd], model="m")
+        assert again["template"] == "derived" and jobs.count("derive") == 2
+    os.close(fd)
+
+
 def test_s15_a_configured_model_is_served_as_such_whatever_a_client_calls_it(
     running: Running, tmp_path: Path, become: Callable[[int], None]
 ) -> None:
@@ -467,5 +494,38 @@ def test_s16_a_load_that_waits_for_room_ends_with_its_connection(
                 wait_for(lambda: running.public.numbers()["loads_waiting"], "it to wait", 60)
             wait_for(lambda: not running.public.numbers()["loads_waiting"], "it to be over", 60)
             wait_for(lambda: opened(other) == 0, "its files to be closed", 60)
+    finally:
+        running.stop()
+
+
+def test_s16_a_connection_that_ends_while_its_load_is_judged(
+    tmp_path: Path, given: Given, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its load is not left waiting for nobody."""
+    running = Running(tmp_path, Budgets(total=100 << 20, rule="queue"))
+    path, other = tmp_path / "w.safetensors", tmp_path / "other.safetensors"
+    for file in (path, other):
+        file.touch()
+        os.truncate(file, 80 << 20)
+    admit, judged = running.ledger.admit, threading.Event()
+    try:
+        with running.client() as holder, path.open("rb") as first, other.open("rb") as second:
+            holder.open_load([first.fileno()], model="first", policy="sequential")
+            client = running.client()
+
+            def judge(*args: Any, **arguments: Any) -> Any:
+                found = admit(*args, **arguments)
+                client.disconnect()
+                wait_for(lambda: len(running.public._sessions) == 1, "its end to be noticed", 60)
+                judged.set()
+                return found
+
+            client.request("files", (second.fileno(),))
+            monkeypatch.setattr(running.ledger, "admit", judge)
+            client._socket.sendall(b'{"v": 1, "op": "open_load", "model": "m", "wait": 3600}\n')
+            assert judged.wait(60)
+            monkeypatch.undo()
+            wait_for(lambda: opened(other) == 1, "its files to be closed", 60)
+            assert running.public.numbers()["loads_waiting"] == 0
     finally:
         running.stop()

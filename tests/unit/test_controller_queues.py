@@ -19,6 +19,15 @@ from tests.vm.kernel import wait_for
 __all__ = ["others", "running"]  # fixtures
 
 
+def until_set(gate: threading.Event) -> Callable[[], None]:
+    """Work that lasts until then."""
+
+    def wait() -> None:
+        gate.wait(60)
+
+    return wait
+
+
 def test_s6_who_has_taken_too_much_rests_and_others_do_not(monkeypatch: pytest.MonkeyPatch) -> None:
     queues, rested = UserQueues(), threading.Event()
     done: list[str] = []
@@ -31,6 +40,46 @@ def test_s6_who_has_taken_too_much_rests_and_others_do_not(monkeypatch: pytest.M
     rested.set()
     wait_for(lambda: done == ["modest", "greedy"], "the first one to be served", 60)
     assert queues.wait_idle(60)
+
+
+def test_s6_rests_that_end_are_seen_by_one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whichever thread that is, and however many of its like have other work."""
+    monkeypatch.setattr("pagecache_bpf.ipc.user_queues._IDLE_SECONDS", 3600.0)
+    queues = UserQueues()
+    resting = {"a", "b", "c"}
+    done: list[str] = []
+    gate = threading.Event()
+    for number in range(6):  # so many threads, which are idle afterwards
+        queues.submit(number, until_set(gate))
+    wait_for(lambda: queues.running() == 6, "all threads to be there", 60)
+    monkeypatch.setattr(queues, "_rest", lambda key, now: 0.05 if key in resting else 0.0)
+    for key in sorted(resting):
+        queues.submit(key, lambda key=key: done.append(key))  # type: ignore[misc]
+    gate.set()
+    for key in ("c", "a", "b"):
+        resting.discard(key)
+        wait_for(lambda key=key: key in done, f"{key} to be served", 60)  # type: ignore[misc]
+    assert done == ["c", "a", "b"]
+    assert queues.wait_idle(60)
+
+
+def test_threads_that_are_not_needed_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Though there is work all the time: it goes to the one that was idle last."""
+    monkeypatch.setattr("pagecache_bpf.ipc.user_queues._IDLE_SECONDS", 0.5)
+    queues = UserQueues()
+    gate = threading.Event()
+    for number in range(8):
+        queues.submit(number, until_set(gate))
+    wait_for(lambda: queues.running() == 8, "all threads to be there", 60)
+    gate.set()
+
+    def one_is_left() -> bool:
+        done = threading.Event()
+        queues.submit("a", done.set)
+        assert done.wait(60)
+        return queues._threads == 1
+
+    wait_for(one_is_left, "the others to end", 60)
 
 
 def test_s6_how_long_one_rests_follows_from_what_it_took(monkeypatch: pytest.MonkeyPatch) -> None:

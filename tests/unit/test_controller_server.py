@@ -236,19 +236,11 @@ def test_descriptors_of_one_user_on_their_way_are_bounded(
     others(1001)
     with ExitStack() as crowd:
         half = [crowd.enter_context(public()) for _ in range(4)]
-        told: list[bytes] = []
         for client in half:
             client._send(b'{"v": 1,', [0] * 8)
-
-        def answers() -> list[bytes]:
-            for client in half:
-                with suppress(TimeoutError, ConnectionError):  # who was refused is hung up on
-                    told.append(client._line(0.1))
-            return told
-
-        wait_for(answers, "the refusal", 60)
-        assert len(answers()) == 1  # the one beyond; what it sent is not taken
-        assert all(b"too many descriptors of this user" in line for line in told)
+        # What the one beyond has sent is not taken.
+        wait_for(lambda: len(running.server._held) == 1, "the last one to be held", 60)
+        assert sum(running.server._descriptors.values()) == 24
         others(1002)
         with public() as client:
             assert client.request("x", [0] * 8)["fds"] == 8
@@ -385,6 +377,53 @@ def test_out_of_descriptors_is_survived(running: Running, monkeypatch: pytest.Mo
     with public() as client:
         assert client.request("x")["fds"] == 0
     assert running.server.refusals["out of descriptors"] == 1
+
+
+def test_s5_who_has_too_many_descriptors_on_their_way_waits(
+    running: Running, others: Callable[[int], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What more it sends is not looked at, and answered later; others are served."""
+    monkeypatch.setattr("pagecache_bpf.ipc.server.DESCRIPTORS_PER_USER", 3)
+    handler = Handler()
+    public = running.listen(handler)
+    others(1001)
+    with public() as first, public() as second, public() as third, public() as gone:
+        for client in (first, gone):
+            client._send(b"wait\n", [0] * 4)
+        wait_for(lambda: running.server.queues.running() >= 1, "the first to be handled", 60)
+        for client in (second, third):
+            client._send(b"x\n", [0] * 4)
+        wait_for(lambda: len(running.server._held) >= 2, "the others to be held", 60)
+        gone.disconnect()  # that is noticed all the same
+        wait_for(lambda: len(running.server.connections) == 3, "its end to be noticed", 60)
+        others(1002)
+        with public() as other:
+            assert other.request("x")["fds"] == 0
+        handler.gate.set()
+        answered = [wire.decode_answer(client._line())["fds"] for client in (first, second, third)]
+        assert answered == [4, 4, 4]
+        assert first.request("x")["fds"] == 0  # and so on
+    wait_for(lambda: not running.server._descriptors, "all to be closed", 60)
+    assert not running.server._held
+
+
+def test_s5_who_waits_too_long_with_too_many_descriptors_is_refused(
+    running: Running, others: Callable[[int], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pagecache_bpf.ipc.server.DESCRIPTORS_PER_USER", 3)
+    monkeypatch.setattr("pagecache_bpf.ipc.connection.HELD_SECONDS", 0.1)
+    handler = Handler()
+    public = running.listen(handler)
+    others(1001)
+    with public() as first, public() as second:
+        first._send(b"wait\n", [0] * 4)
+        wait_for(lambda: running.server.queues.running() == 1, "the first to be handled", 60)
+        second._send(b"x\n", [])
+        with pytest.raises(UsageError, match="too many descriptors of this user"):
+            wire.decode_answer(second._line())
+        handler.gate.set()
+    wait_for(lambda: not running.server.connections, "both to be gone", 60)
+    assert not running.server._held
 
 
 def test_s5_out_of_descriptors_is_survived_when_the_reserve_is_gone(
