@@ -27,7 +27,7 @@ GUEST_KREL = $(shell ls -d /lib/modules/6.12*/build 2>/dev/null | sort -V | tail
 RUNNING := $(shell uname -r)
 KREL ?= $(GUEST_KREL)
 
-.PHONY: help deps build peers bpf policies kmod check format coverage docs docs-site fuzz mutate test test-unit test-native test-vm test-numa \
+.PHONY: help deps build peers bpf policies kmod check format coverage docs docs-site fuzz fuzz-guided mutate test test-unit test-native test-vm test-numa \
 	test-torch test-loaders test-ray test-old vm vm-shell vm-debug debug-kernel test-kernels demo demo-guest bench wheel wheel-arm64 dist chart \
 	test-delivery install install-data uninstall clean
 
@@ -111,6 +111,10 @@ mutate: build ## break lines on purpose: do the unit tests notice? (MUTATE_SECON
 FUZZ_SECONDS ?= 1200
 fuzz: build ## feed every parser of strangers' input with broken variants (FUZZ_SECONDS=)
 	$(PY) -m tests.fuzzing --seconds $(FUZZ_SECONDS)
+
+fuzz-guided: build ## the same, led by what is covered (atheris, libFuzzer; FUZZ_SECONDS=)
+	$(PY) -m pip install -q --target build/atheris "atheris>=3"
+	PYTHONPATH=build/atheris $(PY) -m tests.fuzzing_guided --seconds $(FUZZ_SECONDS)
 
 docs-site: build ## the documentation and the reference of the package as one site, in build/site
 	$(PY) -m tools.docs_site

@@ -6,7 +6,7 @@
 A parser may refuse its input by an error of ours and by nothing else, and what it accepts has to
 lie inside of the file.  What fails is written to tests/cases/fuzz as hexadecimal text, called
 TARGET-DIGEST.hex, and is tried first by every later run.  tests/unit/test_fuzzing.py runs a short
-part of this, the same each time; atheris can be put on TARGETS where it can be installed.
+part of this, the same each time; tests/fuzzing_guided.py has libFuzzer feed TARGETS.
 """
 
 from __future__ import annotations
