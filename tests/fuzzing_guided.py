@@ -12,9 +12,11 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import importlib
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 PACKAGES = ["pagecache_bpf.ipc", "pagecache_bpf.templates", "pagecache_bpf.weights"]
 ROOT = Path(__file__).resolve().parents[1]
@@ -23,7 +25,7 @@ LENGTH = 64 << 10
 
 def feed(target: str, seconds: int) -> None:
     """Feed one parser in this process, which libFuzzer ends."""
-    import atheris  # type: ignore[import-not-found]
+    atheris: Any = importlib.import_module("atheris")
 
     with atheris.instrument_imports(include=PACKAGES):
         from tests import fuzzing

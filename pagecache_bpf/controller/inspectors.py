@@ -38,11 +38,11 @@ JOB_SECONDS = 30.0
 #: of its user, and of a user whose process was lost, for a while.
 EAGER_CPU_SECONDS = 0.2
 _SLOW_SECONDS = 60.0
-#: CPU time that the jobs of one user may take at once, and of each second that follows; a new
-#: process in place of one that was lost is charged, too.
+#: CPU time that the jobs of one user may take at once, and of each second that follows.  One that
+#: loses its process is charged with more than starting the next one takes (a quarter second).
 SAVED_CPU_SECONDS = 3.0
 CPU_SHARE = 0.02
-_START_CPU_SECONDS = 0.25
+_LOST_CPU_SECONDS = 1.0
 _LOOK_SECONDS = 0.1
 _IDLE_SECONDS = 10.0
 _SCHED_CLOCK = 2  # of a process: CPUCLOCK_SCHED of include/linux/posix-timers.h
@@ -236,7 +236,7 @@ class Inspectors:
         except (_Lost, OSError, ValueError, RecursionError) as error:
             # A few fixed texts: they are labels of a metric.
             why = str(error) if isinstance(error, _Lost) else "its process has ended"
-            self._allowance.charge(owner, _START_CPU_SECONDS)
+            self._allowance.charge(owner, _LOST_CPU_SECONDS)
             self._allowance.charge(owner, process.cost())
             self._lose(owner, process, why)
             raise PagecacheError(what, why) from None

@@ -354,7 +354,7 @@ def test_s6_what_is_lost_is_charged_with_its_successor(
 ) -> None:
     """Else a user could have one process after the other started, and spend nothing."""
     fd = hole_of_strings(tmp_path / "hole.gguf")
-    monkeypatch.setattr(module, "_START_CPU_SECONDS", 100.0)
+    monkeypatch.setattr(module, "_LOST_CPU_SECONDS", 100.0)
     found._allowance = CpuAllowance(150.0, 1e-9)
     for _ in range(2):
         begun = time.monotonic()
