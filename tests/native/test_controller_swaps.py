@@ -35,6 +35,7 @@ pytestmark = pytest.mark.native
 
 REQUESTS = ("files", "open_load", "load_report", "residency", "prefetch", "drop", "done")
 SIDES = ("config.json", "model.safetensors.index.json", "tokenizer.json")
+ROOTS = "link to what only root may read"
 DURING = 30  # conversations while somebody swaps as fast as he can
 
 
@@ -117,7 +118,8 @@ def test_s1_s2_s3_a_swap_before_each_request(controller: Controller, mine: Path,
             os.close(fd)
 
     def all_attacks() -> list[tuple[dict[str, Any], int]]:
-        return [attack(request, swap) for request in (*REQUESTS, "end") for swap in SWAPS]
+        swaps = SWAPS if what == "file" else ("fifo", "another file", ROOTS)
+        return [attack(request, swap) for request in (*REQUESTS, "end") for swap in swaps]
 
     warm_up(controller, mine)
     descriptors = controller.descriptors()
