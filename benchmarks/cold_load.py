@@ -111,6 +111,8 @@ def measure(options: argparse.Namespace, sources: list[Model], say: hosted.Say) 
                 say(f"{fs}: copying {source.name}, {source.size / 1e6:.0f} MB, onto the device")
                 copy = checkpoints.copy_to(source, device.mount / source.root.name)
                 case = rounds.new_case(copy, fs, source)
+                if options.engine != "auto":
+                    case.engine = options.engine
                 picture = options.picture and not report.rows  # of the first case
                 report.rows += _measure_case(options, device, case, control, picture, say)
     for line, output in control.transcript[:2]:
