@@ -173,7 +173,7 @@ def record(model: Model, command: Sequence[str], gap: int = GAP) -> RecordedTemp
 
     Raises:
         UsageError: there is no such command.
-        UnsupportedError: this kernel has no tracepoint of reads.
+        UnsupportedError: nothing on this kernel tells of reads.
         PagecacheError: nothing was read.
 
     Source: FAST'26 PPC/MAIO, sections 3.2 and 4.1, which record one load without prefetch.

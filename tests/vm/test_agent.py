@@ -17,11 +17,14 @@ from pathlib import Path
 import pytest
 
 from benchmarks.cachestat import PAGE_SIZE, drop
-from pagecache_bpf.kernel import cgroups
+from pagecache_bpf.agent.engine import Agent
+from pagecache_bpf.kernel import cgroups, event_sources
 from pagecache_bpf.kernel.control_device import PolicyStatus
+from pagecache_bpf.observer import Observer
 from pagecache_bpf.policy import agent_device
 from pagecache_bpf.policy.agent_device import AgentDevice
 from pagecache_bpf.policy.catalog import agent_object, find
+from tests import observing
 from tests.vm.kernel import make_file, map_all, read_all, resident, wait_for
 
 pytestmark = pytest.mark.vm
@@ -65,6 +68,30 @@ def test_streams_are_read_ahead(mount: Path, how: str) -> None:
         assert counters["prefetch_bytes"] > 0.8 * PAGES * PAGE_SIZE
         assert counters["added_bytes"] - counters["removed_bytes"] == PAGES * PAGE_SIZE
         assert status(agent).governed_pages == resident(path) == PAGES
+
+
+def test_functions_tell_what_tracepoints_do(mount: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on kernels before 6.12 (tests/native/test_older_kernel.py)."""
+    monkeypatch.setenv(event_sources.VARIABLE, event_sources.FUNCTION)
+    path = make_file(mount / "model.safetensors", PAGES)
+    with Observer() as observer, path.open("rb") as file:
+        assert observer.missing == [] and observer.level == "full"
+        observer.tag(file.fileno(), "model", path=str(path))
+        observing.reader(path, observing.stream(), observing.touch())
+        (model,) = observer.snapshot()["models"]
+        assert model["counters"]["read_bytes"] == PAGES * PAGE_SIZE
+        assert model["counters"]["mmap_bytes"] == PAGES * PAGE_SIZE
+    info = find("sequential")
+    drop([path])
+    with Agent(info, agent_object(info)) as agent, path.open("rb") as file:
+        assert sorted(agent.events.values())[:3] == [
+            "fentry/filemap_fault",
+            "fexit/filemap_get_pages",
+            "fexit/filemap_map_pages",
+        ]
+        agent.tag(file.fileno(), "model", str(path))
+        observing.reader(path, observing.stream())
+        assert agent.counters()["prefetch_bytes"] > 0.8 * PAGES * PAGE_SIZE
 
 
 # It pauses, as a consumer does: emulated in one thread, the agent would not get to run.
