@@ -388,12 +388,11 @@ def test_s5_who_has_too_many_descriptors_on_their_way_waits(
     public = running.listen(handler)
     others(1001)
     with public() as first, public() as second, public() as third, public() as gone:
-        for client in (first, gone):
-            client._send(b"wait\n", [0] * 4)
-        wait_for(lambda: running.server.queues.running() >= 1, "the first to be handled", 60)
-        for client in (second, third):
+        first._send(b"wait\n", [0] * 4)
+        wait_for(lambda: running.server.queues.running() == 1, "the first to be handled", 60)
+        for client in (second, third, gone):
             client._send(b"x\n", [0] * 4)
-        wait_for(lambda: len(running.server._held) >= 2, "the others to be held", 60)
+        wait_for(lambda: len(running.server._held) == 3, "the others to be held", 60)
         gone.disconnect()  # that is noticed all the same
         wait_for(lambda: len(running.server.connections) == 3, "its end to be noticed", 60)
         others(1002)
