@@ -28,7 +28,7 @@ RUNNING := $(shell uname -r)
 KREL ?= $(GUEST_KREL)
 
 .PHONY: help deps build peers bpf policies kmod check format coverage docs docs-site fuzz fuzz-guided mutate test test-unit test-native test-vm test-numa \
-	test-torch test-loaders test-ray test-old vm vm-shell vm-debug debug-kernel test-kernels demo demo-guest bench wheel wheel-arm64 dist chart \
+	test-torch test-loaders test-engines test-ray test-old vm vm-shell vm-debug debug-kernel test-kernels demo demo-guest bench wheel wheel-arm64 dist chart \
 	test-delivery install install-data uninstall clean
 
 help: ## list the targets
@@ -171,6 +171,16 @@ build/venv-loaders/.installed: tools/requirements_but.py
 test-loaders: build build/venv-loaders/.installed ## templates against what vLLM and libraries read (root; a venv of its own; large)
 	OMP_NUM_THREADS=1 $(LOADERS_PY) -m pytest tests/loaders -p no:cacheprovider -rsf \
 		--junitxml=build/test/loaders.xml
+
+# Not part of `make test`: twenty starts of engines, most of them minutes long.
+build/venv-loaders/.engines: build/venv-loaders/.installed
+	$(Q)$(LOADERS_PY) -m pip install -q --disable-pip-version-check sentence-transformers '$(VLLM_TORCH)'
+	$(Q)touch $@
+
+# The controller is in a container where podman is and `make dist` has made the image.
+test-engines: build build/venv-loaders/.engines ## vLLM, llama.cpp and libraries start cold in each way, and answer the same (root; long)
+	$(LOADERS_PY) -m pytest tests/engines -p no:cacheprovider -rs --junitxml=build/test/engines.xml
+	$(LOADERS_PY) -m tests.engines.table
 
 # Not part of `make test`: Ray is 80 MB, and its cluster takes minutes to start and to stop.
 RAY_PY := build/venv-ray/bin/python

@@ -1,0 +1,62 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A controller for the engines: in a container of our image, or in a process of its own."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from tests.delivery.podman import IMAGE, RUN, Podman, as_documented, why_not
+from tools import dist
+
+NAME = "pagecache-bpf-of-engines"
+ARCHIVE = dist.OUT / f"pagecache-bpf-image-{dist.version()}.tar"
+
+
+@contextmanager
+def running(place: Path) -> Iterator[Path]:
+    """Run a controller for the block.
+
+    Args:
+        place: a directory for its socket.
+
+    Yields:
+        The socket.
+    """
+    shared = place / "run"
+    shared.mkdir()
+    with _contained(shared) if not why_not() and ARCHIVE.exists() else _process(shared):
+        yield shared / "control.sock"
+
+
+@contextmanager
+def _contained(shared: Path) -> Iterator[None]:
+    with tempfile.TemporaryDirectory(prefix="podman.", dir="/tmp") as scratch:
+        podman = Podman(Path(scratch))
+        podman("load", "-q", "-i", str(ARCHIVE))
+        options = [f"{shared}:{RUN}" if one == f"{RUN}:{RUN}" else one for one in as_documented()]
+        try:
+            podman("run", "-d", "--name", NAME, *options, IMAGE)
+            podman.follow(NAME, "listening")
+            yield
+        finally:
+            podman("rm", "-f", "-t", "20", NAME, check=False)
+            podman("rmi", "-f", IMAGE, check=False)
+
+
+@contextmanager
+def _process(shared: Path) -> Iterator[None]:
+    config = shared / "config.toml"
+    config.write_text(f'[socket]\npath = "{shared}/control.sock"\nmode = "0666"\n')
+    command = [sys.executable, "-m", "pagecache_bpf", "serve", "--config", str(config)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout
+        try:
+            assert any(line.startswith("listening") for line in process.stdout)
+            yield
+        finally:
+            process.terminate()
