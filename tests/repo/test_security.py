@@ -21,7 +21,7 @@ def holes_of(name: str) -> list[str]:
     return found
 
 
-def tests() -> list[str]:
+def names_of_tests() -> list[str]:
     """Return the names of all tests."""
     return [
         node.name
@@ -34,7 +34,7 @@ def tests() -> list[str]:
 def test_each_hole_has_the_tests_that_the_table_names() -> None:
     rows = re.findall(r"^\| (S\d+) \|.*\| (`.*`) \|$", (ROOT / "SECURITY.md").read_text(), re.M)
     assert [hole for hole, _ in rows] == [f"S{number}" for number in range(1, 17)]
-    names = tests()
+    names = names_of_tests()
     for hole, prefixes in rows:
         assert any(hole in holes_of(name) for name in names), hole
         for prefix in re.findall(r"`(\w+)`", prefixes):
@@ -43,7 +43,7 @@ def test_each_hole_has_the_tests_that_the_table_names() -> None:
 
 def test_each_test_of_a_hole_is_of_one_that_is_listed() -> None:
     text = (ROOT / "SECURITY.md").read_text()
-    found = {hole for name in tests() for hole in holes_of(name)}
+    found = {hole for name in names_of_tests() for hole in holes_of(name)}
     assert len(found) >= 16
     assert all(f"| {hole} |" in text for hole in found)
 

@@ -56,6 +56,7 @@ class FakeAgent:
             raise UsageError(f"{obj} is no object")
         self.info, self.knobs = info, knobs
         self.missing = ["filemap_get_pages"]
+        self.events = {"mm_filemap_fault": "raw_tp/mm_filemap_fault"}
         self.exit: tuple[int, str, str] | None = None
         self.exit_noted = False
         self.tags: dict[bytes, Any] = {}
@@ -128,6 +129,7 @@ def test_a_policy_is_attached_once(service: Service) -> None:
     (found,) = service.policies()["policies"]
     assert found["name"] == "sequential" and found["knobs"] == {"max_window_mib": 8}
     assert found["hooks"] and found["attached_ns"] and found["missing"] == agent.missing
+    assert found["events"] == agent.events
 
 
 def test_one_that_cannot_be_loaded_is_not_attached(service: Service) -> None:

@@ -29,8 +29,8 @@ DESCRIPTION = """\
 Runs COMMAND and records what the files below PATH go through until it ends: accesses and what they
 found in the page cache, what was prefetched or read in and when, what was evicted and why, how long
 which reader slept for I/O, and the device's throughput. Without COMMAND it records whatever reads
-the files until Ctrl-C, or for --seconds. Works with a policy attached and without one; `report`
-makes a page of the file. COMMAND's exit code is returned."""
+the files until Ctrl-C, or for --seconds, and says on stderr when it has begun. Works with a policy
+attached and without one; `report` makes a page of the file. COMMAND's exit code is returned."""
 EXAMPLES = (
     (
         "pagecache-bpf record /models/llama-3-8b -o load.pcrec -- python load.py",
@@ -113,6 +113,8 @@ def run(args: argparse.Namespace, out: Output) -> int:
         if command:
             code = _follow(command, recorder)
         else:
+            until = "until Ctrl-C" if args.seconds is None else f"for {args.seconds:g} s"
+            out.remark(f"recording {model.name} {until}")
             _wait(recorder, args.seconds)
         recording = recorder.finish(
             policy=policy, engine=engine, command=shlex.join(command), exit_code=code
