@@ -37,7 +37,7 @@ from benchmarks.hostile_acts import attacked, confined, idle_loops
 from pagecache_bpf.errors import PagecacheError
 from pagecache_bpf.ipc.public_client import PublicClient
 from pagecache_bpf.kernel.cachestat import cachestat
-from tests.native.controller import Controller, as_user, serving
+from tests.native.controller import Controller, as_user, children_of, serving
 from tests.native.readahead import usual_readahead
 
 HONEST = 65533
@@ -127,16 +127,6 @@ def honest_load(path: Path, files: list[Path]) -> dict[str, float]:
 # --- what is looked at ---
 
 
-def children_of(pid: int) -> list[int]:
-    """Return the children of a process; none where it has ended."""
-    found: list[int] = []
-    with suppress(OSError):
-        for task in Path(f"/proc/{pid}/task").iterdir():
-            with suppress(OSError):
-                found += map(int, (task / "children").read_text().split())
-    return found
-
-
 def needs(pid: int) -> dict[str, int]:
     """Return what a process needs now: memory, threads, descriptors, and its children."""
     status = dict(
@@ -175,7 +165,10 @@ def cpu_seconds(pid: int) -> dict[str, float]:
 
     own = times(pid)
     found = {"": sum(own[:2]), "ended": sum(own[2:])}
-    for child in children_of(pid):
+    children: list[int] = []
+    with suppress(OSError):
+        children = children_of(pid)
+    for child in children:
         with suppress(OSError):
             name = Path(f"/proc/{child}/comm").read_text().strip()
             found[name] = found.get(name, 0.0) + sum(times(child))

@@ -30,7 +30,15 @@ from typing import Any
 from pagecache_bpf.errors import PagecacheError
 from pagecache_bpf.ipc import wire
 from pagecache_bpf.ipc.public_client import PublicClient
-from tests.native.controller import NOBODY, OTHER, Controller, as_user, serving, tagged
+from tests.native.controller import (
+    NOBODY,
+    OTHER,
+    Controller,
+    as_user,
+    children_of,
+    serving,
+    tagged,
+)
 from tests.vm.kernel import wait_for
 
 STEPS = (
@@ -231,15 +239,6 @@ def dying(call: str) -> int:
 
     setattr(kind, name, die)
     return run()
-
-
-def children_of(pid: int) -> list[int]:
-    """Return the children of a process."""
-    found = []
-    for task in Path(f"/proc/{pid}/task").iterdir():
-        with suppress(OSError):
-            found += [int(child) for child in (task / "children").read_text().split()]
-    return found
 
 
 def kill(controller: Controller, process: str, client: int) -> None:

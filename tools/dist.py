@@ -19,6 +19,7 @@ import sys
 import tempfile
 import zipfile
 from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 
 from tools import archives, image
@@ -274,6 +275,7 @@ def _tool(name: str) -> str:
     return str(VENV / "bin" / name)
 
 
+@cache
 def epoch() -> int:
     """Look up the time that all files get: SOURCE_DATE_EPOCH, or that of the last commit.
 

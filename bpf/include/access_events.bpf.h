@@ -57,9 +57,8 @@ static __always_inline bool event_read(u64 *args, u32 page_shift, struct accesse
 		return false;
 	if (bpf_get_func_arg_cnt(args) == 3)
 		told = LOAD((struct iov_iter *)args[1], count);
-	else
-		bpf_get_func_arg(args, 1,
-				 &told); /* what args[1] is the verifier knows by its type */
+	else /* not args[1]: the verifier has it as the type that this kernel's function takes */
+		bpf_get_func_arg(args, 1, &told);
 	at = LOAD(call, ki_pos);
 	a->mapping = LOAD(call, ki_filp, f_mapping);
 	a->from = at >> (page_shift & 31);

@@ -183,7 +183,8 @@ class Connection:
                 self.close()
                 return
             # What it sends is not looked at: descriptors stay in the socket, and it has to wait.
-            self._held = self._server.hold(self._socket, self)
+            self._held = True
+            self._server.hold(self._socket, self)
             self._deadline = self._deadline or time.monotonic() + HELD_SECONDS
             return
         room = socket.CMSG_LEN(4 * (self.handler.fds_per_message + 1))

@@ -158,20 +158,16 @@ class Server:
                 connection.expire(now)
             self._read_held()
 
-    def hold(self, sock: socket.socket, connection: Connection) -> bool:
+    def hold(self, sock: socket.socket, connection: Connection) -> None:
         """Look no more at what a connection sends, until its user may send descriptors again.
 
         Args:
             sock: the connection's socket.
             connection: the connection.
-
-        Returns:
-            True: so it is.
         """
         self._selector.unregister(sock)
         self._held[connection] = sock
         self._ends.register(sock, select.POLLRDHUP)
-        return True
 
     def _release(self, connection: Connection) -> bool:
         """Take a connection off those that are held; False: it was not one of them."""

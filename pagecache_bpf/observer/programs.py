@@ -17,9 +17,9 @@ from pagecache_bpf.observer.count_maps import MAPS, RING
 from pagecache_bpf.observer.fault_probe import maps_whole_folios
 
 #: Without these nothing can be counted ...
-NEEDED = frozenset({"mm_filemap_add_to_page_cache", "mm_filemap_delete_from_page_cache"})
+NEEDED = frozenset(event.name for event in event_sources.MOVES)
 #: ... and without these no access, without that no stall.
-ACCESSES = frozenset({"mm_filemap_get_pages", "mm_filemap_map_pages", "mm_filemap_fault"})
+ACCESSES = frozenset(event.name for event in event_sources.ACCESSES)
 SWITCH = "sched_switch"
 #: Without these only what is mapped by huge pages is not seen; arm64 does not have them.
 FAULTS = frozenset({"page_fault_user", "page_fault_kernel", "vm_unmapped_area"})
@@ -102,7 +102,6 @@ class Programs:
     ):
         self.missing: list[str] = []
         self.ring_fd = -1
-        self.events: dict[str, str] = {}
         self._links: list[libbpf.Link] = []
 
         def prepare(opened: libbpf.Object) -> None:
@@ -141,9 +140,7 @@ class Programs:
         self._object.close()
 
     def _attach(self, without: Collection[str]) -> None:
-        self.events, self.missing = event_sources.attach(
-            self._object.programs(), self._links, without
-        )
+        _, self.missing = event_sources.attach(self._object.programs(), self._links, without)
         check_tracepoints(self.missing)
 
 

@@ -87,12 +87,8 @@ class Template:
         """Bytes that at least one consumer has in an extent, counted once."""
         total = 0
         for number in np.unique(self.extents["file"]):
-            extents = self.extents[self.extents["file"] == number]
-            if (counts(extents) == 1).all():
-                begins, ends = _joined(extents["offset"], extents["length"])
-                total += int((ends - begins).sum())
-            else:
-                total += sum(length * count for _, length, count, _ in union(extents))
+            rows = union(self.extents[self.extents["file"] == number])
+            total += int((rows[:, 1] * rows[:, 2]).sum())
         return total
 
     def ranges(
@@ -106,12 +102,8 @@ class Template:
         """
         found = []
         for number in np.unique(self.extents["file"]):
-            extents = self.extents[self.extents["file"] == number]
-            if (counts(extents) == 1).all():
-                offsets, lengths = extents["offset"], extents["length"]
-            else:
-                offsets, lengths = spread(np.array(union(extents), np.uint64).reshape(-1, 4))
-            found.append((int(number), *_joined(offsets, lengths)))
+            rows = union(self.extents[self.extents["file"] == number])
+            found.append((int(number), *_joined(*spread(rows))))
         return found
 
     def plain(self, consumer: int | None = None) -> Extents:
@@ -211,18 +203,24 @@ def spread(rows: npt.NDArray[np.uint64]) -> tuple[npt.NDArray[np.uint64], npt.ND
 _Row = tuple[int, int, int, int]  # offset, length, count, stride
 
 
-def union(extents: Extents) -> list[_Row]:
+def union(extents: Extents) -> npt.NDArray[np.uint64]:
     """Compute what extents of one file cover, as disjoint rows in order.
 
-    Slices of the same rows are united by arithmetic on one row, without a list of all rows.
+    Slices of the same rows are united by arithmetic on one row, without a list of all rows; extents
+    that are not strided by numpy, however many they are.
 
     Args:
         extents: an array of EXTENT or STRIDED.
 
     Returns:
-        Rows (offset, length, count, stride), in bytes; the last row of one ends before the next one
-        begins.
+        Rows (offset, length, count, stride), in bytes, of shape (rows, 4); the last row of one ends
+        before the next one begins.
     """
+    if (counts(extents) == 1).all():
+        begins, ends = _joined(extents["offset"], extents["length"])
+        plain = np.zeros((len(begins), 4), np.uint64)
+        plain[:, 0], plain[:, 1], plain[:, 2] = begins, ends - begins, 1
+        return plain
     columns = (extents["offset"], extents["length"], counts(extents), strides(extents))
     rows = sorted(set(zip(*(column.tolist() for column in columns), strict=True)))
     found: list[_Row] = []
@@ -234,7 +232,7 @@ def union(extents: Extents) -> list[_Row]:
             group = []
         group.append(row)
         reach = max(reach if len(group) > 1 else 0, row[0] + row[3] * (row[2] - 1) + row[1])
-    return found + (_united(group) if group else [])
+    return np.array(found + _united(group), np.uint64)
 
 
 def _united(group: list[_Row]) -> list[_Row]:
@@ -263,7 +261,7 @@ def _joined(
     fresh = np.ones(len(begins), bool)
     fresh[1:] = begins[1:] > ends[:-1]
     first = np.flatnonzero(fresh)
-    last = np.append(first[1:], len(begins)) - 1
+    last = np.append(first, len(begins))[1:] - 1
     return begins[first], ends[last]
 
 

@@ -3,14 +3,13 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from tests.delivery.podman import IMAGE, RUN, Podman, as_documented, why_not
+from tests.native.controller import serving
 from tools import dist
 
 NAME = "pagecache-bpf-of-engines"
@@ -29,7 +28,7 @@ def running(place: Path) -> Iterator[Path]:
     """
     shared = place / "run"
     shared.mkdir()
-    with _contained(shared) if not why_not() and ARCHIVE.exists() else _process(shared):
+    with _contained(shared) if not why_not() and ARCHIVE.exists() else serving(shared):
         yield shared / "control.sock"
 
 
@@ -46,17 +45,3 @@ def _contained(shared: Path) -> Iterator[None]:
         finally:
             podman("rm", "-f", "-t", "20", NAME, check=False)
             podman("rmi", "-f", IMAGE, check=False)
-
-
-@contextmanager
-def _process(shared: Path) -> Iterator[None]:
-    config = shared / "config.toml"
-    config.write_text(f'[socket]\npath = "{shared}/control.sock"\nmode = "0666"\n')
-    command = [sys.executable, "-m", "pagecache_bpf", "serve", "--config", str(config)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout
-        try:
-            assert any(line.startswith("listening") for line in process.stdout)
-            yield
-        finally:
-            process.terminate()

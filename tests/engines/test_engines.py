@@ -26,7 +26,7 @@ from benchmarks.cachestat import drop, resident_bytes
 from pagecache_bpf.weights.models import resolve
 from tests.engines import models
 from tests.native.readahead import usual_readahead
-from tests.unit.command import ROOT
+from tests.unit.command import COMMAND, ROOT, run
 
 START = Path(__file__).with_name("start.py")
 PLACE = ROOT / "build" / "models" / "engines"
@@ -96,8 +96,7 @@ def started(engine: str, model: Path, way: str, **more: str) -> Started:
     if engine != "vllm" and way in ("load", "controller"):
         command.append("--load")
     if way == "run":
-        own = [sys.executable, "-m", "pagecache_bpf", "run", "--weights", str(model), "--"]
-        command = [*own, *command]
+        command = [*COMMAND, "run", "--weights", str(model), "--", *command]
     environment = {**os.environ, **QUIET, **more}
     if way in ("default", "attach", "run"):
         environment["VLLM_PLUGINS"] = ""
@@ -136,10 +135,9 @@ def write_down(engine: str, way: str, made: Started, verdict: str, prefetched: i
 
 def pagecache_bpf(*words: str) -> Any:
     """Run a command of ours and return what it says as JSON."""
-    command = [sys.executable, "-m", "pagecache_bpf", *words, "--json"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)
+    done = run(*words, "--json")
+    assert done.code == 0, done.err
+    return done.data
 
 
 @pytest.mark.parametrize("engine", MODELS)

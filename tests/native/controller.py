@@ -9,7 +9,7 @@ import pickle
 import signal
 import subprocess
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -146,6 +146,15 @@ def as_user(uid: int, action: Callable[[], T]) -> T:
         raise value
     result: T = value
     return result
+
+
+def children_of(pid: int) -> list[int]:
+    """Return the children of a process, which runs."""
+    found: list[int] = []
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        with suppress(OSError):
+            found += map(int, (task / "children").read_text().split())
+    return found
 
 
 def opened(paths: list[Path]) -> list[int]:

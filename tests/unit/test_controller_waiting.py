@@ -18,6 +18,17 @@ from tests.vm.kernel import wait_for
 
 __all__ = ["given"]  # a fixture
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="a process of another user takes root")
+WAITS = b'{"v": 1, "op": "open_load", "model": "m", "wait": 3600}\n'
+
+
+def two_files(directory: Path) -> tuple[Path, Path]:
+    """Two files, for only one of which there is room in 100 MiB."""
+    first, second = directory / "w.safetensors", directory / "other.safetensors"
+    os.close(weights(first))
+    second.touch()
+    for path in (first, second):
+        os.truncate(path, 80 << 20)
+    return first, second
 
 
 def test_s16_a_load_that_waits_for_room_and_whose_process_ends_is_told(
@@ -25,24 +36,18 @@ def test_s16_a_load_that_waits_for_room_and_whose_process_ends_is_told(
 ) -> None:
     """Its child has the connection still; the server goes on, and nothing stays open."""
     running = Running(tmp_path, Budgets(total=100 << 20, rule="queue"))
-    path = tmp_path / "w.safetensors"
-    os.close(weights(path))
-    os.truncate(path, 80 << 20)
+    path, other = two_files(tmp_path)
     reader, writer = os.pipe()
     try:
         with running.client() as holder, path.open("rb") as file:
             load = holder.open_load([file.fileno()], model="first", policy="sequential")["load"]
-            other = tmp_path / "other.safetensors"
-            other.touch()
-            os.truncate(other, 80 << 20)
             child = os.fork()
             if not child:
                 with suppress(BaseException):
                     client = running.client()
                     with other.open("rb") as mine:
                         client.request("files", (mine.fileno(),))
-                    request = b'{"v": 1, "op": "open_load", "model": "m", "wait": 3600}\n'
-                    client._socket.sendall(request)
+                    client._socket.sendall(WAITS)
                     if not os.fork():
                         os.write(writer, client._line())
                 os._exit(0)
@@ -63,18 +68,13 @@ def test_s16_a_load_that_waits_for_room_ends_with_its_connection(
     tmp_path: Path, given: Given
 ) -> None:
     running = Running(tmp_path, Budgets(total=100 << 20, rule="queue"))
-    path = tmp_path / "w.safetensors"
-    os.close(weights(path))
-    os.truncate(path, 80 << 20)
+    path, other = two_files(tmp_path)
     try:
         with running.client() as holder, path.open("rb") as file:
             holder.open_load([file.fileno()], model="first", policy="sequential")
-            other = tmp_path / "other.safetensors"
-            other.touch()
-            os.truncate(other, 80 << 20)
             with running.client() as client, other.open("rb") as mine:
                 client.request("files", (mine.fileno(),))
-                client._socket.sendall(b'{"v": 1, "op": "open_load", "model": "m", "wait": 3600}\n')
+                client._socket.sendall(WAITS)
                 wait_for(lambda: running.public.numbers()["loads_waiting"], "it to wait", 60)
             wait_for(lambda: not running.public.numbers()["loads_waiting"], "it to be over", 60)
             wait_for(lambda: opened(other) == 0, "its files to be closed", 60)
@@ -87,10 +87,7 @@ def test_s16_a_connection_that_ends_while_its_load_is_judged(
 ) -> None:
     """Its load is not left waiting for nobody."""
     running = Running(tmp_path, Budgets(total=100 << 20, rule="queue"))
-    path, other = tmp_path / "w.safetensors", tmp_path / "other.safetensors"
-    for file in (path, other):
-        file.touch()
-        os.truncate(file, 80 << 20)
+    path, other = two_files(tmp_path)
     admit, judged = running.ledger.admit, threading.Event()
     try:
         with running.client() as holder, path.open("rb") as first, other.open("rb") as second:
@@ -106,7 +103,7 @@ def test_s16_a_connection_that_ends_while_its_load_is_judged(
 
             client.request("files", (second.fileno(),))
             monkeypatch.setattr(running.ledger, "admit", judge)
-            client._socket.sendall(b'{"v": 1, "op": "open_load", "model": "m", "wait": 3600}\n')
+            client._socket.sendall(WAITS)
             assert judged.wait(60)
             monkeypatch.undo()
             wait_for(lambda: opened(other) == 1, "its files to be closed", 60)
