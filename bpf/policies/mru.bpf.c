@@ -24,13 +24,29 @@ struct {
 
 static u64 used; /* pages, by all accesses so far */
 
+struct reading {
+	struct pagecache_ctx *ctx;
+	u64 before; /* pages used when it began */
+};
+
+/* A piece is used when the access has come to its end, or ends in it. */
+static long use_piece(u32 i, struct reading *reading)
+{
+	struct pagecache_ctx *ctx = reading->ctx;
+	u64 piece = pages_per_piece(ctx), read = (i + 1) * piece - ctx->index % piece;
+	u64 at = reading->before + min_u64(read, ctx->nr);
+	struct piece_key key = piece_at(ctx, ctx->index + i * piece);
+
+	bpf_map_update_elem(&last_use, &key, &at, BPF_ANY);
+	return 0;
+}
+
 PAGECACHE_ACCESS(mru_access)
 (struct pagecache_ctx *ctx)
 {
-	u64 now = __sync_fetch_and_add(&used, ctx->nr) + ctx->nr;
-	struct piece_key key = piece_at(ctx, ctx->index);
+	struct reading reading = { ctx, __sync_fetch_and_add(&used, ctx->nr) };
 
-	bpf_map_update_elem(&last_use, &key, &now, BPF_ANY);
+	bpf_loop(pieces_of(ctx), use_piece, &reading, 0);
 }
 
 static __always_inline bool is_recent(const struct pagecache_ctx *ctx, u64 at)

@@ -30,6 +30,20 @@ def test_mru_searches_a_tree_that_does_not_fit() -> None:
     assert found.policy.hit_bytes >= 0.85 * found.optimum.hit_bytes
 
 
+def test_mru_marks_all_of_a_large_read() -> None:
+    """What is read 8 MiB at a time is used as what is read in small pieces is."""
+    hits = []
+    for piece in (128 << 10, 8 * MIB):
+        script = Script()
+        data = script.has("/data/set.bin", 64)
+        for _ in range(4):
+            script.scan(data, piece=piece)
+        found = compare("mru", script, 32 * MIB, skip_kib=128, recent_mib=8)
+        hits.append(found.policy.hit_bytes)
+        assert found.lru.hit_bytes == 0
+    assert hits[1] >= 0.8 * hits[0] > 0
+
+
 def test_fifo_forgets_what_came_first_however_often_it_is_used() -> None:
     script = Script()
     hot, cold = script.has("/d/hot.bin", 4), script.has("/d/cold.bin", 40)

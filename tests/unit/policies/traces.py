@@ -61,12 +61,18 @@ class Script(Trace):
         return name
 
     def scan(
-        self, name: str, start: int = 0, stop: int | None = None, by: str = "c", cgroup: str = ""
+        self,
+        name: str,
+        start: int = 0,
+        stop: int | None = None,
+        by: str = "c",
+        cgroup: str = "",
+        piece: int = 128 << 10,
     ) -> None:
-        """Read a file in pieces of 128 KiB; start and stop in bytes."""
+        """Read a file in pieces of that many bytes; start and stop in bytes."""
         size = self.files[self.file(name)].size
-        for offset in range(start, size if stop is None else stop, 128 << 10):
-            self.add(self.seconds, by, name, offset, min(128 << 10, size - offset), cgroup)
+        for offset in range(start, size if stop is None else stop, piece):
+            self.add(self.seconds, by, name, offset, min(piece, size - offset), cgroup)
             self.seconds += 0.001
 
     def wait(self, seconds: float) -> None:
