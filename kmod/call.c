@@ -50,6 +50,7 @@ void pcb_call_init(struct pcb_call *call, const struct pcb_governance *by, enum 
 	struct inode *inode = mapping->host;
 	struct pagecache_ctx *ctx = &call->ctx;
 
+	lockdep_assert_in_rcu_read_lock();
 	call->file = file;
 	call->policy = p;
 	call->hook = hook;

@@ -43,6 +43,7 @@ static void pcb_families_put(u32 wanted, int count)
 {
 	struct pcb_hook_family *family;
 
+	lockdep_assert_held(&pcb_mutex);
 	while (count--) {
 		family = pcb_families[count];
 		if (pcb_family_wanted(family, wanted) && !--family->users)

@@ -110,14 +110,21 @@ extern struct percpu_ref pcb_active;
 	     ftrace_test_recursion_unlock(pcb_bit), pcb_bit = -1)
 
 /*
- * In a callback of ftrace: go on in @ours instead of the function.  Not for our own calls of the
- * original, nor when the module is about to be unloaded.
+ * In a callback of ftrace: go on in @ours instead of the function, but when the module is about to
+ * be unloaded.
  */
+static __always_inline void pcb_redirect_anyone(void *ours, struct ftrace_regs *fregs)
+{
+	if (percpu_ref_tryget_live(&pcb_active))
+		ftrace_regs_set_instruction_pointer(fregs, (unsigned long)ours);
+}
+
+/* The same, but not for our own calls of the original. */
 static __always_inline void pcb_redirect_to(void *ours, unsigned long parent_ip,
 					    struct ftrace_regs *fregs)
 {
-	if (!within_module(parent_ip, THIS_MODULE) && percpu_ref_tryget_live(&pcb_active))
-		ftrace_regs_set_instruction_pointer(fregs, (unsigned long)ours);
+	if (!within_module(parent_ip, THIS_MODULE))
+		pcb_redirect_anyone(ours, fregs);
 }
 
 #endif /* PCB_HOOKS_H */

@@ -24,6 +24,13 @@ static bool pcb_within_step(struct pcb_tag *tag, u64 step, u64 index, u64 end)
 	return step && index <= last && index + step > last && end < last + step && end >= last;
 }
 
+static enum pcb_sight pcb_access_sight(u32 kind)
+{
+	return kind == PAGECACHE_KIND_READ    ? PCB_SIGHT_READ
+	       : kind == PAGECACHE_KIND_TOUCH ? PCB_SIGHT_TOUCH
+					      : PCB_SIGHT_NONE;
+}
+
 static void pcb_accessed(struct file *file, u32 kind, pgoff_t index, unsigned long nr, u32 flags)
 {
 	struct address_space *mapping = file->f_mapping;
@@ -32,8 +39,10 @@ static void pcb_accessed(struct file *file, u32 kind, pgoff_t index, unsigned lo
 
 	rcu_read_lock();
 	by = pcb_governance_of(mapping);
-	if (by.tag)
+	if (by.tag) {
+		pcb_saw(by.tag, pcb_access_sight(kind));
 		pcb_tag_sync(&by, mapping);
+	}
 	if (by.ops && by.ops->access &&
 	    !pcb_within_step(by.tag, by.ops->access_step_pages, index, index + nr)) {
 		WRITE_ONCE(by.tag->access_end, index + nr);

@@ -24,10 +24,14 @@ static noinline void pcb_folio_moved(struct folio *folio, enum pagecache_hook ho
 	struct pcb_call call;
 	long change;
 
+	VM_WARN_ON_ONCE_FOLIO(!folio_test_locked(folio), folio);
+	if (!added)
+		lockdep_assert_held(&mapping->i_pages.xa_lock);
 	rcu_read_lock();
 	by = pcb_governance_of(mapping);
 	if (!by.tag)
 		goto out;
+	pcb_saw(by.tag, added ? PCB_SIGHT_ADDED : PCB_SIGHT_REMOVED);
 	/*
 	 * The mapping's own count includes this folio: the tracepoints fire after it has come, and
 	 * before it goes.

@@ -99,10 +99,13 @@ static int pcb_ask_evict(struct folio *folio, struct mem_cgroup *target, int ref
 	struct pcb_call call;
 	s32 verdict;
 
+	VM_WARN_ON_ONCE_FOLIO(!folio_test_locked(folio), folio);
 	rcu_read_lock();
 	by = pcb_governance_of(mapping);
-	if (by.tag)
+	if (by.tag) {
+		pcb_saw(by.tag, PCB_SIGHT_EVICT);
 		pcb_tag_sync(&by, mapping);
+	}
 	if (!by.ops || !by.ops->evict)
 		goto out;
 	memcg = folio_memcg(folio);
@@ -167,7 +170,16 @@ static void notrace pcb_redirect_referenced(unsigned long ip, unsigned long pare
 
 	if (!pcb_reclaim_asks(folio, ftrace_regs_get_argument(fregs, 1)))
 		return;
-	pcb_unless_recursing(ip, parent_ip) pcb_redirect_to(pcb_folio_referenced, parent_ip, fregs);
+	/* Our own calls of the original say PCB_LOCKED_OURS: whoever else calls is meant. */
+	pcb_unless_recursing(ip, parent_ip) pcb_redirect_anyone(pcb_folio_referenced, fregs);
+}
+
+/* As reclaim would ask about a folio that is locked. */
+void pcb_evict_try(struct folio *folio)
+{
+	pcb_vma_flags vm_flags;
+
+	static_call(pcb_referenced)(folio, PCB_LOCKED_RECLAIM, NULL, &vm_flags);
 }
 
 static struct pcb_ftrace pcb_evict_redirection = {

@@ -8,7 +8,8 @@
 #include "compat.h"
 #include "tags.h"
 
-/* What we hand on as is_locked when we ask ourselves: reclaim says 1. */
+/* What reclaim hands on as is_locked, and what we do when we ask ourselves. */
+#define PCB_LOCKED_RECLAIM 1
 #define PCB_LOCKED_OURS 2
 
 /* Whether it is reclaim that asks, and about a folio of a file that may be tagged. */
@@ -17,10 +18,11 @@ static __always_inline bool pcb_reclaim_asks(const struct folio *folio, int is_l
 	const struct address_space *mapping = READ_ONCE(folio->mapping);
 
 	/* The low bits: anonymous memory. */
-	return is_locked == 1 && mapping && !((unsigned long)mapping & 3) && mapping->host &&
-	       pcb_tag_possible(mapping->host);
+	return is_locked == PCB_LOCKED_RECLAIM && mapping && !((unsigned long)mapping & 3) &&
+	       mapping->host && pcb_tag_possible(mapping->host);
 }
 
+void pcb_evict_try(struct folio *folio);
 int pcb_folio_referenced(struct folio *folio, int is_locked, struct mem_cgroup *target,
 			 pcb_vma_flags *vm_flags);
 

@@ -125,7 +125,7 @@ static void notrace pcb_watch_inode_end(unsigned long ip, unsigned long parent_i
 	struct address_space *mapping = (struct address_space *)ftrace_regs_get_argument(fregs, 0);
 
 	if (mapping->host && pcb_tag_possible(mapping->host))
-		pcb_tags_forget(mapping->host);
+		pcb_tags_forget(mapping->host, PCB_SIGHT_TRUNCATED);
 }
 
 static void notrace pcb_watch_clear(unsigned long ip, unsigned long parent_ip,
@@ -134,7 +134,7 @@ static void notrace pcb_watch_clear(unsigned long ip, unsigned long parent_ip,
 	struct inode *inode = (struct inode *)ftrace_regs_get_argument(fregs, 0);
 
 	if (pcb_tag_possible(inode))
-		pcb_tags_forget(inode);
+		pcb_tags_forget(inode, PCB_SIGHT_CLEARED);
 }
 
 /* Whom a page of the file is charged to.  Under RCU; the folio is locked or in use. */
@@ -144,6 +144,7 @@ void pcb_note_charge(struct pcb_tag *tag, struct folio *folio)
 	struct mem_cgroup *memcg = folio_memcg(folio);
 	u64 id = memcg ? pcb_charge_id(memcg) : 0;
 
+	lockdep_assert_in_rcu_read_lock();
 	if (!id || READ_ONCE(tag->charged[0]) == id)
 		return;
 	/* The last two cgroups are remembered, so that two which take turns are both known. */
@@ -158,6 +159,8 @@ void pcb_pressure_added(struct pcb_tag *tag, struct folio *folio)
 {
 	struct inode *inode = folio->mapping->host;
 
+	lockdep_assert_in_rcu_read_lock();
+	VM_WARN_ON_ONCE_FOLIO(!folio_test_locked(folio), folio);
 	if (READ_ONCE(tag->inode) != inode)
 		WRITE_ONCE(tag->inode, inode);
 	pcb_note_charge(tag, folio);

@@ -97,6 +97,14 @@ static bool pcb_reader_nowait(void)
 	return current->flags & PF_MEMALLOC_NOIO;
 }
 
+static enum pcb_sight pcb_readahead_sight(u32 kind)
+{
+	return kind == PAGECACHE_KIND_MISS     ? PCB_SIGHT_MISS
+	       : kind == PAGECACHE_KIND_MARKER ? PCB_SIGHT_MARKER
+	       : kind == PAGECACHE_KIND_FAULT  ? PCB_SIGHT_FAULT
+					       : PCB_SIGHT_NONE;
+}
+
 /* Asks the policy.  Returns true when it decided. */
 static bool pcb_ask(struct readahead_control *ractl, u32 kind, u32 flags, pgoff_t index,
 		    unsigned long nr, struct pcb_decision *decision)
@@ -115,10 +123,15 @@ static bool pcb_ask(struct readahead_control *ractl, u32 kind, u32 flags, pgoff_
 
 	rcu_read_lock();
 	by = pcb_governance_of(ractl->mapping);
-	if (by.tag)
+	if (by.tag) {
+		pcb_saw(by.tag, pcb_readahead_sight(kind));
 		pcb_tag_sync(&by, ractl->mapping);
+	}
 	p = by.policy;
 	if (!by.ops || !by.ops->readahead)
+		goto out;
+	/* The kernel reads around a fault whether there is congestion or not. */
+	if (kind != PAGECACHE_KIND_FAULT && static_call(pcb_congested)())
 		goto out;
 
 	pcb_call_init(&call, &by, PAGECACHE_HOOK_READAHEAD, ractl->mapping, ractl->file, index, nr);
@@ -185,8 +198,7 @@ static void pcb_sync(struct readahead_control *ractl, unsigned long req_count, u
 {
 	struct pcb_decision decision;
 
-	if (!static_call(pcb_congested)() &&
-	    pcb_ask(ractl, kind, 0, readahead_index(ractl), req_count, &decision))
+	if (pcb_ask(ractl, kind, 0, readahead_index(ractl), req_count, &decision))
 		pcb_carry_out(ractl, &decision);
 	else
 		page_cache_sync_ra(ractl, req_count);
@@ -210,7 +222,7 @@ static void pcb_async(struct readahead_control *ractl, struct folio *folio, unsi
 	struct pcb_decision decision;
 
 	/* PG_readahead and PG_reclaim are one bit: only the former on a folio that is clean. */
-	if (!folio_test_writeback(folio) && !static_call(pcb_congested)() &&
+	if (!folio_test_writeback(folio) &&
 	    pcb_ask(ractl, kind, flags, readahead_index(ractl), req_count, &decision)) {
 		folio_clear_readahead(folio);
 		pcb_carry_out(ractl, &decision);

@@ -25,12 +25,12 @@ u64 pcb_keep_budget(struct pcb_policy *p, u64 pages)
 	return pages;
 }
 
-/* NULL: the policy does not evict, or no memory.  The tag's pages are @pages. */
-struct pcb_keep *pcb_keep_new(struct pcb_policy *p, u64 pages)
+/* NULL: a policy with these hooks does not evict, or no memory.  The tag's pages are @pages. */
+struct pcb_keep *pcb_keep_new(struct pcb_policy *p, u32 hooks, u64 pages)
 {
 	struct pcb_keep *keep;
 
-	if (!(p->hooks & BIT(PAGECACHE_HOOK_EVICT)))
+	if (!(hooks & BIT(PAGECACHE_HOOK_EVICT)))
 		return NULL;
 	pages = min(pages, PCB_KEEP_MAX_PAGES);
 	keep = kvzalloc(struct_size(keep, map.bits, BITS_TO_LONGS(pages)), GFP_KERNEL);

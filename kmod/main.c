@@ -5,6 +5,7 @@
 #include <linux/module.h>
 #include <linux/rcupdate.h>
 
+#include "canary.h"
 #include "control.h"
 #include "hooks.h"
 #include "placement.h"
@@ -87,6 +88,9 @@ static int __init pcb_module_init(void)
 	err = pcb_workers_start();
 	if (err)
 		goto fail_prefetch;
+	err = pcb_canary_prepare();
+	if (err)
+		goto fail_canary;
 	err = pcb_control_init();
 	if (err)
 		goto fail_control;
@@ -100,6 +104,8 @@ static int __init pcb_module_init(void)
 fail_register:
 	pcb_control_exit();
 fail_control:
+	pcb_canary_release();
+fail_canary:
 	pcb_workers_stop();
 fail_prefetch:
 	pcb_tags_free();
@@ -117,6 +123,7 @@ static void __exit pcb_module_exit(void)
 {
 	pcb_control_exit();
 	pcb_tags_clear();
+	pcb_canary_release();
 	pcb_hooks_release();
 	pcb_active_drain();
 	pcb_workers_stop();

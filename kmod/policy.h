@@ -23,8 +23,9 @@ enum {
 
 /*
  * A policy lives from its attachment until its link is released.  @ops is what hooks call; it turns
- * NULL as soon as the policy has ended, whatever the reason, and is read under RCU.  The memory
- * outlives that for work in flight (kref).
+ * NULL as soon as the policy has ended, whatever the reason, and is read under RCU.  Other programs
+ * may take the place of its own meanwhile (@ops, @kdata, @hooks).  The memory outlives its end for
+ * work in flight (kref).
  */
 struct pcb_policy {
 	struct list_head list; /* pcb_policies, under pcb_mutex */
@@ -71,7 +72,12 @@ static inline void pcb_count_add(struct pcb_policy *p, enum pagecache_counter c,
 
 #define pcb_count(p, name, n) pcb_count_add(p, PAGECACHE_COUNTER_##name, n)
 
-/* struct_ops.c: BPF attaches and detaches policies */
+/* attach.c: BPF attaches, replaces and detaches policies */
+int pcb_reg(void *kdata, struct bpf_link *link);
+int pcb_update(void *kdata, void *old_kdata, struct bpf_link *link);
+void pcb_unreg(void *kdata, struct bpf_link *link);
+
+/* struct_ops.c: what BPF may load */
 int pcb_struct_ops_register(void);
 int pcb_hook_of_program(const struct bpf_prog *prog);
 const char *pcb_kfunc_name(u32 id);

@@ -96,6 +96,7 @@ static void pcb_inode_put(struct inode *inode)
 {
 	struct super_block *sb = inode->i_sb;
 
+	lockdep_assert_held_read(&sb->s_umount);
 	iput(inode);
 	up_read(&sb->s_umount);
 }
@@ -106,6 +107,7 @@ static struct inode *pcb_inode_get(struct pcb_tag *tag)
 	struct super_block *sb;
 	struct inode *inode, *got = NULL;
 
+	lockdep_assert_held(&pcb_mutex);
 	rcu_read_lock();
 	inode = pcb_ftrace_works() ? READ_ONCE(tag->inode) : NULL;
 	if (inode && inode->i_mapping->nrpages) {

@@ -106,9 +106,10 @@ void pcb_stream_release(struct pcb_stream *s)
 /* Forgets what is queued.  Returns pages. */
 u64 pcb_stream_cancel(struct pcb_stream *s)
 {
-	u64 pages = pcb_queue_clear(&s->queue);
+	u64 pages;
 
 	lockdep_assert_held(&pcb_lock);
+	pages = pcb_queue_clear(&s->queue);
 	atomic64_sub(pages, &s->key.policy->inflight);
 	pcb_count(s->key.policy, prefetch_cancelled_bytes, pages << PAGE_SHIFT);
 	return pages;
@@ -117,10 +118,11 @@ u64 pcb_stream_cancel(struct pcb_stream *s)
 static int pcb_enqueue_at(const struct pcb_stream_key *key, const struct pcb_extent *extent,
 			  struct pcb_stream **fresh)
 {
-	struct pcb_stream *s = pcb_stream_find(key);
+	struct pcb_stream *s;
 	bool queued;
 
 	lockdep_assert_held(&pcb_lock);
+	s = pcb_stream_find(key);
 	if (!s) {
 		s = *fresh = pcb_stream_new(key);
 		if (!s)
@@ -166,6 +168,7 @@ int pcb_enqueue(struct pcb_policy *p, struct file *file, s32 node, const struct 
 /* The reader has closed and unmapped the file, or the file has been deleted. */
 bool pcb_reader_gone(struct pcb_stream *s)
 {
+	lockdep_assert_held(&pcb_lock);
 	return file_count(s->key.file) <= pcb_stream_refs(s->key.file) ||
 	       !file_inode(s->key.file)->i_nlink;
 }

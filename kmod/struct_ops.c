@@ -1,16 +1,11 @@
 // SPDX-License-Identifier: GPL-2.0-only
-/* struct_ops.c - the struct_ops type pagecache_ops: what BPF may load, attach and detach. */
+/* struct_ops.c - the struct_ops type pagecache_ops: what BPF may load. */
 #include <linux/bpf.h>
 #include <linux/bpf_verifier.h>
 #include <linux/btf.h>
-#include <linux/capability.h>
-#include <linux/rculist.h>
-#include <linux/timekeeping.h>
 
-#include "call.h"
 #include "hooks.h"
-
-static u64 pcb_policy_seq;
+#include "policy.h"
 
 /* The module's own types, set before any policy can be loaded. */
 static const struct btf *pcb_btf;
@@ -63,127 +58,6 @@ const char *pcb_kfunc_name(u32 id)
 	const struct btf_type *type = pcb_btf ? btf_type_by_id(pcb_btf, id) : NULL;
 
 	return type ? pcb_btf_name_of(pcb_btf, type->name_off) : NULL;
-}
-
-#define PCB_DECIDING_HOOKS                                                                        \
-	(BIT(PAGECACHE_HOOK_READAHEAD) | BIT(PAGECACHE_HOOK_ACCESS) | BIT(PAGECACHE_HOOK_ADDED) | \
-	 BIT(PAGECACHE_HOOK_REMOVED) | BIT(PAGECACHE_HOOK_EVICT) | BIT(PAGECACHE_HOOK_PRESSURE))
-
-/* Asks the policy's own init, before any hook can reach the policy. */
-static int pcb_policy_init(struct pcb_policy *p)
-{
-	struct pcb_call call = { .policy = p, .hook = PAGECACHE_HOOK_INIT };
-	int err;
-
-	if (!p->kdata->init)
-		return 0;
-	call.ctx.node = PAGECACHE_NODE_ANY;
-	call.ctx.page_shift = PAGE_SHIFT;
-	call.ctx.time_ns = ktime_get_mono_fast_ns();
-	rcu_read_lock();
-	err = p->kdata->init(&call.ctx);
-	rcu_read_unlock();
-	/* bpf_pagecache_exit() in init only fills the record (see kfuncs.c). */
-	if (p->record.kind)
-		return p->record.code < 0 && p->record.code >= -MAX_ERRNO ? p->record.code
-									  : -ECANCELED;
-	if (err > 0 || err < -MAX_ERRNO)
-		err = -EINVAL;
-	if (err)
-		pcb_exit_record(&p->record, p->name, PAGECACHE_EXIT_INIT, err, PAGECACHE_HOOK_INIT,
-				"init returned an error", NULL);
-	return err;
-}
-
-static int pcb_policy_attach(struct pcb_policy *p)
-{
-	const char *failed = "";
-	int err;
-
-	if (!(p->hooks & PCB_DECIDING_HOOKS)) {
-		pcb_exit_record(&p->record, p->name, PAGECACHE_EXIT_INIT, -EINVAL,
-				PAGECACHE_HOOK_INIT, "the policy has no hook",
-				"define at least one besides init and exit");
-		return -EINVAL;
-	}
-	if (pcb_policy_find(p->name))
-		return -EEXIST;
-	err = pcb_policy_init(p);
-	if (err)
-		return err;
-	err = pcb_hooks_get(p->hooks, &failed);
-	if (err) {
-		pcb_exit_record(&p->record, p->name, PAGECACHE_EXIT_HOOK, err, PAGECACHE_HOOK_INIT,
-				"a hook could not be attached", failed);
-		return err;
-	}
-	p->seq = ++pcb_policy_seq;
-	p->attached_ns = ktime_get_real_ns();
-	rcu_assign_pointer(p->ops, p->kdata);
-	list_add_tail_rcu(&p->list, &pcb_policies);
-	pcb_tags_bind(p);
-	return 0;
-}
-
-static int pcb_reg(void *kdata, struct bpf_link *link)
-{
-	struct pcb_policy *p;
-	int err;
-
-	/*
-	 * BPF asks for CAP_BPF and CAP_PERFMON only, which tracing tools have, too.  A policy
-	 * decides for all readers of its files, and gets the tags of the last one of its name.
-	 */
-	if (!capable(CAP_SYS_ADMIN))
-		return -EPERM;
-	p = pcb_policy_alloc(kdata);
-	if (!p)
-		return -ENOMEM;
-	mutex_lock(&pcb_mutex);
-	err = pcb_policy_attach(p);
-	if (err && p->record.kind)
-		pcb_exit_push(&p->record);
-	mutex_unlock(&pcb_mutex);
-	if (err)
-		pcb_policy_put(p);
-	return err;
-}
-
-static struct pcb_policy *pcb_policy_of(const void *kdata)
-{
-	struct pcb_policy *p;
-
-	list_for_each_entry (p, &pcb_policies, list) {
-		if (p->kdata == kdata)
-			return p;
-	}
-	return NULL;
-}
-
-static void pcb_unreg(void *kdata, struct bpf_link *link)
-{
-	struct pcb_policy *p;
-
-	mutex_lock(&pcb_mutex);
-	p = pcb_policy_of(kdata);
-	if (WARN_ON_ONCE(!p)) {
-		mutex_unlock(&pcb_mutex);
-		return;
-	}
-	if (!test_and_set_bit(PCB_ENDED, &p->ended)) {
-		RCU_INIT_POINTER(p->ops, NULL);
-		pcb_exit_record(&p->record, p->name, PAGECACHE_EXIT_DETACHED, 0,
-				PAGECACHE_HOOK_EXIT, "detached", NULL);
-	}
-	/* After this a hook that is just ending the policy has written the exit record. */
-	synchronize_rcu();
-	pcb_policy_finish(p);
-	list_del_rcu(&p->list);
-	pcb_hooks_put(p->hooks);
-	mutex_unlock(&pcb_mutex);
-	/* Hooks that still see the policy or its ops run under RCU. */
-	synchronize_rcu();
-	pcb_policy_put(p);
 }
 
 static int pcb_init(struct btf *btf)
@@ -310,6 +184,7 @@ static struct bpf_struct_ops pcb_struct_ops = {
 	.init_member = pcb_init_member,
 	.reg = pcb_reg,
 	.unreg = pcb_unreg,
+	.update = pcb_update,
 	.cfi_stubs = &pcb_cfi_stubs,
 	.name = "pagecache_ops",
 	.owner = THIS_MODULE,

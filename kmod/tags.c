@@ -80,6 +80,7 @@ bool pcb_tag_count_resident(const struct pcb_governance *by, struct address_spac
 	struct pcb_tag *tag = by->tag;
 	long pages;
 
+	lockdep_assert_in_rcu_read_lock();
 	if (cmpxchg(&tag->synced, false, true))
 		return false;
 	pages = mapping->nrpages;
@@ -104,8 +105,10 @@ void pcb_tags_unsync(void)
 /* Who is to be asked about the pages of @mapping.  Under RCU. */
 struct pcb_governance pcb_governance_of(struct address_space *mapping)
 {
-	struct pcb_governance by = { .tag = pcb_tag_find(mapping->host) };
+	struct pcb_governance by;
 
+	lockdep_assert_in_rcu_read_lock();
+	by = (struct pcb_governance){ .tag = pcb_tag_find(mapping->host) };
 	if (by.tag)
 		by.policy = rcu_dereference(by.tag->policy);
 	if (by.policy)
@@ -160,6 +163,7 @@ static void pcb_tag_unbind(struct pcb_tag *tag)
 {
 	struct pcb_policy *p = rcu_dereference_protected(tag->policy, lockdep_is_held(&pcb_mutex));
 
+	lockdep_assert_held(&pcb_mutex);
 	if (!p)
 		return;
 	rcu_assign_pointer(tag->policy, NULL);
@@ -176,7 +180,7 @@ void pcb_tags_bind(struct pcb_policy *p)
 	lockdep_assert_held(&pcb_mutex);
 	list_for_each_entry (tag, &pcb_tags, list) {
 		if (!strcmp(tag->policy_name, p->name))
-			pcb_tag_bind(tag, p, pcb_keep_new(p, tag->pages));
+			pcb_tag_bind(tag, p, pcb_keep_new(p, p->hooks, tag->pages));
 	}
 }
 
@@ -189,6 +193,27 @@ void pcb_tags_unbind(struct pcb_policy *p)
 	list_for_each_entry (tag, &pcb_tags, list) {
 		if (rcu_access_pointer(tag->policy) == p)
 			pcb_tag_unbind(tag);
+	}
+}
+
+/*
+ * The policy's hooks become these: records of what is kept are there for the files of a policy that
+ * evicts, and for no others.
+ */
+void pcb_tags_rekeep(struct pcb_policy *p, u32 hooks)
+{
+	bool wanted = hooks & BIT(PAGECACHE_HOOK_EVICT);
+	struct pcb_tag *tag;
+
+	lockdep_assert_held(&pcb_mutex);
+	list_for_each_entry (tag, &pcb_tags, list) {
+		if (rcu_access_pointer(tag->policy) != p)
+			continue;
+		if (wanted && !rcu_access_pointer(tag->keep))
+			rcu_assign_pointer(tag->keep, pcb_keep_new(p, hooks, tag->pages));
+		else if (!wanted)
+			pcb_keep_free(
+				rcu_replace_pointer(tag->keep, NULL, lockdep_is_held(&pcb_mutex)));
 	}
 }
 
@@ -222,6 +247,7 @@ static int pcb_tag_insert(struct inode *inode, const struct pagecache_tag_reques
 	size_t len = strnlen(req->path, sizeof(req->path) - 1);
 	int err;
 
+	lockdep_assert_held(&pcb_mutex);
 	if (!p)
 		return -ESRCH;
 	old = pcb_tag_find(inode);
@@ -258,7 +284,7 @@ static int pcb_tag_insert(struct inode *inode, const struct pagecache_tag_reques
 	memcpy(tag->path, req->path, len);
 	if (pcb_pressure_live)
 		tag->inode = inode;
-	pcb_tag_bind(tag, p, pcb_keep_new(p, tag->pages));
+	pcb_tag_bind(tag, p, pcb_keep_new(p, p->hooks, tag->pages));
 	hlist_add_head_rcu(&tag->hash, pcb_bucket(tag->dev, tag->ino));
 	list_add_tail(&tag->list, &pcb_tags);
 	by.tag = tag;
@@ -290,6 +316,36 @@ int pcb_tag_add(struct file *file, const struct pagecache_tag_request *req)
 	err = pcb_tag_insert(inode, req);
 	mutex_unlock(&pcb_mutex);
 	return err;
+}
+
+/*
+ * A tag for a file of the module's own.  It is found by hooks, but no part of the list of tags, and
+ * has no policy.  NULL: no memory.
+ */
+struct pcb_tag *pcb_tag_canary(struct inode *inode)
+{
+	struct pcb_tag *tag = kzalloc(struct_size(tag, path, 1), GFP_KERNEL);
+
+	lockdep_assert_held(&pcb_mutex);
+	if (!tag)
+		return NULL;
+	tag->canary = true;
+	tag->dev = inode->i_sb->s_dev;
+	tag->ino = inode->i_ino;
+	tag->generation = inode->i_generation;
+	hlist_add_head_rcu(&tag->hash, pcb_bucket(tag->dev, tag->ino));
+	return tag;
+}
+
+/* Returns what hooks have seen: a bit per enum pcb_sight. */
+unsigned long pcb_tag_canary_end(struct pcb_tag *tag)
+{
+	unsigned long sights = READ_ONCE(tag->sights);
+
+	lockdep_assert_held(&pcb_mutex);
+	hlist_del_rcu(&tag->hash);
+	kfree_rcu(tag, rcu);
+	return sights;
 }
 
 int pcb_tag_del(struct file *file, const struct pagecache_untag_request *req)
@@ -337,9 +393,9 @@ struct pcb_tag *pcb_tag_after(u64 seq)
 
 /*
  * Forgets an inode that is being freed.  The generation is not compared: a file's owner can change
- * it.
+ * it.  @sight: which hook has seen its end.
  */
-void notrace pcb_tags_forget(struct inode *inode)
+void notrace pcb_tags_forget(struct inode *inode, enum pcb_sight sight)
 {
 	struct pcb_tag *tag;
 
@@ -347,6 +403,8 @@ void notrace pcb_tags_forget(struct inode *inode)
 	hlist_for_each_entry_rcu (tag, pcb_bucket(inode->i_sb->s_dev, inode->i_ino), hash) {
 		if (READ_ONCE(tag->inode) == inode)
 			WRITE_ONCE(tag->inode, NULL);
+		if (tag->ino == inode->i_ino)
+			pcb_saw(tag, sight);
 	}
 	rcu_read_unlock();
 }
@@ -366,6 +424,7 @@ int pcb_tag_next(struct pagecache_tag_record *rec)
 {
 	struct pcb_tag *tag = pcb_tag_after(rec->seq);
 
+	lockdep_assert_held(&pcb_mutex);
 	if (!tag)
 		return -ENOENT;
 

@@ -22,6 +22,21 @@ struct pcb_model {
 #define PCB_CHARGED 2
 #define PCB_CGROUP_V1 (1ULL << 63) /* part of an id in pcb_tag.charged: of another hierarchy */
 
+/* What a hook has seen of the canary's file (canary.c). */
+enum pcb_sight {
+	PCB_SIGHT_NONE, /* of no use as a proof */
+	PCB_SIGHT_MISS,
+	PCB_SIGHT_MARKER,
+	PCB_SIGHT_FAULT,
+	PCB_SIGHT_READ,
+	PCB_SIGHT_TOUCH,
+	PCB_SIGHT_ADDED,
+	PCB_SIGHT_REMOVED,
+	PCB_SIGHT_EVICT,
+	PCB_SIGHT_TRUNCATED,
+	PCB_SIGHT_CLEARED,
+};
+
 /*
  * A tag names a file by (device, inode, generation) and holds no reference to it: the file can be
  * deleted, the file system unmounted.  Found under RCU from an inode.
@@ -40,6 +55,7 @@ struct pcb_tag {
 	struct pcb_policy __rcu *policy; /* NULL: its policy is not attached */
 	struct pcb_keep __rcu *keep; /* NULL: its policy has no evict hook */
 	struct pcb_model *model;
+	bool canary; /* it has no policy, but notes what hooks see of its file */
 	/* What follows is written for each read or folio; what is above is read for each look-up.
 	 */
 	u64 access_end ____cacheline_aligned_in_smp; /* of the last range told, or PCB_NO_ACCESS */
@@ -52,6 +68,7 @@ struct pcb_tag {
 	struct rcu_head rcu;
 	u64 seq;
 	u64 pages; /* size of the file when it was tagged */
+	unsigned long sights; /* of a canary: bit per enum pcb_sight */
 	char policy_name[PAGECACHE_NAME_LEN];
 	char path[];
 };
@@ -98,14 +115,24 @@ static inline bool pcb_tag_sync(const struct pcb_governance *by, struct address_
 	return unlikely(!READ_ONCE(by->tag->synced)) && pcb_tag_count_resident(by, mapping);
 }
 
+/* A hook runs about the tag's file.  Under RCU. */
+static __always_inline void pcb_saw(struct pcb_tag *tag, enum pcb_sight sight)
+{
+	if (unlikely(tag->canary))
+		set_bit(sight, &tag->sights);
+}
+
+struct pcb_tag *pcb_tag_canary(struct inode *inode);
+unsigned long pcb_tag_canary_end(struct pcb_tag *tag);
 int pcb_tag_add(struct file *file, const struct pagecache_tag_request *req);
 int pcb_tag_del(struct file *file, const struct pagecache_untag_request *req);
 int pcb_tag_next(struct pagecache_tag_record *rec);
 u32 pcb_tag_count(void);
 void pcb_tags_bind(struct pcb_policy *p);
 void pcb_tags_unbind(struct pcb_policy *p);
+void pcb_tags_rekeep(struct pcb_policy *p, u32 hooks);
 struct pcb_tag *pcb_tag_after(u64 seq);
-void pcb_tags_forget(struct inode *inode);
+void pcb_tags_forget(struct inode *inode, enum pcb_sight sight);
 void pcb_tags_forget_inodes(void);
 
 /*
@@ -120,7 +147,7 @@ struct pcb_keep {
 
 u64 pcb_max_keep_pages(void);
 u64 pcb_keep_budget(struct pcb_policy *p, u64 pages);
-struct pcb_keep *pcb_keep_new(struct pcb_policy *p, u64 pages);
+struct pcb_keep *pcb_keep_new(struct pcb_policy *p, u32 hooks, u64 pages);
 void pcb_keep_free(struct pcb_keep *keep);
 bool pcb_keep_add(struct pcb_keep *keep, pgoff_t index, unsigned long nr);
 void pcb_keep_del(struct pcb_keep *keep, pgoff_t index, unsigned long nr);

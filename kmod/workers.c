@@ -75,6 +75,7 @@ void pcb_domain_put(struct pcb_domain *domain)
 
 static bool pcb_domain_ready(const struct pcb_domain *domain)
 {
+	lockdep_assert_held(&pcb_lock);
 	return !list_empty(&domain->ready) && domain->running < pcb_workers;
 }
 
@@ -160,10 +161,11 @@ static void pcb_work(struct pcb_stream *s, const struct pcb_extent *piece)
 /* One turn of a worker.  With pcb_lock held, which it lets go of while it reads. */
 static void pcb_turn(struct pcb_node *node, struct pcb_domain *domain)
 {
-	struct pcb_stream *s = list_first_entry(&domain->ready, struct pcb_stream, ready);
+	struct pcb_stream *s;
 	struct pcb_extent piece;
 
 	lockdep_assert_held(&pcb_lock);
+	s = list_first_entry(&domain->ready, struct pcb_stream, ready);
 	if (s->queue.count && pcb_reader_gone(s))
 		pcb_stream_cancel(s);
 	if (!s->queue.count) {

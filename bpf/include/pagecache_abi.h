@@ -160,6 +160,7 @@ enum pagecache_exit_kind {
 	PAGECACHE_EXIT_INIT = 4, /* its init failed: never attached */
 	PAGECACHE_EXIT_HOOK = 5, /* a hook could not be attached: never attached */
 	PAGECACHE_EXIT_SLOW = 6, /* it took too long over its answers */
+	PAGECACHE_EXIT_REPLACED = 7, /* other programs answer in its place */
 };
 
 struct pagecache_exit_record {

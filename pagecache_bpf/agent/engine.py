@@ -36,7 +36,7 @@ from pagecache_bpf.kernel.file_pages import PAGE_SIZE
 from pagecache_bpf.kernel.inode_filter import InodeBits
 from pagecache_bpf.kernel.own_processes import OwnProcesses
 from pagecache_bpf.policy.catalog import PolicyInfo
-from pagecache_bpf.policy.loader import enlarge_maps, set_knobs
+from pagecache_bpf.policy.objects import enlarge_maps, set_knobs
 
 MAX_INFLIGHT_BYTES = 256 << 20
 #: The readers' memory is looked at so often; a window of 0 opens again only then.

@@ -122,6 +122,7 @@ class ExitKind(IntEnum):
     INIT = 4
     HOOK = 5
     SLOW = 6
+    REPLACED = 7
 
 
 class RequestKind(IntEnum):

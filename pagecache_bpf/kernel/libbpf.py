@@ -18,7 +18,6 @@ from pagecache_bpf.errors import PagecacheError
 from pagecache_bpf.kernel.btf import Btf
 from pagecache_bpf.kernel.libbpf_library import (
     PATH_VARIABLE,
-    PRINT_FUNCTION,
     SAMPLE_FUNCTION,
     BtfInfo,
     MapInfo,
@@ -27,6 +26,7 @@ from pagecache_bpf.kernel.libbpf_library import (
     library,
     version_of,
 )
+from pagecache_bpf.kernel.libbpf_messages import Messages
 
 __all__ = [
     "PATH_VARIABLE",
@@ -40,6 +40,7 @@ __all__ = [
     "RingBuffer",
     "library",
     "map_info",
+    "open_pinned",
     "pin",
     "read_pinned",
     "version_of",
@@ -48,42 +49,6 @@ __all__ = [
 #: The section of constants of a program.
 RODATA = ".rodata"
 LOG_BYTES = 16 << 20
-MESSAGE_BYTES = 64 << 10
-
-_DEBUG = 2  # enum libbpf_print_level
-
-
-class Messages:
-    """Collects what libbpf says in a with block, instead of letting it go to stderr."""
-
-    def __init__(self) -> None:
-        self.lines: list[str] = []
-        self._text = ctypes.create_string_buffer(MESSAGE_BYTES)
-        self._format = ctypes.CDLL(None).vsnprintf
-        self._format.argtypes = (
-            ctypes.c_void_p,
-            ctypes.c_size_t,
-            ctypes.c_char_p,
-            ctypes.c_void_p,
-        )
-        self._callback = PRINT_FUNCTION(self._print)
-
-    def __enter__(self) -> Messages:
-        # The process may use libbpf for other things, so what was set before comes back.
-        self._before = library().libbpf_set_print(self._callback)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        library().libbpf_set_print(ctypes.cast(self._before, PRINT_FUNCTION))
-
-    def _print(self, level: int, template: bytes, arguments: int) -> int:
-        # A va_list is handed on as a pointer: so it is passed on amd64 and on arm64.
-        """Format a message as vsnprintf(3) does and keep it, unless it is for debugging."""
-        if level < _DEBUG:
-            self._format(self._text, MESSAGE_BYTES, template, arguments)
-            text = self._text.value.decode("utf-8", "replace")
-            self.lines += [line.removeprefix("libbpf: ") for line in text.splitlines()]
-        return 0
 
 
 class ObjectMap:
@@ -144,6 +109,17 @@ class ObjectMap:
             OSError: the object is loaded already.
         """
         _check(library().bpf_map__set_max_entries(self._pointer, entries))
+
+    def reuse(self, fd: int) -> None:
+        """Take a map that is there already in the place of this one.
+
+        Args:
+            fd: its descriptor, which the caller keeps; a map of the same type and sizes.
+
+        Raises:
+            OSError: this object is loaded already, or the descriptor is no map.
+        """
+        _check(library().bpf_map__reuse_fd(self._pointer, fd))
 
     def attach_struct_ops(self) -> Link:
         """Attach a map of type struct_ops: the kernel begins to call its programs.
@@ -413,6 +389,21 @@ class Object:
         return Btf(ctypes.string_at(raw, size.value) if raw else b"")
 
 
+def open_pinned(path: Path) -> int:
+    """Open what has a name in bpffs.
+
+    Args:
+        path: the name.
+
+    Returns:
+        A descriptor, which the caller closes.
+
+    Raises:
+        OSError: there is nothing of that name.
+    """
+    return _check(library().bpf_obj_get(os.fsencode(path)), path)
+
+
 def pin(fd: int, path: Path) -> None:
     """Give a map or a link a name in bpffs.
 
@@ -438,7 +429,7 @@ def read_pinned(path: Path) -> tuple[bytes, Btf]:
     Raises:
         OSError: there is no such map, or it has no types.
     """
-    fd = _check(library().bpf_obj_get(os.fsencode(path)), path)
+    fd = open_pinned(path)
     try:
         info = map_info(fd)
         key, value = ctypes.c_uint32(0), ctypes.create_string_buffer(info.value_size)

@@ -36,17 +36,21 @@ from pagecache_bpf.errors import (
     UsageError,
 )
 from pagecache_bpf.kernel import bpf_object, libbpf
-from pagecache_bpf.kernel.btf import Btf, Variable
 from pagecache_bpf.kernel.control_device import Device, ExitRecord
 from pagecache_bpf.kernel.kernelfs import LIVE
-from pagecache_bpf.policy.catalog import RODATA, PolicyInfo, check_knobs, knob_tags
+from pagecache_bpf.policy.catalog import RODATA, PolicyInfo, check_knobs
+from pagecache_bpf.policy.objects import (
+    enlarge_maps,
+    knob_variables,
+    pin_maps,
+    set_knobs,
+    table_of,
+)
 
 BPFFS = Path("/sys/fs/bpf")
 PIN_ROOT = BPFFS / "pagecache"
 LOCK_SECONDS = 30.0
 EXIT_SECONDS = 5.0
-
-_STRUCT_OPS_MAP = 26  # BPF_MAP_TYPE_STRUCT_OPS in include/uapi/linux/bpf.h
 
 
 _Answer = TypeVar("_Answer")
@@ -125,7 +129,7 @@ def attach(
     with Device() as device:
         if not pin:
             return Attachment(info.name, _load_and_attach(info, knobs, sizes, device, log_dir))
-        with _locked():
+        with locked():
             _remove_stale_pins(info.name, device)
             _attach_pinned(info, knobs, sizes, device, log_dir)
             return Attachment(info.name, None)
@@ -146,7 +150,7 @@ def detach(name: str) -> ExitRecord | None:
         PrivilegeError: the caller is not root.
     """
     _require_root("detach a policy")
-    with _locked():
+    with locked():
         if name not in pinned():
             # Compared with what is there, never joined to a path: it may be anything.
             if name in (path.name for path in PIN_ROOT.iterdir()):
@@ -157,14 +161,19 @@ def detach(name: str) -> ExitRecord | None:
                 f"attached are {known}" if known else "no policy is",
             )
         with Device() as device:
-            since = _last_exit(device)
+            since = last_exit(device)
             pinned_ns = (PIN_ROOT / name / "link").stat().st_ctime_ns
             _remove_pins(name)
 
             def ended() -> ExitRecord | None:
                 # A record older than the pin is of an earlier attachment of that name.
-                return _newest_exit(
-                    device, name, lambda record: record.seq > since or record.time_ns >= pinned_ns
+                return newest_exit(
+                    device,
+                    name,
+                    lambda record: (
+                        record.kind != "replaced"
+                        and (record.seq > since or record.time_ns >= pinned_ns)
+                    ),
                 )
 
             return _wait(ended, EXIT_SECONDS)
@@ -216,7 +225,7 @@ def knobs_of(name: str) -> dict[str, int]:
             sys.byteorder,
             signed=btf.int_signed(knob.type_id),
         )
-        for knob in _knob_variables(btf)
+        for knob in knob_variables(btf)
     }
 
 
@@ -272,70 +281,20 @@ def _load_and_attach(
         raise PolicyRejected(what, error.why, error.fix, log_path=error.log_path) from error
     with opened, libbpf.Messages() as messages:
         if maps:
-            _pin_maps(opened, maps)
+            pin_maps(opened, maps)
         return _attach_table(info, opened, device, messages.lines)
-
-
-def _knob_variables(btf: Btf) -> Iterator[Variable]:
-    """Return the variables that are knobs."""
-    return (variable for variable in btf.variables(RODATA) if knob_tags(btf, variable.var_id))
-
-
-def set_knobs(opened: libbpf.Object, knobs: Mapping[str, int]) -> None:
-    """Set knobs of an object that is not loaded yet.
-
-    Args:
-        opened: the object.
-        knobs: numbers by the knobs' names; names that the object does not have are passed over, as
-            check_knobs() refuses them.
-
-    Raises:
-        UsageError: a number does not fit its variable.
-    """
-    if not knobs:
-        return
-    for name, value in knobs.items():
-        try:
-            opened.set_constants({name: value})
-        except OverflowError:
-            raise UsageError(f"{value} does not fit the knob {name}", "it is too large") from None
-
-
-def enlarge_maps(opened: libbpf.Object, sizes: Mapping[str, int]) -> None:
-    """Enlarge maps of an object that is not loaded yet; none becomes smaller.
-
-    Args:
-        opened: the object.
-        sizes: elements that maps must have room for, by name.
-    """
-    for bpf_map in opened.maps():
-        if sizes.get(bpf_map.name, 0) > bpf_map.max_entries:
-            bpf_map.resize(sizes[bpf_map.name])
-
-
-def _pin_maps(opened: libbpf.Object, directory: Path) -> None:
-    """Pin every map but the struct_ops one by its name in a directory.  Raises OSError."""
-    for bpf_map in opened.maps():
-        if bpf_map.type == _STRUCT_OPS_MAP:
-            continue  # held by the link
-        # "sequenti.rodata" is a section's; bpffs takes no dots in names.
-        name = bpf_map.name.partition(".")[2] or bpf_map.name
-        libbpf.pin(bpf_map.fd, directory / name.replace(".", "_"))
 
 
 def _attach_table(
     info: PolicyInfo, opened: libbpf.Object, device: Device, messages: list[str]
 ) -> libbpf.Link:
     """Attach the struct_ops map of an object.  Raises PagecacheError."""
-    since = _last_exit(device)
-    for bpf_map in opened.maps():
-        if bpf_map.type != _STRUCT_OPS_MAP:
-            continue
-        try:
-            return bpf_map.attach_struct_ops()
-        except OSError as error:
-            raise _attach_error(info, device, since, messages, error) from error
-    raise UsageError(f"{info.object} is not a policy", "it has no table")
+    since = last_exit(device)
+    table = table_of(info, opened)
+    try:
+        return table.attach_struct_ops()
+    except OSError as error:
+        raise _attach_error(info, device, since, messages, error) from error
 
 
 def _attach_error(
@@ -346,7 +305,7 @@ def _attach_error(
         return _already_attached(info.name)
     what = f"the policy {info.name} was not attached"
     # The reason is in the record that the module has written, if the policy got that far.
-    record = _newest_exit(device, info.name, lambda record: record.seq > since)
+    record = newest_exit(device, info.name, lambda record: record.seq > since)
     if record:
         return PolicyRejected(what, str(record))
     if error.errno == errno.EPROTO:
@@ -386,20 +345,32 @@ def _remove_pins(name: str) -> None:
     """Unpin a policy's link, which detaches it, and then its maps."""
     directory = PIN_ROOT / name
     (directory / "link").unlink(missing_ok=True)
-    maps = directory / "maps"
-    with suppress(FileNotFoundError):
-        for path in list(maps.iterdir()):
-            path.unlink(missing_ok=True)
-        maps.rmdir()
+    # "new" is what a process has left that died while it replaced the policy.
+    for maps in (directory / "maps", directory / "new"):
+        remove_directory(maps)
     with suppress(FileNotFoundError):
         directory.rmdir()
 
 
-@contextmanager
-def _locked() -> Iterator[None]:
-    """Hold a lock, so that no other process attaches or detaches meanwhile.
+def remove_directory(directory: Path) -> None:
+    """Remove a directory of pins, if it is there.
 
-    Raises PagecacheError if another one holds it for LOCK_SECONDS.
+    Args:
+        directory: of pins alone.
+    """
+    with suppress(FileNotFoundError):
+        for path in list(directory.iterdir()):
+            path.unlink(missing_ok=True)
+        directory.rmdir()
+
+
+@contextmanager
+def locked() -> Iterator[None]:
+    """Hold a lock, so that no other process attaches, replaces or detaches meanwhile.
+
+    Raises:
+        PagecacheError: another one holds it for LOCK_SECONDS.
+        PrivilegeError: the directory of the pins is not root's.
     """
     _mount_bpffs()
     PIN_ROOT.mkdir(mode=0o700, exist_ok=True)
@@ -449,15 +420,31 @@ def _mount_bpffs() -> None:
 # Records and waiting.
 
 
-def _last_exit(device: Device) -> int:
-    """Return the number of the newest exit record, 0 if there is none."""
+def last_exit(device: Device) -> int:
+    """Return the number of the newest exit record.
+
+    Args:
+        device: the module's.
+
+    Returns:
+        The number; 0 if there is no record.
+    """
     return max((record.seq for record in device.exits()), default=0)
 
 
-def _newest_exit(
+def newest_exit(
     device: Device, name: str, wanted: Callable[[ExitRecord], bool]
 ) -> ExitRecord | None:
-    """Return the newest exit record of a policy that is wanted."""
+    """Return the newest exit record of a policy that is wanted.
+
+    Args:
+        device: the module's.
+        name: the policy's.
+        wanted: which records count.
+
+    Returns:
+        The record; None if there is none.
+    """
     found = [record for record in device.exits() if record.policy == name and wanted(record)]
     return found[-1] if found else None
 

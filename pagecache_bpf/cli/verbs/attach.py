@@ -46,6 +46,10 @@ EXAMPLES = (
         "read ahead in the order of a template made before",
     ),
     (
+        "pagecache-bpf attach sequential --update --knob max_window_mib=512",
+        "change an attached policy while its files are read",
+    ),
+    (
         "pagecache-bpf attach ./mine.bpf.c ~/.cache/huggingface/hub/models--org--name",
         "your own policy, compiled first, for a Hugging Face download",
     ),
@@ -134,6 +138,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="take of a template what fits the files; without it one that does not fit is refused",
     )
+    parser.add_argument(
+        "--update",
+        action="store_true",
+        help="replace the attached policy of that name by this one, without a moment in which "
+        "nobody decides (engine struct_ops); knobs that are not given stay as they are, files stay "
+        "under it, hints and templates are handed on",
+    )
     add_tag_options(parser)
 
 
@@ -189,6 +200,10 @@ def _size(text: str) -> int:
 
 def run(args: argparse.Namespace, out: Output) -> int:
     """Check everything that needs no root, then change the system."""
+    if args.update:
+        from pagecache_bpf.cli.updating import update
+
+        return update(args, out)
     from pagecache_bpf.cli.budget import budget_knob
     from pagecache_bpf.cli.tagging import Tagging, require_root, resolve_all
     from pagecache_bpf.cli.templating import choose
@@ -336,8 +351,9 @@ def refuse_second(engines: Engines, name: str) -> None:
             raise PagecacheError(
                 f"the policy {name} is attached already",
                 f"it governs {plural(policy.tags, 'file')}",
-                f"Put more files under it with `pagecache-bpf tag PATH --policy {name}`, or end "
-                f"it with `pagecache-bpf detach {name}`",
+                f"Put more files under it with `pagecache-bpf tag PATH --policy {name}`, replace "
+                f"it with `pagecache-bpf attach {name} --update`, or end it with "
+                f"`pagecache-bpf detach {name}`",
                 f"{TROUBLESHOOTING}#is-attached-already",
             )
 
