@@ -54,6 +54,7 @@ struct bpf_spin_lock {
 #define bpf_get_numa_node_id() 0L
 #define bpf_get_current_pid_tgid() ((u64)sim.tgid << 32 | sim.tgid)
 #define bpf_get_current_cgroup_id() (sim.cgroup_id)
+#define bpf_get_current_ancestor_cgroup_id(level) sim_ancestor(level)
 #define bpf_get_prandom_u32() sim_random()
 #define bpf_spin_lock(lock) ((void)(lock))
 #define bpf_spin_unlock(lock) ((void)(lock))

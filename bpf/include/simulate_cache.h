@@ -112,6 +112,7 @@ static struct {
 	u64 age;
 	u64 now_ns;
 	u64 cgroup_id;
+	u64 *parents; /* of cgroups, by id less 1; 0: there is none */
 	u64 random;
 	u32 nr_files;
 	u32 shift;
@@ -129,6 +130,24 @@ static struct {
 } sim;
 
 static const struct pagecache_ops sim_no_policy;
+
+static inline u64 sim_parent(u64 cgroup)
+{
+	return sim.parents && cgroup ? sim.parents[cgroup - 1] : 0;
+}
+
+/* The reader's control group, or the one above it, that lies so many levels below the root. */
+static inline u64 sim_ancestor(s32 level)
+{
+	u64 at, cgroup = sim.cgroup_id;
+	s32 depth = 0;
+
+	for (at = cgroup; at; at = sim_parent(at))
+		depth++;
+	for (; depth > level; depth--)
+		cgroup = sim_parent(cgroup);
+	return depth == level ? cgroup : 0;
+}
 
 static inline u32 sim_random(void)
 {

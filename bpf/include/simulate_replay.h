@@ -187,6 +187,16 @@ s64 sim_start(u64 memory, u32 shift, u32 order, bool on, u32 nr_files, const u64
 	return sim.ops->init ? sim.ops->init(&ctx) : 0;
 }
 
+/* The parent of each control group, by id less 1; 0: it lies right below the root. */
+long sim_cgroups(u64 nr, const u64 *parents)
+{
+	sim.parents = calloc(nr + 1, sizeof(*parents));
+	if (!sim.parents)
+		return -12;
+	memcpy(sim.parents, parents, nr * sizeof(*parents));
+	return 0;
+}
+
 /* Note from now on what parts of that many pages go through; where that is added up. */
 u64 *sim_record(u64 cell_pages, u64 *nr_cells)
 {
@@ -236,6 +246,7 @@ long sim_report(const void *map, const u32 *shape, const void *key, void *next, 
 
 void sim_end(void)
 {
+	free(sim.parents);
 	free(sim.notes);
 	free(sim.pages);
 	free(sim.files);

@@ -6,8 +6,10 @@
  *	The map `roles` says which control group is online and which offline; writing it again
  *	switches a role at once.  Pages that online work uses are kept, what offline work reads is
  *	dropped behind it.
- * Limits: a role is that of exactly this control group, not of those below it.  A control group
- *	without a role is treated as the kernel does.  A file that both use counts as online.
+ *	A role is that of a control group and of those below it, up to 8 levels from the root; the
+ *	nearest one that is written counts.
+ * Limits: a control group without a role is treated as the kernel does; so is one below a role
+ *	until it has read a file.  A file that both use counts as online.
  *	Engine agent cannot keep pages from being evicted; it drops behind the offline side.
  */
 #include "pieces.bpf.h"
@@ -44,12 +46,59 @@ struct {
 	__type(value, struct use);
 } users SEC(".maps");
 
-static __always_inline u32 role_of(u64 cgroup)
+#define LEVELS 8
+
+/* A control group and those above it, from the one below the root down; they never change. */
+struct lineage {
+	u64 ids[LEVELS];
+};
+
+/* Of readers; reclaim asks for whom pages are charged, in any task. */
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, 4096);
+	__type(key, struct cgroup_key);
+	__type(value, struct lineage);
+} lineages SEC(".maps");
+
+static __always_inline void learn_lineage(const struct pagecache_ctx *ctx)
+{
+	struct cgroup_key key = { ctx->cgroup_id };
+	struct lineage fresh = {};
+
+	if (bpf_map_lookup_elem(&lineages, &key))
+		return;
+	for (int i = 0; i < LEVELS; i++) {
+		fresh.ids[i] = bpf_get_current_ancestor_cgroup_id(i + 1);
+		/* What lies below the one that is charged has nothing to do with it. */
+		if (!fresh.ids[i] || fresh.ids[i] == ctx->cgroup_id)
+			break;
+	}
+	bpf_map_update_elem(&lineages, &key, &fresh, BPF_ANY);
+}
+
+static __always_inline u32 *written_role(u64 cgroup)
 {
 	struct cgroup_key key = { cgroup };
-	u32 *role = bpf_map_lookup_elem(&roles, &key);
 
-	return role ? *role : NONE;
+	return bpf_map_lookup_elem(&roles, &key);
+}
+
+static __noinline u32 role_of(u64 cgroup)
+{
+	struct cgroup_key key = { cgroup };
+	struct lineage *above;
+	u32 *role = written_role(cgroup);
+
+	if (role)
+		return *role;
+	above = bpf_map_lookup_elem(&lineages, &key);
+	for (int i = LEVELS - 1; above && i >= 0; i--) {
+		role = above->ids[i] ? written_role(above->ids[i]) : NULL;
+		if (role)
+			return *role;
+	}
+	return NONE;
 }
 
 static __always_inline bool used_online(const struct pagecache_ctx *ctx)
@@ -72,9 +121,11 @@ PAGECACHE_ACCESS(colocate_access)
 {
 	struct use now = { ctx->cgroup_id, ctx->index };
 	struct piece_key key = file_key_of(ctx);
-	u32 role = role_of(ctx->cgroup_id);
 	u64 start = drop_from(ctx, ctx->index);
+	u32 role;
 
+	learn_lineage(ctx);
+	role = role_of(ctx->cgroup_id);
 	if (role == ONLINE || !used_online(ctx))
 		bpf_map_update_elem(&users, &key, &now, BPF_ANY);
 	if (role == OFFLINE && ctx->index > start && !used_online(ctx))

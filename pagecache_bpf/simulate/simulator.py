@@ -216,10 +216,15 @@ class Replay:
         sizes = array("Q", (file.size for file in files))
         models = array("I", (self.trace.model_id(file.model) for file in files))
         governed = bytes(file.governed for file in files)
+        parents = array("Q", self._parents())
         code = self.library.sim_start(
             *(memory, self.shift, order, policy, len(files)),
             *(sizes.buffer_info()[0], models.buffer_info()[0], governed),
         )
+        if not code:
+            code = self.library.sim_cgroups(
+                ctypes.c_uint64(len(parents)), ctypes.c_void_p(parents.buffer_info()[0])
+            )
         if code == -12:
             raise MemoryError(f"{sum(sizes) >> self.shift} pages are too many")
         if code < 0:
@@ -345,6 +350,12 @@ class Replay:
             known = ", ".join(self.trace.cgroups) or "none"
             raise UsageError(f"the trace has no control group {name}", f"it has {known}")
         return self.trace.cgroups.index(name) + 1
+
+    def _parents(self) -> list[int]:
+        """The parent of each control group by its path, where the trace has that; else 0."""
+        groups = self.trace.cgroups
+        above = (name.rpartition("/")[0] for name in groups)
+        return [groups.index(name) + 1 if name in groups else 0 for name in above]
 
     def _file(self, name: str) -> Mapping[str, int]:
         number = next((n for n, file in enumerate(self.trace.files) if file.name == name), None)

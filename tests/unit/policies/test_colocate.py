@@ -53,3 +53,19 @@ def test_without_roles_it_is_the_kernel() -> None:
         script.scan("/d/d.bin", by="batch", cgroup="offline")
     found = compare("colocate", script, 32 * MIB)
     assert found.policy.hit_bytes == found.default.hit_bytes
+
+
+def test_a_role_is_that_of_the_groups_below_too() -> None:
+    """As a pod's is of its containers; what is written for one of them comes first."""
+    script = setting()
+    roles(script, 1, 2)
+    for _ in range(3):
+        script.scan("/w/w.bin", by="server", cgroup="online/pod/server")
+        script.scan("/d/d.bin", by="batch", cgroup="offline/job")
+    found = compare("colocate", script, 32 * MIB)
+    assert found.policy.hit_bytes >= 2 * 20 * MIB
+    script.tell("roles", {"cgroup_id": "offline/job"}, value=0)
+    before = found.policy.totals["dropped_bytes"]
+    assert before > 0
+    script.scan("/d/d.bin", by="batch", cgroup="offline/job")
+    assert compare("colocate", script, 32 * MIB).policy.totals["dropped_bytes"] == before
