@@ -8,7 +8,6 @@ at a time: a lock in the run directory says so.
 
 from __future__ import annotations
 
-import fcntl
 import grp
 import logging
 import os
@@ -25,7 +24,7 @@ from typing import Any
 from pagecache_bpf._run_dir import RUN_DIR
 from pagecache_bpf.agent.service import Service
 from pagecache_bpf.controller import config as configs
-from pagecache_bpf.controller import node_hints, saved_state
+from pagecache_bpf.controller import node_hints, one_at_a_time, saved_state
 from pagecache_bpf.controller.admission import Budgets
 from pagecache_bpf.controller.config import Config
 from pagecache_bpf.controller.engine_control import EngineControl, policy_info
@@ -46,7 +45,6 @@ from pagecache_bpf.kernel import kmod
 from pagecache_bpf.policy import exit_history
 from pagecache_bpf.policy.agent_device import SOCKET as ROOT_SOCKET
 
-LOCK = RUN_DIR / "agent.lock"
 DEFAULT_GROUP = "pagecache"
 _TICK_SECONDS = 0.2
 _IDLE_SECONDS = 5.0
@@ -395,38 +393,6 @@ class Daemon:
         self.server.call(connection.close)
 
 
-def take_lock() -> int:
-    """Become the one controller of the run directory.
-
-    Returns:
-        The descriptor that holds the lock, until it is closed.
-
-    Raises:
-        PagecacheError: another one runs; it is named.
-    """
-    RUN_DIR.mkdir(mode=0o700, parents=True, exist_ok=True)
-    lock = os.open(LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        other = os.pread(lock, 64, 0).decode(errors="replace").strip()
-        os.close(lock)
-        kind, _, pid = other.partition(" ")
-        if kind == "serve":
-            fix = "Talk to that one, or end it first (systemctl stop pagecache-bpf)"
-        else:
-            fix = "`pagecache-bpf detach --all` ends it with its policies"
-        raise PagecacheError(
-            "another controller runs already",
-            f"process {pid or 'unknown'}"
-            + ("" if kind == "serve" else ", started by `attach --engine agent`"),
-            fix,
-            "docs/troubleshooting.md#another-controller-runs-already",
-        ) from None
-    RUN_DIR.chmod(0o700)  # a `serve` before may have opened it
-    return lock
-
-
 def serve(config: Config, persist: bool, ready: Any = None) -> None:
     """Run the controller in this process until SIGTERM or SIGINT.
 
@@ -440,7 +406,7 @@ def serve(config: Config, persist: bool, ready: Any = None) -> None:
     """
     # Others may reach the socket's directory: what is written there is root's alone.
     os.umask(0o077)
-    lock = take_lock()
+    lock = one_at_a_time.take_lock()
     _describe(lock, "serve")
     daemon = Daemon(config, persist)
     signal.signal(signal.SIGTERM, lambda *_: daemon.stop())
@@ -465,7 +431,7 @@ def on_demand() -> int:
         The exit code of the process.
     """
     try:
-        lock = take_lock()
+        lock = one_at_a_time.take_lock_in_time()
     except PagecacheError as error:
         print(error, flush=True)
         return 1

@@ -30,6 +30,10 @@ _LOOK_SECONDS = 2.0  # without an answer for so long, look whether the other sid
 Self = TypeVar("Self", bound="LineClient")
 
 
+class HungUp(PagecacheError):
+    """The other side has closed the connection instead of answering: its process has ended."""
+
+
 class LineClient:
     """A connection to the controller.  A context manager.
 
@@ -140,6 +144,7 @@ class LineClient:
 
         Raises:
             PagecacheError: what the other side tells, or that it does not answer.
+            HungUp: it has ended.
         """
         line = wire.encode({"op": operation, **arguments})
         with self._lock:
@@ -152,7 +157,8 @@ class LineClient:
                 return wire.decode_answer(answer)
             except (OSError, ValueError, RecursionError) as error:
                 self._socket.close()  # what comes next would answer something else
-                raise PagecacheError(
+                kind = HungUp if isinstance(error, ConnectionError) else PagecacheError
+                raise kind(
                     f"{self.server} does not answer",
                     str(error) or "it hung up",
                     self.log_hint,
@@ -187,7 +193,7 @@ class LineClient:
                     f"process {self.pid} gave no answer for {seconds:.0f} s"
                 ) from None
             if not data:
-                raise OSError("it hung up")
+                raise ConnectionResetError("it hung up")
             self._buffer += data
             at = self._buffer.find(b"\n", before)
             if len(self._buffer) > self.answer_bytes:

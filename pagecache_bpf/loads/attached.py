@@ -137,7 +137,7 @@ class AttachedLoad:
     def _connect(self) -> AgentDevice:
         """Return the connection that holds what engine agent does for this load; made once."""
         if self._agent is None:
-            self._agent = AgentDevice()
+            self._agent = agent_device.connect_started(self._starting.check)
             self._starting.waits_for(self._agent)
         return self._agent
 
@@ -164,7 +164,6 @@ class AttachedLoad:
                 loader.attach(info, knobs, sizes=sizes)
             else:
                 obj = catalog.agent_object(info)
-                agent_device.start(self._starting.check)
                 self._connect().attach(info, obj, knobs, sizes, lease=True)
         except PagecacheError as error:
             self._starting.check()

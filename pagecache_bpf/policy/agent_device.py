@@ -16,13 +16,15 @@ from typing import Any
 
 from pagecache_bpf._run_dir import RUN_DIR
 from pagecache_bpf.errors import PagecacheError, UsageError
-from pagecache_bpf.ipc.client import LineClient, answers
+from pagecache_bpf.ipc.client import HungUp, LineClient, answers
 from pagecache_bpf.kernel.control_device import ExitRecord, PolicyStatus, Tag
 from pagecache_bpf.policy.catalog import PolicyInfo
 
 SOCKET = RUN_DIR / "agent.sock"
 LOG = RUN_DIR / "agent.log"
 _CHECK_MILLISECONDS = 50
+#: One that was there may be about to end, and one that was started may be killed.
+_STARTS = 3
 #: How Python, the compiler and this package are found.
 _ENVIRONMENT = frozenset(
     {"CLANG", "HOME", "LANG", "LD_LIBRARY_PATH", "PATH", "TMPDIR", "TZ", "VIRTUAL_ENV"}
@@ -78,6 +80,59 @@ def start(check: Callable[[], None] = lambda: None) -> None:
         raise PagecacheError(
             "the agent did not start", said or "it gave no reason", f"Read the end of {LOG}"
         )
+
+
+def connect(path: Path = SOCKET) -> AgentDevice | None:
+    """Connect to the agent that runs, and have it answer: from then on it stays.
+
+    One without policies ends after a moment, and may be doing so when it is connected to.
+
+    Args:
+        path: the root socket.
+
+    Returns:
+        The connection; None: no agent runs, or it was about to end.
+
+    Raises:
+        PagecacheError: it does not answer, or refuses this process.
+    """
+    if not is_running(path):
+        return None
+    try:
+        agent = AgentDevice(path)
+    except PagecacheError:  # it has ended since
+        return None
+    try:
+        agent.request("ended")
+    except HungUp:
+        return None
+    except BaseException:
+        agent.disconnect()
+        raise
+    return agent
+
+
+def connect_started(check: Callable[[], None] = lambda: None) -> AgentDevice:
+    """Connect to the agent, and start its process if none runs.
+
+    Args:
+        check: as for start().
+
+    Returns:
+        The connection; the agent has answered on it.
+
+    Raises:
+        PagecacheError: it did not start, or ended before it answered.
+    """
+    for _ in range(_STARTS):
+        start(check)
+        if (agent := connect()) is not None:
+            return agent
+    raise PagecacheError(
+        "the agent did not stay",
+        f"it was started {_STARTS} times and ended each time before it answered",
+        f"Read the end of {LOG}",
+    )
 
 
 def environment(own: Mapping[str, str]) -> dict[str, str]:

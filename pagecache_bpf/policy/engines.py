@@ -45,8 +45,8 @@ class Engines:
         with ExitStack() as stack:
             self.module = stack.enter_context(Device()) if kmod.is_loaded() else None
             self.agent = lease
-            if lease is None and agent_device.is_running():
-                self.agent = stack.enter_context(AgentDevice())
+            if lease is None and (found := agent_device.connect()) is not None:
+                self.agent = stack.enter_context(found)
             self._stack = stack.pop_all()
         self._targets: dict[str, Device | AgentDevice] = {}
 
@@ -149,13 +149,23 @@ class Engines:
         if self._observe:
             self._observe_file(fd, policy, model, path)
 
+    def started_agent(self) -> AgentDevice:
+        """Return the connection to the agent, whose process is started if none runs.
+
+        Returns:
+            The connection, as in `agent`.
+
+        Raises:
+            PagecacheError: it did not start.
+        """
+        if self.agent is None:
+            self.agent = self._stack.enter_context(agent_device.connect_started())
+        return self.agent
+
     def _observe_file(self, fd: int, policy: str, model: str, path: str) -> None:
         """Have the agent's process count a file's readers; the policy works without that."""
         with suppress(PagecacheError):
-            if self.agent is None:
-                agent_device.start()
-                self.agent = self._stack.enter_context(AgentDevice())
-            self.agent.observe(fd, policy=policy, model=model, path=path)
+            self.started_agent().observe(fd, policy=policy, model=model, path=path)
 
     def untag_fd(self, fd: int) -> None:
         """Take the tag off an open file.

@@ -1,13 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What an agent takes over from the process that starts it: nothing that is not meant for it."""
+"""How an agent is started and connected to; it takes over nothing that is not meant for it."""
 
 from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 import sys
+import threading
+from pathlib import Path
 
+import pytest
+
+from pagecache_bpf.errors import PagecacheError
+from pagecache_bpf.policy import agent_device
 from pagecache_bpf.policy.agent_device import environment
 from tests.unit.command import ROOT
 
@@ -44,3 +51,69 @@ def test_of_the_environment_only_what_leads_to_python_and_to_us() -> None:
         **{"LD_PRELOAD": "libjemalloc.so", "OMP_NUM_THREADS": "1", "VLLM_PLUGINS": ""},
     }
     assert environment(own).keys() == {"PATH", "PYTHONPATH", "LC_ALL", "PAGECACHE_BPF_RUN_DIR"}
+
+
+class Ending:
+    """Agents that are about to end, and then one that stays: each connection is another's."""
+
+    def __init__(self, path: Path, ending: int) -> None:
+        self.started = 0
+        self.path, self._ending = path, ending
+        self._listener = socket.socket(socket.AF_UNIX)
+        self._listener.bind(str(path))
+        self._listener.listen()
+        self._thread = threading.Thread(target=self._serve, daemon=True)
+        self._thread.start()
+
+    def start(self, check: object = None) -> None:
+        """In the place of agent_device.start()."""
+        self.started += 1
+
+    def _serve(self) -> None:
+        while True:
+            try:
+                connection, _ = self._listener.accept()
+            except OSError:
+                return
+            with connection:
+                if not connection.recv(1 << 16):
+                    continue  # only looked whether somebody answers
+                if self._ending:
+                    self._ending -= 1
+                    continue
+                connection.sendall(b'{"v": 1, "ok": {"exits": []}}\n')
+                connection.recv(1)
+
+    def close(self) -> None:
+        self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+        self._thread.join()
+
+
+@pytest.mark.parametrize("ending", [0, 1, 2])
+def test_an_agent_that_is_about_to_end_is_not_taken(
+    ending: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`attach` meets one that has just lost its last policy: it starts another one."""
+    agents = Ending(tmp_path / "agent.sock", ending)
+    monkeypatch.setattr(agent_device, "start", agents.start)
+    monkeypatch.setattr(agent_device.is_running, "__defaults__", (agents.path,))
+    monkeypatch.setattr(agent_device.connect, "__defaults__", (agents.path,))
+    try:
+        with agent_device.connect_started():
+            assert agents.started == ending + 1
+    finally:
+        agents.close()
+
+
+def test_agents_that_do_not_stay_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    agents = Ending(tmp_path / "agent.sock", 100)
+    monkeypatch.setattr(agent_device, "start", agents.start)
+    monkeypatch.setattr(agent_device.is_running, "__defaults__", (agents.path,))
+    monkeypatch.setattr(agent_device.connect, "__defaults__", (agents.path,))
+    try:
+        assert agent_device.connect() is None
+        with pytest.raises(PagecacheError, match="the agent did not stay"):
+            agent_device.connect_started()
+    finally:
+        agents.close()

@@ -15,7 +15,7 @@ from types import SimpleNamespace
 import pytest
 
 from pagecache_bpf.controller import daemon as daemons
-from pagecache_bpf.controller import group_commit
+from pagecache_bpf.controller import group_commit, one_at_a_time
 from pagecache_bpf.controller.config import Config
 from pagecache_bpf.controller.daemon import Daemon
 from pagecache_bpf.controller.group_commit import GroupCommit
@@ -88,8 +88,8 @@ def test_s16_what_serve_writes_is_roots_alone(
         def run(self) -> None: ...
         def close(self) -> None: ...
 
-    monkeypatch.setattr(daemons, "RUN_DIR", tmp_path)
-    monkeypatch.setattr(daemons, "LOCK", tmp_path / "agent.lock")
+    monkeypatch.setattr(one_at_a_time, "RUN_DIR", tmp_path)
+    monkeypatch.setattr(one_at_a_time, "LOCK", tmp_path / "agent.lock")
     monkeypatch.setattr(daemons, "Daemon", Quick)
     handlers = {number: signal.getsignal(number) for number in (15, 2, 1)}
     mask = os.umask(0o022)

@@ -70,14 +70,13 @@ def module(monkeypatch: pytest.MonkeyPatch) -> Kernel:
 @pytest.fixture
 def agent(monkeypatch: pytest.MonkeyPatch) -> Kernel:
     found = Kernel("maio")
-    monkeypatch.setattr(agent_device, "is_running", lambda: True)
-    monkeypatch.setattr(engines, "AgentDevice", lambda: found)
+    monkeypatch.setattr(agent_device, "connect", lambda: found)
     return found
 
 
 @pytest.fixture
 def no_agent(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(agent_device, "is_running", lambda: False)
+    monkeypatch.setattr(agent_device, "connect", lambda: None)
 
 
 def test_policies_are_those_of_both(module: Kernel, agent: Kernel) -> None:
@@ -143,7 +142,6 @@ def test_the_history_is_read_where_no_agent_tells_it(
     kept = {"seq": 1, "time_ns": 2, "policy": "maio", "kind": "killed", "code": -9}
     kept |= {"hook": "init", "reason": "", "message": ""}
     monkeypatch.setattr(exit_history, "read", lambda: [kept])
-    monkeypatch.setattr(agent_device, "is_running", lambda: running)
-    monkeypatch.setattr(engines, "AgentDevice", Kernel)
+    monkeypatch.setattr(agent_device, "connect", lambda: Kernel() if running else None)
     with engines.Engines() as found:
         assert [record.policy for record in found.exits()] == ([] if running else ["maio"])

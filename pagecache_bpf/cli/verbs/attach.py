@@ -377,8 +377,8 @@ def _attach_and_tag(
     if engine.object is None:
         loader.attach(info, knobs, sizes=sizes)
     else:
-        assert engines.agent is not None
-        engine.missing = engines.agent.attach(info, engine.object, knobs, sizes)
+        # One that runs without a policy ends after a moment, so it may have gone since.
+        engine.missing = engines.started_agent().attach(info, engine.object, knobs, sizes)
     admission = admit(engines, models, budget)
     for model in models:
         tagging.add(model)
