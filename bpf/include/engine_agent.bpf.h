@@ -24,6 +24,7 @@
 #include "advice.bpf.h"
 #include "affinity.bpf.h"
 #include "agent_calls.bpf.h"
+#include "reading_thread.bpf.h"
 
 #define PAGECACHE_HOOK_1(ret, fn, type) static __always_inline ret fn
 #define PAGECACHE_HOOK_2(ret, fn, type1, type2) static __always_inline ret fn
@@ -53,7 +54,11 @@ struct {
 static __always_inline bool agent_itself(void)
 {
 	struct bpf_pidns_info ids = {};
+	union thread_name name = {};
 
+	bpf_get_current_comm(&name, sizeof(name));
+	if (is_reading_thread(&name))
+		return true;
 	return !bpf_get_ns_current_pid_tgid(agent_pidns_dev, agent_pidns_ino, &ids, sizeof(ids)) &&
 	       bpf_map_lookup_elem(&own, &ids.tgid);
 }

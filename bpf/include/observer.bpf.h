@@ -17,6 +17,7 @@
 #endif
 #include "bits.bpf.h"
 #include "inodes.bpf.h"
+#include "reading_thread.bpf.h"
 
 #define BITS_PAGES 1024 /* pages of one element of page_bits */
 #define BITS_WORDS (BITS_PAGES / 64)
@@ -177,17 +178,19 @@ static __always_inline void count(struct pagecache_observed_value *value, u32 co
 #define COUNT_PAGES(value, name, pages) \
 	count(value, PAGECACHE_OBSERVED_##name, (u64)(pages) << (observer_page_shift & 31))
 
-/* Whether the observer's own process, the agent, is at work, or a worker of the module. */
+/* Whether the agent, a worker of the module or a thread that reads ahead for a load is at work. */
 static __always_inline bool by_us(struct task_struct *task)
 {
 	struct bpf_pidns_info ids = {};
-	char comm[16] = {};
+	union thread_name name = {};
+	const char *comm = name.text;
 
-	if (READ(task, flags) & PF_KTHREAD) {
-		bpf_get_current_comm(comm, sizeof(comm));
+	bpf_get_current_comm(&name, sizeof(name));
+	if (READ(task, flags) & PF_KTHREAD)
 		return comm[0] == 'p' && comm[1] == 'a' && comm[2] == 'g' && comm[3] == 'e' &&
 		       comm[4] == 'c' && comm[9] == '/';
-	}
+	if (is_reading_thread(&name))
+		return true;
 	return !bpf_get_ns_current_pid_tgid(observer_pidns_dev, observer_pidns_ino, &ids,
 					    sizeof(ids)) &&
 	       MAP_LOOKUP(own_processes, &ids.tgid);

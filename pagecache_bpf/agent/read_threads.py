@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from pagecache_bpf.agent.worker import CHUNK_BYTES, by_populate
+from pagecache_bpf.agent.worker import CHUNK_BYTES, by_populate, call_reader
 from pagecache_bpf.kernel.cachestat import cached_pages
 from pagecache_bpf.kernel.file_pages import PAGE_SIZE
 
@@ -239,6 +239,7 @@ class Executor:
 
     def _work(self) -> None:
         """Carry out one chunk after another until stop(); one that fails is counted and settled."""
+        call_reader()
         while (taken := self._next()) is not None:
             extent, start, length = taken
             try:

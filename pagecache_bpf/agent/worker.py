@@ -116,6 +116,16 @@ def by_populate(fd: int, start: int, length: int, huge: bool = True) -> None:
         _libc.munmap(address, length)
 
 
+def call_reader() -> None:
+    """Give this thread the name by which programs know that it reads ahead for others.
+
+    What it reads is then no access of a reader's, whoever's process it belongs to.
+
+    Source: prctl(2), PR_SET_NAME; bpf/include/reading_thread.bpf.h.
+    """
+    _libc.prctl(_PR_SET_NAME, b"pagecache-read", 0, 0, 0)
+
+
 def _error() -> OSError:
     """Make an OSError of the errno that the last call of the C library has left."""
     code = ctypes.get_errno()
@@ -301,7 +311,7 @@ def give_up_rights() -> None:
 def main() -> None:
     """Serve the socket whose descriptor is the only argument; the process ends in here."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    _libc.prctl(_PR_SET_NAME, b"pagecache-read", 0, 0, 0)
+    call_reader()
     give_up_rights()
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

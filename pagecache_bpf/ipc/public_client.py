@@ -60,6 +60,13 @@ class PublicClient(LineClient):
             A PrivilegeError where this user may not connect; otherwise an UnsupportedError, as no
             controller runs.
         """
+        if isinstance(error, PermissionError) and not os.access(path.parent, os.X_OK):
+            # A controller opens the directory of its socket; an agent alone keeps it closed.
+            return UnsupportedError(
+                "no controller runs",
+                f"only root can look into {path.parent}, which a controller opens to all",
+                "Have it started: pagecache-bpf serve (or: systemctl start pagecache-bpf)",
+            )
         if isinstance(error, PermissionError):
             return PrivilegeError(
                 "this user may not talk to the controller",

@@ -14,9 +14,11 @@ from typing import Any
 import pytest
 
 from benchmarks.cachestat import PAGE_SIZE, drop, resident_pages
-from tests.native.controller import AGENT, Controller, load, serving
+from pagecache_bpf.errors import UnsupportedError
+from pagecache_bpf.ipc.public_client import PublicClient
+from tests.native.controller import AGENT, Controller, as_user, load, serving
 from tests.unit.command import NOBODY as AS_NOBODY
-from tests.unit.command import ROOT, environment
+from tests.unit.command import NOBODY_ID, ROOT, environment, run
 from tests.vm.kernel import make_file, wait_for
 
 pytestmark = pytest.mark.native
@@ -112,3 +114,60 @@ def test_a_refused_load_is_not_served_past_the_budget(file: Path, tmp_path: Path
             assert "was not admitted" in report["why"] and "16.8 MB budget" in report["why"]
         data = controller.run("status", "--json").data
         assert (data["policies"], data["controller"]["claims"]) == ([], [])
+
+
+#: By load() itself, to see what the files are, and faults that map what they have mapped.
+MOST_LOOKED_AT = 2 << 20
+#: A user's server: loads, waits until all is read ahead, and reads it, also through a mapping.
+SERVER = """
+import json, mmap, os, sys, time
+import pagecache_bpf as pc
+with pc.load(sys.argv[1]) as load:
+    while (load.report().prefetched_bytes or 0) < os.path.getsize(sys.argv[1]):
+        time.sleep(0.01)
+    with open(sys.argv[1], "rb", buffering=0) as file:
+        if sys.argv[2] == "map":
+            sum(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)[::4096])
+        while file.read(1 << 17):
+            pass
+print(json.dumps(load.report().as_json()))
+"""
+
+
+@pytest.mark.parametrize("how", ["read", "map"])
+def test_a_user_beside_roots_policy(how: str, file: Path, tmp_path: Path) -> None:
+    """Without a controller its own threads read ahead: what they read is nobody's reading.
+
+    What is wanted is what the reader has read, and the little that load() has looked at.
+    """
+    run_dir = tmp_path / "run"
+    there = {"PAGECACHE_BPF_RUN_DIR": str(run_dir)}
+    drop([file])
+    assert run("attach", "sequential", "--engine", "agent", file, env=there).code == 0
+    try:
+        done = subprocess.run(
+            [*AS_NOBODY, sys.executable, "-c", SERVER, str(file), how],
+            capture_output=True,
+            text=True,
+            cwd=ROOT,
+            env=environment(**there),
+            timeout=120,
+        )
+        assert done.returncode == 0, done.stderr
+        (model,) = run("stats", "--json", env=there).data["models"]
+    finally:
+        assert run("detach", "--all", env=there).code == 0
+    assert json.loads(done.stdout)["engine"] == "unprivileged"
+    counters = model["counters"]
+    size = PAGES * PAGE_SIZE
+    assert size <= counters["read_bytes"] <= size + MOST_LOOKED_AT
+    assert counters["mmap_bytes"] <= (size if how == "map" else 0) + MOST_LOOKED_AT
+    assert counters["prefetched_bytes"] >= size - MOST_LOOKED_AT
+
+
+def test_a_user_beside_an_agent_is_told_that_no_controller_runs(tmp_path: Path) -> None:
+    """The agent keeps its directory to itself: nothing there is for users to be let into."""
+    run_dir = tmp_path / "run"
+    run_dir.mkdir(mode=0o700)
+    with pytest.raises(UnsupportedError, match="no controller runs"):
+        as_user(NOBODY_ID, lambda: PublicClient(run_dir / "control.sock"))
