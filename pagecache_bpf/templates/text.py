@@ -24,7 +24,6 @@ import tempfile
 import warnings
 from collections.abc import Iterator
 from contextlib import suppress
-from itertools import chain
 from pathlib import Path
 from typing import BinaryIO
 
@@ -54,7 +53,6 @@ MAX_BYTES = 512 << 20
 _LINE = 16 << 10
 _BATCH = 1 << 16
 _DOCS = "docs/troubleshooting.md#is-not-a-template"
-_EXTENT_FORMAT = "%d %d %d %d %d\n"
 _EXTENT_LINE = re.compile(rb"(?:\d{1,19} ){4}\d{1,19}\n")
 _STRIDED_LINE = re.compile(rb"(?:\d{1,19} ){4}\d{1,19}(?: \d{1,19} \d{1,19})?\n")
 
@@ -119,14 +117,41 @@ def render(template: Template) -> Iterator[bytes]:
     lines += [f"extents: {len(extents)}{_WITH_STRIDES if strided else ''}", f"# {columns}", ""]
     yield "\n".join(lines).encode()
     for start in range(0, len(extents), _BATCH):
-        rows = extents[start : start + _BATCH].tolist()
+        some = extents[start : start + _BATCH]
         if strided:
-            rows = [row if row[5] > 1 else row[:5] for row in rows]
+            rows = [row if row[5] > 1 else row[:5] for row in some.tolist()]
             yield "".join(" ".join(map(str, row)) + "\n" for row in rows).encode()
         else:
-            # One format of all lines takes half the time of one for each.
-            yield (_EXTENT_FORMAT * len(rows) % tuple(chain.from_iterable(rows))).encode()
+            yield _lines(some)
     yield b"end\n"
+
+
+def _lines(extents: Extents) -> bytes:
+    """Write the lines of extents without strides, a digit of all of them at a time.
+
+    That takes less than a third of the time that formatting does.
+    """
+    columns = [extents[name] for name in extents.dtype.names or ()]
+    widths = [len(str(int(column.max()))) for column in columns]
+    # A row for each place of a line, which shorter numbers leave out, and a column for each line.
+    places = np.empty((sum(widths) + len(widths), len(extents)), np.uint8)
+    used = np.ones(places.shape, np.bool_)
+    end = 0
+    for column, width in zip(columns, widths, strict=True):
+        rest = column.astype(np.uint32 if width < 10 else np.uint64)
+        ten = rest.dtype.type(10)
+        for place in range(end + width - 1, end - 1, -1):
+            if place < end + width - 1:  # of 0 the last digit is written, too
+                used[place] = rest > 0
+            above = rest // ten
+            places[place] = (rest - above * ten).astype(np.uint8) + ord("0")
+            rest = above
+        end += width
+        places[end] = ord(" ")
+        end += 1
+    places[-1] = ord("\n")
+    lines: bytes = np.ascontiguousarray(places.T)[np.ascontiguousarray(used.T)].tobytes()
+    return lines
 
 
 def is_template(path: Path) -> bool:
