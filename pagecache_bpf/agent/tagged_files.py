@@ -168,7 +168,9 @@ class Sequence:
     """
 
     def __init__(self) -> None:
-        self._tags: dict[str, list[FileTag]] = {}
+        # A model may have 100,000 files, and each may go at any time.
+        self._around: dict[int, tuple[FileTag | None, FileTag | None]] = {}  # by id()
+        self._last: dict[str, FileTag] = {}
 
     def add(self, tag: FileTag) -> tuple[FileTag | None, FileTag | None]:
         """Put a tag at the end of its model's files.
@@ -179,9 +181,11 @@ class Sequence:
         Returns:
             The tag that comes before it, None for the first; and None, as nothing comes after it.
         """
-        tags = self._tags.setdefault(tag.model, [])
-        tags.append(tag)
-        return _at(tags, len(tags) - 2), None
+        before = self._last.get(tag.model)
+        self._around[id(tag)] = before, None
+        self._join(before, tag)
+        self._last[tag.model] = tag
+        return before, None
 
     def remove(self, tag: FileTag) -> tuple[FileTag | None, FileTag | None]:
         """Take a tag out of its model's files.
@@ -192,14 +196,17 @@ class Sequence:
         Returns:
             The tags that came before and after it and are neighbors now; None: there is none.
         """
-        tags = self._tags[tag.model]
-        at = next(number for number, known in enumerate(tags) if known is tag)
-        del tags[at]
-        if not tags:
-            del self._tags[tag.model]
-        return _at(tags, at - 1), _at(tags, at)
+        before, after = self._around.pop(id(tag))
+        self._join(before, after)
+        if after is None and before is None:
+            del self._last[tag.model]
+        elif after is None and before is not None:
+            self._last[tag.model] = before
+        return before, after
 
-
-def _at(tags: list[FileTag], at: int) -> FileTag | None:
-    """Return a tag by its index; None for one before the first or after the last."""
-    return tags[at] if 0 <= at < len(tags) else None
+    def _join(self, before: FileTag | None, after: FileTag | None) -> None:
+        """Have two tags stand beside each other; None: one of them is the first or the last."""
+        if before is not None:
+            self._around[id(before)] = self._around[id(before)][0], after
+        if after is not None:
+            self._around[id(after)] = before, self._around[id(after)][1]
