@@ -167,10 +167,16 @@ def guarded(main: Callable[[], int]) -> int:
     """Run a benchmark's main; errors become messages and exit codes."""
     end_on_sigterm()
     try:
-        return main()
+        code = main()
+        sys.stdout.flush()
+        return code
     except PagecacheError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
+    except BrokenPipeError:  # the reader has had enough, as `head` does
+        # What is left in the buffer must not be written when Python ends, either.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141

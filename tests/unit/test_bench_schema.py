@@ -4,6 +4,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -12,6 +15,7 @@ from rich.console import Console
 from benchmarks import cold_load, demo, hosted, overhead, random_read, schema, show, startup
 from benchmarks.cachestat import Sample
 from pagecache_bpf.errors import PagecacheError, UsageError
+from tests.unit.command import ROOT
 
 KEYS = {
     "case",
@@ -229,6 +233,20 @@ def test_errors_become_messages_and_codes(capsys: pytest.CaptureFixture[str]) ->
 
     assert hosted.guarded(fails) == 2
     assert capsys.readouterr().err == "error: what: why. fix\n"
+
+
+def test_a_reader_that_has_had_enough_is_no_error() -> None:
+    """As `head` is, when a list is longer than it wants."""
+    code = "from benchmarks import hosted; import sys; " + (
+        "sys.exit(hosted.guarded(lambda: [print(n) for n in range(100000)] and 0))"
+    )
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run(
+        [sys.executable, "-c", code], stdout=writer, stderr=subprocess.PIPE, text=True, cwd=ROOT
+    )
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (141, "")
 
 
 def test_readbench_times_reads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
