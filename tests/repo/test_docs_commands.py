@@ -1,9 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every command that the documents show is one that the parser takes, and what they say is so."""
+"""Every command that documents and messages show is one that the parser takes.
+
+And what the documents quote is what the code says.
+"""
 
 from __future__ import annotations
 
+import ast
 import contextlib
+import functools
 import io
 import re
 import shlex
@@ -44,11 +49,54 @@ def commands() -> list[tuple[str, str, bool]]:
 
 def words_of(line: str) -> list[str]:
     """The words of a command line without what the shell does with it, and without brackets."""
-    line = _END.split(f"{line} ")[0]
+    line = re.sub(r"\bSIZE\b", "1GiB", _END.split(f"{line} ")[0])
     return shlex.split(re.sub(r"[\[\]…]|\.\.\.", "", line))[1:]
 
 
-@pytest.mark.parametrize(("document", "line", "complete"), commands())
+def prose(text: str) -> str:
+    """A document without its blocks."""
+    return re.sub(r"^ {4}.*$", "", re.sub(r"```.*?```", "", text, flags=re.S), flags=re.M)
+
+
+def mentions() -> Iterator[tuple[str, str, bool]]:
+    """Every command in a document's text that stands there without the program's name."""
+    for path in DOCUMENTS:
+        if path.name == "CHANGELOG.md":
+            continue
+        for code in re.findall(r"`([^`]+)`", prose(path.read_text(encoding="utf-8"))):
+            code = " ".join(code.split())
+            first, _, rest = code.partition(" ")
+            if first in find_verbs() and rest:
+                yield path.name, f"pagecache-bpf {code}", False
+
+
+@functools.cache
+def texts() -> list[tuple[str, str]]:
+    """Every text of the code, docstrings too, with its file; what is computed in it is a NUL."""
+    found = []
+    for path in sorted((ROOT / "pagecache_bpf").rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Constant) and isinstance(node.value, str):
+                found.append((path.name, node.value))
+            elif isinstance(node, ast.JoinedStr):
+                parts = (
+                    part.value if isinstance(part, ast.Constant) else "\0" for part in node.values
+                )
+                found.append((path.name, "".join(map(str, parts))))
+    return found
+
+
+def named_by_messages() -> Iterator[tuple[str, str, bool]]:
+    """Every command line that a text of the code tells people to type."""
+    for name, text in texts():
+        for pattern in (r"`(pagecache-bpf [^`]+)`", r"\((pagecache-bpf [^()]+)\)"):
+            for code in re.findall(pattern, text):
+                yield name, " ".join(code.replace("\0", "1").split()), False
+
+
+@pytest.mark.parametrize(
+    ("document", "line", "complete"), [*commands(), *sorted({*mentions(), *named_by_messages()})]
+)
 def test_commands_of_the_documents_are_taken(document: str, line: str, complete: bool) -> None:
     words = words_of(line)
     if not words or words[0] == "--version":
@@ -68,6 +116,41 @@ def test_commands_of_the_documents_are_taken(document: str, line: str, complete:
 def test_there_are_commands_in_the_documents() -> None:
     assert len(commands()) > 60
     assert len({words_of(line)[0] for _, line, _ in commands() if words_of(line)}) > 15
+
+
+#: Quoted, but not from the program: titles of columns and rows.
+_OTHERS_WORDS = {
+    "how long until this model serves",
+    "is a memory cgroup that holds 45% of the model as page cache, "
+    "beside what the loader allocates",
+}
+
+
+def says(quote: str) -> bool:
+    """Whether the code says so: as it stands, or with values in the place of what is computed."""
+    for _, text in texts():
+        text = " ".join(text.split())
+        if quote in text:
+            return True
+        fixed = [re.escape(part) for part in text.split("\0")]
+        if len(fixed) > 1 and max(map(len, fixed)) > 8 and re.search(".+".join(fixed), quote):
+            return True
+    return False
+
+
+def test_what_the_documents_quote_is_what_the_code_says() -> None:
+    """Words in straight quotation marks are a message or a part of one."""
+    found = {
+        (path.name, " ".join(quote.split()).rstrip(".,"))
+        for path in DOCUMENTS
+        if path.name != "CHANGELOG.md"
+        for quote in re.findall(
+            r'"([^"]{12,160})"', re.sub(r"`[^`]*`", "", prose(path.read_text(encoding="utf-8")))
+        )
+    }
+    assert len(found) > 3
+    wrong = {(name, quote) for name, quote in found if not says(quote)}
+    assert {quote for _, quote in wrong} == _OTHERS_WORDS, wrong
 
 
 def test_commands_that_need_root_are_named() -> None:
