@@ -10,13 +10,22 @@ governed file is read.  Then the next command runs.  A cell of the table is what
     cleared   the next command said what was left, and settled it
     LEFT      something else: a mistake
 
-Engine agent only, with a run directory of its own.
+For a process beside the command it is what people are told:
+
+    told      the next command says what happened
+    goes on   it has no effect on what is attached, and there is nothing to tell
+
+Engine agent only, with a run directory of its own.  All of it takes half an hour: with --results,
+cells are kept in a file, and those that are there are not run again, so that it can be done in
+pieces (--seconds).
 """
 
 from __future__ import annotations
 
 import argparse
 import collections
+import functools
+import json
 import os
 import signal
 import subprocess
@@ -25,8 +34,9 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 SIGNALS = ("INT", "TERM", "KILL", "STOP")
@@ -34,6 +44,12 @@ MOMENTS = 10
 FILE_BYTES = 8 << 20
 SHARDS = 4
 ANSWER_SECONDS = 20.0  # within which the next command has to say something
+
+#: A command that reads the files of a directory twice, and takes a moment.
+READ = (
+    *("sh", "-c"),
+    'for turn in 1 2; do cat "$0"/* >/dev/null; sleep 0.3; done',
+)
 
 State = tuple[tuple[str, ...], tuple[tuple[str, str], ...]]
 
@@ -48,7 +64,6 @@ class Bench:
     """A run directory, two small models, and how commands are run there."""
 
     directory: Path
-    log: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         for name in ("one", "two"):
@@ -105,12 +120,62 @@ class Bench:
                 for name in agent.details():
                     agent.detach(name)
 
+    def prepare(self, verb: Verb) -> None:
+        """Make the state that a verb starts from: by its commands, or without them if that is so.
+
+        An agent that runs is asked directly, which takes a tenth of the time.
+        """
+        from pagecache_bpf.policy import catalog
+        from pagecache_bpf.policy.agent_device import AgentDevice, is_running
+
+        socket = self.directory / "run" / "agent.sock"
+        if not is_running(socket):
+            for words in verb.before:
+                self.run(*words).check_returncode()
+            return
+        for _, policy, *_, model in verb.before:
+            info = catalog.find(policy)
+            with AgentDevice(socket) as agent:
+                agent.attach(info, catalog.agent_object(info), {}, {})
+                for path in sorted(Path(model).iterdir()):
+                    fd = os.open(path, os.O_RDONLY)
+                    try:
+                        agent.tag(fd, policy=policy, model=Path(model).name, path=str(path))
+                    finally:
+                        os.close(fd)
+
+    def end_agent(self) -> None:
+        """End the agent, if one runs: there is one controller at a time."""
+        from pagecache_bpf.policy.agent_device import is_running
+
+        socket = self.directory / "run" / "agent.sock"
+        if is_running(socket):
+            pid = self.agent_pid()
+            os.kill(pid, signal.SIGTERM)
+            await_true(lambda: not Path(f"/proc/{pid}").exists())
+
     def agent_pid(self) -> int:
         """Return the agent's process."""
         from pagecache_bpf.policy.agent_device import AgentDevice
 
         with AgentDevice(self.directory / "run" / "agent.sock") as agent:
             return agent.pid
+
+    def strays(self) -> set[int]:
+        """Return our processes that run for this directory, without the agent and its workers."""
+        from pagecache_bpf.policy.agent_device import is_running
+
+        known = set()
+        if is_running(self.directory / "run" / "agent.sock"):
+            known = {agent := self.agent_pid(), *children_of(agent)}
+        mark = f"PAGECACHE_BPF_RUN_DIR={self.directory / 'run'}".encode()
+        found = set()
+        for entry in Path("/proc").iterdir():
+            if entry.name.isdigit():
+                with suppress(OSError):
+                    if mark in (entry / "environ").read_bytes().split(b"\0"):
+                        found.add(int(entry.name))
+        return found - known
 
     def path(self, name: str) -> str:
         """Return the path of a model."""
@@ -137,14 +202,21 @@ def verbs(bench: Bench) -> dict[str, Verb]:
         "tag": Verb(("tag", "--policy", "sequential", two), ((*attach, one),)),
         "untag": Verb(("untag", one), ((*attach, one),)),
         "detach": Verb(("detach", "sequential"), ((*attach, one),)),
+        "run": Verb(("run", "--weights", one, "--", *READ, one)),
+        "record": Verb(
+            ("record", "-o", str(bench.directory / "load.pcrec"), one, "--", *READ, one),
+            ((*attach, one),),
+        ),
     }
 
 
-def disturb(bench: Bench, verb: Verb, name: str, seconds: float) -> str:
-    """Run a verb, send it a signal after so long, and return what the next command finds."""
+def disturb(bench: Bench, verb: Verb, name: str, seconds: float) -> tuple[str, str]:
+    """Run a verb, send it a signal after so long, and return what the next command finds and says.
+
+    The first is a word of the table.
+    """
     bench.clear()
-    for words in verb.before:
-        bench.run(*words).check_returncode()
+    bench.prepare(verb)
     before = bench.state()
     process = bench.start(*verb.words)
     time.sleep(seconds)
@@ -155,28 +227,30 @@ def disturb(bench: Bench, verb: Verb, name: str, seconds: float) -> str:
             said = bench.run("status").stderr
         except subprocess.TimeoutExpired:
             process.kill()
-            return "LEFT: status hangs"
+            return "LEFT: status hangs", ""
         process.send_signal(signal.SIGCONT)
     try:
         _, error = process.communicate(timeout=90)
     except subprocess.TimeoutExpired:
         process.kill()
-        return "LEFT: it hangs"
+        return "LEFT: it hangs", ""
     if ("Traceback" in error and reached(error)) or "bug of pagecache-bpf" in error:
-        return f"LEFT: {error.strip().splitlines()[-1]}"
+        return f"LEFT: {error.strip().splitlines()[-1]}", error
+    if name == "KILL":  # what it has started notices a moment later
+        with suppress(TimeoutError):
+            await_true(lambda: not bench.strays(), 10)
     following = bench.run("status")
     said += following.stderr
     after = bench.state()
-    bench.log.append(
-        f"{' '.join(verb.words[:2])} {name} {seconds:.2f}: {process.returncode} {said}"
-    )
     if following.returncode:
-        return f"LEFT: status says {following.stderr.strip()}"
+        return f"LEFT: status says {following.stderr.strip()}", said
+    if strays := bench.strays():
+        return f"LEFT: {len(strays)} processes", said
     if after == before:
-        return "cleared" if "half-way" in said else "undone"
+        return "cleared" if "half-way" in said else "undone", said
     if complete(verb, before, after):
-        return "cleared" if "half-way" in said else "done"
-    return f"LEFT: {after[0]} {len(after[1])} tags"
+        return "cleared" if "half-way" in said else "done", said
+    return f"LEFT: {after[0]} {len(after[1])} tags", said
 
 
 def reached(error: str) -> bool:
@@ -198,7 +272,9 @@ def complete(verb: Verb, before: State, after: State) -> bool:
         return len(tags) == 8
     if kind == "untag":
         return policies == before[0] and not tags
-    return not policies and not tags
+    if kind == "detach":
+        return not policies and not tags
+    return after == before  # whatever was attached for the command's time is gone
 
 
 @contextmanager
@@ -221,11 +297,16 @@ def reading(bench: Bench) -> Iterator[subprocess.Popen[str]]:
         reader.wait()
 
 
-def strike(bench: Bench, role: str, name: str, seconds: float) -> str:
-    """Send a process beside the command a signal while a governed file is read."""
+def strike(bench: Bench, role: str, name: str, seconds: float) -> tuple[str, str]:
+    """Send a process beside the command a signal while a governed file is read.
+
+    Returns:
+        A word of the table, and what the next command said.
+    """
     bench.clear()
     serve = None
     if role == "controller":
+        bench.end_agent()
         serve = bench.start("serve", "--config", str(config_file(bench)))
         await_true(lambda: (bench.directory / "run" / "control.sock").exists())
     bench.run("attach", "sequential", "--engine", "agent", bench.path("one")).check_returncode()
@@ -249,26 +330,31 @@ def strike(bench: Bench, role: str, name: str, seconds: float) -> str:
             serve.communicate(timeout=30)
         except subprocess.TimeoutExpired:
             serve.kill()
-            return "LEFT: serve does not end"
+            return "LEFT: serve does not end", said
     following = bench.run("status")
-    bench.log.append(f"{role} {name} {seconds:.2f}: {said.splitlines()[:2]}")
     if wrong:
-        return "LEFT: the reader ended"
+        return "LEFT: the reader ended", said
     if said == "HANGS" or "Traceback" in said or following.returncode:
-        return f"LEFT: {said}"
+        return f"LEFT: {said}", said
     if "no policy is attached" in said:
         told = any(word in said for word in ("killed", "ended", "detached"))
-        return "told" if told else "LEFT: not told"
-    return "told" if "stopped" in said else "goes on"
+        return "told" if told else "LEFT: not told", said
+    return "told" if "stopped" in said else "goes on", said
+
+
+def children_of(pid: int) -> list[int]:
+    """Return the children of a process."""
+    found: list[int] = []
+    with suppress(OSError):
+        for task in Path(f"/proc/{pid}/task").iterdir():
+            with suppress(OSError):
+                found += map(int, (task / "children").read_text().split())
+    return found
 
 
 def worker_of(agent: int) -> int | None:
     """Return a worker process of the agent."""
-    with suppress(OSError):
-        for task in Path(f"/proc/{agent}/task").iterdir():
-            if children := (task / "children").read_text().split():
-                return int(children[0])
-    return None
+    return next(iter(children_of(agent)), None)
 
 
 def config_file(bench: Bench) -> Path:
@@ -290,33 +376,47 @@ def await_true(condition: Callable[[], bool], seconds: float = 30.0) -> None:
 def duration(bench: Bench, verb: Verb) -> float:
     """Return how long a verb takes undisturbed, in seconds."""
     bench.clear()
-    for words in verb.before:
-        bench.run(*words).check_returncode()
+    bench.prepare(verb)
     start = time.monotonic()
     bench.run(*verb.words).check_returncode()
     return time.monotonic() - start
 
 
-def table(bench: Bench, rows: Sequence[str], names: Sequence[str], moments: int) -> int:
-    """Print a row for each verb and process and a column for each signal; return the mistakes."""
+def cells(
+    bench: Bench, rows: Sequence[str], names: Sequence[str], moments: int
+) -> Iterator[tuple[str, str, int, Callable[[], tuple[str, str]]]]:
+    """Yield each row, signal and moment, and what runs it; durations are measured once a row."""
     known = verbs(bench)
-    mistakes = 0
+    total: dict[str, float] = {}
+
+    def run(row: str, name: str, moment: int) -> tuple[str, str]:
+        if row not in total:
+            total[row] = duration(bench, known[row]) if row in known else 2.0
+        seconds = total[row] * moment / (moments + 1)
+        if row in known:
+            return disturb(bench, known[row], name, seconds)
+        return strike(bench, row, name, seconds / 2)
+
     for row in rows:
-        total = duration(bench, known[row]) if row in known else 2.0
-        cells = []
         for name in names:
-            found: collections.Counter[str] = collections.Counter()
             for moment in range(1, moments + 1):
-                seconds = total * moment / (moments + 1)
-                if row in known:
-                    found[disturb(bench, known[row], name, seconds)] += 1
-                else:
-                    found[strike(bench, row, name, seconds / 2)] += 1
-            mistakes += sum(times for what, times in found.items() if what.startswith("LEFT"))
-            cells.append(", ".join(f"{times} {what}" for what, times in found.most_common()))
-        print(f"| {row} ({total:.2f} s) | {' | '.join(cells)} |", flush=True)
-    bench.clear()
-    return mistakes
+                yield row, name, moment, functools.partial(run, row, name, moment)
+
+
+def table(results: Sequence[dict[str, Any]]) -> str:
+    """Return the results as a table: a row for each verb and process, a column for each signal."""
+    lines = [f"| | {' | '.join(SIGNALS)} |", f"|{' --- |' * (len(SIGNALS) + 1)}"]
+    for row in dict.fromkeys(result["row"] for result in results):
+        columns = []
+        for name in SIGNALS:
+            found = collections.Counter(
+                result["found"]
+                for result in results
+                if result["row"] == row and result["signal"] == name
+            )
+            columns.append(", ".join(f"{times} {what}" for what, times in found.most_common()))
+        lines.append(f"| {row} | {' | '.join(columns)} |")
+    return "\n".join(lines)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -325,18 +425,36 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("rows", nargs="*", help="verbs and processes (default: all)")
     parser.add_argument("--signals", default=",".join(SIGNALS))
     parser.add_argument("--moments", type=int, default=MOMENTS)
+    parser.add_argument("--results", type=Path, help="where cells are kept, one a line, as JSON")
+    parser.add_argument("--seconds", type=float, default=float("inf"), help="begin no cell later")
     parser.add_argument("--log", action="store_true", help="print what each next command said")
     args = parser.parse_args(argv)
+    results: list[dict[str, Any]] = []
+    if args.results and args.results.exists():
+        results = [json.loads(line) for line in args.results.read_text().splitlines()]
+    there = {(result["row"], result["signal"], result["moment"]) for result in results}
+    until = time.monotonic() + args.seconds
     # Not in /tmp: that may be a tmpfs, which has no pages to read ahead.
     with tempfile.TemporaryDirectory(dir=ROOT / "build", prefix="crash-") as directory:
         bench = Bench(Path(directory))
         rows = args.rows or [*verbs(bench), "agent", "worker", "controller", "reader"]
-        names = args.signals.split(",")
-        print(f"| | {' | '.join(names)} |\n|{' --- |' * (len(names) + 1)}")
-        mistakes = table(bench, rows, names, args.moments)
-        if args.log:
-            print("\n".join(bench.log))
-    return 1 if mistakes else 0
+        for row, name, moment, run in cells(bench, rows, args.signals.split(","), args.moments):
+            if (row, name, moment) in there:
+                continue
+            if time.monotonic() > until:
+                break
+            found, said = run()
+            result = {"row": row, "signal": name, "moment": moment, "found": found, "said": said}
+            results.append(result)
+            if args.results:
+                with args.results.open("a") as file:
+                    file.write(f"{json.dumps(result)}\n")
+            if args.log:
+                print(row, name, moment, found, said.strip(), sep=": ", flush=True)
+        bench.clear()
+        bench.end_agent()
+    print(table(results))
+    return 1 if any(result["found"].startswith("LEFT") for result in results) else 0
 
 
 if __name__ == "__main__":
