@@ -4,10 +4,10 @@
 Each round reads a file cold (readahead, or a policy on the engine that is named) and warm: by the
 safetensors library, which takes and adds up each tensor, and by readers that do nothing else, with
 read() and with a byte of each page of a mapping.  Each time once with a recorder and once without,
-in an order that turns; what counts is the reader's own time.  The recorder is the process that
-load(record=...) starts.  In a guest the module's engine is measured the same way: python -m
-benchmarks.guest -- python -m benchmarks.recording_cost --engine struct_ops.  Root only.  Writes
-build/bench/recording_cost.json.
+in an order that turns; what counts is the reader's own time, and memory is touched before it
+starts.  The recorder is the process that load(record=...) starts.  In a guest the module's engine
+is measured the same way: python -m benchmarks.guest -- python -m benchmarks.recording_cost
+--engine struct_ops.  Root only.  Writes build/bench/recording_cost.json.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import save_file
 
-from benchmarks import hosted
+from benchmarks import hosted, memory
 from benchmarks.cachestat import drop, resident_bytes
 from benchmarks.native import file_system, read_ahead
 from pagecache_bpf.errors import PagecacheError
@@ -82,6 +82,7 @@ def one_load(path: Path, reader: str, cold: bool) -> float:
             raise PagecacheError(f"{path} stays in the page cache")
     elif resident_bytes([path]) < path.stat().st_size:
         path.read_bytes()
+    memory.touch()
     done = subprocess.run(
         [sys.executable, "-c", _READERS[reader], str(path)],
         check=True,
@@ -122,13 +123,13 @@ def measure(options: argparse.Namespace, where: Path, say: hosted.Say) -> dict[s
     os.sync()
     model = resolve(str(path))
     rows: dict[str, dict[str, Any]] = {
-        name: {"without_s": [], "recorded_s": []} for name in WORKLOADS
+        name: {"without_s": [], "recorded_s": []} for name in options.workload or WORKLOADS
     }
     attach(options.engine, path)
     try:
         for number in range(options.rounds):
-            for name, (cold, reader) in WORKLOADS.items():
-                row = rows[name]
+            for name, row in rows.items():
+                cold, reader = WORKLOADS[name]
                 for recorded in (True, False) if number % 2 else (False, True):
                     if recorded:
                         row["recorded_s"].append(recorded_load(model, reader, cold, output))
@@ -148,6 +149,7 @@ def measure(options: argparse.Namespace, where: Path, say: hosted.Say) -> dict[s
         "engine": options.engine,
         "kernel": os.uname().release,
         "fs": file_system(path),
+        "read_ahead_kb": options.read_ahead,
         "bytes": options.size * _MIB,
         "rounds": options.rounds,
         "rows": rows,
@@ -162,20 +164,31 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=11, help="default: 11")
     parser.add_argument("--size", type=int, default=512, metavar="MIB", help="default: 512")
     parser.add_argument("--engine", choices=("none", "agent", "struct_ops"), default="none")
+    parser.add_argument(
+        "--workload", action="append", choices=sorted(WORKLOADS), help="default: all; repeatable"
+    )
+    parser.add_argument(
+        "--read-ahead", type=int, default=128, metavar="KIB", help="of the device (default: 128)"
+    )
     parser.add_argument("--directory", type=Path, default=None, help="where the file is made")
     parser.add_argument("--out", type=Path, default=hosted.BUILD / "bench" / "recording_cost.json")
     options = parser.parse_args()
     begun = time.monotonic()
     with (
         tempfile.TemporaryDirectory(dir=options.directory) as directory,
-        read_ahead(Path(directory), 128),
+        read_ahead(Path(directory), options.read_ahead),
+        # The file, and the tensors that are made of it.
+        memory.backed(2 * options.size * _MIB),
     ):
         found = measure(options, Path(directory), hosted.progress())
     options.out.parent.mkdir(parents=True, exist_ok=True)
     options.out.write_text(json.dumps(found, indent=1) + "\n")
-    print(f"engine {found['engine']}, {options.size} MiB, {options.rounds} paired rounds")
+    print(
+        f"engine {found['engine']}, Linux {found['kernel']}, {found['fs']}, read_ahead_kb "
+        f"{options.read_ahead}, {options.size} MiB, {options.rounds} paired rounds, quartiles"
+    )
     for name, row in found["rows"].items():
-        low, high = min(row["ratios"]), max(row["ratios"])
+        low, _, high = statistics.quantiles(row["ratios"], n=4)
         print(
             f"{name:20} {statistics.median(row['without_s']):8.3f} s  with a recorder "
             f"{row['ratio'] - 1:+.1%} ({low - 1:+.1%} to {high - 1:+.1%}), "

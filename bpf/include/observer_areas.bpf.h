@@ -5,7 +5,9 @@
  * A loader copies from its mapping to memory of its own, so the same two areas (vm_area_struct) are
  * looked up again and again.  A lookup (bpf_find_vma()) is expensive: where interrupts are off, the
  * mmap lock is released by an interrupt work item.  So a task's last area without a file and its
- * last one with a file are cached, as long as no mapping of the process has changed.
+ * last one with a file are cached, as long as no mapping of the process has changed.  A loader that
+ * copies faults in each page of its memory, so the last area without a file is cached by CPU, too,
+ * where it takes no more than comparing a few numbers.
  */
 #ifndef OBSERVER_AREAS_BPF_H
 #define OBSERVER_AREAS_BPF_H
@@ -28,6 +30,7 @@ struct areas {
 };
 
 OBSERVER_MAP(BPF_MAP_TYPE_LRU_HASH, areas, 8192, 0, u32, struct areas);
+OBSERVER_MAP(BPF_MAP_TYPE_PERCPU_ARRAY, last_memory, 1, 0, u32, struct area);
 
 #pragma clang attribute push(__attribute__((preserve_access_index)), apply_to = record)
 struct seqcount {
@@ -87,11 +90,36 @@ static __always_inline bool area_holds(struct area *area, u64 mm, u64 changes, u
 	       area->mm == mm;
 }
 
+static __always_inline struct mm_struct *current_mm(void)
+{
+	struct task_struct___mm *task = (void *)current_task();
+
+	return LOAD(task, mm);
+}
+
+/* Whether an address of this task is in the area without a file that this CPU has seen last. */
+static __always_inline bool in_last_memory(u64 address)
+{
+	u32 zero = 0;
+	struct area *last = MAP_LOOKUP(last_memory, &zero);
+	struct mm_struct *mm = current_mm();
+
+	return last && last->mm == (u64)mm && area_holds(last, (u64)mm, changes_of(mm), address);
+}
+
+static __always_inline void keep_last_memory(const struct area *memory)
+{
+	u32 zero = 0;
+	struct area *last = MAP_LOOKUP(last_memory, &zero);
+
+	if (last)
+		*last = *memory;
+}
+
 /* The area with a file around an address of this task, NULL if there is none such. */
 static __always_inline struct area *mapping_at(u64 address)
 {
-	struct task_struct___mm *task = (void *)current_task();
-	struct mm_struct *mm = LOAD(task, mm);
+	struct mm_struct *mm = current_mm();
 	struct area found = { .mm = (u64)mm };
 	u64 changes = changes_of(mm);
 	u32 tid = (u32)bpf_get_current_pid_tgid();
@@ -103,14 +131,17 @@ static __always_inline struct area *mapping_at(u64 address)
 		if (!kept)
 			return NULL;
 	}
-	if (area_holds(&kept->memory, found.mm, changes, address))
+	if (area_holds(&kept->memory, found.mm, changes, address)) {
+		keep_last_memory(&kept->memory);
 		return NULL;
+	}
 	if (area_holds(&kept->mapping, found.mm, changes, address))
 		return &kept->mapping;
 	if (FIND_AREA(address, keep_area, &found))
 		return NULL;
 	if (!found.file) {
 		kept->memory = found;
+		keep_last_memory(&found);
 		return NULL;
 	}
 	kept->mapping = found;

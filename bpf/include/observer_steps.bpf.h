@@ -119,23 +119,25 @@ static __always_inline u64 count_behind(struct task_state *state, u64 end)
 	return w->pages;
 }
 
+/* Looks at the first of the pages, and takes it off them. */
 static STEP(step_transit)(u32 step, struct working *c)
 {
 	struct transit *t = &c->state->transit;
-	u64 entry;
+	u64 bit = t->pages & -t->pages, entry;
 
-	if (!(t->pages >> (step & 63) & 1))
-		return 0;
-	entry = slot_of(t->leaf, step & 63);
+	if (!bit)
+		return 1;
+	t->pages ^= bit;
+	entry = slot_of(t->leaf, count_bits(bit - 1));
 	if (entry && !(entry & 3) && !folio_mappable((struct folio *)entry))
-		t->waiting |= 1ULL << (step & 63);
+		t->waiting |= bit;
 	return 0;
 }
 
 static STEP(step_mapped)(u32 step, struct working *c)
 {
 	struct around *a = &c->state->around;
-	u64 word = a->word + step, window, fresh;
+	u64 word = a->word + step, window, fresh, on_way;
 	struct transit *t = &c->state->transit;
 	u32 at = word % BITS_WORDS;
 	struct page_bits *bits;
@@ -154,18 +156,19 @@ static STEP(step_mapped)(u32 step, struct working *c)
 	if (fresh)
 		a->again = 0;
 	fresh &= bits->resident[at];
-	if (fresh && !a->whole) {
+	on_way = fresh & ~bits->touched[at]; /* what has been used has arrived */
+	if (on_way && !a->whole) {
 		struct xa_node *leaf = NULL;
 		struct folio *folio = folio_at(a->mapping, word * 64, &leaf);
 
 		if (leaf) {
 			t->leaf = leaf;
-			t->pages = fresh;
+			t->pages = on_way;
 			t->waiting = 0;
 			WALK(64, step_transit, c);
 			fresh &= ~t->waiting;
 		} else if (folio && !folio_mappable(folio)) {
-			fresh = 0; /* a large folio holds the whole word */
+			fresh &= ~on_way; /* a large folio holds the whole word */
 		}
 	}
 	a->mapped[step] = fresh | (window & seen->seen[at] & bits->resident[at]);

@@ -66,7 +66,7 @@ struct walk {
 /* Which pages of a word are in the cache, but cannot be mapped yet. */
 struct transit {
 	struct xa_node *leaf; /* the node of the index that has a slot for each */
-	u64 pages;
+	u64 pages; /* those that are not looked at yet */
 	u64 waiting;
 };
 

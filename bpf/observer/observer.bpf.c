@@ -285,7 +285,7 @@ static __always_inline int observe_user_fault(u64 address)
 	u32 zero = 0, tgid, *any = MAP_LOOKUP(any_mappers, &zero);
 	struct fault f = { .address = address };
 
-	if (!any || !*any)
+	if (!any || !*any || in_last_memory(address))
 		return 0;
 	tgid = bpf_get_current_pid_tgid() >> 32;
 	if (!MAP_LOOKUP(mappers, &tgid))
