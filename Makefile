@@ -28,7 +28,7 @@ RUNNING := $(shell uname -r)
 KREL ?= $(GUEST_KREL)
 
 .PHONY: help deps build peers bpf policies kmod check format coverage docs docs-site fuzz fuzz-guided mutate test test-unit test-native test-vm test-numa \
-	test-torch test-loaders test-engines test-ray test-old vm vm-shell vm-debug debug-kernel test-kernels demo demo-guest bench wheel wheel-arm64 dist chart \
+	test-torch test-loaders test-engines test-ray test-cluster test-old vm vm-shell vm-debug debug-kernel test-kernels demo demo-guest bench wheel wheel-arm64 dist chart \
 	test-delivery install install-data uninstall clean
 
 help: ## list the targets
@@ -189,6 +189,16 @@ test-ray: build ## a Ray cluster of three raylets: requests and replicas go wher
 		$(RAY_PY) -m pip install -q --disable-pip-version-check -e '.[ray]' pytest && \
 		touch build/venv-ray/.installed; }
 	$(RAY_PY) -m pytest tests/ray -rs --junitxml=build/test/ray.xml
+
+# Not part of `make test`: Kubernetes is compiled first, once (a quarter of an hour, 5 GB), and the image
+# is made.  The tests have a network and mounts of their own, where nothing is left of them.
+test-cluster: build ## a real Kubernetes (Debian's 1.20) on this machine: the DaemonSet and pods that load (root; long)
+	$(Q)tools/kubernetes.sh
+	$(Q)tools/deps.sh wheel dist
+	$(Q)python3 -m tools.dist wheel image chart
+	$(Q)mkdir -p build/test
+	unshare --net --mount sh -c 'mount --make-rshared / && exec "$$@"' - $(PY) -m pytest tests/cluster \
+		-p no:cacheprovider -rs --durations=10 --junitxml=build/test/cluster.xml $(PYTEST)
 
 # The guest's own pytest writes the report; its exit code, a lost guest and every complaint of the
 # kernel come back through benchmarks.guest.

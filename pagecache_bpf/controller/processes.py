@@ -30,6 +30,8 @@ CONNECTOR, PIDFD = "connector", "pidfd"
 _log = logging.getLogger(__name__)
 _SO_ATTACH_FILTER = 26  # include/uapi/asm-generic/socket.h
 _WHAT_OFFSET = 36  # struct nlmsghdr, struct cn_msg; then proc_event.what
+_NETLINK_CONNECTOR = 11  # include/uapi/linux/netlink.h
+_NLMSG_HDRLEN = 16  # of struct nlmsghdr
 _EXIT = 0x80000000  # PROC_EVENT_EXIT in include/uapi/linux/cn_proc.h
 
 
@@ -194,6 +196,20 @@ class ProcessWatch:
                 self._ended(pid)
 
 
+def _ask_the_connector(what: str) -> None:
+    """Send the kernel's connector a message that it drops: only the first network namespace has it.
+
+    pyroute2 would find that out, too, and have asyncio log each step of its failure.
+    """
+    try:
+        with socket.socket(socket.AF_NETLINK, socket.SOCK_DGRAM, _NETLINK_CONNECTOR) as probe:
+            probe.sendto(bytes(_NLMSG_HDRLEN), (0, 0))
+    except ConnectionRefusedError as error:
+        raise UnsupportedError(what, "this is not the first network namespace") from error
+    except OSError as error:
+        raise UnsupportedError(what, str(error)) from error
+
+
 class ExitEvents:
     """The kernel's process events, ends only.
 
@@ -205,6 +221,7 @@ class ExitEvents:
         what = "process events cannot be had"
         if not pid_namespace.is_first():
             raise UnsupportedError(what, "this is not the first PID namespace")
+        _ask_the_connector(what)
         try:
             from pyroute2.netlink.connector.cn_proc import ProcEventSocket
         except ImportError as error:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -168,6 +169,24 @@ def test_without_the_connector_it_says_why(told: Told, monkeypatch: pytest.Monke
     made = ProcessWatch(told)
     assert (made.how, made.why) == (PIDFD, "the kernel has none")
     made.close()
+
+
+ELSEWHERE = """
+from pagecache_bpf.controller.processes import ProcessWatch
+made = ProcessWatch(print)
+print(made.how, made.why, sep=": ")
+made.close()
+"""
+
+
+def test_in_a_network_of_its_own_it_says_so_once() -> None:
+    """As in a pod: the connector is not there, and asyncio logs nothing of that."""
+    command = ["unshare", "--net", sys.executable, "-c", ELSEWHERE]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if "unshare" in done.stderr:
+        pytest.skip(f"no network of its own: {done.stderr.strip()}")
+    assert done.stdout == f"{PIDFD}: this is not the first network namespace\n"
+    assert done.stderr == ""
 
 
 def test_a_process_lives_until_it_has_ended(sleepers: Sleepers) -> None:

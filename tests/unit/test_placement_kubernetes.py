@@ -7,10 +7,12 @@ objects, which kubernetes-validate checks; a real one is not needed to see what 
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import threading
 import time
@@ -26,6 +28,7 @@ import kubernetes_validate
 import pytest
 
 import pagecache_bpf
+from pagecache_bpf.cli.verbs import kube_extender
 from pagecache_bpf.errors import PagecacheError, PrivilegeError
 from pagecache_bpf.metrics.exporter import Address, Collector, Exporter
 from pagecache_bpf.placement.content_identity import content_of
@@ -407,6 +410,26 @@ def test_the_commands(nodes: Callable[[NodeScores], str], cold: Path, tmp_path: 
         assert re.search(rf"^{re.escape(label_key(told['models'][0]))}=90$", text, re.M)
         one.send_signal(signal.SIGINT)
         assert one.wait(timeout=60) == 0
+
+
+def test_exporters_are_asked_while_the_service_has_no_address(
+    nodes: Callable[[NodeScores], str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = nodes(cached(1.0, "warm"))
+
+    def nobody(*args: object, **changes: object) -> list[object]:
+        raise socket.gaierror("no such name")
+
+    given = argparse.Namespace(
+        service="pagecache-bpf.pagecache-bpf.svc:9743",
+        exporter=[url],
+        exporter_ca=None,
+        interval=10.0,
+        stale=60.0,
+    )
+    addresses = kube_extender._sources(given)
+    monkeypatch.setattr("pagecache_bpf.placement.extender_server.socket.getaddrinfo", nobody)
+    assert list(addresses()) == [url]
 
 
 @pytest.mark.parametrize(

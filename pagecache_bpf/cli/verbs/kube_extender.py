@@ -167,7 +167,10 @@ def _sources(args: argparse.Namespace) -> Callable[[], Iterable[str]]:
     found = of_service(name, int(port), "https" if args.exporter_ca else "http")
 
     def addresses() -> Iterable[str]:
-        return [*fixed, *found()]
+        try:
+            return [*fixed, *found()]
+        except OSError:  # the name does not resolve now; those that were named are asked anyway
+            return fixed
 
     return addresses
 

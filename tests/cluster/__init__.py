@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A Kubernetes cluster of this machine's own: `make test-cluster`."""
