@@ -235,12 +235,12 @@ class Output:
         self._stderr(json.dumps({"warning": text}) if self.json else shown)
 
     def remark(self, text: str) -> None:
-        """Print a line for people to stderr, where stdout belongs to another program.
+        """Print lines for people to stderr, where stdout belongs to another program.
 
         Args:
-            text: the line.
+            text: the lines; a name in them must not have line feeds.
         """
-        self._stderr(f"{PREFIX}{printable(text)}")
+        self._stderr(f"{PREFIX}{printable(text, keep=chr(10))}")
 
     def _red(self, text: str) -> str:
         return f"\033[1;31m{text}\033[0m" if self.color and sys.stderr.isatty() else text

@@ -211,6 +211,9 @@ def export_template(args: argparse.Namespace, out: Output) -> int:
 
     template = templates.read(args.template)
     paths = dict(enumerate(locate(template, Path(args.path).absolute())))
+    gone = [path for path in paths.values() if not path.exists()]
+    if gone:  # which is right where the trace is for another machine
+        out.warn(f"{gone[0]} does not exist; PATH says where the files are")
     lines = render_trace(template, paths)
     if args.output is None and out.json:
         text = "".join(lines)

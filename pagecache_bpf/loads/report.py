@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from pagecache_bpf.units import format_duration, format_size, plural
+from pagecache_bpf.units import format_duration, format_size, plural, printable
 
 #: Values of Report.engine.
 STRUCT_OPS, AGENT, UNPRIVILEGED, NONE = "struct_ops", "agent", "unprivileged", "none"
@@ -101,7 +101,8 @@ class Report:
         if self.recording:
             lines.append(f"  recording: {self.recording}")
         lines += [f"  {note}" for note in self.notes]
-        return "\n".join(lines)
+        # Names of files are anybody's; only the ends of our own lines are ends of lines.
+        return "\n".join(map(printable, lines))
 
 
 def _size(count: int | None) -> str:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import mmap
 import os
@@ -405,6 +406,7 @@ def test_run_passes_everything_on(model: Path) -> None:
     assert resident(model) == 0
     done = run_it("--weights", model, "--", "sh", "-c", "kill -USR1 $$")
     assert done.returncode == 128 + signal.SIGUSR1 and "engine " in done.stderr
+    assert len(done.stderr.splitlines()) >= 3 and "\\n" not in done.stderr
     assert run_it("--weights", model, "--", "/nonexistent").returncode == 127
     assert run_it("--weights", model, "--", str(ROOT / "README.md")).returncode == 126
 
@@ -441,3 +443,9 @@ def test_run_needs_weights_and_a_command(model: Path) -> None:
     failed = run("run", "--", "echo", "--json", ROOT / "README.md")
     assert failed.code == 2 and "no weights were found" in failed.err
     assert run("run", "--budget", "x", "--", "cat", model).code == 2
+
+
+def test_names_in_a_report_cannot_act_on_the_terminal(model: Path) -> None:
+    with pc.load(model) as load:
+        report = dataclasses.replace(load.report(), notes=("a\x1b[31m\nb is gone",))
+    assert str(report).splitlines()[-1] == "  a\\x1b[31m\\nb is gone"

@@ -251,6 +251,8 @@ def test_the_command_converts_and_compares(root: Path, tmp_path: Path) -> None:
     assert exported.code == 0 and not undocumented(exported.data, verb.JSON["template export"])
     assert exported.data["lines"] == len(trace.read_text().splitlines())
     assert run("template", "export", one, root).out == trace.read_text()
+    here = run("template", "export", one)
+    assert here.code == 0 and "does not exist; PATH says where the files are" in here.err
     back = run("template", "import", trace, "-o", other, "--json")
     assert back.code == 0 and not undocumented(back.data, verb.JSON["template import"])
     assert read(other).source == "imported"
