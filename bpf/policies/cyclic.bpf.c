@@ -6,9 +6,10 @@
  *	llama.cpp with mmap, FlexGen, ZeRO-Inference.  LRU then evicts each page just before it is
  *	wanted again and hits nothing; a fixed part of the budget's size is hit in every round.
  * Limits: set budget_mib to what the model may keep, less the window and 1 MiB for the stream.
- *	Files get their parts in the order in which reclaim or a reader meets them first.  Mapped
- *	pages of the stream cannot be dropped behind the reader; they go when reclaim comes to them.
- *	Engine agent has no say in that, so there it leaves mapped readers to the kernel, and of
+ *	Files get their parts in the order in which reclaim or a reader meets them first; one that
+ *	has no pages left and was not met for 10 s gives its part back when another wants it.
+ * Mapped pages of the stream cannot be dropped behind the reader; they go when reclaim comes to
+ * them. Engine agent has no say in that, so there it leaves mapped readers to the kernel, and of
  *	others it drops the stream behind the reader.  A reader that runs behind another one in the
  *	same file may find the stream gone.
  */
@@ -21,34 +22,21 @@ PAGECACHE_KNOB(u32, window_kib, 8192, "KiB", 0, 4194304,
 
 #define STEP 64 /* pages between two looks at a reader */
 
-struct part {
-	u64 pages; /* from the first, that are kept */
-	u64 looked; /* where the reader was looked at last */
-};
-
-struct {
-	__uint(type, BPF_MAP_TYPE_HASH);
-	__uint(max_entries, 65536);
-	__type(key, struct piece_key);
-	__type(value, struct part);
-} kept_parts SEC(".maps");
-
 PAGECACHE_GAUGE(granted_pages, "pages", "pages in the parts that are kept");
+#define GRANTED granted_pages
+#include "grants.bpf.h"
 
-static __always_inline struct part *part_of(struct pagecache_ctx *ctx)
+/* The file's part; grant->own: where the reader was looked at last. */
+static __always_inline struct grant *part_of(struct pagecache_ctx *ctx)
 {
 	u64 budget = keep_bound(ctx, budget_mib);
-	struct piece_key key = file_key_of(ctx);
-	struct part *part = bpf_map_lookup_elem(&kept_parts, &key), fresh = {};
-	u64 granted = granted_pages;
+	struct grant *part = grant_find(ctx);
 
-	if (part)
-		return part;
-	fresh.pages = granted < budget ? min_u64(budget - granted, ctx->file_pages) : 0;
-	fresh.looked = ~0ULL;
-	if (!bpf_map_update_elem(&kept_parts, &key, &fresh, BPF_NOEXIST))
-		__sync_fetch_and_add(&granted_pages, fresh.pages);
-	return bpf_map_lookup_elem(&kept_parts, &key);
+	if (!part)
+		return grant_new(ctx, ctx->file_pages, budget, ~0ULL);
+	if (grant_may_ask(ctx, part, ctx->file_pages))
+		part->pages += grant_take(ctx, ctx->file_pages - part->pages, budget);
+	return part;
 }
 
 PAGECACHE_INIT(cyclic_init)
@@ -63,17 +51,17 @@ PAGECACHE_ACCESS(cyclic_access)
 {
 	u64 window = pages_of(ctx, (u64)window_kib << 10), at = ctx->index, behind;
 	bool mapped = ctx->kind != PAGECACHE_KIND_READ;
-	struct part *part;
+	struct grant *part;
 	bool on;
 
 	/* What a reader has mapped cannot be dropped, and the kernel reads around its faults. */
 	if (mapped && PAGECACHE_KERNEL_READS)
 		return;
 	part = part_of(ctx);
-	if (!part || (at >= part->looked && at < part->looked + STEP))
+	if (!part || (at >= part->own && at < part->own + STEP))
 		return;
-	on = at >= part->looked && at < part->looked + 2 * STEP;
-	part->looked = at;
+	on = at >= part->own && at < part->own + 2 * STEP;
+	part->own = at;
 	behind = max_u64(part->pages, drop_from(ctx, at));
 	if (at > behind && !mapped)
 		pagecache_drop(ctx, behind, at - behind);
@@ -83,13 +71,20 @@ PAGECACHE_ACCESS(cyclic_access)
 				   PAGECACHE_NODE_ANY, 0);
 }
 
+PAGECACHE_REMOVED(cyclic_removed)
+(struct pagecache_ctx *ctx)
+{
+	grant_removed(ctx);
+}
+
 PAGECACHE_EVICT(cyclic_evict)
 (struct pagecache_ctx *ctx)
 {
-	struct part *part = part_of(ctx);
+	struct grant *part = part_of(ctx);
 
 	return part && ctx->index < part->pages ? PAGECACHE_EVICT_KEEP : PAGECACHE_EVICT_NOW;
 }
 
 PAGECACHE_POLICY(cyclic, .init = (void *)cyclic_init, .access = (void *)cyclic_access,
-		 .evict = (void *)cyclic_evict, .access_step_pages = STEP);
+		 .removed = (void *)cyclic_removed, .evict = (void *)cyclic_evict,
+		 .access_step_pages = STEP);

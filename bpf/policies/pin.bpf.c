@@ -8,7 +8,8 @@
  *	resident with what is promised and says so when it is less.
  * Limits: it keeps what has been read and reads again what was evicted in spite of it, but it
  *	does not load the model: read it once (cat, vmtouch, the server itself).  What is beyond
- *	the budget is left to the kernel, and of a file that is pinned in part, what was resident
+ *	the budget is left to the kernel, until a file that has no pages left and was not met for
+ *	10 s gives back what it was granted.  Of a file that is pinned in part, what was resident
  *	before is not counted, nor are hot pieces.  Engine agent cannot refuse an eviction: there
  *	pages go and are read again, up to reread_mib_per_s.
  */
@@ -29,56 +30,62 @@ struct {
 	__type(value, u32);
 } hot PAGECACHE_HINT("pieces of 1 MiB that are hot; value: 1 pinned, 0 not") SEC(".maps");
 
-struct pinned_file {
-	u64 granted; /* pages, from the first */
-};
-
-struct {
-	__uint(type, BPF_MAP_TYPE_HASH);
-	__uint(max_entries, 65536);
-	__uint(map_flags, 1);
-	__type(key, struct piece_key);
-	__type(value, struct pinned_file);
-} pinned SEC(".maps");
-
 PAGECACHE_GAUGE(promised_pages, "pages", "pages that are to stay, of files seen so far");
 PAGECACHE_PROMISED(pinned_pages, "pages", promised_pages, "pages of these that are resident");
+#define GRANTED promised_pages
+#include "grants.bpf.h"
 
 static u64 second, reread; /* pages read again in that second */
 
-/* there: pages of the file that are in the cache already. */
-static __always_inline struct pinned_file *file_of(struct pagecache_ctx *ctx, u64 there)
+static __always_inline u64 wanted_of(const struct pagecache_ctx *ctx)
 {
-	u64 budget = keep_bound(ctx, budget_mib);
-	struct piece_key key = file_key_of(ctx);
-	struct pinned_file *file = bpf_map_lookup_elem(&pinned, &key), fresh = {};
-	u64 promised = promised_pages;
+	u64 first = first_mib ? pages_of(ctx, (u64)first_mib << 20) : ctx->file_pages;
 
-	if (file)
-		return file;
-	fresh.granted = first_mib ? pages_of(ctx, (u64)first_mib << 20) : ctx->file_pages;
-	fresh.granted = min_u64(fresh.granted, ctx->file_pages);
-	fresh.granted = promised < budget ? min_u64(budget - promised, fresh.granted) : 0;
-	if (hot_only)
-		fresh.granted = 0;
-	/* Of a file that is pinned in part nobody knows which pages those are. */
-	if (fresh.granted == ctx->file_pages)
-		there = min_u64(there, fresh.granted);
-	else
-		there = 0;
-	if (!bpf_map_update_elem(&pinned, &key, &fresh, BPF_NOEXIST)) {
-		__sync_fetch_and_add(&promised_pages, fresh.granted);
-		__sync_fetch_and_add(&pinned_pages, there);
-	}
-	return bpf_map_lookup_elem(&pinned, &key);
+	return hot_only ? 0 : min_u64(first, ctx->file_pages);
 }
 
-static __always_inline bool is_pinned(struct pagecache_ctx *ctx, const struct pinned_file *file)
+/* So many pages more of what is granted are resident. */
+static __always_inline void count(struct grant *file, s64 pages)
+{
+	__sync_fetch_and_add(&file->own, pages);
+	__sync_fetch_and_add(&pinned_pages, pages);
+}
+
+/*
+ * What the file has been granted; grant->own: how much of that is resident.  @there: pages of the
+ * file that are in the cache already.  Of a file that is pinned in part nobody knows which pages
+ * those are, so one gets more when it has none, or all that it wants.
+ */
+static __always_inline struct grant *file_of(struct pagecache_ctx *ctx, u64 there)
+{
+	u64 budget = keep_bound(ctx, budget_mib), wanted = wanted_of(ctx), more;
+	struct grant *file = grant_find(ctx);
+
+	if (!file) {
+		file = grant_new(ctx, wanted, budget, 0);
+		if (file && file->pages == ctx->file_pages)
+			count(file, min_u64(there, file->pages));
+		return file;
+	}
+	if (!grant_may_ask(ctx, file, wanted) || (there && wanted < ctx->file_pages))
+		return file;
+	more = grant_take(ctx, wanted - file->pages, budget);
+	if (there && file->pages + more < wanted) {
+		__sync_fetch_and_add(&promised_pages, -more);
+		return file;
+	}
+	file->pages += more;
+	if (there)
+		count(file, there - file->own);
+	return file;
+}
+
+static __always_inline bool is_pinned(struct pagecache_ctx *ctx, const struct grant *file)
 {
 	struct piece_key key = piece_at(ctx, ctx->index);
 	u32 *wanted;
 
-	if (ctx->index < file->granted)
+	if (ctx->index < file->pages)
 		return true;
 	wanted = bpf_map_lookup_elem(&hot, &key);
 	return wanted && *wanted;
@@ -94,21 +101,21 @@ PAGECACHE_INIT(pin_init)
 PAGECACHE_ADDED(pin_added)
 (struct pagecache_ctx *ctx)
 {
-	struct pinned_file *file = file_of(ctx, ctx->resident_pages - ctx->nr);
+	struct grant *file = file_of(ctx, ctx->resident_pages - ctx->nr);
 
-	if (file && ctx->index < file->granted)
-		__sync_fetch_and_add(&pinned_pages, ctx->nr);
+	if (file && ctx->index < file->pages)
+		count(file, ctx->nr);
 }
 
 PAGECACHE_REMOVED(pin_removed)
 (struct pagecache_ctx *ctx)
 {
-	struct pinned_file *file = file_of(ctx, ctx->resident_pages);
+	struct grant *file = grant_removed(ctx);
 
 	if (!file || !is_pinned(ctx, file))
 		return;
-	if (ctx->index < file->granted)
-		__sync_fetch_and_add(&pinned_pages, -ctx->nr);
+	if (ctx->index < file->pages)
+		count(file, -ctx->nr);
 	/* Only engine agent can read here; the module has refused the eviction before. */
 	if (!PAGECACHE_KERNEL_READS || !ctx->file_id)
 		return;
@@ -125,7 +132,7 @@ PAGECACHE_REMOVED(pin_removed)
 PAGECACHE_EVICT(pin_evict)
 (struct pagecache_ctx *ctx)
 {
-	struct pinned_file *file = file_of(ctx, ctx->resident_pages);
+	struct grant *file = file_of(ctx, ctx->resident_pages);
 
 	return file && is_pinned(ctx, file) ? PAGECACHE_EVICT_KEEP : PAGECACHE_EVICT_DEFAULT;
 }
