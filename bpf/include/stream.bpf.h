@@ -27,7 +27,9 @@ static __always_inline void open_window(struct stream *s, const struct pagecache
 
 /*
  * The reader had to wait.  Judge the present window once it has been read through: while each
- * growth makes the reader faster by an eighth or more, grow it again.
+ * growth makes the reader faster by an eighth or more, grow it again.  One that did not is tried
+ * again when the reader has gone on for PROBE_BYTES: a device has slow moments.  It goes back to
+ * what it was if that does not help either.
  */
 PAGECACHE_STEP int grow(struct stream *s, const struct pagecache_ctx *ctx)
 {
@@ -40,12 +42,21 @@ PAGECACHE_STEP int grow(struct stream *s, const struct pagecache_ctx *ctx)
 	pages = ctx->index - s->since;
 	ns = ctx->time_ns - s->since_ns;
 	steep = s->window < pages_of(ctx, STEEP_BYTES);
-	if (s->settled || s->window >= limit || ctx->index < s->since + s->window || !ns)
+	if (ctx->index < s->since + s->window || !ns ||
+	    (s->window >= limit && s->settled != PROBING))
 		return 0;
 	rate = pages * 1000000000ULL / ns;
-	if (!steep && s->rate && rate < s->rate + s->rate / 8) {
-		s->settled = 1;
+	if (s->settled == SETTLED) {
+		if (pages < pages_of(ctx, PROBE_BYTES))
+			return 0;
+		s->settled = PROBING;
+		s->proven = s->window;
+	} else if (!steep && s->rate && rate < s->rate + s->rate / 8) {
+		open_window(s, ctx, s->settled == PROBING ? s->proven : s->window);
+		s->settled = SETTLED;
 		return 0;
+	} else {
+		s->settled = 0;
 	}
 	s->rate = rate;
 	open_window(s, ctx, s->window * (steep ? 4 : 2));

@@ -19,12 +19,16 @@ PAGECACHE_KNOB(u32, confirm_accesses, 3, "accesses", 1, 16, "accesses in order t
 #define STREAMS 8
 #define TRUSTED 1 /* files of a model streamed to the end before it is trusted */
 #define STEEP_BYTES (32 << 20) /* windows below this grow fourfold, and are not measured */
+#define PROBE_BYTES (1ULL << 30) /* read on with a window before a larger one is tried again */
 #define NOW_PAGES 64 /* of a miss, before the rest follows */
 #define CONFIRM_PAGES 64 /* in order: 256 KiB are more than a record */
 #define READ_PART 4 /* of what a reader comes through it reads this part at least, */
 #define SEEN_PART 24 /* and of a mapping this part is seen to be touched */
 #define DOWN_PARTS 4 /* requests for the window below a reader that goes down */
 #define HEAD_PAGES 64 /* a trusted file is expected to be read from here */
+
+/* A larger window may help; it did not; it is being tried again. */
+enum settled { GROWING = 0, SETTLED = 1, PROBING = 2 };
 
 struct stream {
 	u64 from; /* its last access began here, */
@@ -39,7 +43,8 @@ struct stream {
 	u64 touched; /* what the reader had accessed when this counter was 0 */
 	u64 goal; /* the window grows up to this as the reader goes on, whether it waits or not */
 	u32 run; /* accesses in order that came to pages not accessed before */
-	u32 settled; /* a larger window would not help */
+	u32 settled; /* whether a larger window would help: enum settled */
+	u64 proven; /* the window before it was grown to see whether that helps now */
 };
 
 struct file_state {
