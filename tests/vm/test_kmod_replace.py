@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.cachestat import PAGE_SIZE
+from benchmarks.cachestat import PAGE_SIZE, drop
 from benchmarks.guest.cgroups import group
 from pagecache_bpf.errors import PagecacheError, PolicyRejected, UsageError
 from pagecache_bpf.policy import loader
@@ -96,6 +96,7 @@ def test_what_is_kept_stays_kept(mount: Path) -> None:
         assert policy.count("evict_calls") == calls
         wait_for(lambda: policy.status.kept_pages == 0, "what was kept to be forgotten")
         replace(find(test_policy("keep_all")))
+        drop([weights, stream])
         memory.read(weights, stream)
         assert policy.status.kept_pages > 0
 
