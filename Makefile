@@ -256,7 +256,8 @@ debug-kernel: build ## build that kernel, and the module for it
 # Not part of `make test`: each kernel is fetched (some 300 MB with what is needed to build for it), and
 # takes half an hour.  KERNELS names others that Debian has headers of.
 KERNELS ?= $(GUEST_KREL) 7.3.4+deb13-amd64
-KMOD_TESTS := $(patsubst %,tests/vm/test_kmod_%.py,readahead prefetch tags policies evict safety)
+KMOD_TESTS := $(patsubst %,tests/vm/test_kmod_%.py,readahead prefetch tags policies evict safety \
+	canary replace grants)
 test-kernels: build ## tests of the module on each kernel of docs/kernels.md, and its table (long)
 	$(Q)tools/deps.sh kernels
 	$(Q)mkdir -p build/test/kernels

@@ -84,6 +84,21 @@ def read(fd: int, start: int, pages: int, piece: int = 32) -> None:
         check(os.pread(fd, many * PAGE_SIZE, page * PAGE_SIZE), page * PAGE_SIZE)
 
 
+def _in_a_process(file: Path, ranges: Sequence[Range]) -> None:
+    """Read these ranges as a process of its own does."""
+    pid = os.fork()
+    if pid == 0:
+        code = 1
+        try:
+            fd = os.open(file, os.O_RDONLY)
+            for _, start, pages in ranges:
+                read(fd, start, pages)
+            code = 0
+        finally:
+            os._exit(code)
+    assert os.waitpid(pid, 0)[1] == 0
+
+
 class Cases:
     """The tests of one engine.  Who inherits them has a fixture `place`: a directory."""
 
@@ -300,6 +315,24 @@ class Cases:
             wait_for(lambda: resident(file) <= left, "the pages to go")
             most = PAGES + self.engine.beyond * len(order)
             assert policy.count("added_bytes") <= 1.05 * most * PAGE_SIZE
+
+    def test_what_a_broken_off_load_has_passed_does_not_count(self, file: Path) -> None:
+        """An extent goes when both ranks of one load have read it, not one rank of each of two."""
+        shared = [(0, start, 512) for start in range(4096, 7168, 512)]
+        ranks = [[(0, start, 512), *shared, (0, start + 512, 512)] for start in (0, 2048)]
+        with self.engine.attach(
+            template_of([file], *ranks), [file], window_mib=4, drop_behind=1
+        ) as policy:
+            drop([file])
+            _in_a_process(file, ranks[0])
+            drop([file])
+            _in_a_process(file, ranks[0])
+            policy.idle()
+            assert resident(file, 4096, 3072) == 3072
+            _in_a_process(file, ranks[1])
+            policy.idle()
+            left = (2 + self.engine.beyond) * len(shared) + SLACK
+            wait_for(lambda: resident(file, 4096, 3072) <= left, "the pages to go")
 
     def test_a_second_load(self, file: Path) -> None:
         """A second load after the pages have gone is read ahead like the first."""

@@ -50,6 +50,9 @@ struct pagecache_template_model {
 	__u64 strayed; /* pages accessed otherwise, or prefetched before a jump and passed over */
 	__u64 jumps; /* times that a consumer went on elsewhere */
 	char name[64];
+	__u32 load; /* number of the present load: grows when a consumer that has read begins anew
+		     */
+	__u32 reserved;
 };
 
 enum pagecache_template_source {
@@ -63,7 +66,7 @@ struct pagecache_template_consumer {
 	__u32 first_step; /* index of template_steps */
 	__u32 nr_steps;
 	__u32 tgid; /* who reads as this consumer; 0: nobody yet */
-	__u32 reserved;
+	__u32 load; /* the load that it has begun last */
 	__u64 time_ns; /* when it was seen last, */
 	__u64 position; /* and where */
 };
@@ -97,8 +100,8 @@ struct pagecache_template_step {
 };
 
 /*
- * template_extents: shared by the consumers that want the same.  asked, generation and passed are
- * the policy's.
+ * template_extents: shared by the consumers that want the same.  asked, generation, load and passed
+ * are the policy's.
  */
 struct pagecache_template_extent {
 	__u32 file; /* index of template_targets */
@@ -107,20 +110,21 @@ struct pagecache_template_extent {
 	__u32 users; /* steps that lead here */
 	__u32 asked; /* pages from start on that have been asked for, */
 	__u32 generation; /* if this is the file's */
-	__u32 passed; /* users that have come to its end */
+	__u32 load; /* the load that passed is of */
 	__u32 edges; /* _SHARED_*: pages of another extent, too; _WHOLE_*: huge pages all wanted */
 	__u32 before; /* extent that brings in the huge page where this one begins, or _NONE */
 	__u32 behind; /* the same for its end */
+	__u64 passed; /* users that have come to its end: bit per consumer of the model */
 };
 
 _Static_assert(sizeof(struct pagecache_file_key) == 24, "file key has a hole");
 _Static_assert(sizeof(struct pagecache_template_file) == 16, "template file has a hole");
-_Static_assert(sizeof(struct pagecache_template_model) == 40 + 64, "template model has a hole");
+_Static_assert(sizeof(struct pagecache_template_model) == 48 + 64, "template model has a hole");
 _Static_assert(sizeof(struct pagecache_template_consumer) == 32, "template consumer has a hole");
 _Static_assert(sizeof(struct pagecache_template_target) == 48, "template target has a hole");
 _Static_assert(sizeof(struct pagecache_template_span) == 8, "template span has a hole");
 _Static_assert(sizeof(struct pagecache_template_entry) == 8, "template entry has a hole");
 _Static_assert(sizeof(struct pagecache_template_step) == 16, "template step has a hole");
-_Static_assert(sizeof(struct pagecache_template_extent) == 40, "template extent has a hole");
+_Static_assert(sizeof(struct pagecache_template_extent) == 48, "template extent has a hole");
 
 #endif /* PAGECACHE_TEMPLATE_H */

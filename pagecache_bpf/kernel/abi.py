@@ -169,7 +169,7 @@ class pagecache_template_file(ctypes.Structure):
 
 
 class pagecache_template_model(ctypes.Structure):
-    """Struct pagecache_template_model, 104 bytes."""
+    """Struct pagecache_template_model, 112 bytes."""
 
     first_consumer: int
     nr_consumers: int
@@ -179,6 +179,8 @@ class pagecache_template_model(ctypes.Structure):
     strayed: int
     jumps: int
     name: bytes
+    load: int
+    reserved: int
 
     _fields_ = (
         ("first_consumer", ctypes.c_uint32),
@@ -189,6 +191,8 @@ class pagecache_template_model(ctypes.Structure):
         ("strayed", ctypes.c_uint64),
         ("jumps", ctypes.c_uint64),
         ("name", ctypes.c_char * 64),
+        ("load", ctypes.c_uint32),
+        ("reserved", ctypes.c_uint32),
     )
 
 
@@ -198,7 +202,7 @@ class pagecache_template_consumer(ctypes.Structure):
     first_step: int
     nr_steps: int
     tgid: int
-    reserved: int
+    load: int
     time_ns: int
     position: int
 
@@ -206,7 +210,7 @@ class pagecache_template_consumer(ctypes.Structure):
         ("first_step", ctypes.c_uint32),
         ("nr_steps", ctypes.c_uint32),
         ("tgid", ctypes.c_uint32),
-        ("reserved", ctypes.c_uint32),
+        ("load", ctypes.c_uint32),
         ("time_ns", ctypes.c_uint64),
         ("position", ctypes.c_uint64),
     )
@@ -269,7 +273,7 @@ class pagecache_template_step(ctypes.Structure):
 
 
 class pagecache_template_extent(ctypes.Structure):
-    """Struct pagecache_template_extent, 40 bytes."""
+    """Struct pagecache_template_extent, 48 bytes."""
 
     file: int
     start: int
@@ -277,10 +281,11 @@ class pagecache_template_extent(ctypes.Structure):
     users: int
     asked: int
     generation: int
-    passed: int
+    load: int
     edges: int
     before: int
     behind: int
+    passed: int
 
     _fields_ = (
         ("file", ctypes.c_uint32),
@@ -289,10 +294,11 @@ class pagecache_template_extent(ctypes.Structure):
         ("users", ctypes.c_uint32),
         ("asked", ctypes.c_uint32),
         ("generation", ctypes.c_uint32),
-        ("passed", ctypes.c_uint32),
+        ("load", ctypes.c_uint32),
         ("edges", ctypes.c_uint32),
         ("before", ctypes.c_uint32),
         ("behind", ctypes.c_uint32),
+        ("passed", ctypes.c_uint64),
     )
 
 
