@@ -32,6 +32,11 @@
 #define FOLIO_WORDS (MAX_FOLIO_PAGES / 64 + 1)
 #define REGISTERS 20
 
+/* What there has to be before a huge page of a tagged file can be mapped; never 0 again. */
+#define HUGE_MAPPER 0 /* a process that maps tagged files */
+#define HUGE_FOLIO 1 /* a folio as large; user space says it of what was there before the tag */
+#define HUGE_NEEDS 2
+
 #define FAULT_TOLD 1 /* of the page, which is not there */
 #define FAULT_READ 2 /* it has been added since */
 
@@ -51,7 +56,7 @@ OBSERVER_MAP(BPF_MAP_TYPE_HASH, own_processes, 256, 1, u32, u32);
 OBSERVER_MAP(BPF_MAP_TYPE_ARRAY, own_changes, 1, 0, u32, u64);
 OBSERVER_MAP(BPF_MAP_TYPE_HASH, mappers, 4096, 1, u32, u32);
 OBSERVER_MAP(BPF_MAP_TYPE_ARRAY, zeroes, 1, 0, u32, struct zeroes);
-OBSERVER_MAP(BPF_MAP_TYPE_ARRAY, any_mappers, 1, 0, u32, u32);
+OBSERVER_MAP(BPF_MAP_TYPE_ARRAY, huge_mappings, HUGE_NEEDS, 0, u32, u32);
 OBSERVER_MAP(BPF_MAP_TYPE_ARRAY, observer_state, 1, 0, u32, struct pagecache_observer_state);
 
 struct {
@@ -363,15 +368,33 @@ static __always_inline u64 folio_edge(struct address_space *mapping, u64 index, 
 	return end ? first + nr : first;
 }
 
+/* Remember that there is something huge mappings need. */
+static __always_inline void note_huge(u32 what)
+{
+	u32 *there = MAP_LOOKUP(huge_mappings, &what);
+
+	if (there && !*there)
+		*there = 1;
+}
+
+/* Whether a huge page of a tagged file can be mapped at all: else faults need not be looked at. */
+static __always_inline bool huge_mappings_possible(void)
+{
+	u32 mapper = HUGE_MAPPER, folio = HUGE_FOLIO;
+	u32 *mappers_there = MAP_LOOKUP(huge_mappings, &mapper);
+	u32 *folios_there = MAP_LOOKUP(huge_mappings, &folio);
+
+	return mappers_there && folios_there && *mappers_there && *folios_there;
+}
+
 /* Remember that a process maps tagged files: its faults are looked at. */
 static __always_inline void note_mapper(u32 tgid)
 {
-	u32 zero = 0, one = 1, *any = MAP_LOOKUP(any_mappers, &zero);
+	u32 one = 1;
 
 	if (!MAP_LOOKUP(mappers, &tgid))
 		MAP_UPDATE(mappers, &tgid, &one, BPF_ANY);
-	if (any && !*any)
-		*any = 1;
+	note_huge(HUGE_MAPPER);
 }
 
 static __always_inline u64 file_pages_of(struct inode *inode)

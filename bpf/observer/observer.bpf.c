@@ -282,10 +282,10 @@ ACCESS_PROGRAMS(observe, observer_page_shift, count_got, count_around, count_fau
  */
 static __always_inline int observe_user_fault(u64 address)
 {
-	u32 zero = 0, tgid, *any = MAP_LOOKUP(any_mappers, &zero);
 	struct fault f = { .address = address };
+	u32 tgid;
 
-	if (!any || !*any || in_last_memory(address))
+	if (!huge_mappings_possible() || in_last_memory(address))
 		return 0;
 	tgid = bpf_get_current_pid_tgid() >> 32;
 	if (!MAP_LOOKUP(mappers, &tgid))
@@ -342,6 +342,8 @@ OBSERVE(mm_filemap_add_to_page_cache, observe_added)
 	__sync_fetch_and_add(&file->added_pages, nr);
 	if (nr > file->folio_pages)
 		file->folio_pages = nr < MAX_FOLIO_PAGES ? nr : MAX_FOLIO_PAGES;
+	if (nr >= MAX_FOLIO_PAGES)
+		note_huge(HUGE_FOLIO);
 	state = state_of((u32)bpf_get_current_pid_tgid());
 	if (!state)
 		return 0;

@@ -35,6 +35,6 @@ MAPS: dict[str, tuple[int, int, int, int, int]] = {
     "own_changes": (_ARRAY, 4, 8, 1, 0),
     "mappers": (_HASH, 4, 4, 4096, _ON_DEMAND),
     "zeroes": (_ARRAY, 4, 1024, 1, 0),
-    "any_mappers": (_ARRAY, 4, 4, 1, 0),
+    "huge_mappings": (_ARRAY, 4, 4, 2, 0),
     "observer_state": (_ARRAY, 4, ctypes.sizeof(abi.pagecache_observer_state), 1, 0),
 }

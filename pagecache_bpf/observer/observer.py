@@ -28,12 +28,14 @@ from pagecache_bpf.kernel.own_processes import OwnProcesses
 from pagecache_bpf.observer.consumers import Consumer, Consumers, by_process, is_alive, sums
 from pagecache_bpf.observer.count_maps import BITS_PAGES
 from pagecache_bpf.observer.programs import ACCESSES, FAULTS, SWITCH, Programs, RecordingGrid
-from pagecache_bpf.observer.residency_blocks import resident_blocks
+from pagecache_bpf.observer.residency_blocks import HUGE_PAGES, may_hold_huge_folio, resident_blocks
 
 if TYPE_CHECKING:
     from pagecache_bpf.observer.bcc import BccPrograms
 
 _SEED_TRIES = 5
+#: HUGE_FOLIO of bpf/include/observer.bpf.h, and that there is one.
+_HUGE_FOLIO = _ONE = (1).to_bytes(4, "little")
 _LOOK_SECONDS = 10.0  # how long what nobody reads may be gone unnoticed
 
 # Where an observed file's value has the pages that were added and removed.
@@ -245,6 +247,8 @@ class Observer:
             resident = 0
             for block, value in resident_blocks(fd):
                 bits.update(_bits_key(file.slot, block), value)
+                if may_hold_huge_folio(value):
+                    self._maps["huge_mappings"].update(_HUGE_FOLIO, _ONE)
                 resident += int.from_bytes(value[: BITS_PAGES // 8], "little").bit_count()
             value = bytes(
                 abi.pagecache_observed_file(
@@ -254,7 +258,7 @@ class Observer:
             if resident:  # in folios of any size
                 value = bytes(
                     abi.pagecache_observed_file(
-                        model=model, slot=file.slot, resident_pages=resident, folio_pages=512
+                        model=model, slot=file.slot, resident_pages=resident, folio_pages=HUGE_PAGES
                     )
                 )
             files.update(file.key, value)

@@ -10,9 +10,24 @@ from pagecache_bpf.kernel.cachestat import cached_pages
 from pagecache_bpf.kernel.file_pages import PAGE_SIZE, resident_vector
 from pagecache_bpf.observer.count_maps import BITS_PAGES
 
+#: The largest folio, which is mapped as a huge page: MAX_FOLIO_PAGES of observer.bpf.h.
+HUGE_PAGES = 512
 _WORDS = BITS_PAGES // 8  # bytes of the bits of one kind
 _DIGITS = bytes.maketrans(bytes(range(256)), b"01" * 128)  # mincore tells by the lowest bit
 _WINDOW = 1 << 30  # bytes asked for at once; a multiple of a block
+
+
+def may_hold_huge_folio(block: bytes) -> bool:
+    """Tell whether a block of resident_blocks() may have a folio of HUGE_PAGES.
+
+    Args:
+        block: its contents.
+
+    Returns:
+        Whether all pages of an aligned range of that size are resident.
+    """
+    run = HUGE_PAGES // 8
+    return any(block[at : at + run].count(0xFF) == run for at in range(0, BITS_PAGES // 8, run))
 
 
 def resident_blocks(fd: int) -> Iterator[tuple[int, bytes]]:

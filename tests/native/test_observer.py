@@ -117,6 +117,15 @@ def test_mappings_are_told_from_the_memory_they_are_copied_to(file: Path) -> Non
         assert warm.mmap_miss == warm.added == 0
 
 
+def test_huge_pages_that_were_there_before_are_seen(file: Path) -> None:
+    """Faults are looked at only where a huge page can be mapped: it may be older than the tag."""
+    reader(file, touch(advice=mmap.MADV_HUGEPAGE))
+    with observing(file) as observer:
+        warm = counts(observer, reader(file, touch()))
+        assert abs(warm.mmap_hit - PAGES) <= 0.01 * PAGES
+        assert warm.mmap_miss == warm.added == 0
+
+
 def test_random_touches_are_misses(file: Path) -> None:
     places = [at * 64 * PAGE_SIZE for at in random.Random(7).sample(range(PAGES // 64), 53)]
     with observing(file) as observer:
