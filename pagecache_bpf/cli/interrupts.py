@@ -3,16 +3,22 @@
 
 Every further signal is ignored from then on, so that undoing is not cut short by a second Ctrl-C.
 Sections that must not be cut in two are wrapped in deferred(): a signal that arrives inside takes
-effect at their end.  SIGKILL cannot be caught; cli/undo_log.py is for that.
+effect at their end; one that arrives while libbpf calls a function of ours, when libbpf has
+returned.  SIGKILL cannot be caught; cli/undo_log.py is for that.
 """
 
 from __future__ import annotations
 
 import signal
+import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from types import FrameType
+
+#: What kernel.libbpf and kernel.libbpf_messages call the functions that libbpf calls.
+_CALLED_BACK = "_called_back"
+_AGAIN_SECONDS = 0.02
 
 
 class Terminated(BaseException):
@@ -72,8 +78,28 @@ def ignore() -> None:
 
 def _handle(number: int, frame: FrameType | None) -> None:
     if _state.arrived is None:
+        if _is_called_back(frame):
+            again = threading.Timer(_AGAIN_SECONDS, _send_again, [number])
+            again.daemon = True
+            again.start()
+            return
         _state.arrived = number
         _raise_pending()
+
+
+def _is_called_back(frame: FrameType | None) -> bool:
+    """Whether a C library runs this code: what is raised in it goes nowhere, and is lost."""
+    while frame is not None:
+        if frame.f_code.co_name == _CALLED_BACK:
+            return True
+        frame = frame.f_back
+    return False
+
+
+def _send_again(number: int) -> None:
+    """Send a signal to the main thread, which has come on in the meantime."""
+    with suppress(ProcessLookupError):
+        signal.pthread_kill(threading.main_thread().ident or 0, number)
 
 
 def _raise_pending() -> None:

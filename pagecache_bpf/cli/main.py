@@ -36,7 +36,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     verbose = False
     try:
         interrupts.install()
-        args = build_parser().parse_args(words)
+        with interrupts.deferred():  # argparse cannot be left in the middle
+            args = build_parser().parse_args(words)
         verbose = args.verbose
         logging.basicConfig(
             stream=sys.stderr,

@@ -214,11 +214,11 @@ class RingBuffer:
     """
 
     def __init__(self, fd: int, receive: Callable[[bytes], None]) -> None:
-        def sample(_: int, data: int, size: int) -> int:
+        def _called_back(_: int, data: int, size: int) -> int:
             receive(ctypes.string_at(data, size))
             return 0
 
-        self._callback = SAMPLE_FUNCTION(sample)
+        self._callback = SAMPLE_FUNCTION(_called_back)
         new = library().ring_buffer__new
         self._pointer: int | None = _checked(new(fd, self._callback, None, None))
 

@@ -25,7 +25,7 @@ class Messages:
             ctypes.c_char_p,
             ctypes.c_void_p,
         )
-        self._callback = PRINT_FUNCTION(self._print)
+        self._callback = PRINT_FUNCTION(self._called_back)
 
     def __enter__(self) -> Messages:
         # The process may use libbpf for other things, so what was set before comes back.
@@ -35,7 +35,7 @@ class Messages:
     def __exit__(self, *_: object) -> None:
         library().libbpf_set_print(ctypes.cast(self._before, PRINT_FUNCTION))
 
-    def _print(self, level: int, template: bytes, arguments: int) -> int:
+    def _called_back(self, level: int, template: bytes, arguments: int) -> int:
         # A va_list is handed on as a pointer: so it is passed on amd64 and on arm64.
         """Format a message as vsnprintf(3) does and keep it, unless it is for debugging."""
         if level < _DEBUG:

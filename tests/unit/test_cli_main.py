@@ -17,7 +17,7 @@ from types import ModuleType
 import pytest
 
 import pagecache_bpf
-from pagecache_bpf.cli import output
+from pagecache_bpf.cli import interrupts, output
 from pagecache_bpf.cli.main import main
 from pagecache_bpf.cli.output import Output, add_note
 from pagecache_bpf.cli.parser import build_parser, find_verbs
@@ -292,3 +292,51 @@ def test_a_long_table_is_laid_out_as_a_short_one(
         output.Output().emit({}, lambda console: console.print(output.table(columns, rows)))
         shown.append(capsys.readouterr().out)
     assert shown[0] == shown[1] and len(shown[0].splitlines()) == 14
+
+
+CALLED_BACK = """
+import os, signal, time
+from pagecache_bpf.cli import interrupts
+from pagecache_bpf.kernel import libbpf
+interrupts.install()
+COMPARE = libbpf.ctypes.CFUNCTYPE(libbpf.ctypes.c_int, libbpf.ctypes.c_void_p,
+                                  libbpf.ctypes.c_void_p)
+calls = []
+def _called_back(one, other):
+    calls.append(1)
+    if len(calls) == 1:
+        os.kill(os.getpid(), signal.SIGNUMBER)
+    return 0
+try:
+    libbpf.ctypes.CDLL(None).qsort(b"dcba", 4, 1, COMPARE(_called_back))
+    print("sorted", len(calls) > 1, flush=True)
+    while True:
+        time.sleep(60)
+except BaseException as error:
+    print(type(error).__name__)
+"""
+
+
+@pytest.mark.parametrize(
+    ("number", "raised"), [("INT", "KeyboardInterrupt"), ("TERM", "Terminated")]
+)
+def test_a_signal_while_libbpf_calls_back_is_not_lost(number: str, raised: str) -> None:
+    """What is raised there goes nowhere: it is raised when the library has returned."""
+    done = subprocess.run(
+        [sys.executable, "-c", CALLED_BACK.replace("NUMBER", number)],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env=environment(),
+        timeout=60,
+    )
+    assert (done.stdout, done.stderr) == (f"sorted True\n{raised}\n", "")
+
+
+def test_the_functions_that_libbpf_calls_are_known_by_their_name() -> None:
+    """cli.interrupts looks for it: a callback of another name would lose a signal."""
+    for path in (ROOT / "pagecache_bpf").rglob("*.py"):
+        text = path.read_text(encoding="utf-8")
+        for function in re.findall(r"\b(?:SAMPLE|PRINT)_FUNCTION\((\S+?)\)", text):
+            assert function.endswith("_called_back") or function.startswith("ctypes."), path
+    assert interrupts._CALLED_BACK == "_called_back"
