@@ -192,7 +192,7 @@ test-ray: build ## a Ray cluster of three raylets: requests and replicas go wher
 
 # Not part of `make test`: Kubernetes is compiled first, once (a quarter of an hour, 5 GB), and the image
 # is made.  The tests have a network and mounts of their own, where nothing is left of them.
-test-cluster: build ## a real Kubernetes (Debian's 1.20) on this machine: the DaemonSet and pods that load (root; long)
+test-cluster: build ## a real Kubernetes (Debian's 1.20) on this machine: the DaemonSet, pods that load, labels (root; long)
 	$(Q)tools/kubernetes.sh
 	$(Q)tools/deps.sh wheel dist
 	$(Q)python3 -m tools.dist wheel image chart
