@@ -190,7 +190,7 @@ test-ray: build ## a Ray cluster of three raylets: requests and replicas go wher
 		touch build/venv-ray/.installed; }
 	$(RAY_PY) -m pytest tests/ray -rs --junitxml=build/test/ray.xml
 
-# Not part of `make test`: Kubernetes is compiled first, once (a quarter of an hour, 5 GB), and the image
+# Not part of `make test`: Kubernetes is compiled first, once (a quarter of an hour, 3 GB), and the image
 # is made.  The tests have a network and mounts of their own, where nothing is left of them.
 test-cluster: build ## a real Kubernetes (Debian's 1.20) on this machine: the DaemonSet, pods that load, labels (root; long)
 	$(Q)tools/kubernetes.sh
