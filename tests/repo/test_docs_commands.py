@@ -118,12 +118,8 @@ def test_there_are_commands_in_the_documents() -> None:
     assert len({words_of(line)[0] for _, line, _ in commands() if words_of(line)}) > 15
 
 
-#: Quoted, but not from the program: titles of columns and rows.
-_OTHERS_WORDS = {
-    "how long until this model serves",
-    "is a memory cgroup that holds 45% of the model as page cache, "
-    "beside what the loader allocates",
-}
+#: Quoted, but not from the program.
+_NO_MESSAGES = {"how long until this model serves"}
 
 
 def says(quote: str) -> bool:
@@ -155,7 +151,7 @@ def test_what_the_documents_quote_is_what_the_code_says() -> None:
         for name, quote in found
         if quote not in own[name].replace(f'"{quote}"', "") and not says(quote)
     }
-    assert {quote for _, quote in wrong} == _OTHERS_WORDS, wrong
+    assert {quote for _, quote in wrong} <= _NO_MESSAGES, wrong
 
 
 def test_commands_that_need_root_are_named() -> None:
