@@ -11,6 +11,8 @@
 
 #include "template.bpf.h"
 
+#define CONSUMERS 64 /* of one model that are tried */
+#define IDLE_NS 10000000000ULL /* after this a consumer's place can be taken by another process */
 #define TOP_UP_STEPS 64 /* extents that one access can ask for */
 
 struct cursor_key {

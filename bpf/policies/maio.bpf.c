@@ -28,6 +28,7 @@
 #include "policy.bpf.h"
 #include "stream.bpf.h"
 #include "template_follow.bpf.h"
+#include "template_passed.bpf.h"
 
 PAGECACHE_KNOB(u32, window_mib, 64, "MiB", 1, 65536,
 	       "ahead of each consumer, in the order of the template");
@@ -36,8 +37,6 @@ PAGECACHE_KNOB(u32, accuracy_percent, 50, "percent", 0, 100,
 PAGECACHE_KNOB(u32, drop_behind, 0, "0 or 1", 0, 1,
 	       "1: drop an extent when the last of its consumers has passed it");
 
-#define CONSUMERS 64 /* of one model that are tried */
-#define IDLE_NS 10000000000ULL /* after this a consumer's place can be taken by another process */
 #define LOOK_PAGES 16 /* a look at what begins somewhere takes no more */
 #define SKIP_PAGES 64 /* less than this is no gap between two accesses */
 #define FIRST_PAGES 64 /* read at once on a miss, before the rest follows */
@@ -143,20 +142,6 @@ static __always_inline void bind(const struct pagecache_ctx *ctx, struct cursor 
 		consumer->tgid = ctx->tgid;
 }
 
-/* A process begins as a consumer: if that has read in the present load, this is the next one. */
-static __always_inline void begin_load(const struct place *at, u32 number)
-{
-	struct pagecache_template_consumer *consumer = consumer_at(number);
-	struct pagecache_template_model *model = at->model;
-
-	if (!consumer)
-		return;
-	if (consumer->load == model->load && consumer->position)
-		model->load++;
-	consumer->load = model->load;
-	consumer->position = 0;
-}
-
 static const struct cursor no_cursor = {
 	.consumer = PAGECACHE_TEMPLATE_NONE,
 	.away = PAGECACHE_TEMPLATE_NONE,
@@ -222,51 +207,6 @@ static __always_inline void stray(const struct pagecache_ctx *ctx, struct place 
 {
 	__sync_fetch_and_add(&at->model->strayed, pages);
 	judge(ctx, at);
-}
-
-/* Takes note that the cursor's consumer has passed an extent; true: all that want it have now. */
-static __always_inline bool all_passed(const struct place *at,
-				       struct pagecache_template_extent *extent)
-{
-	u64 bit = 1ULL << ((at->cursor->consumer - at->model->first_consumer) & 63);
-
-	/* What an earlier load has left, one that was broken off maybe, says nothing of this one.
-	 */
-	if (extent->load != at->model->load) {
-		extent->load = at->model->load;
-		extent->passed = 0;
-	}
-	if (extent->passed & bit)
-		return false;
-	__sync_fetch_and_or(&extent->passed, bit);
-	return count_bits(extent->passed) >= extent->users;
-}
-
-/* The consumer has come to the end of a step. */
-static __always_inline void passed(struct pagecache_ctx *ctx, const struct place *at, u32 step)
-{
-	struct pagecache_template_extent *extent = template_extent_of(step);
-	struct pagecache_template_target *target = extent ? template_target(extent->file) : NULL;
-	u64 start, end;
-
-	if (!drop_behind || !target || !all_passed(at, extent))
-		return;
-	extent->asked = 0;
-	start = extent->start + !!(extent->edges & PAGECACHE_TEMPLATE_SHARED_FIRST);
-	end = extent->end - !!(extent->edges & PAGECACHE_TEMPLATE_SHARED_LAST);
-	if (start < end &&
-	    pagecache_drop_file(ctx, &target->key, target->pages, start, end - start) > 0)
-		target->asked -= min_u64(target->asked, end - start);
-}
-
-/* Whether the cursor's consumer has accessed all of a step since it came to its place. */
-static __always_inline bool is_through(const struct cursor *cursor, u32 step)
-{
-	struct pagecache_template_extent *extent = template_extent_of(step);
-	struct pagecache_template_step *s = template_step(step);
-
-	return extent && s && cursor->low <= s->before &&
-	       cursor->end >= s->before + extent->end - extent->start;
 }
 
 /* Whether it is a read of what a step begins with, and of more than a look takes. */
@@ -406,7 +346,7 @@ static __always_inline bool move(struct pagecache_ctx *ctx, struct place *at, bo
 	at->down = way == DOWNWARD;
 	if (step != cursor->step) {
 		if (through || (in_order && way == ONWARD))
-			passed(ctx, at, cursor->step);
+			passed(ctx, at, cursor->step, drop_behind);
 		cursor->step = step;
 		cursor->refill = 0;
 	}
@@ -534,67 +474,10 @@ PAGECACHE_READAHEAD(maio_readahead)
 	return PAGECACHE_OVERRIDE;
 }
 
-struct eviction {
-	struct pagecache_ctx *ctx;
-	struct pagecache_template_file *file;
-	struct pagecache_template_model *model;
-	u64 window;
-	bool behind; /* a consumer has passed the page, */
-	bool inside; /* it lies in the window of one, */
-	bool ahead; /* or farther on in the order of one */
-};
-
-/* Where the page lies for one consumer. */
-static long judge_page(u32 i, struct eviction *e)
-{
-	struct pagecache_template_consumer *consumer = consumer_at(e->model->first_consumer + i);
-	struct pagecache_template_extent *extent;
-	struct pagecache_template_step *s;
-	u64 position;
-	u32 step;
-
-	if (!consumer || i >= e->model->nr_consumers)
-		return 1;
-	step = template_find(e->file->spans + i, e->ctx->index);
-	s = template_step(step);
-	extent = template_extent_of(step);
-	if (!s || !extent)
-		return 0;
-	position = s->before + e->ctx->index - min_u64(extent->start, e->ctx->index);
-	if (!consumer->tgid || consumer->load != e->model->load) {
-		e->ahead = true; /* it has not begun */
-	} else if (position + e->ctx->nr <= consumer->position) {
-		e->behind = true;
-	} else if (e->ctx->time_ns > consumer->time_ns + IDLE_NS) {
-		return 0; /* it has gone */
-	} else if (position < consumer->position + e->window) {
-		e->inside = true;
-		return 1;
-	} else {
-		e->ahead = true;
-	}
-	return 0;
-}
-
-/*
- * The kernel keeps what was just read through a mapping, and takes what was read ahead and is not
- * referenced yet.  It is the other way round that nothing is read twice.
- */
 PAGECACHE_EVICT(maio_evict)
 (struct pagecache_ctx *ctx)
 {
-	struct eviction e = { .ctx = ctx, .file = template_file_of(ctx) };
-
-	if (!e.file)
-		return PAGECACHE_EVICT_DEFAULT;
-	e.model = bpf_map_lookup_elem(&template_models, &e.file->model);
-	if (!e.model || e.model->failed)
-		return PAGECACHE_EVICT_DEFAULT;
-	e.window = window_pages(ctx);
-	bpf_loop(CONSUMERS, judge_page, &e, 0);
-	if (e.inside)
-		return PAGECACHE_EVICT_KEEP;
-	return e.behind && !e.ahead ? PAGECACHE_EVICT_NOW : PAGECACHE_EVICT_DEFAULT;
+	return template_evict(ctx, window_pages(ctx));
 }
 
 PAGECACHE_POLICY(maio, .evict = (void *)maio_evict, .readahead = (void *)maio_readahead,
