@@ -288,7 +288,9 @@ static int pcb_tag_insert(struct inode *inode, const struct pagecache_tag_reques
 	hlist_add_head_rcu(&tag->hash, pcb_bucket(tag->dev, tag->ino));
 	list_add_tail(&tag->list, &pcb_tags);
 	by.tag = tag;
+	rcu_read_lock();
 	pcb_tag_sync(&by, inode->i_mapping);
+	rcu_read_unlock();
 	pcb_tag_total++;
 	pcb_tag_changes++;
 	return 0;
