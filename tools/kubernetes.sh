@@ -39,17 +39,17 @@ PY
 
 # etcd, containerd with its shim and runc, and the compiler, unpacked below root/.
 packages() {
-	[ -e "$TOP/root/.complete" ] && return
+	[ -e "$TOP/packages/.complete" ] && return
 	say "unpacking Debian's etcd, containerd and Go into build/cluster/root"
-	rm -rf "$TOP/root" "$TOP/debs" && mkdir -p "$TOP/root" "$TOP/debs"
+	rm -rf "$TOP/packages" "$TOP/debs" && mkdir -p "$TOP/packages" "$TOP/debs"
 	(cd "$TOP/debs" && "${APT[@]}" download etcd-server containerd runc containernetworking-plugins \
 		golang-1.19-go golang-1.19-src >&2)
 	local deb
 	for deb in "$TOP"/debs/*.deb; do
-		dpkg -x "$deb" "$TOP/root"
+		dpkg -x "$deb" "$TOP/packages"
 	done
 	rm -rf "$TOP/debs"
-	touch "$TOP/root/.complete"
+	touch "$TOP/packages/.complete"
 }
 
 # The Go workspace of old, which this release still builds in: GOPATH/src/k8s.io/kubernetes.
@@ -72,7 +72,7 @@ sources() {
 
 compile() {
 	local source=$TOP/go/src/k8s.io/kubernetes name version
-	export GOROOT=$TOP/root/usr/lib/go-1.19 GOPATH=$TOP/go GOCACHE=$TOP/gocache GO111MODULE=off CGO_ENABLED=0
+	export GOROOT=$TOP/packages/usr/lib/go-1.19 GOPATH=$TOP/go GOCACHE=$TOP/gocache GO111MODULE=off CGO_ENABLED=0
 	version=$(sed -n "1s/^kubernetes (\([0-9.]*+really\)\?\([0-9.]*\).*/\2/p" "$source/debian/changelog")
 	local stamp='' package
 	for package in component-base/version client-go/pkg/version; do
@@ -107,7 +107,7 @@ missing=()
 for name in "${BINARIES[@]}"; do
 	[ -x "$TOP/bin/$name" ] || missing+=("$name")
 done
-if [ ${#missing[@]} -gt 0 ] || [ ! -e "$TOP/root/.complete" ]; then
+if [ ${#missing[@]} -gt 0 ] || [ ! -e "$TOP/packages/.complete" ]; then
 	private_apt
 	packages
 	sources

@@ -323,7 +323,7 @@ restrict_oom_score_adj = true
 disable_apparmor = true
 enable_selinux = false
 [plugins."io.containerd.grpc.v1.cri".cni]
-bin_dir = "{BUILT.resolve()}/root/usr/lib/cni"
+bin_dir = "{BUILT.resolve()}/packages/usr/lib/cni"
 conf_dir = "{STATE}/cni"
 [plugins."io.containerd.grpc.v1.cri".containerd]
 snapshotter = "overlayfs"
