@@ -40,7 +40,7 @@ PY
 # etcd, containerd with its shim and runc, and the compiler, unpacked below root/.
 packages() {
 	[ -e "$TOP/packages/.complete" ] && return
-	say "unpacking Debian's etcd, containerd and Go into build/cluster/root"
+	say "unpacking Debian's etcd, containerd and Go into build/cluster/packages"
 	rm -rf "$TOP/packages" "$TOP/debs" && mkdir -p "$TOP/packages" "$TOP/debs"
 	(cd "$TOP/debs" && "${APT[@]}" download etcd-server containerd runc containernetworking-plugins \
 		golang-1.19-go golang-1.19-src >&2)
