@@ -167,7 +167,7 @@ class Bench:
 
         known = set()
         if is_running(self.directory / "run" / "agent.sock"):
-            known = {agent := self.agent_pid(), *children_of(agent)}
+            known = {agent := self.agent_pid(), *workers_of(agent)}
         mark = f"PAGECACHE_BPF_RUN_DIR={self.directory / 'run'}".encode()
         found = set()
         for entry in Path("/proc").iterdir():
@@ -313,7 +313,9 @@ def strike(bench: Bench, role: str, name: str, seconds: float) -> tuple[str, str
     with reading(bench) as reader:
         time.sleep(seconds)
         agent = bench.agent_pid()
-        pid = {"reader": reader.pid, "worker": worker_of(agent) or agent}.get(role, agent)
+        pid = {"reader": reader.pid, "worker": next(iter(workers_of(agent)), agent)}.get(
+            role, agent
+        )
         os.kill(pid, getattr(signal, f"SIG{name}"))
         time.sleep(0.2)
         try:
@@ -342,19 +344,13 @@ def strike(bench: Bench, role: str, name: str, seconds: float) -> tuple[str, str
     return "told" if "stopped" in said else "goes on", said
 
 
-def children_of(pid: int) -> list[int]:
-    """Return the children of a process."""
-    found: list[int] = []
+def workers_of(agent: int) -> list[int]:
+    """Return the worker processes of the agent; none where that has ended."""
+    from tests.native.controller import children_of
+
     with suppress(OSError):
-        for task in Path(f"/proc/{pid}/task").iterdir():
-            with suppress(OSError):
-                found += map(int, (task / "children").read_text().split())
-    return found
-
-
-def worker_of(agent: int) -> int | None:
-    """Return a worker process of the agent."""
-    return next(iter(children_of(agent)), None)
+        return children_of(agent)
+    return []
 
 
 def config_file(bench: Bench) -> Path:

@@ -9,8 +9,8 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-TOP=$(readlink -f build)/cluster
-[ -L build/cluster ] && TOP=$(readlink -f build/cluster)
+mkdir -p build
+TOP=$(readlink -f build/cluster)
 mkdir -p "$TOP"
 BINARIES=(${*:-kube-apiserver kube-scheduler kube-controller-manager kubelet kube-proxy kubectl})
 
@@ -37,7 +37,7 @@ PY
 	"${APT[@]}" update >&2
 }
 
-# etcd, containerd with its shim and runc, and the compiler, unpacked below root/.
+# etcd, containerd with its shim and runc, and the compiler, unpacked below packages/.
 packages() {
 	[ -e "$TOP/packages/.complete" ] && return
 	say "unpacking Debian's etcd, containerd and Go into build/cluster/packages"

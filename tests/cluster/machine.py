@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The programs of a cluster with one node, started and configured by hand.
 
-etcd, kube-apiserver, kube-controller-manager, kube-scheduler (twice: the second one asks the
-extender), kube-proxy, containerd and kubelet are the real ones.  Names are answered by names.py;
+etcd, kube-apiserver, kube-controller-manager, kube-scheduler, kube-proxy, containerd
+and kubelet are the real ones.  Names are answered by names.py;
 pods get their addresses from the bridge of containernetworking-plugins, without NetworkPolicy.
 """
 
@@ -89,10 +89,10 @@ class Machine:
     def run(self, name: str, *command: str, environment: Mapping[str, str] | None = None) -> None:
         """Start a program; its output goes to NAME.log."""
         program = command[0]
-        for place in (BUILT / "bin", BUILT / "root/usr/bin"):
+        for place in (BUILT / "bin", BUILT / "packages/usr/bin"):
             if (place / program).exists():
                 program = str(place / program)
-        path = f"{BUILT / 'root/usr/bin'}:{BUILT / 'root/usr/sbin'}:{os.environ['PATH']}"
+        path = f"{BUILT / 'packages/usr/bin'}:{BUILT / 'packages/usr/sbin'}:{os.environ['PATH']}"
         with (STATE / f"{name}.log").open("ab") as log:
             self.running[name] = subprocess.Popen(
                 [program, *command[1:]],
@@ -178,19 +178,20 @@ class Machine:
 
     def schedule(self, name: str, profile: str, **changes: Any) -> None:
         """Start a scheduler, with what changes in its configuration."""
-        ports = {"scheduler": 10251}
+        second = name != "scheduler"
+        serves = f"127.0.0.1:{10351 if second else 10251}"
         config = {
             "apiVersion": _CONFIGURATION,
             "kind": "KubeSchedulerConfiguration",
             "clientConnection": {"kubeconfig": f"{STATE}/scheduler.conf"},
             "leaderElection": {"leaderElect": False},
             "profiles": [{"schedulerName": profile}],
-            "healthzBindAddress": f"127.0.0.1:{ports.get(name, 10351)}",
-            "metricsBindAddress": f"127.0.0.1:{ports.get(name, 10351)}",
+            "healthzBindAddress": serves,
+            "metricsBindAddress": serves,
             **changes,
         }
         (STATE / f"{name}.yaml").write_text(json.dumps(config))
-        words = [f"--config={STATE}/{name}.yaml", f"--secure-port={ports.get(name, 0) and 10259}"]
+        words = [f"--config={STATE}/{name}.yaml", f"--secure-port={0 if second else 10259}"]
         self.run(name, "kube-scheduler", *words)
 
     def _start_node(self) -> None:
@@ -229,7 +230,7 @@ SOCKET = "/run/containerd/containerd.sock"
 
 def ctr(*words: str) -> str:
     """Run containerd's own command; returns what went wrong, empty: nothing."""
-    command = [str(BUILT / "root/usr/bin/ctr"), "--address", SOCKET, *words]
+    command = [str(BUILT / "packages/usr/bin/ctr"), "--address", SOCKET, *words]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     return done.stderr or "failed" if done.returncode else ""
 
@@ -252,7 +253,7 @@ def _kubeconfig(token: str) -> dict[str, Any]:
     }
 
 
-#: Who patches which node, with the time: test_label_writes.py counts them.
+#: Who patches which node, with the time: test_thousand_nodes.py counts them.
 _AUDIT = {
     "apiVersion": "audit.k8s.io/v1",
     "kind": "Policy",
@@ -308,7 +309,7 @@ _KUBELET = {
 
 
 def _containerd() -> str:
-    runc = shutil.which("runc") or BUILT / "root/usr/sbin/runc"
+    runc = shutil.which("runc") or BUILT / "packages/usr/sbin/runc"
     return f"""
 version = 2
 root = "{STATE}/containerd"

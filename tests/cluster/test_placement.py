@@ -15,6 +15,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -165,23 +166,19 @@ def test_pods_land_by_labels(placed: Placed) -> None:
         assert lands(cluster, *some(name, affinity=affinity)) == [node] * PODS
 
 
-def kubectl_proxy(cluster: Machine) -> Any:
+@contextmanager
+def kubectl_proxy(cluster: Machine) -> Iterator[str]:
     """What `--api` is for: the API server without a token, while the block runs."""
-    from contextlib import contextmanager
-
-    @contextmanager
-    def serve() -> Iterator[str]:
-        cluster.run(
-            *("kubectl-proxy", "kubectl", "--kubeconfig", f"{STATE}/admin.conf"),
-            *("proxy", "--port=8001"),
-        )
-        try:
-            cluster.wait("kubectl proxy serves", lambda: ask("http://127.0.0.1:8001/readyz"))
-            yield "http://127.0.0.1:8001"
-        finally:
-            cluster.end("kubectl-proxy")
-
-    return serve()
+    url = "http://127.0.0.1:8001"
+    cluster.run(
+        *("kubectl-proxy", "kubectl", "--kubeconfig", f"{STATE}/admin.conf"),
+        *("proxy", "--port=8001"),
+    )
+    try:
+        cluster.wait("kubectl proxy serves", lambda: ask(f"{url}/readyz"))
+        yield url
+    finally:
+        cluster.end("kubectl-proxy")
 
 
 def ask(url: str) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import threading
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -41,6 +42,10 @@ class Reader(threading.Thread):
             self.reads += 1
         os.close(fd)
 
+    def has_read(self, times: int) -> bool:
+        """Whether it has read so often since it was started."""
+        return self.reads >= times
+
 
 def test_no_hook_goes_unanswered(mount: Path) -> None:
     """Each read is told to a policy, and the kernel never decides by itself."""
@@ -54,8 +59,7 @@ def test_no_hook_goes_unanswered(mount: Path) -> None:
                 before = reader.reads
                 assert replace(find(WINDOW), {"window_pages": 10 * number})["node"] == -1
                 assert loader.knobs_of("window")["window_pages"] == 10 * number
-                while reader.is_alive() and reader.reads < before + 3:
-                    pass
+                wait_for(partial(reader.has_read, before + 3), "it to be read on", 60)
         finally:
             reader.enough.set()
             reader.join()
