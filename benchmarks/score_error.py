@@ -21,11 +21,12 @@ import statistics
 import tempfile
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import pagecache_bpf
-from benchmarks import memory
+from benchmarks import hosted, memory
 from benchmarks.cachestat import drop
 from pagecache_bpf.kernel.cachestat import cachestat
 from pagecache_bpf.placement.node_watch import NodeWatch, Speeds
@@ -83,13 +84,9 @@ def read(path: Path, buffer: mmap.mmap) -> None:
 def load_seconds(path: Path, way: str, buffer: mmap.mmap) -> float:
     """Load a model once; returns the seconds from the first call to the last byte."""
     began = time.perf_counter()
-    if way == "without":
+    with pagecache_bpf.load(path) if way == "load()" else nullcontext():
         read(path, buffer)
-    else:
-        with pagecache_bpf.load(path):
-            read(path, buffer)
-            return time.perf_counter() - began
-    return time.perf_counter() - began
+        return time.perf_counter() - began
 
 
 def measure(path: Path, states: Sequence[tuple[float, str]]) -> list[dict[str, Any]]:
@@ -151,4 +148,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(hosted.guarded(main))

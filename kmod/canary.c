@@ -30,9 +30,7 @@
 #define PCB_CANARY_MAGIC 0x70636221
 #define PCB_CANARY_PAGES 64
 #define PCB_CANARY_WINDOW 32 /* pages: readahead of the file */
-#define PCB_CANARY_READS                                                        \
-	8 /* pages; the kernel puts a readahead marker on one of the first four \
-	   */
+#define PCB_CANARY_READS 8 /* pages; one of the first four gets a readahead marker */
 #define PCB_CANARY_FAULT 56 /* page; no readahead of the reads comes that far */
 
 /* What is to be seen of each hook. */
@@ -81,8 +79,7 @@ static const struct file_operations pcb_canary_fops = {
 	.mmap = pcb_canary_mmap,
 };
 
-/* As file systems do that end inodes in their own way: evict() has a copy of clear_inode() in it.
- */
+/* As file systems do that end inodes themselves: evict() has a copy of clear_inode() in it. */
 static void pcb_canary_evict_inode(struct inode *inode)
 {
 	truncate_inode_pages_final(&inode->i_data);

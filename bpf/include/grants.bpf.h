@@ -15,9 +15,7 @@
 #include "pieces.bpf.h"
 
 #define GRANT_IDLE_NS 10000000000ULL /* a file that was not met for so long may have gone */
-#define GRANT_RETRY_NS                                                            \
-	1000000000ULL /* from one look for such files to the next, or one request \
-		       */
+#define GRANT_RETRY_NS 1000000000ULL /* between two looks for such files, or two requests */
 
 struct grant {
 	u64 pages; /* of the file, from the first, that are granted */

@@ -104,7 +104,7 @@ static __always_inline bool in_last_memory(u64 address)
 	struct area *last = MAP_LOOKUP(last_memory, &zero);
 	struct mm_struct *mm = current_mm();
 
-	return last && last->mm == (u64)mm && area_holds(last, (u64)mm, changes_of(mm), address);
+	return last && area_holds(last, (u64)mm, changes_of(mm), address);
 }
 
 static __always_inline void keep_last_memory(const struct area *memory)

@@ -50,8 +50,7 @@ struct pagecache_template_model {
 	__u64 strayed; /* pages accessed otherwise, or prefetched before a jump and passed over */
 	__u64 jumps; /* times that a consumer went on elsewhere */
 	char name[64];
-	__u32 load; /* number of the present load: grows when a consumer that has read begins anew
-		     */
+	__u32 load; /* number of the present one: grows when a consumer that has read begins anew */
 	__u32 reserved;
 };
 

@@ -31,8 +31,7 @@ static __always_inline bool all_passed(const struct place *at,
 {
 	u64 bit = 1ULL << ((at->cursor->consumer - at->model->first_consumer) & 63);
 
-	/* What an earlier load has left, one that was broken off maybe, says nothing of this one.
-	 */
+	/* What an earlier load has left (it may have been broken off) says nothing of this one. */
 	if (extent->load != at->model->load) {
 		extent->load = at->model->load;
 		extent->passed = 0;

@@ -244,23 +244,19 @@ class Observer:
         files, bits = self._maps["observed_files"], self._maps["page_bits"]
         size = os.fstat(fd).st_size  # squashfs fills whole blocks, with pages after the end
         for _ in range(_SEED_TRIES):
-            resident = 0
+            resident, huge = 0, False
             for block, value in resident_blocks(fd):
                 bits.update(_bits_key(file.slot, block), value)
-                if may_hold_huge_folio(value):
-                    self._maps["huge_mappings"].update(_HUGE_FOLIO, _ONE)
+                huge = huge or may_hold_huge_folio(value)
                 resident += int.from_bytes(value[: BITS_PAGES // 8], "little").bit_count()
+            if huge:
+                self._maps["huge_mappings"].update(_HUGE_FOLIO, _ONE)
+            folio_pages = HUGE_PAGES if resident else 1  # what is there may lie in any
             value = bytes(
                 abi.pagecache_observed_file(
-                    model=model, slot=file.slot, resident_pages=resident, folio_pages=1
+                    model=model, slot=file.slot, resident_pages=resident, folio_pages=folio_pages
                 )
             )
-            if resident:  # in folios of any size
-                value = bytes(
-                    abi.pagecache_observed_file(
-                        model=model, slot=file.slot, resident_pages=resident, folio_pages=HUGE_PAGES
-                    )
-                )
             files.update(file.key, value)
             known = self._file_value(file)
             if known is None or known.resident_pages == cached_pages(fd, 0, size):

@@ -27,7 +27,7 @@ def may_hold_huge_folio(block: bytes) -> bool:
         Whether all pages of an aligned range of that size are resident.
     """
     run = HUGE_PAGES // 8
-    return any(block[at : at + run].count(0xFF) == run for at in range(0, BITS_PAGES // 8, run))
+    return any(block[at : at + run].count(0xFF) == run for at in range(0, _WORDS, run))
 
 
 def resident_blocks(fd: int) -> Iterator[tuple[int, bytes]]:

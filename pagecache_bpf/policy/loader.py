@@ -35,17 +35,11 @@ from pagecache_bpf.errors import (
     UnsupportedError,
     UsageError,
 )
-from pagecache_bpf.kernel import bpf_object, libbpf
+from pagecache_bpf.kernel import libbpf
 from pagecache_bpf.kernel.control_device import Device, ExitRecord
 from pagecache_bpf.kernel.kernelfs import LIVE
+from pagecache_bpf.policy import objects
 from pagecache_bpf.policy.catalog import RODATA, PolicyInfo, check_knobs
-from pagecache_bpf.policy.objects import (
-    enlarge_maps,
-    knob_variables,
-    pin_maps,
-    set_knobs,
-    table_of,
-)
 
 BPFFS = Path("/sys/fs/bpf")
 PIN_ROOT = BPFFS / "pagecache"
@@ -121,10 +115,7 @@ def attach(
     knobs, sizes = knobs or {}, sizes or {}
     _require_root("attach a policy")
     check_knobs(info, knobs)
-    if info.object is None:
-        raise PagecacheError(
-            f"the policy {info.name} cannot be attached", "it is not built", "Run `make bpf`"
-        )
+    objects.built(info)
     libbpf.library()
     with Device() as device:
         if not pin:
@@ -225,7 +216,7 @@ def knobs_of(name: str) -> dict[str, int]:
             sys.byteorder,
             signed=btf.int_signed(knob.type_id),
         )
-        for knob in knob_variables(btf)
+        for knob in objects.knob_variables(btf)
     }
 
 
@@ -268,20 +259,15 @@ def _load_and_attach(
     maps: Path | None = None,
 ) -> libbpf.Link:
     """Load a policy, pin its maps in the directory `maps` if one is given, and attach it."""
-    assert info.object is not None
 
     def prepare(opened: libbpf.Object) -> None:
-        set_knobs(opened, knobs)
-        enlarge_maps(opened, sizes)
+        objects.set_knobs(opened, knobs)
+        objects.enlarge_maps(opened, sizes)
 
-    try:
-        opened = bpf_object.load(info.object, info.name, prepare, f"{info.name}-load.log", log_dir)
-    except bpf_object.ProgramsRefused as error:
-        what = f"the kernel refused to load the policy {info.name}"
-        raise PolicyRejected(what, error.why, error.fix, log_path=error.log_path) from error
-    with opened, libbpf.Messages() as messages:
+    refused = f"the kernel refused to load the policy {info.name}"
+    with objects.load(info, prepare, log_dir, refused) as opened, libbpf.Messages() as messages:
         if maps:
-            pin_maps(opened, maps)
+            objects.pin_maps(opened, maps)
         return _attach_table(info, opened, device, messages.lines)
 
 
@@ -290,7 +276,7 @@ def _attach_table(
 ) -> libbpf.Link:
     """Attach the struct_ops map of an object.  Raises PagecacheError."""
     since = last_exit(device)
-    table = table_of(info, opened)
+    table = objects.table_of(info, opened)
     try:
         return table.attach_struct_ops()
     except OSError as error:

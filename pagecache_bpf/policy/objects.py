@@ -3,15 +3,62 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
-from pagecache_bpf.errors import UsageError
-from pagecache_bpf.kernel import libbpf
+from pagecache_bpf.errors import PagecacheError, PolicyRejected, UsageError
+from pagecache_bpf.kernel import bpf_object, libbpf
 from pagecache_bpf.kernel.btf import Btf, Variable
 from pagecache_bpf.policy.catalog import RODATA, PolicyInfo, knob_tags
 
 _STRUCT_OPS_MAP = 26  # BPF_MAP_TYPE_STRUCT_OPS in include/uapi/linux/bpf.h
+
+
+def built(info: PolicyInfo) -> Path:
+    """Return a policy's object for engine struct_ops.
+
+    Args:
+        info: the policy.
+
+    Returns:
+        The object's path.
+
+    Raises:
+        PagecacheError: there is none.
+    """
+    if info.object is None:
+        raise PagecacheError(
+            f"the policy {info.name} cannot be attached", "it is not built", "Run `make bpf`"
+        )
+    return info.object
+
+
+def load(
+    info: PolicyInfo,
+    prepare: Callable[[libbpf.Object], None],
+    log_dir: Path | None,
+    refused: str,
+) -> libbpf.Object:
+    """Load a policy's object into the kernel.
+
+    Args:
+        info: the policy.
+        prepare: called with the object before it is loaded.
+        log_dir: where the verifier's whole log goes if the policy is refused; None: the run
+            directory.
+        refused: what is said then.
+
+    Returns:
+        The loaded object, which the caller closes.
+
+    Raises:
+        PagecacheError: the policy is not built, or its object cannot be read.
+        PolicyRejected: the kernel refuses it.
+    """
+    try:
+        return bpf_object.load(built(info), info.name, prepare, f"{info.name}-load.log", log_dir)
+    except bpf_object.ProgramsRefused as error:
+        raise PolicyRejected(refused, error.why, error.fix, log_path=error.log_path) from error
 
 
 def knob_variables(btf: Btf) -> Iterator[Variable]:

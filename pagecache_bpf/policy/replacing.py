@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from pagecache_bpf.errors import PagecacheError, PolicyRejected, UnsupportedError, UsageError
-from pagecache_bpf.kernel import bpf_links, bpf_object, libbpf
+from pagecache_bpf.kernel import bpf_links, libbpf
 from pagecache_bpf.kernel.control_device import Device
 from pagecache_bpf.policy import loader, objects
 from pagecache_bpf.policy.catalog import PolicyInfo, check_knobs
@@ -49,10 +49,7 @@ def replace(
         PagecacheError: the policy has ended by itself, or its pins cannot be changed.
     """
     check_knobs(info, knobs or {})
-    if info.object is None:
-        raise PagecacheError(
-            f"the policy {info.name} cannot be attached", "it is not built", "Run `make bpf`"
-        )
+    objects.built(info)
     libbpf.library()
     with Device() as device, loader.locked():
         if info.name not in loader.pinned():
@@ -88,14 +85,8 @@ def _load_and_update(
     log_dir: Path | None,
 ) -> None:
     """Load the new programs, pin their maps, and let the link hold them.  Raises PagecacheError."""
-    assert info.object is not None
-    log_name = f"{info.name}-load.log"
-    try:
-        opened = bpf_object.load(info.object, info.name, prepare, log_name, log_dir)
-    except bpf_object.ProgramsRefused as error:
-        what = f"the policy {info.name} was not replaced: the kernel refused to load the new one"
-        raise PolicyRejected(what, error.why, error.fix, log_path=error.log_path) from error
-    with opened:
+    refused = f"the policy {info.name} was not replaced: the kernel refused to load the new one"
+    with objects.load(info, prepare, log_dir, refused) as opened:
         table = objects.table_of(info, opened)
         objects.pin_maps(opened, maps)
         since = loader.last_exit(device)
