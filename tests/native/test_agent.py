@@ -250,6 +250,19 @@ def test_two_commands_share_one_agent(file: Path) -> None:
         assert sorted(policy.name for policy in agent.policies()) == ["noop", "sequential"]
 
 
+#: Reads 1 MiB of its stdin, says so, and reads the rest when it is sent SIGUSR1.
+READS_A_QUARTER_FIRST = """
+import signal, sys
+signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR1])
+for piece in range(8):
+    sys.stdin.buffer.raw.read(131072)
+print(flush=True)
+signal.sigwait([signal.SIGUSR1])
+while sys.stdin.buffer.raw.read(131072):
+    pass
+"""
+
+
 def test_a_file_that_is_replaced_is_left_alone(file: Path) -> None:
     """Its name leads to another file now; nothing of that one is read."""
     done("attach", "sequential", "--engine", "agent", file)
@@ -258,8 +271,13 @@ def test_a_file_that_is_replaced_is_left_alone(file: Path) -> None:
         file.unlink()
         other = make_file(file, 1021)
         check(old.read(PAGE_SIZE), 0)
-        command = "import sys\nwhile sys.stdin.buffer.raw.read(131072): pass"
-        subprocess.run([sys.executable, "-c", command], stdin=old, check=True)
+        command = [sys.executable, "-c", READS_A_QUARTER_FIRST]
+        with subprocess.Popen(command, stdin=old, stdout=subprocess.PIPE) as reader:
+            assert reader.stdout
+            reader.stdout.readline()
+            idle()  # what is ahead of it has been asked for, before it is there anyway
+            reader.send_signal(signal.SIGUSR1)
+        assert reader.returncode == 0
         idle()
         assert resident_pages(other) == 0
     shown = done("status", "--json").data["policies"][0]
