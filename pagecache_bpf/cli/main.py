@@ -37,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         interrupts.install()
         with interrupts.deferred():  # argparse cannot be left in the middle
-            args = build_parser().parse_args(words)
+            args = build_parser(words).parse_args(words)
         verbose = args.verbose
         logging.basicConfig(
             stream=sys.stderr,

@@ -41,6 +41,8 @@ COMMON = (
     ("--json", "print JSON (keys: see the command's manual page); errors are JSON on stderr too"),
     ("--no-color", "no colors, even on a terminal (also: NO_COLOR in the environment)"),
 )
+_VERBOSE = ("-v", "--verbose")
+_COMMON_OPTIONS = frozenset([*(option for option, _ in COMMON), *_VERBOSE])
 
 
 class Parser(argparse.ArgumentParser):
@@ -169,8 +171,12 @@ class _Version(argparse.Action):
         parser.exit()
 
 
-def build_parser() -> Parser:
-    """Make the parser for the whole command line, with every command that find_verbs() finds.
+def build_parser(words: Sequence[str] = ()) -> Parser:
+    """Make the parser for the command line, with every command that find_verbs() finds.
+
+    Args:
+        words: what is going to be parsed.  If it calls a command, the parser has no other one:
+            importing them all takes longer than most of them run.
 
     Returns:
         A new parser.  What it has parsed says in `run` which function runs the command.
@@ -180,15 +186,19 @@ def build_parser() -> Parser:
     _add_common(parser)
     parser.set_defaults(json=False, no_color=False, verbose=False)
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for name, verb in find_verbs().items():
+    called = next((word for word in words if word not in _COMMON_OPTIONS), "")
+    for name, verb in (find_verbs(called) or find_verbs()).items():
         command = add_command(commands, name, verb.HELP, verb.DESCRIPTION, verb.EXAMPLES)
         verb.add_arguments(command)
         command.set_defaults(run=verb.run, group=verb.GROUP)
     return parser
 
 
-def find_verbs() -> dict[str, ModuleType]:
+def find_verbs(only: str | None = None) -> dict[str, ModuleType]:
     """Import the modules of all commands.
+
+    Args:
+        only: the command whose module is wanted; None: all of them.
 
     Returns:
         The modules by the command's name, sorted; pagecache_bpf/cli/verbs/__init__.py says what
@@ -197,8 +207,9 @@ def find_verbs() -> dict[str, ModuleType]:
     verbs = importlib.import_module("pagecache_bpf.cli.verbs")
     names = sorted(module.name for module in pkgutil.iter_modules(verbs.__path__))
     return {
-        name.replace("_", "-"): importlib.import_module(f"{verbs.__name__}.{name}")
+        command: importlib.import_module(f"{verbs.__name__}.{name}")
         for name in names
+        if only in (None, command := name.replace("_", "-"))
     }
 
 
@@ -238,8 +249,7 @@ def _add_common(parser: Parser) -> None:
     for option, text in COMMON:
         group.add_argument(option, action="store_true", default=argparse.SUPPRESS, help=text)
     group.add_argument(
-        "-v",
-        "--verbose",
+        *_VERBOSE,
         action="store_true",
         default=argparse.SUPPRESS,
         help="more detail; log what is asked of the kernel; show tracebacks",

@@ -326,14 +326,37 @@ def _model_as_json(model: ModelStats) -> dict[str, Any]:
     return data
 
 
+def replays(engines: Engines, engine: str, policy: str) -> list[dict[str, Any]]:
+    """Describe how well the templates of an attached policy predict what is read.
+
+    Args:
+        engines: the engines that policies run on.
+        engine: the engine of this one, "agent" or "struct_ops".
+        policy: the name of the policy.
+
+    Returns:
+        TemplateReplay.as_json() of each template; none for a policy that takes none.
+    """
+    from pagecache_bpf.policy import loader
+
+    if engine == "agent":
+        assert engines.agent is not None
+        if "template_steps" not in engines.agent.map_ids(policy):
+            return []
+    elif not (loader.PIN_ROOT / policy / "maps" / "template_steps").exists():
+        return []
+    # Only now, as it needs numpy, whose import takes longer than all else that `status` does.
+    from pagecache_bpf.templates.policy_arrays import state
+
+    return [replay.as_json() for replay in state(engines, policy)]
+
+
 def _policy(
     engines: Engines,
     engine: str,
     status: PolicyStatus,
     details: Mapping[str, Mapping[str, Any]],
 ) -> PolicyStats:
-    from pagecache_bpf.templates.policy_arrays import replays
-
     more = details.get(status.name, {}) if engine == "agent" else {}
     return PolicyStats(
         status.name,

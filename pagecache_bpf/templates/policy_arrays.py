@@ -316,23 +316,3 @@ def open_maps_by(policy: str, ids: Mapping[str, int] | None) -> Iterator[dict[st
         ) from error
     finally:
         close_all(maps)
-
-
-def replays(engines: Engines, engine: str, policy: str) -> list[dict[str, Any]]:
-    """Describe, for `status`, how well the templates of an attached policy predict what is read.
-
-    Args:
-        engines: the engines that policies run on.
-        engine: the engine of this one, "agent" or "struct_ops".
-        policy: the name of the policy.
-
-    Returns:
-        TemplateReplay.as_json() of each template; none for a policy that takes none.
-    """
-    if engine == "agent":
-        assert engines.agent is not None
-        if "template_steps" not in engines.agent.map_ids(policy):
-            return []
-    elif not (loader.PIN_ROOT / policy / "maps" / "template_steps").exists():
-        return []
-    return [replay.as_json() for replay in state(engines, policy)]

@@ -74,6 +74,20 @@ def test_examples_can_be_parsed() -> None:
             assert parser.parse_args(words[1:]).run is verb.run
 
 
+def test_a_command_imports_no_other_command_and_no_numpy() -> None:
+    """Each import is felt at every call: numpy's takes longer than all else that these do."""
+    program = (
+        "import sys; from pagecache_bpf.cli.main import main; main(sys.argv[1:]); "
+        "print(*sys.modules, file=sys.stderr)"
+    )
+    verbs = "pagecache_bpf.cli.verbs."
+    for command in ("status", "tags"):
+        words = [sys.executable, "-c", program, "--json", command]
+        loaded = subprocess.run(words, capture_output=True, text=True, check=True).stderr.split()
+        assert verbs + command in loaded and verbs + "export" not in loaded
+        assert "numpy" not in loaded and "elftools" not in loaded
+
+
 @pytest.mark.parametrize("words", [("--json", "policy", "list"), ("policy", "list", "--json")])
 def test_options_may_stand_before_and_after_the_command(words: tuple[str, ...]) -> None:
     assert run(*words).data["policies"]
@@ -206,7 +220,7 @@ def fake_verb(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
     verb.HELP, verb.DESCRIPTION, verb.EXAMPLES = "fail", "", ()  # type: ignore[attr-defined]
     verb.GROUP = parser_module.Group.OPERATE  # type: ignore[attr-defined]
     verb.add_arguments, verb.run = lambda parser: None, fail  # type: ignore[attr-defined]
-    monkeypatch.setattr(parser_module, "find_verbs", lambda: {"fake": verb})
+    monkeypatch.setattr(parser_module, "find_verbs", lambda *_: {"fake": verb})
     monkeypatch.setattr(signal, "signal", lambda *_: None)
 
 

@@ -15,6 +15,7 @@ import pytest
 from pagecache_bpf.errors import PagecacheError
 from pagecache_bpf.kernel.bpf_maps import BpfMap
 from pagecache_bpf.kernel.file_pages import PAGE_SIZE
+from pagecache_bpf.metrics import collect
 from pagecache_bpf.policy import loader
 from pagecache_bpf.templates import policy_arrays, template_maps
 from pagecache_bpf.templates.layout import ARRAYS, FILES
@@ -159,7 +160,7 @@ def test_what_the_programs_count(maps: Maps, tmp_path: Path) -> None:
         "consumers": [{"tgid": 0, "position_bytes": 0, "bytes": b.consumers[0].length}],
     }
     engine = maps.engine  # type: ignore[attr-defined]
-    found = policy_arrays.replays(engines, engine, POLICY)
+    found = collect.replays(engines, engine, POLICY)
     assert [replay["model"] for replay in found] == ["a", "b"]
 
 
@@ -208,8 +209,8 @@ def test_a_policy_without_templates(monkeypatch: pytest.MonkeyPatch) -> None:
         tags=lambda: [],
     )
     assert policy_arrays.state(engines, POLICY) == []
-    assert policy_arrays.replays(engines, "agent", POLICY) == []
-    assert policy_arrays.replays(engines, "struct_ops", POLICY) == []
+    assert collect.replays(engines, "agent", POLICY) == []
+    assert collect.replays(engines, "struct_ops", POLICY) == []
     with pytest.raises(PagecacheError, match="takes no templates"):
         policy_arrays.give(engines, POLICY, [])
 

@@ -24,7 +24,6 @@ from pagecache_bpf.kernel.control_device import PolicyStatus, Tag
 from pagecache_bpf.kernel.file_pages import PAGE_SIZE
 from pagecache_bpf.metrics import collect
 from pagecache_bpf.policy import engines
-from pagecache_bpf.templates import policy_arrays
 from tests.unit.command import NOBODY, ROOT, Result, environment, run, undocumented
 from tests.unit.snapshots import GGUF, LLAMA, counters, snapshot
 
@@ -146,7 +145,7 @@ def both_engines(monkeypatch: pytest.MonkeyPatch, module: Any, agent: Any) -> No
             if engine:
                 yield from ((name, policy) for policy in engine.policies())
 
-    monkeypatch.setattr(policy_arrays, "replays", lambda *_: [])
+    monkeypatch.setattr(collect, "replays", lambda *_: [])
     both = SimpleNamespace(module=module, agent=agent, policies=policies)
     monkeypatch.setattr(engines, "Engines", lambda: nullcontext(both))
 

@@ -110,8 +110,8 @@ def run(args: argparse.Namespace, out: Output) -> int:
 
 def _collect(engines: Engines) -> dict[str, Any]:
     from pagecache_bpf.cli import stale_tags
+    from pagecache_bpf.metrics.collect import replays
     from pagecache_bpf.policy import loader
-    from pagecache_bpf.templates.policy_arrays import replays
 
     info = engines.module.info() if engines.module else None
     tags = list(engines.tags())
