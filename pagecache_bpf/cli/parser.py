@@ -62,7 +62,8 @@ class Parser(argparse.ArgumentParser):
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         """Let options stand between a command's words: `attach POLICY --knob N=V PATH`.
 
-        argparse by itself takes a list of PATHs as finished, though empty, at the first option.
+        argparse by itself takes a list of PATHs as finished, though empty, at the first option,
+        and so a single PATH that may be left out.
 
         Args:
             args: the words; None: those of sys.argv.
@@ -74,7 +75,14 @@ class Parser(argparse.ArgumentParser):
         Raises:
             UsageError: a word is left that no argument takes.
         """
-        lists = any(action.nargs in ("*", "+") for action in self._get_positional_actions())
+        # argparse cannot mix where words and options exclude each other, as those of detach do.
+        exclusive = {
+            id(a) for group in self._mutually_exclusive_groups for a in group._group_actions
+        }
+        lists = any(
+            action.nargs in ("*", "+", "?") and id(action) not in exclusive
+            for action in self._get_positional_actions()
+        )
         if self._sorting:
             return super().parse_known_args(args, namespace)
         if not lists:

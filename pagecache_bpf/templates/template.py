@@ -343,7 +343,7 @@ def coalesce(extents: Extents, gap: int = 0) -> Extents:
     Returns:
         An array of the same kind; of EXTENT where no extent is strided.
     """
-    if not np.any(counts(extents) > 1):
+    if extents.dtype != EXTENT and not np.any(counts(extents) > 1):
         extents = extents[list(EXTENT.names or ())].astype(EXTENT)
     if len(extents) < 2:
         return extents
@@ -355,7 +355,7 @@ def coalesce(extents: Extents, gap: int = 0) -> Extents:
     same &= (start[1:] >= end[:-1]) & (start[1:] - end[:-1] <= gap) & single[1:] & single[:-1]
     first = np.flatnonzero(np.concatenate(([True], ~same)))
     last = np.append(first[1:], len(extents)) - 1
-    joined: Extents = extents[first].copy()
+    joined: Extents = extents[first]
     several = last > first
     joined["length"][several] = (end[last] - start[first]).astype(np.uint64)[several]
     joined["wanted"] = np.add.reduceat(extents["wanted"], first)

@@ -30,6 +30,15 @@ _ROW = np.dtype(
     [("file", np.int64), ("offset", np.int64), ("length", np.int64), ("node", np.int64)]
 )
 _DOCS = "docs/troubleshooting.md#is-not-a-maio-trace"
+#: Paths of more bytes are looked at one by one.
+_LONGEST_PATH = 256
+#: Three words of eight digits, which a number may have, lie before its end.
+_BEFORE = 24
+_ZEROS = np.uint64(0x3030303030303030)
+_ODD = np.uint64(0x9E3779B97F4A7C15)
+#: What keeps the first or the last so many bytes of a word.
+_FIRST_BYTES = np.array([(1 << 8 * count) - 1 for count in range(9)], np.uint64)
+_LAST_BYTES = np.array([(1 << 64) - (1 << 8 * (8 - count)) for count in range(9)], np.uint64)
 
 
 def describe(path: Path, name: str) -> TemplateFile:
@@ -175,8 +184,9 @@ def _block(
 ) -> tuple[NDArray[Any], int]:
     """Read whole lines; return a table of those with bytes, and how many lines there were.
 
-    The three numbers at the end of all lines are read at once, a digit of each at a time; a line
-    that is anything but path, blank, number, blank, number, blank, number is looked at by itself.
+    The three numbers at the end of all lines are read at once, eight digits of each at a time; a
+    line that is anything but path, blank, number, blank, number, blank, number is looked at by
+    itself.
 
     Args:
         trace: for messages.
@@ -184,19 +194,25 @@ def _block(
         before: number of lines before them.
         paths: the numbers of the paths by their bytes; new ones are added.
     """
+    text = _Text(data)
     raw = np.frombuffer(data, np.uint8)
-    ends = np.flatnonzero(raw == ord("\n"))
+    # Blanks and line ends are what is looked for; other such characters end a number as well.
+    marks = np.concatenate(([-1] * 4, np.flatnonzero(raw <= ord(" "))))
+    kinds = np.concatenate(([0] * 4, raw[marks[4:]])).astype(np.uint8)
+    last = np.flatnonzero(kinds == ord("\n"))
+    ends = marks[last]
     if not data.endswith(b"\n"):
-        ends = np.append(ends, len(raw))
+        last, ends = np.append(last, len(marks)), np.append(ends, len(raw))
     starts = np.concatenate(([0], ends[:-1] + 1))
-    stops = ends - ((ends > starts) & (raw[np.maximum(ends, 1) - 1] == ord("\r")))
-    blanks = np.concatenate(([-1, -1, -1], np.flatnonzero(raw == ord(" "))))
-    last = np.searchsorted(blanks, stops)
-    cuts = [blanks[np.maximum(last - back, 0)] for back in (3, 2, 1)]
+    returns = (kinds[last - 1] == ord("\r")) & (marks[last - 1] == ends - 1)
+    stops, last = ends - returns, last - returns
+    cuts = [marks[last - back] for back in (3, 2, 1)]
     good = (cuts[0] > starts) & (stops - starts < _LINE)
+    for back in (3, 2, 1):
+        good &= kinds[last - back] == ord(" ")
     values = []
     for begin, end in zip(cuts, (cuts[1], cuts[2], stops), strict=True):
-        value, fine = _numbers(raw, begin + 1, end)
+        value, fine = text.numbers(begin + 1, end)
         values.append(value)
         good &= fine
     good &= (values[0] >= 0) & (values[1] >= 0)
@@ -205,38 +221,115 @@ def _block(
     table["offset"], table["length"], table["node"] = values
     cut = cuts[0]
     for line in np.flatnonzero(~good).tolist():
-        text = data[starts[line] : ends[line]].rstrip(b"\r\n")
-        if not text.strip():
+        words = data[starts[line] : ends[line]].rstrip(b"\r\n")
+        if not words.strip():
             table[line] = 0  # an empty line has no bytes to read, and is left out below
             continue
-        if len(text) >= _LINE:
+        if len(words) >= _LINE:
             raise _damaged(trace, before + line + 1, "the line is too long")
-        words = os.fsdecode(text).rsplit(" ", 3)
-        path, *numbers = _parsed(trace, before + line + 1, words)
+        split = os.fsdecode(words).rsplit(" ", 3)
+        path, *numbers = _parsed(trace, before + line + 1, split)
         table["offset"][line], table["length"][line], table["node"][line] = numbers
         cut[line] = starts[line] + len(os.fsencode(path))
     used = table["length"] > 0
-    where = zip(starts[used].tolist(), cut[used].tolist(), strict=True)
     table = table[used]
-    table["file"] = [paths.setdefault(data[begin:end], len(paths)) for begin, end in where]
+    table["file"] = text.files(starts[used], cut[used], paths)
     return table, len(ends)
 
 
-def _numbers(
-    raw: NDArray[np.uint8], begin: NDArray[np.int64], end: NDArray[np.int64]
-) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
-    """Read decimal numbers at many places; tell of which they are numbers of at most 18 digits."""
-    most = max(len(raw) - 1, 0)
-    negative = raw[np.clip(begin, 0, most)] == ord("-")
-    at = begin + negative
-    good = (end > at) & (end - at < 19)
-    value = np.zeros(len(begin), np.int64)
-    for step in range(int(np.max(np.where(good, end - at, 0), initial=0))):
-        inside = good & (at + step < end)
-        digit = raw[np.clip(at + step, 0, most)].astype(np.int64) - ord("0")
-        good &= ~inside | ((digit >= 0) & (digit <= 9))
-        value = np.where(inside, value * 10 + digit, value)
-    return np.where(negative, -value, value), good
+class _Text:
+    """Bytes of which many places are read at once, eight bytes at a time.
+
+    Args:
+        data: the bytes.
+    """
+
+    def __init__(self, data: bytes) -> None:
+        self._data = data
+        # So that the words around any place lie inside.
+        self._padded = bytes(_BEFORE) + data + bytes(_LONGEST_PATH + 8)
+        self._words = self._rows("<u8")
+
+    def _rows(self, kind: str) -> NDArray[Any]:
+        """Return what lies at each byte, read as some kind of data; nothing is copied."""
+        size = np.dtype(kind).itemsize
+        found: NDArray[Any] = np.ndarray(
+            (len(self._padded) - size + 1,), kind, self._padded, 0, (1,)
+        )
+        return found
+
+    def numbers(
+        self, begin: NDArray[np.int64], end: NDArray[np.int64]
+    ) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+        """Read decimal numbers at many places; tell which are numbers of at most 18 digits."""
+        raw = np.frombuffer(self._padded, np.uint8)
+        negative = raw[begin + _BEFORE] == ord("-")
+        digits = end - begin - negative
+        good = (digits > 0) & (digits < 19)
+        value = np.zeros(len(begin), np.int64)
+        for part in range(3):
+            some = np.flatnonzero(good & (digits > 8 * part))
+            if not len(some):
+                break
+            word = self._words[end[some] + (_BEFORE - 8 * (part + 1))]
+            keep = _LAST_BYTES[np.minimum(digits[some] - 8 * part, 8)]
+            word = (word & keep) | (_ZEROS & ~keep)
+            good[some] = _all_digits(word)
+            value[some] += _eight_digits(word) * 10 ** (8 * part)
+        return np.where(negative, -value, value), good
+
+    def files(
+        self, begin: NDArray[np.int64], end: NDArray[np.int64], paths: dict[bytes, int]
+    ) -> NDArray[np.int64]:
+        """Return the number of the path at each place; new ones are added to `paths`."""
+        lengths = end - begin
+        if not len(lengths) or int(lengths.max()) > _LONGEST_PATH:
+            return self._files_one_by_one(begin, end, paths)
+        width = (int(lengths.max()) + 7) // 8
+        words = self._rows(f"V{8 * width}")[begin + _BEFORE].view("<u8").reshape(-1, width)
+        known = lengths.astype(np.uint64)
+        for column in range(width):
+            words[:, column] &= _FIRST_BYTES[np.clip(lengths - 8 * column, 0, 8)]
+            known = known * _ODD ^ words[:, column]
+            known ^= known >> np.uint64(29)
+        _, first, which = np.unique(known, return_index=True, return_inverse=True)
+        same = (words == words[first][which]).all() and (lengths == lengths[first][which]).all()
+        if not same:  # two paths have the same sum
+            return self._files_one_by_one(begin, end, paths)
+        found = np.zeros(len(first), np.int64)
+        for number in np.argsort(first).tolist():  # in the order in which they come
+            at = first[number]
+            path = self._data[begin[at] : end[at]]
+            found[number] = paths.setdefault(path, len(paths))
+        return found[which]
+
+    def _files_one_by_one(
+        self, begin: NDArray[np.int64], end: NDArray[np.int64], paths: dict[bytes, int]
+    ) -> NDArray[np.int64]:
+        where = zip(begin.tolist(), end.tolist(), strict=True)
+        numbers = [paths.setdefault(self._data[start:stop], len(paths)) for start, stop in where]
+        return np.array(numbers, np.int64)
+
+
+def _all_digits(words: NDArray[np.uint64]) -> NDArray[np.bool_]:
+    """Tell of which words each of the eight bytes is a digit."""
+    high, six = np.uint64(0xF0F0F0F0F0F0F0F0), np.uint64(0x0606060606060606)
+    over = words + six  # 9 stays below 0x40; a byte that carries into the next was no digit itself
+    return np.asarray(((words & high) == _ZEROS) & ((over & high) == _ZEROS))
+
+
+def _eight_digits(words: NDArray[np.uint64]) -> NDArray[np.int64]:
+    """Return the numbers of eight digits that words are, the first digit in the lowest byte.
+
+    Pairs of digits become numbers below 100, and these numbers below 10,000.
+    """
+    pairs = words - _ZEROS
+    pairs = pairs * np.uint64(10) + (pairs >> np.uint64(8))
+    every_other = np.uint64(0x000000FF000000FF)
+    upper = (pairs & every_other) * np.uint64(1_000_000 * (1 << 32) + 100)
+    lower = (pairs >> np.uint64(16) & every_other) * np.uint64(10_000 * (1 << 32) + 1)
+    numbers: NDArray[np.int64] = ((upper + lower) >> np.uint64(32)).astype(np.int64)
+    return numbers
 
 
 def _parsed(trace: Path, number: int, words: list[str]) -> tuple[str, int, int, int]:

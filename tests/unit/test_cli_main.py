@@ -101,6 +101,9 @@ def test_options_may_stand_between_the_words_of_a_command() -> None:
     assert (args.knob, args.model, args.verbose) == ([("a", "1"), ("b", "2")], "m", True)
     args = build_parser().parse_args(["attach", "p", "--knob", "a=1", "one"])
     assert (args.policy, args.paths) == ("p", ["one"])
+    args = build_parser().parse_args(["template", "export", "t", "-o", "trace", "here"])
+    assert (str(args.template), args.path, str(args.output)) == ("t", "here", "trace")
+    assert build_parser().parse_args(["template", "export", "t", "-o", "trace"]).path == "."
 
 
 @pytest.mark.parametrize(

@@ -132,12 +132,12 @@ def test_one_reader_keeps_its_order_whatever_the_nodes(root: Path, tmp_path: Pat
 def test_a_trace_is_read_as_line_by_line(root: Path, tmp_path: Path) -> None:
     """Against the plain way to read such a file, with all that may stand in a path."""
     rng = random.Random(3)
-    names = ["a b", "tab\tbed", "0 1 2", "bytes \udcff", " x"]
+    names = ["a b", "tab\tbed", "0 1 2", "bytes \udcff", " x", "y" * 250]
     for name in names:
         shutil.copyfile(min(root.iterdir()), root / name)
     lines = []
     for number in range(3000):
-        offset, length = rng.randrange(1000), rng.choice((0, 1, 77, 1 << 10))
+        offset, length = rng.randrange(10 ** rng.randrange(1, 19)), rng.choice((0, 1, 77, 1 << 10))
         end = rng.choice(("\n", "\n", "\r\n", "\n\n", "\n \n"))
         lines.append(f"{root}/{rng.choice(names)} {offset} {length} {number % 2 - 1}{end}")
     trace = tmp_path / "trace"
@@ -168,6 +168,12 @@ def test_traces_of_files_that_were_moved(root: Path, tmp_path: Path) -> None:
         ("f 1 2\n", "line 1: it is not"),
         ("\nf a 1 0\n", "line 1: it is not|line 2: it is not"),
         ("f 1.5 1 0\n", "it is not"),
+        *(
+            (f"f {number} 1 0\n", "it is not")
+            for number in ("1:", "/1", "1234567a", "12345678\0", "-")
+        ),
+        ("f 123456789012345678: 1 0\n", "it is not"),
+        ("f 1:345678901234567 1 0\n", "it is not"),
         ("f -1 1 0\n", "out of range"),
         ("f 0 -1 0\n", "out of range"),
         ("f 0 1 -2\n", "out of range"),
