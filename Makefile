@@ -27,7 +27,7 @@ GUEST_KREL = $(shell ls -d /lib/modules/6.12*/build 2>/dev/null | sort -V | tail
 RUNNING := $(shell uname -r)
 KREL ?= $(GUEST_KREL)
 
-.PHONY: help deps build peers bpf policies kmod check format coverage docs docs-site fuzz fuzz-guided mutate test test-unit test-native test-vm test-numa \
+.PHONY: help deps build peers bpf policies kmod check format coverage docs docs-site fuzz fuzz-guided mutate soak test test-unit test-native test-vm test-numa \
 	test-torch test-loaders test-engines test-ray test-cluster test-old vm vm-shell vm-debug debug-kernel test-kernels demo demo-guest bench wheel wheel-arm64 dist chart \
 	test-delivery install install-data uninstall clean
 
@@ -139,6 +139,11 @@ coverage: ## the lines of the package that the last `make test-unit` reached
 
 test-native: build ## tests that need root and this kernel
 	$(PY) -m pytest tests/native -rs --junitxml=build/test/native.xml
+
+# Not part of `make test`: two hours.  It has a mount namespace of its own, so other work may go on.
+SOAK_MINUTES ?= 120
+soak: build ## hours of attaching, loading, killing and replacing files: what grows? (root; SOAK_MINUTES=)
+	$(PY) -m tests.soak --minutes $(SOAK_MINUTES)
 
 # Not part of `make test`: torch alone is up to 3 GB.  TORCH names another build of it, for example
 # TORCH=torch==2.13.0+cpu where one is at hand.
