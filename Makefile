@@ -294,7 +294,7 @@ bench: build ## all benchmarks, into build/bench (long)
 	$(PY) -m benchmarks.random_read
 	$(PY) -m benchmarks.eviction
 	$(PY) -m benchmarks.order
-	$(PY) -m benchmarks.startup
+	$(PY) -m benchmarks.load_api
 
 wheel: ## build the wheel and the sdist, into build/dist
 	$(Q)tools/deps.sh wheel

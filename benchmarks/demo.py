@@ -31,12 +31,12 @@ from benchmarks import (
     checkpoints,
     cold_load,
     hosted,
+    load_api,
     memory,
     native,
     rounds,
     schema,
     show,
-    startup,
 )
 from benchmarks.cachestat import Sample, drop
 from benchmarks.control import CommandLine, pagecache_bpf
@@ -185,8 +185,8 @@ def start_up(options: argparse.Namespace, say: hosted.Say) -> schema.Report:
     size = options.size or _GUEST_BYTES
     real = _sources(options, size, say)[-1]
     say("booting it again: a user without root, and a loader that goes backwards")
-    settings = startup.make_parser().parse_args(["--rounds", str(options.rounds)])
-    return startup.run(settings, real, _generated(size))
+    settings = load_api.make_parser().parse_args(["--rounds", str(options.rounds)])
+    return load_api.run(settings, real, _generated(size))
 
 
 def draw(report: schema.Report, directory: Path, name: str = "residency") -> list[Path]:
@@ -247,7 +247,7 @@ def _show_guest(there: schema.Report, started: schema.Report) -> int:
     return _finish(
         report,
         draw(there, OUT),
-        lambda console: startup.print_startup(started, console),
+        lambda console: load_api.print_load_api(started, console),
         there.rows,
         "guest-results",
     )

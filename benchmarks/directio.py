@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Direct I/O: the device's own limit, and a way to read a file past the page cache."""
+"""Whole files by direct I/O: how fast the device can be at all, and what is really on it."""
 
 from __future__ import annotations
 
-import errno
 import mmap
 import os
 import threading
@@ -12,12 +11,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
+from pagecache_bpf.errors import PagecacheError
+from pagecache_bpf.kernel import direct_io
+from pagecache_bpf.kernel.direct_io import ALIGNMENT, HUGE_PAGE
 
-from pagecache_bpf.errors import PagecacheError, UnsupportedError
-
-_ALIGN = 4096  # what O_DIRECT asks of offsets and lengths on any device we meet
-_HUGE = 2 << 20
 _MAP_POPULATE, _MAP_HUGETLB = 0x8000, 0x40000  # include/uapi/asm-generic/mman-common.h
 _NR_HUGEPAGES = Path("/proc/sys/vm/nr_hugepages")
 
@@ -46,7 +43,7 @@ def reserved(sizes: Sequence[int]) -> Iterator[bool]:
     transparent huge pages there are.
     """
     before = int(_NR_HUGEPAGES.read_text())
-    wanted = before + sum(max(1, -(-size // _HUGE)) for size in sizes)
+    wanted = before + sum(max(1, -(-size // HUGE_PAGE)) for size in sizes)
     try:
         _NR_HUGEPAGES.write_text(str(wanted))
         yield int(_NR_HUGEPAGES.read_text()) >= wanted
@@ -54,38 +51,13 @@ def reserved(sizes: Sequence[int]) -> Iterator[bool]:
         _NR_HUGEPAGES.write_text(str(before))
 
 
-def _open_direct(path: Path) -> int:
-    try:
-        return os.open(path, os.O_RDONLY | os.O_DIRECT | os.O_CLOEXEC)
-    except OSError as error:
-        if error.errno != errno.EINVAL:
-            raise
-        raise UnsupportedError(
-            f"cannot read {path} directly",
-            "its file system has no direct I/O",
-            "Put the checkpoint on a file system with a block device below (ext4, xfs).",
-        ) from error
-
-
 def _buffer(size: int, huge: bool = False) -> mmap.mmap:
-    """Memory for direct reads: faulted in, and of huge pages where the kernel grants them.
-
-    huge: of the reserved ones (see reserved()).  Scattered 4 KiB pages would split large requests
-    at the device's segment limit.
-    """
-    rounded = max(-(-size // _HUGE) * _HUGE, _HUGE)
-    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
-    if huge:
-        return mmap.mmap(-1, rounded, flags=flags | _MAP_HUGETLB | _MAP_POPULATE)
-    memory = mmap.mmap(-1, rounded, flags=flags)
-    if hasattr(mmap, "MADV_HUGEPAGE"):
-        try:
-            memory.madvise(mmap.MADV_HUGEPAGE)
-        except OSError as error:  # a kernel without transparent huge pages
-            if error.errno != errno.EINVAL:
-                raise
-    np.frombuffer(memory, np.uint8)[:: mmap.PAGESIZE] = 0
-    return memory
+    """Memory for direct reads: of the reserved huge pages (see reserved()), or direct_io.buffer."""
+    if not huge:
+        return direct_io.buffer(size)
+    rounded = max(-(-size // HUGE_PAGE), 1) * HUGE_PAGE
+    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_HUGETLB | _MAP_POPULATE
+    return mmap.mmap(-1, rounded, flags=flags)
 
 
 def read_into(
@@ -100,7 +72,7 @@ def read_into(
     buffers = [_buffer(size, huge) for size in sizes]
     requests = iter(
         [
-            (number, offset, min(plan.block, -(-(size - offset) // _ALIGN) * _ALIGN))
+            (number, offset, min(plan.block, -(-(size - offset) // ALIGNMENT) * ALIGNMENT))
             for number, size in enumerate(sizes)
             for offset in range(0, size, plan.block)
         ]
@@ -127,7 +99,7 @@ def read_into(
             errors.append(error)
 
     def start() -> list[memoryview]:
-        fds = [_open_direct(path) for path in files]
+        fds = [direct_io.open_path(path, f"cannot read {path} directly") for path in files]
         views = [memoryview(buffer) for buffer in buffers]
         threads = [
             threading.Thread(target=worker, args=(fds, views), daemon=True)

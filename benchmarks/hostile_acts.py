@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What hostile clients of the controller do: one of ACTS after the other (hostile_clients)."""
+"""What one hostile client does to the controller's socket: half lines, swapped files, crowds.
+
+benchmarks/hostile_clients.py starts many of them and measures what honest clients notice.
+"""
 
 from __future__ import annotations
 

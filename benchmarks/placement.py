@@ -31,7 +31,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from benchmarks.cluster import GPUS, HOST_TO_DEVICE, Cluster, Outcome, Placement
+from benchmarks.cluster_simulation import GPUS, HOST_TO_DEVICE, Cluster, Outcome, Placement
 from benchmarks.placement_trace import Requests, from_csv, generated
 from pagecache_bpf.errors import PagecacheError
 from pagecache_bpf.placement.extender import MOST_POINTS

@@ -29,11 +29,6 @@
 #define PAGECACHE_HOOK_1(ret, fn, type) static __always_inline ret fn
 #define PAGECACHE_HOOK_2(ret, fn, type1, type2) static __always_inline ret fn
 
-struct bpf_pidns_info {
-	u32 pid;
-	u32 tgid;
-};
-
 #define AGENT_READ_PAGES 512 /* of a read() that are told of at once: 2 MiB */
 
 /* The read() that a thread is in. */

@@ -44,4 +44,10 @@ enum {
 	BPF_EXIST = 2,
 };
 
+/* What bpf_get_ns_current_pid_tgid() writes. */
+struct bpf_pidns_info {
+	u32 pid;
+	u32 tgid;
+};
+
 #endif /* KERNEL_BPF_H */

@@ -71,11 +71,6 @@ struct xa_node {
 #define PF_KTHREAD 0x00200000
 #define VM_NOHUGEPAGE 0x40000000
 
-struct bpf_pidns_info {
-	u32 pid;
-	u32 tgid;
-};
-
 /* Set by user space before it loads this. */
 const volatile u32 observer_page_shift = 12;
 const volatile u32 observer_moves; /* cursor moves: 0: none is told, 2: every one */

@@ -27,7 +27,14 @@ from pagecache_bpf.agent.tagged_files import FileTag, Sequence
 from pagecache_bpf.agent.unsupported import check_heard, not_honored
 from pagecache_bpf.agent.workers import Pools
 from pagecache_bpf.errors import PolicyRejected, UsageError
-from pagecache_bpf.kernel import abi, bpf_object, event_sources, file_identity, libbpf
+from pagecache_bpf.kernel import (
+    abi,
+    bpf_object,
+    event_sources,
+    file_identity,
+    libbpf,
+    pid_namespace,
+)
 from pagecache_bpf.kernel.abi import COUNTERS, Hook, RequestKind
 from pagecache_bpf.kernel.bpf_maps import BpfMap, map_id
 from pagecache_bpf.kernel.cachestat import cached_pages
@@ -315,12 +322,10 @@ class Agent:
             event_sources.choose(opened)
             set_knobs(opened, knobs)
             enlarge_maps(opened, sizes)
-            namespace = os.stat("/proc/self/ns/pid")
             opened.set_constants(
                 {
                     "agent_page_shift": PAGE_SIZE.bit_length() - 1,
-                    "agent_pidns_dev": namespace.st_dev,
-                    "agent_pidns_ino": namespace.st_ino,
+                    **pid_namespace.constants("agent"),
                 }
             )
 

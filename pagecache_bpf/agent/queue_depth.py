@@ -9,17 +9,16 @@ direct I/O, for a fraction of a second; what it finds is kept in the run directo
 from __future__ import annotations
 
 import json
-import mmap
 import os
-import threading
-import time
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from pagecache_bpf._run_dir import RUN_DIR
 from pagecache_bpf.agent.worker import CHUNK_BYTES, MAX_DEPTH
-from pagecache_bpf.kernel.file_key import identity_of, open_direct
+from pagecache_bpf.kernel.direct_io import open_direct, timed_reads
+from pagecache_bpf.kernel.file_key import identity_of
 
 DEFAULT_DEPTH = 8
 #: Direct I/O keeps a device busy with fewer than fills of the page cache do, which also take the
@@ -160,38 +159,16 @@ def probe(fd: int) -> Depth:
 
 def _speed(fd: int, depth: int, at: int, size: int) -> tuple[float, int]:
     """Measure bytes per second at a depth; return also where in the file the next one goes on."""
-    lock = threading.Lock()
-    done = 0
-    failed: list[OSError] = []
-    begun = time.monotonic()
 
-    def read() -> None:
-        nonlocal at, done
-        with mmap.mmap(-1, 2 * CHUNK_BYTES) as memory:
-            with suppress(OSError, AttributeError):
-                memory.madvise(mmap.MADV_HUGEPAGE)
-            view = memoryview(memory)[:CHUNK_BYTES]
-            while not failed and time.monotonic() < begun + STEP_SECONDS:
-                with lock:
-                    if done >= STEP_BYTES:
-                        break
-                    at = at if at + CHUNK_BYTES <= size else 0
-                    mine, at = at, at + CHUNK_BYTES
-                    done += CHUNK_BYTES
-                try:
-                    os.preadv(fd, [view], mine)
-                except OSError as error:
-                    failed.append(error)
-            view.release()
+    def requests() -> Iterator[tuple[int, int, int]]:
+        nonlocal at
+        for _ in range(-(-STEP_BYTES // CHUNK_BYTES)):
+            offset = at if at + CHUNK_BYTES <= size else 0
+            at = offset + CHUNK_BYTES
+            yield fd, offset, CHUNK_BYTES
 
-    threads = [threading.Thread(target=read, daemon=True) for _ in range(depth)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    if failed:
-        raise failed[0]
-    return done / (time.monotonic() - begun), at
+    read, took = timed_reads(requests(), depth, CHUNK_BYTES, STEP_SECONDS)
+    return read / took, at
 
 
 class Tuner:

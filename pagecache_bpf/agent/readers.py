@@ -18,6 +18,7 @@ from pagecache_bpf.agent.worker_process import WorkerPlace
 from pagecache_bpf.errors import UsageError
 from pagecache_bpf.kernel import cgroups, pid_namespace
 from pagecache_bpf.kernel.numa import nodes
+from pagecache_bpf.kernel.process_tree import is_alive
 
 #: Of the host's memory this much stays free of prefetch: a share of it, and at least so much.
 HOST_FLOOR_SHARE = 0.05
@@ -125,7 +126,7 @@ class Readers:
         """
         now = time.monotonic()
         for tgid in list(self._known):
-            gone = not self.blind and not os.path.exists(f"/proc/{tgid}")
+            gone = not self.blind and not is_alive(tgid)
             if gone or now > self._asked[tgid] + FORGET_SECONDS:
                 del self._known[tgid], self._asked[tgid]
                 self._changed(tgid, None)

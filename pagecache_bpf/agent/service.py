@@ -19,6 +19,7 @@ from pagecache_bpf.errors import PagecacheError, UsageError
 from pagecache_bpf.ipc.operations import operation
 from pagecache_bpf.kernel import abi, file_identity
 from pagecache_bpf.kernel.file_key import key_of
+from pagecache_bpf.kernel.process_tree import is_alive
 from pagecache_bpf.observer.observed_files import ObservedFiles
 from pagecache_bpf.policy import exit_history
 from pagecache_bpf.policy.catalog import PolicyInfo, find
@@ -405,7 +406,7 @@ class Service:
         Args:
             pid: the process.
         """
-        self._workers = {worker for worker in self._workers if os.path.exists(f"/proc/{worker}")}
+        self._workers = {worker for worker in self._workers if is_alive(worker)}
         self._workers.add(pid)
         self.observed.own(pid)
         for agent in list(self.agents.values()):

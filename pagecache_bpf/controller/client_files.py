@@ -14,7 +14,7 @@ from pagecache_bpf.errors import PrivilegeError, UsageError
 from pagecache_bpf.ipc.public_protocol import TEMPLATE_BYTES
 from pagecache_bpf.ipc.server import Connection
 from pagecache_bpf.kernel import file_identity
-from pagecache_bpf.kernel.file_key import key_of
+from pagecache_bpf.kernel.file_key import key_of, path_of
 from pagecache_bpf.kernel.file_pages import PAGE_SIZE
 from pagecache_bpf.kernel.kernelfs import LIVE
 
@@ -149,7 +149,7 @@ def check_descriptor(fd: int, mounts: MountTable | None) -> ClientFile:
     status = os.fstat(fd)
     if not stat.S_ISREG(status.st_mode):
         raise UsageError(what, "it is not of a regular file", "Pass the file with the weights")
-    path = os.readlink(f"/proc/self/fd/{fd}")
+    path = path_of(fd)
     return ClientFile(key_of(fd), path, status.st_size)
 
 

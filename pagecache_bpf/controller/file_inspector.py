@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 from pagecache_bpf.controller import seccomp
 from pagecache_bpf.errors import PagecacheError, UsageError
 from pagecache_bpf.ipc.public_protocol import TEMPLATE_BYTES
+from pagecache_bpf.ipc.wire import error_fields
 
 if TYPE_CHECKING:
     from pagecache_bpf.templates.template import Extents, Template
@@ -258,13 +259,14 @@ def answer(job: dict[str, Any], fds: Sequence[int]) -> Outcome:
         name = job.pop("job")
         return JOBS[name](fds, **job)
     except PagecacheError as error:
-        return {"error": [type(error).__name__, error.what, error.why, error.fix]}, b""
+        return {"error": error_fields(error)}, b""
     except MemoryError:
         bound = MEMORY_BYTES >> 20
-        return {"error": ["PagecacheError", "the files were not read", f"over {bound} MiB"]}, b""
-    except Exception as error:
-        why = f"{type(error).__name__}: {error}"[:300]
-        return {"error": ["PagecacheError", "the files could not be read", why]}, b""
+        error = PagecacheError("the files were not read", f"over {bound} MiB")
+        return {"error": error_fields(error)}, b""
+    except Exception as bug:
+        why = f"{type(bug).__name__}: {bug}"[:300]
+        return {"error": error_fields(PagecacheError("the files could not be read", why))}, b""
 
 
 def main() -> int:

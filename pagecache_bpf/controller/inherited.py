@@ -14,7 +14,8 @@ import platform
 import resource
 import signal
 from collections.abc import Callable
-from pathlib import Path
+
+from pagecache_bpf.kernel.kernelfs import LIVE
 
 #: Most CPUs that a kernel is built for (CONFIG_NR_CPUS); the kernel takes those that are there.
 _MOST_CPUS = 8192
@@ -44,7 +45,7 @@ def reset() -> list[str]:
         "its scheduling class": lambda: os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0)),
         "its priority": lambda: os.setpriority(os.PRIO_PROCESS, 0, 0),
         "its memory policy": _default_memory_policy,
-        "its place among the victims of a lack of memory": lambda: Path(
+        "its place among the victims of a lack of memory": lambda: LIVE.path(
             "/proc/self/oom_score_adj"
         ).write_text("0"),
         "its file mode mask": lambda: os.umask(0o077),

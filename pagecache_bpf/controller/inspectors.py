@@ -23,11 +23,11 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any
 
-from pagecache_bpf import errors
 from pagecache_bpf.controller import seccomp
 from pagecache_bpf.controller.cpu_allowance import CpuAllowance
 from pagecache_bpf.controller.file_inspector import FDS_AT_ONCE
 from pagecache_bpf.errors import PagecacheError
+from pagecache_bpf.ipc import wire
 
 #: Processes of all users together; a job waits for its turn, so long at most.
 PROCESSES = 16
@@ -245,7 +245,11 @@ class Inspectors:
                 self._slow[owner] = time.monotonic() + _SLOW_SECONDS
             process.busy.release()
         if "error" in facts:
-            raise _told(facts["error"])
+            try:
+                error = wire.told_error(facts["error"], most=500)
+            except ValueError as wrong:
+                error = PagecacheError("the files were not looked at", str(wrong))
+            raise error
         return facts, data
 
     def sweep(self) -> None:
@@ -346,14 +350,3 @@ class Inspectors:
             self._ended.notify_all()
         _log.info("the process for files of user %d was ended: %s", owner[0], why)
         process.close()
-
-
-def _told(fields: object) -> PagecacheError:
-    """The error that a job tells: of our own classes, and texts of a bounded length."""
-    if not isinstance(fields, list) or not fields:
-        return PagecacheError("the files were not looked at", "its process tells no reason")
-    name, *texts = (str(field)[:500] for field in fields)
-    kind = getattr(errors, name, None)
-    if not (isinstance(kind, type) and issubclass(kind, PagecacheError)):
-        kind = PagecacheError
-    return kind(*texts[:3])

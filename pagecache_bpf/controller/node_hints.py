@@ -7,7 +7,6 @@ process's last load ends.  "Unknown" is no hint.
 
 from __future__ import annotations
 
-import os
 import sys
 import threading
 from collections.abc import Sequence
@@ -20,6 +19,7 @@ from pagecache_bpf.errors import PagecacheError
 from pagecache_bpf.kernel import pid_namespace
 from pagecache_bpf.kernel.bpf_maps import BpfMap
 from pagecache_bpf.kernel.numa import nodes
+from pagecache_bpf.kernel.process_tree import is_alive
 from pagecache_bpf.policy import loader
 from pagecache_bpf.policy.hint_maps import CONSUMERS
 
@@ -115,7 +115,7 @@ def sweep() -> int:
         with suppress(OSError, PagecacheError), BpfMap.pinned(_pin(policy)) as found:
             pids = [int.from_bytes(key, sys.byteorder) for key in list(found.keys())]
             for pid in pids:
-                if not os.path.exists(f"/proc/{pid}"):
+                if not is_alive(pid):
                     found.delete(pid.to_bytes(4, sys.byteorder))
                     gone += 1
     return gone

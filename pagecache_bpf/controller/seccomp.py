@@ -11,9 +11,9 @@ import ctypes
 import errno
 import os
 import platform
-from pathlib import Path
 
 from pagecache_bpf.kernel.classic_bpf import AT_LEAST, EQUAL, HAS_BITS, LOAD, RETURN, FilterProgram
+from pagecache_bpf.kernel.kernelfs import LIVE, KernelFS
 
 #: Numbers on x86_64 and aarch64 (there is no such call there: -1); include/uapi/asm*/unistd.h.
 DENIED = {
@@ -91,7 +91,7 @@ DENIED = {
 }
 _OPENAT = (257, 56)
 _MACHINES = {"x86_64": (0, 0xC000003E), "aarch64": (1, 0xC00000B7)}  # include/uapi/linux/audit.h
-_ACTIONS = Path("/proc/sys/kernel/seccomp/actions_avail")
+_ACTIONS = "/proc/sys/kernel/seccomp/actions_avail"
 _X32 = 0x40000000
 _WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC
 _NUMBER_OFFSET, _ARCH_OFFSET, _OPENAT_FLAGS_OFFSET = 0, 4, 32  # struct seccomp_data
@@ -99,17 +99,18 @@ _ALLOW, _KILL, _REFUSE = 0x7FFF0000, 0x80000000, 0x00050000 | errno.EPERM
 _PR_SET_SECCOMP, _MODE_FILTER = 22, 2
 
 
-def available(machine: str | None = None, actions: Path = _ACTIONS) -> bool:
+def available(machine: str | None = None, kernel: KernelFS = LIVE) -> bool:
     """Tell whether deny() can do its work: the kernel has filters, and the machine is known here.
 
     Args:
         machine: as platform.machine() says it; None: this one.
-        actions: the kernel's list of what filters can do (CONFIG_SECCOMP_FILTER).
+        kernel: where the kernel's list of what filters can do is looked for
+            (CONFIG_SECCOMP_FILTER).
 
     Returns:
         True if both are so.
     """
-    return (machine or platform.machine()) in _MACHINES and actions.exists()
+    return (machine or platform.machine()) in _MACHINES and kernel.exists(_ACTIONS)
 
 
 def instructions(machine: str) -> list[tuple[int, int, int, int]]:

@@ -7,11 +7,8 @@ best.  Scattered small pages would measure the segment limit of its requests ins
 
 from __future__ import annotations
 
-import errno
 import json
-import mmap
 import os
-import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, suppress
@@ -21,7 +18,10 @@ from typing import Any
 
 from pagecache_bpf._run_dir import RUN_DIR
 from pagecache_bpf.errors import PagecacheError, UnsupportedError
+from pagecache_bpf.kernel import direct_io
 from pagecache_bpf.kernel.cachestat import resident_pages_or_none
+from pagecache_bpf.kernel.direct_io import ALIGNMENT, timed_reads
+from pagecache_bpf.kernel.file_pages import PAGE_SIZE
 from pagecache_bpf.kernel.kernelfs import LIVE
 
 BLOCK_BYTES = 2 << 20
@@ -33,7 +33,6 @@ MAX_FILES = 64
 MAX_READ_ALONG = 4 << 20
 SCATTERED = 4096  # requests of one page at most
 ENOUGH_BYTES = 64 << 20  # less says more about the start than about the device
-_ALIGN = 4096  # what O_DIRECT asks of lengths on any device we meet
 
 
 @dataclass(frozen=True)
@@ -58,8 +57,8 @@ class Speed:
         """
         if not self.requests_per_second:
             return None
-        cost = self.bytes_per_second / self.requests_per_second - _ALIGN
-        return min(max(0, round(cost / _ALIGN) * _ALIGN), MAX_READ_ALONG)
+        cost = self.bytes_per_second / self.requests_per_second - ALIGNMENT
+        return min(max(0, round(cost / ALIGNMENT) * ALIGNMENT), MAX_READ_ALONG)
 
 
 def measure(files: Sequence[Path], seconds: float = SECONDS, limit: int = MAX_BYTES) -> Speed:
@@ -84,54 +83,22 @@ def measure(files: Sequence[Path], seconds: float = SECONDS, limit: int = MAX_BY
         if sum(file.stat().st_size for file in chosen) < limit:
             chosen.append(path)
     with ExitStack() as stack:
-        fds = [stack.enter_context(_Direct(path)).fd for path in chosen]
+        fds = []
+        for path in chosen:
+            fds.append(direct_io.open_path(path, "the speed of the device cannot be measured"))
+            stack.callback(os.close, fds[-1])
         pages = [resident_pages_or_none(fd) for fd in fds]
-        total, took = _run(_requests(fds, limit), seconds)
-        read, spent = _run(_scattered(fds), seconds / 2)
+        total, took = timed_reads(_requests(fds, limit), DEPTH, BLOCK_BYTES, seconds)
+        read, spent = timed_reads(_scattered(fds), DEPTH, ALIGNMENT, seconds / 2)
         after = [resident_pages_or_none(fd) for fd in fds]
         grown = sum((new or 0) - (old or 0) for old, new in zip(pages, after, strict=True))
-    if grown * mmap.PAGESIZE > total // 2:
+    if grown * PAGE_SIZE > total // 2:
         raise UnsupportedError(
             "the speed of the device cannot be measured",
             "direct reads went through the page cache, or somebody reads the files just now",
         )
-    scattered = read / _ALIGN / spent if read >= 64 * _ALIGN else None
+    scattered = read / ALIGNMENT / spent if read >= 64 * ALIGNMENT else None
     return Speed(total / took, total, took, time.time_ns(), scattered)
-
-
-def _run(requests: Iterator[tuple[int, int, int]], seconds: float) -> tuple[int, float]:
-    """Read, DEPTH requests at a time; return the bytes read and the seconds that took."""
-    buffer = _buffer(DEPTH * BLOCK_BYTES)
-    lock = threading.Lock()
-    errors: list[OSError] = []
-    done = [0] * DEPTH
-    begin = time.perf_counter()
-
-    def worker(number: int) -> None:
-        with memoryview(buffer) as whole:
-            view = whole[number * BLOCK_BYTES :][:BLOCK_BYTES]
-            while not errors and time.perf_counter() - begin < seconds:
-                with lock:
-                    request = next(requests, None)
-                if request is None:
-                    break
-                fd, offset, length = request
-                try:
-                    done[number] += os.preadv(fd, [view[:length]], offset)
-                except OSError as error:
-                    errors.append(error)
-            view.release()
-
-    threads = [threading.Thread(target=worker, args=(number,)) for number in range(DEPTH)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    took = time.perf_counter() - begin
-    buffer.close()
-    if errors:
-        raise errors[0]
-    return sum(done), max(took, 1e-9)
 
 
 def _requests(fds: Sequence[int], limit: int) -> Iterator[tuple[int, int, int]]:
@@ -141,19 +108,19 @@ def _requests(fds: Sequence[int], limit: int) -> Iterator[tuple[int, int, int]]:
         for offset in range(0, size, BLOCK_BYTES):
             if limit <= 0:
                 return
-            length = min(BLOCK_BYTES, -(-(size - offset) // _ALIGN) * _ALIGN)
+            length = min(BLOCK_BYTES, -(-(size - offset) // ALIGNMENT) * ALIGNMENT)
             limit -= length
             yield fd, offset, length
 
 
 def _scattered(fds: Sequence[int]) -> Iterator[tuple[int, int, int]]:
     """Yield single pages of the files, far apart and never in a row."""
-    pages = [max(1, os.fstat(fd).st_size // _ALIGN) for fd in fds]
+    pages = [max(1, os.fstat(fd).st_size // ALIGNMENT) for fd in fds]
     for number in range(min(SCATTERED, sum(pages))):
         file = number % len(fds)
         # Multiples of an irrational share of the file are spread evenly over it.
         page = int(pages[file] * ((number * 0.6180339887498949) % 1.0))
-        yield fds[file], page * _ALIGN, _ALIGN
+        yield fds[file], page * ALIGNMENT, ALIGNMENT
 
 
 def read_along_bytes(files: Sequence[Path]) -> int | None:
@@ -178,37 +145,6 @@ def read_along_bytes(files: Sequence[Path]) -> int | None:
     except (PagecacheError, OSError):
         return None
     return known.read_along_bytes
-
-
-class _Direct:
-    """A file, open for direct I/O.  Raises UnsupportedError, OSError."""
-
-    def __init__(self, path: Path) -> None:
-        try:
-            self.fd = os.open(path, os.O_RDONLY | os.O_DIRECT | os.O_CLOEXEC)
-        except OSError as error:
-            if error.errno != errno.EINVAL:
-                raise
-            raise UnsupportedError(
-                "the speed of the device cannot be measured",
-                f"the file system of {path} has no direct I/O",
-            ) from error
-
-    def __enter__(self) -> _Direct:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        os.close(self.fd)
-
-
-def _buffer(size: int) -> mmap.mmap:
-    """Memory for direct reads, faulted in; of huge pages where the kernel grants them."""
-    memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    with suppress(AttributeError, OSError):  # a kernel without transparent huge pages
-        memory.madvise(mmap.MADV_HUGEPAGE)
-    for offset in range(0, size, mmap.PAGESIZE):
-        memory[offset] = 0
-    return memory
 
 
 def remember(device: int, speed: Speed) -> None:

@@ -8,7 +8,6 @@ shown and never interpreted: distributions move features between releases.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import errno
 import os
 import platform
@@ -24,6 +23,7 @@ from pathlib import Path
 
 from pagecache_bpf.errors import PagecacheError
 from pagecache_bpf.kernel import event_sources, kmod
+from pagecache_bpf.kernel.cachestat import missing_errno
 from pagecache_bpf.kernel.kernelfs import LIVE, KernelFS
 from pagecache_bpf.kernel.kmod import load as _load
 
@@ -429,10 +429,8 @@ def _pahole(m: Machine) -> Feature:
 
 def _cachestat(m: Machine) -> Feature:
     lost = "what is cached is asked of mincore(2): slower, for root and a file's owner only"
-    name, number = "cachestat(2)", 451  # the same on every architecture; v6.5, cf264e1329fb
-    libc = ctypes.CDLL(None, use_errno=True)
-    libc.syscall(ctypes.c_long(number), -1, None, None, 0)
-    code = ctypes.get_errno()
+    name = "cachestat(2)"
+    code = missing_errno()
     if code == errno.ENOSYS:
         return Feature(name, False, "the kernel has none", lost, "Boot Linux 6.5 or newer")
     if code == errno.EPERM:

@@ -98,7 +98,7 @@ class Peer:
         def same(pid: int) -> bool:
             return all(
                 os.path.samestat(
-                    os.stat(f"/proc/{pid}/ns/{kind}"), os.stat(f"/proc/self/ns/{kind}")
+                    LIVE.stat(f"/proc/{pid}/ns/{kind}"), LIVE.stat(f"/proc/self/ns/{kind}")
                 )
                 for kind in ("user", "pid")
             )

@@ -55,8 +55,20 @@ def encode_error(error: PagecacheError) -> bytes:
     Returns:
         The line, its newline included.
     """
-    fields = {name: getattr(error, name) for name in _FIELDS}
-    return encode({"error": {"class": type(error).__name__, **fields}})
+    return encode({"error": error_fields(error)})
+
+
+def error_fields(error: PagecacheError) -> dict[str, str]:
+    """Return an error as members of a JSON object.
+
+    Args:
+        error: the error.
+
+    Returns:
+        The name of its class and its texts; told_error() makes the error of them again.
+    """
+    fields = {name: str(getattr(error, name) or "") for name in _FIELDS}
+    return {"class": type(error).__name__, **fields}
 
 
 def decode_request(line: bytes) -> tuple[str, dict[str, Any]]:
@@ -107,7 +119,7 @@ def decode_answer(line: bytes) -> dict[str, Any]:
     if not isinstance(answer, dict):
         raise ValueError("its answer is no object")
     if "error" in answer:
-        raise _error(answer["error"])
+        raise told_error(answer["error"])
     found = answer.get("ok")
     if not isinstance(found, dict):
         raise ValueError("its answer is neither a result nor an error")
@@ -140,15 +152,23 @@ def shortened(value: object) -> str:
     return text if len(text) <= 80 else text[:77] + "..."
 
 
-def _error(fields: object) -> PagecacheError:
-    """Make the error that an answer tells: only a class of ours, and only texts.
+def told_error(fields: object, most: int | None = None) -> PagecacheError:
+    """Make the error that another process tells, of a class of pagecache_bpf.errors and of texts.
 
-    Raises ValueError if it tells none.
+    Args:
+        fields: what error_fields() returned over there, or anything else that was sent.
+        most: characters that are taken of each text; None: all.
+
+    Returns:
+        The error, to be raised; a PagecacheError if its class is none of ours.
+
+    Raises:
+        ValueError: it is no object.
     """
     if not isinstance(fields, dict):
         raise ValueError("its error is no object")
     kind = getattr(errors, str(fields.get("class", "")), None)
     if not (isinstance(kind, type) and issubclass(kind, PagecacheError)):
         kind = PagecacheError
-    texts = {name: str(fields.get(name) or "") for name in _FIELDS}
+    texts = {name: str(fields.get(name) or "")[:most] for name in _FIELDS}
     return kind(**texts)

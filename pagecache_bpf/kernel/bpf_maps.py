@@ -17,6 +17,7 @@ from pathlib import Path
 from types import TracebackType
 
 from pagecache_bpf.kernel import libbpf
+from pagecache_bpf.kernel.file_pages import PAGE_SIZE
 
 _PERCPU_TYPES = (5, 6, 10)  # enum bpf_map_type: PERCPU_HASH, PERCPU_ARRAY, LRU_PERCPU_HASH
 _EXIST = 2  # BPF_EXIST
@@ -122,7 +123,7 @@ class BpfMap:
             OSError: the map was made without BPF_F_MMAPABLE.
         """
         size = self.entries * -(-self.value_size // 8) * 8
-        length = -(-size // mmap.PAGESIZE) * mmap.PAGESIZE
+        length = -(-size // PAGE_SIZE) * PAGE_SIZE
         access = mmap.PROT_READ | (mmap.PROT_WRITE if write else 0)
         return mmap.mmap(self.fd, length, mmap.MAP_SHARED, access)
 

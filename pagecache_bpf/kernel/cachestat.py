@@ -122,6 +122,17 @@ def _ask(fd: int, offset: int, length: int) -> _Stat:
     return answer
 
 
+def missing_errno() -> int:
+    """Find out whether cachestat(2) can be called.
+
+    Returns:
+        0 if it can; ENOSYS where the kernel has none, EPERM where a seccomp profile blocks it.
+    """
+    _libc.syscall(_SYS_CACHESTAT, -1, _ALL, _Stat(), 0)
+    code = ctypes.get_errno()
+    return code if code in (errno.ENOSYS, errno.EPERM) else 0
+
+
 def cached_pages(fd: int, start: int = 0, length: int = 0) -> int:
     """Count the pages of a range of an open file that are in the page cache.
 

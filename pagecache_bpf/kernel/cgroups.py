@@ -185,6 +185,19 @@ def host_memory(kernel: KernelFS = LIVE) -> dict[str, int]:
     return found
 
 
+def version_2_mount(kernel: KernelFS = LIVE) -> Path:
+    """Return where cgroup version 2 is mounted, with a memory controller or without one.
+
+    Args:
+        kernel: where the kernel's files are read.
+
+    Returns:
+        The mount point; /sys/fs/cgroup if there is none.
+    """
+    targets = (mount.target for mount in kernel.mounts() if mount.fstype == "cgroup2")
+    return Path(next(targets, "/sys/fs/cgroup"))
+
+
 def unified_mount(kernel: KernelFS = LIVE) -> Path:
     """Return where cgroup version 2 with its memory controller is mounted, or where it would be.
 

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pagecache_bpf.errors import PrivilegeError, UnsupportedError
 from pagecache_bpf.kernel import abi, bpf_object, libbpf
 from pagecache_bpf.kernel.file_pages import PAGE_SIZE, mapped
+from pagecache_bpf.kernel.kernelfs import LIVE
 
 #: Numbers of file systems, of include/uapi/linux/magic.h.
 FUSE, OVERLAY = 0x65735546, 0x794C7630
@@ -80,10 +81,7 @@ def module_types() -> frozenset[str]:
     Returns:
         Names of kernel modules, and "vmlinux".
     """
-    try:
-        return frozenset(os.listdir("/sys/kernel/btf"))
-    except OSError:
-        return frozenset()
+    return frozenset(LIVE.entries("/sys/kernel/btf"))
 
 
 class _Programs:

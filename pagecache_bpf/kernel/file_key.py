@@ -148,8 +148,7 @@ def reopen(key: bytes, path: str | Path) -> int:
     try:
         if not stat.S_ISREG(os.fstat(found).st_mode):
             raise FileNotFoundError(errno.ESTALE, "what has its name now is no file", str(path))
-        flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY
-        fd = os.open(f"/proc/self/fd/{found}", flags)
+        fd = _open_behind(found)
     finally:
         os.close(found)
     try:
@@ -160,6 +159,41 @@ def reopen(key: bytes, path: str | Path) -> int:
     except BaseException:
         os.close(fd)
         raise
+
+
+def _open_behind(fd: int) -> int:
+    """Open the file behind a descriptor for reading: neither waits nor gets a terminal by it."""
+    flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY
+    return os.open(f"/proc/self/fd/{fd}", flags)
+
+
+def may_write(fd: int) -> bool:
+    """Tell whether this process could open the file behind a descriptor for writing.
+
+    Args:
+        fd: an open descriptor.
+
+    Returns:
+        What access(2) says of it; False also where there is no procfs.
+    """
+    return os.access(f"/proc/self/fd/{fd}", os.W_OK)
+
+
+def path_of(fd: int) -> str:
+    """Return the name that the kernel shows for a descriptor, for people and for looking it up.
+
+    Args:
+        fd: an open descriptor.
+
+    Returns:
+        The file's path in this process's mounts; with " (deleted)" behind it if it has none left.
+
+    Raises:
+        OSError: `fd` is not open, or there is no procfs.
+
+    Source: proc(5), /proc/PID/fd.
+    """
+    return os.readlink(f"/proc/self/fd/{fd}")
 
 
 def reopen_descriptor(fd: int) -> int:
@@ -178,28 +212,12 @@ def reopen_descriptor(fd: int) -> int:
     Raises:
         OSError: `fd` is not open, or this process has no descriptor left.
     """
-    flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY
     try:
-        return os.open(f"/proc/self/fd/{fd}", flags)
+        return _open_behind(fd)
     except OSError as error:
         if error.errno in (errno.EMFILE, errno.ENFILE):
             raise
         return os.dup(fd)
-
-
-def open_direct(fd: int) -> int:
-    """Open the file behind a descriptor for direct I/O, without a path that anybody could change.
-
-    Args:
-        fd: an open descriptor of a regular file.
-
-    Returns:
-        A descriptor whose reads go past the page cache, closed on exec.
-
-    Raises:
-        OSError: its file system has no direct I/O (EINVAL), or this process may not read it.
-    """
-    return os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_DIRECT | os.O_CLOEXEC)
 
 
 def read_small_file(path: str | Path, most: int) -> bytes:
@@ -226,8 +244,7 @@ def read_small_file(path: str | Path, most: int) -> bytes:
             raise OSError(errno.EINVAL, "it is not a regular file", str(path))
         if status.st_size > most:
             raise OSError(errno.EFBIG, f"it has more than {most} bytes", str(path))
-        flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY
-        with open(os.open(f"/proc/self/fd/{found}", flags), "rb") as file:
+        with open(_open_behind(found), "rb") as file:
             return file.read(status.st_size or most)  # files of /proc have no size
     finally:
         os.close(found)
@@ -257,8 +274,7 @@ def open_to_read(path: Path) -> int:
                     "Name the file that holds the weights",
                     "docs/troubleshooting.md#is-not-a-regular-file",
                 )
-            flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY
-            return os.open(f"/proc/self/fd/{found}", flags)
+            return _open_behind(found)
         finally:
             os.close(found)
     except PermissionError:

@@ -1,8 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The one place where kernel files (procfs, sysfs, bpffs, cgroupfs) are read as files.
+"""The one place where the package reads kernel files (procfs, sysfs, cgroupfs).
 
 Everything goes through a KernelFS so that tests can put a directory in the kernel's place
-and so that one debug line says what was asked (`-vv` on the command line shows them).
+and so that one debug line says what was asked (`-vv` on the command line shows them).  What is kept
+open or written (pagemap, pressure triggers, oom_score_adj) is opened by its own module at path().
+Not here: the descriptors of this process below /proc/self/fd (kernel/file_key.py), and bpffs, whose
+files are opened by bpf(2).
 """
 
 from __future__ import annotations
@@ -40,8 +43,8 @@ class Mount:
 class KernelFS:
     """Reads below root, which is "/" except in tests.
 
-    No method raises for a file that is absent or may not be read: None or an empty answer is
-    what a probe can work with, and each caller says what it concludes from that.
+    No method but stat() raises for a file that is absent or may not be read: None or an empty
+    answer is what a probe can work with, and each caller says what it concludes from that.
     """
 
     root: Path = Path("/")
@@ -68,6 +71,22 @@ class KernelFS:
         """
         found = os.path.exists(self.path(name))
         _log.debug("exists %s: %s", name, found)
+        return found
+
+    def stat(self, name: str) -> os.stat_result:
+        """Return what identifies a kernel file, such as a namespace or a control group.
+
+        Args:
+            name: its absolute path on a live system; a link is followed.
+
+        Returns:
+            The answer of stat(2).
+
+        Raises:
+            OSError: it is absent, or may not be looked at.
+        """
+        found = os.stat(self.path(name))
+        _log.debug("stat %s: inode %d", name, found.st_ino)
         return found
 
     def read(self, name: str) -> str | None:

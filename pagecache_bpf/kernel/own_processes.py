@@ -7,9 +7,10 @@ that a policy serves.
 
 from __future__ import annotations
 
-import os
 import sys
 from typing import Any, Protocol
+
+from pagecache_bpf.kernel.process_tree import is_alive
 
 
 class _Map(Protocol):
@@ -59,7 +60,7 @@ class OwnProcesses:
             OSError: the kernel refuses to write the map.
         """
         for pid in list(self._pids):
-            if not os.path.exists(f"/proc/{pid}"):
+            if not is_alive(pid):
                 self._map.delete(pid.to_bytes(4, sys.byteorder))
                 self._pids.discard(pid)
                 self._tell()

@@ -1,50 +1,58 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which processes a process has started, as procfs tells it, and nothing else of them."""
+"""Whether a process exists, and which processes it has started, as procfs tells it."""
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
+from pagecache_bpf.kernel.kernelfs import LIVE, KernelFS
 
 _MAX_PROCESSES = 64  # tensor-parallel workers of one host; more cost more than they tell
 
 
-def descendants(pid: int, proc: Path = Path("/proc")) -> list[int]:
+def is_alive(pid: int, kernel: KernelFS = LIVE) -> bool:
+    """Tell whether a process exists.
+
+    Args:
+        pid: its number, as this process's /proc has it.
+        kernel: where kernel files are read.
+
+    Returns:
+        Whether it does; a zombie does.
+    """
+    return kernel.exists(f"/proc/{pid}")
+
+
+def descendants(pid: int, kernel: KernelFS = LIVE) -> list[int]:
     """Return a process and those it has started, directly or not.
 
     Args:
         pid: the process.
-        proc: where procfs is mounted.
+        kernel: where kernel files are read.
 
     Returns:
         Numbers of processes, `pid` first; at most 64.
     """
     pids = [pid]
     for parent in pids:
-        try:
-            for task in os.listdir(proc / str(parent) / "task"):
-                text = (proc / str(parent) / "task" / task / "children").read_text()
+        for task in kernel.entries(f"/proc/{parent}/task"):
+            text = kernel.read(f"/proc/{parent}/task/{task}/children")
+            if text is not None:
                 pids += [int(child) for child in text.split()]
-        except FileNotFoundError:  # it ended, or the kernel lacks CONFIG_PROC_CHILDREN
-            if not (proc / str(pid) / "task" / str(pid) / "children").exists():
-                return _descendants_by_parent(pid, proc)
-        except OSError:
-            continue
+            elif not kernel.exists(f"/proc/{pid}/task/{pid}/children"):
+                # Not a thread that has ended: the kernel lacks CONFIG_PROC_CHILDREN.
+                return _descendants_by_parent(pid, kernel)
         if len(pids) >= _MAX_PROCESSES:
             break
     return pids[:_MAX_PROCESSES]
 
 
-def _descendants_by_parent(pid: int, proc: Path) -> list[int]:
+def _descendants_by_parent(pid: int, kernel: KernelFS) -> list[int]:
     """Find the descendants by the parent of every process, where the kernel lists no children."""
     children: dict[int, list[int]] = {}
-    for name in os.listdir(proc):
+    for name in kernel.entries("/proc"):
         if name.isdigit():
-            try:
-                text = (proc / name / "stat").read_text(errors="replace")
-                children.setdefault(int(text.rpartition(")")[2].split()[1]), []).append(int(name))
-            except (OSError, IndexError):
-                continue
+            fields = (kernel.read(f"/proc/{name}/stat") or "").rpartition(")")[2].split()
+            if len(fields) > 1:  # it still exists
+                children.setdefault(int(fields[1]), []).append(int(name))
     pids = [pid]
     for parent in pids:
         pids += children.get(parent, [])

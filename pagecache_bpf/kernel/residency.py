@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from pagecache_bpf.errors import UnsupportedError
 from pagecache_bpf.kernel.cachestat import CacheStat, cachestat, mincore
+from pagecache_bpf.kernel.file_key import may_write
 from pagecache_bpf.kernel.file_pages import PAGE_SIZE
 
 #: Bytes of one part of a file that is looked at, kept and dropped as a whole.
@@ -36,7 +37,7 @@ def resident_bytes(fd: int, start: int = 0, length: int = 0) -> int | None:
         found: CacheStat | int = cachestat(fd, start, length)
     except UnsupportedError:
         status = os.fstat(fd)
-        if os.geteuid() not in (0, status.st_uid) and not os.access(f"/proc/self/fd/{fd}", os.W_OK):
+        if os.geteuid() not in (0, status.st_uid) and not may_write(fd):
             return None  # mincore(2) would say that everything is there
         try:
             found = mincore(fd, start, length)

@@ -15,10 +15,9 @@ import re
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from pagecache_bpf.kernel.file_pages import PAGE_SIZE
-from pagecache_bpf.kernel.kernelfs import LIVE
+from pagecache_bpf.kernel.kernelfs import LIVE, KernelFS
 from pagecache_bpf.kernel.process_tree import descendants
 
 _ENTRY = 8  # bytes of /proc/PID/pagemap a page
@@ -65,11 +64,11 @@ class ReaderProgress:
 
     Args:
         files: device and inode number of each; answers name the files by their index in it.
-        proc: where procfs is mounted.
+        kernel: where procfs is read.
     """
 
-    def __init__(self, files: Sequence[tuple[int, int]], proc: Path = Path("/proc")) -> None:
-        self._proc = proc
+    def __init__(self, files: Sequence[tuple[int, int]], kernel: KernelFS = LIVE) -> None:
+        self._kernel = kernel
         self._number = {identity: number for number, identity in enumerate(files)}
         inodes = "|".join(str(ino) for _, ino in files)
         # start-end permissions offset major:minor inode path; the device is that of the path
@@ -107,19 +106,16 @@ class ReaderProgress:
         """
         found: dict[int, FileProgress] = {}
         for pid in self._processes():
-            try:
-                here = pid == os.getpid()
-                self._look_at_maps(pid, found, our_parts if here else frozenset())
-                self._look_at_descriptors(pid, found, our_descriptors if here else frozenset())
-            except OSError:
-                continue  # it ended, or is not ours to look into
+            here = pid == os.getpid()
+            self._look_at_maps(pid, found, our_parts if here else frozenset())
+            self._look_at_descriptors(pid, found, our_descriptors if here else frozenset())
         return found
 
     def _processes(self) -> list[int]:
         """Return this process and its descendants; procfs is asked for them only now and then."""
         started = time.monotonic()
         if started >= self._look_again:
-            self._pids = descendants(os.getpid(), self._proc)
+            self._pids = descendants(os.getpid(), self._kernel)
             now = time.monotonic()
             self._look_again = now + max(_FAMILY_SECONDS, 50 * (now - started))
         return self._pids
@@ -127,8 +123,8 @@ class ReaderProgress:
     def _look_at_maps(
         self, pid: int, found: dict[int, FileProgress], ours: frozenset[tuple[int, int, int]]
     ) -> None:
-        """Add the mappings of a process to what is found, except for `ours`.  Raises OSError."""
-        text = (self._proc / str(pid) / "maps").read_text(errors="replace")
+        """Add the mappings of a process to what is found, except for `ours`."""
+        text = self._kernel.read(f"/proc/{pid}/maps") or ""  # it ended, or is not ours to look into
         for start, end, offset, ino in self._line.findall(text):
             address, number = int(start, 16), self._by_inode[int(ino)]
             mapping = Mapping(pid, address, int(offset, 16), int(end, 16) - address)
@@ -141,23 +137,19 @@ class ReaderProgress:
     def _look_at_descriptors(
         self, pid: int, found: dict[int, FileProgress], ours: frozenset[int]
     ) -> None:
-        """Add the descriptors of a process to what is found, except for `ours`.  Raises OSError."""
-        at = self._proc / str(pid)
-        for name in os.listdir(at / "fd"):
+        """Add the descriptors of a process to what is found, except for `ours`."""
+        for name in self._kernel.entries(f"/proc/{pid}/fd"):
             if int(name) in ours:
                 continue
             try:
-                status = os.stat(at / "fd" / name)
-                number = self._number.get((status.st_dev, status.st_ino))
-                if number is None:
-                    continue
-                fields = dict(
-                    line.split(":\t", 1)
-                    for line in (at / "fdinfo" / name).read_text().splitlines()
-                    if ":\t" in line
-                )
+                status = self._kernel.stat(f"/proc/{pid}/fd/{name}")
             except OSError:
+                continue  # it was closed
+            number = self._number.get((status.st_dev, status.st_ino))
+            text = self._kernel.read(f"/proc/{pid}/fdinfo/{name}") if number is not None else None
+            if number is None or text is None:
                 continue
+            fields = dict(line.split(":\t", 1) for line in text.splitlines() if ":\t" in line)
             seen = found.setdefault(number, FileProgress())
             seen.opened = True
             seen.position = max(seen.position, int(fields.get("pos", 0)))
@@ -195,9 +187,8 @@ class ReaderProgress:
         """Return a descriptor of a process's pagemap, opened once; -1 if that is not allowed."""
         if pid not in self._pagemaps:
             try:
-                self._pagemaps[pid] = os.open(
-                    self._proc / str(pid) / "pagemap", os.O_RDONLY | os.O_CLOEXEC
-                )
+                path = self._kernel.path(f"/proc/{pid}/pagemap")
+                self._pagemaps[pid] = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
             except OSError:
                 return -1
         return self._pagemaps[pid]
@@ -215,16 +206,15 @@ class ReaderProgress:
         """
         total = 0
         for pid in self._processes():
-            total += self._since(pid, f"{pid}/io")
+            total += self._since(pid, f"/proc/{pid}/io")
         for tid in our_threads:
-            total -= self._since(-tid, f"self/task/{tid}/io")
+            total -= self._since(-tid, f"/proc/self/task/{tid}/io")
         return max(0, total)
 
     def _since(self, key: int, name: str) -> int:
         """Return by how much `rchar` of a file of procfs has grown since it was first read."""
-        try:
-            text = (self._proc / name).read_text()
-        except OSError:
+        text = self._kernel.read(name)
+        if text is None:
             return 0
         count = re.search(r"(?m)^rchar: (\d+)", text)
         value = int(count[1]) if count else 0

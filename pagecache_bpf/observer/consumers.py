@@ -7,13 +7,13 @@ out of it, so that its number can be another's, and its counters are kept here.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from pagecache_bpf.kernel import abi
 from pagecache_bpf.kernel.abi import OBSERVED
 from pagecache_bpf.kernel.bpf_maps import BpfMap
+from pagecache_bpf.kernel.process_tree import is_alive
 
 #: How many consumers of a model are listed after their end.
 ENDED_KEPT = 32
@@ -132,15 +132,3 @@ def by_process(consumers: Iterable[Consumer]) -> dict[int, list[int]]:
         before = found.get(consumer.tgid, [0] * len(OBSERVED))
         found[consumer.tgid] = sums([before, consumer.counters])
     return found
-
-
-def is_alive(tgid: int) -> bool:
-    """Tell whether a process exists.
-
-    Args:
-        tgid: its process id, as this process's /proc has it.
-
-    Returns:
-        Whether it does; a zombie does.
-    """
-    return os.path.exists(f"/proc/{tgid}")

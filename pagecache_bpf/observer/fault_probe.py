@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the observer has to find out about the kernel by trying."""
+"""Probe of the running kernel: whether a page fault maps a large folio whole.
+
+The observer needs to know it to count accesses through mappings; no file of the kernel tells it.
+"""
 
 from __future__ import annotations
 
@@ -55,7 +58,7 @@ def _mapped_by_one_touch(fd: int, place: int) -> int:
     """Bytes of the file that are in this process's page table after one touch of a mapping."""
     with (
         mapped(fd, 0, _BYTES, mmap.PROT_READ, mmap.MAP_PRIVATE) as address,
-        open("/proc/self/pagemap", "rb", buffering=0) as table,
+        LIVE.path("/proc/self/pagemap").open("rb", buffering=0) as table,
     ):
         ctypes.string_at(address + place, 1)
         raw = os.pread(table.fileno(), 8 * _BYTES // PAGE_SIZE, address // PAGE_SIZE * 8)

@@ -7,11 +7,11 @@ engine beyond their names.
 
 from __future__ import annotations
 
-import os
 import time
 from typing import Any
 
 from pagecache_bpf.errors import PagecacheError
+from pagecache_bpf.kernel.process_tree import is_alive
 from pagecache_bpf.observer.observer import Observer
 from pagecache_bpf.policy.observing import VARIABLE, wanted
 
@@ -96,7 +96,7 @@ class ObservedFiles:
         Args:
             pid: the process, of this project: an agent, a worker, a recorder.
         """
-        self._own = {process for process in self._own if os.path.exists(f"/proc/{process}")} | {pid}
+        self._own = {process for process in self._own if is_alive(process)} | {pid}
         if self._observer:
             self._observer.own(pid)
 

@@ -1,7 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The observer: tags files, reads the counts, follows cursors.
+"""Observer: what happens to files in the page cache, counted by BPF programs and read here.
 
-Who the readers are, and which of them have ended, is observer/consumers.py's.
+It tells the programs which files to count for (tag), reads their counters by model and by process
+(hits, misses, bytes read ahead, stalls, evictions), and receives how far each process has read.
+Which processes read, and which of them have ended, is kept in observer/consumers.py; the programs
+are loaded by observer/programs.py.
 """
 
 from __future__ import annotations
@@ -20,12 +23,13 @@ from pagecache_bpf.errors import PagecacheError, PrivilegeError, UnsupportedErro
 from pagecache_bpf.kernel import abi, file_identity, libbpf
 from pagecache_bpf.kernel.abi import OBSERVED
 from pagecache_bpf.kernel.cachestat import cached_pages
-from pagecache_bpf.kernel.file_key import key_of, reopen, told_key
+from pagecache_bpf.kernel.file_key import key_of, path_of, reopen, told_key
 from pagecache_bpf.kernel.file_pages import PAGE_SIZE
 from pagecache_bpf.kernel.inode_filter import InodeBits
 from pagecache_bpf.kernel.numa import nodes
 from pagecache_bpf.kernel.own_processes import OwnProcesses
-from pagecache_bpf.observer.consumers import Consumer, Consumers, by_process, is_alive, sums
+from pagecache_bpf.kernel.process_tree import is_alive
+from pagecache_bpf.observer.consumers import Consumer, Consumers, by_process, sums
 from pagecache_bpf.observer.count_maps import BITS_PAGES
 from pagecache_bpf.observer.programs import ACCESSES, FAULTS, SWITCH, Programs, RecordingGrid
 from pagecache_bpf.observer.residency_blocks import HUGE_PAGES, may_hold_huge_folio, resident_blocks
@@ -185,7 +189,7 @@ class Observer:
             UnsupportedError: the programs would not know what the kernel tells of it.
             OSError: the system refused to look at it.
         """
-        shown = path or os.readlink(f"/proc/self/fd/{fd}")
+        shown = path or path_of(fd)
         key = told_key(fd, self._types, f"{shown} is not observed")
         self.untag(key)
         known = self._models.get(model)

@@ -3,14 +3,13 @@
 
 from __future__ import annotations
 
-import os
 import platform
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
 from pagecache_bpf.errors import UnsupportedError
-from pagecache_bpf.kernel import bpf_object, event_sources, libbpf
+from pagecache_bpf.kernel import bpf_object, event_sources, libbpf, pid_namespace
 from pagecache_bpf.kernel.bpf_maps import BpfMap
 from pagecache_bpf.kernel.file_pages import PAGE_SIZE
 from pagecache_bpf.observer.count_maps import MAPS, RING
@@ -62,7 +61,6 @@ def constants(moves: int, grid: RecordingGrid | None = None) -> dict[str, int]:
     Returns:
         The programs' read-only variables, by name.
     """
-    namespace = os.stat("/proc/self/ns/pid")
     calls = _SYSCALLS.get(platform.machine(), _SYSCALLS["generic"])
     return {
         "observer_page_shift": PAGE_SIZE.bit_length() - 1,
@@ -71,8 +69,7 @@ def constants(moves: int, grid: RecordingGrid | None = None) -> dict[str, int]:
         "observer_record_start_ns": grid.start_ns if grid else 0,
         "observer_record_cell_shift": grid.cell_pages.bit_length() - 1 if grid else 0,
         "observer_whole_folios": int(maps_whole_folios()),
-        "observer_pidns_dev": namespace.st_dev,
-        "observer_pidns_ino": namespace.st_ino,
+        **pid_namespace.constants("observer"),
         **{f"observer_sys_{name}": number for name, number in calls.items()},
     }
 

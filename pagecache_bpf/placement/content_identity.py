@@ -22,7 +22,8 @@ from contextlib import suppress
 from pathlib import Path
 
 from pagecache_bpf.errors import PagecacheError
-from pagecache_bpf.kernel.file_key import open_direct, open_to_read
+from pagecache_bpf.kernel.direct_io import open_direct
+from pagecache_bpf.kernel.file_key import open_to_read
 from pagecache_bpf.weights import headers
 from pagecache_bpf.weights.identity import identify
 from pagecache_bpf.weights.models import Model

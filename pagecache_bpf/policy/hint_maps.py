@@ -19,13 +19,13 @@ from pathlib import Path
 from typing import Any
 
 from pagecache_bpf.errors import UsageError
+from pagecache_bpf.kernel import cgroups
 from pagecache_bpf.kernel.btf import Btf, BtfError, BtfKind
 from pagecache_bpf.kernel.elf import Elf
 from pagecache_bpf.policy.catalog import PolicyInfo, knob_tags
 from pagecache_bpf.units import parse_duration
 
 MAPS, BSS = ".maps", ".bss"
-CGROUPS = Path("/sys/fs/cgroup")
 FILE_FIELDS = ("ino", "dev_major", "dev_minor", "generation")
 HASH, ARRAY, LRU_HASH = 1, 2, 9  # enum bpf_map_type
 _KINDS = ("hint", "report")
@@ -455,13 +455,13 @@ def cgroup_id_of(path: str) -> int:
     Raises:
         UsageError: the path is no such directory.
     """
-    place = Path(path)
-    place = place if place.is_absolute() and place.exists() else CGROUPS / path.lstrip("/")
+    place, mount = Path(path), cgroups.version_2_mount()
+    place = place if place.is_absolute() and place.exists() else mount / path.lstrip("/")
     try:
         return os.stat(place).st_ino
     except OSError as error:
         raise UsageError(
             f"there is no control group {path}",
             error.strerror or str(error),
-            f"Give its path below {CGROUPS}",
+            f"Give its path below {mount}",
         ) from error

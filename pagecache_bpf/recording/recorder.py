@@ -28,7 +28,7 @@ from pagecache_bpf.kernel.cachestat import cachestat
 from pagecache_bpf.kernel.file_key import open_to_read
 from pagecache_bpf.kernel.file_pages import PAGE_SIZE
 from pagecache_bpf.kernel.kernelfs import LIVE
-from pagecache_bpf.kernel.process_tree import descendants
+from pagecache_bpf.kernel.process_tree import descendants, is_alive
 from pagecache_bpf.observer import Observer, RecordingGrid
 from pagecache_bpf.recording.format import (
     EVENT,
@@ -314,7 +314,7 @@ class Recorder:
         Their reads are prefetch, and no accesses.  An agent that is known is not asked again for
         as long as it lives: this is done many times a second.
         """
-        if self._agent is None or not os.path.exists(f"/proc/{self._agent}"):
+        if self._agent is None or not is_alive(self._agent):
             self._agent = agent_process()
         ours = set(descendants(self._agent)) if self._agent is not None else set()
         for pid in ours - self._ours:

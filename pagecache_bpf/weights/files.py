@@ -16,6 +16,7 @@ from pathlib import Path
 from pagecache_bpf.errors import PagecacheError, PrivilegeError, UsageError
 from pagecache_bpf.kernel import kernelfs
 from pagecache_bpf.kernel.cachestat import has_page_cache
+from pagecache_bpf.kernel.file_key import path_of
 from pagecache_bpf.weights.names import is_unfinished
 
 #: File systems whose pages are the only copy: there is no device to read ahead from.
@@ -180,7 +181,7 @@ def real_path(path: Path) -> Path:
         return Path(os.path.realpath(path))
     fd = os.open(path, os.O_PATH | os.O_CLOEXEC)
     try:
-        inside = Path(root[0] + os.readlink(f"/proc/self/fd/{fd}"))
+        inside = Path(root[0] + path_of(fd))
         if inside.exists() and os.path.samestat(inside.stat(), os.fstat(fd)):
             return inside
         return Path(os.path.abspath(path))

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from benchmarks import cold_load, demo, hosted, overhead, random_read, schema, show, startup
+from benchmarks import cold_load, demo, hosted, load_api, overhead, random_read, schema, show
 from benchmarks.cachestat import Sample
 from pagecache_bpf.errors import PagecacheError, UsageError
 from tests.unit.command import ROOT
@@ -219,7 +219,7 @@ def test_a_disk_has_room() -> None:
     assert disk.read_bps == 64_000_000
 
 
-@pytest.mark.parametrize("module", [cold_load, overhead, random_read, startup, demo])
+@pytest.mark.parametrize("module", [cold_load, overhead, random_read, load_api, demo])
 def test_bad_options_exit_with_2(module: object, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
         module.make_parser().parse_args(["--nonsense"])  # type: ignore[attr-defined]

@@ -23,6 +23,7 @@ from pagecache_bpf.controller.cpu_allowance import CpuAllowance
 from pagecache_bpf.controller.file_inspector import JOB_CPU_SECONDS, MEMORY_BYTES
 from pagecache_bpf.controller.inspectors import Inspectors
 from pagecache_bpf.errors import PagecacheError
+from pagecache_bpf.ipc import wire
 from pagecache_bpf.ipc.public_protocol import TEMPLATE_BYTES
 from pagecache_bpf.templates.template import EXTENT
 from tests.unit.command import ROOT
@@ -192,7 +193,26 @@ def test_s6_an_answer_without_end_is_not_taken(
 
 @pytest.mark.parametrize("name", ["__name__", "annotations", "dataclass", "no such class"])
 def test_s6_errors_that_it_tells_are_of_our_classes_only(name: str) -> None:
-    assert type(module._told([name, "what", "why", "fix"])) is PagecacheError
+    told = {"class": name, "what": "what", "why": "y" * 10_000, "fix": 3}
+    error = wire.told_error(told, most=500)
+    assert type(error) is PagecacheError
+    assert (error.what, error.why, error.fix) == ("what", "y" * 500, "3")
+
+
+def test_s6_an_error_that_is_none_is_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = b'{"error": [1]}'
+    answer = len(text).to_bytes(4, "little") + bytes(4) + text
+    lying = LYING.replace("b'\\xff' * 8", repr(answer))
+    assert lying != LYING
+    monkeypatch.setattr(module, "_START", lying)
+    inspectors = Inspectors()
+    fd = weights(tmp_path / "w.safetensors")
+    with pytest.raises(PagecacheError, match="its error is no object"):
+        inspectors.run(USER, USER[0], "derive", [fd], names=["w"])
+    os.close(fd)
+    inspectors.close()
 
 
 def test_s6_users_together_have_so_many_at_most(

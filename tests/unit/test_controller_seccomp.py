@@ -16,6 +16,7 @@ import pytest
 from pagecache_bpf.controller import seccomp
 from pagecache_bpf.controller.inspectors import Inspectors
 from pagecache_bpf.kernel.classic_bpf import EQUAL, LOAD, RETURN, FilterProgram
+from pagecache_bpf.kernel.kernelfs import KernelFS
 
 pytestmark = pytest.mark.skipif(
     platform.machine() not in ("x86_64", "aarch64"), reason="no filter for this machine"
@@ -100,10 +101,12 @@ def test_every_jump_stays_inside(machine: str) -> None:
 @pytest.mark.parametrize("machine", ["x86_64", "aarch64", "s390x"])
 def test_where_there_is_no_filter_it_is_told(machine: str, tmp_path: Path) -> None:
     """An inspector works without; that it does is in the log, in `clients list` and in metrics."""
-    actions = tmp_path / "actions_avail"
-    assert not seccomp.available(machine, actions)
+    kernel = KernelFS(tmp_path)
+    assert not seccomp.available(machine, kernel)
+    actions = kernel.path("/proc/sys/kernel/seccomp/actions_avail")
+    actions.parent.mkdir(parents=True)
     actions.write_text("kill_process allow\n")
-    assert seccomp.available(machine, actions) == (machine != "s390x")
+    assert seccomp.available(machine, kernel) == (machine != "s390x")
 
 
 def test_that_there_is_no_filter_is_logged(

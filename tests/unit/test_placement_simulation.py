@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from benchmarks import cluster as simulated
-from benchmarks.cluster import HOST_TO_DEVICE, Cluster
+from benchmarks.cluster_simulation import HOST_TO_DEVICE, Cluster
 from benchmarks.placement import PLACEMENTS, extender_points, main, measure, sample_size, table
 from benchmarks.placement_trace import Requests, from_csv, generated
 from pagecache_bpf.errors import UsageError

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from pagecache_bpf.cli import interrupts
 from pagecache_bpf.cli.budget import ADMISSION_JSON, admission_rows
+from pagecache_bpf.cli.knobs import add_knobs
 from pagecache_bpf.cli.output import TROUBLESHOOTING, Output, pairs
 from pagecache_bpf.cli.parser import Group
 from pagecache_bpf.errors import PagecacheError, UnsupportedError
@@ -109,14 +110,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="auto",
         help="what runs the policy (default: auto, the best this machine has)",
     )
-    parser.add_argument(
-        "--knob",
-        metavar="NAME=VALUE",
-        action="append",
-        type=setting,
-        default=[],
-        help="set a knob (`policy show POLICY` lists them); may be given several times",
-    )
+    add_knobs(parser)
     parser.add_argument(
         "--budget",
         metavar="SIZE",
@@ -169,24 +163,6 @@ def add_tag_options(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="do not count what the readers of these files find in the page cache",
     )
-
-
-def setting(text: str) -> tuple[str, str]:
-    """Split the NAME=VALUE of --knob; argparse calls this for each of them.
-
-    Args:
-        text: what was typed, such as "window_kib=256".
-
-    Returns:
-        The name and the value, neither of them empty; the policy decides what the value means.
-
-    Raises:
-        argparse.ArgumentTypeError: one of the two is missing.
-    """
-    name, separator, value = text.partition("=")
-    if not separator or not name or not value:
-        raise argparse.ArgumentTypeError(f"{text!r} is not NAME=VALUE")
-    return name, value
 
 
 def _size(text: str) -> int:

@@ -7,9 +7,9 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pagecache_bpf.cli.knobs import add_knobs
 from pagecache_bpf.cli.output import Output, table
 from pagecache_bpf.cli.parser import Group
-from pagecache_bpf.cli.verbs.attach import setting
 from pagecache_bpf.errors import UsageError
 from pagecache_bpf.simulate import TOTALS
 from pagecache_bpf.units import format_size, parse_size
@@ -79,14 +79,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--memory", required=True, metavar="SIZE", help="the page cache there is: 64GiB"
     )
-    parser.add_argument(
-        "--knob",
-        metavar="NAME=VALUE",
-        action="append",
-        type=setting,
-        default=[],
-        help="set a knob (`policy show POLICY` lists them); may be given several times",
-    )
+    add_knobs(parser)
     parser.add_argument(
         "--unit",
         metavar="SIZE",

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Last part: what changes the view - search, keys, theme, size, paper.
+// Last part of the report page's script: what changes the view - search, keys, theme, size, paper.
 let tablesLater = 0;
 /** Draw everything for the present view; the tables follow once it stays as it is for a moment. */
 const apply = () => {

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Fourth part: the map of file offset over time, drawn over cells that Python has quantized.
+// Fourth part of the report page's script: the map of file offset over time, drawn over cells that Python has quantized.
 let highlight = null; // a tensor that was searched for: [from, to) in bytes
 /**
  * Paint the visible rows at no more than the screen's height.  Of rows that share a line of the

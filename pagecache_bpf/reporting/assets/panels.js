@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Third part: panels on one axis of time; uPlot draws axes, lines and the cursor.
+// Third part of the report page's script: panels on one axis of time; uPlot draws axes, lines and the cursor.
 const LABEL = 110; // pixels for the axis of values, alike in all panels
 const PRINTED = 1000; // the width of a panel on paper
 const panels = document.getElementById("panels");

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Fifth part: throughput, memory, and a lane for each reader.
+// Fifth part of the report page's script: throughput, memory, and a lane for each reader.
 const middles = (load) => Array.from({ length: load.columns }, (_, at) => (at + 0.5) * load.columnSeconds);
 const lines = (title, unit, names, options) => {
   const tables = [], series = [{}], keys = [], shown = new Set();

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Second part: the sentence and the numbers on top.
+// Second part of the report page's script: the sentence and the numbers on top.
 document.getElementById("title").textContent = visible(first.model) + ": " +
   data.loads.map((load) => `${visible(load.label)} (${ruled(load)})`).join(" against ");
 const NUMBERS = [

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Sixth part: what happened under the pointer, and the worst of what is shown.
+// Sixth part of the report page's script: what happened under the pointer, and the worst of what is shown.
 const HISTORY = [["prefetched_bytes", "prefetched"], ["read_bytes", "read in"], ["useful_bytes", "used in time"], ["hit_bytes", "hit"], ["ahead_bytes", "used, just ahead"], ["late_bytes", "used late"], ["miss_bytes", "missed"], ["reclaimed_bytes", "evicted: memory short"], ["dropped_bytes", "dropped by the policy"], ["discarded_bytes", "dropped by a program"]];
 const describe = (load, time, place) => {
   const row = Math.min(load.rows - 1, Math.max(0, Math.floor(place / load.totalBytes * load.rows)));

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What it costs to start: load(), what serves it, attach, and `run`, round by round.
+"""How long load(), its means, attach and `run` take before a byte of weights is read.
 
-    python -m benchmarks.startup_cost --rounds 7
+    python -m benchmarks.startup_time --rounds 7
 
 Each round measures every case once, so that a busy machine slows all of them alike.  A case is
 its own process with a run directory of its own: "cold" is the first in it, with the agent to be

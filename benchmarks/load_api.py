@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A server's start as its author writes it, and a load in another order than the file's.
+"""Cold loads inside `with pagecache_bpf.load(path)` against the same loads without it.
 
 On the scaled device in a guest (20 ms a request, 64 MB/s, read_ahead_kb 128): the real
 all-MiniLM-L6-v2 by safetensors, as user nobody, with nothing around it and inside
 `with pagecache_bpf.load(path)`, served by `pagecache-bpf serve`; then a generated checkpoint with
 its layers backwards, by default, with `sequential` and with `maio` and a derived template.
-Writes build/bench/startup.json.
+Writes build/bench/load_api.json.
 """
 
 from __future__ import annotations
@@ -38,14 +38,14 @@ _CONFIG = '[socket]\nmode = "0666"\n[loads]\npolicies = ["sequential"]\n'
 def make_parser() -> argparse.ArgumentParser:
     """The options of this benchmark."""
     parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.startup", description=__doc__, allow_abbrev=False
+        prog="python -m benchmarks.load_api", description=__doc__, allow_abbrev=False
     )
     parser.add_argument("--rounds", type=int, default=3, help="of each (default: 3)")
     parser.add_argument("--delay", type=float, default=20.0, metavar="MS", help="per request")
     parser.add_argument("--cap", type=hosted.size_argument, default=64_000_000, metavar="BYTES")
     parser.add_argument("--model", type=Path, metavar="DIR", help="instead of MiniLM")
     parser.add_argument("--generated", type=Path, help=argparse.SUPPRESS)
-    hosted.add_common(parser, "startup")
+    hosted.add_common(parser, "load_api")
     return parser
 
 
@@ -161,10 +161,10 @@ def run(options: argparse.Namespace, model: Model, generated: Model) -> schema.R
     argv += ["--rounds", str(options.rounds), "--delay", str(options.delay)]
     argv += ["--cap", str(options.cap)]
     size = model.size + generated.size
-    return hosted.run_inside("benchmarks.startup", argv, options, size, options.cap or None)
+    return hosted.run_inside("benchmarks.load_api", argv, options, size, options.cap or None)
 
 
-def print_startup(report: schema.Report, console: Console) -> None:
+def print_load_api(report: schema.Report, console: Console) -> None:
     """One line a row, and what load() said of itself."""
     lines = []
     for row in report.rows:
@@ -201,7 +201,7 @@ def main() -> int:
         model = checkpoints.load_dir(options.model)
     generated = checkpoints.generate(hosted.MODELS / f"llama-{64 << 20}", 64 << 20)
     report = run(options, model, generated)
-    return hosted.finish(report, options, lambda console: print_startup(report, console))
+    return hosted.finish(report, options, lambda console: print_load_api(report, console))
 
 
 if __name__ == "__main__":

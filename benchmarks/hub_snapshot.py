@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A snapshot of the Hugging Face cache against a plain directory, under a memory limit, as root.
+"""Bytes read twice: shards of a Hugging Face snapshot against a plain directory, in little memory.
 
-    python -m benchmarks.snapshot --rounds 5
+    python -m benchmarks.hub_snapshot --rounds 5
 
 Four shards of 54 MiB are read from front to back, in the order of their names, in a memory cgroup
 of 96 MiB: from a plain directory, and through the links of a snapshot, whose blobs are named by
 their hashes.  A prefetcher that takes the files in another order fills the limit with what comes
 later, and the device reads it twice.  Each round runs every layout with and without the policy,
-cold; the device is a loop of its own, so that nobody else's reads are counted.
+cold, as root; the device is a loop of its own, so that nobody else's reads are counted.
 """
 
 from __future__ import annotations
