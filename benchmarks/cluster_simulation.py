@@ -129,9 +129,11 @@ class Cluster:
         self.now = time
 
     def _request(self, model: int, placement: Placement) -> None:
-        open_ones = [one for one in self._replicas[model] if one.active < CONCURRENCY]
+        open_ones = [replica for replica in self._replicas[model] if replica.active < CONCURRENCY]
         if open_ones:
-            replica = min(open_ones, key=lambda one: (max(one.ready, self.now), one.active))
+            replica = min(
+                open_ones, key=lambda replica: (max(replica.ready, self.now), replica.active)
+            )
         else:
             feasible = np.flatnonzero(self.free >= self.requests.gpus[model])
             if not len(feasible):

@@ -318,7 +318,7 @@ def first_loads(scratch: Path, files: list[Path], starts: int) -> list[dict[str,
 
 def mean(found: list[dict[str, float]]) -> dict[str, float]:
     """Return the means of figures that were taken several times."""
-    return {name: statistics.mean(each[name] for each in found) for name in found[0]}
+    return {name: statistics.mean(times[name] for times in found) for name in found[0]}
 
 
 def measure(options: argparse.Namespace, scratch: Path) -> dict[str, Any]:

@@ -13,7 +13,7 @@
 
 static struct tracepoint *pcb_tp_added, *pcb_tp_removed;
 
-static noinline void pcb_folio_moved(struct folio *folio, enum pagecache_hook hook)
+static noinline void pcb_folio_added_or_removed(struct folio *folio, enum pagecache_hook hook)
 {
 	struct address_space *mapping = folio->mapping;
 	long nr = folio_nr_pages(folio);
@@ -78,13 +78,13 @@ static __always_inline bool pcb_folio_possible(const struct folio *folio)
 static void pcb_on_added(void *data, struct folio *folio)
 {
 	if (pcb_folio_possible(folio))
-		pcb_folio_moved(folio, PAGECACHE_HOOK_ADDED);
+		pcb_folio_added_or_removed(folio, PAGECACHE_HOOK_ADDED);
 }
 
 static void pcb_on_removed(void *data, struct folio *folio)
 {
 	if (pcb_folio_possible(folio))
-		pcb_folio_moved(folio, PAGECACHE_HOOK_REMOVED);
+		pcb_folio_added_or_removed(folio, PAGECACHE_HOOK_REMOVED);
 }
 
 static int pcb_cache_prepare(void)

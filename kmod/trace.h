@@ -19,7 +19,7 @@
 #ifndef PCB_TRACE_ENUM
 #define PCB_TRACE_ENUM
 enum pcb_keep_refusal {
-	PCB_KEEP_OVERRULED, /* reclaim does not get on */
+	PCB_KEEP_OVERRULED, /* reclaim makes no progress */
 	PCB_KEEP_OVER_BUDGET,
 	PCB_KEEP_NO_RECORD, /* no memory for the record of what is kept */
 };

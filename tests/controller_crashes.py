@@ -167,12 +167,12 @@ def client_before(step: str, path: Path, file: Path) -> Iterator[tuple[int, Call
             os.setresuid(NOBODY, NOBODY, NOBODY)
             steps = Steps(path, file)
             code = 0
-            for each in STEPS:
-                if each == step:
+            for taken in STEPS:
+                if taken == step:
                     os.write(ready, b".")
                     os.read(wait, 1)
                 try:
-                    steps.take(each)
+                    steps.take(taken)
                 except (PagecacheError, OSError, AttributeError):
                     code = 1  # a clear end: the controller is gone
                     break

@@ -102,7 +102,9 @@ class Public:
                     if raised in names:
                         inside[statement] = raised
         others = set(_raises(self.node.body)) - set(inside)
-        return set(inside.values()) - {again.get(one) or _class(one) for one in others}
+        return set(inside.values()) - {
+            again.get(statement) or _class(statement) for statement in others
+        }
 
 
 def _raises(body: list[ast.stmt]) -> Iterator[ast.Raise]:

@@ -56,7 +56,7 @@ enum pagecache_verdict {
 enum pagecache_eviction {
 	PAGECACHE_EVICT_DEFAULT = 0, /* as the kernel would */
 	PAGECACHE_EVICT_KEEP =
-		1, /* not now; within the policy's budget, and while reclaim gets on */
+		1, /* not now; within the policy's budget, and while reclaim makes progress */
 	PAGECACHE_EVICT_NOW = 2, /* let it go, even if it is in use by a mapping */
 };
 
@@ -203,7 +203,7 @@ struct pagecache_exit_record {
 	X(kept_bytes, "bytes", "kept on the policy's word; again each time reclaim asks")      \
 	X(keep_ignored_bytes, "bytes", "keep answers that were not honored")                   \
 	X(keep_over_budget_bytes, "bytes", "of these: the policy's budget was used up")        \
-	X(keep_overruled_bytes, "bytes", "of these: reclaim could not get on")                 \
+	X(keep_overruled_bytes, "bytes", "of these: reclaim made no progress")                 \
 	X(evicted_now_bytes, "bytes", "given to reclaim on the policy's word")                 \
 	X(pressure_calls, "calls", "times the policy was asked what to drop")                  \
 	X(pressure_wanted_bytes, "bytes", "still wanted, summed over these calls")             \

@@ -262,8 +262,8 @@ def answer(job: dict[str, Any], fds: Sequence[int]) -> Outcome:
         return {"error": error_fields(error)}, b""
     except MemoryError:
         bound = MEMORY_BYTES >> 20
-        error = PagecacheError("the files were not read", f"over {bound} MiB")
-        return {"error": error_fields(error)}, b""
+        memory = PagecacheError("the files were not read", f"over {bound} MiB")
+        return {"error": error_fields(memory)}, b""
     except Exception as bug:
         why = f"{type(bug).__name__}: {bug}"[:300]
         return {"error": error_fields(PagecacheError("the files could not be read", why))}, b""

@@ -53,11 +53,11 @@ def reset() -> list[str]:
     for name, limit in _LIMITS.items():
         steps[f"its limit of {name}"] = lambda limit=limit: _unlimited(limit)  # type: ignore[misc]
     failed = []
-    for what, step in steps.items():
+    for attribute, step in steps.items():
         try:
             step()
         except (OSError, ValueError) as error:
-            failed.append(f"{what} is that of whoever started it: {error}")
+            failed.append(f"{attribute} is that of whoever started it: {error}")
     return failed
 
 

@@ -246,10 +246,10 @@ class Inspectors:
             process.busy.release()
         if "error" in facts:
             try:
-                error = wire.told_error(facts["error"], most=500)
+                told = wire.told_error(facts["error"], most=500)
             except ValueError as wrong:
-                error = PagecacheError("the files were not looked at", str(wrong))
-            raise error
+                told = PagecacheError("the files were not looked at", str(wrong))
+            raise told
         return facts, data
 
     def sweep(self) -> None:

@@ -807,7 +807,7 @@ COUNTERS = (
     Counter("kept_bytes", "bytes", "kept on the policy's word; again each time reclaim asks"),
     Counter("keep_ignored_bytes", "bytes", "keep answers that were not honored"),
     Counter("keep_over_budget_bytes", "bytes", "of these: the policy's budget was used up"),
-    Counter("keep_overruled_bytes", "bytes", "of these: reclaim could not get on"),
+    Counter("keep_overruled_bytes", "bytes", "of these: reclaim made no progress"),
     Counter("evicted_now_bytes", "bytes", "given to reclaim on the policy's word"),
     Counter("pressure_calls", "calls", "times the policy was asked what to drop"),
     Counter("pressure_wanted_bytes", "bytes", "still wanted, summed over these calls"),

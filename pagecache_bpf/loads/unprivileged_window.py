@@ -177,7 +177,7 @@ class ReadaheadWindow:
     def _pass_over_what_is_there(self) -> None:
         """Mark chunks that are wholly in the page cache, which need not be read."""
         for number, file in enumerate(self._files):
-            mine = [it for it in self._chunks if it.file == number and it.before]
+            mine = [chunk for chunk in self._chunks if chunk.file == number and chunk.before]
             if not mine or not self._snapshot.known:
                 continue
             with suppress(OSError), opened(file.path) as fd:

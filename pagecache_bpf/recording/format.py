@@ -221,14 +221,20 @@ def write(recording: Recording, path: Path) -> None:
             )
             rows(
                 "INSERT INTO tensors VALUES (?, ?, ?, ?)",
-                ((one.file, one.name, one.offset, one.bytes) for one in recording.tensors),
+                (
+                    (tensor.file, tensor.name, tensor.offset, tensor.bytes)
+                    for tensor in recording.tensors
+                ),
             )
             rows("INSERT INTO readers VALUES (?, ?)", recording.readers.items())
             marks = ", ".join("?" * len(EVENT.names or ()))
             rows(f"INSERT INTO events VALUES ({marks})", recording.events.tolist())
             rows(
                 "INSERT INTO samples VALUES (?, ?, ?)",
-                ((one.time_ns, one.device_bytes, one.headroom) for one in recording.samples),
+                (
+                    (sample.time_ns, sample.device_bytes, sample.headroom)
+                    for sample in recording.samples
+                ),
             )
             rows("INSERT INTO phases VALUES (?, ?, ?)", recording.phases)
             rows("INSERT INTO template VALUES (?, ?, ?, ?)", recording.expected.ranges.tolist())

@@ -233,7 +233,7 @@ class Recorder:
             The counters of kernel.abi.OBSERVED by process; those of all together by 0.
         """
         (model,) = self._observer.snapshot()["models"]
-        by_reader = {one["tgid"]: one["counters"] for one in model["consumers"]}
+        by_reader = {consumer["tgid"]: consumer["counters"] for consumer in model["consumers"]}
         return {0: model["counters"], **by_reader}
 
     def poll(self) -> None:

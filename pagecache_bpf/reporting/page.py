@@ -142,7 +142,7 @@ def payload(recording: Recording) -> dict[str, Any]:
     details = grid.details
     tensors = recording.tensors
     names = "\0".join(tensor.name.replace("\0", "") for tensor in tensors)
-    starts = np.array([grid.bases[one.file] + one.offset for one in tensors], np.float64)
+    starts = np.array([grid.bases[tensor.file] + tensor.offset for tensor in tensors], np.float64)
     return {
         "model": recording.model,
         "policy": recording.policy,
@@ -169,7 +169,8 @@ def payload(recording: Recording) -> dict[str, Any]:
             {"tgid": tgid, "name": recording.readers.get(tgid, "")} for tgid in grid.readers
         ],
         "phases": [
-            [(one.time_ns - grid.begin_ns) / 1e9, one.name, one.tgid] for one in recording.phases
+            [(phase.time_ns - grid.begin_ns) / 1e9, phase.name, phase.tgid]
+            for phase in recording.phases
         ],
         "window": _array(grid.window(), "<i4"),
         "picture": _array(grid.picture(), "<u1"),
@@ -186,7 +187,7 @@ def payload(recording: Recording) -> dict[str, Any]:
             "count": len(tensors),
             "names": _packed(names.encode(errors="replace")),
             "start": _array(starts, "<f8"),
-            "bytes": _array(np.array([one.bytes for one in tensors], np.float64), "<f8"),
+            "bytes": _array(np.array([tensor.bytes for tensor in tensors], np.float64), "<f8"),
         },
     }
 

@@ -87,7 +87,7 @@ class Placement:
 
 @dataclass(frozen=True)
 class Topology:
-    """The machine.  sources: where the accelerators were learnt from."""
+    """The machine.  sources: where the accelerators are known from."""
 
     nodes: tuple[Node, ...]
     accelerators: tuple[Accelerator, ...]

@@ -238,7 +238,9 @@ def ctr(*words: str) -> str:
 def ready(thing: Mapping[str, Any]) -> bool:
     """Tell whether a Node or a Pod says that it is ready."""
     conditions = thing["status"].get("conditions") or []
-    return any(one["type"] == "Ready" and one["status"] == "True" for one in conditions)
+    return any(
+        condition["type"] == "Ready" and condition["status"] == "True" for condition in conditions
+    )
 
 
 def _kubeconfig(token: str) -> dict[str, Any]:

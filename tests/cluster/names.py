@@ -69,4 +69,4 @@ class NameServer:
         except PagecacheError:
             return None
         subsets = endpoints.get("subsets") or []
-        return [one["ip"] for subset in subsets for one in subset.get("addresses") or []]
+        return [address["ip"] for subset in subsets for address in subset.get("addresses") or []]

@@ -75,7 +75,7 @@ def governed(cluster: Machine) -> set[tuple[str, str, bool]]:
 
 def pods_of_agent(cluster: Machine) -> set[str]:
     """The pods that there are, by what no two have in common."""
-    return {one["metadata"]["uid"] for one in cluster.get("pods", namespace=NAMESPACE)["items"]}
+    return {pod["metadata"]["uid"] for pod in cluster.get("pods", namespace=NAMESPACE)["items"]}
 
 
 def reader(name: str, model: str) -> dict[str, Any]:
@@ -158,7 +158,7 @@ def test_an_upgrade_loses_no_policy(cluster: Machine, models: Path) -> None:
         assert governed(cluster) == before
         status = in_agent(cluster, "status")
         keep("status-after-the-upgrade", json.dumps(status, indent=1))
-        policies = {one["name"]: one for one in status["policies"]}
+        policies = {policy["name"]: policy for policy in status["policies"]}
         assert policies["sequential"]["state"] == "attached"
     finally:
         removed(cluster)
@@ -169,7 +169,7 @@ def test_a_node_without_the_kernel_says_why_and_stays_ready(cluster: Machine, mo
     cluster.kubectl("create", "namespace", NAMESPACE)
     try:
         documents = [yaml.safe_load(text) for text in chart()]
-        (daemon,) = (one for one in documents if one["kind"] == "DaemonSet")
+        (daemon,) = (document for document in documents if document["kind"] == "DaemonSet")
         spec = daemon["spec"]["template"]["spec"]
         spec["volumes"].append({"name": "hidden", "emptyDir": {}})
         for container in spec["containers"]:

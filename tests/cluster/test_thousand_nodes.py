@@ -40,7 +40,7 @@ def nodes(cluster: Machine) -> list[str]:
 def changed(model: NodeScores, chance: random.Random) -> NodeScores:
     """The same node with other shares: every node changes at every look."""
     models = tuple(
-        replace(one, resident_bytes=int(one.bytes * chance.random())) for one in model.models
+        replace(score, resident_bytes=int(score.bytes * chance.random())) for score in model.models
     )
     return replace(model, models=models)
 
@@ -62,8 +62,8 @@ def test_a_thousand_nodes_stay_under_the_limit(cluster: Machine, nodes: list[str
                 change = plan.update(now, changed(told[name], chance))
                 if change is not None:
                     work.append(pool.submit(NodePatch(cluster.api, name).publish, change))
-            for one in work:
-                one.result()
+            for publishing in work:
+                publishing.result()
             time.sleep(max(0.0, now + 0.25 - time.time()))
     written = audited(set(nodes), before)
     seconds = Counter(int(at) for at in written)
@@ -75,7 +75,7 @@ def test_a_thousand_nodes_stay_under_the_limit(cluster: Machine, nodes: list[str
     assert most < LIMIT, seconds
     items = cluster.get("nodes")["items"]
     keys = {label_key(content) for content in contents}
-    assert sum(1 for one in items if keys & one["metadata"]["labels"].keys()) >= NODES - 1
+    assert sum(1 for node in items if keys & node["metadata"]["labels"].keys()) >= NODES - 1
 
 
 def audited(names: set[str], since: float) -> list[float]:

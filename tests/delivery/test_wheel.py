@@ -110,7 +110,12 @@ def _installed_and_used(run: Callable[[str], str], bin_: str, wheels: str, model
     install = f"{bin_}/python -m pip install -q --no-index --find-links {wheels}"
     run(f"{install} pagecache-bpf")
     listed = json.loads(run(f"{bin_}/python -m pip list --format json"))
-    assert {one["name"] for one in listed} <= {"pagecache-bpf", "pip", "setuptools", "wheel"}
+    assert {package["name"] for package in listed} <= {
+        "pagecache-bpf",
+        "pip",
+        "setuptools",
+        "wheel",
+    }
     model = f"{models}/{MODEL}"
     size = int(run(f"{bin_}/python -c '{READ.format(model)}'"))
     assert size > SIZE

@@ -37,7 +37,9 @@ def _contained(shared: Path) -> Iterator[None]:
     with tempfile.TemporaryDirectory(prefix="podman.", dir="/tmp") as scratch:
         podman = Podman(Path(scratch))
         podman("load", "-q", "-i", str(ARCHIVE))
-        options = [f"{shared}:{RUN}" if one == f"{RUN}:{RUN}" else one for one in as_documented()]
+        options = [
+            f"{shared}:{RUN}" if option == f"{RUN}:{RUN}" else option for option in as_documented()
+        ]
         try:
             podman("run", "-d", "--name", NAME, *options, IMAGE)
             podman.follow(NAME, "listening")

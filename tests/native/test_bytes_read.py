@@ -102,7 +102,7 @@ def pages_read(path: Path, how: str, size: int, count: int) -> int:
 
         def idle() -> bool:
             with agent_device.AgentDevice() as agent:
-                return all(not each.inflight_pages for each in agent.policies())
+                return all(not attached.inflight_pages for attached in agent.policies())
 
         wait_for(idle, "the prefetch queue to run empty")
     return resident_pages(path)
@@ -131,7 +131,9 @@ def test_readers_that_jump_cost_no_more_than_without(
 
 def counter_and_gauges(policy: str, counter: str) -> tuple[int, dict[str, int], str]:
     """A counter of the policy, its gauges, and what `status` says to a person."""
-    (shown,) = [each for each in run("status", "--json").data["policies"] if each["name"] == policy]
+    (shown,) = [
+        shown for shown in run("status", "--json").data["policies"] if shown["name"] == policy
+    ]
     return shown["counters"][counter], shown["gauges"], run("status").out
 
 

@@ -2,7 +2,7 @@
 /*
  * keep_all - keeps every folio that reclaim asks about
  *
- * When to use: to see that keeping ends at the budget, and where reclaim could not get on.
+ * When to use: to see that keeping ends at the budget, and where reclaim made no progress.
  * Limits: a test policy.
  */
 #include "policy.bpf.h"

@@ -39,7 +39,7 @@ def router(stale_s: float = 60.0) -> Any:
     """The router as Ray has it after its replicas are known."""
     made: Any = object.__new__(ResidencyRouter)
     made.initialize_state(stale_s=stale_s)
-    made._replicas = {one.replica_id: one for one in REPLICAS}
+    made._replicas = {replica.replica_id: replica for replica in REPLICAS}
     made._multiplexed_model_id_to_replica_ids = defaultdict(set, {"m": {"loaded"}})
     return made
 
@@ -52,7 +52,7 @@ def ranks(made: Any, model: str, waited: float) -> list[list[str]]:
         request = PendingRequest([], {}, metadata, created_at=time.time() - waited)
         found = await made.choose_replicas(REPLICAS, request)
         assert request.routing_context.should_backoff  # without it Ray asks without a pause
-        return [[one.replica_id for one in rank] for rank in found]
+        return [[replica.replica_id for replica in rank] for rank in found]
 
     return asyncio.run(choose())
 
@@ -76,4 +76,4 @@ def test_statistics_that_are_stale_hold_nobody_up() -> None:
 def test_replicas_that_are_alike_take_turns() -> None:
     made = router()
     firsts = {ranks(made, "", 0.0)[0][0] for _ in range(200)}
-    assert firsts == {one.replica_id for one in REPLICAS}
+    assert firsts == {replica.replica_id for replica in REPLICAS}

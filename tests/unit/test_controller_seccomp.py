@@ -93,8 +93,10 @@ def test_every_jump_stays_inside(machine: str) -> None:
     for at, (kind, true, false, _) in enumerate(code):
         if kind not in (LOAD, RETURN):
             assert at + 1 + max(true, false) < len(code)
-    refuse = next(at for at, one in enumerate(code) if one[3] == seccomp._REFUSE)
-    denied = [at for at, one in enumerate(code) if one[0] == EQUAL and one[1] > 1]
+    refuse = next(at for at, instruction in enumerate(code) if instruction[3] == seccomp._REFUSE)
+    denied = [
+        at for at, instruction in enumerate(code) if instruction[0] == EQUAL and instruction[1] > 1
+    ]
     assert len(denied) >= 50 and all(at + 1 + code[at][1] == refuse for at in denied)
 
 

@@ -175,13 +175,18 @@ FOREIGN = {"PrometheusRule", "ServiceMonitor"}
 
 def documents() -> list[dict[str, Any]]:
     """All documents of the plain manifests."""
-    return [one for path in MANIFESTS for one in yaml.safe_load_all(path.read_text()) if one]
+    return [
+        document
+        for path in MANIFESTS
+        for document in yaml.safe_load_all(path.read_text())
+        if document
+    ]
 
 
 def agent() -> dict[str, Any]:
     """The DaemonSet of the agent as it is without any option."""
     plain = yaml.safe_load_all((ROOT / "packaging/kubernetes/pagecache-bpf.yaml").read_text())
-    (daemon,) = (one for one in plain if one["kind"] == "DaemonSet")
+    (daemon,) = (document for document in plain if document["kind"] == "DaemonSet")
     return dict(daemon)
 
 
@@ -216,10 +221,16 @@ def test_the_manifests_are_of_this_version() -> None:
 
 
 def test_the_alerts_and_the_dashboard_of_the_cluster_are_ours() -> None:
-    by_kind = {one["kind"]: one for one in documents() if one["kind"] in (*FOREIGN, "ConfigMap")}
+    by_kind = {
+        document["kind"]: document
+        for document in documents()
+        if document["kind"] in (*FOREIGN, "ConfigMap")
+    }
     alerts = yaml.safe_load((ROOT / "packaging/prometheus/alerts.yml").read_text())
     assert by_kind["PrometheusRule"]["spec"] == alerts
-    boards = [one for one in documents() if "pagecache-bpf.json" in one.get("data", {})]
+    boards = [
+        document for document in documents() if "pagecache-bpf.json" in document.get("data", {})
+    ]
     (board,) = boards
     ours = json.loads((ROOT / "packaging/grafana/pagecache-bpf.json").read_text())
     assert json.loads(board["data"]["pagecache-bpf.json"]) == ours
@@ -227,7 +238,9 @@ def test_the_alerts_and_the_dashboard_of_the_cluster_are_ours() -> None:
 
 def test_the_configuration_of_the_cluster_is_correct(tmp_path: Path) -> None:
     (text,) = (
-        one["data"]["config.toml"] for one in documents() if "config.toml" in one.get("data", {})
+        document["data"]["config.toml"]
+        for document in documents()
+        if "config.toml" in document.get("data", {})
     )
     file = tmp_path / "config.toml"
     file.write_text(text)
@@ -238,7 +251,10 @@ def test_the_configuration_of_the_cluster_is_correct(tmp_path: Path) -> None:
 def test_the_agents_arguments_parse() -> None:
     """Of the exporter the command line, of the agent what the entry point hands on."""
     daemon = agent()
-    containers = {one["name"]: one for one in daemon["spec"]["template"]["spec"]["containers"]}
+    containers = {
+        container["name"]: container
+        for container in daemon["spec"]["template"]["spec"]["containers"]
+    }
     assert run(*containers["exporter"]["args"], "--help").code == 0
     assert containers["agent"]["args"] == ["agent"]
     entry = ROOT / "packaging" / "container" / "entrypoint"

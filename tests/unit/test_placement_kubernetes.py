@@ -310,7 +310,9 @@ def test_the_scheduler_gets_points(nodes: Callable[[NodeScores], str]) -> None:
         # A pod that names no model, or one that nobody has: no node is preferred.
         for annotations in (None, {}, {"pagecache-bpf.io/model": "other-model"}):
             plain = args(names, Pod={"metadata": {"annotations": annotations}})
-            points = {one["Score"] for one in post(server.port, json.dumps(plain).encode())}
+            points = {
+                priority["Score"] for priority in post(server.port, json.dumps(plain).encode())
+            }
             assert points == {0}
         with urllib.request.urlopen(f"http://127.0.0.1:{server.port}/scores", timeout=60) as said:
             assert len(json.load(said)) == 3

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks import cluster as simulated
+from benchmarks import cluster_simulation as simulated
 from benchmarks.cluster_simulation import HOST_TO_DEVICE, Cluster
 from benchmarks.placement import PLACEMENTS, extender_points, main, measure, sample_size, table
 from benchmarks.placement_trace import Requests, from_csv, generated

@@ -230,8 +230,8 @@ def test_a_trace_for_perfetto_has_every_byte(tmp_path: Path) -> None:
         if packet.track_event.type == pb2.TrackEvent.TYPE_SLICE_BEGIN
     ]
     notes = [
-        (track, at, {note.name: note.int_value for note in one.debug_annotations})
-        for track, at, one in slices
+        (track, at, {note.name: note.int_value for note in part.debug_annotations})
+        for track, at, part in slices
     ]
     assert sum(note.get("miss_bytes", 0) for track, _, note in notes) == 5 * MIB
     assert sum(note["bytes"] for _, _, note in notes if "bytes" in note) == 13 * MIB

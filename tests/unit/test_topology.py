@@ -153,7 +153,9 @@ def fake_nvml(gpus: dict[str, list[tuple[str, int, int]]]) -> Any:
         nvmlDeviceGetCount=lambda: len(addresses),
         nvmlDeviceGetHandleByIndex=lambda number: (number, -1),
         nvmlDeviceGetPciInfo=lambda gpu: SimpleNamespace(busId=f"0000{addresses[gpu[0]]}".encode()),
-        nvmlDeviceGetUUID=lambda it: it[0] if isinstance(it[0], str) else H100[it[0]],
+        nvmlDeviceGetUUID=lambda handle: (
+            handle[0] if isinstance(handle[0], str) else H100[handle[0]]
+        ),
         nvmlDeviceGetName=lambda gpu: "NVIDIA H100 80GB HBM3",
         nvmlDeviceGetMigMode=lambda gpu: [int(bool(gpus[addresses[gpu[0]]])), 0],
         nvmlDeviceGetMaxMigDeviceCount=lambda gpu: 7,
@@ -192,7 +194,7 @@ def test_mig(tmp_path: Path) -> None:
 def test_nvml_that_fails_takes_nothing_away(tmp_path: Path) -> None:
     tree = build(tmp_path, "two-socket-8-gpu")
     broken = fake_nvml({"0000:1b:00.0": []})
-    broken.nvmlDeviceGetUUID = lambda it: 1 / 0
+    broken.nvmlDeviceGetUUID = lambda handle: 1 / 0
     assert topology.read(tree, broken).accelerators == topology.read(tree).accelerators
     broken.nvmlInit = lambda: 1 / 0
     assert "NVML" not in topology.read(tree, broken).sources

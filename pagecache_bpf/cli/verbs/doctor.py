@@ -51,7 +51,9 @@ def run(args: argparse.Namespace, out: Output) -> int:
     ready = not all(lacking.values())
     data = {
         "ready": ready,
-        "engines": {engine: [feature.name for feature in what] for engine, what in lacking.items()},
+        "engines": {
+            engine: [feature.name for feature in features] for engine, features in lacking.items()
+        },
         "features": [
             {
                 "name": feature.name,
@@ -68,7 +70,7 @@ def run(args: argparse.Namespace, out: Output) -> int:
     if ready:
         return 0
     only_privilege = any(
-        [feature.name for feature in what] == ["privileges"] for what in lacking.values()
+        [feature.name for feature in features] == ["privileges"] for features in lacking.values()
     )
     return (PrivilegeError if only_privilege else UnsupportedError).exit_code
 
@@ -93,7 +95,9 @@ def _human(console: Console, features: list[Feature], lacking: dict[str, list[Fe
         rows = [("lost", feature.lost), ("next", feature.fix)]
         console.print(pairs([(name, text) for name, text in rows if text], indent=2))
     console.print()
-    for engine, what in lacking.items():
-        names = ", ".join(feature.name for feature in what)
-        verdict = Text(f"not here: {names}", "bold red") if what else Text("ready", "bold green")
+    for engine, features in lacking.items():
+        names = ", ".join(feature.name for feature in features)
+        verdict = (
+            Text(f"not here: {names}", "bold red") if features else Text("ready", "bold green")
+        )
         console.print(Text.assemble((f"engine {engine}  ", "bold"), verdict))

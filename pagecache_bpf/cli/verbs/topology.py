@@ -45,7 +45,7 @@ JSON = {
         "accelerators[].migs[].gpu_instance": "its GPU instance",
         "accelerators[].migs[].compute_instance": "its compute instance",
         "unified": "whether any accelerator shares memory with the host",
-        "sources[]": "where this was learnt",
+        "sources[]": "where this was learned",
         "notes[]": "what is worth knowing, for people",
         "devices[].name": "a device that was asked for, or that this environment sees",
         "devices[].pci": "the PCI address it means; null if that cannot be told",
