@@ -23,6 +23,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
 
+from benchmarks.guest import image
 from benchmarks.guest.console import find_problems
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -159,7 +160,8 @@ class Guest:
         """
         run_dir = self._new_run_dir()
         self._write_script(run_dir, command)
-        argv = [*self._vng(run_dir), "--", f"sh {run_dir.relative_to(ROOT)}/run.sh"]
+        images = _make_images(run_dir, command)
+        argv = [*self._vng(run_dir, images), "--", f"sh {run_dir.relative_to(ROOT)}/run.sh"]
         started = time.time()
         stopped_by, stdout = _supervise(argv, run_dir, self.timeout_s, echo)
         return self._collect(run_dir, stdout, started, stopped_by)
@@ -167,9 +169,11 @@ class Guest:
     def shell(self) -> int:
         """Boot to an interactive shell on this terminal; returns when it is left."""
         run_dir = self._new_run_dir()
-        self._write_script(run_dir, ["bash", "-i"])
+        command = ["bash", "-i"]
+        self._write_script(run_dir, command)
+        images = _make_images(run_dir, command)
         return subprocess.run(
-            self._vng(run_dir, interactive=True), env=_vng_env(), cwd=ROOT
+            self._vng(run_dir, images, interactive=True), env=_vng_env(), cwd=ROOT
         ).returncode
 
     # --- the parts of run() ---
@@ -193,6 +197,7 @@ class Guest:
             GUEST_ENV: "1",
             "PYTHONDONTWRITEBYTECODE": "1",  # the guest's source tree is read-only
             "PYTHONUNBUFFERED": "1",
+            "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",  # no test here needs one
             "COLUMNS": os.environ.get("COLUMNS", "100"),
             "HOME": "/run",
             "PATH": f"{BUILD}/venv/bin:/usr/sbin:/usr/bin:/sbin:/bin",
@@ -211,6 +216,7 @@ mountpoint -q /sys/fs/bpf || mount -t bpf bpf /sys/fs/bpf
 mountpoint -q /sys/kernel/debug || mount -t debugfs debugfs /sys/kernel/debug
 mountpoint -q /sys/kernel/tracing || mount -t tracefs tracefs /sys/kernel/tracing
 modprobe -q -a virtio_blk loop dm_mod dm_delay ext4 xfs
+{image.mount_script()}
 {shlex.join(command)} 2>&1
 status=$?
 dmesg >{run_dir}/dmesg.log
@@ -220,7 +226,9 @@ exit $status
 """
         )
 
-    def _vng(self, run_dir: Path, *, interactive: bool = False) -> list[str]:
+    def _vng(
+        self, run_dir: Path, images: dict[str, Path], *, interactive: bool = False
+    ) -> list[str]:
         vng = BUILD / "venv/bin/vng"
         if not vng.exists():
             raise GuestError("virtme-ng is not installed; run `make deps`")
@@ -231,7 +239,7 @@ exit $status
         argv = [str(vng), "--disable-kvm", "--force-9p", "-r", str(self.kernel or default_kernel())]
         argv += ["--user", "root", "--cpus", str(self.cpus), "--memory", self.memory]
         argv += ["--rwdir", str(BUILD), *self._numa_options()]
-        options = self._disk_options(run_dir)
+        options = [*self._disk_options(run_dir), *_image_options(images)]
         if self.icount:
             options.append("-icount shift=0")
         elif self.serial:
@@ -278,8 +286,8 @@ exit $status
         log = console.read_text(errors="replace")
         problems = find_problems(log.rpartition("virtme-ng-init: starting script")[2].splitlines())
         begun, status = run_dir / "started", run_dir / "exit-status"
-        for image in run_dir.glob("disk*.img"):
-            image.unlink()
+        for disk in run_dir.glob("*.img"):
+            disk.unlink()
         boot_s = begun.stat().st_mtime - started if begun.exists() else None
         why_lost = ""
         if not status.exists() or not status.read_text().strip().isdigit():
@@ -298,6 +306,35 @@ exit $status
             run_dir=run_dir,
             boot_s=boot_s,
         )
+
+
+def _make_images(run_dir: Path, command: Sequence[str]) -> dict[str, Path]:
+    """Make what Python reads in the guest; by the serial number of its disk.
+
+    Raises:
+        GuestError: there is no room for them, or mkfs.ext4 is missing.
+    """
+    try:
+        return {
+            image.PACKAGES: image.packages_image(BUILD / "guest"),
+            image.TREE: image.tree_image(run_dir, command),
+        }
+    except (OSError, shutil.Error, subprocess.CalledProcessError) as error:
+        said = getattr(error, "stderr", None) or b""
+        raise GuestError(
+            f"the guest's image of Python cannot be made: {error} {said.decode().strip()}"
+        ) from error
+
+
+def _image_options(images: dict[str, Path]) -> list[str]:
+    """Return QEMU's options for disks that the guest only reads, behind those of the tests."""
+    options = []
+    for serial, path in images.items():
+        options += [
+            f"-drive if=none,id={serial},file={path},format=raw,readonly=on",
+            f"-device virtio-blk-pci,drive={serial},serial={serial}",
+        ]
+    return options
 
 
 def _vng_env() -> dict[str, str]:
