@@ -6,13 +6,16 @@ user has a queue of work of which a few pieces run at a time; others wait in tha
 Reserved keys (root's) have threads of their own, which exist from the start.
 
 All threads share one interpreter, so CPU time is shared out, too: together, users may take a
-quarter of one CPU, each an equal part.  A user who has taken more than that part, and what it has
-saved up, has to wait for a while; waiting for a disk or another process costs nothing.
+quarter of one CPU, each an equal part.  Several users together take no more than a twentieth of
+the machine, so that on few CPUs, too, a crowd leaves others' loads theirs.  A user who has taken
+more than its part, and what it has saved up, has to wait for a while; waiting for a disk or
+another process costs nothing.
 """
 
 from __future__ import annotations
 
 import logging
+import os
 import threading
 import time
 from collections import deque
@@ -24,9 +27,10 @@ from pagecache_bpf.errors import PagecacheError
 THREADS_PER_USER = 4
 TOTAL = 64
 _IDLE_SECONDS = 5.0
-#: Of one processor, for all users together; seconds of it that a user saves up, and the longest
-#: that it rests.
+#: Of one processor, for all users together, and of the whole machine, for more than one; seconds
+#: that a user saves up, and the longest that it rests.
 SHARE = 0.25
+MACHINE_SHARE = 0.05
 SAVED_SECONDS = 0.5
 REST_SECONDS = 2.0
 
@@ -44,15 +48,19 @@ class UserQueues:
         start_failures: how many threads could not be started so far.
     """
 
-    def __init__(self, per_user: int = THREADS_PER_USER, total: int = TOTAL) -> None:
+    def __init__(
+        self, per_user: int = THREADS_PER_USER, total: int = TOTAL, processors: int = 0
+    ) -> None:
         """Make empty queues.
 
         Args:
             per_user: threads that one key may have at a time.
             total: threads of all keys that are not reserved.
+            processors: how many CPUs there are; 0: as many as this process may run on.
         """
         self.start_failures = 0  # threads that could not be started
         self._per_user, self._total = per_user, total
+        self._processors = processors or len(os.sched_getaffinity(0))
         self._waiting: dict[Hashable, deque[Work]] = {}
         self._running: dict[Hashable, int] = {}
         self._reserved: dict[Hashable, threading.Condition] = {}
@@ -191,7 +199,9 @@ class UserQueues:
     def _rate(self) -> float:
         """Return how many seconds of CPU time a user may take in a second."""
         users = {*self._waiting, *self._running} - self._reserved.keys()
-        return SHARE / max(1, len(users))
+        if len(users) < 2:
+            return SHARE
+        return min(SHARE, MACHINE_SHARE * self._processors) / len(users)
 
     def _left(self, key: Hashable, now: float) -> float:
         """Return how many seconds of CPU time a user may take at once; below 0 it has to wait."""

@@ -12,7 +12,13 @@ import pytest
 
 from pagecache_bpf.errors import PagecacheError
 from pagecache_bpf.ipc.connection import Connection
-from pagecache_bpf.ipc.user_queues import REST_SECONDS, SAVED_SECONDS, SHARE, UserQueues
+from pagecache_bpf.ipc.user_queues import (
+    MACHINE_SHARE,
+    REST_SECONDS,
+    SAVED_SECONDS,
+    SHARE,
+    UserQueues,
+)
 from tests.unit.test_controller_server import Handler, Running, others, running
 from tests.vm.kernel import wait_for
 
@@ -85,7 +91,7 @@ def test_threads_that_are_not_needed_end(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_s6_how_long_one_rests_follows_from_what_it_took(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 1000.0
     monkeypatch.setattr("pagecache_bpf.ipc.user_queues.time.monotonic", lambda: now)
-    queues = UserQueues()
+    queues = UserQueues(processors=64)
     queues._running = {"a": 1, "b": 1}
     queues._charge("a", SAVED_SECONDS)
     assert queues._rest("a", now) <= 0  # it had saved that up
@@ -99,6 +105,22 @@ def test_s6_how_long_one_rests_follows_from_what_it_took(monkeypatch: pytest.Mon
     for number in range(1000):  # users who have gone are forgotten
         queues._charge(number, 0.0)
     assert len(queues._allowances) < 200
+
+
+@pytest.mark.parametrize(
+    ("processors", "users", "share"),
+    [(2, 2, 2 * MACHINE_SHARE), (2, 5, 2 * MACHINE_SHARE), (2, 1, SHARE), (64, 2, SHARE)],
+)
+def test_s6_a_crowd_takes_a_small_part_of_a_small_machine(
+    monkeypatch: pytest.MonkeyPatch, processors: int, users: int, share: float
+) -> None:
+    """A user alone has the quarter of a processor there, too."""
+    now = 1000.0
+    monkeypatch.setattr("pagecache_bpf.ipc.user_queues.time.monotonic", lambda: now)
+    queues = UserQueues(processors=processors)
+    queues._running = dict.fromkeys(range(users), 1)
+    queues._charge(0, SAVED_SECONDS + 0.01)
+    assert queues._rest(0, now) == pytest.approx(0.01 / (share / users))
 
 
 def test_s6_time_that_is_waited_costs_nothing() -> None:

@@ -89,6 +89,7 @@ def test_s16_a_connection_that_ends_while_its_load_is_judged(
     running = Running(tmp_path, Budgets(total=100 << 20, rule="queue"))
     path, other = two_files(tmp_path)
     admit, judged = running.ledger.admit, threading.Event()
+    answers: list[Any] = []
     try:
         with running.client() as holder, path.open("rb") as first, other.open("rb") as second:
             holder.open_load([first.fileno()], model="first", policy="sequential")
@@ -96,6 +97,7 @@ def test_s16_a_connection_that_ends_while_its_load_is_judged(
 
             def judge(*args: Any, **arguments: Any) -> Any:
                 found = admit(*args, **arguments)
+                answers.append(found)
                 client.disconnect()
                 wait_for(lambda: len(running.public._sessions) == 1, "its end to be noticed", 60)
                 judged.set()
@@ -105,8 +107,9 @@ def test_s16_a_connection_that_ends_while_its_load_is_judged(
             monkeypatch.setattr(running.ledger, "admit", judge)
             client._socket.sendall(WAITS)
             assert judged.wait(60)
-            monkeypatch.undo()
             wait_for(lambda: opened(other) == 1, "its files to be closed", 60)
+            running.public.tick()
+            assert len(answers) == 1  # it waits for no room: nobody judges it again
             assert running.public.numbers()["loads_waiting"] == 0
     finally:
         running.stop()
