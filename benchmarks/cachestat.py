@@ -42,7 +42,7 @@ def resident_pages(path: str | Path) -> int:
 
 
 def resident_bytes(paths: Iterable[str | Path]) -> int:
-    """Bytes of the files in the page cache, whole pages counted."""
+    """Return how many bytes of the files are in the page cache, whole pages counted."""
     return sum(resident_pages(path) for path in paths) * PAGE_SIZE
 
 
@@ -138,7 +138,7 @@ class Sampler:
             raise PagecacheError("the residency sampler died", f"wait status {status}")
 
     def _watch(self, out: int, stop: int) -> None:
-        """In the child: sample until the parent closes its end of the stop pipe."""
+        """Sample until the parent closes its end of the stop pipe; runs in the child."""
         fds = [os.open(path, os.O_RDONLY | os.O_CLOEXEC) for path in self.paths]
         os.set_blocking(stop, False)
         records = bytearray()

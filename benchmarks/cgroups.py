@@ -60,11 +60,11 @@ class Group:
         )
 
     def stat(self, name: str) -> int:
-        """One line of memory.stat."""
+        """Return one line of memory.stat."""
         return self._table("memory.stat")[name]
 
     def events(self, name: str) -> int:
-        """One line of memory.events."""
+        """Return one line of memory.events."""
         return self._table("memory.events")[name]
 
     def _table(self, name: str) -> dict[str, int]:
@@ -74,7 +74,7 @@ class Group:
 
 @contextmanager
 def group(name: str, max_bytes: int | None = None, parent: Path = CGROUPS) -> Iterator[Group]:
-    """A group for the block.  Raises PagecacheError where there is no memory controller."""
+    """Yield a group for the block.  Raises PagecacheError where there is no memory controller."""
     first = parent == CGROUPS and (_VERSION_1 / "memory.limit_in_bytes").exists()
     control = parent / "cgroup.subtree_control"
     path = (_VERSION_1 if first else parent) / name

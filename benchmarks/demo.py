@@ -60,7 +60,7 @@ for path in sys.argv[1:]:
 
 
 def make_parser() -> argparse.ArgumentParser:
-    """The demo's options; `make demo` sets them from the environment."""
+    """Make the parser of the demo's options; `make demo` sets them from the environment."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.demo",
         description=__doc__,
@@ -95,7 +95,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def _arguments(options: argparse.Namespace, sources: list[Model]) -> list[str]:
-    """Each half of the demo is one cold_load run: two loaders, a picture."""
+    """Return the options of cold_load for one half of the demo: two loaders, a picture."""
     argv = ["--fs", options.fs, "--policy", options.policy, "--rounds", str(options.rounds)]
     argv += ["--loader", "safe_open", "--loader", "read", "--detached-rounds", "1", "--picture"]
     for source in sources:
@@ -117,7 +117,7 @@ def _generated(size: int) -> Model:
 
 
 def native_size(wanted: int, memory: int, disk: int) -> int:
-    """Bytes of a checkpoint that this machine can take: what was wanted, or a half, and so on.
+    """Return how many bytes of a checkpoint this machine can take: those wanted, or a half, ...
 
     A round holds it four times in memory: cached, loaded, as the reference, and read directly.
     """
@@ -181,7 +181,7 @@ def in_the_guest(options: argparse.Namespace, say: hosted.Say) -> schema.Report:
 
 
 def start_up(options: argparse.Namespace, say: hosted.Say) -> schema.Report:
-    """The Python API around a loader, and a load in another order than the file's."""
+    """Measure the Python API around a loader, and a load in another order than the file's."""
     size = options.size or _GUEST_BYTES
     real = _sources(options, size, say)[-1]
     say("booting it again: a user without root, and a loader that goes backwards")
@@ -212,7 +212,7 @@ def draw(report: schema.Report, directory: Path, name: str = "residency") -> lis
 
 
 def summary(rows: Sequence[schema.Row]) -> list[str]:
-    """The result in a sentence per case and loader."""
+    """Sum the result up in a sentence per case and loader."""
     lines = []
     for row in rows:
         if row.extra["state"] != "attached":

@@ -119,7 +119,7 @@ def read_into(
 
 
 def read_whole(path: Path) -> memoryview:
-    """The bytes of a file as they are on the device; the page cache is not touched.
+    """Return the bytes of a file as they are on the device; the page cache is not touched.
 
     Dirty pages are written back first (fsync). Raises UnsupportedError where the file system
     has no direct I/O.

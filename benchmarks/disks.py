@@ -9,7 +9,7 @@ from pathlib import Path
 
 
 def device_bytes_read(path: Path) -> int | None:
-    """Bytes read so far from the block device below `path`; None without one (9p, tmpfs)."""
+    """Return the bytes read so far from the device below `path`; None without one (9p, tmpfs)."""
     device = os.stat(path).st_dev
     stat = Path(f"/sys/dev/block/{os.major(device)}:{os.minor(device)}/stat")
     try:
@@ -20,12 +20,12 @@ def device_bytes_read(path: Path) -> int | None:
 
 
 def difference(before: int | None, after: int | None) -> int | None:
-    """Bytes read between two counts; None if there is no device to count."""
+    """Return the bytes read between two counts; None if there is no device to count."""
     return None if before is None or after is None else after - before
 
 
 def settled_bytes_read(path: Path, quiet_s: float = 0.1, limit_s: float = 5.0) -> int | None:
-    """Bytes read so far, once nothing was read for a while.
+    """Return the bytes read so far, once nothing was read for a while.
 
     What is read ahead of a reader that has ended is read all the same, and belongs to it.
 

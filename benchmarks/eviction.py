@@ -36,7 +36,7 @@ _LRU = {False: "classic", True: "mglru"}
 
 
 def make_parser() -> argparse.ArgumentParser:
-    """The options of this benchmark."""
+    """Make the parser of this benchmark's options."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.eviction", description=__doc__, allow_abbrev=False
     )
@@ -54,7 +54,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def measure(options: argparse.Namespace, say: hosted.Say) -> schema.Report:
-    """In the guest: all cases, both LRUs, round by round."""
+    """Measure in the guest: all cases, both LRUs, round by round."""
     kmod.load()
     facts = {"delay_ms": options.delay, "read_ahead_kb": 128, "cap_bytes_per_s": None}
     report = schema.Report(schema.machine(device=facts, limit_bytes=options.limit * _MIB))
@@ -130,7 +130,7 @@ def _rounded(numbers: dict[str, float]) -> dict[str, float]:
 
 
 def says(row: schema.Row, default: schema.Row | None) -> str:
-    """The number that the case is about, as a sentence for the table."""
+    """Return the number that the case is about, as a sentence for the table."""
     extra = row.extra
     if "neighbor_share" in extra:
         text = f"neighbor keeps {extra['neighbor_share']:.0%}"
@@ -156,7 +156,7 @@ def says(row: schema.Row, default: schema.Row | None) -> str:
 
 
 def show_table(report: schema.Report, console: Console) -> None:
-    """One line per case, LRU and state."""
+    """Print one line per case, LRU and state."""
     limit = report.machine["limit_bytes"] >> 20
     table = Table(
         box=box.SIMPLE_HEAD,

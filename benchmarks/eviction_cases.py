@@ -57,11 +57,11 @@ class Lab:
     made: dict[str, Path] = field(default_factory=dict)
 
     def part(self, share: float) -> int:
-        """So much of the limit, in whole MiB."""
+        """Return so much of the limit, in whole MiB."""
         return max(1, round(self.limit * share / MIB)) * MIB
 
     def file(self, name: str, size: int) -> Path:
-        """A file of that size, on the device and out of the cache; made once."""
+        """Return a file of that size, on the device and out of the cache; made once."""
         path = self.made.setdefault(name, self.root / name)
         if not path.exists() or path.stat().st_size != size:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -73,7 +73,7 @@ class Lab:
         return path
 
     def checkpoint(self, name: str, size: int) -> Path:
-        """A safetensors file of tensors of 1 MiB in their order, out of the cache."""
+        """Return a safetensors file of tensors of 1 MiB in their order, out of the cache."""
         path = self.root / name / "model.safetensors"
         if not path.exists():
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -109,7 +109,7 @@ class Lab:
 
     @contextmanager
     def cgroup(self, name: str = "pcbbench", limit: int | None = None) -> Iterator[Group]:
-        """A fresh cgroup with the limit."""
+        """Yield a fresh cgroup with the limit."""
         with group(name, self.limit if limit is None else limit) as it:
             yield it
 
@@ -122,7 +122,7 @@ class Lab:
 def attached(
     policy: str | None, models: Mapping[str, Sequence[Path]], **knobs: int
 ) -> Iterator[None]:
-    """The policy governs these files for the block; None: the kernel alone."""
+    """Have the policy govern these files for the block; None: the kernel alone."""
     if policy is None:
         yield
         return
@@ -163,7 +163,7 @@ def _counted(lab: Lab) -> Iterator[Callable[[], tuple[int, float]]]:
 
 
 def cyclic(lab: Lab, policy: str | None, rounds: int = 5) -> Measured:
-    """A file of 1.5 times the memory, scanned again and again."""
+    """Scan a file of 1.5 times the memory again and again."""
     size = lab.part(1.5)
     path = lab.file("cyclic.bin", size)
     budget = lab.part(0.965) // MIB - 1
@@ -186,7 +186,7 @@ def cyclic_optimum(size: int, capacity: int, rounds: int = 5) -> int:
 
 
 def burn(lab: Lab, policy: str | None, limited: bool = True) -> Measured:
-    """A checkpoint twice the limit is loaded beside a neighbor's files of 40% of it."""
+    """Load a checkpoint twice the limit beside a neighbor's files of 40% of it."""
     neighbor, path = lab.file("near.bin", lab.part(0.4)), lab.checkpoint("load", lab.part(2.0))
     with (
         attached(policy, {"load": [path]}, drop_behind=1, window_mib=4, budget_mib=8),
@@ -306,7 +306,7 @@ def colocate(lab: Lab, policy: str | None) -> Measured:
 
 
 def search(lab: Lab, policy: str | None, rounds: int = 10) -> Measured:
-    """A source tree of 1.4 times the limit is searched again and again."""
+    """Search a source tree of 1.4 times the limit again and again."""
     files = lab.tree("src", lab.part(1.4))
     size = sum(path.stat().st_size for path in files)
     with (
@@ -322,7 +322,7 @@ def search(lab: Lab, policy: str | None, rounds: int = 10) -> Measured:
 
 
 def burner() -> str:
-    """The policy for burn after reading: maio; where it is not, one that drops behind too."""
+    """Return the policy for burn after reading: maio, or another one that drops behind."""
     return "maio" if any(info.name == "maio" for info in discover()) else "kvcache"
 
 

@@ -31,7 +31,7 @@ Say = Callable[[str], None]
 
 
 def progress() -> Say:
-    """A function that prints a line on stderr with the seconds since now in front."""
+    """Return a function that prints a line on stderr with the seconds since now in front."""
     begun = time.monotonic()
 
     def say(text: str) -> None:
@@ -41,7 +41,7 @@ def progress() -> Say:
 
 
 def size_argument(text: str) -> int:
-    """A size option for argparse: "64M", "4G"."""
+    """Parse a size option for argparse: "64M", "4G"."""
     try:
         return parse_size(text)
     except UsageError as error:
@@ -49,7 +49,7 @@ def size_argument(text: str) -> int:
 
 
 def add_common(parser: argparse.ArgumentParser, name: str) -> None:
-    """The options every benchmark has."""
+    """Add the options that every benchmark has."""
     parser.add_argument(
         "--out",
         type=Path,
@@ -97,7 +97,7 @@ def memory_for(wanted_bytes: int) -> str:
 
 
 def disk_for(wanted_bytes: int, cap_bytes_per_s: int | None) -> Disk:
-    """A disk with room for the files and the file system's own."""
+    """Return a disk with room for the files and the file system's own."""
     return Disk(f"{wanted_bytes * 5 // 4 // _MIB + 512}M", cap_bytes_per_s)
 
 

@@ -36,7 +36,7 @@ _CONFIG = '[socket]\nmode = "0666"\n[loads]\npolicies = ["sequential"]\n'
 
 
 def make_parser() -> argparse.ArgumentParser:
-    """The options of this benchmark."""
+    """Make the parser of this benchmark's options."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.load_api", description=__doc__, allow_abbrev=False
     )
@@ -90,7 +90,7 @@ def _plain(_: Sequence[Path]) -> Callable[[], None]:
 
 
 def _in_load(report: int, files: Sequence[Path]) -> Callable[[], None]:
-    """What the user adds; `report` is a descriptor for the words of the load's report."""
+    """Return what the user adds; `report` is a descriptor for the words of the load's report."""
     _nobody()
     load = pagecache_bpf.load(files[0].parent)
 
@@ -101,7 +101,7 @@ def _in_load(report: int, files: Sequence[Path]) -> Callable[[], None]:
 
 
 def api_rows(case: rounds.Case, count: int, scratch: Path, say: hosted.Say) -> list[schema.Row]:
-    """All rounds with and without the API, taking turns."""
+    """Measure all rounds with and without the API, taking turns."""
     rows = {
         state: schema.Row(
             case=case.checkpoint.name,
@@ -131,7 +131,7 @@ def api_rows(case: rounds.Case, count: int, scratch: Path, say: hosted.Say) -> l
 
 
 def measure(options: argparse.Namespace, say: hosted.Say) -> schema.Report:
-    """In the guest: both parts on one device."""
+    """Measure in the guest: both parts on one device."""
     loaders.warm_up()
     labels = {"delay_ms": options.delay, "cap_bytes_per_s": options.cap or None}
     device = {"read_ahead_kb": order.READ_AHEAD_KB, **labels}
@@ -156,7 +156,7 @@ def measure(options: argparse.Namespace, say: hosted.Say) -> schema.Report:
 
 
 def run(options: argparse.Namespace, model: Model, generated: Model) -> schema.Report:
-    """On the host: boot the guest and measure there."""
+    """Measure from the host: boot the guest and measure there."""
     argv = ["--model", str(model.root.resolve()), "--generated", str(generated.root.resolve())]
     argv += ["--rounds", str(options.rounds), "--delay", str(options.delay)]
     argv += ["--cap", str(options.cap)]
@@ -165,7 +165,7 @@ def run(options: argparse.Namespace, model: Model, generated: Model) -> schema.R
 
 
 def print_load_api(report: schema.Report, console: Console) -> None:
-    """One line a row, and what load() said of itself."""
+    """Print one line a row, and what load() said of itself."""
     lines = []
     for row in report.rows:
         times = row.extra.get("speedup") or row.extra.get("speedup_over", {}).get("default")

@@ -75,7 +75,7 @@ class Reference:
         return sum(len(content) for content in self.contents)
 
     def matches(self, loaded: list[list[tuple[int, Any]]]) -> bool:
-        """Whether every delivered piece equals the file's bytes at its offset."""
+        """Tell whether every delivered piece equals the file's bytes at its offset."""
         for content, pieces in zip(self.contents, loaded, strict=True):
             true = np.frombuffer(content, np.uint8)
             for offset, piece in pieces:
@@ -294,7 +294,7 @@ def run_loader(
     enter: Callable[[], None] | None = None,
     settle: bool = False,
 ) -> Outcome:
-    """One round of the loader `name` over `files`, in a process of its own.
+    """Run one round of the loader `name` over `files`, in a process of its own.
 
     warmer: started before the load and ended after it; its time counts (see peers.py).
     enter, settle: see measure(). The caller sees to the cache state. Raises PagecacheError when
@@ -321,7 +321,7 @@ def run_loader(
 def run_direct(
     files: Sequence[Path], reference: Reference, plan: Plan, huge: bool = False
 ) -> Outcome:
-    """One round of direct I/O by `plan`: what the device gives when nothing is in the way.
+    """Run one round of direct I/O by `plan`: what the device gives when nothing is in the way.
 
     huge: into reserved huge pages (directio.reserved()).
     """

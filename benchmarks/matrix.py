@@ -58,7 +58,7 @@ State = tuple[str, str]  # policy and engine; DEFAULT and ""
 
 
 def make_parser() -> argparse.ArgumentParser:
-    """The options of this benchmark."""
+    """Make the parser of this benchmark's options."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.matrix",
         description=__doc__,
@@ -79,7 +79,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def chosen(options: argparse.Namespace) -> list[Setting]:
-    """The settings that the options ask for.  Raises UsageError when there is none."""
+    """Return the settings that the options ask for.  Raises UsageError when there is none."""
     found = [
         setting
         for setting in matrix_cells.settings(options.short)
@@ -92,7 +92,7 @@ def chosen(options: argparse.Namespace) -> list[Setting]:
 
 
 def row_of(rows: Sequence[schema.Row], setting: Setting, loader: str, state: State) -> Any:
-    """The row of a reader in a setting and a state; None where there is none yet."""
+    """Return the row of a reader in a setting and a state; None where there is none yet."""
     labels = {**setting.labels, "state": state[0], "engine_of_state": state[1]}
     for row in rows:
         if row.loader == loader and all(row.extra.get(key) == labels[key] for key in labels):
@@ -125,7 +125,7 @@ def cut(rows: Sequence[schema.Row], setting: Setting, count: int) -> None:
 
 
 def states_of(setting: Setting) -> list[State]:
-    """The default, and each policy on each engine."""
+    """Return the default, and each policy on each engine."""
     ours = [
         (policy, engine) for engine in setting.device.engines for policy in matrix_cells.POLICIES
     ]
@@ -133,7 +133,7 @@ def states_of(setting: Setting) -> list[State]:
 
 
 def agent_pid() -> int | None:
-    """The process of engine agent, None when none runs."""
+    """Return the process of engine agent, None when none runs."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
         try:
             connection.connect(str(SOCKET))
@@ -169,7 +169,7 @@ class Bench:
         self.report, self._save, self.say = report, save, say
 
     def round(self, setting: Setting, case: rounds.Case, number: int, huge: bool) -> None:
-        """One round: all readers in all states, in an order that rotates."""
+        """Run one round: all readers in all states, in an order that rotates."""
         readers = [
             reader
             for reader in matrix_cells.readers(setting, self.report.machine["short"])
@@ -244,7 +244,7 @@ class Bench:
 
 @contextmanager
 def memory_limit(setting: Setting) -> Iterator[Callable[[], None]]:
-    """The cgroup of a setting; yields what a process calls to go into it.
+    """Make the cgroup of a setting; yield what a process calls to go into it.
 
     It goes there with its buffers allocated: the limit is for what comes after, the page cache.
     """
@@ -306,7 +306,7 @@ def measure_here(
 
 
 def measure_inside(options: argparse.Namespace, say: hosted.Say) -> schema.Report:
-    """In the guest: the settings of one device, all rounds."""
+    """Measure in the guest: the settings of one device, all rounds."""
     loaders.warm_up()
     report = schema.Report(schema.machine(short=False))
     source = checkpoints.load_dir(options.model)
@@ -329,7 +329,7 @@ def measure_inside(options: argparse.Namespace, say: hosted.Say) -> schema.Repor
 def measure_guest(
     options: argparse.Namespace, wanted: Sequence[Setting], report: schema.Report, say: hosted.Say
 ) -> None:
-    """On the host: a guest for each device and model; what it has measured is kept."""
+    """Measure from the host: a guest for each device and model; what it has measured is kept."""
     by_guest: dict[tuple[str, int, int], list[Setting]] = {}
     for setting in wanted:
         names = [reader.name for reader in matrix_cells.readers(setting, False)]
@@ -353,7 +353,7 @@ def measure_guest(
 
 
 def opened(options: argparse.Namespace) -> schema.Report:
-    """The report to go on with, or a new one.
+    """Return the report to go on with, or a new one.
 
     Raises UsageError when the one that is there was measured elsewhere or in the other form.
     """

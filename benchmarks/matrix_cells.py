@@ -40,7 +40,7 @@ class Device:
 
     @property
     def native(self) -> bool:
-        """Whether it is this machine's own disk."""
+        """Tell whether it is this machine's own disk."""
         return self.delay_ms is None
 
     @property
@@ -160,14 +160,14 @@ class Cell:
 
 
 def absent(reader: Reader, setting: Setting) -> str:
-    """Why a reader cannot be measured in a setting; empty: it can."""
+    """Say why a reader cannot be measured in a setting; empty: it can."""
     if reader.kind == "ranks" and setting.memory == TIGHT:
         return "its processes start outside of the cgroup"
     return reader.absent
 
 
 def size_text(size: int) -> str:
-    """Bytes in the units of a disk: "90 MB", "4 GB"."""
+    """Format bytes in the units of a disk: "90 MB", "4 GB"."""
     return f"{size / 1e9:.3g} GB" if size >= 1e9 else f"{size / 1e6:.0f} MB"
 
 
@@ -190,7 +190,7 @@ _SHORT_RANDOM = (
 
 
 def settings(short: bool) -> list[Setting]:
-    """The settings of the whole matrix, or of the short form."""
+    """Return the settings of the whole matrix, or of the short form."""
     if short:
         return [
             Setting(device, size, shards, memory)
@@ -214,7 +214,7 @@ def settings(short: bool) -> list[Setting]:
 
 
 def readers(setting: Setting, short: bool) -> list[Reader]:
-    """The readers of a setting, those that cannot run here too."""
+    """Return the readers of a setting, those that cannot run here too."""
     if not short:
         return list(READERS)
     names: tuple[str, ...] = _SHORT
@@ -224,7 +224,7 @@ def readers(setting: Setting, short: bool) -> list[Reader]:
 
 
 def cells(chosen: Sequence[Setting], short: bool) -> Iterator[Cell]:
-    """All cells of some settings."""
+    """Yield all cells of some settings."""
     for setting in chosen:
         for reader in readers(setting, short):
             for engine in setting.device.engines:

@@ -52,7 +52,7 @@ def _orders(root: Path) -> list[orders.Order]:
 
 
 def wanted(reader: Reader, model: Model) -> int:
-    """Bytes that a reader wants of a model, whole pages."""
+    """Return the bytes that a reader wants of a model, whole pages."""
     if reader.kind == "ranks":
         order = next(order for order in _orders(model.root) if order.name == reader.name)
         return order.wanted_pages
@@ -66,7 +66,7 @@ def _piece(reader: Reader) -> int:
 
 
 def places(reader: Reader, model: Model, seed: int) -> list[tuple[int, int]]:
-    """Where a random reader reads in a round: (number of a file, offset), none twice."""
+    """Choose where a random reader reads in a round: (number of a file, offset), none twice."""
     piece = _piece(reader)
     sizes = [path.stat().st_size for path in model.files]
     pieces = [(number, at) for number, size in enumerate(sizes) for at in range(size // piece)]

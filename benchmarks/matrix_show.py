@@ -95,7 +95,7 @@ def _ratio(ratio: Ratio | None) -> str:
 
 
 def lines(report: Report) -> list[list[str]]:
-    """The cells of the table, a line for each cell of the matrix."""
+    """Return the cells of the table, a line for each cell of the matrix."""
     made = []
     for result in results(report):
         row, default = result.row, result.default
@@ -136,14 +136,14 @@ _COLUMNS = [
 
 
 def markdown(report: Report) -> str:
-    """The same table for a document."""
+    """Return the same table for a document."""
     head = [name for name, _ in _COLUMNS]
     rule = ["---:" if kind == "number" else "---" for _, kind in _COLUMNS]
     return "\n".join(f"| {' | '.join(line)} |" for line in [head, rule, *lines(report)])
 
 
 def print_matrix(report: Report, wanted: Sequence[Setting], console: Console) -> None:
-    """What it was measured on, the table, and what is missing."""
+    """Print what it was measured on, the table, and what is missing."""
     machine = report.machine
     gib = machine["memory_bytes"] / 2**30
     console.print(

@@ -39,7 +39,7 @@ _wanted = 0
 
 @contextmanager
 def backed(size: int) -> Iterator[None]:
-    """In the block, touch() touches so many bytes, as far as they are free; 0: none."""
+    """Have touch() touch so many bytes in the block, as far as they are free; 0: none."""
     global _wanted
     before, _wanted = _wanted, size
     try:

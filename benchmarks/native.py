@@ -25,7 +25,7 @@ SWEEP = (Plan(1 << 20, 8), Plan(2 << 20, 8), Plan(2 << 20, 16))
 
 
 def queue_of(path: Path) -> Path:
-    """The sysfs directory of the queue that a path's block device belongs to.
+    """Return the sysfs directory of the queue that a path's block device belongs to.
 
     Raises PagecacheError where there is none (tmpfs, a network).
     """
@@ -38,7 +38,7 @@ def queue_of(path: Path) -> Path:
 
 
 def file_system(path: Path) -> str:
-    """The name of the file system that a path is on."""
+    """Return the name of the file system that a path is on."""
     best = ("", "unknown")
     for line in Path("/proc/self/mounts").read_text().splitlines():
         _, where, kind = line.split()[:3]
@@ -50,7 +50,7 @@ def file_system(path: Path) -> str:
 
 @contextmanager
 def read_ahead(path: Path, kib: int) -> Iterator[None]:
-    """The device's readahead window inside the block, what it was after it."""
+    """Set the device's readahead window for the block; it is as before after it."""
     setting = queue_of(path) / "read_ahead_kb"
     before = setting.read_text()
     setting.write_text(str(kib))
@@ -61,7 +61,7 @@ def read_ahead(path: Path, kib: int) -> Iterator[None]:
 
 
 def facts(read_ahead_kb: int) -> dict[str, Any]:
-    """What a report says of the device and of how memory is allocated."""
+    """Return what a report says of the device and of how memory is allocated."""
     return {
         "read_ahead_kb": read_ahead_kb,
         "delay_ms": None,
@@ -71,7 +71,7 @@ def facts(read_ahead_kb: int) -> dict[str, Any]:
 
 
 def memory_of(checkpoint: Model) -> AbstractContextManager[None]:
-    """The memory of its loads: page cache and tensors (memory.backed())."""
+    """Return the memory of its loads: page cache and tensors (memory.backed())."""
     return memory.backed(2 * checkpoint.size + (1 << 30))
 
 
@@ -85,7 +85,7 @@ def measure(
     with_peers: bool = True,
     picture: bool = False,
 ) -> schema.Report:
-    """All rounds; rows as in the guest, and one for each peer and loader."""
+    """Measure all rounds; rows as in the guest, and one for each peer and loader."""
     if os.geteuid() != 0:
         raise PrivilegeError("only root can attach a policy", "", "Run the benchmark with sudo")
     loaders.warm_up()

@@ -45,7 +45,7 @@ STATES = {"none": "no observer", "untagged": "file untagged", "tagged": "file ta
 
 
 def make_parser() -> argparse.ArgumentParser:
-    """The options of this benchmark."""
+    """Make the parser of this benchmark's options."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.observer_cost", description=__doc__, allow_abbrev=False
     )
@@ -151,7 +151,7 @@ def cold(options: argparse.Namespace, where: Path, say: hosted.Say) -> list[sche
 
 
 def _one_load(path: Path, observer: Observer | None) -> tuple[float, float]:
-    """Seconds of a cold `cat`, and CPU seconds of this process meanwhile."""
+    """Return the seconds of a cold `cat`, and CPU seconds of this process meanwhile."""
     done = threading.Event()
 
     def serve() -> None:
@@ -173,7 +173,7 @@ def _one_load(path: Path, observer: Observer | None) -> tuple[float, float]:
 
 
 def show_table(report: schema.Report, console: Console) -> None:
-    """One line per workload and state."""
+    """Print one line per workload and state."""
     table = Table(box=box.SIMPLE_HEAD, padding=0, title="Cost of observing", title_style="bold")
     for heading in ("reads", "state"):
         table.add_column(heading, no_wrap=True)

@@ -49,7 +49,7 @@ class Templates(CommandLine):
         pagecache_bpf(*words, "--output", str(self.template))
 
     def attach(self, policy: str, root: Path) -> None:
-        """As a user does."""
+        """Attach a policy as a user does."""
         # The policy alone is measured; what the observer costs is another benchmark's.
         words = ["--no-observe"]
         words += [] if self.engine == "auto" else ["--engine", self.engine]
@@ -59,7 +59,7 @@ class Templates(CommandLine):
 
 
 def make_parser() -> argparse.ArgumentParser:
-    """The options of this benchmark."""
+    """Make the parser of this benchmark's options."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.order", description=__doc__, allow_abbrev=False
     )
@@ -98,7 +98,7 @@ def measure(
     warmers: Sequence[str],
     say: hosted.Say,
 ) -> list[schema.Row]:
-    """All rounds of all orders, states taking turns."""
+    """Measure all rounds of all orders, states taking turns."""
     rows: list[schema.Row] = []
     for order in wanted:
         control.derive(order, case.checkpoint.root)
@@ -147,7 +147,7 @@ def _row(
 
 
 def _compare(states: dict[str | None, schema.Row], more: dict[str, schema.Row]) -> None:
-    """How many times faster than each of the others a row is, by medians."""
+    """Note how many times faster than each of the others a row is, by medians."""
     every = [*states.values(), *more.values()]
     for row in every:
         row.extra["speedup_over"] = {
@@ -158,7 +158,7 @@ def _compare(states: dict[str | None, schema.Row], more: dict[str, schema.Row]) 
 
 
 def measure_in_guest(options: argparse.Namespace, say: hosted.Say) -> schema.Report:
-    """In the guest: everything on one scaled device."""
+    """Measure in the guest: everything on one scaled device."""
     loaders.warm_up()
     source = checkpoints.load_dir(options.model, "llama")
     device = {"read_ahead_kb": READ_AHEAD_KB, "delay_ms": options.delay}
@@ -181,7 +181,7 @@ def measure_in_guest(options: argparse.Namespace, say: hosted.Say) -> schema.Rep
 
 
 def measure_here(options: argparse.Namespace, say: hosted.Say) -> schema.Report:
-    """On this machine, with engine agent, beside the warmers."""
+    """Measure on this machine, with engine agent, beside the warmers."""
     import os
 
     if os.geteuid() != 0:
@@ -204,7 +204,7 @@ def measure_here(options: argparse.Namespace, say: hosted.Say) -> schema.Report:
 
 
 def _of_cap(row: schema.Row) -> str:
-    """The share of what a device with a cap can do: the wanted pages and nothing else."""
+    """Return the share of what a device with a cap can do: the wanted pages and nothing else."""
     cap = row.extra.get("cap_bytes_per_s")
     if not cap or not row.median_s:
         return ""
@@ -212,7 +212,7 @@ def _of_cap(row: schema.Row) -> str:
 
 
 def print_order(report: schema.Report, console: Console) -> None:
-    """One line a row."""
+    """Print one line a row."""
     lines = []
     for row in report.rows:
         read = row.device_bytes

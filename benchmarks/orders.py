@@ -85,7 +85,7 @@ class Order:
         return count * PAGE_SIZE
 
     def _by_file(self) -> Iterator[tuple[Path, int, list[_Ranges]]]:
-        """Each file, the bytes of its header, and what is read of it; each piece once."""
+        """Yield each file, the bytes of its header, and what is read of it; each piece once."""
         pieces: dict[Path, set[Piece]] = {}
         for piece in (piece for rank in self.ranks for piece in rank):
             pieces.setdefault(piece.path, set()).add(piece)
@@ -102,7 +102,7 @@ def _mark(marks: Any, starts: Any, length: int) -> None:
 
 
 def _ranges(piece: Piece, offset: int, length: int, shape: Sequence[int]) -> _Ranges:
-    """Where in its file a piece lies: starts of ranges, and the length of each."""
+    """Return where in its file a piece lies: starts of ranges, and the length of each."""
     if piece.axis < 0:
         return np.array([offset]), length
     begin, end = piece.share(shape)
@@ -123,7 +123,7 @@ def _layers(checkpoint: Model) -> dict[int, list[tuple[Path, str]]]:
 
 
 def make(checkpoint: Model) -> list[Order]:
-    """The orders of a Llama-shaped, sharded checkpoint."""
+    """Return the orders of a Llama-shaped, sharded checkpoint."""
     layers = _layers(checkpoint)
     backwards = [piece for layer in sorted(layers, reverse=True) for piece in layers[layer]]
     half = max(1, len(layers) // 2)
@@ -161,7 +161,7 @@ def make(checkpoint: Model) -> list[Order]:
 
 
 def _slice(path: Path, name: str, shape: Sequence[int], rank: int, parts: int) -> Piece:
-    """A rank's part of a tensor; all of one that is not shared out.
+    """Return a rank's part of a tensor; all of one that is not shared out.
 
     Heads and columns are shared out evenly or not at all; of a vocabulary the last rank has less.
     """

@@ -71,7 +71,7 @@ _RECLAIMS = 7  # in a row; one is over in a few ms and may meet anything
 
 
 def make_parser() -> argparse.ArgumentParser:
-    """The options of this benchmark."""
+    """Make the parser of this benchmark's options."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.overhead", description=__doc__, allow_abbrev=False
     )
@@ -115,7 +115,7 @@ def build_readbench() -> None:
 
 @contextmanager
 def in_state(name: str, path: Path) -> Iterator[None]:
-    """The state inside the block; no module before and after."""
+    """Bring the machine into the state for the block; no module before and after."""
     _, policy, tagged = STATES[name]
     if name == "no module":
         yield
@@ -171,7 +171,7 @@ def time_reclaim(path: Path, memory: Group, count: int) -> float:
 
 
 def measure(options: argparse.Namespace, say: hosted.Say) -> schema.Report:
-    """In the guest: all rounds; one row per workload and state."""
+    """Measure in the guest: all rounds; one row per workload and state."""
     states = [
         state for state in STATES if not options.state or state in ("no module", *options.state)
     ]
@@ -254,7 +254,7 @@ def _compare(row: schema.Row, base: schema.Row) -> None:
 
 
 def show_table(report: schema.Report, console: Console) -> None:
-    """One line per workload and state, the cost in percent."""
+    """Print one line per workload and state, the cost in percent."""
     table = Table(box=box.SIMPLE_HEAD, padding=0, title="Cost beside no module", title_style="bold")
     table.add_column("reads", no_wrap=True)
     table.add_column("state")

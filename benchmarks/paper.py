@@ -58,7 +58,7 @@ _CALLS = 1_000_000
 
 
 def make_parser() -> argparse.ArgumentParser:
-    """The options of this benchmark."""
+    """Make the parser of this benchmark's options."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.paper",
         description=__doc__,
@@ -85,7 +85,7 @@ class Paper:
         self.report = schema.read(path) if path.exists() else schema.Report(schema.machine())
 
     def row(self, case: str, loader: str, state: str, wanted: int) -> schema.Row:
-        """The row of a case, a loader and a state, made when there is none."""
+        """Return the row of a case, a loader and a state, made when there is none."""
         for row in self.report.rows:
             if (row.case, row.loader, row.extra["state"]) == (case, loader, state):
                 return row
@@ -94,7 +94,7 @@ class Paper:
         return made
 
     def rounds(self, case: str) -> Iterator[int]:
-        """The rounds of a case that are still to be measured; the report is written after each."""
+        """Yield the rounds of a case that are still to be measured; write the report after each."""
         rows = [row for row in self.report.rows if row.case == case]
         done = min((len(row.seconds) for row in rows), default=0)
         for row in rows:
@@ -312,7 +312,7 @@ FIGURES: dict[str, Callable[[Paper], None]] = {
 
 
 def lines(report: schema.Report) -> list[list[str]]:
-    """A line a row: medians, beside the first state of the same case and loader."""
+    """Make a line a row: medians, beside the first state of the same case and loader."""
     made = []
     for row in report.rows:
         same = report.select(case=row.case, loader=row.loader)
@@ -346,7 +346,7 @@ def lines(report: schema.Report) -> list[list[str]]:
 
 
 def show(report: schema.Report, console: Console) -> None:
-    """One line a row."""
+    """Print one line a row."""
     columns = [("figure", "text"), ("case", "text"), ("state", "text"), ("rounds", "number")]
     columns += [("median s", "number"), ("times the first", "number"), ("of limit", "number")]
     columns += [("read/wanted", "number"), ("", "text")]

@@ -32,7 +32,7 @@ class Shape:
     biases: bool = False
 
     def entries(self) -> Iterator[Entry]:
-        """Its tensors, layer by layer."""
+        """Yield its tensors, layer by layer."""
         yield "model.embed_tokens.weight", "BF16", (self.vocab, self.hidden)
         for layer in range(self.layers):
             prefix = f"model.layers.{layer}."
@@ -66,7 +66,7 @@ class Experts:
     shard: int = 4_300_000_000
 
     def entries(self) -> Iterator[Entry]:
-        """Its tensors, layer by layer."""
+        """Yield its tensors, layer by layer."""
         yield "model.embed_tokens.weight", "BF16", (self.vocab, self.hidden)
         for layer in range(self.layers):
             prefix = f"model.layers.{layer}."

@@ -48,7 +48,7 @@ LOADERS: dict[str, Callable[[Sequence[Path]], Tensors]] = {
 
 
 def compare(files: Sequence[Path], tensors: Tensors) -> tuple[int, bool]:
-    """The bytes that the tensors hold, and whether they are the files'."""
+    """Return the bytes that the tensors hold, and whether they are the files'."""
     import numpy as np
     import torch
 

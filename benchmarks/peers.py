@@ -44,7 +44,7 @@ def cat(files: Sequence[Path]) -> Stop:
 
 
 def prefetch_threads(files: Sequence[Path]) -> Stop:
-    """As inference servers do it themselves: threads that read all shards, beside the loader.
+    """Prefetch as inference servers do it: threads that read all shards beside the loader.
 
     Blocks of 16 MiB are read and thrown away, from the front of one shard after the other.
     """
@@ -97,12 +97,12 @@ PYTHON = hosted.BUILD / "peers" / "bin" / "python"
 
 
 def available() -> list[str]:
-    """The warmers that this machine has."""
+    """Return the warmers that this machine has."""
     return [name for name in PEERS if name not in _NEEDS or shutil.which(_NEEDS[name])]
 
 
 def run_replacement(name: str, files: Sequence[Path]) -> Outcome:
-    """One round of another loader, in an interpreter that is ready when the clock starts.
+    """Run one round of another loader, in an interpreter that is ready when the clock starts.
 
     Raises PagecacheError when it fails.
     """
@@ -129,7 +129,7 @@ def run_replacement(name: str, files: Sequence[Path]) -> Outcome:
 
 
 def replacements() -> tuple[dict[str, Callable[[Sequence[Path]], Outcome]], dict[str, str]]:
-    """The other loaders that this machine has, and why it has not the others."""
+    """Return the other loaders that this machine has, and why it has not the others."""
     have: dict[str, Callable[[Sequence[Path]], Outcome]] = {}
     lack: dict[str, str] = {
         name: f"{program} is not installed"

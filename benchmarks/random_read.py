@@ -35,7 +35,7 @@ _LIMIT = 1.05
 
 
 def make_parser() -> argparse.ArgumentParser:
-    """The options of this benchmark."""
+    """Make the parser of this benchmark's options."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.random_read", description=__doc__, allow_abbrev=False
     )
@@ -78,7 +78,7 @@ def _run(
 
 
 def measure(options: argparse.Namespace, say: hosted.Say) -> schema.Report:
-    """In the guest: the same reads in both states, round by round."""
+    """Measure in the guest: the same reads in both states, round by round."""
     control = CommandLine()
     device_facts = {"delay_ms": options.delay, "read_ahead_kb": 128, "cap_bytes_per_s": None}
     report = schema.Report(schema.machine(device=device_facts))
@@ -135,7 +135,7 @@ def _measure_fs(
 
 
 def show_table(report: schema.Report, console: Console) -> None:
-    """One line per file system, reader and policy."""
+    """Print one line per file system, reader and policy."""
     table = Table(box=box.SIMPLE_HEAD, padding=0, title="Random 4 KiB reads", title_style="bold")
     for heading in ("fs", "by", "readahead by"):
         table.add_column(heading, no_wrap=True)

@@ -75,7 +75,7 @@ WORKLOADS = {
 
 
 def one_load(path: Path, reader: str, cold: bool) -> float:
-    """Seconds of a reader; the cache is as it is to be, or it fails."""
+    """Return the seconds of a reader; the cache is as it is to be, or it fails."""
     if cold:
         drop([path])
         if resident_bytes([path]):
@@ -93,7 +93,7 @@ def one_load(path: Path, reader: str, cold: bool) -> float:
 
 
 def recorded_load(model: Model, reader: str, cold: bool, output: Path) -> float:
-    """Seconds of a reader that is recorded."""
+    """Return the seconds of a reader that is recorded."""
     recording = LoadRecording(model, output)
     try:
         return one_load(model.files[0], reader, cold)

@@ -68,7 +68,7 @@ class Case:
 
 
 def new_case(checkpoint: Model, fs: str, source: Model, **labels: Any) -> Case:
-    """A case whose contents on the device were compared with their source.
+    """Return a case whose contents on the device were compared with their source.
 
     Raises PagecacheError when the copy on the device is not the source's bytes.
     """
@@ -127,7 +127,7 @@ def best_plan(
     plans: Iterable[Plan] = SWEEP,
     say: Callable[[str], None] = lambda _: None,
 ) -> Plan:
-    """The direct-I/O plan that reads the case fastest here, by one try of each."""
+    """Find the direct-I/O plan that reads the case fastest here, by one try of each."""
     tried: list[tuple[float, Plan]] = []
     for plan in plans:
         seconds = cold(case, partial(_direct, case, plan))[0].seconds
@@ -222,7 +222,7 @@ def _compare(row: schema.Row, default: schema.Row | None) -> None:
 def _again(
     case: Case, name: str, run: Callable[[], loaders.Outcome], policy: str | None = None
 ) -> schema.Row:
-    """The second of two loads."""
+    """Return the second of two loads."""
     row = _row(case, name, "again", None)
     row.policy = policy
     cold(case, run)
@@ -245,7 +245,7 @@ def picture(
     loader: str,
     interval_s: float = 0.05,
 ) -> tuple[list[Sample], loaders.Outcome]:
-    """One extra cold load with residency sampled, kept out of the timed rounds.
+    """Make one extra cold load with residency sampled, kept out of the timed rounds.
 
     Times of the samples are relative to the start of the load.
     """

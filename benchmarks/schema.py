@@ -70,7 +70,7 @@ class Row:
         return int(statistics.median(rounds)) if rounds else None
 
     def as_json(self) -> dict[str, Any]:
-        """The row as the schema has it."""
+        """Return the row as the schema has it."""
         return {
             "case": self.case,
             "engine": self.engine,
@@ -89,7 +89,7 @@ class Row:
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Row:
-        """A row read back; raises PagecacheError when a key is missing."""
+        """Read a row back; raises PagecacheError when a key is missing."""
         missing = [key for key in _KEYS if key not in data]
         if missing:
             raise PagecacheError("not a benchmark row", f"it lacks {', '.join(missing)}")
@@ -117,7 +117,7 @@ class Report:
     rows: list[Row] = field(default_factory=list)
 
     def as_json(self) -> dict[str, Any]:
-        """The whole file as the schema has it."""
+        """Return the whole file as the schema has it."""
         return {"machine": self.machine, "rows": [row.as_json() for row in self.rows]}
 
     @classmethod
@@ -172,7 +172,7 @@ def _version(package: str) -> str | None:
 
 
 def _virtualised() -> str | None:
-    """What the machine pretends to be, from DMI; None on bare metal or where unreadable."""
+    """Return what the machine pretends to be, from DMI; None on bare metal or where unreadable."""
     try:
         vendor = Path("/sys/class/dmi/id/sys_vendor").read_text().strip()
     except OSError:

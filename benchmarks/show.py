@@ -26,12 +26,12 @@ _STATE_TEXT = {
 
 
 def megabytes(count: float) -> str:
-    """Bytes as MB (10**6), the unit of devices."""
+    """Format bytes as MB (10**6), the unit of devices."""
     return f"{count / 1e6:.1f}"
 
 
 def state_text(row: Row) -> str:
-    """What was in force when the row was measured, in words."""
+    """Return what was in force when the row was measured, in words."""
     if _is_other(row):
         return names_of(row)[1]
     text = _STATE_TEXT.get(str(row.extra.get("state")), str(row.extra.get("state")))
@@ -39,13 +39,13 @@ def state_text(row: Row) -> str:
 
 
 def _is_other(row: Row) -> bool:
-    """Whether it is another's: only those have no policy when they load again."""
+    """Tell whether it is another's: only those have no policy when they load again."""
     state = row.extra.get("state")
     return state == "peer" or (state == "again" and not row.policy)
 
 
 def names_of(row: Row) -> tuple[str, str]:
-    """A row's loader and who read ahead for it; loaders that replace it do so themselves."""
+    """Return a row's loader and who read ahead for it; loaders that replace it do so themselves."""
     if not _is_other(row):
         return row.loader, state_text(row)
     if row.extra["state"] == "again":
@@ -93,7 +93,7 @@ def _style(row: Row) -> str:
 
 
 def cold_table(rows: Sequence[Row], title: str) -> Table:
-    """One case's cold loads, grouped by loader; fits 80 columns."""
+    """Return one case's cold loads, grouped by loader; fits 80 columns."""
     numbers = ("median s", "range", "MB/s", "faster", "of limit", "MB read")
     table = _empty(title, ("loader", "readahead by"), numbers)
     # By loader in the order of the first, the limit last.
@@ -135,7 +135,7 @@ def _place(row: Row) -> tuple[str, str]:
 
 
 def verdict(rows: Sequence[Row]) -> str:
-    """One line on whether every load got the right bytes."""
+    """Return one line on whether every load got the right bytes."""
     wrong = [f"{row.loader} ({state_text(row)})" for row in rows if not row.correct]
     if wrong:
         return f"[bold red]WRONG BYTES: {', '.join(wrong)}[/]"
@@ -143,7 +143,7 @@ def verdict(rows: Sequence[Row]) -> str:
 
 
 def print_cold(report: Report, console: Console) -> None:
-    """All cases of a cold-load report."""
+    """Print all cases of a cold-load report."""
     for title, rows in by_case(report.rows):
         console.print(cold_table(rows, title))
         console.print(verdict(rows))

@@ -51,7 +51,7 @@ def _derive(root: Path) -> tuple[Outcome, int]:
 
 
 def _first_prefetch(root: Path, control: CommandLine) -> float:
-    """Seconds from a first access to the first page that nobody has read."""
+    """Return the seconds from a first access to the first page that nobody has read."""
     files = sorted(root.glob("*.safetensors"))
     control.attach("maio", root)
     try:

@@ -88,7 +88,7 @@ def __dir__() -> list[str]:
 
 
 def _version() -> str:
-    """The version that pyproject.toml gives; it is the only place that has it."""
+    """Return the version that pyproject.toml gives; it is the only place that has it."""
     from pathlib import Path
 
     project = Path(__file__).resolve().parent.parent / "pyproject.toml"

@@ -223,7 +223,7 @@ def _device_limit(model: Model) -> float | None:
 
 
 def _close(shared: OpenLoad, keep: bool) -> None:
-    """One user of a load is done with it; the last one ends it."""
+    """Take note that one user of a load is done with it; the last one ends it."""
     with _lock:
         shared.users -= 1
         shared.keep |= keep
@@ -443,7 +443,7 @@ def prefetch(
     devices: Device | Iterable[Device] | None = None,
     budget: int | str | None = None,
 ) -> int:
-    """Read weights into the page cache now, at most a budget of them.
+    """Read weights into the page cache now, at most as many bytes as a budget allows.
 
     Without a controller it returns when they are read.
 
@@ -486,7 +486,7 @@ def prefetch(
 
 
 def _after_fork() -> None:
-    """In a child nothing is open: the loads are the parent's."""
+    """Forget all loads in a child of fork(): they are the parent's."""
     global _lock
     _lock = threading.Lock()
     for shared in [*_open.values(), *_ending.values()]:

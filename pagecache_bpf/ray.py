@@ -76,7 +76,7 @@ class RoutingStats:
         self._looks = 0
 
     def record(self) -> dict[str, Any]:
-        """Look at the models; Ray Serve asks for it again and again.
+        """Return the scores of this node's models; Ray Serve calls this again and again.
 
         Returns:
             Under SECONDS the seconds that a load of each model would take here now, by its name,

@@ -235,7 +235,7 @@ def _modes(root: Path, programs: set[Path]) -> None:
 
 
 def _plain_libbpf() -> Path:
-    """The libbpf that went into the wheel, before auditwheel changed where it looks."""
+    """Find the libbpf that went into the wheel, before auditwheel changed where it looks."""
     found = sorted((ROOT / "build" / "deps").rglob("libbpf.so.1"))
     if found:
         return found[0].resolve()
@@ -260,12 +260,12 @@ def _nfpm(config: str, stage: Path, architecture: str, name: str) -> Path:
 
 
 def _maintainer() -> str:
-    """Who made the package: whoever sets MAINTAINER, else nobody that could be written to."""
+    """Say who made the package: whoever sets MAINTAINER, else nobody that could be written to."""
     return os.environ.get("MAINTAINER", "The authors of pagecache-bpf <nobody@localhost.invalid>")
 
 
 def _tool(name: str) -> str:
-    """The path of a program of build/venv-dist, which is made from the extra `dist`."""
+    """Return the path of a program of build/venv-dist, which is made from the extra `dist`."""
     stamp = VENV / ".installed"
     if not stamp.exists() or stamp.stat().st_mtime < (ROOT / "pyproject.toml").stat().st_mtime:
         _run(sys.executable, "-m", "venv", str(VENV))

@@ -65,7 +65,7 @@ def manual_pages() -> dict[str, str]:
 
 
 def _main_page(parser: Parser) -> str:
-    """What holds for all commands, and where each of them has its page."""
+    """Write the page of what holds for all commands, with a pointer to the page of each."""
     verbs = find_verbs()
     lines = [
         *_title(PROG),
@@ -94,7 +94,7 @@ def _main_page(parser: Parser) -> str:
 
 
 def _command_page(name: str, command: Parser) -> str:
-    """The page of one command with all that it holds."""
+    """Write the page of one command with all that it holds."""
     verb = find_verbs()[name]
     lines = [
         *_title(f"{PROG}-{name}"),
@@ -134,7 +134,7 @@ def _title(page: str) -> list[str]:
 
 
 def _json(keys: dict[str, str], heading: str = ".SH JSON OUTPUT") -> list[str]:
-    """The keys that a command prints with --json, below a heading of the page or a sentence."""
+    """Write the keys that a command prints with --json, below a heading or a sentence."""
     if not keys:
         return []
     return [heading, "Keys of the JSON output:", *_terms(keys.items())]
@@ -165,7 +165,7 @@ def _section(title: str, body: Sequence[str]) -> list[str]:
 
 
 def _synopsis(parser: argparse.ArgumentParser) -> list[str]:
-    """How a command is called; written here, as argparse's own differs between Pythons."""
+    """Write how a command is called; done here, as argparse's own differs between Pythons."""
     exclusive = {
         id(action): group
         for group in parser._mutually_exclusive_groups
@@ -187,7 +187,7 @@ def _synopsis(parser: argparse.ArgumentParser) -> list[str]:
 
 
 def _word(action: argparse.Action, bare: bool = False) -> str:
-    """One argument as the synopsis shows it: brackets where it may be left out."""
+    """Write one argument as the synopsis shows it: brackets where it may be left out."""
     if isinstance(action, argparse._SubParsersAction):
         return "COMMAND ..."
     value = _value(action)
@@ -202,20 +202,20 @@ def _word(action: argparse.Action, bare: bool = False) -> str:
 
 
 def _value(action: argparse.Action) -> str:
-    """What stands for an argument's value: its metavar, or what there is to choose from."""
+    """Return what stands for an argument's value: its metavar, or what there is to choose from."""
     if isinstance(action.metavar, str):
         return action.metavar
     return f"{{{','.join(map(str, action.choices))}}}" if action.choices else ""
 
 
 def _own(parser: argparse.ArgumentParser) -> Iterator[argparse.Action]:
-    """A command's arguments without those that every command has."""
+    """Yield a command's arguments without those that every command has."""
     common = {"-h", "--json", "--no-color", "-v"}
     return (action for action in parser._actions if not common & set(action.option_strings))
 
 
 def _arguments(parser: argparse.ArgumentParser) -> list[str]:
-    """The arguments of a command; those that every command has are only in OPTIONS."""
+    """Write the arguments of a command; those that every command has are only in OPTIONS."""
     rows = []
     for action in parser._actions if parser.prog == PROG else _own(parser):
         if isinstance(action, argparse._SubParsersAction):

@@ -20,7 +20,7 @@ DISKS = ("2G:bps=64M", "2G:bps=64M")
 
 
 def make_parser() -> argparse.ArgumentParser:
-    """The options of this command."""
+    """Make the parser of this command's options."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.guest", description=__doc__)
     parser.add_argument("--cpus", type=int, default=2)
     parser.add_argument("--memory", default="3G")

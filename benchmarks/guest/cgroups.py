@@ -66,11 +66,11 @@ class Group:
         return self.path.stat().st_ino
 
     def events(self, name: str) -> int:
-        """One line of memory.events."""
+        """Return one line of memory.events."""
         return self._table("memory.events")[name]
 
     def stat(self, name: str) -> int:
-        """One line of memory.stat."""
+        """Return one line of memory.stat."""
         return self._table("memory.stat")[name]
 
     def _table(self, name: str) -> dict[str, int]:
@@ -85,7 +85,7 @@ class Group:
 
 @contextmanager
 def group(name: str, parent: Path = CGROUPS, **knobs: int) -> Iterator[Group]:
-    """A group for the block; what still runs in it at the end is killed."""
+    """Yield a group for the block; what still runs in it at the end is killed."""
     control = parent / "cgroup.subtree_control"
     if "memory" not in control.read_text().split():
         control.write_text("+memory")
@@ -101,7 +101,7 @@ def group(name: str, parent: Path = CGROUPS, **knobs: int) -> Iterator[Group]:
 
 
 def _remove(path: Path, seconds: float = 20) -> None:
-    """Those who were killed leave a moment later."""
+    """Remove a group; those who were killed in it leave a moment later."""
     deadline = time.monotonic() + seconds
     while True:
         try:
@@ -124,14 +124,14 @@ def lru(which: str) -> Iterator[None]:
 
 
 def stretch(path: Path, mib: int) -> Path:
-    """A file of that size that was never written: its pages are filled without the device."""
+    """Return a file of that size, never written: its pages are filled without the device."""
     with path.open("wb") as file:
         os.posix_fallocate(file.fileno(), 0, mib << 20)
     return path
 
 
 def fill(path: Path, mib: int) -> Path:
-    """A file of that size, on the device and out of the cache."""
+    """Return a file of that size, on the device and out of the cache."""
     subprocess.run(
         ["dd", "if=/dev/urandom", f"of={path}", "bs=1M", f"count={mib}", "conv=fsync"],
         check=True,

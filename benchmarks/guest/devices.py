@@ -69,7 +69,7 @@ class ScaledDevice:
         self.delay_ms = delay_ms
 
     def set_read_ahead_kb(self, kib: int) -> None:
-        """The device's readahead window; for files opened from now on."""
+        """Set the device's readahead window, for files opened from now on."""
         (self.sysfs / "queue" / "read_ahead_kb").write_text(str(kib))
 
     def remount(self) -> None:
@@ -78,7 +78,7 @@ class ScaledDevice:
         run("mount", self.mapped, str(self.mount))
 
     def bytes_read(self) -> int:
-        """Bytes read from the device since it exists."""
+        """Return the bytes read from the device since it exists."""
         return int((self.sysfs / "stat").read_text().split()[2]) * SECTOR
 
 
@@ -118,7 +118,7 @@ def close_device(device: ScaledDevice) -> None:
 def scaled_device(
     disk: int = 0, fs: str = "ext4", delay_ms: float = 20.0, read_ahead_kb: int = 128
 ) -> Iterator[ScaledDevice]:
-    """The standard scaled device, removed again at the end."""
+    """Yield the standard scaled device, removed again at the end."""
     device = open_device(disk, fs, read_ahead_kb=read_ahead_kb)
     try:
         device.set_delay(delay_ms)

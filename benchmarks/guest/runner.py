@@ -66,7 +66,7 @@ class Disk:
         return cls(size, int(rate) * scale[unit] if rate else None)
 
     def bytes(self) -> int:
-        """The size in bytes."""
+        """Return the size in bytes."""
         match = re.fullmatch(r"(\d+)([KMGT]?)", self.size)
         if match is None:
             raise GuestError(f"disk size {self.size!r} is not a number with K, M, G or T")

@@ -227,7 +227,7 @@ class Agent:
                 self._maps["tags"].update(tag.key, tag.record(), existing=True)
 
     def untag(self, key: bytes) -> bool:
-        """Let go of a file: what is queued of it is cancelled.
+        """Govern a file no more; reads of it that are queued are cancelled.
 
         Args:
             key: the file's key, of kernel.file_key.key_of().
@@ -268,7 +268,7 @@ class Agent:
         return values
 
     def numbers(self) -> dict[str, Any]:
-        """Return what `status` shows of it: pages, counters, errors, workers."""
+        """Return what `status` shows of this policy: pages, counters, errors, workers."""
         state = self.state
         return {
             "governed_pages": max(0, state.governed + self._orders.governed),
@@ -357,7 +357,7 @@ class Agent:
                 raise PolicyRejected(what, f"its init failed: {os.strerror(-code)}")
 
     def _attach(self) -> None:
-        """Have the programs run.  Raises UnsupportedError if nothing would call a hook of it."""
+        """Attach the programs.  Raises UnsupportedError if nothing would call one of the hooks."""
         self.events, self.missing = event_sources.attach(self._object.programs(), self._links)
         check_heard(self.info.name, self.info.hooks, self.events)
 
@@ -414,7 +414,7 @@ class Agent:
         self.hints.set_node(tgid, node)
 
     def _bound(self, tgid: int, pages: int | None) -> None:
-        """So far may be read ahead of a reader; None: it is gone."""
+        """Tell the programs how many pages may be read ahead of a reader; None: it is gone."""
         key = tgid.to_bytes(4, sys.byteorder)
         with suppress(OSError):
             if pages is None:

@@ -117,7 +117,7 @@ class _Job:
 
 @dataclass
 class Totals:
-    """What has been carried out so far.
+    """Counters of what the read threads have carried out so far.
 
     Attributes:
         read_bytes: bytes of extents that were read, those that were in the page cache before too.

@@ -373,7 +373,7 @@ class Service:
         self._prepared = agent, policy, _version(object)
 
     def _info_of_prepared(self, policy: str, object: str) -> PolicyInfo | None:
-        """What is known of the policy that was loaded before; None: it is not this one."""
+        """Return what is known of the policy that was loaded ahead; None: it is another one."""
         if self._prepared is None or self._prepared[1:] != (policy, _version(object)):
             return None
         return self._prepared[0].info
@@ -476,7 +476,7 @@ class Service:
 
 
 def _version(object: str) -> tuple[str, int, int]:
-    """Which build of an object it is; one that is gone is none that was loaded."""
+    """Identify a build of an object file: path, time and inode number; -1 for one that is gone."""
     try:
         status = os.stat(object)
     except OSError:

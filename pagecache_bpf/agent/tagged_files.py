@@ -205,7 +205,7 @@ class Sequence:
         return before, after
 
     def _join(self, before: FileTag | None, after: FileTag | None) -> None:
-        """Have two tags stand beside each other; None: one of them is the first or the last."""
+        """Link two tags as neighbors in the list; None: the other one is the first or the last."""
         if before is not None:
             self._around[id(before)] = self._around[id(before)][0], after
         if after is not None:

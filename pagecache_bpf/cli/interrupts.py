@@ -88,7 +88,7 @@ def _handle(number: int, frame: FrameType | None) -> None:
 
 
 def _is_called_back(frame: FrameType | None) -> bool:
-    """Whether a C library runs this code: what is raised in it goes nowhere, and is lost."""
+    """Tell whether a C library called this code: an exception raised here would be lost."""
     while frame is not None:
         if frame.f_code.co_name == _CALLED_BACK:
             return True

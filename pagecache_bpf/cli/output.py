@@ -55,7 +55,7 @@ def where(docs: str) -> str:
 
 
 def _columns() -> int:
-    """The width of output that goes to a pipe or a file."""
+    """Return the width, in columns, of output that goes to a pipe or a file."""
     text = os.environ.get("COLUMNS", "")
     return int(text) if text.isascii() and text.isdigit() and 20 <= int(text) <= 1000 else WIDTH
 

@@ -113,7 +113,7 @@ def of_model(tags: Iterable[Tag], tagged: Tagged) -> StaleFiles:
 
 
 def _inode(path: str) -> tuple[int, int] | None:
-    """The number and the generation of the file that has a path now; None: it cannot be looked at.
+    """Return inode number and generation of the file at a path; None: it cannot be looked at.
 
     A generation tells a file from others that get its number.
     """
@@ -125,12 +125,12 @@ def _inode(path: str) -> tuple[int, int] | None:
 
 
 def _is_tagged(here: tuple[int, int] | None, tagged: Tagged) -> bool:
-    """Whether some tag is of the file that has a path now."""
+    """Tell whether a tag is for the file that is at its path now."""
     return here is not None and here[1] in tagged.get(here[0], ())
 
 
 def _untagged(parent: Path, names: set[str], replaced: set[str], tagged: Tagged) -> list[str]:
-    """Files that belong to the model of a directory, if that is the one that was tagged."""
+    """Return a directory's files without a tag, if the tagged files are those of its model."""
     try:
         chosen = directory.select(parent).names
     except PagecacheError:  # several models, or a download under way

@@ -162,7 +162,7 @@ class Tagging:
         )
 
     def steps_back(self, models: Sequence[Model], *, attached: bool) -> Steps:
-        """Return what takes the tagging of these models back, before any of it is done.
+        """Return the steps that undo the tagging of these models; called before it is done.
 
         Args:
             models: what add() is going to be called with.

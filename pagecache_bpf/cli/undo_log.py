@@ -344,7 +344,7 @@ def _write(fd: int, data: bytes) -> None:
 
 
 def _holder() -> tuple[str, int | None]:
-    """The command that has the lock and its process, as far as it has written them down."""
+    """Return the command that holds the lock and its process, as far as they were written down."""
     try:
         record = json.loads(PATH.read_bytes())
         return str(record["command"]), int(record["pid"])
@@ -353,7 +353,7 @@ def _holder() -> tuple[str, int | None]:
 
 
 def _lock_owner() -> int | None:
-    """The process that has the lock, by /proc/locks; None where that does not tell."""
+    """Return the process that holds the lock, by /proc/locks; None where that does not tell."""
     with suppress(OSError, ValueError, IndexError):
         inode = str(PATH.stat().st_ino)
         for line in (LIVE.read("/proc/locks") or "").splitlines():

@@ -93,7 +93,7 @@ def speed(bytes_per_second: float) -> str:
 
 
 def _rate(read: Callable[[Rates], float | None]) -> Callable[[Row], float | None]:
-    """A value of the time since the last look; None for what is not observed."""
+    """Make a function of a row's rate since the last look; None for what is not observed."""
     return lambda row: read(row.rates) if row.rates and row.model.observed else None
 
 

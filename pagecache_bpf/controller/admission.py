@@ -65,7 +65,7 @@ class Claim:
 
 @dataclass
 class Budgets:
-    """The bounds and what is claimed of them.
+    """The bounds of memory, and what loads have claimed of them.
 
     total: for all models together, None for no bound but the memory; per_user: for all loads of
     one user; models: by name, of those that have one; rule: see RULES.
@@ -238,5 +238,5 @@ def refusal(model: str, decision: Decision) -> NotAdmitted:
 
 
 def _gb(count: int) -> str:
-    """A size as people compare models: "61.0 GB"; small ones in MB."""
+    """Format a size as people compare models: "61.0 GB"; small ones in MB."""
     return f"{count / 10**9:.1f} GB" if count >= 10**9 else f"{count / 10**6:.1f} MB"

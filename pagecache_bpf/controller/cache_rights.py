@@ -89,7 +89,7 @@ class CacheRights:
         return self._settings().config.residency == "weights"
 
     def _have_headers(self, fds: Sequence[int], connection: Connection) -> bool:
-        """Whether files begin as weights do: a process of the client's user looks."""
+        """Tell whether files begin as weight files do, as read by the client's inspector."""
         with suppress(PagecacheError):
             self._ledger.inspectors.run(
                 connection.owner,
@@ -103,13 +103,13 @@ class CacheRights:
 
 
 def _is_own(fd: int, uid: int) -> bool:
-    """Whether the kernel would tell the user as well: its owner, and who may write it."""
+    """Tell whether the kernel itself would tell this user: an owner, or who may write the file."""
     writable = fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDWR
     return writable or os.fstat(fd).st_uid == uid
 
 
 def _is_called_weights(fd: int, file: ClientFile, mounts: MountTable) -> bool:
-    """Whether the file's only name, where the user could not make one, is that of weights.
+    """Tell whether the file's only name is that of a weight file, and not of the user's making.
 
     A user can give any file a name by a bind mount in a namespace, or by a hard link where
     fs.protected_hardlinks is 0.

@@ -95,7 +95,7 @@ def mounts_for(connection: Connection) -> MountTable | None:
 
 
 def _mount_of(fd: int) -> str:
-    """The number of the mount below which a file was opened; empty if there is none."""
+    """Return the id of the mount through which a file was opened; empty if it is not told."""
     for line in (LIVE.read(f"/proc/self/fdinfo/{fd}") or "").splitlines():
         name, _, value = line.partition(":")
         if name == "mnt_id":

@@ -185,7 +185,7 @@ TABLES = {"": "", "socket": "socket", "loads": "loads", "model": "[model]"}
 
 @dataclass(frozen=True)
 class ModelSection:
-    """One [[model]]."""
+    """One [[model]] table of the configuration."""
 
     path: str
     name: str | None = None
@@ -308,7 +308,7 @@ class _Reader:
         self._lines = _places(text)
 
     def table(self, name: str, at: int, content: Any) -> dict[str, Any]:
-        """The settings of one table that are in the file and right."""
+        """Return the valid settings of one table; note what is wrong with the others."""
         if not isinstance(content, dict):
             self.mistake("", 0, name, "it has to be a table")
             return {}
@@ -329,14 +329,14 @@ class _Reader:
         return found
 
     def mistake(self, table: str, at: int, key: str, why: str) -> None:
-        """Note one."""
+        """Note a mistake in the file."""
         line = self._lines.get((table, at, key)) or self._lines.get((table, at, "")) or 1
         label = ".".join(part for part in (table, key) if part)
         self.mistakes.append((line, f"{label}: {why}"))
 
 
 def _places(text: str) -> dict[tuple[str, int, str], int]:
-    """The line of each table, (name, index, ""), and of each key in it, (name, index, key).
+    """Find the line of each table, (name, index, ""), and of each key in it, (name, index, key).
 
     The TOML reader does not tell lines; a text that it accepts is simple enough for this.
     """
@@ -363,7 +363,7 @@ def _places(text: str) -> dict[tuple[str, int, str], int]:
 
 
 def _check_models(reader: _Reader, models: list[dict[str, Any]]) -> None:
-    """What no model can see by itself: the same path twice, knobs that differ."""
+    """Check what no model can see by itself: the same path twice, knobs that differ."""
     paths: dict[str, int] = {}
     knobs: dict[str, tuple[int, Mapping[str, int]]] = {}
     for at, model in enumerate(models):

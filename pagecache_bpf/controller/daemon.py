@@ -166,7 +166,7 @@ class Daemon:
                 return
 
     def _warm_up(self) -> None:
-        """Get ready what the first load would wait for: nothing of it is attached."""
+        """Import and load what the first load would wait for; nothing is attached."""
         if self.public is None:
             return
         settings = self.public.settings

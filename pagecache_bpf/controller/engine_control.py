@@ -367,7 +367,7 @@ class EngineControl:
 
 
 def _source(info: catalog.PolicyInfo) -> tuple[str, str]:
-    """What the service knows a policy by: its name or own object, and the object that it loads."""
+    """Return a policy's name or own object file, for the service, and the object to load."""
     source = info.name if info.object is None else str(info.object)
     return source, str(catalog.agent_object(info))
 

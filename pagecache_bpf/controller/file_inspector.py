@@ -122,7 +122,7 @@ JOBS: dict[str, Callable[..., Outcome]] = {job.__name__: job for job in (derive,
 
 
 def _match(template: Template, fds: Sequence[int]) -> list[int]:
-    """Which of the files each of the template's is: by size and header, whatever their names."""
+    """Find which of these files each file of the template is, by size and header, not by name."""
     from pagecache_bpf.weights.identity import identify
 
     by_size: dict[int, list[int]] = {}

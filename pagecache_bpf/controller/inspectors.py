@@ -133,7 +133,7 @@ class _Process:
         self.is_slow = True
 
     def hurry(self) -> None:
-        """Have it run as others do: somebody waits for it.  Raises OSError."""
+        """Give the process normal priority: somebody waits for its answer.  Raises OSError."""
         os.sched_setscheduler(self.process.pid, os.SCHED_OTHER, os.sched_param(0))
         self.is_slow = False
 
@@ -290,7 +290,7 @@ class Inspectors:
         return process
 
     def _await_turn(self, owner: Owner, gid: int) -> _Process:
-        """The process of a user, once it is its turn; to be released.  Raises PagecacheError."""
+        """Wait for a user's turn; return the process, locked.  Raises PagecacheError."""
         until = time.monotonic() + TURN_SECONDS
         while True:
             self._check_allowance(owner)
@@ -306,7 +306,7 @@ class Inspectors:
             process.busy.release()  # an earlier job has cost it its life
 
     def _process(self, owner: Owner, gid: int) -> _Process:
-        """The process of a user.  Raises PagecacheError where there can be none."""
+        """Return a user's process, started if needed.  Raises PagecacheError if it cannot be."""
         what = "the files were not looked at"
         with self._lock:
             known = self._of.get(owner)

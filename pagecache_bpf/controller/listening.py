@@ -42,7 +42,7 @@ def listen_on(path: Path, mode: int) -> socket.socket:
 
 
 def make_open(directory: Path) -> None:
-    """Make a directory that everybody may pass through, as far as it is not there.
+    """Make a directory, if there is none, that every user may pass through (mode 0755).
 
     Args:
         directory: the directory; those above it are made, too.
@@ -54,7 +54,7 @@ def make_open(directory: Path) -> None:
 
 
 def raise_descriptors() -> None:
-    """Clients pass many: take as many as this process may have."""
+    """Raise the limit of open descriptors as far as allowed: clients pass many."""
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     with suppress(ValueError, OSError):
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))

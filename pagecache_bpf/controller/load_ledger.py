@@ -77,7 +77,7 @@ class ClientLoad:
 
     @property
     def owner(self) -> Owner:
-        """Return whose it is: the user, and whether that is root of this machine."""
+        """Return whose load this is: the user, and whether that is root of this machine."""
         return self.peer.uid, self.peer.privileged
 
 
@@ -130,7 +130,7 @@ class LoadLedger:
         devices: Sequence[dict[str, Any]] = (),
         behind: bool = False,
     ) -> tuple[ClientLoad | None, Decision]:
-        """Judge a load and, if it may run, take note of it; place() has to follow.
+        """Decide whether a load may run and, if so, claim its budget; place() has to follow.
 
         Args:
             files: what it wants to read.
@@ -245,7 +245,7 @@ class LoadLedger:
     def _template(
         self, load: ClientLoad, fds: Sequence[int], policy: str, asker: Asker
     ) -> Template | None:
-        """The template that a load needs; without one the policy finds the order by itself."""
+        """Return the I/O template of a load; None: the policy finds the order by itself."""
         if asker.text is None and self._join(load, policy):
             return None
         try:
@@ -330,7 +330,7 @@ class LoadLedger:
             os.close(fd)
 
     def _look(self, load: ClientLoad) -> int:
-        """Look at what of a load's files is cached, before anything is read for it; in bytes."""
+        """Count the cached bytes of a load's files before anything is read for it."""
         found = 0
         for file in load.files:
             with suppress(OSError):
@@ -413,19 +413,19 @@ class LoadLedger:
         return None
 
     def _delay(self, load: ClientLoad) -> int | None:
-        """What of it was since the load began."""
+        """Return by how much _waited() has grown since the load began; None: unknown."""
         now = self._waited(load)
         if now is None or load.delay_at_open is None:
             return None
         return now - load.delay_at_open
 
     def _resident_now(self, load: ClientLoad) -> int:
-        """Bytes of a load's files in the page cache; when it was closed, if it is over."""
+        """Return how many bytes of a load's files are cached, or were when it was closed."""
         return self._resident(load) if load.closed is None else load.resident_bytes
 
     @staticmethod
     def _resident(load: ClientLoad) -> int:
-        """Bytes of a load's files in the page cache: counted without asking a file system."""
+        """Count the cached bytes of a load's files without asking a file system, which may hang."""
         found = 0
         for file in load.files:
             with suppress(OSError, KeyError):
@@ -435,7 +435,7 @@ class LoadLedger:
     def _counted(
         self, load: ClientLoad, counters: Mapping[str, dict[str, int]] | None = None
     ) -> dict[str, int] | None:
-        """What the observer has counted for the model since the load was opened."""
+        """Return what the observer has counted for the model since the load began."""
         now = self.engines.observed(load.model) if counters is None else counters.get(load.model)
         if now is None:
             return None

@@ -244,7 +244,7 @@ class LoadTemplates:
 
 
 def _names(files: Sequence[ClientFile]) -> list[str]:
-    """Names for messages and for the order of loading: those of the files, each one once."""
+    """Return a distinct name for each file, for messages and for the order of loading."""
     found: list[str] = []
     for number, file in enumerate(files):
         name = file.path.rpartition("/")[2].removesuffix(" (deleted)") or "file"

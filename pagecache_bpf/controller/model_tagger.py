@@ -112,7 +112,7 @@ class ModelTagger:
     def _template(
         self, model: ConfiguredModel, policy: str, files: Sequence[ClientFile], fds: Sequence[int]
     ) -> Template | None:
-        """The template of a configured model; without one the policy finds the order itself."""
+        """Return the I/O template of a configured model; None: its policy needs none."""
         try:
             return self._ledger.templates.prepare(policy, files, fds, Asker(_ROOT, 0))
         except PagecacheError as error:

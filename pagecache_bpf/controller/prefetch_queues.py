@@ -123,7 +123,7 @@ class PrefetchQueues:
         return total, refused
 
     def _held(self, connection: int, key: bytes) -> int | None:
-        """The descriptor that is held of a file for a connection already; under the lock."""
+        """Return the descriptor that a connection's requests of a file hold; under the lock."""
         for held, queued in self._left.items():
             if queued.connection == connection and queued.key == key and not queued.source.over:
                 return held
@@ -172,7 +172,7 @@ class PrefetchQueues:
             pools.stop()
 
     def _pools(self, owner: Owner) -> Pools:
-        """The workers of a user.  Holds up nobody else while they start.  Raises PagecacheError."""
+        """Return a user's workers; starting them holds up nobody else.  Raises PagecacheError."""
         with self._lock:
             self._started_one.wait_for(lambda: owner not in self._starting)
             pools = self._of.get(owner)
@@ -206,13 +206,13 @@ class PrefetchQueues:
             ) from error
 
     def _started(self, pid: int) -> None:
-        """What clients ask for is read behind what readers wait for, and after root's requests."""
+        """Lower the priority of a new worker: readers that wait and root's requests come first."""
         self._tell_started(pid)
         with suppress(OSError):
             os.setpriority(os.PRIO_PROCESS, pid, NICE)  # its threads come later, and inherit it
 
     def _settled(self, extent: Extent, start: int, length: int) -> None:
-        """Called by the pools, holding no lock of this object."""
+        """Take note that a part of a request is read, cancelled or failed; workers call this."""
         with self._lock:
             queued = self._left.get(extent.owner)
             if queued is None:

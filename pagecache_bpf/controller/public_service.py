@@ -493,7 +493,7 @@ class PublicService:
         return session.watched
 
     def _process_ended(self, pid: int) -> None:
-        """A child may have inherited the connection: its load ends all the same."""
+        """End the loads of a process that has ended, even if a child still holds its connection."""
         with self._lock:
             over = [connection for connection in self._sessions if connection.pid == pid]
         for connection in over:

@@ -84,7 +84,7 @@ class ResolvedConfig:
 
 
 def _key(path: Path) -> bytes:
-    """What a file is: device, inode number and generation.  Raises PagecacheError."""
+    """Return a file's key: device, inode number and generation.  Raises PagecacheError."""
     fd = open_to_read(path)
     try:
         return key_of(fd)

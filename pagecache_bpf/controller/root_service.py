@@ -271,5 +271,5 @@ class RootService:
 
 
 def _pid_of(load: ClientLoad | None) -> int | None:
-    """The process of a load; None: it is over, or the claim is of no load."""
+    """Return the process of a load; None: it is over, or the claim was made for no load."""
     return None if load is None else load.peer.pid

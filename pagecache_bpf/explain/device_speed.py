@@ -179,7 +179,7 @@ def last(device: int) -> Speed | None:
 
 
 def _remembered() -> dict[str, dict[str, Any]]:
-    """By device number, which another device may have after a reboot."""
+    """Read the speeds that were kept, by device number, which a reboot makes void."""
     try:
         content = json.loads(_memory().read_text())
         return dict(content["devices"]) if content["boot"] == _boot() else {}

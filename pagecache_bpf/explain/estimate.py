@@ -142,7 +142,7 @@ def _look(path: Path) -> File:
 def _speed(
     model: Model, files: tuple[File, ...], may_probe: bool
 ) -> tuple[device_speed.Speed | None, str, str]:
-    """A speed, where it is from, and why there is none."""
+    """Return a device's speed, where it is from, and why there is none."""
     device = model.files[0].stat().st_dev
     why = "it was not measured since the machine was booted"
     last = device_speed.last(device)

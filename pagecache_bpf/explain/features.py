@@ -351,7 +351,7 @@ def _lockdown(m: Machine) -> Feature:
 
 
 def _no_use(m: Machine) -> str:
-    """Where to look if no module can serve this kernel, however it is built."""
+    """Name the feature that rules out any module on this kernel; empty if a module may serve it."""
     if not m.fs.exists("/proc/modules"):
         return "See loadable modules"
     return "See struct_ops in modules" if _struct_ops(m).ok is False else ""

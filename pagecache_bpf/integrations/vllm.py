@@ -70,7 +70,7 @@ def _mark_phases(loader: Any) -> None:
 
 
 def _open(path: str) -> pc.Load | None:
-    """A load for this worker's device; None where there is nothing to read ahead."""
+    """Open a load for this worker's device; None where there is nothing to read ahead."""
     try:
         return pc.load(path, devices=_device(), budget=os.environ.get("PAGECACHE_BPF_BUDGET"))
     except pc.PagecacheError as error:  # a name that is not downloaded yet, another source

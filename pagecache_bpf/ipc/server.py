@@ -216,7 +216,7 @@ class Server:
         self.connections.discard(connection)
 
     def left(self, connection: Connection) -> None:
-        """Count a connection no longer, as nothing is left of it: others may take its place.
+        """Take a closed connection off the count, so that another may take its place.
 
         Args:
             connection: the connection, which was closed and cleaned up after.

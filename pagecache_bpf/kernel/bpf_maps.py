@@ -111,7 +111,7 @@ class BpfMap:
         os.close(self.fd)
 
     def memory(self, write: bool = False) -> mmap.mmap:
-        """Map the elements of an array that was made with BPF_F_MMAPABLE, one after the other.
+        """Map the memory of an array that was made with BPF_F_MMAPABLE: its elements in a row.
 
         Args:
             write: whether the memory can be written; what is written, programs see at once.

@@ -44,7 +44,7 @@ class EventSource:
         return self.section.rpartition("/")[2]
 
     def __str__(self) -> str:
-        """What it is, for people."""
+        """Return its name for messages."""
         return self.place if self.kind == TRACEPOINT else f"function {self.place}"
 
     @property

@@ -77,7 +77,7 @@ def told_key(fd: int, types: frozenset[str] | None, what: str) -> bytes:
 
 
 def _generation(fd: int) -> int | None:
-    """The generation of an inode; None where the file system does not tell it."""
+    """Return the generation of an inode; None where the file system does not tell it."""
     version = array.array("L", [0])
     try:
         fcntl.ioctl(fd, _FS_IOC_GETVERSION, version)

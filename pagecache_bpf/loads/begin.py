@@ -130,7 +130,7 @@ def _by_threads(
 
 
 def _reason(error: BaseException) -> str:
-    """The cause of an error, without the way out: nobody is asked to take it."""
+    """Return the cause of an error without its fix: load() goes on, so nobody has to act."""
     if isinstance(error, PagecacheError):
         return f"{error.what}: {error.why}" if error.why else error.what
     return str(error)

@@ -50,7 +50,7 @@ class OpenLoad:
     def __init__(
         self, request: LoadRequest, why: str = "", earlier: OpenLoad | None = None
     ) -> None:
-        """Take note of it; start() begins it.
+        """Keep what is asked for; start() begins the load.
 
         Args:
             request: what is asked for.

@@ -105,7 +105,7 @@ class ControllerConnection(Protocol):
         """Make the call that waits for an answer fail.  From any thread."""
 
     def disconnect(self) -> None:
-        """Close this process's end."""
+        """Close this process's end of the connection."""
 
 
 class Starting:
@@ -169,7 +169,7 @@ class ServedLoad(Protocol):
 
         Raises:
             PagecacheError: what serves it cannot be asked.
-            OSError: as before, on the way there.
+            OSError: the connection to what serves it fails.
         """
 
     def finish(self, keep: bool) -> Report:
@@ -184,7 +184,7 @@ class ServedLoad(Protocol):
 
         Raises:
             PagecacheError: what serves it cannot be asked.
-            OSError: as before, on the way there.
+            OSError: the connection to what serves it fails.
         """
 
     def forget(self) -> None:

@@ -161,10 +161,17 @@ class ModelStats(Counted):
 
 @dataclass(frozen=True)
 class StatsSnapshot:
-    """All of it at one time (wall clock); engines: which are there, running or loaded.
+    """Statistics of all policies and models at one time.
 
-    controller: how much it has to do and what it has refused, as `clients list` tells it; None:
-    none runs.  scores: of the models of this node; None: nobody asked for them.
+    Attributes:
+        time_ns: when they were read, in nanoseconds since 1970.
+        engines: by the name of each engine, whether it runs or is loaded.
+        observer: what observes the readers; None: nothing does.
+        policies: the attached policies.
+        models: the tagged models.
+        controller: how much the controller has to do and what it has refused, as `clients list`
+            tells it; None: none runs.
+        scores: how fast this node would load its models; None: nobody asked for them.
     """
 
     time_ns: int
@@ -389,7 +396,7 @@ def _observer(answer: Mapping[str, Any]) -> ObserverState | None:
 
 
 def _observed(row: Mapping[str, Any], uncounted: Collection[str]) -> ModelStats:
-    """A model as the observer tells of it, without the zeros of what it cannot count."""
+    """Make a model's statistics from the observer's, without the zeros of what it cannot count."""
 
     def since(row: Mapping[str, Any]) -> dict[str, int]:
         before = row["counters_before"]
@@ -423,7 +430,7 @@ def _observed(row: Mapping[str, Any], uncounted: Collection[str]) -> ModelStats:
 
 
 def _tagged(engines: Engines) -> Iterable[ModelStats]:
-    """Models as the tags of the module tell of them: without what readers found."""
+    """Make the statistics of models that no observer watches: their tags, no accesses."""
     if not engines.module:
         return []
     from pagecache_bpf.kernel.control_device import size_on_disk

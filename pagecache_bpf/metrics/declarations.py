@@ -78,7 +78,7 @@ class Metric:
 
 
 def _of_models(value: Callable[[ModelStats], Iterable[Sample]]) -> Callable[..., Iterator[Sample]]:
-    """Samples of each model, its own labels put in front."""
+    """Make a function that yields samples of each model, with the model's labels in front."""
 
     def read(snapshot: StatsSnapshot | None) -> Iterator[Sample]:
         for model in snapshot.models if snapshot else ():
@@ -91,7 +91,7 @@ def _of_models(value: Callable[[ModelStats], Iterable[Sample]]) -> Callable[...,
 def _of_policies(
     value: Callable[[PolicyStats], Iterable[Sample]], *, ended: bool = False
 ) -> Callable[..., Iterator[Sample]]:
-    """Samples of each policy that is attached; ended: of those that have ended, too."""
+    """Make a function that yields samples of each attached policy; ended: of ended ones, too."""
 
     def read(snapshot: StatsSnapshot | None) -> Iterator[Sample]:
         for policy in snapshot.policies if snapshot else ():
@@ -150,7 +150,7 @@ _SUMS = frozenset({"read_bytes", "mmap_bytes", "added_bytes", "removed_bytes"})
 
 
 def _observed() -> Iterator[Metric]:
-    """The observer's counters."""
+    """Yield a metric for each counter of the observer."""
     rest = [counter for counter in OBSERVED if counter.name not in _SUMS]
     for family in _FAMILIES:
         members = [
@@ -188,7 +188,7 @@ def _observed() -> Iterator[Metric]:
 
 
 def _policy_counters() -> Iterator[Metric]:
-    """What the engines count for each policy."""
+    """Yield a metric for each counter that engines keep for a policy."""
     whole = ""
     for counter in COUNTERS:
         part = counter.help.removeprefix("of these: ")
@@ -211,7 +211,7 @@ def _policy_counters() -> Iterator[Metric]:
 
 
 def _name(counter: Counter) -> str:
-    """A counter's name in base units."""
+    """Return a counter's name in Prometheus' base units (seconds, bytes)."""
     return re.sub("_ns$", "_seconds", counter.name)
 
 
@@ -234,7 +234,7 @@ def _errors(policy: PolicyStats) -> Iterator[Sample]:
 def _templates(
     value: Callable[[TemplateStats], Iterable[Sample]],
 ) -> Callable[[StatsSnapshot | None], Iterator[Sample]]:
-    """Samples of each I/O template, with the labels of its model."""
+    """Make a function that yields samples of each I/O template, with the labels of its model."""
 
     def read(snapshot: StatsSnapshot | None) -> Iterator[Sample]:
         for policy in snapshot.policies if snapshot else ():
@@ -391,7 +391,7 @@ def _gauges() -> Iterator[Metric]:
 
 
 def _of_controller(name: str) -> Callable[[StatsSnapshot | None], Iterator[Sample]]:
-    """Samples of a number of the controller, or of a table of them by reason."""
+    """Make a function that yields a number of the controller's, or one for each reason."""
 
     def read(snapshot: StatsSnapshot | None) -> Iterator[Sample]:
         found = (snapshot.controller or {}).get(name) if snapshot else None

@@ -154,7 +154,7 @@ def _programs() -> str:
 
 
 def _source() -> str:
-    """The programs as BCC wants them: it names a program's function by its first line."""
+    """Return the programs' source for BCC, which names a program's function by its first line."""
     return _OBSERVE.sub(
         lambda found: "" if found[1] in FAULTS else f"int {found[2]}(u64 *args)", _programs()
     )

@@ -55,7 +55,7 @@ def _fill(fd: int) -> None:
 
 
 def _mapped_by_one_touch(fd: int, place: int) -> int:
-    """Bytes of the file that are in this process's page table after one touch of a mapping."""
+    """Touch a new mapping once and count the bytes of it that are in the page table then."""
     with (
         mapped(fd, 0, _BYTES, mmap.PROT_READ, mmap.MAP_PRIVATE) as address,
         LIVE.path("/proc/self/pagemap").open("rb", buffering=0) as table,

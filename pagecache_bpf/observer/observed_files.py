@@ -63,7 +63,7 @@ class ObservedFiles:
                 self._blind = str(error)
 
     def _started(self) -> Observer:
-        """The observer, started if it is not yet."""
+        """Return the observer, started if it is not yet."""
         if self._observer is None:
             self._observer = Observer()
             for pid in self._own:
@@ -128,7 +128,7 @@ class ObservedFiles:
         }
 
     def close(self) -> None:
-        """End it."""
+        """End the observer, if there is one."""
         if self._observer:
             self._observer.close()
             self._observer = None

@@ -60,7 +60,7 @@ Move = abi.pagecache_observed_move
 
 @dataclass
 class _File:
-    """A tagged file; path leads to it again, for its residency."""
+    """A tagged file; its path is opened again to count its resident pages."""
 
     key: bytes
     slot: int
@@ -390,7 +390,7 @@ class Observer:
 
     @staticmethod
     def _size(file: _File) -> int | None:
-        """Bytes of the file, None if its path does not lead to it any more."""
+        """Return the file's size in bytes; None if its path does not lead to it any more."""
         try:
             status = os.stat(file.path)
         except OSError:

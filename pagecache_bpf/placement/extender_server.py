@@ -59,7 +59,7 @@ class ScorePoller:
         self._thread.start()
 
     def close(self) -> None:
-        """Stop asking."""
+        """Stop asking the nodes for their scores."""
         self._ended.set()
 
     def round(self) -> int:

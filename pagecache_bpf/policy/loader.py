@@ -230,7 +230,7 @@ def _attach_pinned(
     device: Device,
     log_dir: Path | None,
 ) -> None:
-    """Attach a policy and pin its link and maps; on failure nothing of that stays."""
+    """Attach a policy and pin its link and maps; after a failure nothing is pinned."""
     directory = PIN_ROOT / info.name
     (directory / "maps").mkdir(parents=True, mode=0o700)
     try:

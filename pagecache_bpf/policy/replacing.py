@@ -171,6 +171,6 @@ def _swap_pins(fresh: Path, maps: Path) -> None:
 
 
 def _alike(there: libbpf.MapInfo, wanted: HintMap) -> bool:
-    """Whether a map that is there is what the new programs expect."""
+    """Tell whether a map that exists has the type and sizes that the new programs expect."""
     mine = (there.type, there.key_size, there.value_size, there.max_entries)
     return mine == (wanted.type, wanted.key_size, wanted.value_size, wanted.max_entries)

@@ -61,7 +61,7 @@ def of_model(
 
 
 def _numbers(files: Sequence[Path], places: Sequence[Path]) -> npt.NDArray[np.int64]:
-    """Return for each place which of the files it is; -1: none of them."""
+    """Return the number of the recorded file at each place; -1: it is not recorded."""
     known = {path: number for number, path in enumerate(files)}
     return np.array([known.get(place, -1) for place in places], np.int64)
 

@@ -108,7 +108,7 @@ class PhaseListener:
 
     @property
     def path(self) -> str:
-        """The socket."""
+        """The path of the socket that marks are sent to."""
         return str(self._path)
 
     def take(self) -> list[Phase]:

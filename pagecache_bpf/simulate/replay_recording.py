@@ -148,7 +148,7 @@ def record(
             places.extend((number, cell) for cell in range(-(-pages // sums.cell_pages)))
 
     def group(event: int) -> tuple[int, int] | None:
-        """What is taken out of the notes in one go: a reader's accesses within an interval."""
+        """Return the interval and the reader of an event: those with equal ones go together."""
         if event >= len(trace.events):
             return None
         access = trace.events[event]

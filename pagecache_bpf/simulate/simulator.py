@@ -105,7 +105,7 @@ class Simulator:
         self._object = compile_simulation(info.source)
 
     def _fresh(self) -> ctypes.CDLL:
-        """A library with memory of its own: a file of the same name is loaded only once."""
+        """Load a copy of the library, with memory of its own: one file is loaded only once."""
         copy = self._object.with_name(f"{self._object.name}.{os.getpid()}.{next(_copies)}")
         copy.write_bytes(self._object.read_bytes())
         try:
@@ -352,7 +352,7 @@ class Replay:
         return self.trace.cgroups.index(name) + 1
 
     def _parents(self) -> list[int]:
-        """The parent of each control group by its path, where the trace has that; else 0."""
+        """Return the parent of each control group by its path; 0 where the trace has none."""
         groups = self.trace.cgroups
         above = (name.rpartition("/")[0] for name in groups)
         return [groups.index(name) + 1 if name in groups else 0 for name in above]
@@ -391,7 +391,7 @@ def _sizes(found: HintMap) -> tuple[int, int]:
 
 
 def _address(library: ctypes.CDLL, found: HintMap) -> tuple[Any, Any]:
-    """Where the map is, and what struct sim_shape it has."""
+    """Return the address of a map in the library, and its struct sim_shape."""
     shape = (ctypes.c_uint32 * 4)(found.type, found.key_size, found.value_size, found.max_entries)
     return ctypes.byref(ctypes.c_char.in_dll(library, found.name)), shape
 

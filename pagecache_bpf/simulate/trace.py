@@ -80,7 +80,7 @@ class Trace:
 
     @property
     def accesses(self) -> Iterator[Access]:
-        """The reads."""
+        """The events of the trace that are reads."""
         return (event for event in self.events if isinstance(event, Access))
 
     def file(self, name: str) -> int:

@@ -140,7 +140,7 @@ def _difference(expected: TemplateFile, path: Path) -> str:
 
 
 def require_fit(template: Template, fit: Fit, what: str, partial: bool = False) -> Template:
-    """Return a template if it fits the files, or what of it does.
+    """Return a template if it fits the files, or the part of it that does.
 
     Args:
         template: the template.

@@ -290,7 +290,7 @@ def _numbered(
 
 
 def _order_is_unknown(devices: Sequence[Accelerator], environ: Mapping[str, str]) -> bool:
-    """Whether CUDA's order may differ from that of the PCI addresses."""
+    """Tell whether CUDA's order of devices may differ from that of the PCI addresses."""
     value = environ.get("CUDA_VISIBLE_DEVICES", "")
     if environ.get("CUDA_DEVICE_ORDER") == "PCI_BUS_ID" or value.startswith(("GPU-", "MIG-")):
         return False
@@ -298,7 +298,7 @@ def _order_is_unknown(devices: Sequence[Accelerator], environ: Mapping[str, str]
 
 
 def _undecided(name: str, devices: Sequence[Accelerator], why: str) -> Placement:
-    """One of these devices; where all of them are next to the same node, that is the answer."""
+    """Place a load whose device is one of several: on their node, if all share one."""
     nodes = {device.node for device in devices}
     node = nodes.pop() if len(nodes) == 1 else None
     return Placement(name, devices[0] if len(devices) == 1 else None, node, why)

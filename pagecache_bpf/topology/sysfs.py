@@ -154,7 +154,7 @@ def nvidia(fs: KernelFS, found: list[Accelerator]) -> tuple[list[Accelerator], b
 
 
 def _fields(text: str) -> dict[str, str]:
-    """The lines "name: value" of a procfs file."""
+    """Read the lines "name: value" of a procfs file into a dictionary."""
     pairs = (line.partition(":") for line in text.splitlines())
     return {name.strip(): value.strip() for name, colon, value in pairs if colon}
 

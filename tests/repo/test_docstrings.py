@@ -57,6 +57,25 @@ def test_what_is_missing_is_found(tmp_path: Path, line: str, finding: str) -> No
     assert finding in found
 
 
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("The size of a file.", 1),
+        ("Whether it is there; None: unknown.", 1),
+        ("Return the size of a file.", 0),
+        ("Tell whether it is there.", 0),
+    ],
+)
+def test_a_docstring_is_a_sentence_in_private_functions_too(
+    tmp_path: Path, text: str, found: int
+) -> None:
+    source = '"""A module."""\n\n\nclass C:\n    """A class."""\n\n'
+    source += f'    def _size(self) -> int:\n        """{text}"""\n        return 1\n'
+    assert len(findings(tmp_path, source)) == found
+    as_property = source.replace("    def _size", "    @property\n    def _size")
+    assert findings(tmp_path, as_property) == []
+
+
 def test_a_parameter_that_does_not_exist_is_found(tmp_path: Path) -> None:
     (found,) = findings(tmp_path, SECTIONS.replace("path: str, size: int", "path: str"))
     assert "size" in found
@@ -72,8 +91,8 @@ def test_a_generator_says_what_it_yields(tmp_path: Path) -> None:
     [
         'def _private(size):\n    """Do it."""\n    return size\n',
         'class Item:\n    def __len__(self):\n        """Count."""\n        return 1\n',
-        'class Item:\n    @property\n    def size(self):\n        """Bytes."""\n        return 1\n',
-        'class _Private:\n    def size(self, of):\n        """Bytes."""\n        return of\n',
+        'class Item:\n    @property\n    def size(self):\n        """Count."""\n        return 1\n',
+        'class _Private:\n    def size(self, of):\n        """Count."""\n        return of\n',
         'def f():\n    """Do it."""\n    def g(size):\n        """Do it."""\n        return size\n',
         'def f():\n    """Do it."""\n    try:\n        g()\n    except Exception:\n        raise\n',
         'def f():\n    """Do it."""\n    try:\n        raise KeyError\n    except KeyError: f()\n',

@@ -46,7 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace, out: Output) -> int:
-    """Print the script."""
+    """Print the completion script for a shell."""
     text = script(args.shell)
     if out.json:
         out.emit({"shell": args.shell, "script": text}, lambda console: None)

@@ -125,7 +125,7 @@ def _detach(engines: Engines, change: Change, name: str, keep_tags: bool) -> dic
 
 
 def _entry(name: str, untagged: int, record: ExitRecord | None) -> dict[str, Any]:
-    """A policy that is detached now, as JSON has it."""
+    """Return what the JSON output has for a policy that was just detached."""
     return {"name": name, "untagged": untagged, "exit": exit_as_json(record) if record else None}
 
 

@@ -43,7 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace, out: Output) -> int:
-    """Probe and print."""
+    """Probe the machine's features and print what each engine lacks."""
     from pagecache_bpf.explain import features
 
     table_of = features.probe()

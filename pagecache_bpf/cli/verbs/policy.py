@@ -71,7 +71,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace, out: Output) -> int:
-    """List or show."""
+    """List the policies or show one."""
     from pagecache_bpf.policy import catalog
 
     if args.show is not None:

@@ -134,7 +134,7 @@ def run(args: argparse.Namespace, out: Output) -> int:
 
 
 def _template(name: str | None) -> Path | None:
-    """The template that was named, once it has been read; raises UsageError, PagecacheError."""
+    """Return the template's path once it could be read.  Raises UsageError, PagecacheError."""
     if name is None:
         return None
     from pagecache_bpf import templates
@@ -144,7 +144,7 @@ def _template(name: str | None) -> Path | None:
 
 
 def _governed_by(model: Model) -> tuple[str, str]:
-    """The policy that governs the model's files now, and its engine; empty where none does."""
+    """Return the policy that governs the model's files now, and its engine; "" where none does."""
     from pagecache_bpf.kernel.file_key import identity_at
     from pagecache_bpf.policy.engines import Engines
 

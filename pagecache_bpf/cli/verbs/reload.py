@@ -28,7 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace, out: Output) -> int:
-    """Reload; what of it could not be done is shown, and is no failure of the command."""
+    """Have the controller read its configuration again; settings that need a restart are shown."""
     from pagecache_bpf.cli.tagging import require_root
     from pagecache_bpf.policy.agent_device import AgentDevice
 

@@ -51,7 +51,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace, out: Output) -> int:
-    """Look, and tell."""
+    """Count the cached pages of the weights and print them."""
     from pagecache_bpf.explain.model_residency import look
     from pagecache_bpf.loads.through_controller import residency_or_none
     from pagecache_bpf.weights.models import resolve

@@ -94,7 +94,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace, out: Output) -> int:
-    """Replay and print."""
+    """Replay the trace with the policy and print the hits and reads."""
     from pagecache_bpf.policy import catalog
     from pagecache_bpf.simulate import recorded, simulator
 

@@ -206,7 +206,7 @@ def _ended(
     exits: list[ExitRecord],
     knobs: dict[str, int],
 ) -> dict[str, Any]:
-    """A policy that is inert but not cleared away."""
+    """Return what the JSON output has for a policy that has ended and is still pinned."""
     record = next((candidate for candidate in reversed(exits) if candidate.policy == name), None)
     return {
         "name": name,
@@ -279,7 +279,7 @@ STANDBY_GAUGES = ("standing_down", "stalls_measured", "stalled_percent", "device
 
 
 def _gauge_rows(gauges: dict[str, int]) -> list[tuple[str, RenderableType]]:
-    """The gauges of a policy; of its standing down one sentence, with no more than was measured."""
+    """Return a row a gauge; those of standing down become one sentence of what was measured."""
     rows: list[tuple[str, RenderableType]] = [
         (name, f"{value:,}") for name, value in gauges.items() if name not in STANDBY_GAUGES
     ]
@@ -383,7 +383,7 @@ def _print_counters(console: Console, counters: dict[str, int], verbose: bool) -
 
 
 def _print_controller(console: Console, controller: dict[str, Any]) -> None:
-    """The controller and who holds what; nothing where there is nothing to say."""
+    """Print the controller and who holds what; nothing where no controller answers."""
     claims = controller["claims"]
     for sentence in controller["inherited"]:
         console.print(f"the agent runs with limits: {sentence}")

@@ -284,7 +284,7 @@ def _count(text: str) -> int:
 
 
 def run(args: argparse.Namespace, out: Output) -> int:
-    """Do what was asked for."""
+    """Run the subcommand: derive, record, show and so on."""
     from pagecache_bpf.cli import template_commands
 
     command: Callable[[argparse.Namespace, Output], int] = getattr(

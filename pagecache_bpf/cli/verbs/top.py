@@ -319,7 +319,7 @@ class Screen:
         return table
 
     def _files(self, strips: list[Strip], width: int) -> Table:
-        """A line for each file."""
+        """Make the table with one row a file."""
         from rich.table import Table
         from rich.text import Text
 

@@ -117,7 +117,7 @@ def run(args: argparse.Namespace, out: Output) -> int:
 
 
 def _take(model: str | None) -> StatsSnapshot:
-    """A model may be tagged, or come back, later: until then there is nothing of it."""
+    """Take a snapshot; a model that is not tagged yet may be later, and is no error."""
     from dataclasses import replace
 
     from pagecache_bpf.metrics import collect

@@ -90,7 +90,7 @@ def _read(path: Path, fd: int, length: int) -> bytes:
 
 def _json(path: Path, data: bytes) -> dict[str, Any]:
     # Each value is followed or preceded by one of these, so this bounds what the parser makes.
-    """Parse the JSON of the header, after bounding what the parser makes of it.
+    """Parse the header's JSON, once it is sure that the result takes bounded memory.
 
     Raises PagecacheError.
     """
