@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Build the wheel: the package with its compiled policies, their sources and libbpf.
+"""Build the wheel: the package with its compiled policies, their sources, libbpf and the docs.
 
 pyproject.toml has all that is declared.  What is here are two steps of setuptools that cannot be
-declared: `build_py` compiles the BPF objects and lays them, their sources and libbpf into the
-package, and `bdist_wheel` has auditwheel add the libraries that libbpf needs and give the wheel its
-manylinux tag.  `pip wheel .`, `pip install .` and `python -m build` run both; an editable
+declared: `build_py` compiles the BPF objects and lays them, their sources, libbpf and the documents
+into the package, and `bdist_wheel` has auditwheel add the libraries that libbpf needs and give the
+wheel its manylinux tag.  `pip wheel .`, `pip install .` and `python -m build` run both; an editable
 installation runs neither, as a source tree's own build/ is used there.
 
 PAGECACHE_BPF_SYSROOT=DIR has libbpf, its headers and what it needs taken from DIR, as where an
@@ -40,6 +40,7 @@ COPIES = {
     "bpf/files/*.bpf.c": "bpf/files",
     "build/bpf/files/*.bpf.o": "bpf/files",
     "bpf/include/*.h": "bpf/include",
+    "docs/*.md": "docs",  # what the `see:` of an error leads to (pagecache_bpf.cli.output.DOCS)
 }
 NO_POLICIES = frozenset({"abi.bpf.o"})  # compiled for tools/gen_abi.py
 MACHINES = {62: "x86_64", 183: "aarch64"}  # e_machine of ELF
@@ -65,7 +66,7 @@ class BuildPackage(build_py):
         library = _libbpf()
         _compile_policies(headers)
         package = Path(self.build_lib) / "pagecache_bpf"
-        for place in ("bpf", "lib"):  # of an earlier build
+        for place in ("bpf", "docs", "lib"):  # of an earlier build
             shutil.rmtree(package / place, ignore_errors=True)
         for pattern, place in COPIES.items():
             for source in sorted(ROOT.glob(pattern)):

@@ -27,14 +27,9 @@ LONG_ROWS = 500  # of a table that is not folded to the width
 WIDTH = 96  # without a terminal, unless COLUMNS says otherwise
 PREFIX = "pagecache-bpf: "
 TROUBLESHOOTING = "docs/troubleshooting.md"
-#: Where the documents are in the source tree, after `pip install` and after `make install`.
-DOCS = (
-    Path(__file__).resolve().parents[2] / "docs",
-    Path(sys.prefix) / "share" / "doc" / "pagecache-bpf",
-    Path(sys.prefix).parents[1] / "share" / "doc" / "pagecache-bpf" / "docs"
-    if len(Path(sys.prefix).parents) > 1
-    else Path(sys.prefix),
-)
+_PACKAGE = Path(__file__).resolve().parents[1]
+#: Where the documents are: in the package wherever it is installed, else beside it in its sources.
+DOCS = (_PACKAGE / "docs", _PACKAGE.parent / "docs")
 
 
 def where(docs: str) -> str:
@@ -44,7 +39,7 @@ def where(docs: str) -> str:
         docs: what an error names, like docs/troubleshooting.md#is-not-attached; may be empty.
 
     Returns:
-        The path of the document in the source tree or of the installed one, with the section.
+        The path of the document in the installed package or in the source tree, with the section.
     """
     name, mark, section = docs.partition("#")
     for root in DOCS:

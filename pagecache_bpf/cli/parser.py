@@ -11,6 +11,7 @@ from enum import Enum
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from pagecache_bpf.cli.output import DOCS
 from pagecache_bpf.errors import UsageError
 from pagecache_bpf.units import did_you_mean
 
@@ -189,7 +190,13 @@ def build_parser(words: Sequence[str] = ()) -> Parser:
     Returns:
         A new parser.  What it has parsed says in `run` which function runs the command.
     """
-    parser = Parser(prog=PROG, description=DESCRIPTION, formatter_class=_GroupedHelp)
+    docs = next((root for root in DOCS if root.is_dir()), None)
+    parser = Parser(
+        prog=PROG,
+        description=DESCRIPTION,
+        formatter_class=_GroupedHelp,
+        epilog=f"What texts name as docs/PAGE.md is here:\n  {docs}" if docs else None,
+    )
     parser.add_argument("--version", action=_Version, nargs=0, help="print the version and exit")
     _add_common(parser)
     parser.set_defaults(json=False, no_color=False, verbose=False)

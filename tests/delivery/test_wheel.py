@@ -44,6 +44,10 @@ def test_the_wheel_has_every_policy_for_both_engines(wheel: Path) -> None:
     assert headers <= {name.removeprefix("pagecache_bpf/bpf/include/") for name in names}
     assert {"pagecache_bpf/lib/libbpf.so.1", "pagecache_bpf/lib/include/bpf/bpf_helpers.h"} <= names
     assert "pagecache_bpf/py.typed" in names
+    documents = {path.name for path in (ROOT / "docs").glob("*.md")}
+    assert documents == {Path(name).name for name in names if name.endswith(".md")}
+    assert f"pagecache_bpf/docs/{min(documents)}" in names
+    assert not any(".data/" in name for name in names)  # where it lands differs by installer
     assert any(name.startswith("pagecache_bpf.libs/libelf") for name in names)
     assert not any(name.startswith(("tests/", "benchmarks/", "tools/")) for name in names)
 

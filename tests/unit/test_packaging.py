@@ -168,6 +168,44 @@ def test_a_package_that_is_missing_is_told_with_what_to_install() -> None:
     assert "bug" not in done.stderr and "Traceback" not in done.stderr
 
 
+def in_packages() -> dict[str, str]:
+    """What setup.py copies into the package: patterns below the root, and folders."""
+    tree = ast.parse((ROOT / "setup.py").read_text())
+    (copies,) = (
+        node.value
+        for node in tree.body
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "COPIES"
+    )
+    return dict(ast.literal_eval(copies))
+
+
+def test_an_error_leads_to_a_document_that_is_installed(tmp_path: Path) -> None:
+    """Wherever the package lies: --user, --target and a virtual environment differ."""
+    package = tmp_path / "lib" / "pagecache_bpf"
+    for path in (ROOT / "pagecache_bpf").rglob("*.py"):
+        target = package / path.relative_to(ROOT / "pagecache_bpf")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, target)
+    for pattern, folder in in_packages().items():
+        for path in ROOT.glob(pattern) if folder == "docs" else ():
+            (package / folder).mkdir(exist_ok=True)
+            shutil.copyfile(path, package / folder / path.name)
+
+    def run_there(*words: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "pagecache_bpf", *words]
+        environment = {"PYTHONPATH": str(package.parent), "PATH": "/usr/bin:/bin"}
+        return subprocess.run(
+            command, capture_output=True, text=True, cwd=tmp_path, env=environment, timeout=120
+        )
+
+    assert f"\n  {package}/docs\n" in run_there("--help").stdout
+    done = run_there("--json", "residency", "/dev/null")
+    assert done.returncode == 2, done.stderr
+    page, _, section = json.loads(done.stderr)["error"]["docs"].partition("#")
+    assert Path(page).is_relative_to(tmp_path) and section == "is-not-a-regular-file"
+    assert "is not a regular file" in Path(page).read_text()
+
+
 MANIFESTS = sorted((ROOT / "packaging" / "kubernetes").glob("*.yaml"))
 # Not part of Kubernetes itself: kubernetes-validate has no schema of them.
 FOREIGN = {"PrometheusRule", "ServiceMonitor"}
