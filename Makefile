@@ -232,14 +232,17 @@ test-delivery: build ## all that is released, and what the documents say of it, 
 	$(Q)$(MAKE) --no-print-directory wheel-arm64
 	$(PY) -m pytest tests/delivery -rs --junitxml=build/test/delivery.xml
 
-# Not part of `make test`: it installs one more kernel.
-test-old: build ## policies and the observer on a kernel before 6.12 (installs Debian's 6.1)
-	$(Q)ls /boot/vmlinuz-6.1.* >/dev/null 2>&1 || \
+# Not part of `make test`: it installs one more kernel, or takes an image that tools/unpack_kernel.sh has
+# made of any distribution's packages.
+OLD_KERNEL ?=
+test-old: build ## policies and the observer on a kernel before 6.12 (installs Debian's 6.1, or OLD_KERNEL=image)
+	$(Q)[ -n "$(OLD_KERNEL)" ] || ls /boot/vmlinuz-6.1.* >/dev/null 2>&1 || \
 		DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends \
 			"$$(apt-cache search --names-only '^linux-image-6\.1\.[0-9-]+-amd64$$' | cut -d' ' -f1 | sort -V | tail -1)"
-	$(PY) -m benchmarks.guest --name old --serial --kernel "$$(ls -v /boot/vmlinuz-6.1.* | tail -1)" -- \
+	$(PY) -m benchmarks.guest --name old --serial --timeout 2400 \
+		--kernel "$(or $(OLD_KERNEL),$$(ls -v /boot/vmlinuz-6.1.* | tail -1))" -- \
 		sh -c 'mkfs.ext4 -q /dev/vda && mkdir /tmp/disk && mount /dev/vda /tmp/disk && \
-			python -m pytest tests/native/test_older_kernel.py -p no:cacheprovider -rs --basetemp=/tmp/disk/t'
+			python -m pytest tests/native/test_older_kernel.py -p no:cacheprovider -rs --basetemp=/tmp/disk/t $(PYTEST)'
 
 vm: build ## boot the guest and run a command: make vm ARGS="--fs xfs -- uname -a"
 	$(PY) -m benchmarks.guest $(ARGS)

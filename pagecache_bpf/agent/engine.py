@@ -24,7 +24,7 @@ from pagecache_bpf.agent.read_threads import Extent, Source
 from pagecache_bpf.agent.readers import Readers
 from pagecache_bpf.agent.shared_state import dropped_templates, read_state
 from pagecache_bpf.agent.tagged_files import FileTag, Sequence
-from pagecache_bpf.agent.unsupported import check_heard, not_honored
+from pagecache_bpf.agent.unsupported import check_heard, check_kernel, not_honored
 from pagecache_bpf.agent.workers import Pools
 from pagecache_bpf.errors import PolicyRejected, UsageError
 from pagecache_bpf.kernel import (
@@ -334,6 +334,7 @@ class Agent:
             return bpf_object.load(obj, name, prepare, f"{name}-agent-load.log", log_dir)
         except bpf_object.ProgramsRefused as error:
             # An old kernel's verifier may be what refuses; this is then what matters.
+            check_kernel(name)
             check_heard(name, self.info.hooks, event_sources.sources_here())
             raise PolicyRejected(
                 f"the kernel refused to load the policy {name}",

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable
 
 from pagecache_bpf.errors import UnsupportedError
-from pagecache_bpf.kernel.event_sources import ACCESSES, EVENTS, MOVES, TRACEPOINT
+from pagecache_bpf.kernel.event_sources import ACCESSES, EVENTS, MOVES, NEWER, TRACEPOINT, lacking
 
 #: What a policy may ask for and this engine does not do.
 NOT_HONORED = (
@@ -48,6 +48,24 @@ def check_heard(policy: str, hooks: Iterable[str], attached: Collection[str]) ->
                 "Boot Linux 6.12 or newer, or use the engine struct_ops",
                 "docs/troubleshooting.md#cannot-run-on-the-engine-agent-here",
             )
+
+
+def check_kernel(policy: str) -> None:
+    """Refuse a policy on a kernel that lacks what all programs use.
+
+    Args:
+        policy: its name.
+
+    Raises:
+        UnsupportedError: something is missing.
+    """
+    if missing := lacking():
+        raise UnsupportedError(
+            f"the policy {policy} cannot run on the engine agent here",
+            f"this kernel lacks {', '.join(missing)}",
+            NEWER,
+            "docs/troubleshooting.md#cannot-run-on-the-engine-agent-here",
+        )
 
 
 def _others(names: Collection[str]) -> str:

@@ -298,6 +298,10 @@ def _access_events(m: Machine) -> Feature:
     lost = "the engine agent does not see what readers want"
     if m.btf is None:
         return Feature(name, None, "no BTF to ask", lost, "See kernel BTF")
+    if needed := event_sources.lacking(m.btf):
+        lost = "the engine agent: no policy and no observer can be loaded"
+        text = f"programs need {', '.join(needed)}"
+        return Feature(name, False, text, lost, event_sources.NEWER)
     # Whether programs can be attached to functions only the running kernel tells, and only root.
     here = m.fs is LIVE and m.euid == 0
     sources = event_sources.sources_here(types=None if here else m.btf)

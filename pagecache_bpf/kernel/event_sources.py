@@ -128,6 +128,32 @@ EVENTS = (*ACCESSES, *MOVES)
 _EVENT_AT = {source.place: event.name for event in EVENTS for source in event.sources}
 
 
+#: What all programs use, by its name in the type information: what people call it, its release.
+NEEDED = {
+    "folio": "struct folio (5.16, mm: Introduce struct folio)",
+    "BPF_FUNC_loop": "bpf_loop() (5.17, bpf: Add bpf_loop helper)",
+    "BPF_FUNC_find_vma": "bpf_find_vma() (5.17, bpf: Introduce helper bpf_find_vma)",
+}
+#: What to do where one of them is missing.
+NEWER = "Boot Linux 5.17 or newer; Ubuntu 22.04 has one in linux-generic-hwe-22.04"
+
+
+def lacking(types: bytes | None = None) -> list[str]:
+    """List what the programs use and this kernel does not have, so that none of them can run.
+
+    Args:
+        types: the kernel's type information; None: the running kernel's.
+
+    Returns:
+        What is missing, with the release that brought it; nothing where there is no type
+        information to ask.
+    """
+    types = _type_names() if types is None else types
+    if types is None:
+        return []
+    return [text for name, text in NEEDED.items() if f"\0{name}\0".encode() not in types]
+
+
 def event_of(program: libbpf.Program) -> str | None:
     """Tell of which event a program is told.
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from pagecache_bpf.agent.unsupported import check_heard
+from pagecache_bpf.agent.unsupported import check_heard, check_kernel
 from pagecache_bpf.errors import UnsupportedError, UsageError
 from pagecache_bpf.kernel import bpf_object, event_sources, libbpf
 from pagecache_bpf.kernel.event_sources import ACCESSES, EVENTS, FUNCTION, MOVES, TRACEPOINT
@@ -55,6 +55,18 @@ def test_each_event_is_looked_for_by_itself() -> None:
         "mm_filemap_fault": "raw_tp/mm_filemap_fault",
     }
     assert set(event_sources.sources_here(BOTH, types())) == set(MOVED)
+
+
+def test_what_every_program_needs_is_missed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A kernel that lacks it is refused by name; this one does not."""
+    assert event_sources.lacking() == []
+    assert event_sources.lacking(types(*event_sources.NEEDED)) == []
+    check_kernel("noop")
+    monkeypatch.setattr(event_sources, "_type_names", lambda: types("folio", "BPF_FUNC_find_vma"))
+    with pytest.raises(UnsupportedError, match=r"cannot run.*here") as caught:
+        check_kernel("noop")
+    assert caught.value.why == "this kernel lacks bpf_loop() (5.17, bpf: Add bpf_loop helper)"
+    assert "linux-generic-hwe-22.04" in caught.value.fix
 
 
 def test_the_variable_names_kinds(monkeypatch: pytest.MonkeyPatch) -> None:

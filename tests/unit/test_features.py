@@ -22,8 +22,10 @@ RELEASE = "6.12.1-test"
 ALL_CAPABILITIES = "000001ffffffffff"
 
 
-def btf(*names: str) -> bytes:
-    strings = b"\0" + b"".join(name.encode() + b"\0" for name in names)
+def btf(*names: str, needed: bool = True) -> bytes:
+    """Type information with these names, and by default with what all programs use."""
+    known = (*names, *event_sources.NEEDED) if needed else names
+    strings = b"\0" + b"".join(name.encode() + b"\0" for name in known)
     return struct.pack("=HBBIIIII", 0xEB9F, 1, 0, 24, 0, 0, 0, len(strings)) + strings
 
 
@@ -122,6 +124,16 @@ def test_what_an_engine_lacks_is_told_apart(kernel: Kernel) -> None:
     lacking = features.lacking(features.probe(kernel.machine()))
     assert "access events" in [feature.name for feature in lacking["agent"]]
     assert "access events" not in [feature.name for feature in lacking["struct_ops"]]
+
+
+def test_a_kernel_that_can_take_no_program_of_ours(kernel: Kernel) -> None:
+    """Linux 5.15 tells of accesses, and lacks what every program needs: no engine is ready."""
+    names = [source.type_name for event in event_sources.EVENTS for source in event.sources]
+    kernel.put("sys/kernel/btf/vmlinux", btf(*names, needed=False))
+    table = features.probe(kernel.machine())
+    (found,) = (feature for feature in table if feature.name == "access events")
+    assert found.ok is False and "bpf_loop() (5.17" in found.found and "5.17" in found.fix
+    assert found in features.lacking(table)["agent"]
 
 
 def test_every_line_says_what_is_lost_and_what_to_do(tmp_path: Path) -> None:
