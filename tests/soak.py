@@ -32,7 +32,8 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from tests import soak_figures
-from tests.soak_places import Place, Steady, Surprise, Wild
+from tests.soak_kinds import Steady, Wild
+from tests.soak_places import Place, Surprise
 from tests.unit.command import ROOT
 
 SAMPLE_SECONDS = 60.0
