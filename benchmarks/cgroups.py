@@ -21,8 +21,8 @@ _ENTER = 'echo $$ >"$0/cgroup.procs" && exec "$@"'
 _SCAN = 'for f in "$@"; do dd if="$f" of=/dev/null bs=128k status=none || exit 1; done'
 
 
-class Group:
-    """One memory cgroup."""
+class MemoryFigures:
+    """The numbers that the kernel tells of one memory cgroup, a directory."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -31,6 +31,22 @@ class Group:
     def id(self) -> int:
         """Its number, as policies see it."""
         return self.path.stat().st_ino
+
+    def stat(self, name: str) -> int:
+        """Return one line of memory.stat."""
+        return self._table("memory.stat")[name]
+
+    def events(self, name: str) -> int:
+        """Return one line of memory.events."""
+        return self._table("memory.events")[name]
+
+    def _table(self, name: str) -> dict[str, int]:
+        lines = (self.path / name).read_text().splitlines()
+        return {key: int(value) for key, value in (line.split() for line in lines)}
+
+
+class Group(MemoryFigures):
+    """One memory cgroup."""
 
     def run(self, *command: str, timeout_s: float = 300) -> float:
         """Run a command that is charged to it from its first page on; seconds.
@@ -58,18 +74,6 @@ class Group:
         return self.run(
             "sh", "-c", 'grep -rqF -- "$2" "$1"; test $? = 1', "x", str(root), "n0t here"
         )
-
-    def stat(self, name: str) -> int:
-        """Return one line of memory.stat."""
-        return self._table("memory.stat")[name]
-
-    def events(self, name: str) -> int:
-        """Return one line of memory.events."""
-        return self._table("memory.events")[name]
-
-    def _table(self, name: str) -> dict[str, int]:
-        lines = (self.path / name).read_text().splitlines()
-        return {key: int(value) for key, value in (line.split() for line in lines)}
 
 
 @contextmanager
@@ -102,10 +106,10 @@ def group(name: str, max_bytes: int | None = None, parent: Path = CGROUPS) -> It
 
 
 @contextmanager
-def reclaim_by(generations: bool) -> Iterator[None]:
-    """Multi-generational LRU on or off for the block."""
+def reclaim_by(which: str) -> Iterator[None]:
+    """Reclaim by the classic lists or by generations (MGLRU), for the block."""
     before = LRU_GEN.read_text()
-    LRU_GEN.write_text("y" if generations else "0")
+    LRU_GEN.write_text({"classic": "0", "generations": "y"}[which])
     try:
         yield
     finally:

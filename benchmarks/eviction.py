@@ -66,7 +66,7 @@ def measure(options: argparse.Namespace, say: hosted.Say) -> schema.Report:
             for generations in {"classic": (False,), "mglru": (True,)}.get(
                 options.lru, (False, True)
             ):
-                with reclaim_by(generations):
+                with reclaim_by("generations" if generations else "classic"):
                     report.rows += _case(options, lab, name, generations, say)
     return report
 

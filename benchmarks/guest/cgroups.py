@@ -14,17 +14,15 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from benchmarks.cachestat import drop
+from benchmarks.cgroups import CGROUPS, LRU_GEN, MemoryFigures, reclaim_by
 
-CGROUPS = Path("/sys/fs/cgroup")
-LRU_GEN = Path("/sys/kernel/mm/lru_gen/enabled")
+__all__ = ["CGROUPS", "LRU_GEN", "Group", "fill", "group", "reclaim_by", "stretch"]
+
 _ENTER = 'echo $$ >"$0"/cgroup.procs && exec "$@"'
 
 
-class Group:
+class Group(MemoryFigures):
     """A memory cgroup (version 2)."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
 
     def start(self, *command: str) -> subprocess.Popen[str]:
         """Start a command that is charged to it from its first page on."""
@@ -60,23 +58,6 @@ class Group:
         """Fill memory that no file backs; the exit status."""
         return self.run("dd", "if=/dev/zero", "of=/dev/null", f"bs={mib}M", "count=1")
 
-    @property
-    def id(self) -> int:
-        """Its number, as policies see it."""
-        return self.path.stat().st_ino
-
-    def events(self, name: str) -> int:
-        """Return one line of memory.events."""
-        return self._table("memory.events")[name]
-
-    def stat(self, name: str) -> int:
-        """Return one line of memory.stat."""
-        return self._table("memory.stat")[name]
-
-    def _table(self, name: str) -> dict[str, int]:
-        lines = (self.path / name).read_text().splitlines()
-        return {key: int(value) for key, value in (line.split() for line in lines)}
-
     def set(self, **knobs: int) -> None:
         """Write memory.KNOB, in bytes."""
         for name, value in knobs.items():
@@ -110,17 +91,6 @@ def _remove(path: Path, seconds: float = 20) -> None:
             if time.monotonic() > deadline:
                 raise
             time.sleep(0.01)
-
-
-@contextmanager
-def lru(which: str) -> Iterator[None]:
-    """Reclaim by the classic lists or by generations, for the block."""
-    before = LRU_GEN.read_text()
-    LRU_GEN.write_text({"classic": "0", "generations": "y"}[which])
-    try:
-        yield
-    finally:
-        LRU_GEN.write_text(before)
 
 
 def stretch(path: Path, mib: int) -> Path:

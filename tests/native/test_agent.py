@@ -22,7 +22,7 @@ from pagecache_bpf.kernel.control_device import PolicyStatus
 from pagecache_bpf.policy import agent_device
 from pagecache_bpf.policy.catalog import agent_object, find
 from tests.native.readahead import usual_readahead
-from tests.unit.command import Result, run, undocumented
+from tests.unit.command import Result, done, run, undocumented
 from tests.vm.kernel import check, make_file, read_all, wait_for
 
 pytestmark = pytest.mark.native
@@ -51,13 +51,6 @@ def file(tmp_path: Path) -> Iterator[Path]:
     path = make_file(tmp_path / "model.safetensors", PAGES)
     with usual_readahead(path):
         yield path
-
-
-def done(*words: str | Path) -> Result:
-    """Run a command that has to succeed, silently on stderr."""
-    result = run(*words)
-    assert (result.code, result.err) == (0, "")
-    return result
 
 
 READER = """

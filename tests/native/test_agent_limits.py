@@ -29,13 +29,12 @@ from tests.native.test_agent import (  # noqa: F401  # fixtures
     PAGES,
     ROOT,
     _nothing_attached,
-    done,
     file,
     idle,
     policy,
     read,
 )
-from tests.unit.command import COMMAND, environment, run
+from tests.unit.command import COMMAND, done, environment, run
 from tests.vm.kernel import wait_for
 
 pytestmark = pytest.mark.native

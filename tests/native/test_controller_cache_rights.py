@@ -4,8 +4,6 @@
 from __future__ import annotations
 
 import os
-import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -19,14 +17,6 @@ from tests.vm.kernel import make_file
 pytestmark = pytest.mark.native
 
 PAGES = 211
-
-
-@pytest.fixture
-def place() -> Iterator[Path]:
-    """A directory that other users get to; those of pytest are for its own user."""
-    with tempfile.TemporaryDirectory(prefix="pagecache-bpf-", dir="/var/tmp") as name:
-        os.chmod(name, 0o755)
-        yield Path(name)
 
 
 def safetensors() -> bytes:

@@ -24,6 +24,7 @@ import pytest
 from pagecache_bpf.ipc.public_client import PublicClient
 from tests.native.controller import NOBODY, OTHER, Controller, as_user, serving
 from tests.unit.test_file_key import SWAPS
+from tests.unit.weights import hole_of_strings
 from tests.vm.kernel import wait_for
 
 pytestmark = pytest.mark.native
@@ -167,19 +168,9 @@ def test_s2_a_terminal_cannot_interrupt_the_controller(controller: Controller, m
     os.close(theirs)
 
 
-def hole_of_strings(path: Path) -> Path:
-    """A GGUF file whose metadata are an array of empty strings in a hole: no bytes on disk."""
-    count = 1 << 24
-    with path.open("wb") as out:
-        out.write(b"GGUF" + struct.pack("<IQQ", 3, 1, 1))
-        out.write(struct.pack("<Q", 1) + b"k" + struct.pack("<IIQ", 9, 8, count))
-        out.truncate(out.tell() + 8 * count + (1 << 20))
-    return path
-
-
 def test_s6_hostile_headers_cost_root_nothing(controller: Controller, mine: Path) -> None:
     """They are read in a process of the client's user, which ends with the client."""
-    path = hole_of_strings(mine / "hole.gguf")
+    path = hole_of_strings(mine / "hole.gguf", 1 << 24)
     os.chown(path, NOBODY, NOBODY)
     reader, writer = os.pipe()
     child = os.fork()
@@ -235,7 +226,7 @@ def test_s6_a_helper_that_is_lost_costs_only_the_template(
     controller: Controller, mine: Path
 ) -> None:
     """kill -9 in the middle, by the client itself: its load goes on without a template."""
-    path = hole_of_strings(mine / "hole.gguf")
+    path = hole_of_strings(mine / "hole.gguf", 1 << 24)
     path.chmod(0o644)
 
     def attack() -> dict[str, Any]:

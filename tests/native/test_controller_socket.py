@@ -10,7 +10,6 @@ import random
 import resource
 import socket
 import subprocess
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -32,14 +31,6 @@ pytestmark = pytest.mark.native
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = 211
 AGENT = '[loads]\nengine = "agent"\npolicies = ["sequential"]\n'
-
-
-@pytest.fixture
-def place() -> Iterator[Path]:
-    """A directory that other users get to; those of pytest are for its own user."""
-    with tempfile.TemporaryDirectory(prefix="pagecache-bpf-", dir="/var/tmp") as name:
-        os.chmod(name, 0o755)
-        yield Path(name)
 
 
 @pytest.fixture

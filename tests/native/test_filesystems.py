@@ -17,10 +17,10 @@ import pytest
 from pagecache_bpf.policy import agent_device
 from tests.native.controller import AGENT, NOBODY, serving, tagged
 from tests.native.filesystems import MAKERS, PAGE_SIZE, PAGES, Places, cached, made_in, make_cold
-from tests.native.test_agent import KERNEL_AHEAD, MIB, done, idle, policy, read
+from tests.native.test_agent import KERNEL_AHEAD, MIB, idle, policy, read
 from tests.native.test_record import _nothing_attached  # noqa: F401  # a fixture
 from tests.observing import counts, observing, reader, stream
-from tests.unit.command import ROOT, environment, run
+from tests.unit.command import ROOT, done, environment, run
 
 pytestmark = pytest.mark.native
 

@@ -68,6 +68,13 @@ def run(
     return Result(done.returncode, done.stdout, done.stderr)
 
 
+def done(*words: str | Path) -> Result:
+    """Run a command that has to succeed, silently on stderr."""
+    result = run(*words)
+    assert (result.code, result.err) == (0, "")
+    return result
+
+
 def key_paths(value: Any, prefix: str = "") -> Iterator[str]:
     """Every path to a value in a JSON document, as the documentation writes it: a.b[].c"""
     if isinstance(value, dict) and value:

@@ -4,10 +4,12 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from pagecache_bpf.ipc import peer as peers
 from pagecache_bpf.kernel.kernelfs import LIVE
 from pagecache_bpf.weights.files import IN_MEMORY
 
@@ -22,3 +24,13 @@ def disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
             monkeypatch.delenv(name)
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     return tmp_path
+
+
+@pytest.fixture
+def become(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
+    """Has whoever connects from now on be of that user; the kernel's side of SO_PEERCRED."""
+
+    def become(uid: int) -> None:
+        monkeypatch.setattr(peers, "credentials", lambda sock: (os.getpid(), uid, uid))
+
+    return become

@@ -27,6 +27,7 @@ from pagecache_bpf.ipc import wire
 from pagecache_bpf.ipc.public_protocol import TEMPLATE_BYTES
 from pagecache_bpf.templates.template import EXTENT
 from tests.unit.command import ROOT
+from tests.unit.weights import hole_of_strings
 from tests.vm.kernel import wait_for
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="a process of another user takes root")
@@ -61,14 +62,9 @@ def weights(path: Path, tensors: int = 3) -> int:
     return os.open(path, os.O_RDONLY)
 
 
-def hole_of_strings(path: Path) -> int:
-    """A GGUF file whose metadata are an array of empty strings in a hole."""
-    count = 1 << 26
-    with path.open("wb") as out:
-        out.write(b"GGUF" + struct.pack("<IQQ", 3, 1, 1))
-        out.write(struct.pack("<Q", 1) + b"k" + struct.pack("<IIQ", 9, 8, count))
-        out.truncate(out.tell() + 8 * count + (1 << 20))
-    return os.open(path, os.O_RDONLY)
+def open_hole(path: Path) -> int:
+    """Open a GGUF file whose header would take long to read."""
+    return os.open(hole_of_strings(path, 1 << 26), os.O_RDONLY)
 
 
 def process(inspectors: Inspectors) -> int:
@@ -242,7 +238,7 @@ def test_s6_time_and_memory_are_bounded(
     found: Inspectors, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A hole costs its own user some seconds, and the next job is done by a new process."""
-    fd = hole_of_strings(tmp_path / "hole.gguf")
+    fd = open_hole(tmp_path / "hole.gguf")
     with monkeypatch.context() as patched:
         # A fast machine is through with the hole, and refuses it, before the usual bound.
         patched.setattr(module, "JOB_SECONDS", 2.0)
@@ -255,7 +251,7 @@ def test_s6_time_and_memory_are_bounded(
 
 
 def test_s6_it_ends_when_nobody_waits_any_more(found: Inspectors, tmp_path: Path) -> None:
-    fd = hole_of_strings(tmp_path / "hole.gguf")
+    fd = open_hole(tmp_path / "hole.gguf")
     since = time.monotonic()
     with pytest.raises(PagecacheError, match="has hung up"):
         found.run(
@@ -268,7 +264,7 @@ def test_s6_it_ends_when_nobody_waits_any_more(found: Inspectors, tmp_path: Path
 
 
 def test_kill_9_in_the_middle(found: Inspectors, tmp_path: Path) -> None:
-    fd = hole_of_strings(tmp_path / "hole.gguf")
+    fd = open_hole(tmp_path / "hole.gguf")
     small = weights(tmp_path / "w.safetensors")
     found.run(USER, USER[0], "derive", [small], names=["w"])
     pid = process(found)
@@ -330,7 +326,7 @@ def test_s6_who_takes_much_gets_only_what_nobody_else_wants(
         }
 
     monkeypatch.setattr(module, "EAGER_CPU_SECONDS", 0.0)
-    hole = hole_of_strings(tmp_path / "hole.gguf")
+    hole = open_hole(tmp_path / "hole.gguf")
     seen: list[int] = []
 
     def wanted() -> bool:
@@ -373,7 +369,7 @@ def test_s6_what_is_lost_is_charged_with_its_successor(
     found: Inspectors, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Else a user could have one process after the other started, and spend nothing."""
-    fd = hole_of_strings(tmp_path / "hole.gguf")
+    fd = open_hole(tmp_path / "hole.gguf")
     monkeypatch.setattr(module, "_LOST_CPU_SECONDS", 100.0)
     found._allowance = CpuAllowance(150.0, 1e-9)
     for _ in range(2):
@@ -404,7 +400,7 @@ def test_s6_a_job_outlives_the_process_that_it_waited_for(
     found: Inspectors, tmp_path: Path
 ) -> None:
     """Another one of the user had it ended: the job is done by the next process."""
-    hole, fd = hole_of_strings(tmp_path / "hole.gguf"), weights(tmp_path / "w.safetensors")
+    hole, fd = open_hole(tmp_path / "hole.gguf"), weights(tmp_path / "w.safetensors")
     over = threading.Event()
     told: list[str] = []
 

@@ -181,16 +181,6 @@ def opened(path: Path) -> int:
     return links.count(str(path))
 
 
-@pytest.fixture
-def become(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
-    """Has whoever connects from now on be of that user."""
-
-    def become(uid: int) -> None:
-        monkeypatch.setattr(peers, "credentials", lambda sock: (os.getpid(), uid, uid))
-
-    return become
-
-
 @pytest.mark.parametrize("swap", [name for name in SWAPS if name != "nothing"])
 def test_s1_s2_s3_swaps_between_the_requests(
     running: Running, given: Given, tmp_path: Path, swap: str, become: Callable[[int], None]

@@ -19,10 +19,10 @@ from pagecache_bpf.ipc.user_queues import (
     SHARE,
     UserQueues,
 )
-from tests.unit.test_controller_server import Handler, Running, others, running
+from tests.unit.test_controller_server import Handler, Running, running
 from tests.vm.kernel import wait_for
 
-__all__ = ["others", "running"]  # fixtures
+__all__ = ["running"]  # a fixture
 
 
 def until_set(gate: threading.Event) -> Callable[[], None]:
@@ -132,11 +132,11 @@ def test_s6_time_that_is_waited_costs_nothing() -> None:
 
 def test_s4_hanging_up_is_not_held_up_by_requests_that_hang(
     running: Running,
-    others: Callable[[int], None],
+    become: Callable[[int], None],
 ) -> None:
     handler = Handler()
     public = running.listen(handler)
-    others(1001)
+    become(1001)
     with ExitStack() as crowd:
         stuck = [crowd.enter_context(public()) for _ in range(6)]
         for client in stuck:
@@ -151,7 +151,7 @@ def test_s4_hanging_up_is_not_held_up_by_requests_that_hang(
 
 def test_s5_a_place_is_free_when_nothing_is_left_of_who_had_it(
     running: Running,
-    others: Callable[[int], None],
+    become: Callable[[int], None],
 ) -> None:
     """Else a user who comes and goes has any number of files in the controller at a time."""
     cleared = threading.Event()
@@ -162,18 +162,18 @@ def test_s5_a_place_is_free_when_nothing_is_left_of_who_had_it(
             super().gone(connection)
 
     public = running.listen(Slow(connections_per_user=2))
-    others(1001)
+    become(1001)
     for _ in range(2):
         with public() as client:
             client.request("x")
     wait_for(lambda: not running.server.connections, "both to be gone", 60)
     with public() as late, pytest.raises(PagecacheError, match="does not take more"):
         late.request("x")
-    others(1002)
+    become(1002)
     with public() as other:
         other.request("x")
     cleared.set()
-    others(1001)
+    become(1001)
     wait_for(lambda: not any(running.server._owners.values()), "the places to be free", 60)
     with public() as client:
         client.request("x")

@@ -99,29 +99,19 @@ def running(tmp_path: Path) -> Iterator[Running]:
     found.stop()
 
 
-@pytest.fixture
-def others(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
-    """Has whoever connects from now on be of that user; the kernel's side of SO_PEERCRED."""
-
-    def become(uid: int) -> None:
-        monkeypatch.setattr(peers, "credentials", lambda sock: (os.getpid(), uid, uid))
-
-    return become
-
-
 def test_s5_a_crowd_at_one_listener_takes_no_place_at_the_other(
-    running: Running, others: Callable[[int], None]
+    running: Running, become: Callable[[int], None]
 ) -> None:
     public = running.listen(Handler(connections=6, connections_per_user=3))
     root = running.listen(Handler())
     with ExitStack() as crowd:
         for uid in (1001, 1001, 1001, 1002, 1002, 1002):
-            others(uid)
+            become(uid)
             crowd.enter_context(public()).request("x")
-        others(1001)
+        become(1001)
         with public() as late, pytest.raises(PagecacheError, match="does not take more"):
             late.request("x")
-        others(0)
+        become(0)
         with root() as client:
             assert client.request("x")["fds"] == 0
     assert running.server.refusals["too many connections"] == 1
@@ -149,17 +139,17 @@ def test_s5_a_crowd_that_waits_to_be_taken_does_not_turn_a_client_away(tmp_path:
 
 
 def test_s5_a_newcomer_takes_the_place_of_an_idle_connection(
-    running: Running, others: Callable[[int], None]
+    running: Running, become: Callable[[int], None]
 ) -> None:
     """Of the user with the most of them, and never one that something is lost with."""
     handler = Handler(connections=4)
     public = running.listen(handler)
     with ExitStack() as crowd:
-        others(1001)
+        become(1001)
         clients = [crowd.enter_context(public()) for _ in range(4)]
         numbers = [client.request("x")["number"] for client in clients]
         handler.kept.add(numbers[0])
-        others(1002)
+        become(1002)
         newcomer = crowd.enter_context(public())
         assert newcomer.request("x")["number"] == numbers[-1] + 1
         wait_for(lambda: handler.left == [numbers[1]], "the longest idle one to be gone")
@@ -227,13 +217,13 @@ def test_s12_a_thread_that_cannot_be_started_is_an_answer(
 
 
 def test_descriptors_of_one_user_on_their_way_are_bounded(
-    running: Running, others: Callable[[int], None], monkeypatch: pytest.MonkeyPatch
+    running: Running, become: Callable[[int], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Half requests hold descriptors, too: of all connections of a user, only so many."""
     monkeypatch.setattr("pagecache_bpf.ipc.server.DESCRIPTORS_PER_USER", 20)
     handler = Handler()
     public = running.listen(handler)
-    others(1001)
+    become(1001)
     with ExitStack() as crowd:
         half = [crowd.enter_context(public()) for _ in range(4)]
         for client in half:
@@ -241,7 +231,7 @@ def test_descriptors_of_one_user_on_their_way_are_bounded(
         # What the one beyond has sent is not taken.
         wait_for(lambda: len(running.server._held) == 1, "the last one to be held", 60)
         assert sum(running.server._descriptors.values()) == 24
-        others(1002)
+        become(1002)
         with public() as client:
             assert client.request("x", [0] * 8)["fds"] == 8
     wait_for(lambda: not running.server._descriptors, "all of them to be closed")
@@ -380,23 +370,23 @@ def test_out_of_descriptors_is_survived(running: Running, monkeypatch: pytest.Mo
 
 
 def test_s5_who_has_too_many_descriptors_on_their_way_waits(
-    running: Running, others: Callable[[int], None], monkeypatch: pytest.MonkeyPatch
+    running: Running, become: Callable[[int], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What more it sends is not looked at, and answered later; others are served."""
+    """What more it sends is not looked at, and answered later; become are served."""
     monkeypatch.setattr("pagecache_bpf.ipc.server.DESCRIPTORS_PER_USER", 3)
     handler = Handler()
     public = running.listen(handler)
-    others(1001)
+    become(1001)
     with public() as first, public() as second, public() as third, public() as gone:
         first._send(b"wait\n", [0] * 4)
         wait_for(lambda: running.server.queues.running() == 1, "the first to be handled", 60)
         for client in (second, third, gone):
             client._send(b"x\n", [0] * 4)
-        wait_for(lambda: len(running.server._held) == 3, "the others to be held", 60)
+        wait_for(lambda: len(running.server._held) == 3, "the become to be held", 60)
         gone.disconnect()  # that is noticed all the same
         # Before the first one is let go of, which the handler does after 20 s.
         wait_for(lambda: len(running.server.connections) == 3, "its end to be noticed", 15)
-        others(1002)
+        become(1002)
         with public() as other:
             assert other.request("x")["fds"] == 0
         handler.gate.set()
@@ -408,13 +398,13 @@ def test_s5_who_has_too_many_descriptors_on_their_way_waits(
 
 
 def test_s5_who_waits_too_long_with_too_many_descriptors_is_refused(
-    running: Running, others: Callable[[int], None], monkeypatch: pytest.MonkeyPatch
+    running: Running, become: Callable[[int], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("pagecache_bpf.ipc.server.DESCRIPTORS_PER_USER", 3)
     monkeypatch.setattr("pagecache_bpf.ipc.connection.HELD_SECONDS", 0.1)
     handler = Handler()
     public = running.listen(handler)
-    others(1001)
+    become(1001)
     with public() as first, public() as second:
         first._send(b"wait\n", [0] * 4)
         wait_for(lambda: running.server.queues.running() == 1, "the first to be handled", 60)

@@ -36,6 +36,7 @@ from pagecache_bpf.weights.models import resolve
 from tests.unit import weights
 from tests.unit.command import NOBODY, run, undocumented
 from tests.unit.snapshots import snapshot
+from tests.unit.weights import read_without_readahead
 
 GIB = 1 << 30
 DEVICE, COPY = 3_000_000_000, 24_000_000_000
@@ -187,21 +188,13 @@ def kernel_says(root: Path) -> int:
     return total
 
 
-def read(path: Path, offset: int, length: int) -> None:
-    """Read a range without readahead."""
-    fd = os.open(path, os.O_RDONLY)
-    os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_RANDOM)
-    os.pread(fd, length, offset)
-    os.close(fd)
-
-
 def test_the_score_is_what_the_kernel_says(cold: Path) -> None:
     """At each of several states; asking changes none of them."""
     shard = min(cold.iterdir())
     size = sum(path.stat().st_size for path in cold.iterdir())
     NodeWatch([cold], speeds=SPEEDS).scores()  # reads the headers, once
     for pages in (0, 1, 37, 211):
-        read(shard, 0, pages * PAGE_SIZE)
+        read_without_readahead(shard, 0, pages * PAGE_SIZE)
         before = kernel_says(cold)
         found = NodeWatch([cold], speeds=SPEEDS).scores()
         (model,) = found.models

@@ -24,6 +24,7 @@ from pagecache_bpf.weights.headers import parse
 from pagecache_bpf.weights.models import resolve
 from tests.unit import weights
 from tests.unit.command import run
+from tests.unit.weights import read_without_readahead
 
 NOBODY = 65534
 TENSORS = {"b.weight": (512, 512), "a.weight": (256, 512), "tiny": (3,)}
@@ -45,19 +46,11 @@ def model(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def read(path: Path, offset: int, length: int) -> None:
-    """Read a range without readahead."""
-    fd = os.open(path, os.O_RDONLY)
-    os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_RANDOM)
-    os.pread(fd, length, offset)
-    os.close(fd)
-
-
 def test_files_and_tensors(model: Path) -> None:
     first = sorted(model.glob("*.safetensors"))[0]
     contents = parse(first)
     at = contents.names.index("a.weight.1")
-    read(first, int(contents.offsets[at]), int(contents.lengths[at]))
+    read_without_readahead(first, int(contents.offsets[at]), int(contents.lengths[at]))
     found = pc.residency(model, tensors=True)
     assert found.tensors["a.weight.1"] == contents.lengths[at]
     for number, name in enumerate(contents.names):
@@ -97,7 +90,7 @@ def test_tensors_of_an_unknown_format_are_said_to_be_unknown(model: Path) -> Non
 def test_asking_again_tells_what_has_changed_since(model: Path) -> None:
     before = pc.residency(model)
     first = sorted(model.glob("*.safetensors"))[0]
-    read(first, 0, first.stat().st_size)
+    read_without_readahead(first, 0, first.stat().st_size)
     after = before.again()
     assert after.files[str(first)] == first.stat().st_size
     assert after.time_ns > before.time_ns and list(after.files) == list(before.files)

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import os
 import struct
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -72,3 +73,20 @@ def gguf(
     base = -(-len(text) // step) * step
     path.write_bytes(text.ljust(base, b"\0") + bytes(data))
     return base
+
+
+def read_without_readahead(path: Path, offset: int, length: int) -> None:
+    """Read a range without readahead."""
+    fd = os.open(path, os.O_RDONLY)
+    os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_RANDOM)
+    os.pread(fd, length, offset)
+    os.close(fd)
+
+
+def hole_of_strings(path: Path, strings: int) -> Path:
+    """Make a GGUF file whose metadata are an array of empty strings in a hole: no bytes on disk."""
+    with path.open("wb") as out:
+        out.write(b"GGUF" + struct.pack("<IQQ", 3, 1, 1))
+        out.write(struct.pack("<Q", 1) + b"k" + struct.pack("<IIQ", 9, 8, strings))
+        out.truncate(out.tell() + 8 * strings + (1 << 20))
+    return path

@@ -9,20 +9,13 @@ import pytest
 
 from benchmarks.cachestat import PAGE_SIZE
 from pagecache_bpf.cli.verbs import attach, detach, status, tags
-from tests.unit.command import Result, run, undocumented
+from tests.unit.command import done, run, undocumented
 from tests.vm.conftest import Module
 from tests.vm.kernel import make_file, read_all, read_pages, test_policy
 
 pytestmark = pytest.mark.vm
 
 SHARD_PAGES = 257
-
-
-def done(*words: str | Path) -> Result:
-    """Run a command that has to succeed, silently on stderr."""
-    result = run(*words)
-    assert (result.code, result.err) == (0, "")
-    return result
 
 
 @pytest.fixture

@@ -32,7 +32,7 @@ def lab(mount: Path) -> Lab:
 
 @pytest.fixture(params=["classic", "generations"], autouse=True)
 def lru(request: pytest.FixtureRequest) -> Iterator[str]:
-    with reclaim_by(request.param == "generations"):
+    with reclaim_by(request.param):
         yield request.param
 
 

@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.cachestat import PAGE_SIZE, drop
-from benchmarks.guest.cgroups import Group, fill, group, lru, stretch
+from benchmarks.guest.cgroups import Group, fill, group, reclaim_by, stretch
 from pagecache_bpf.errors import PolicyRejected
 from pagecache_bpf.kernel import abi, libbpf
 from pagecache_bpf.kernel.bpf_maps import BpfMap
@@ -51,7 +51,7 @@ ROUNDS = int(os.environ.get("PAGECACHE_BPF_ROUNDS", "4"))
 
 @pytest.fixture(params=["classic", "generations"])
 def lists(request: pytest.FixtureRequest) -> Iterator[str]:
-    with lru(request.param):
+    with reclaim_by(request.param):
         yield request.param
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.cachestat import PAGE_SIZE, drop
-from benchmarks.guest.cgroups import group, lru, stretch
+from benchmarks.guest.cgroups import group, reclaim_by, stretch
 from tests.vm.kernel import (
     Policy,
     attached,
@@ -108,7 +108,11 @@ def test_a_small_cgroup_bounds_the_window(mount: Path, lists: str) -> None:
     """What is read ahead is not pushed out before the reader comes to it."""
     path = stretch(mount / "large", 80)
     drop([path])
-    with lru(lists), attached("sequential", path) as policy, group("small", max=40 << 20) as it:
+    with (
+        reclaim_by(lists),
+        attached("sequential", path) as policy,
+        group("small", max=40 << 20) as it,
+    ):
         it.read(path)
         policy.idle()
         assert policy.count("prefetch_bytes") > 0.5 * (80 << 20)
