@@ -8,10 +8,12 @@ every word that leads to weights on this machine counts.
 
 from __future__ import annotations
 
+import ast
 import json
 import os
 import re
 import shlex
+import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -81,12 +83,19 @@ def _revision(command: Sequence[str]) -> str | None:
 
 def _candidates(words: Sequence[str]) -> Iterator[str]:
     """Yield words, values of options, values in JSON and what stands behind NAME=."""
+    return filter(None, _parts(words))  # nothing is no name of the current directory
+
+
+def _parts(words: Sequence[str]) -> Iterator[str]:
+    """Yield what _candidates() does, and empty texts, too."""
     for before, word in zip(["", *words], words, strict=False):
         value = word.partition("=")[2] if word.startswith("-") else word
         if not value:
             continue
-        if before == "-c" and any(map(str.isspace, value)):  # what a shell is to run
+        if before == "-c" and any(map(str.isspace, value)):
+            # What a shell is to run or Python: `cat /a/b` is a program of either.
             yield from _candidates(_words(value))
+            yield from _literals(value)
             continue
         if value.lstrip()[:1] in ("{", "["):
             try:
@@ -105,6 +114,19 @@ def _candidates(words: Sequence[str]) -> Iterator[str]:
             yield from (
                 scaled[1] if (scaled := _SCALED.fullmatch(part)) else part for part in parts
             )
+
+
+def _literals(script: str) -> list[str]:
+    """Return the texts in a Python program, in their order; none where it is no program."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            parsed = ast.parse(script)
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return []
+    nodes = [node for node in ast.walk(parsed) if isinstance(node, ast.Constant)]
+    nodes.sort(key=lambda node: (node.lineno, node.col_offset))
+    return [node.value for node in nodes if isinstance(node.value, str)]
 
 
 def _words(script: str) -> list[str]:

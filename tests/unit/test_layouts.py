@@ -392,6 +392,19 @@ def test_models_in_the_command_lines_of_other_servers(disk: Path) -> None:
     script = f"exec vllm serve {served[0]} --served-model-name 'my model' --tokenizer={served[1]}"
     assert models_in(["bash", "-c", script]) == (served[:2], [])
     assert models_in(["bash", "-c", f"echo 'no end {served[0]}"]) == ([], [])
+    assert models_in(["sh", "-c", f"cat {served[0]}"]) == (served[:1], [])
+    code = f"import x; a = x.load({served[1]!r}, 'x', b='')\nx.load('{served[0]}')"
+    assert models_in(["python", "-c", code]) == ([served[1], served[0]], [])
+
+
+def test_an_empty_word_is_not_the_current_directory(
+    disk: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tree(disk / "here", "model.safetensors"))
+    for code in ("a = 1", "print('a b', 2)", "f(a, '')", "x ''"):
+        assert models_in(["python", "-c", code]) == ([], [])
+    assert models_in(["server", "", "--model=", "a=", "a,", "="]) == ([], [])
+    assert models_in(["server", "."]) == (["."], [])
 
 
 def test_names_in_an_index_are_paths(disk: Path) -> None:
