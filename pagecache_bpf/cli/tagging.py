@@ -3,14 +3,17 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Iterable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pagecache_bpf.cli.output import TROUBLESHOOTING
-from pagecache_bpf.errors import PagecacheError, PrivilegeError, UsageError
+from pagecache_bpf.errors import PagecacheError, PrivilegeError
+from pagecache_bpf.ipc.wire import BATCH_REQUESTS
 from pagecache_bpf.kernel.control_device import Tag
 from pagecache_bpf.kernel.file_key import identity_at, identity_of, open_to_read
 from pagecache_bpf.policy.engines import Engines
@@ -123,27 +126,31 @@ class Tagging:
             PagecacheError: a file cannot be tagged.  What was tagged before stays so: the undo
                 log's steps, from steps_back(), take it back.
         """
-        files = self.models.setdefault(model.name, [])
+        self.models.setdefault(model.name, [])
         self.left_out.setdefault(model.name, []).extend(model.left_out)
-        for path in model.files:
+        for begin in range(0, len(model.files), BATCH_REQUESTS):
+            with ExitStack() as opened:
+                self._add_some(model, model.files[begin : begin + BATCH_REQUESTS], opened)
+
+    def _add_some(self, model: Model, paths: Sequence[Path], opened: ExitStack) -> None:
+        """Tag some files of a model at once; they stay open until the stack is closed."""
+        found: dict[int, tuple[Path, _Identity, int]] = {}
+        for path in paths:
             fd = open_to_read(path)
-            try:
-                major, minor, inode, generation = identity_of(fd)
-                identity = (major, minor, inode)
-                if identity in self._done:
-                    continue  # the same file below two of the paths
-                self.device.tag(
-                    fd,
-                    policy=self.policy,
-                    model=model.name,
-                    path=str(path),
-                    replace=self._may_replace(path, self._before.get(identity)),
-                )
-                self._forget_replaced(str(path), inode, generation)
+            opened.callback(os.close, fd)
+            major, minor, inode, generation = identity_of(fd)
+            identity = (major, minor, inode)
+            if identity not in self._done:  # the same file below two of the paths
                 self._done[identity] = path
-                files.append(TaggedFile(path, os.fstat(fd).st_size))
-            finally:
-                os.close(fd)
+                found[fd] = path, identity, generation
+        for replace, group in itertools.groupby(
+            found, lambda fd: self._may_replace(found[fd][0], self._before.get(found[fd][1]))
+        ):
+            files = {fd: str(found[fd][0]) for fd in group}
+            self.device.tag_files(files, policy=self.policy, model=model.name, replace=replace)
+        for fd, (path, identity, generation) in found.items():
+            self._forget_replaced(str(path), identity[2], generation)
+            self.models[model.name].append(TaggedFile(path, os.fstat(fd).st_size))
 
     def _forget_replaced(self, path: str, inode: int, generation: int) -> None:
         """Take the tags off what had this path before: another file has its name now."""
@@ -181,10 +188,14 @@ class Tagging:
             steps.detach.append(self.policy)
         for model in models:
             for path in model.files:
+                old = None
                 try:
-                    old = self._before.get(identity_at(path)[:3])
+                    if self._before:
+                        old = self._before.get(identity_at(path)[:3])
+                    elif not os.access(path, os.R_OK):
+                        continue  # add() says why
                 except (PagecacheError, OSError):
-                    continue  # add() says why
+                    continue
                 if old and (old.policy, old.model) == (self.policy, model.name):
                     continue
                 steps.untag_paths.append(str(path))
@@ -219,11 +230,6 @@ def untag(device: Engines, tags: Iterable[Tag]) -> list[Tag]:
     Returns:
         Those that were still there.
     """
-    gone = []
-    for tag in tags:
-        try:
-            device.untag(tag.dev_major, tag.dev_minor, tag.ino, tag.generation)
-        except UsageError:  # somebody else was faster
-            continue
-        gone.append(tag)
-    return gone
+    tags = list(tags)
+    there = device.untag_all([tag.identity for tag in tags])
+    return [tag for tag, found in zip(tags, there, strict=True) if found]  # somebody was faster

@@ -128,6 +128,34 @@ class LineClient:
         """
         return self.request_line(operation, fds, self.seconds, arguments)
 
+    def batch(
+        self, requests: Sequence[Mapping[str, Any]], fds: Sequence[int] = ()
+    ) -> list[dict[str, Any] | PagecacheError]:
+        """Ask for operations that are carried out one after the other, up to one that fails.
+
+        They go in messages of wire.BATCH_REQUESTS.
+
+        Args:
+            requests: members of each, with the name of its operation as "op".
+            fds: an open file for each request if they take files; they stay the caller's.
+
+        Returns:
+            An answer for each request that was tried; only the last can be an error.
+
+        Raises:
+            PagecacheError: the other side refuses batches, or does not answer.
+        """
+        found: list[dict[str, Any] | PagecacheError] = []
+        for begin in range(0, len(requests), wire.BATCH_REQUESTS):
+            some = slice(begin, begin + wire.BATCH_REQUESTS)
+            told = self.request("batch", fds[some], requests=list(map(dict, requests[some])))
+            for answer in told["answers"]:
+                try:
+                    found.append(wire.result_of(answer))
+                except PagecacheError as error:
+                    return [*found, error]
+        return found
+
     def request_line(
         self, operation: str, fds: Sequence[int], seconds: float, arguments: Mapping[str, Any]
     ) -> dict[str, Any]:

@@ -18,6 +18,8 @@ from pagecache_bpf.errors import PagecacheError, UsageError
 
 #: Version of the protocol: of the framing and of the operations of the public socket.
 VERSION = 1
+#: Requests of one batch, each of which may come with a file: the kernel takes 253 at once.
+BATCH_REQUESTS = 128
 
 _FIELDS = ("what", "why", "fix", "docs")
 
@@ -115,7 +117,22 @@ def decode_answer(line: bytes) -> dict[str, Any]:
         PagecacheError: the error that the other side tells, in its class.
         ValueError: the line is no answer.
     """
-    answer = json.loads(line)
+    return result_of(json.loads(line))
+
+
+def result_of(answer: object) -> dict[str, Any]:
+    """Take the result out of an answer.
+
+    Args:
+        answer: {"ok": members} or {"error": error_fields()}.
+
+    Returns:
+        What the operation has answered.
+
+    Raises:
+        PagecacheError: the error that the other side tells, in its class.
+        ValueError: it is no answer.
+    """
     if not isinstance(answer, dict):
         raise ValueError("its answer is no object")
     if "error" in answer:

@@ -10,7 +10,7 @@ import os
 import select
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -276,6 +276,35 @@ class AgentDevice(LineClient):
         whose = {"policy": policy, "model": model, "path": path}
         self.request("tag", (fd,), **whose, replace=replace, observe=observe, lease=lease)
 
+    def tag_files(
+        self,
+        files: Mapping[int, str],
+        *,
+        policy: str,
+        model: str,
+        replace: bool = False,
+        observe: bool = True,
+        lease: bool = False,
+    ) -> None:
+        """Let an attached policy govern open files, by few requests.
+
+        Args:
+            files: the path of each, by its descriptor; they are tagged in this order.
+            policy: as for tag().
+            model: as for tag().
+            replace: as for tag().
+            observe: as for tag().
+            lease: as for tag().
+
+        Raises:
+            PagecacheError: one was not tagged; those before it were.
+        """
+        same = {"policy": policy, "model": model, "replace": replace, "observe": observe}
+        requests = [{"op": "tag", **same, "path": path, "lease": lease} for path in files.values()]
+        for answer in self.batch(requests, list(files)):
+            if isinstance(answer, PagecacheError):
+                raise answer
+
     def observe(self, fd: int, *, policy: str, model: str, path: str) -> None:
         """Observe an open file that a policy of engine struct_ops governs.
 
@@ -330,6 +359,29 @@ class AgentDevice(LineClient):
         identity = {"dev_major": dev_major, "dev_minor": dev_minor, "generation": generation}
         if not self.request("untag", ino=ino, **identity)["found"]:
             raise UsageError(f"inode {ino} of device {dev_major}:{dev_minor} is not tagged")
+
+    def untag_all(self, identities: Sequence[tuple[int, int, int, int]]) -> list[bool]:
+        """Take the tags off files that are known by their identities only, by few requests.
+
+        Args:
+            identities: of each file as Tag.identity has it.
+
+        Returns:
+            Of each whether it was tagged.
+
+        Raises:
+            PagecacheError: the agent does not answer, or one could not be untagged.
+        """
+        names = ("dev_major", "dev_minor", "ino", "generation")
+        requests = [
+            {"op": "untag", **dict(zip(names, identity, strict=True))} for identity in identities
+        ]
+        found = []
+        for answer in self.batch(requests):
+            if isinstance(answer, PagecacheError):
+                raise answer
+            found.append(bool(answer["found"]))
+        return found
 
     def admit(self, model: str, files: Mapping[str, int], budget: int | None) -> dict[str, Any]:
         """Have a model admitted to the memory that the controller hands out.

@@ -6,7 +6,7 @@ Policies and tags are looked for on either of them; it knows no policy by its na
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from types import TracebackType
 
@@ -125,29 +125,45 @@ class Engines:
         Raises:
             UsageError: the policy is not attached, or the file is tagged already.
         """
+        self.tag_files({fd: path}, policy=policy, model=model, replace=replace)
+
+    def tag_files(
+        self, files: Mapping[int, str], *, policy: str, model: str, replace: bool = False
+    ) -> None:
+        """Let an attached policy govern open files; engine agent is asked once for many of them.
+
+        Args:
+            files: how messages name each, by its descriptor; they are tagged in this order.
+            policy: the policy's name.
+            model: the model that the files belong to, a label of counters.
+            replace: take them over from another policy.
+
+        Raises:
+            UsageError: the policy is not attached, or a file is tagged already; those before it
+                were tagged.
+        """
         target = self._targets.get(policy)
         if target is None:  # a model may have 100,000 files
             target = self._targets[policy] = self._device_of(policy)
         for _, device in self._engines():
             if device is not target and replace:
-                try:
-                    device.untag_fd(fd)
-                except UsageError:
-                    continue
+                for fd in files:
+                    with suppress(UsageError):
+                        device.untag_fd(fd)
         if isinstance(target, AgentDevice):
-            target.tag(
-                fd,
+            target.tag_files(
+                files,
                 policy=policy,
                 model=model,
-                path=path,
                 replace=replace,
                 observe=self._observe,
                 lease=self._lease,
             )
             return
-        target.tag(fd, policy=policy, model=model, path=path, replace=replace)
-        if self._observe:
-            self._observe_file(fd, policy, model, path)
+        for fd, path in files.items():
+            target.tag(fd, policy=policy, model=model, path=path, replace=replace)
+            if self._observe:
+                self._observe_file(fd, policy, model, path)
 
     def started_agent(self) -> AgentDevice:
         """Return the connection to the agent, whose process is started if none runs.
@@ -191,6 +207,27 @@ class Engines:
             UsageError: the file has no tag.
         """
         self._on_both("untag", dev_major, dev_minor, ino, generation)
+
+    def untag_all(self, identities: Sequence[tuple[int, int, int, int]]) -> list[bool]:
+        """Take the tags off files that are known by their identities only.
+
+        Args:
+            identities: of each file as Tag.identity has it.
+
+        Returns:
+            Of each whether one of the engines knew it.
+        """
+        found = [False] * len(identities)
+        if self.module:
+            for at, identity in enumerate(identities):
+                with suppress(UsageError):
+                    self.module.untag(*identity)
+                    found[at] = True
+        if self.agent:
+            # It is told of all: what the module governs the agent's process observes.
+            there = self.agent.untag_all(identities)
+            found = [a or b for a, b in zip(found, there, strict=True)]
+        return found
 
     def detach(self, policy: str) -> ExitRecord | None:
         """End a policy on whichever engine it is.

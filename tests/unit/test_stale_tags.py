@@ -96,10 +96,13 @@ def test_tagging_again_takes_the_tag_off_the_file_that_was_replaced(tmp_path: Pa
     tags = model(tmp_path, 2)
     replace_by_rename(Path(tags[0].path))
     untagged: list[tuple[Any, ...]] = []
+
+    def untag_all(identities: list[tuple[Any, ...]]) -> list[bool]:
+        untagged.extend(identities)
+        return [True] * len(identities)
+
     engines: Any = SimpleNamespace(
-        tags=lambda: tags,
-        tag=lambda fd, **_: None,
-        untag=lambda *identity: untagged.append(identity),
+        tags=lambda: tags, tag_files=lambda files, **_: None, untag_all=untag_all
     )
     tagging = Tagging(engines, "noop")
     tagging.add(resolve(tmp_path, "m"))
