@@ -15,8 +15,11 @@ def main() -> int:
     Returns:
         The exit status; see `man pagecache-bpf`.
     """
-    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
+    try:
+        if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
+    except KeyboardInterrupt:  # it came in between
+        return 130
     from pagecache_bpf.cli.main import main as run
 
     return run()

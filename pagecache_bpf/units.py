@@ -76,6 +76,21 @@ def _parse(text: str, units: Mapping[str, int], kind: str, examples: str) -> int
     return int(value)
 
 
+def format_cached(resident: int, size: int) -> str:
+    """Write how much of files is in the page cache, for people.
+
+    The last page of a file is cached as a whole, so pages can have more bytes than the files.
+
+    Args:
+        resident: bytes of the pages that are in the page cache.
+        size: bytes of the files.
+
+    Returns:
+        As format_size(), and no more than the files have.
+    """
+    return format_size(min(resident, size))
+
+
 def format_size(count: int) -> str:
     """Print bytes with a binary unit.
 

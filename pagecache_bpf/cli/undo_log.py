@@ -61,6 +61,9 @@ class Steps:
     unload: bool = False
 
 
+_NOTHING_LEFT = "nothing was left"
+
+
 class Change:
     """The one change of policies or tags that is under way on this machine.
 
@@ -140,7 +143,9 @@ class Change:
             settled = True
             if self._steps is not None:
                 text, settled, _ = _take(self._steps)
-                add_note(error, text)
+                # A command that was refused has done nothing; one that was interrupted may have.
+                if not (isinstance(error, PagecacheError) and text.endswith(_NOTHING_LEFT)):
+                    add_note(error, text)
             self._close(settled)
 
     def _close(self, settled: bool = True) -> None:
@@ -274,7 +279,7 @@ def _take(steps: Steps) -> tuple[str, bool, dict[str, ExitRecord | None]]:
     except PagecacheError as error:
         failed.append(str(error))
         settled = False
-    text = f"{'rolled back' if steps.undo else 'finished'}: {', '.join(done) or 'nothing was left'}"
+    text = f"{'rolled back' if steps.undo else 'finished'}: {', '.join(done) or _NOTHING_LEFT}"
     return (f"{text}; not done: {'; '.join(failed)}" if failed else text), settled, detached
 
 

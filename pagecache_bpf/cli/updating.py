@@ -6,7 +6,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
-from pagecache_bpf.cli.output import Output, pairs
+from pagecache_bpf.cli.output import TROUBLESHOOTING, Output, pairs
 from pagecache_bpf.errors import UnsupportedError, UsageError
 from pagecache_bpf.units import plural
 
@@ -45,6 +45,13 @@ def update(args: argparse.Namespace, out: Output) -> int:
                 f"the policy {info.name} was not replaced",
                 "engine agent cannot replace a policy",
                 f"Detach it (pagecache-bpf detach {info.name}), and attach it again",
+            )
+        if info.name not in attached and engines.module is None:
+            raise UsageError(
+                f"the policy {info.name} is not attached",
+                "--update replaces one that is",
+                f"Attach it with `pagecache-bpf attach {info.name} PATH`",
+                f"{TROUBLESHOOTING}#is-not-attached",
             )
     values = replacing.replace(info, knobs)
     with Engines() as engines:

@@ -11,8 +11,9 @@ import select
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from pagecache_bpf._run_dir import RUN_DIR
 from pagecache_bpf.errors import PagecacheError, UsageError
@@ -22,6 +23,8 @@ from pagecache_bpf.policy.catalog import PolicyInfo
 
 SOCKET = RUN_DIR / "agent.sock"
 LOG = RUN_DIR / "agent.log"
+#: A log that is longer when an agent starts is kept as agent.log.1, and the one before goes.
+_LOG_BYTES = 1 << 20
 _CHECK_MILLISECONDS = 50
 #: One that was there may be about to end, and one that was started may be killed.
 _STARTS = 3
@@ -58,7 +61,7 @@ def start(check: Callable[[], None] = lambda: None) -> None:
     if is_running():
         return
     RUN_DIR.mkdir(mode=0o700, parents=True, exist_ok=True)
-    with LOG.open("ab") as log:
+    with _open_log() as log:
         process = subprocess.Popen(
             [sys.executable, "-m", "pagecache_bpf.controller"],
             stdin=subprocess.DEVNULL,
@@ -80,6 +83,17 @@ def start(check: Callable[[], None] = lambda: None) -> None:
         raise PagecacheError(
             "the agent did not start", said or "it gave no reason", f"Read the end of {LOG}"
         )
+
+
+def _open_log() -> IO[bytes]:
+    """Open the agent's log to be added to; a long one becomes the previous one first.
+
+    /run is memory, and often small.
+    """
+    with suppress(OSError):
+        if LOG.stat().st_size > _LOG_BYTES:
+            LOG.replace(LOG.with_suffix(".log.1"))
+    return LOG.open("ab")
 
 
 def connect(path: Path = SOCKET) -> AgentDevice | None:

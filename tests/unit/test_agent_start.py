@@ -117,3 +117,15 @@ def test_agents_that_do_not_stay_are_told(tmp_path: Path, monkeypatch: pytest.Mo
             agent_device.connect_started()
     finally:
         agents.close()
+
+
+def test_a_long_log_becomes_the_previous_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = tmp_path / "agent.log"
+    monkeypatch.setattr(agent_device, "LOG", log)
+    for text, before in ((b"one", b""), (b"x" * (1 << 20), b"one"), (b"two", None)):
+        with agent_device._open_log() as file:
+            file.write(text)
+        assert log.read_bytes() == (text if before is None else before + text)
+    assert (tmp_path / "agent.log.1").read_bytes() == b"one" + b"x" * (1 << 20)

@@ -69,6 +69,11 @@ def test_printed_sizes(count: int, expected: str) -> None:
     assert units.format_size(count) == expected
 
 
+def test_no_more_is_cached_than_there_is() -> None:
+    assert units.format_cached(8192, 4097) == units.format_size(4097)
+    assert units.format_cached(4096, 4097) == units.format_size(4096)
+
+
 @pytest.mark.parametrize(
     ("nanoseconds", "expected"),
     [

@@ -322,13 +322,15 @@ def refuse_second(engines: Engines, name: str) -> None:
     Raises:
         PagecacheError: a policy of that name is attached; the error names `tag` and `detach`.
     """
-    for _, policy in engines.policies():
+    for engine, policy in engines.policies():
         if policy.name == name:
+            # Engine agent cannot replace a policy.
+            replace = f", replace it with `pagecache-bpf attach {name} --update`,"
             raise PagecacheError(
                 f"the policy {name} is attached already",
                 f"it governs {plural(policy.tags, 'file')}",
-                f"Put more files under it with `pagecache-bpf tag PATH --policy {name}`, replace "
-                f"it with `pagecache-bpf attach {name} --update`, or end it with "
+                f"Put more files under it with `pagecache-bpf tag PATH --policy {name}`"
+                f"{replace if engine != 'agent' else ''} or end it with "
                 f"`pagecache-bpf detach {name}`",
                 f"{TROUBLESHOOTING}#is-attached-already",
             )

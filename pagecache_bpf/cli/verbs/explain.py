@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from pagecache_bpf.cli.output import Output, pairs, table
 from pagecache_bpf.cli.parser import Group
 from pagecache_bpf.errors import PagecacheError
-from pagecache_bpf.units import format_duration, format_size, parse_size, plural
+from pagecache_bpf.units import format_cached, format_duration, format_size, parse_size, plural
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -200,7 +200,7 @@ def _human(console: Console, data: dict[str, Any]) -> None:
             "cached",
             "not told to this user: counted as absent"
             if resident is None
-            else format_size(resident),
+            else format_cached(resident, data["size_bytes"]),
         ),
         ("to read", format_size(data["to_read_bytes"])),
         ("speed", _speed(data["speed"])),

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from pagecache_bpf.cli import views
 from pagecache_bpf.cli.output import Output, pairs, table
 from pagecache_bpf.cli.parser import Group
-from pagecache_bpf.units import format_count, format_duration, format_size, plural
+from pagecache_bpf.units import format_cached, format_count, format_duration, format_size, plural
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -93,7 +93,7 @@ def _facts(model: ModelStats) -> list[tuple[str, str]]:
     nodes = ", ".join(
         f"node {node}: {format_size(size)}" for node, size in model.resident_by_node.items()
     )
-    cached = f"{format_size(model.resident_bytes)} of {format_size(model.bytes)}"
+    cached = f"{format_cached(model.resident_bytes, model.bytes)} of {format_size(model.bytes)}"
     rows = [("cached", f"{cached} ({nodes})" if len(model.resident_by_node) > 1 else cached)]
     if not model.observed:
         return [*rows, ("readers", "not observed")]

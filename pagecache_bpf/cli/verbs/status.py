@@ -15,7 +15,7 @@ from pagecache_bpf.cli.parser import Group
 from pagecache_bpf.cli.templating import REPLAY_JSON, replay_rows
 from pagecache_bpf.cli.verbs.detach import EXIT_JSON, exit_as_json
 from pagecache_bpf.errors import UsageError
-from pagecache_bpf.units import format_count, format_duration, format_size, plural
+from pagecache_bpf.units import format_cached, format_count, format_duration, format_size, plural
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
@@ -359,7 +359,7 @@ def _print_policy(console: Console, policy: dict[str, Any], verbose: bool) -> No
             [
                 model["name"],
                 f"{model['files']:,}",
-                format_size(model["resident_bytes"]),
+                format_cached(model["resident_bytes"], model["size_bytes"]),
                 format_size(model["size_bytes"]),
             ]
             for model in policy["models"]

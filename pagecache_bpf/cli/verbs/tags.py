@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from pagecache_bpf.cli.output import Output, table
 from pagecache_bpf.cli.parser import Group
-from pagecache_bpf.units import format_size
+from pagecache_bpf.units import format_cached, format_size
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -88,7 +88,9 @@ def run(args: argparse.Namespace, out: Output) -> int:
                     row["path"],
                     row["model"],
                     f"{row['policy']}{'' if row['active'] else ' (inactive)'}",
-                    format_size(row["resident_bytes"]),
+                    format_size(row["resident_bytes"])
+                    if size is None
+                    else format_cached(row["resident_bytes"], size),
                     "gone" if size is None else format_size(size),
                 ]
             )

@@ -347,7 +347,7 @@ class Screen:
 
 
 def _resident(row: Row) -> float:
-    return row.model.resident_bytes / row.model.bytes if row.model.bytes else 0.0
+    return min(1.0, row.model.resident_bytes / row.model.bytes) if row.model.bytes else 0.0
 
 
 def bar(part: float) -> RenderableType:
