@@ -108,7 +108,7 @@ class WorkerProcess:
 
         Args:
             number: by which the process tells how it goes.
-            extent: the extent.
+            extent: byte range of a file that the worker is to bring into the page cache.
             fd: its file, open for reading; the process gets a duplicate.
         """
         self.open[number] = OpenExtent(extent, extent.length)
@@ -154,7 +154,7 @@ def move(process: WorkerProcess, cgroup: Path) -> int:
     """Move a worker process into a memory cgroup, which is then charged for what it reads.
 
     Args:
-        process: the process.
+        process: process id of the worker.
         cgroup: the cgroup's directory.
 
     Returns:

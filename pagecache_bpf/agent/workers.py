@@ -107,7 +107,7 @@ class Pools:
         """Queue an extent, to be read or to be dropped.
 
         Args:
-            extent: the extent.
+            extent: byte range of a file to read or drop, with the reader that it is for.
             place: where its pages go; None: the agent's own cgroup, any node.
         """
         if extent.drop:

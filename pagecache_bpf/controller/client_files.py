@@ -157,7 +157,7 @@ def page_range(file: ClientFile, offset: int, length: int) -> tuple[int, int]:
     """Cut a range of a file at its end.
 
     Args:
-        file: the file.
+        file: a file that a client has passed.
         offset: where the range begins, in bytes.
         length: its bytes; 0: up to the end.
 

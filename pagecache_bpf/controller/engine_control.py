@@ -152,7 +152,7 @@ class EngineControl:
 
         Args:
             policy: its name, or the path of its source or object.
-            knobs: its knobs.
+            knobs: values by knob; a knob that is not named has its default.
             wanted: the engine that is asked for.
         """
         if wanted != AGENT and (kmod.is_loaded() or kmod.find(platform.release())):
@@ -168,7 +168,7 @@ class EngineControl:
         """Find the policy that governs a file.
 
         Args:
-            file: the file.
+            file: a file that a client has passed.
 
         Returns:
             The policy's name; None if none does.
@@ -179,7 +179,7 @@ class EngineControl:
         """Find the policies that govern some files.
 
         Args:
-            files: the files.
+            files: files that a client has passed.
 
         Returns:
             Policies by the key of the file; a file that none governs is left out.
@@ -242,7 +242,7 @@ class EngineControl:
 
         Args:
             placed: tags by the key of the file.
-            files: the files.
+            files: files that a client has passed.
 
         Returns:
             The same tags.
@@ -263,7 +263,7 @@ class EngineControl:
         Args:
             policy: the policy that governs them.
             engine: the engine that it runs on.
-            files: the files.
+            files: files that a client has passed.
 
         Returns:
             Keys, as bytes of struct pagecache_file_key, by the number of the file.
@@ -293,7 +293,7 @@ class EngineControl:
         """Return the kernel's numbers of the maps of a policy of engine agent.
 
         Args:
-            policy: the policy.
+            policy: name of an attached policy.
 
         Returns:
             Numbers by the name of the map.

@@ -43,7 +43,7 @@ class Leases:
         """Return whether something ends with a connection.
 
         Args:
-            connection: the connection.
+            connection: the connection of a client on the root socket.
 
         Returns:
             Whether it has leased anything.
@@ -75,7 +75,7 @@ class Leases:
         A policy goes when nobody who has leased it is left, and no file that it governs.
 
         Args:
-            connection: the connection.
+            connection: the connection that was closed.
 
         Returns:
             Whether anything was leased.

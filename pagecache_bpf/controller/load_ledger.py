@@ -191,7 +191,7 @@ class LoadLedger:
         Args:
             load: as admit() made it.
             fds: open descriptors of load.files, in that order; they stay the caller's.
-            policy: the policy.
+            policy: name of the policy that is to govern the files.
             knobs: its knobs, if it is not attached yet.
             wanted: the engine for it, if it is not attached yet.
             asker: whose files these are, and the template that came along.
@@ -374,7 +374,7 @@ class LoadLedger:
         """Return a load as the protocol tells it.
 
         Args:
-            load: the load.
+            load: a load that is open or over.
             counters: what the observer has counted by model; None: it is asked.
         """
         delay = load.delay if load.closed is not None else self._delay(load)

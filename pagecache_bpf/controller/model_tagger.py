@@ -126,7 +126,7 @@ def knobs_for(policy: str, settings: ResolvedConfig) -> dict[str, int]:
     The budget goes to the knob budget_mib, which policies bound their prefetching by.
 
     Args:
-        policy: the policy.
+        policy: name of a policy.
         settings: the configuration.
 
     Returns:

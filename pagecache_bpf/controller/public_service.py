@@ -155,7 +155,7 @@ class PublicService:
         """End the loads of a connection that is over.
 
         Args:
-            connection: the connection.
+            connection: the connection that was closed.
         """
         with self._lock:
             session = self._sessions.pop(connection, None)

@@ -74,7 +74,7 @@ class RootService:
         """Return the key of the queue for a connection's work: root's is reserved.
 
         Args:
-            connection: the connection.
+            connection: the client's connection.
 
         Returns:
             The key.
@@ -85,7 +85,7 @@ class RootService:
         """Return whether nothing is leased by a connection; see leases.Leases.
 
         Args:
-            connection: the connection.
+            connection: a connection that has been idle.
 
         Returns:
             Whether it loses nothing by being closed.
@@ -96,7 +96,7 @@ class RootService:
         """Take back what was leased by a connection that has ended, and claims without tags.
 
         Args:
-            connection: the connection.
+            connection: the connection that was closed.
         """
         with self._lock:
             changed = self._leases.end(connection)

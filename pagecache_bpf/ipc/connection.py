@@ -61,7 +61,7 @@ class Handler(Protocol):
         """Tell which queue the work of a connection goes to.
 
         Args:
-            connection: the connection.
+            connection: the client's connection.
 
         Returns:
             The key of the queue in UserQueues.
@@ -86,7 +86,7 @@ class Handler(Protocol):
         """Tell whether nothing is lost with a connection; called in the server's thread.
 
         Args:
-            connection: the connection.
+            connection: a connection that has been idle.
 
         Returns:
             True if it may be closed when it is idle, or to make room for others.
@@ -96,7 +96,7 @@ class Handler(Protocol):
         """Take note that a connection has ended.
 
         Args:
-            connection: the connection.
+            connection: the connection that was closed.
         """
 
 

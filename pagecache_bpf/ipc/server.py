@@ -163,7 +163,7 @@ class Server:
 
         Args:
             sock: the connection's socket.
-            connection: the connection.
+            connection: a connection whose user has too many descriptors on their way.
         """
         self._selector.unregister(sock)
         self._held[connection] = sock
@@ -207,7 +207,7 @@ class Server:
         """Wait no longer for a connection that is being closed.
 
         Args:
-            connection: the connection.
+            connection: the connection that was closed.
             sock: its socket, which is still open.
         """
         self._release(connection)
@@ -242,7 +242,7 @@ class Server:
         """Tell whether the user of a connection may send more descriptors now.
 
         Args:
-            connection: the connection.
+            connection: a client's connection.
 
         Returns:
             False when that user, or all users together, have too many that are not handled yet.

@@ -64,7 +64,7 @@ def error_fields(error: PagecacheError) -> dict[str, str]:
     """Return an error as members of a JSON object.
 
     Args:
-        error: the error.
+        error: any error of this package.
 
     Returns:
         The name of its class and its texts; told_error() makes the error of them again.

@@ -162,7 +162,7 @@ class ReaderProgress:
         default), so a page may count as touched a little before the process comes to it.
 
         Args:
-            mapping: the mapping.
+            mapping: a part of a file that look() has found mapped.
             offset: the page's offset in the file, in bytes.
 
         Returns:

@@ -346,7 +346,7 @@ def tensors_of(model: Model) -> list[RecordedTensor]:
     """Return where the tensors of a model lie, as far as the format of its files says so.
 
     Args:
-        model: the model.
+        model: a model whose files have headers that can be read.
 
     Returns:
         The tensors by file and offset; none of a file whose header cannot be read.

@@ -74,7 +74,7 @@ class Grid:
         """Reduce a recording.
 
         Args:
-            recording: the recording.
+            recording: what `record` has written of one load.
         """
         self.recording = recording
         sizes = [file.bytes for file in recording.files]

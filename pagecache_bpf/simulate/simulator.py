@@ -417,7 +417,7 @@ def page_accesses(trace: Trace, unit: int) -> PageAccesses:
     """Split the reads of a trace.
 
     Args:
-        trace: the trace.
+        trace: the trace whose reads are split into pages.
         unit: bytes of a page, a power of 2.
 
     Returns:

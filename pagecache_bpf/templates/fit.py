@@ -87,7 +87,7 @@ def check(template: Template, where: Path | Model) -> Fit:
     """Compare a template with files, by their sizes and headers.
 
     Args:
-        template: the template.
+        template: the I/O template that is compared with the files.
         where: see locate().
 
     Returns:
@@ -143,7 +143,7 @@ def require_fit(template: Template, fit: Fit, what: str, partial: bool = False) 
     """Return a template if it fits the files, or the part of it that does.
 
     Args:
-        template: the template.
+        template: the I/O template that is compared with the files.
         fit: what check() said of it.
         what: the template's name, for people.
         partial: whether a part of it is enough.

@@ -43,7 +43,7 @@ def module_of(name: str) -> tuple[str, str]:
     """Split a tensor's name.
 
     Args:
-        name: the name.
+        name: a tensor's name in the checkpoint, such as "model.layers.0.mlp.up_proj.weight".
 
     Returns:
         The name of its module, and that of its parameter; "" for none.

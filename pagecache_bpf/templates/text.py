@@ -61,7 +61,7 @@ def write(template: Template, path: Path) -> None:
     """Write a template as text, atomically.
 
     Args:
-        template: the template.
+        template: the I/O template.
         path: the file, which is replaced if it exists.
 
     Raises:
@@ -92,7 +92,7 @@ def render(template: Template) -> Iterator[bytes]:
     """Make the text of a template.
 
     Args:
-        template: the template.
+        template: the I/O template.
 
     Yields:
         Pieces of it, each of whole lines.

@@ -362,7 +362,7 @@ def render_trace(template: Template, paths: dict[int, Path]) -> Iterator[str]:
     Consumers take turns in the order of their progress, since a trace knows one order only.
 
     Args:
-        template: the template.
+        template: the I/O template.
         paths: where its files are, by their numbers; the extents of others are left out.
 
     Yields:

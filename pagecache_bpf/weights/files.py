@@ -66,7 +66,7 @@ def path_error(path: Path, error: OSError) -> PagecacheError:
     """Make the error for a path that cannot be followed or opened.
 
     Args:
-        path: the path.
+        path: the path that could not be used, as the user named it.
         error: what the system call failed with.
 
     Returns:

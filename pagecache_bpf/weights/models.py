@@ -247,7 +247,7 @@ def check_name(name: str) -> None:
     """Check that a model can have a name.
 
     Args:
-        name: the name.
+        name: a model's name, from the user or a client.
 
     Raises:
         UsageError: it is too long, or has characters that no name has.

@@ -100,7 +100,7 @@ def choose(directory: Path, names: list[str]) -> Selection:
     """Choose the files of the model among those of a directory; those below it are not looked at.
 
     Args:
-        directory: the directory.
+        directory: the directory that holds the weight files.
         names: names of its files, in natural order.
 
     Returns:
@@ -359,7 +359,7 @@ def refuse_begun(directory: Path, names: list[str], taken: list[str]) -> None:
     """Refuse a file that has its size already but not yet its bytes, as aria2 notes beside it.
 
     Args:
-        directory: the directory.
+        directory: the directory that holds the weight files.
         names: of all its files.
         taken: of those that are the model.
 
@@ -476,7 +476,7 @@ def several_models(directory: Path, names: Iterable[str]) -> UsageError:
     """Make the error for a directory of which nobody can tell which model is meant.
 
     Args:
-        directory: the directory.
+        directory: the directory that holds the weight files.
         names: of the models, below it.
 
     Returns:
