@@ -11,7 +11,7 @@
  *	(struct pagecache_ctx *ctx, struct pagecache_answer *answer)
  *	{
  *		answer->start = ctx->index;
- *		answer->nr = window_kib / 4;
+ *		answer->nr = pages_of(ctx, (u64)window_kib << 10);
  *		return PAGECACHE_OVERRIDE;
  *	}
  *
