@@ -46,7 +46,7 @@ def wanted(
                     f"it has {size} bytes",
                 )
             start = offset // PAGE_SIZE * PAGE_SIZE
-            count = min(offset + length - start, left)
+            count = min(offset + length - start, left) if length else 0
             if count > 0:
                 parts.append((start, count))
                 left -= count
