@@ -406,7 +406,7 @@ def serve(config: Config, persist: bool, ready: Any = None) -> None:
     """
     # Others may reach the socket's directory: what is written there is root's alone.
     os.umask(0o077)
-    lock = one_at_a_time.take_lock()
+    lock = one_at_a_time.take_lock_for_serve()
     _describe(lock, "serve")
     daemon = Daemon(config, persist)
     signal.signal(signal.SIGTERM, lambda *_: daemon.stop())

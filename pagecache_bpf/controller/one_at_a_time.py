@@ -10,7 +10,7 @@ import time
 from pagecache_bpf._run_dir import RUN_DIR
 from pagecache_bpf.errors import PagecacheError
 from pagecache_bpf.ipc.client import answers
-from pagecache_bpf.policy.agent_device import SOCKET
+from pagecache_bpf.policy.agent_device import SOCKET, AgentDevice
 
 LOCK = RUN_DIR / "agent.lock"
 _WAIT_SECONDS = 30.0
@@ -47,6 +47,40 @@ def take_lock() -> int:
         ) from None
     RUN_DIR.chmod(0o700)  # a `serve` before may have opened it
     return lock
+
+
+def take_lock_for_serve() -> int:
+    """Take the lock, and wait for an agent that has no policy any more: it ends a moment later.
+
+    Returns:
+        As take_lock().
+
+    Raises:
+        PagecacheError: another `serve` runs, or an agent with policies.
+    """
+    until = 0.0
+    while True:
+        try:
+            return take_lock()
+        except PagecacheError:
+            if not until:
+                if not _is_idle_agent():
+                    raise
+                until = time.monotonic() + _WAIT_SECONDS
+            elif time.monotonic() > until or not LOCK.read_text().startswith("agent"):
+                raise
+        time.sleep(_LOOK_SECONDS)
+
+
+def _is_idle_agent() -> bool:
+    """Tell whether who has the lock is an agent without policies; one that ends is, too."""
+    try:
+        if not LOCK.read_text().startswith("agent"):
+            return False
+        with AgentDevice(SOCKET) as agent:
+            return not agent.details()
+    except (PagecacheError, OSError):
+        return not answers(SOCKET)  # one that is stopped does not end
 
 
 def take_lock_in_time() -> int:

@@ -43,6 +43,8 @@ CAPABILITIES = {"CAP_SYS_MODULE": 16, "CAP_SYS_ADMIN": 21, "CAP_PERFMON": 38, "C
 
 ENGINES = ("struct_ops", "agent")
 
+#: Where tracefs is looked for.
+_TRACING = ("/sys/kernel/tracing", "/sys/kernel/debug/tracing")
 _DISTRIBUTION_KERNEL = "Boot a distribution kernel (Debian and Ubuntu set it) or rebuild yours with"
 
 
@@ -103,7 +105,7 @@ class Machine:
     @cached_property
     def traceable(self) -> frozenset[str] | None:
         """The functions ftrace can reach; None when tracefs is not mounted or not readable."""
-        for base in ("/sys/kernel/tracing", "/sys/kernel/debug/tracing"):
+        for base in _TRACING:
             text = self.fs.read(f"{base}/available_filter_functions")
             if text:
                 return frozenset(line.partition(" ")[0] for line in text.splitlines())
@@ -242,7 +244,9 @@ def _ftrace(m: Machine) -> Feature:
     if able is False:
         return Feature(name, False, how, lost, fix)
     if m.traceable is None:
-        mounted = any(mount.fstype == "tracefs" for mount in m.fs.mounts())
+        mounted = any(
+            mount.fstype == "tracefs" and mount.target in _TRACING for mount in m.fs.mounts()
+        )
         missing = [f for f in READAHEAD_FUNCTIONS if m.symbols and f not in m.symbols]
         if missing:
             found = f"the kernel has no function {', '.join(missing)}"

@@ -201,6 +201,13 @@ class AgentDevice(LineClient):
         Returns:
             An error that says what to do.
         """
+        if isinstance(error, (FileNotFoundError, ConnectionRefusedError)):
+            return PagecacheError(
+                "no controller runs",
+                f"nobody listens on {path}",
+                "`pagecache-bpf serve` starts one; a policy that is attached on engine agent is "
+                "one, too",
+            )
         return PagecacheError("the agent does not answer", str(error))
 
     def attach(

@@ -57,6 +57,12 @@ def test_an_agent_on_demand_is_named(tmp_path: Path) -> None:
     assert "pagecache-bpf detach --all" in (directory / "stderr").read_text()
     assert not (directory / "control.sock").exists()
     assert run("detach", "--all", env=env).code == 0
+    # It ends a moment later, which `serve` waits for instead of advising what was just done.
+    with serving(directory, AGENT) as controller:
+        assert controller.run("clients", "list").code == 0
+    for words in (("clients", "list"), ("reload",)):
+        told = run(*words, env=env)
+        assert told.code == 1 and "no controller runs" in told.err, told.err
 
 
 def test_nothing_is_left_behind(tmp_path: Path, files: list[Path]) -> None:

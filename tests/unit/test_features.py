@@ -440,3 +440,10 @@ def test_load_module_is_the_module_loader(monkeypatch: pytest.MonkeyPatch) -> No
         pytest.skip("this kernel loads modules; the guest tests have that")
     with pytest.raises(UnsupportedError, match="this kernel cannot load modules"):
         features.load_module()
+
+
+def test_tracefs_that_is_mounted_elsewhere_is_to_be_mounted(kernel: Kernel) -> None:
+    """Root is not told to run doctor as root."""
+    kernel.remove("sys/kernel/tracing/available_filter_functions")
+    kernel.mounts("bpf /sys/fs/bpf", "tracefs /tmp/elsewhere")
+    assert "mount -t tracefs" in kernel.probe("ftrace with IPMODIFY").fix

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import shutil
@@ -11,9 +12,11 @@ import urllib.request
 from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 from pagecache_bpf.cli.verbs import score as verb
 from pagecache_bpf.errors import PagecacheError
@@ -288,3 +291,10 @@ def test_the_pages_are_beside_the_metrics(served: str) -> None:
     with pytest.raises(urllib.error.HTTPError) as caught:
         urllib.request.urlopen(request, timeout=60)
     assert caught.value.code == 405
+
+
+def test_that_nothing_is_tagged_is_told() -> None:
+    text = io.StringIO()
+    nothing = SimpleNamespace(node="n", free_budget_bytes=None, running=[], models=[])
+    verb._human(Console(file=text, width=96), nothing)  # type: ignore[arg-type]
+    assert "no model is tagged" in text.getvalue() and "content" not in text.getvalue()

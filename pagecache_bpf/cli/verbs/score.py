@@ -94,6 +94,9 @@ def _human(console: Console, scores: NodeScores) -> None:
         rows.append(("loading now", ", ".join(scores.running)))
     console.print(pairs(rows))
     console.print()
+    if not scores.models:
+        console.print("no model is tagged; name one: `pagecache-bpf score MODEL`")
+        return
     columns = [
         ("model", "path"),
         ("content", "text"),
