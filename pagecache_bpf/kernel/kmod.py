@@ -34,6 +34,18 @@ _SIGNATURE = b"~Module signature appended~\n"
 Insert = Callable[[int], int]
 
 
+def takes_modules(fs: KernelFS = LIVE) -> bool:
+    """Tell whether this kernel can load modules at all.
+
+    Args:
+        fs: where the kernel's files are read.
+
+    Returns:
+        False if it was built without CONFIG_MODULES.
+    """
+    return fs.exists("/proc/modules")
+
+
 def is_loaded(fs: KernelFS = LIVE) -> bool:
     """Tell whether the module is in the kernel now.
 
@@ -147,7 +159,7 @@ def load(
     if is_loaded(fs):
         return None
     release = release or platform.release()
-    if not fs.exists("/proc/modules"):
+    if not takes_modules(fs):
         raise UnsupportedError(
             "this kernel cannot load modules",
             "it was built without CONFIG_MODULES",

@@ -88,8 +88,11 @@ class AttachedLoad:
         except BaseException:
             self._undo()
             raise
-        agent_why = "the kernel module is not loaded (pagecache-bpf module load)"
-        self._why = agent_why if engine == AGENT else ""
+        self._why = ""
+        if engine == AGENT:
+            self._why = "this kernel cannot load modules"
+            if kmod.takes_modules():
+                self._why = "the kernel module is not loaded (pagecache-bpf module load)"
 
     def _engines(self) -> Engines:
         return Engines(lease=self._agent)

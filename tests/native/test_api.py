@@ -97,7 +97,8 @@ def test_root_attaches_a_policy_and_takes_it_back(file: Path, tmp_path: Path) ->
     before, after, uid = finish(server(file, tmp_path / "run"))
     assert uid == 0 and before["via"] == "direct" and before["policy"] == "sequential"
     if before["engine"] == "agent":
-        assert "module is not loaded" in before["why"]
+        takes = Path("/proc/modules").exists()
+        assert ("module is not loaded" if takes else "cannot load modules") in before["why"]
         wait_for(
             lambda: not agent_device.is_running(tmp_path / "run" / "agent.sock"),
             "the agent to end",
