@@ -97,9 +97,11 @@ static __always_inline u64 start_window(const struct pagecache_ctx *ctx)
 static __always_inline u64 first_window(const struct pagecache_ctx *ctx,
 					const struct model_state *model, u64 head)
 {
+	/* A fault tells least of where its reader goes. */
 	if (model && model->streamed >= TRUSTED)
-		return head || !PAGECACHE_TELLS_HITS ? model->window
-						     : min_u64(model->window, start_window(ctx));
+		return head || !PAGECACHE_TELLS_HITS
+			       ? model->window
+			       : min_u64(model->window, start_window(ctx) / (is_fault(ctx) ? 4 : 1));
 	if (model && !is_marker(ctx) && consumer_is_known(ctx->tgid))
 		return start_window(ctx);
 	return 0;
@@ -118,13 +120,37 @@ static __always_inline bool skips(const struct stream *s, struct pagecache_ctx *
 	       (seen - s->touched) * part < s->moved;
 }
 
+/* Markers lie a quarter of the window apart. */
+static __always_inline u64 mark_step(u64 window)
+{
+	return min_u64(max_u64(window / 4, 16), 512);
+}
+
+/*
+ * Whether a reader of a mapping goes here and there within its window instead of on, which is told
+ * of at the next mark.  One that goes on may not be seen for as long as it meets huge pages, which
+ * begin where they are aligned; and memcpy() touches the last page of a range first.
+ */
+static __always_inline bool jumps(struct stream *s, const struct pagecache_ctx *ctx)
+{
+	u64 slack = min_u64(ctx->ra_pages, 64), huge = pages_of(ctx, PAGECACHE_HUGE_BYTES);
+	u64 next = s->next + mark_step(s->window) + slack;
+
+	if (!PAGECACHE_TELLS_HITS || !is_fault(ctx) || !(ctx->index & (huge - 1)) ||
+	    (ctx->index + slack >= s->from && ctx->index <= next))
+		s->jumped = 0;
+	else
+		s->jumped++;
+	return s->jumped >= JUMPS;
+}
+
 /*
  * While a window grows to its size it is bounded by how much the reader has read in order, so that
  * little is wasted on a reader that turns out to read at random.
  */
 static __always_inline void widen(struct stream *s, const struct pagecache_ctx *ctx, bool down)
 {
-	s->moved += !down && ctx->index > s->from ? ctx->index - s->from : 0;
+	s->moved += !down && !s->jumped && ctx->index > s->from ? ctx->index - s->from : 0;
 	if (s->window < s->goal)
 		open_window(s, ctx, max_u64(s->window, min_u64(s->goal, 4 * s->moved)));
 }
@@ -137,12 +163,6 @@ static __always_inline u64 room_in_budget(const struct pagecache_ctx *ctx)
 	if (!budget)
 		return ~0ULL;
 	return used < budget ? budget - used : 0;
-}
-
-/* Markers lie a quarter of the window apart. */
-static __always_inline u64 mark_step(u64 window)
-{
-	return min_u64(max_u64(window / 4, 16), 512);
 }
 
 /* The window reaches beyond the end of the file: into the next one, if this model is streamed. */
@@ -295,7 +315,7 @@ static __always_inline s32 stream_readahead(struct pagecache_ctx *ctx,
 		}
 		moved = moves_on(s, ctx);
 		down = is_fault(ctx) && ctx->index < s->from;
-		if (s->window && skips(s, ctx)) {
+		if (s->window && (skips(s, ctx) || jumps(s, ctx))) {
 			begin(s, ctx);
 			pagecache_forget_reader(ctx);
 			return PAGECACHE_DEFAULT;
@@ -335,6 +355,9 @@ static __always_inline s32 stream_readahead(struct pagecache_ctx *ctx,
 		answer->nr = min_u64(max_u64(ctx->nr, NOW_PAGES), s->window);
 		s->ahead = max_u64(s->ahead, ctx->index + answer->nr);
 	}
+	/* What has jumped may go on from here, or is about to jump again. */
+	if (s->jumped)
+		return PAGECACHE_OVERRIDE;
 	top_up(ctx, s, room);
 	if (s->ahead >= ctx->file_pages)
 		go_on(ctx, s->window, room);

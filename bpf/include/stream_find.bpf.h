@@ -24,6 +24,7 @@ PAGECACHE_KNOB(u32, confirm_accesses, 3, "accesses", 1, 16, "accesses in order t
 #define CONFIRM_PAGES 64 /* in order: 256 KiB are more than a record */
 #define READ_PART 4 /* of what a reader comes through it reads this part at least, */
 #define SEEN_PART 24 /* and of a mapping this part is seen to be touched */
+#define JUMPS 3 /* so many accesses of a mapping that do not go on are no stream's */
 #define DOWN_PARTS 4 /* requests for the window below a reader that goes down */
 #define HEAD_PAGES 64 /* a trusted file is expected to be read from here */
 
@@ -44,6 +45,8 @@ struct stream {
 	u64 goal; /* the window grows up to this as the reader goes on, whether it waits or not */
 	u32 run; /* accesses in order that came to pages not accessed before */
 	u32 settled; /* whether a larger window would help: enum settled */
+	u32 jumped; /* accesses of a mapping, the last ones, that did not go on in order */
+	u32 reserved;
 	u64 proven; /* the window before it was grown to see whether that helps now */
 };
 

@@ -279,7 +279,8 @@ static __always_inline enum way way_to(const struct pagecache_ctx *ctx, const st
 		return ELSEWHERE;
 	/* Below: next to where it was, or where all between was asked for. */
 	if (position + ctx->nr + SKIP_PAGES >= cursor->low || wanted ||
-	    (step + 1 == cursor->step && own->asked == own->end - own->start))
+	    (step + 1 == at->cursor->step && own->file == at->file->file &&
+	     template_asked(own, at->target) == own->end - own->start))
 		return DOWNWARD;
 	return ELSEWHERE;
 }

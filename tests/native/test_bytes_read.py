@@ -53,6 +53,10 @@ elif how == "fadvise":
 elif how == "stream":
     for offset in range(0, (last + 1) * size, size):
         os.pread(fd, size, offset)
+elif how == "scan":
+    with mmap.mmap(fd, 0, prot=mmap.PROT_READ) as mapping:
+        for at in range(0, len(mapping), 4096):
+            mapping[at]
 elif how == "strides":
     # Rows of a matrix: a part of each, from front to back.
     for row in range(count):
@@ -127,6 +131,28 @@ def test_readers_that_jump_cost_no_more_than_without(
         if governed[case] > LIMIT * default[case]
     }
     assert not more, f"readahead of {window} KiB: pages without and with the policy: {more}"
+
+
+@pytest.mark.parametrize("policy", ["sequential", "maio"])
+def test_what_earlier_readers_asked_for_is_not_asked_for_a_random_one(
+    checkpoint: Path, policy: str
+) -> None:
+    """Readers from front to back were served under the same attachment, and what they left is gone.
+
+    A mapping is touched here and there, mostly in the tensor before the last one, too.
+    """
+    reads = ("mmap", 4096, READS[4096])
+    with usual_readahead(checkpoint):
+        default = pages_read(checkpoint, *reads)
+        attached = run("attach", policy, "--engine", "agent", checkpoint)
+        assert attached.code == 0, attached.err
+        for how in ("scan", "stream", "scan"):
+            pages_read(checkpoint, how, 1 << 20, 0)
+        asked = counter_and_gauges(policy, "prefetch_bytes")[0]
+        assert asked > checkpoint.stat().st_size  # they were read ahead of
+        own = pages_read(checkpoint, *reads)
+        more = counter_and_gauges(policy, "prefetch_bytes")[0] - asked
+    assert own <= LIMIT * default, f"{default} pages by default, {own} here; {more} bytes asked for"
 
 
 def counter_and_gauges(policy: str, counter: str) -> tuple[int, dict[str, int], str]:
