@@ -86,7 +86,8 @@ class Load:
     def ready(self, timeout: float | None = None) -> bool:
         """Wait until the load is served, or known not to be.
 
-        Nobody has to: load() returns at once and until then the kernel reads as ever.
+        Nobody has to: load() returns at once and until then the kernel reads as ever.  What serves
+        it is then started at once; otherwise when the load shows that it lasts long enough.
 
         Args:
             timeout: seconds to wait at most; None: as long as it takes.
@@ -94,7 +95,7 @@ class Load:
         Returns:
             Whether it is; `report()` says by what.
         """
-        return self._pid != os.getpid() or self._shared.ready.wait(timeout)
+        return self._pid != os.getpid() or self._shared.wait(timeout)
 
     def report(self) -> Report:
         """Tell how the load goes; after done(), how it went.  Never raises.

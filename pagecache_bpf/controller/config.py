@@ -15,10 +15,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from pagecache_bpf._run_dir import RUN_DIR
+from pagecache_bpf._run_dir import RUN_DIR, SOCKET_VARIABLE
 from pagecache_bpf.controller.admission import RULES
 from pagecache_bpf.errors import PagecacheError, PrivilegeError, UsageError
-from pagecache_bpf.ipc.public_protocol import SOCKET_VARIABLE
 from pagecache_bpf.units import parse_size
 from pagecache_bpf.weights.models import check_name
 

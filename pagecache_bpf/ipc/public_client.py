@@ -11,9 +11,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from pagecache_bpf._run_dir import socket_path
 from pagecache_bpf.errors import PagecacheError, PrivilegeError, UnsupportedError
 from pagecache_bpf.ipc.client import SECONDS, LineClient, answers
-from pagecache_bpf.ipc.public_protocol import EXTENTS_PER_REQUEST, FDS_PER_MESSAGE, socket_path
+from pagecache_bpf.ipc.public_protocol import EXTENTS_PER_REQUEST, FDS_PER_MESSAGE
 
 
 def is_running(path: Path | None = None) -> bool:

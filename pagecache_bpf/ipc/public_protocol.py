@@ -8,18 +8,13 @@ answers; the server checks requests against it and docs/controller.md lists it.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
-from pagecache_bpf._run_dir import RUN_DIR
 from pagecache_bpf.ipc import wire
 from pagecache_bpf.ipc.wire import refused, shortened
 
-#: Names the socket where it is not at its usual place, for clients and for `serve`.
-SOCKET_VARIABLE = "PAGECACHE_BPF_SOCKET"
 LINE_BYTES = 64 << 10  # of a request, its newline included
 FDS_PER_MESSAGE = 64  # the kernel's own limit is 253 (SCM_MAX_FD)
 FILES_PER_LOAD = 4096
@@ -28,17 +23,6 @@ DEVICES_PER_LOAD = 64
 TEMPLATE_BYTES = 64 << 20
 TEXT_CHARS = 4096
 _MAX = (1 << 63) - 1
-
-
-def socket_path() -> Path:
-    """Tell where the public socket is.
-
-    A controller that is configured to listen elsewhere leaves a link in the run directory.
-
-    Returns:
-        $PAGECACHE_BPF_SOCKET, or the socket's place in the run directory.
-    """
-    return Path(os.environ.get(SOCKET_VARIABLE) or RUN_DIR / "control.sock")
 
 
 @dataclass(frozen=True)

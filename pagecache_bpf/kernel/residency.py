@@ -7,6 +7,7 @@ It knows descriptors and bytes; whose load a file belongs to is known by those w
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -17,6 +18,8 @@ from pagecache_bpf.kernel.file_pages import PAGE_SIZE
 
 #: Bytes of one part of a file that is looked at, kept and dropped as a whole.
 CHUNK = 2 << 20
+#: Bytes that the kernel is asked about at a time at first; twice as many where nothing is cached.
+PIECE = 64 << 20
 
 
 def resident_bytes(fd: int, start: int = 0, length: int = 0) -> int | None:
@@ -77,19 +80,9 @@ class CachedChunks:
         Raises:
             OSError: the descriptor is none.
         """
-        found, size = resident_bytes(fd), os.fstat(fd).st_size
-        if found is None:
-            return cls(0, None, known=False)
-        if found == 0:
-            return cls(0, frozenset())
-        if found >= size:
-            return cls(found, None)
-        there = frozenset(
-            start // CHUNK
-            for start in range(0, size, CHUNK)
-            if 2 * (resident_bytes(fd, start, CHUNK) or 0) >= min(CHUNK, size - start)
-        )
-        return cls(found, there)
+        look = ChunkLook(fd)
+        look.go_on(fd)
+        return look.result()
 
     def has(self, offset: int) -> bool:
         """Tell whether a chunk was in the page cache.
@@ -129,3 +122,69 @@ class CachedChunks:
             if number * CHUNK > start:
                 yield start, min(number * CHUNK, size) - start
             start = (number + 1) * CHUNK
+
+
+class ChunkLook:
+    """A look at which chunks of a file are in the page cache, piece by piece from its front.
+
+    The kernel walks what is cached to answer: milliseconds a GiB that is cached in small folios.
+    Each piece is walked once, and once more by chunks if a part of it is cached.
+
+    Args:
+        fd: the file, open for reading.
+    """
+
+    def __init__(self, fd: int) -> None:
+        self._size = os.fstat(fd).st_size
+        self._at = 0
+        self._piece = PIECE
+        self._resident = 0
+        self._chunks: set[int] = set()
+        self._known = True
+
+    def go_on(self, fd: int, until: float | None = None) -> bool:
+        """Look at the pieces that come next.
+
+        Args:
+            fd: the same file, open for reading.
+            until: when to stop, as time.monotonic() tells; None: at the end of the file.
+
+        Returns:
+            Whether the whole file has been looked at.
+        """
+        while self._at < self._size:
+            if until is not None and time.monotonic() >= until:
+                return False
+            length = min(self._piece, self._size - self._at)
+            found = resident_bytes(fd, self._at, length)
+            if found is None:
+                self._known, self._at = False, self._size
+                break
+            self._resident += found
+            self._note(fd, length, found)
+            self._at += length
+            self._piece = PIECE if found else 2 * self._piece
+        return True
+
+    def _note(self, fd: int, length: int, found: int) -> None:
+        """Note the chunks of a piece of which so many bytes are cached."""
+        numbers = range(self._at // CHUNK, (self._at + length + CHUNK - 1) // CHUNK)
+        if found >= length:
+            self._chunks.update(numbers)
+        elif found:
+            for number in numbers:
+                part = min(CHUNK, self._size - number * CHUNK)
+                if 2 * (resident_bytes(fd, number * CHUNK, CHUNK) or 0) >= part:
+                    self._chunks.add(number)
+
+    def result(self) -> CachedChunks:
+        """Tell what has been found.
+
+        Returns:
+            The chunks; of a file that has not been looked at wholly, those of its front.
+        """
+        if not self._known:
+            return CachedChunks(0, None, known=False)
+        if self._resident >= self._size > 0:
+            return CachedChunks(self._resident, None)
+        return CachedChunks(self._resident, frozenset(self._chunks))

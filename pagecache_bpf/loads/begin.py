@@ -12,10 +12,12 @@ import os
 from collections.abc import Sequence
 from dataclasses import replace
 
+from pagecache_bpf._run_dir import socket_path
 from pagecache_bpf.errors import NotAdmitted, PagecacheError, UsageError, missing_package
 from pagecache_bpf.loads.report import NONE, Report
 from pagecache_bpf.loads.request import LoadOver, LoadRequest, ServedLoad, Starting
 from pagecache_bpf.loads.residency_snapshot import Snapshot
+from pagecache_bpf.loads.worthwhile import wait_until_it_pays
 
 #: Narrows what load() tries; see begin().
 VARIABLE = "PAGECACHE_BPF_API"
@@ -72,6 +74,9 @@ def begin(request: LoadRequest, snapshot: Snapshot, starting: Starting) -> Serve
 
     Raises:
         LoadOver: it is over already; everything has been taken back.
+
+    A controller is told of each load at once.  What takes this process's own time begins when that
+    pays (worthwhile).
     """
     reasons: list[str] = []
     ways = [_by_controller, _by_policy, _by_threads]
@@ -79,6 +84,11 @@ def begin(request: LoadRequest, snapshot: Snapshot, starting: Starting) -> Serve
     if asked in ("alone", "off"):
         reasons.append(f"{VARIABLE} is {asked}")
         del ways[: 2 if asked == "alone" else 3]
+    if ways and (asked == "alone" or not socket_path().exists()):
+        can_attach = asked != "alone" and os.geteuid() == 0
+        if not wait_until_it_pays(request, snapshot, starting, can_attach) and can_attach:
+            reasons.append("it is over before a policy is attached")
+            ways = [_by_threads]
     for serve in ways:
         try:
             return serve(request, snapshot, starting, tuple(reasons))

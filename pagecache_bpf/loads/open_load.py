@@ -16,18 +16,21 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pagecache_bpf.errors import PagecacheError
 from pagecache_bpf.loads.arguments import guarded
 from pagecache_bpf.loads.begin import UnservedLoad, begin
-from pagecache_bpf.loads.recording import LoadRecording
 from pagecache_bpf.loads.report import NONE, Report
 from pagecache_bpf.loads.request import LoadOver, LoadRequest, ServedLoad, Starting
 from pagecache_bpf.loads.residency_snapshot import Snapshot, resident_of
 
-#: For the look at the page cache, in seconds.  What is not seen by then counts as cached before,
-#: and stays.
-SNAPSHOT_SECONDS = 0.05
+#: For the look at the page cache before load() returns, in seconds; it goes on beside the reader.
+#: What that has brought in where it was not seen in time counts as cached before, and stays.
+SNAPSHOT_SECONDS = 0.001
+
+if TYPE_CHECKING:
+    from pagecache_bpf.loads.recording import LoadRecording
 
 _STARTING = "what serves it is being started"
 _OVER = "it was over before anything was ready to serve it"
@@ -92,29 +95,33 @@ class OpenLoad:
         return self._served
 
     def start(self) -> None:
-        """Begin it, or wait a moment for whoever shares it and has begun it.
+        """Begin it, unless whoever shares it has begun it.
 
         What is in the page cache already has been looked at when this returns, unless that takes
         longer than SNAPSHOT_SECONDS.  A load that is recorded waits for its recorder.
         """
-        if self._snapshot is None:
+        snapshot = self._snapshot
+        if snapshot is None:
             return
         with self._lock:
             first, self._is_started = not self._is_started, True
-        if first:
-            self._record()
-            try:
-                self._thread.start()
-            except RuntimeError as error:  # no thread can be started
-                self._nothing(str(error))
-                return
-        self._snapshot.taken.wait(SNAPSHOT_SECONDS)
+        if not first:
+            return
+        self._record()
+        if self._earlier is None:  # else what that has brought in is not taken for what was there
+            guarded(lambda: snapshot.begin(SNAPSHOT_SECONDS), None)
+        try:
+            self._thread.start()
+        except RuntimeError as error:  # no thread can be started
+            self._nothing(str(error))
 
     def _record(self) -> None:
         """Begin the recording that was asked for; without one the load goes on."""
         request = self.request
         if request.record is None:
             return
+        from pagecache_bpf.loads.recording import LoadRecording
+
         try:
             self._recording = LoadRecording(
                 request.model, request.record, request.device_limit, request.template
@@ -182,6 +189,18 @@ class OpenLoad:
 
     # --- for those who share it ---
 
+    def wait(self, timeout: float | None) -> bool:
+        """Have it served at once, and wait until it is, or known not to be.
+
+        Args:
+            timeout: seconds to wait at most; None: as long as it takes.
+
+        Returns:
+            Whether it is.
+        """
+        self._starting.hurry()
+        return self.ready.wait(timeout)
+
     def report(self) -> Report:
         """Tell how the load goes.  Never raises.
 
@@ -239,12 +258,10 @@ class OpenLoad:
 
     def _give_up(self, keep: bool) -> Report:
         """End the load before anything has served it, and drop what its readers have brought in."""
-        last = self._unserved(_OVER)
         dropped: int | None = 0
         if not keep and self._snapshot is not None and self._snapshot.taken.is_set():
             dropped = self._snapshot.drop_rest()
-        resident = resident_of(self.files)
-        return replace(last, done=True, evicted_bytes=dropped, resident_bytes=resident)
+        return replace(self._unserved(_OVER), done=True, evicted_bytes=dropped)
 
     def _unserved(self, why: str) -> Report:
         """Report what is known of the load while nothing serves it."""

@@ -114,6 +114,7 @@ class Starting:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._over = False
+        self._hurried = threading.Event()
         self._connections: list[ControllerConnection] = []
 
     def check(self) -> None:
@@ -124,6 +125,26 @@ class Starting:
         """
         if self._over:
             raise LoadOver
+
+    def hurry(self) -> None:
+        """Say that somebody waits for the load to be served.  From any thread."""
+        self._hurried.set()
+
+    def wait(self, seconds: float) -> bool:
+        """Let time pass in which the load is neither over nor waited for.
+
+        Args:
+            seconds: how long at most.
+
+        Returns:
+            Whether somebody waits for it to be served.
+
+        Raises:
+            LoadOver: the load is over.
+        """
+        hurried = self._hurried.wait(seconds)
+        self.check()
+        return hurried
 
     def waits_for(self, connection: ControllerConnection) -> None:
         """Have a connection interrupted when the load is over, until done().
@@ -142,6 +163,7 @@ class Starting:
         """Say that the load is over: whatever waits for an answer fails."""
         with self._lock:
             self._over = True
+            self._hurried.set()
             for connection in self._connections:
                 with suppress(OSError):  # it has ended by itself
                     connection.interrupt()

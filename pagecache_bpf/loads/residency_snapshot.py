@@ -9,11 +9,12 @@ from __future__ import annotations
 import fcntl
 import os
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from pagecache_bpf.kernel.residency import CHUNK, CachedChunks, resident_bytes
+from pagecache_bpf.kernel.residency import CHUNK, CachedChunks, ChunkLook, resident_bytes
 
 __all__ = ["CHUNK", "Snapshot", "opened", "resident_bytes", "resident_of"]
 
@@ -74,7 +75,7 @@ class Snapshot:
 
         Args:
             paths: the files of the load.
-            look: look at once; otherwise take() does, in a thread of the caller's.
+            look: look at once; otherwise begin() and take() do.
         """
         self._paths = tuple(paths)
         self.known = True
@@ -87,28 +88,56 @@ class Snapshot:
             self._claim = os.open(paths[0], os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
             fcntl.flock(self._claim, fcntl.LOCK_SH | fcntl.LOCK_NB)
         self._cached: dict[Path, CachedChunks] = {}
+        self._under_way: ChunkLook | None = None  # at the first file that is not in _cached
         if look:
             self.take()
 
+    def begin(self, seconds: float) -> None:
+        """Look at as much as the time allows, from the front of the first file on.
+
+        Of files that are not cached that is all of them.
+
+        Args:
+            seconds: when to stop; take() goes on from there.
+        """
+        self._look(time.monotonic() + seconds)
+
     def take(self, earlier: Snapshot | None = None) -> None:
-        """Look at every file.
+        """Look at every file that has not been looked at.
 
         Args:
             earlier: the snapshot of a load of the same files that is just ending: what it has
                 brought into the cache and not dropped yet is not taken for what was there before.
         """
+        if earlier is not None:
+            for path in self._paths:
+                cached = earlier._cached.get(path)
+                if cached is not None:
+                    self._add(path, cached)
+        self._look(None)
+
+    def _look(self, until: float | None) -> None:
+        """Look at one file after the other until then; None: to the end."""
         for path in self._paths:
-            cached = earlier._cached.get(path) if earlier is not None else None
-            if cached is None:
-                try:
-                    with opened(path) as fd:
-                        cached = CachedChunks.of(fd)
-                except OSError:
-                    cached = CachedChunks(0, None)
-            self.known &= cached.known
-            self.resident += cached.resident
-            self._cached[path] = cached
+            if path in self._cached:
+                continue
+            try:
+                with opened(path) as fd:
+                    look = self._under_way or ChunkLook(fd)
+                    self._under_way = None if look.go_on(fd, until) else look
+                    if self._under_way is not None:
+                        return
+                    cached = look.result()
+            except OSError:
+                self._under_way, cached = None, CachedChunks(0, None)
+            self._add(path, cached)
         self.taken.set()
+
+    def _add(self, path: Path, cached: CachedChunks) -> None:
+        """Note what of a file was cached."""
+        self.known &= cached.known
+        self.resident += cached.resident
+        self._cached[path] = cached
 
     def was_there(self, file: int, offset: int) -> bool:
         """Tell whether at least half of a chunk was in the page cache when the load began.

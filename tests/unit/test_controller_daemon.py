@@ -14,12 +14,12 @@ from types import SimpleNamespace
 
 import pytest
 
+from pagecache_bpf import _run_dir
 from pagecache_bpf.controller import daemon as daemons
 from pagecache_bpf.controller import group_commit, one_at_a_time
 from pagecache_bpf.controller.config import Config
 from pagecache_bpf.controller.daemon import Daemon
 from pagecache_bpf.controller.group_commit import GroupCommit
-from pagecache_bpf.ipc import public_protocol
 from tests.vm.kernel import wait_for
 
 
@@ -107,13 +107,13 @@ def test_s16_clients_find_a_socket_that_is_elsewhere(
 ) -> None:
     """By a link where they look first; or the environment names it."""
     monkeypatch.setattr(daemons, "RUN_DIR", tmp_path)
-    monkeypatch.setattr(public_protocol, "RUN_DIR", tmp_path)
+    monkeypatch.setattr(_run_dir, "RUN_DIR", tmp_path)
     monkeypatch.delenv("PAGECACHE_BPF_SOCKET", raising=False)
     elsewhere = tmp_path / "elsewhere.sock"
     daemon._link(elsewhere)
-    assert os.readlink(public_protocol.socket_path()) == str(elsewhere)
+    assert os.readlink(_run_dir.socket_path()) == str(elsewhere)
     monkeypatch.setenv("PAGECACHE_BPF_SOCKET", "/run/other.sock")
-    assert public_protocol.socket_path() == Path("/run/other.sock")
+    assert _run_dir.socket_path() == Path("/run/other.sock")
 
 
 # --- what is written down ---
