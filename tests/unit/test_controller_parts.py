@@ -15,11 +15,13 @@ from typing import Any
 import pytest
 
 from pagecache_bpf.controller import node_hints, saved_state
-from pagecache_bpf.controller.client_files import check_descriptor
+from pagecache_bpf.controller.client_files import check_descriptor, template_of
 from pagecache_bpf.controller.engine_control import AGENT, STRUCT_OPS, PlacedTag
 from pagecache_bpf.controller.node_hints import NodeHints
 from pagecache_bpf.controller.prefetch_queues import PrefetchQueues
 from pagecache_bpf.controller.watchdog import PATIENCE_SECONDS, Watchdog
+from pagecache_bpf.errors import UsageError
+from pagecache_bpf.ipc.public_protocol import TEMPLATE_BYTES
 from pagecache_bpf.ipc.user_queues import UserQueues
 from pagecache_bpf.kernel import bpf_maps, pid_namespace
 from pagecache_bpf.kernel.file_key import key_of
@@ -50,6 +52,25 @@ def held(fd: int) -> int:
         except FileNotFoundError:
             continue
     return links.count(path)
+
+
+# --- client_files ---
+
+
+@pytest.mark.parametrize("size", [1, TEMPLATE_BYTES])
+def test_a_template_that_came_along(tmp_path: Path, size: int) -> None:
+    path = tmp_path / "template"
+    path.touch()
+    os.truncate(path, size)
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        assert template_of([fd], None) == fd
+        os.truncate(path, TEMPLATE_BYTES + 1)
+        with pytest.raises(UsageError, match="the template was refused"):
+            template_of([fd], None)
+    finally:
+        os.close(fd)
+    assert template_of([], None) is None
 
 
 # --- prefetch_queues ---

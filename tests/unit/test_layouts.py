@@ -343,6 +343,24 @@ def test_a_diffusers_pipeline(disk: Path) -> None:
     ]
     told = {item.path for item in model.left_out}
     assert {"sd15-pruned.safetensors", "vae/diffusion_pytorch_model.fp16.safetensors"} <= told
+    assert model.format == "safetensors"
+
+
+def test_a_pipeline_of_parts_in_two_formats_has_none(disk: Path) -> None:
+    root = tree(disk / "m", "unet/model.safetensors", "vae/diffusion_pytorch_model.bin")
+    manifest = {name: ["diffusers", "Some"] for name in ("unet", "vae")}
+    (root / "model_index.json").write_text(json.dumps(manifest))
+    model = resolve(root)
+    assert len(model.names) == 2
+    assert model.format == ""
+
+
+def test_a_projector_alone_is_the_model_and_may_not_be_empty(disk: Path) -> None:
+    root = tree(disk / "m", "mmproj-F16.gguf")
+    assert list(resolve(root).names) == ["mmproj-F16.gguf"]
+    (root / "mmproj-F16.gguf").write_bytes(b"")
+    with pytest.raises(UsageError, match=r"mmproj-F16\.gguf is empty"):
+        resolve(root)
 
 
 def test_modules_of_sentence_transformers(disk: Path) -> None:

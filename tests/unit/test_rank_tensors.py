@@ -33,6 +33,22 @@ def test_block_scales_follow_the_rows_that_they_stand_for() -> None:
         assert got.any(0).nonzero()[0].tolist() == list(rows)
 
 
+@pytest.mark.parametrize("size", [128, 64, 32])
+def test_blocks_whose_size_is_not_told_are_found_by_their_number(size: int) -> None:
+    """The last one is not full."""
+    rows = 5 * size - size // 2
+    shapes = {
+        "m.layers.0.mlp.up_proj.weight": (rows, 512),
+        "m.layers.0.mlp.up_proj.weight_scale_inv": (5, 4),
+    }
+    found = sharding({"quantization_config": {"quant_method": "fp8"}}, shapes, Parallel(2))
+    for rank in range(2):
+        begin, end = rank * rows // 2, (rank + 1) * rows // 2
+        got = reads(found, "m.layers.0.mlp.up_proj.weight_scale_inv", rank)
+        expected = list(range(begin // size, -(-end // size)))
+        assert got.any(1).nonzero()[0].tolist() == expected
+
+
 def test_act_order_needs_the_scales_of_all_groups() -> None:
     shapes = {
         "m.layers.0.mlp.down_proj.qweight": (64, 16),

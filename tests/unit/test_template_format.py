@@ -15,7 +15,9 @@ from hypothesis import strategies as st
 
 from pagecache_bpf.errors import PagecacheError, UsageError
 from pagecache_bpf.templates import EXTENT, Template, TemplateFile, read, write
+from pagecache_bpf.templates.template import MAX_SIZE
 from pagecache_bpf.templates.text import render
+from pagecache_bpf.weights.identity import MAX_HASHED
 
 FUZZ = settings(
     max_examples=150,
@@ -50,6 +52,30 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
     os.umask(umask)
     assert stat.S_IMODE(path.stat().st_mode) == 0o666 & ~umask
     assert [path.name for path in tmp_path.iterdir()] == ["t"]
+
+
+def bounded(size: int, hashed_bytes: int) -> Template:
+    """A template of one file of that size."""
+    file = TemplateFile("a.bin", size, 0, hashed_bytes, DIGEST)
+    return Template((file,), ("r",), np.array([(0, 0, 0, 1, 0)], EXTENT), "recorded", "x", 1)
+
+
+@pytest.mark.parametrize("hashed_bytes", [0, 1, MAX_HASHED])
+def test_the_largest_file_and_hashed_part_are_taken(tmp_path: Path, hashed_bytes: int) -> None:
+    template = bounded(MAX_SIZE, hashed_bytes)
+    write(template, tmp_path / "t")
+    assert same(read(tmp_path / "t"), template)
+
+
+@pytest.mark.parametrize(("size", "hashed_bytes"), [(MAX_SIZE + 1, 0), (MAX_SIZE, MAX_HASHED + 1)])
+def test_what_is_larger_is_refused(tmp_path: Path, size: int, hashed_bytes: int) -> None:
+    (tmp_path / "t").write_bytes(
+        b"".join(render(bounded(1000, 100)))
+        .replace(b"1000", str(size).encode())
+        .replace(b"100 ", f"{hashed_bytes} ".encode())
+    )
+    with pytest.raises(UsageError, match=r"has \d+ bytes|the hashed part of .* does not lie"):
+        read(tmp_path / "t")
 
 
 @st.composite

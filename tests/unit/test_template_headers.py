@@ -420,3 +420,14 @@ def test_a_new_format_is_one_module(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     finally:
         sys.modules.pop(f"{formats.__name__}.plain_files", None)
         weight_format.forget()
+
+
+def test_a_tensor_without_elements_overlaps_nothing(tmp_path: Path) -> None:
+    """It may be said to lie anywhere, inside of another one too."""
+    lengths = np.array([100, 0, 50], np.int64)
+    offsets = np.array([10, 60, 110], np.int64)
+    names = ["whole", "empty", "next"]
+    contents.check_extents(tmp_path, names, offsets, lengths, 10, 160)
+    lengths[1] = 1
+    with pytest.raises(PagecacheError, match="'whole' and 'empty' overlap"):
+        contents.check_extents(tmp_path, names, offsets, lengths, 10, 160)

@@ -82,6 +82,15 @@ def test_sparse_accesses_stay_apart(tmp_path: Path) -> None:
     assert pages(template, 0) == [(0, index, 1) for index in range(0, 90, 10)]
 
 
+def test_accesses_that_are_128_kib_apart_are_joined(tmp_path: Path) -> None:
+    far = (128 << 10) // PAGE_SIZE
+    recorder = AccessRecorder()
+    for index in (0, 1 + far, 3 + 2 * far):
+        recorder.add(0, 1, index, 1)
+    template = recorder.template(*named(big_files(tmp_path)), "loader")
+    assert pages(template, 0) == [(0, 0, 2 + far), (0, 3 + 2 * far, 1)]
+
+
 def test_strangers_are_not_recorded(tmp_path: Path) -> None:
     recorder = AccessRecorder(wanted=lambda tgid: tgid == 2)
     recorder.add(0, 1, 0, 10)

@@ -7,7 +7,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pagecache_bpf.weights.names import dotted, in_natural_order, is_unfinished, natural
+from pagecache_bpf.weights.names import (
+    dotted,
+    in_natural_order,
+    is_unfinished,
+    natural,
+    split_of,
+)
 
 NAMES = st.text("ab-.019", max_size=6)
 
@@ -55,3 +61,16 @@ def test_the_key_of_transformers() -> None:
 )
 def test_what_is_not_complete(name: str, unfinished: bool) -> None:
     assert is_unfinished(name) is unfinished
+
+
+@pytest.mark.parametrize(
+    ("name", "number", "sibling"),
+    [
+        ("model-00002-of-00012.safetensors", 11, "model-00011-of-00012.safetensors"),
+        ("m-Q4-00001-of-00002.gguf", 2, "m-Q4-00002-of-00002.gguf"),
+    ],
+)
+def test_siblings_have_as_many_digits(name: str, number: int, sibling: str) -> None:
+    split = split_of(name)
+    assert split is not None
+    assert split.sibling(number, name) == sibling
