@@ -2,7 +2,8 @@
 """Break lines of the core modules on purpose and see whether their unit tests fail (`make mutate`).
 
 cosmic-ray makes the mutations.  They are taken in a random order that a seed fixes, one module
-after the other, until the time is up, and each is tried with the unit tests that import the module.
+after the other, until the time is up, and each is tried with the unit tests that import the module,
+or, where there are none, the modules that import it.
 All happens in a copy of the tree; what is left of a mutation that was interrupted lies there.
 """
 
@@ -58,8 +59,23 @@ def tests_of(module: Path, root: Path) -> list[str]:
         root: the tree.
 
     Returns:
-        Their paths below `root`; empty: no test imports it.
+        Their paths below `root`; where no test imports it, those of the modules that do; empty:
+        there are none either.
     """
+    found = _tests(module, root)
+    if not found:
+        users = _importing(module, root, root / module.parts[0], "*.py")
+        found = sorted({test for user in users for test in _tests(Path(user), root)})
+    return found
+
+
+def _tests(module: Path, root: Path) -> list[str]:
+    """Return the files of unit tests that import a module themselves."""
+    return _importing(module, root, root / "tests" / "unit", "test_*.py")
+
+
+def _importing(module: Path, root: Path, folder: Path, pattern: str) -> list[str]:
+    """Return which sources in a folder import a module by its name, as paths below `root`."""
     package, name = ".".join(module.parts[:-1]), module.stem
     wanted = re.compile(
         rf"^\s*(?:from {re.escape(package)}\.{name} import|import {re.escape(package)}\.{name}\b"
@@ -68,7 +84,7 @@ def tests_of(module: Path, root: Path) -> list[str]:
     )
     return [
         str(path.relative_to(root))
-        for path in sorted((root / "tests" / "unit").rglob("test_*.py"))
+        for path in sorted(folder.rglob(pattern))
         if wanted.search(path.read_text(encoding="utf-8"))
     ]
 
@@ -166,6 +182,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         started, total = time.monotonic(), Counter[str]()
         for index, module in enumerate(with_tests):
             left = options.seconds - (time.monotonic() - started)
+            if left <= 0:
+                print(f"the time was up before the last {len(with_tests) - index} modules")
+                break
             until = time.monotonic() + left / (len(with_tests) - index)
             outcomes, survived = mutate(module, tested[module], options.seed, until)
             total += outcomes
