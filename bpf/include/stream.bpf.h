@@ -101,7 +101,8 @@ static __always_inline u64 first_window(const struct pagecache_ctx *ctx,
 	if (model && model->streamed >= TRUSTED)
 		return head || !PAGECACHE_TELLS_HITS
 			       ? model->window
-			       : min_u64(model->window, start_window(ctx) / (is_fault(ctx) ? 4 : 1));
+			       : min_u64(model->window,
+					 start_window(ctx) / (is_fault(ctx) ? 4 : 1));
 	if (model && !is_marker(ctx) && consumer_is_known(ctx->tgid))
 		return start_window(ctx);
 	return 0;
