@@ -119,7 +119,7 @@ static __always_inline void pcb_redirect_anyone(void *ours, struct ftrace_regs *
 		ftrace_regs_set_instruction_pointer(fregs, (unsigned long)ours);
 }
 
-/* The same, but not for our own calls of the original. */
+/* pcb_redirect_anyone(), but for our own calls of the original, which go through. */
 static __always_inline void pcb_redirect_to(void *ours, unsigned long parent_ip,
 					    struct ftrace_regs *fregs)
 {

@@ -53,7 +53,7 @@ void pcb_mempolicy_put(struct mempolicy *policy)
 		static_call(pcb_mpol_put)(policy);
 }
 
-/* Sets that of the current task, a worker; returns the one before. */
+/* Sets the NUMA memory policy of the current task, a worker; returns the one before. */
 struct mempolicy *pcb_mempolicy_set(struct mempolicy *policy)
 {
 	struct mempolicy *old = current->mempolicy;

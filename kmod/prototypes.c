@@ -150,7 +150,7 @@ int pcb_prototype_check(const char *name, const char *expected)
 			   expected);
 }
 
-/* The same of a tracepoint; its first argument is what was registered with the probe. */
+/* Compare a tracepoint's; the first argument is what was registered with the probe. */
 int pcb_tracepoint_check(const char *name, const char *expected)
 {
 	char type[64];

@@ -3,7 +3,7 @@
 #ifndef BITS_BPF_H
 #define BITS_BPF_H
 
-/* BPF has no instruction for it, and the compiler's own code takes 64-bit constants. */
+/* Population count: BPF has no instruction for it, and clang's own code takes 64-bit constants. */
 static __always_inline u32 count_bits(u64 v)
 {
 	v -= v >> 1 & 0x5555555555555555ULL;

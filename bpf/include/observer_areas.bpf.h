@@ -60,7 +60,7 @@ struct task_struct___mm {
 };
 #pragma clang attribute pop
 
-/* A number that is another one when a mapping has come, gone or changed. */
+/* A number that differs after a mapping of the process was made, removed or changed. */
 static __always_inline u64 changes_of(struct mm_struct *mm)
 {
 	struct mm_struct___counted *counted = (void *)mm;

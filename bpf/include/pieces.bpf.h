@@ -71,7 +71,7 @@ static __always_inline void keep_at_most(struct pagecache_ctx *ctx, u64 mib)
 		pagecache_keep_budget(ctx, pages_of(ctx, mib << 20));
 }
 
-/* The same in pages; engine agent has no bound of its own. */
+/* The bound of what is kept, in pages, by a knob in MiB; 0: the engine's (the agent has none). */
 static __always_inline u64 keep_bound(const struct pagecache_ctx *ctx, u64 mib)
 {
 	if (mib)

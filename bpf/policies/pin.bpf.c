@@ -44,7 +44,7 @@ static __always_inline u64 wanted_of(const struct pagecache_ctx *ctx)
 	return hot_only ? 0 : min_u64(first, ctx->file_pages);
 }
 
-/* So many pages more of what is granted are resident. */
+/* Count pages of the granted range that came into the cache; fewer than 0: that left it. */
 static __always_inline void count(struct grant *file, s64 pages)
 {
 	__sync_fetch_and_add(&file->own, pages);
