@@ -17,6 +17,7 @@ import errno
 import mmap
 import os
 import resource
+import select
 import signal
 import socket
 import struct
@@ -34,6 +35,8 @@ MAX_DEPTH = 32
 #: One chunk in so many is read in small folios.  A huge one is mapped by one fault that no
 #: tracepoint tells of, so a reader that meets nothing else cannot be followed.
 SEEN_CHUNKS = 16
+#: The agent ends a lent worker that was idle for a second; one of a stopped agent leaves by itself.
+LENT_SECONDS = 4.0
 #: So much is told at once of a long extent: each message costs the agent a wakeup.
 TOLD_BYTES = 8 << 20
 #: Of one readahead(2), which the kernel cuts to what the device takes at once.
@@ -41,7 +44,8 @@ _PIECE_BYTES = 512 << 10
 
 #: To the worker: operation, number, start, length.  READ carries a descriptor, BIND a list of CPUs.
 ORDER = struct.Struct("=BxxxiQQQ")
-READ, CANCEL, BIND, DEPTH = range(4)
+#: LENT: it is in the cgroup of a reader, which cannot be removed with it.
+READ, CANCEL, BIND, DEPTH, LENT = range(5)
 #: From the worker: errno, number, length, end of a settled chunk; ECANCELED: nobody took it.
 #: Number READY, which is no extent's, comes first: it is there.
 READY = 0
@@ -184,6 +188,8 @@ class Worker:
     def run(self) -> None:
         """Take orders until the agent closes the socket, by ending or otherwise.
 
+        A lent worker returns, too, when there was nothing to do for LENT_SECONDS.
+
         Raises:
             OSError: the socket fails.
         """
@@ -191,7 +197,15 @@ class Worker:
         for _ in range(MAX_DEPTH):
             threading.Thread(target=self._work, daemon=True).start()
         self._tell(0, READY, 0, 0)
+        heard = select.poll()
+        heard.register(self._connection, select.POLLIN)
+        lent = False
         while True:
+            if not heard.poll(LENT_SECONDS * 1000 if lent else None):
+                with self._wake:
+                    if self._jobs or self._busy:
+                        continue
+                return
             data, fds, _, _ = socket.recv_fds(self._connection, 4096, 1)
             if not data:
                 return
@@ -203,6 +217,8 @@ class Worker:
             elif operation == BIND:
                 cpus = frozenset(map(int, data[ORDER.size :].split()))
                 self._binding = (self._binding[0] + 1, argument, cpus)
+            elif operation == LENT:
+                lent = True
             elif operation == DEPTH:
                 with self._wake:
                     self._depth = max(1, min(argument, MAX_DEPTH))

@@ -103,6 +103,10 @@ class WorkerProcess:
         """
         self._order(worker.BIND, node, data=cpus.encode())
 
+    def lend(self) -> None:
+        """Tell the process that it is in a reader's cgroup, which it leaves when it is idle."""
+        self._order(worker.LENT, 0)
+
     def read(self, number: int, extent: Extent, fd: int) -> None:
         """Have an extent read.
 

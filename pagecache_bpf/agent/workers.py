@@ -307,6 +307,8 @@ class Pools:
                 if code:
                     refused = self.charged.refused
                     refused[code] = refused.get(code, 0) + 1
+                else:
+                    process.lend()
             process.bind(place.node, cpus_of(place.node))
             process.set_depth(self._depth_of(place.device))
             process.place = place
@@ -402,10 +404,12 @@ class Pools:
     def _died(self, process: WorkerProcess) -> list[tuple[Extent, int, int]]:
         """Clean up after a process that was killed (by the OOM killer of its cgroup, say).
 
-        Its extents have failed, and are returned.
+        Its extents have failed, and are returned.  One that had none has failed nobody: a lent one
+        leaves by itself when this process was stopped for a while.
         """
         self._selector.unregister(process.socket)
-        self._count(errno.ECHILD)
+        if process.open or process.waiting:
+            self._count(errno.ECHILD)
         lost = [(job.extent, job.left) for job in process.open.values()]
         lost += [(extent, extent.length) for _, extent in process.waiting]
         for number in process.open:

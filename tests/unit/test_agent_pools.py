@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from pagecache_bpf.agent import workers
 from pagecache_bpf.agent.read_threads import Extent, Source
 from pagecache_bpf.agent.worker import CHUNK_BYTES
 from pagecache_bpf.agent.worker_process import WorkerPlace
@@ -130,6 +131,24 @@ def test_a_killed_worker_settles_what_it_had(pools: Pools, log: Log, weights: Pa
     before = log.total
     pools.submit(Extent(source(weights), 0, CHUNK_BYTES, 1))
     wait_for(lambda: log.total == before + CHUNK_BYTES, "another worker")
+
+
+def test_a_lent_worker_leaves_though_the_agent_is_stopped(
+    pools: Pools, log: Log, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The cgroup of a reader could not be removed otherwise: it was busy as long as that."""
+    monkeypatch.setattr(workers, "IDLE_SECONDS", 600.0)  # as if the agent did nothing meanwhile
+    at_home, lent = pools.pids()[0], WorkerPlace("1:2", tmp_path)  # cgroup.procs is a file here
+    pools.submit(Extent(source(weights), 0, CHUNK_BYTES, 1))
+    wait_for(lambda: log.total == CHUNK_BYTES, "the extent to be settled")
+    pools.submit(Extent(source(weights), 0, CHUNK_BYTES, 1), lent)
+    wait_for(lambda: log.total == 2 * CHUNK_BYTES, "the extent to be settled")
+    pid = int((tmp_path / "cgroup.procs").read_text())
+    wait_for(lambda: not Path(f"/proc/{pid}").exists(), "the lent worker to leave", 30)
+    assert pools.totals.errors == 0 and at_home in pools.pids()
+    assert Path(f"/proc/{at_home}").exists()
+    pools.submit(Extent(source(weights), 0, CHUNK_BYTES, 1), lent)
+    wait_for(lambda: log.total == 3 * CHUNK_BYTES, "another worker")
 
 
 def test_a_cgroup_that_cannot_be_entered_is_told(
