@@ -204,16 +204,17 @@ def export_template(args: argparse.Namespace, out: Output) -> int:
         The exit code, 0.
 
     Raises:
-        UsageError: the output cannot be written.
+        UsageError: the output cannot be written, or a file has a name that a trace cannot have.
     """
     from pagecache_bpf.templates.fit import locate
-    from pagecache_bpf.templates.traces import render_trace
+    from pagecache_bpf.templates.traces import check_names, render_trace
 
     template = templates.read(args.template)
     paths = dict(enumerate(locate(template, Path(args.path).absolute())))
     gone = [path for path in paths.values() if not path.exists()]
     if gone:  # which is right where the trace is for another machine
         out.warn(f"{gone[0]} does not exist; PATH says where the files are")
+    check_names(paths.values())
     lines = render_trace(template, paths)
     if args.output is None and out.json:
         text = "".join(lines)
@@ -221,8 +222,9 @@ def export_template(args: argparse.Namespace, out: Output) -> int:
         out.emit(data, lambda console: None)
         return 0
     if args.output is None:
-        for some in lines:
-            sys.stdout.write(some)
+        sys.stdout.flush()
+        for some in lines:  # a name need not be text
+            sys.stdout.buffer.write(some.encode("utf-8", "surrogateescape"))
         return 0
     count = 0
     try:

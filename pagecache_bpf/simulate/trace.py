@@ -208,7 +208,14 @@ def read(path: Path) -> Trace:
     try:
         with path.open(encoding="utf-8") as lines:
             return parse(lines, str(path))
-    except (OSError, UnicodeDecodeError) as error:
+    except UnicodeDecodeError:
+        raise UsageError(
+            f"{path} is not a trace",
+            "it is not text",
+            "Give a text trace or an I/O template (pagecache-bpf template derive); a recording is "
+            "for pagecache-bpf report",
+        ) from None
+    except OSError as error:
         raise UsageError(
             f"the trace {path} cannot be read", getattr(error, "strerror", None) or str(error)
         ) from error

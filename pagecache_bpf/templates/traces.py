@@ -8,7 +8,7 @@ there, and gets theirs.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -354,6 +354,26 @@ def _damaged(trace: Path, number: int, why: str) -> UsageError:
     return UsageError(
         f"{trace} is not a MAIO trace", f"line {number}: {why}", "Check the file", _DOCS
     )
+
+
+def check_names(paths: Iterable[Path]) -> None:
+    """Refuse names that a trace cannot have: with a line feed a line would end in the name.
+
+    Other control characters would act on the terminal that a trace is written to.
+
+    Args:
+        paths: the files that the trace names.
+
+    Raises:
+        UsageError: one of them has such a name.
+    """
+    for path in paths:
+        if any(character < " " or character == "\x7f" for character in str(path)):
+            raise UsageError(
+                f"{path} cannot stand in a trace",
+                "its name has a control character",
+                "Rename the file or its directory",
+            )
 
 
 def render_trace(template: Template, paths: dict[int, Path]) -> Iterator[str]:

@@ -323,3 +323,9 @@ def test_a_template_is_a_trace(tmp_path: Path) -> None:
     path.write_text("pagecache-bpf template 1\nsource: guessed\n")
     result = run(*words)
     assert result.code == 2 and "is not a template" in result.err
+
+
+def test_a_recording_is_no_trace(tmp_path: Path) -> None:
+    (tmp_path / "load.pcrec").write_bytes(b"\x00\xf8\xff")
+    with pytest.raises(UsageError, match="is not a trace: it is not text"):
+        trace.read(tmp_path / "load.pcrec")

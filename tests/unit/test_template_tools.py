@@ -285,3 +285,22 @@ def test_wrong_use(root: Path, tmp_path: Path) -> None:
     names.write_text("model.2.w0\nother\n")
     listed = run("template", "derive", root, "--list", names)
     assert listed.code == 2 and "'other'" in listed.err
+
+
+def test_names_that_would_break_a_trace_are_refused(root: Path, tmp_path: Path) -> None:
+    source = min(root.iterdir())
+    for name in ("a\nb.safetensors", "a\x1b[31m.safetensors"):
+        model = tmp_path / f"m{len(list(tmp_path.iterdir()))}"
+        model.mkdir()
+        shutil.copyfile(source, model / name)
+        template = tmp_path / "t"
+        assert run("template", "derive", model, "-o", template).code == 0
+        done = run("template", "export", template, model)
+        assert done.code == 2 and done.out == "" and "control character" in done.err
+        assert "\x1b" not in done.err
+    model = tmp_path / "bytes"
+    model.mkdir()
+    shutil.copyfile(source, os.fsencode(model) + b"/\xff.safetensors")
+    assert run("template", "derive", model, "-o", template).code == 0
+    assert run("template", "export", template, model, "-o", tmp_path / "trace").code == 0
+    assert b"\xff.safetensors 0 " in (tmp_path / "trace").read_bytes()
