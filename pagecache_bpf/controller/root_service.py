@@ -148,7 +148,9 @@ class RootService:
 
         A command that tags 10,000 files would wait 10,000 times otherwise.
         """
-        if not isinstance(requests, list) or not all(isinstance(one, dict) for one in requests):
+        if not isinstance(requests, list) or not all(
+            isinstance(request, dict) for request in requests
+        ):
             raise wire.refused("requests of batch has a bad value", wire.shortened(requests))
         left = iter(fds)
         answers: list[dict[str, Any]] = []
