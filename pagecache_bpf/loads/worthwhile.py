@@ -82,6 +82,7 @@ def wait_until_it_pays(
     files, size = request.model.files, request.model.size
     there, looked = snapshot.resident, time.monotonic()
     pause = LOOK_SECONDS if there < size else _CACHED_SECONDS
+    begun = False
     while not starting.wait(pause):
         before, since = there, looked
         there, looked = resident_of(files) or 0, time.monotonic()
@@ -89,7 +90,9 @@ def wait_until_it_pays(
         pause = LOOK_SECONDS if missing > 0 else _CACHED_SECONDS
         pause = max(pause, _LOOKING_PART * (time.monotonic() - looked))
         rate = max(0, there - before) / (looked - since)
-        if missing <= 0:
+        was_begun, begun = begun, rate > 0
+        # Where the reader has begun between two looks, how fast it is shows at the next one.
+        if missing <= 0 or (begun and not was_begun):
             continue
         if is_root and policy_pays(request, missing, rate):
             return True

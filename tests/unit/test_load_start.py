@@ -100,13 +100,22 @@ def test_a_load_that_is_nearly_over_is_left_alone(
 def test_a_long_load_is_served(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     slow = [part * GIB // 50 for part in range(51)]  # 0.2 GB/s: five seconds
     told, load = _waits(monkeypatch, tmp_path, GIB, slow, root=True)
-    assert told is True and load.looks == 1
+    assert told is True and load.looks == 2
     told, load = _waits(monkeypatch, tmp_path, GIB, slow, root=False)
-    assert told is False and load.looks == 1
+    assert told is False and load.looks == 2
     # 1.4 s are left: too little for an agent that has to be started, enough for one that runs.
-    late = [GIB - GIB * part // 50 for part in (15, 14, 13)]
+    late = [GIB - GIB * part // 50 for part in (16, 15, 14, 13)]
     assert _waits(monkeypatch, tmp_path, GIB, late, root=True)[0] is None
     assert _waits(monkeypatch, tmp_path, GIB, late, root=True, agent=True)[0] is True
+
+
+def test_a_reader_that_has_just_begun_is_looked_at_again(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """It came at the end of the first 0.1 s, and is much faster than it seems from there."""
+    fast = [0, GIB >> 5, GIB - (GIB >> 4), GIB]
+    for root in (False, True):
+        assert _waits(monkeypatch, tmp_path, GIB, fast, root=root)[0] is None
 
 
 def test_what_is_read_before_the_reader_comes(
