@@ -23,6 +23,8 @@ from pagecache_bpf.policy.catalog import find
 
 ROOT = Path(__file__).resolve().parents[2]
 T = TypeVar("T")
+#: How many times as long as usual to wait: where all checks of the kernel are on, all takes longer.
+PATIENCE = float(os.environ.get("PAGECACHE_BPF_PATIENCE", "1"))
 
 
 def test_policy(name: str) -> str:
@@ -112,6 +114,7 @@ def map_all(path: Path, advice: int | None = None) -> None:
 
 def wait_for(condition: Callable[[], T], what: str, seconds: float = 10.0) -> T:
     """Poll until the condition holds, with growing pauses; fail with what was waited for."""
+    seconds *= PATIENCE
     deadline = time.monotonic() + seconds
     pause = 0.001
     while not (value := condition()):
