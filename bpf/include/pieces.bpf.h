@@ -53,6 +53,12 @@ static __always_inline struct piece_key file_key_of(const struct pagecache_ctx *
 	return key;
 }
 
+static __always_inline bool same_file(const struct piece_key *a, const struct piece_key *b)
+{
+	return a->ino == b->ino && a->dev_major == b->dev_major && a->dev_minor == b->dev_minor &&
+	       a->generation == b->generation;
+}
+
 /*
  * Where a drop behind a reader at @index begins.  Folios are as large as 2 MiB, and one that is not
  * in the range as a whole stays; what has gone before costs nothing.

@@ -45,3 +45,19 @@ def test_hints_beyond_the_horizon_and_the_budget_do_not_count() -> None:
     script.scan(kv)
     found = compare("kvcache", script, 24 * MIB, budget_mib=8)
     assert found.policy.totals["peak_bytes"] <= 10 * MIB
+
+
+def test_what_is_wanted_last_goes_first() -> None:
+    """Of whichever file: the one that is asked about first has what is wanted next."""
+    script = Script()
+    near, far = script.has("/kv/a.bin", 12), script.has("/kv/b.bin", 24)
+    for piece in range(12):
+        script.tell("next_use", {"file": near, "piece": piece}, due_ns="+2s")
+    for piece in range(24):
+        # In this file, too, what lies in front is wanted first.
+        script.tell("next_use", {"file": far, "piece": piece}, due_ns=f"+{5 + piece // 6}s")
+    for name in (near, far, near):
+        script.scan(name)
+    script.scan(far, 0, 2 * MIB)
+    found = compare("kvcache", script, 20 * MIB, budget_mib=64)
+    assert found.policy.hit_bytes >= 13 * MIB > found.lru.hit_bytes
