@@ -4,8 +4,9 @@
  *
  * When to use: mixed reads of which many are never repeated: one-hit wonders leave the small queue
  *	without pushing out the rest.  A baseline to compare other policies with.
- * Limits: queues are of pieces of 1 MiB, in the order in which reclaim looks at them.  Engine
- *	agent has no say in evictions.
+ * Limits: queues are of pieces of 1 MiB.  Reclaim looks at them in an order of its own; what is
+ *	not of the oldest eighth of its queue is kept until it is.  Engine agent has no say in
+ *	evictions.
  *
  * Source: J. Yang et al., FIFO queues are all you need for cache eviction, SOSP 2023, section 4.
  */
@@ -17,6 +18,7 @@ struct state {
 	u32 main; /* 1: in the main queue */
 	u32 uses; /* up to 3 */
 	u64 resident; /* pages */
+	u64 entered; /* the queue's clock when it came there */
 };
 
 struct {
@@ -28,8 +30,8 @@ struct {
 } states SEC(".maps");
 
 /*
- * Pieces that left the small queue unused: they come back into the main one, if no more was evicted
- * meanwhile than the cache holds.  The value is the clock of evictions when they left.
+ * Pieces that left the small queue unused: they come back into the main one, if no more has left it
+ * since than the main queue holds.  The value is how many pages had left it then.
  */
 struct {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);
@@ -38,7 +40,9 @@ struct {
 	__type(value, u64);
 } ghosts SEC(".maps");
 
-static u64 small_pages, evicted_pages;
+/* Clocks, in pages: what has entered a queue so far, and left the small one. */
+static u64 small_entered, main_entered, small_left;
+static u64 small_pages;
 
 struct reading {
 	struct pagecache_ctx *ctx;
@@ -67,16 +71,20 @@ PAGECACHE_ACCESS(s3fifo_access)
 	bpf_loop(pieces_of(ctx), use_piece, &reading, 0);
 }
 
+static __always_inline bool is_remembered(const struct pagecache_ctx *ctx, const u64 *left)
+{
+	return left && (small_left - *left) * 100 <= ctx->governed_pages * (100 - small_percent);
+}
+
 PAGECACHE_ADDED(s3fifo_added)
 (struct pagecache_ctx *ctx)
 {
 	struct piece_key key = piece_at(ctx, ctx->index);
 	struct state *state = bpf_map_lookup_elem(&states, &key), fresh = {};
-	u64 *left;
 
 	if (!state || (s64)state->resident <= 0) {
-		left = bpf_map_lookup_elem(&ghosts, &key);
-		fresh.main = left && evicted_pages - *left <= ctx->governed_pages;
+		fresh.main = is_remembered(ctx, bpf_map_lookup_elem(&ghosts, &key));
+		fresh.entered = fresh.main ? main_entered : small_entered;
 		bpf_map_update_elem(&states, &key, &fresh, BPF_ANY);
 		bpf_map_delete_elem(&ghosts, &key);
 		state = bpf_map_lookup_elem(&states, &key);
@@ -84,6 +92,7 @@ PAGECACHE_ADDED(s3fifo_added)
 	if (!state)
 		return;
 	__sync_fetch_and_add(&state->resident, ctx->nr);
+	__sync_fetch_and_add(state->main ? &main_entered : &small_entered, ctx->nr);
 	if (!state->main)
 		__sync_fetch_and_add(&small_pages, ctx->nr);
 }
@@ -93,43 +102,58 @@ PAGECACHE_REMOVED(s3fifo_removed)
 {
 	struct piece_key key = piece_at(ctx, ctx->index);
 	struct state *state = bpf_map_lookup_elem(&states, &key);
-	u64 now = __sync_fetch_and_add(&evicted_pages, ctx->nr) + ctx->nr;
+	u64 left;
 
 	if (!state)
 		return;
 	__sync_fetch_and_add(&state->resident, -ctx->nr);
 	if (!state->main) {
 		__sync_fetch_and_add(&small_pages, -ctx->nr);
-		bpf_map_update_elem(&ghosts, &key, &now, BPF_ANY);
+		left = __sync_fetch_and_add(&small_left, ctx->nr) + ctx->nr;
+		bpf_map_update_elem(&ghosts, &key, &left, BPF_ANY);
 	}
 	if ((s64)state->resident <= 0)
 		bpf_map_delete_elem(&states, &key);
+}
+
+/* A piece is the youngest of the main queue. */
+static __always_inline void enter_main(struct state *state)
+{
+	state->entered = __sync_fetch_and_add(&main_entered, state->resident);
+}
+
+static __always_inline bool is_old(u64 clock, const struct state *state, u64 queue_pages)
+{
+	return (clock - state->entered) * 8 >= queue_pages * 7;
 }
 
 PAGECACHE_EVICT(s3fifo_evict)
 (struct pagecache_ctx *ctx)
 {
 	bool small_is_full = small_pages * 100 >= ctx->governed_pages * small_percent;
+	u64 main_pages = ctx->governed_pages - min_u64(small_pages, ctx->governed_pages);
 	struct piece_key key = piece_at(ctx, ctx->index);
 	struct state *state = bpf_map_lookup_elem(&states, &key);
 
 	if (!state)
 		return PAGECACHE_EVICT_NOW;
 	if (!state->main) {
-		if (!small_is_full)
+		if (!small_is_full || !is_old(small_entered, state, small_pages))
 			return PAGECACHE_EVICT_KEEP;
 		if (state->uses < 2)
 			return PAGECACHE_EVICT_NOW;
 		state->main = 1;
 		state->uses = 0;
 		__sync_fetch_and_add(&small_pages, -state->resident);
+		enter_main(state);
 		return PAGECACHE_EVICT_KEEP;
 	}
-	if (small_is_full)
+	if (small_is_full || !is_old(main_entered, state, main_pages))
 		return PAGECACHE_EVICT_KEEP;
 	if (!state->uses)
 		return PAGECACHE_EVICT_NOW;
 	state->uses--;
+	enter_main(state);
 	return PAGECACHE_EVICT_KEEP;
 }
 
