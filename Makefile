@@ -28,7 +28,7 @@ RUNNING := $(shell uname -r)
 KREL ?= $(GUEST_KREL)
 
 .PHONY: help deps build peers bpf policies kmod check format coverage docs docs-site fuzz fuzz-guided mutate soak test test-unit test-native test-vm test-numa \
-	test-torch test-loaders test-engines test-ray test-cluster test-old vm vm-shell vm-debug debug-kernel test-kernels demo demo-guest bench wheel wheel-arm64 dist chart \
+	test-containers test-torch test-loaders test-engines test-ray test-cluster test-old vm vm-shell vm-debug debug-kernel test-kernels demo demo-guest bench wheel wheel-arm64 dist chart \
 	test-delivery install install-data uninstall clean
 
 help: ## list the targets
@@ -121,7 +121,7 @@ docs-site: build ## the documentation and the reference of the package as one si
 
 # A part that fails does not keep the others from being run.  The guest with two nodes is emulated by
 # one thread, and the unit tests need no more.
-TEST_STEPS := "-j1 check" "-j2 --output-sync test-unit test-numa" "-j1 test-native test-vm"
+TEST_STEPS := "-j1 check" "-j2 --output-sync test-unit test-numa" "-j1 test-native test-containers test-vm"
 test: build ## everything; what is skipped says why
 	@status=0; for step in $(TEST_STEPS); do $(MAKE) --keep-going $$step || status=1; done; \
 		$(MAKE) --no-print-directory coverage || status=1; \
@@ -144,6 +144,11 @@ test-native: build ## tests that need root and this kernel
 SOAK_MINUTES ?= 120
 soak: build ## hours of attaching, loading, killing and replacing files: what grows? (root; SOAK_MINUTES=)
 	$(PY) -m tests.soak --minutes $(SOAK_MINUTES)
+
+# podman has storage of its own there, in a folder of pytest's, and asks no registry.
+test-containers: build ## models that are read in containers of podman: layers, users, limits (root)
+	$(Q)tools/deps.sh containers
+	$(PY) -m pytest tests/containers -rs --junitxml=build/test/containers.xml
 
 # Not part of `make test`: torch alone is up to 3 GB.  TORCH names another build of it, for example
 # TORCH=torch==2.13.0+cpu where one is at hand.

@@ -109,6 +109,7 @@ static struct {
 	u64 governed;
 	u64 kept;
 	u64 keep_max;
+	bool all_kept; /* the last page that went had to: every page was to be kept */
 	u64 age;
 	u64 now_ns;
 	u64 cgroup_id;
@@ -459,12 +460,15 @@ static inline void sim_make_room(void)
 				sim_put(p, SIM_INACTIVE);
 			}
 		p = sim.tail[SIM_INACTIVE];
-		if (sim_ask(p) == PAGECACHE_EVICT_KEEP && sim_keep(p)) {
-			if (++scanned <= 2 * sim.capacity) {
-				sim_take(p);
-				sim_put(p, sim.order == SIM_KERNEL ? SIM_ACTIVE : SIM_INACTIVE);
-				continue;
-			}
+		if (sim_ask(p) != PAGECACHE_EVICT_KEEP || !sim_keep(p)) {
+			sim.all_kept = false;
+		} else if (++scanned <= (sim.all_kept ? SIM_BATCH : 2 * sim.capacity)) {
+			sim_take(p);
+			sim_put(p, sim.order == SIM_KERNEL ? SIM_ACTIVE : SIM_INACTIVE);
+			continue;
+		} else {
+			/* Next time a batch tells so, instead of two rounds of the memory. */
+			sim.all_kept = true;
 			sim.totals.keep_ignored++;
 		}
 		sim_remove(p, true);

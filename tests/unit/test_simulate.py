@@ -227,6 +227,15 @@ def test_a_policy_that_harms_says_so(tmp_path: Path) -> None:
     assert "more from the device than LRU" in done.err
 
 
+def test_who_keeps_all_is_not_asked_about_all_for_each_page(tmp_path: Path) -> None:
+    """A model of 50,000 pages in a memory of 16,384 took hours so."""
+    words = ["simulate", "--policy", "cyclic", "--trace", str(cyclic_trace(tmp_path)), "--json"]
+    done = run(*words, "--memory", "8MiB")
+    policy, *_ = json.loads(done.out)["results"]
+    assert policy["keep_ignored"] > 0
+    assert policy["asked"] < 512 * policy["evicted_bytes"] // 4096
+
+
 @pytest.mark.parametrize("policy", ["noop", "pin", "sequential"])
 def test_a_replay_as_a_recording_has_the_bytes_of_its_totals(tmp_path: Path, policy: str) -> None:
     found = trace.read(cyclic_trace(tmp_path))

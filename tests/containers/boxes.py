@@ -1,0 +1,188 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Containers of podman, with storage of their own, in which a model is read.
+
+Their image is made here: a static busybox, Python's files of this machine, and a layer with a
+model.  No registry is asked, and nothing of it stays.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import shlex
+import shutil
+import subprocess
+import sys
+import sysconfig
+import tarfile
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests.unit.command import ROOT
+from tests.unit.weights import safetensors
+from tests.vm.kernel import wait_for
+
+IMAGE = "localhost/pagecache-bpf-reader"
+#: Where a model lies in the image, and where a directory with one is mounted.
+LAYER, MOUNTED = Path("/model"), Path("/mounted")
+MODEL = "model.safetensors"
+#: Rows of 1 KiB in each of four tensors of the model, 64 MiB.
+_ROWS = 16 << 10
+_PYTHON = "/opt/python/bin/python3"
+_LINKS = ("bin", "lib", "lib64", "sbin")
+
+
+def why_not() -> str:
+    """Return why no container can be run here; empty where it can."""
+    if os.geteuid() != 0:
+        return "needs root (an agent, and containers with a memory limit)"
+    missing = [name for name in ("podman", "runc", "busybox") if shutil.which(name) is None]
+    return f"needs {', '.join(missing)}: run `make test-containers`" if missing else ""
+
+
+@dataclass(frozen=True)
+class Box:
+    """A running container.
+
+    Attributes:
+        name: of the container.
+        pid: of its first process, as this machine numbers it.
+    """
+
+    podman: Podman
+    name: str
+    pid: int
+
+    def execute(self, *words: str) -> str:
+        """Run a command in it, and return what that printed."""
+        return self.podman.run("exec", self.name, *words)
+
+    def python(self, program: str, *words: str) -> str:
+        """Run a program of Python in it, which finds this package."""
+        return self.execute(_PYTHON, "-c", program, *words)
+
+    def start(self, *words: str) -> None:
+        """Start a command of this package in it, with all that this machine's Python has."""
+        places = f"/src:/src/{Path(sysconfig.get_path('purelib')).relative_to(ROOT)}"
+        command = (_PYTHON, "-m", "pagecache_bpf", *words)
+        self.podman.run("exec", "--detach", "--env", f"PYTHONPATH={places}", self.name, *command)
+
+    def read(self, path: Path) -> None:
+        """Read a file from front to back, by a program that is not ours."""
+        self.execute("/busybox", "dd", f"if={path}", "of=/dev/null", "bs=128k")
+
+    def inside(self, path: Path) -> Path:
+        """Return the path by which this machine's root reaches a file of the container."""
+        return Path(f"/proc/{self.pid}/root{path}")
+
+    def charged(self, most: bool = False) -> int:
+        """Return the bytes that are charged to its memory control group; most: at any time."""
+        for line in Path(f"/proc/{self.pid}/cgroup").read_text().splitlines():
+            _, controllers, path = line.split(":", 2)
+            if "memory" in controllers.split(","):
+                usage = "memory.max_usage_in_bytes" if most else "memory.usage_in_bytes"
+                return int(Path(f"/sys/fs/cgroup/memory{path}/{usage}").read_text())
+            usage = "memory.peak" if most else "memory.current"
+            if not controllers and (found := Path(f"/sys/fs/cgroup{path}/{usage}")).exists():
+                return int(found.read_text())
+        raise AssertionError("the container is in no memory control group")
+
+
+def make_model(directory: Path) -> Path:
+    """Write a model of one file that anybody may read, and return the file."""
+    path = directory / MODEL
+    safetensors(path, {f"layers.{number}.weight": (_ROWS, 512) for number in range(4)})
+    path.chmod(0o644)
+    return path
+
+
+class Podman:
+    """podman with storage of its own below a directory."""
+
+    def __init__(self, place: Path) -> None:
+        self.place = place
+        self._command = ["podman", "--storage-driver", "overlay", "--runtime", "runc"]
+        self._command += ["--root", f"{place}/storage", "--runroot", f"{place}/run"]
+        self._command += ["--cgroup-manager", "cgroupfs"]
+        # Limits may not be raised everywhere, also by root.
+        files = min(20000, resource.getrlimit(resource.RLIMIT_NOFILE)[1])
+        self._common = ["--network", "none", "--ulimit", f"nofile={files}:{files}"]
+        self._common += ["--ulimit", "nproc=4096:4096"]
+
+    def run(self, *words: str) -> str:
+        """Run one command of podman, and return what it printed."""
+        command = [*self._command, *words]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, f"{shlex.join(command)}\n{done.stdout}{done.stderr}"
+        return done.stdout
+
+    def make_image(self) -> None:
+        """Make the image, with a model in it."""
+        with tempfile.TemporaryDirectory(dir=self.place) as scratch:
+            tree = Path(scratch) / "tree"
+            for name in ("usr", "etc", "opt", "src", "run", "tmp", "proc", "sys", "dev", "mounted"):
+                (tree / name).mkdir(parents=True)
+            for name in _LINKS:
+                (tree / name).symlink_to(f"usr/{name}")
+            busybox = shutil.which("busybox")
+            assert busybox
+            shutil.copy(busybox, tree / "busybox")
+            (tree / LAYER.name).mkdir()
+            make_model(tree / LAYER.name)
+            archive = Path(scratch) / "image.tar"
+            with tarfile.open(archive, "w") as out:
+                out.add(tree, ".")
+            self.run("import", str(archive), IMAGE)
+
+    def layer_file(self, box: Box) -> Path:
+        """Return where the model of the image lies on this machine."""
+        (found,) = json.loads(self.run("inspect", box.name))
+        lower = found["GraphDriver"]["Data"]["LowerDir"].split(":")[-1]
+        return Path(lower) / LAYER.name / MODEL
+
+    @contextmanager
+    def box(self, *options: str, mounts: Mapping[Path, Path] | None = None) -> Iterator[Box]:
+        """Run a container that does nothing by itself.
+
+        Args:
+            options: of `podman run`.
+            mounts: directories of this machine, and where the container sees them.
+
+        Yields:
+            The container, which is ended afterwards.
+        """
+        words = ["--env", "PYTHONHOME=/opt/python", "--env", "PYTHONPATH=/src"]
+        words += ["--env", "PYTHONDONTWRITEBYTECODE=1"]
+        seen = {Path("/usr"): Path("/usr"), Path(sys.base_prefix): Path("/opt/python")}
+        for source, target in {**seen, ROOT: Path("/src")}.items():
+            words += ["--volume", f"{source}:{target}:ro"]
+        for source, target in (mounts or {}).items():
+            words += ["--volume", f"{source}:{target}"]
+        sleeping = ("/busybox", "sleep", "3600")
+        name = self.run("run", "--detach", *self._common, *words, *options, IMAGE, *sleeping)
+        name = name.strip()
+        try:
+            pid = int(self.run("inspect", "--format", "{{.State.Pid}}", name))
+            yield Box(self, name, pid)
+        finally:
+            wait_for(lambda: self._remove(name), "the container to go")
+
+    def _remove(self, name: str) -> bool:
+        """End a container; its mounts may be busy for a moment."""
+        try:
+            self.run("rm", "--force", "--time", "0", name)
+        except AssertionError:
+            return False
+        return True
+
+    def why_not(self, options: Sequence[str]) -> str:
+        """Return why no container can be run with these options here; empty if one can."""
+        try:
+            self.run("run", "--rm", *self._common, *options, IMAGE, "/busybox", "true")
+        except AssertionError as error:
+            return str(error).strip().splitlines()[-1]
+        return ""
