@@ -404,12 +404,11 @@ class Pools:
     def _died(self, process: WorkerProcess) -> list[tuple[Extent, int, int]]:
         """Clean up after a process that was killed (by the OOM killer of its cgroup, say).
 
-        Its extents have failed, and are returned.  One that had none has failed nobody: a lent one
-        leaves by itself when this process was stopped for a while.
+        Its extents have failed, and are returned.  A lent one that had none may have left by
+        itself, when this process was stopped for a while: that is no failure.
         """
         self._selector.unregister(process.socket)
-        if process.open or process.waiting:
-            self._count(errno.ECHILD)
+        had_work = bool(process.open or process.waiting)
         lost = [(job.extent, job.left) for job in process.open.values()]
         lost += [(extent, extent.length) for _, extent in process.waiting]
         for number in process.open:
@@ -421,6 +420,8 @@ class Pools:
         if self._spare is process:
             self._spare = None
         process.close()
+        if had_work or process.popen.returncode != 0:
+            self._count(errno.ECHILD)
         return [(extent, extent.start + extent.length, left) for extent, left in lost]
 
     def _end_idle(self) -> None:
