@@ -21,10 +21,10 @@ from rich.table import Table
 from benchmarks import hosted, schema, show
 from benchmarks.cgroups import reclaim_by
 from benchmarks.eviction_cases import (
+    BESIDE_UNLIMITED,
     CASES,
     Lab,
     Measured,
-    burn,
     cyclic_optimum,
     multiplex_optimum,
 )
@@ -88,12 +88,12 @@ def _case(
                 f"{measured.device_bytes >> 20} of {measured.wanted_bytes >> 20} MiB read, "
                 f"{measured.seconds:.1f} s {_rounded(measured.numbers)}"
             )
-        if name == "burn":
-            unlimited.append(burn(lab, policy, limited=False).seconds)
+        if name in BESIDE_UNLIMITED:
+            unlimited.append(run(lab, policy, limited=False).seconds)
     for state, all_rounds in found.items():
         row = rows[state] = schema.Row(
             case=name,
-            loader="read",
+            loader="mmap" if name.startswith("mapped") else "read",
             fs=options.fs,
             wanted_bytes=all_rounds[0].wanted_bytes,
             policy=state,
@@ -132,8 +132,11 @@ def _rounded(numbers: dict[str, float]) -> dict[str, float]:
 def says(row: schema.Row, default: schema.Row | None) -> str:
     """Return the number that the case is about, as a sentence for the table."""
     extra = row.extra
-    if "neighbor_share" in extra:
-        text = f"neighbor keeps {extra['neighbor_share']:.0%}"
+    if "neighbor_share" in extra or "read_share" in extra:
+        if "read_share" in extra:
+            text = f"read {extra['read_share']:.2f}x"
+        else:
+            text = f"neighbor keeps {extra['neighbor_share']:.0%}"
         if extra.get("unlimited_s") and row.median_s:
             text += f", load {row.median_s / extra['unlimited_s']:.2f}x of unlimited"
         return text

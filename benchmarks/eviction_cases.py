@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import json
 import random
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from benchmarks.cachestat import drop, resident_bytes
@@ -201,6 +203,32 @@ def burn(lab: Lab, policy: str | None, limited: bool = True) -> Measured:
     return Measured(device, path.stat().st_size, seconds, numbers={"neighbor_share": share})
 
 
+#: Uses all of a file through a mapping, from front to back, as `safe_open` and llama.cpp do.
+_MAPPED = """
+import mmap, sys
+with open(sys.argv[1], "rb") as file:
+    mapping = mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ)
+for start in range(0, len(mapping), 4096):
+    mapping[start]
+"""
+_INTERPRETER = 16 * MIB  # that the loader takes itself
+
+
+def mapped(lab: Lab, policy: str | None, limited: bool = True, percent: int = 45) -> Measured:
+    """A checkpoint is used through a mapping, in a cgroup that has room for a part of it."""
+    path = lab.checkpoint("mapped", lab.part(2.0))
+    size = path.stat().st_size
+    limit = size * percent // 100 + _INTERPRETER if limited else 2 * size + _INTERPRETER
+    with (
+        attached(policy, {"mapped": [path]}, window_mib=8),
+        lab.cgroup(limit=limit) as it,
+        _counted(lab) as count,
+    ):
+        seconds = it.run(sys.executable, "-I", "-S", "-c", _MAPPED, str(path))
+        device, _ = count()
+    return Measured(device, size, seconds, numbers={"read_share": device / size})
+
+
 def pin(lab: Lab, policy: str | None) -> Measured:
     """Weights of 30% of the limit, read, then a scan of twice the limit; the weights again."""
     weights, noise = lab.file("pin.bin", lab.part(0.3)), lab.file("noise.bin", lab.part(2.0))
@@ -335,4 +363,8 @@ CASES: dict[str, tuple[Callable[..., Measured], str]] = {
     "kvcache": (kvcache, "kvcache"),
     "colocate": (colocate, "colocate"),
     "search": (search, "mru"),
+    "mapped45": (partial(mapped, percent=45), "maio"),
+    "mapped30": (partial(mapped, percent=30), "maio"),
 }
+#: Of these the seconds without a limit stand beside, too.
+BESIDE_UNLIMITED = ("burn", "mapped45", "mapped30")
