@@ -1,18 +1,22 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0
-"""Keeps the table of docs/kernels.md: which tests of the module pass on which kernel.
+"""Keeps the tables of docs/kernels.md: what of the module's tests passes on which kernel.
 
-Reports of pytest that are named (build/test/kernels/RELEASE.xml, see `make test-kernels`) are taken
-into docs/kernels.json, and the table is written.  `--check` says whether the table is what was
-recorded and, where reports lie in build/test/kernels, whether these are what was recorded.
+One has the tests by file; the other, of tests/vm/test_kmod_filesystems.py, each family of hooks on
+each file system.  Reports of pytest that are named (build/test/kernels/RELEASE.xml, see `make
+test-kernels`) are taken into docs/kernels.json, and the tables are written.  `--check` says whether
+they are what was recorded and, where reports lie in build/test/kernels, whether these are what was
+recorded.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import re
 import sys
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -20,11 +24,13 @@ ROOT = Path(__file__).resolve().parent.parent
 RECORD = ROOT / "docs" / "kernels.json"
 PAGE = ROOT / "docs" / "kernels.md"
 REPORTS = ROOT / "build" / "test" / "kernels"
-BEGIN, END = "<!-- table -->\n", "<!-- end of table -->\n"
+TABLES = ("table", "file systems")
 PASSED, FAILED, SKIPPED = "passed", "failed", "skipped"
 
 #: Kernel release, test file (without test_ and .py), outcome: number of tests.
 Results = dict[str, dict[str, dict[str, int]]]
+#: Kernel release, file system, family of hooks: outcome.
+Cells = dict[str, dict[str, dict[str, str]]]
 
 
 def read_report(path: Path) -> dict[str, dict[str, int]]:
@@ -39,12 +45,42 @@ def read_report(path: Path) -> dict[str, dict[str, int]]:
     counts: dict[str, Counter[str]] = {}
     for case in ElementTree.parse(path).getroot().iter("testcase"):
         file = case.attrib["classname"].rpartition(".")[2].removeprefix("test_")
-        kinds = {child.tag for child in case}
-        outcome = FAILED if kinds & {"failure", "error"} else PASSED
-        if "skipped" in kinds:
-            outcome = SKIPPED
-        counts.setdefault(file, Counter())[outcome] += 1
+        counts.setdefault(file, Counter())[outcome_of(case)] += 1
     return {file: dict(sorted(counts[file].items())) for file in sorted(counts)}
+
+
+def outcome_of(case: ElementTree.Element) -> str:
+    """Tell what became of one test.
+
+    Args:
+        case: its element of the report.
+
+    Returns:
+        One of passed, failed and skipped.
+    """
+    kinds = {child.tag for child in case}
+    if "skipped" in kinds:
+        return SKIPPED
+    return FAILED if kinds & {"failure", "error"} else PASSED
+
+
+def read_cells(path: Path) -> dict[str, dict[str, str]]:
+    """Find the outcomes of the tests of file systems in one report.
+
+    Args:
+        path: a report of pytest's, in JUnit's format.
+
+    Returns:
+        By file system and family of hooks; of a test that was skipped the reason.
+    """
+    cells: dict[str, dict[str, str]] = {}
+    for case in ElementTree.parse(path).getroot().iter("testcase"):
+        if found := re.fullmatch(r"test_hooks\[(\w+)-(\w+)\]", case.attrib["name"]):
+            outcome = outcome_of(case)
+            if outcome == SKIPPED:
+                outcome = case.find("skipped").attrib["message"]  # type: ignore[union-attr]
+            cells.setdefault(found[1], {})[found[2]] = outcome
+    return cells
 
 
 def render(results: Results) -> str:
@@ -75,19 +111,57 @@ def render(results: Results) -> str:
     return "\n".join(lines) + "\n"
 
 
-def page_with(table: str, page: str) -> str:
-    """Put the table into the page, between its two marks.
+def render_cells(cells: Cells) -> str:
+    """Write the table of file systems: a row for each kernel and each of them.
 
     Args:
-        table: what render() returned.
+        cells: what read_cells() said, by kernel release.
+
+    Returns:
+        The table in Markdown.
+    """
+    families = list(
+        dict.fromkeys(
+            family for found in cells.values() for row in found.values() for family in row
+        )
+    )
+    lines = [
+        f"| kernel | file system | {' | '.join(families)} |",
+        f"| --- | --- |{' --- |' * len(families)}",
+    ]
+    for release in sorted(cells):
+        for name, row in cells[release].items():
+            outcomes = " | ".join(row.get(family, "not run") for family in families)
+            lines.append(f"| {release} | {name} | {outcomes} |")
+    return "\n".join(lines) + "\n"
+
+
+def page_with(tables: Sequence[str], page: str) -> str:
+    """Put the tables into the page, each between its two marks.
+
+    Args:
+        tables: what render() and render_cells() returned.
         page: the page's text.
 
     Returns:
-        The text with that table.
+        The text with these tables.
     """
-    head, _, rest = page.partition(BEGIN)
-    _, _, tail = rest.partition(END)
-    return head + BEGIN + "\n" + table + "\n" + END + tail
+    for name, table in zip(TABLES, tables, strict=True):
+        begin, end = f"<!-- {name} -->\n", f"<!-- end of {name} -->\n"
+        head, _, rest = page.partition(begin)
+        _, _, tail = rest.partition(end)
+        page = head + begin + "\n" + table + "\n" + end + tail
+    return page
+
+
+def recorded() -> tuple[Results, Cells]:
+    """Read the record.
+
+    Returns:
+        What was run last on each kernel: tests by file, and file systems.
+    """
+    record = json.loads(RECORD.read_text()) if RECORD.exists() else {}
+    return record.get("files", {}), record.get("file systems", {})
 
 
 def problems(reports: list[Path]) -> list[str]:
@@ -99,15 +173,16 @@ def problems(reports: list[Path]) -> list[str]:
     Returns:
         A sentence for each; empty: all is well.
     """
-    results: Results = json.loads(RECORD.read_text())
+    results, cells = recorded()
     page = PAGE.read_text()
     found = []
-    if page_with(render(results), page) != page:
+    if page_with([render(results), render_cells(cells)], page) != page:
         found.append(f"{PAGE.name} does not show what {RECORD.name} says")
     found += [
         f"{report} is not what {RECORD.name} says of {report.stem}"
         for report in reports
         if read_report(report) != results.get(report.stem)
+        or read_cells(report) != cells.get(report.stem, {})
     ]
     return found
 
@@ -126,11 +201,14 @@ def main() -> int:
         found = problems(sorted(REPORTS.glob("*.xml")))
         print(*found, sep="\n", file=sys.stderr)
         return 1 if found else 0
-    results: Results = json.loads(RECORD.read_text()) if RECORD.exists() else {}
+    results, cells = recorded()
     for report in options.reports:
         results[report.stem] = read_report(report)
-    RECORD.write_text(json.dumps(results, indent=1, sort_keys=True) + "\n")
-    PAGE.write_text(page_with(render(results), PAGE.read_text()))
+        if of_report := read_cells(report):
+            cells[report.stem] = of_report
+    record = {"files": dict(sorted(results.items())), "file systems": dict(sorted(cells.items()))}
+    RECORD.write_text(json.dumps(record, indent=1) + "\n")
+    PAGE.write_text(page_with([render(results), render_cells(cells)], PAGE.read_text()))
     return 0
 
 
