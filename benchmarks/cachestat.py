@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import struct
@@ -50,7 +51,11 @@ def _evict(path: str | Path) -> int:
     """Write the file back, ask the kernel to forget it, return the pages that stayed."""
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
-        os.fsync(fd)
+        try:
+            os.fsync(fd)
+        except OSError as error:
+            if error.errno != errno.EINVAL:  # a file system that is never written to (erofs)
+                raise
         os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
         return cached_pages(fd)
     finally:

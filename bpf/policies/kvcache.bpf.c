@@ -146,9 +146,16 @@ PAGECACHE_EVICT(kvcache_evict)
  * 0 of a shortage.  Its first file shows when the next one begins.  Not static: clang would take
  * them apart, and the kernel refuses type information that says otherwise.
  */
-u64 wanted_pages[PARTS + 1];
+u64 wanted_pages[2 * PARTS];
 struct piece_key first_asked;
 u32 last_round;
+
+/* Pages that are wanted in a part.  Older verifiers (6.5) lose sight of its bound across a call. */
+static __always_inline u64 *wanted_in(u32 part)
+{
+	asm volatile("" : "+r"(part));
+	return &wanted_pages[part & (2 * PARTS - 1)];
+}
 
 struct search {
 	struct pagecache_ctx *ctx;
@@ -175,13 +182,13 @@ static long drop_piece(u32 i, struct search *search)
 	search->known += *told;
 	if (search->from ? part < search->from : part) {
 		if (!search->from)
-			wanted_pages[part] += *told;
+			*wanted_in(part) += *told;
 		return 0;
 	}
 	if (pagecache_drop(ctx, start, pages) <= 0)
 		return 1;
 	if (search->from)
-		wanted_pages[part] -= min_u64(wanted_pages[part], *told);
+		*wanted_in(part) -= min_u64(*wanted_in(part), *told);
 	search->wanted -= min_u64(search->wanted, *told);
 	return 0;
 }
