@@ -75,6 +75,8 @@ ENVIRONMENTS = {
 def podman(tmp_path_factory: pytest.TempPathFactory) -> Podman:
     made = Podman(tmp_path_factory.mktemp("podman"))
     made.make_image()
+    if reason := made.why_not(()):
+        pytest.skip(f"podman runs no container here: {reason}")
     return made
 
 
