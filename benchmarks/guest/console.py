@@ -49,3 +49,21 @@ def is_problem(line: str) -> bool:
 def find_problems(lines: Iterable[str]) -> list[str]:
     """Return the lines that report a defect, stripped, in their order."""
     return [line.strip() for line in lines if is_problem(line)]
+
+
+def problems_of(log: str, begun: str) -> list[str]:
+    """Return the lines of a guest's whole log that its command has to answer for.
+
+    What the emulated machine's own boot complains about is not the command's doing, but for a
+    complaint after which lockdep says nothing more: then the command was not checked.
+
+    Args:
+        log: the console's text.
+        begun: what it says when the command is about to start; the last time counts.
+
+    Returns:
+        The lines, stripped, in their order.
+    """
+    boot, _, after = log.rpartition(begun)
+    unchecked = [line.strip() for line in boot.splitlines() if "Disabling lock debugging" in line]
+    return unchecked + find_problems(after.splitlines())

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.guest import image
+from benchmarks.guest.console import problems_of
 
 
 def read(disk: Path, path: Path, out: Path) -> bytes:
@@ -63,3 +64,12 @@ def test_packages_are_made_once_until_they_change(
     os.utime(packages, (later, later))
     image.packages_image(tmp_path / "build")
     assert made == [disk, disk]
+
+
+def test_a_boot_after_which_lockdep_is_silent_is_a_problem() -> None:
+    """Other complaints of the boot are the emulated machine's; the last start counts."""
+    boot = "WARNING: of the machine\n"
+    silent = "[ 5.7] Disabling lock debugging due to kernel taint\n"
+    assert problems_of(f"{boot}GO\nfine\n", "GO") == []
+    assert problems_of(f"{boot}GO\nBUG: KASAN: x\n", "GO") == ["BUG: KASAN: x"]
+    assert problems_of(f"{boot}{silent}GO\nfine\n", "GO") == [silent.strip()]
