@@ -14,6 +14,7 @@ from typing import Any
 
 from benchmarks.cachestat import PAGE_SIZE, drop, resident_pages
 from pagecache_bpf.observer import Observer
+from pagecache_bpf.policy.agent_device import AgentDevice
 from pagecache_bpf.recording.format import Recording
 
 # Reads as it is told: a list of [what, ...] with offsets and lengths in bytes.
@@ -63,6 +64,15 @@ def reader(path: Path, *steps: list[object]) -> int:
     with subprocess.Popen(reader_command(path, *steps)) as process:
         assert process.wait(timeout=300) == 0
     return process.pid
+
+
+def counted_since_tag(name: str) -> dict[str, Any]:
+    """Return a model that the agent observes, with its counters since it was tagged."""
+    with AgentDevice() as agent:
+        (model,) = (found for found in agent.stats()["models"] if found["model"] == name)
+    before = model["counters_before"]
+    since = {counter: value - before[counter] for counter, value in model["counters"].items()}
+    return {**model, "counters": since}
 
 
 def stream(piece: int = 128 << 10) -> list[object]:

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from pathlib import Path
@@ -40,7 +41,7 @@ class Surprise(Exception):
     """Something that should not be: its text says what."""
 
 
-class Place:
+class Place(ABC):
     """A run directory with two models.  A context manager.
 
     Args:
@@ -238,9 +239,9 @@ class Place:
         finally:
             self.remove(group)
 
+    @abstractmethod
     def governed_reader(self, group: Path) -> subprocess.Popen[str]:
         """Start a reader for which workers of the agent read ahead, in its cgroup."""
-        raise NotImplementedError
 
     def remove(self, group: Path) -> None:
         """Remove a cgroup whose readers have ended; a worker of ours may stay for a second."""

@@ -221,10 +221,11 @@ def find_verbs(only: str | None = None) -> dict[str, ModuleType]:
     """
     verbs = importlib.import_module("pagecache_bpf.cli.verbs")
     names = sorted(module.name for module in pkgutil.iter_modules(verbs.__path__))
+    commands = {name.replace("_", "-"): f"{verbs.__name__}.{name}" for name in names}
     return {
-        command: importlib.import_module(f"{verbs.__name__}.{name}")
-        for name in names
-        if only in (None, command := name.replace("_", "-"))
+        command: importlib.import_module(module)
+        for command, module in commands.items()
+        if only is None or command == only
     }
 
 

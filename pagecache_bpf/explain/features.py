@@ -127,7 +127,7 @@ class Machine:
         Returns:
             None without BTF.
         """
-        return None if self.btf is None else f"\0{name}\0".encode() in self.btf
+        return None if self.btf is None else event_sources.has_type(self.btf, name)
 
 
 Probe = Callable[[Machine], Feature]

@@ -130,7 +130,7 @@ class LineClient:
 
     def batch(
         self, requests: Sequence[Mapping[str, Any]], fds: Sequence[int] = ()
-    ) -> list[dict[str, Any] | PagecacheError]:
+    ) -> list[dict[str, Any]]:
         """Ask for operations that are carried out one after the other, up to one that fails.
 
         They go in messages of wire.BATCH_REQUESTS.
@@ -140,20 +140,17 @@ class LineClient:
             fds: an open file for each request if they take files; they stay the caller's.
 
         Returns:
-            An answer for each request that was tried; only the last can be an error.
+            The answer to each request.
 
         Raises:
-            PagecacheError: the other side refuses batches, or does not answer.
+            PagecacheError: one failed, and those before it were carried out; or the other side
+                refuses batches, or does not answer.
         """
-        found: list[dict[str, Any] | PagecacheError] = []
+        found: list[dict[str, Any]] = []
         for begin in range(0, len(requests), wire.BATCH_REQUESTS):
             some = slice(begin, begin + wire.BATCH_REQUESTS)
             told = self.request("batch", fds[some], requests=list(map(dict, requests[some])))
-            for answer in told["answers"]:
-                try:
-                    found.append(wire.result_of(answer))
-                except PagecacheError as error:
-                    return [*found, error]
+            found += map(wire.result_of, told["answers"])
         return found
 
     def request_line(

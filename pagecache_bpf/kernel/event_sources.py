@@ -151,7 +151,20 @@ def lacking(types: bytes | None = None) -> list[str]:
     types = _type_names() if types is None else types
     if types is None:
         return []
-    return [text for name, text in NEEDED.items() if f"\0{name}\0".encode() not in types]
+    return [text for name, text in NEEDED.items() if not has_type(types, name)]
+
+
+def has_type(types: bytes, name: str) -> bool:
+    """Tell whether type information has a name.
+
+    Args:
+        types: the kernel's type information, or the names in it.
+        name: of a type, a function or a member of an enum.
+
+    Returns:
+        Whether it is there as a whole name.
+    """
+    return f"\0{name}\0".encode() in types
 
 
 def event_of(program: libbpf.Program) -> str | None:
@@ -194,7 +207,7 @@ def sources_here(
         for source in event.sources:
             if event in ACCESSES and source.kind not in allowed:
                 continue
-            there = types is None or f"\0{source.type_name}\0".encode() in types
+            there = types is None or has_type(types, source.type_name)
             if not there or (types is None and source.kind != TRACEPOINT):
                 continue
             if source.kind != TRACEPOINT and live and source.section not in _attachable():

@@ -322,9 +322,7 @@ class AgentDevice(LineClient):
         """
         same = {"policy": policy, "model": model, "replace": replace, "observe": observe}
         requests = [{"op": "tag", **same, "path": path, "lease": lease} for path in files.values()]
-        for answer in self.batch(requests, list(files)):
-            if isinstance(answer, PagecacheError):
-                raise answer
+        self.batch(requests, list(files))
 
     def observe(self, fd: int, *, policy: str, model: str, path: str) -> None:
         """Observe an open file that a policy of engine struct_ops governs.
@@ -397,12 +395,7 @@ class AgentDevice(LineClient):
         requests = [
             {"op": "untag", **dict(zip(names, identity, strict=True))} for identity in identities
         ]
-        found = []
-        for answer in self.batch(requests):
-            if isinstance(answer, PagecacheError):
-                raise answer
-            found.append(bool(answer["found"]))
-        return found
+        return [bool(answer["found"]) for answer in self.batch(requests)]
 
     def admit(self, model: str, files: Mapping[str, int], budget: int | None) -> dict[str, Any]:
         """Have a model admitted to the memory that the controller hands out.

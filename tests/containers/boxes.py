@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import os
-import resource
 import shlex
 import shutil
 import subprocess
@@ -22,6 +21,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from pagecache_bpf.kernel import cgroups
+from tests.podman import limits
 from tests.unit.command import ROOT
 from tests.unit.weights import safetensors
 from tests.vm.kernel import wait_for
@@ -33,6 +34,8 @@ MODEL = "model.safetensors"
 #: Rows of 1 KiB in each of four tensors of the model, 64 MiB.
 _ROWS = 16 << 10
 _PYTHON = "/opt/python/bin/python3"
+#: What is charged to a control group now, by version of the hierarchy.
+_USED = ("memory.current", "memory.usage_in_bytes")
 _LINKS = ("bin", "lib", "lib64", "sbin")
 
 
@@ -81,15 +84,11 @@ class Box:
 
     def charged(self, most: bool = False) -> int:
         """Return the bytes that are charged to its memory control group; most: at any time."""
-        for line in Path(f"/proc/{self.pid}/cgroup").read_text().splitlines():
-            _, controllers, path = line.split(":", 2)
-            if "memory" in controllers.split(","):
-                usage = "memory.max_usage_in_bytes" if most else "memory.usage_in_bytes"
-                return int(Path(f"/sys/fs/cgroup/memory{path}/{usage}").read_text())
-            usage = "memory.peak" if most else "memory.current"
-            if not controllers and (found := Path(f"/sys/fs/cgroup{path}/{usage}")).exists():
-                return int(found.read_text())
-        raise AssertionError("the container is in no memory control group")
+        group = cgroups.directory_of(self.pid)
+        assert group, "the container is in no memory control group"
+        names = ("memory.peak", "memory.max_usage_in_bytes") if most else _USED
+        figure = next(group / name for name in names if (group / name).exists())
+        return int(figure.read_text())
 
 
 def make_model(directory: Path) -> Path:
@@ -108,10 +107,7 @@ class Podman:
         self._command = ["podman", "--storage-driver", "overlay", "--runtime", "runc"]
         self._command += ["--root", f"{place}/storage", "--runroot", f"{place}/run"]
         self._command += ["--cgroup-manager", "cgroupfs"]
-        # Limits may not be raised everywhere, also by root.
-        files = min(20000, resource.getrlimit(resource.RLIMIT_NOFILE)[1])
-        self._common = ["--network", "none", "--ulimit", f"nofile={files}:{files}"]
-        self._common += ["--ulimit", "nproc=4096:4096"]
+        self._common = [*limits(), "--network", "none"]
 
     def run(self, *words: str) -> str:
         """Run one command of podman, and return what it printed."""

@@ -15,7 +15,6 @@ from pathlib import Path
 import pytest
 
 from pagecache_bpf.kernel.file_pages import PAGE_SIZE
-from pagecache_bpf.policy import agent_device
 from tests.containers.boxes import (
     LAYER,
     MODEL,
@@ -28,10 +27,13 @@ from tests.containers.boxes import (
 from tests.native.controller import serving
 from tests.native.filesystems import cached, make_cold
 from tests.native.readahead import usual_readahead
+from tests.native.test_agent import idle
+from tests.observing import counted_since_tag
 from tests.unit.command import run
 from tests.vm.kernel import wait_for
 
-pytestmark = pytest.mark.skipif(bool(why_not()), reason=why_not())
+_WHY_NOT = why_not()
+pytestmark = pytest.mark.skipif(bool(_WHY_NOT), reason=_WHY_NOT)
 
 LIMIT = 256 << 20
 #: Bytes that are read ahead at least; how many are in time depends on who else is busy here.
@@ -90,32 +92,27 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return place
 
 
-@pytest.fixture(params=ENVIRONMENTS.values(), ids=[name.replace(" ", "_") for name in ENVIRONMENTS])
-def environment(request: pytest.FixtureRequest) -> Environment:
+@pytest.fixture(
+    scope="module",
+    params=ENVIRONMENTS.values(),
+    ids=[name.replace(" ", "_") for name in ENVIRONMENTS],
+)
+def environment(request: pytest.FixtureRequest, podman: Podman) -> Environment:
+    """One that podman can make here; tried once for all tests in it."""
     found: Environment = request.param
+    if reason := podman.why_not(found.options):
+        pytest.skip(reason)
     return found
 
 
 @pytest.fixture
 def box(podman: Podman, models: Path, environment: Environment) -> Iterator[Box]:
     """A container of the environment, in which the model is cold, on a disk of the usual window."""
-    if reason := podman.why_not(environment.options):
-        pytest.skip(reason)
     with podman.box(*environment.options, mounts={models: MOUNTED}) as made:
         on_host = podman.layer_file(made) if environment.layer else models / MODEL
         with usual_readahead(on_host):
             make_cold(on_host)
             yield made
-
-
-def counted(name: str) -> dict[str, int]:
-    """What the observer has counted of a model since it was tagged, in bytes."""
-    with agent_device.AgentDevice() as agent:
-        (model,) = (found for found in agent.stats()["models"] if found["model"] == name)
-    return {
-        counter: value - model["counters_before"][counter]
-        for counter, value in model["counters"].items()
-    }
 
 
 def test_root_of_the_host_attaches(
@@ -128,9 +125,8 @@ def test_root_of_the_host_attaches(
     assert (attached.code, attached.err) == (0, "")
     try:
         box.read(environment.path)
-        with agent_device.AgentDevice() as agent:
-            wait_for(lambda: next(iter(agent.policies())).inflight_pages == 0, "the queue to end")
-        found = counted("boxed")
+        idle()
+        found = counted_since_tag("boxed")["counters"]
         on_host = podman.layer_file(box) if environment.layer else models / MODEL
         pages = -(-on_host.stat().st_size // PAGE_SIZE)
         assert found["read_bytes"] == pages * PAGE_SIZE and cached(on_host) == pages
@@ -160,8 +156,6 @@ def test_a_client_loads_through_the_controller(
     models: Path, environment: Environment, podman: Podman, tmp_path: Path
 ) -> None:
     """It has no privilege and no process number of the host's: only the socket."""
-    if reason := podman.why_not(environment.options):
-        pytest.skip(reason)
     config = '[loads]\nengine = "agent"\npolicies = ["sequential"]\n'
     directory = tmp_path / "serve"
     with serving(directory, config) as controller:

@@ -4,13 +4,13 @@
 from __future__ import annotations
 
 import os
-import resource
 import shlex
 import shutil
 import subprocess
 from pathlib import Path
 
 from tests.delivery.test_documents import typed
+from tests.podman import limits
 from tools import dist
 
 IMAGE = f"localhost/pagecache-bpf:{dist.version()}"
@@ -32,9 +32,7 @@ class Podman:
         """Use a directory for all that it stores."""
         self.command = ["podman", "--storage-driver", "vfs", "--runtime", "runc"]
         self.command += ["--root", f"{place}/storage", "--runroot", f"{place}/run"]
-        # Limits may not be raised everywhere, also by root.
-        files = min(20000, resource.getrlimit(resource.RLIMIT_NOFILE)[1])
-        self.limits = ["--ulimit", f"nofile={files}:{files}", "--ulimit", "nproc=4096:4096"]
+        self.limits = limits()
 
     def __call__(self, verb: str, *words: str, check: bool = True) -> str:
         """Run one command of podman, and return what it printed."""

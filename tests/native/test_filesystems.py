@@ -19,7 +19,7 @@ from tests.native.controller import AGENT, NOBODY, serving, tagged
 from tests.native.filesystems import MAKERS, PAGE_SIZE, PAGES, Places, cached, made_in, make_cold
 from tests.native.test_agent import KERNEL_AHEAD, MIB, idle, policy, read
 from tests.native.test_record import _nothing_attached  # noqa: F401  # a fixture
-from tests.observing import counts, observing, reader, stream
+from tests.observing import counted_since_tag, counts, observing, reader, stream
 from tests.unit.command import ROOT, done, environment, run
 
 pytestmark = pytest.mark.native
@@ -39,11 +39,10 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Places]:
 
 def counted(name: str) -> dict[str, int]:
     """What the observer has counted of a model since it was tagged, in pages."""
-    with agent_device.AgentDevice() as agent:
-        (model,) = (found for found in agent.stats()["models"] if found["model"] == name)
+    model = counted_since_tag(name)
     assert (model["bytes"], model["gone"]) == (SIZE, 0)
     return {
-        counter.removesuffix("_bytes"): (value - model["counters_before"][counter]) // PAGE_SIZE
+        counter.removesuffix("_bytes"): value // PAGE_SIZE
         for counter, value in model["counters"].items()
         if counter.endswith("_bytes")
     }
