@@ -180,6 +180,7 @@ def machine(server: Running, fds: list[int], patch: pytest.MonkeyPatch) -> Any:
             for client in self.everybody:
                 client.connection.disconnect()
             wait_for(lambda: not server.public._sessions, "every session to end", 60)
+            assert server.server.cleanups.wait_idle(60)  # a session's loads end after it
             assert not server.ledger.loads and not server.kernel.tags
             assert not server.public._pending and not server.ledger.budgets.claims
 
