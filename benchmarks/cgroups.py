@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Memory cgroups for benchmarks, and which of the kernel's two LRUs reclaims.
+"""Cgroups for benchmarks: of memory, and one that limits a disk; which of the two LRUs reclaims.
 
 Version 2; where the memory controller is mounted by itself version 1, which limits a group alike.
 """
 
 from __future__ import annotations
 
+import os
 import subprocess
 import time
 from collections.abc import Iterator, Sequence
@@ -16,6 +17,7 @@ from pagecache_bpf.errors import PagecacheError
 
 CGROUPS = Path("/sys/fs/cgroup")
 _VERSION_1 = CGROUPS / "memory"
+_BLKIO_1 = CGROUPS / "blkio"
 LRU_GEN = Path("/sys/kernel/mm/lru_gen/enabled")
 _ENTER = 'echo $$ >"$0/cgroup.procs" && exec "$@"'
 _SCAN = 'for f in "$@"; do dd if="$f" of=/dev/null bs=128k status=none || exit 1; done'
@@ -94,15 +96,64 @@ def group(name: str, max_bytes: int | None = None, parent: Path = CGROUPS) -> It
             (path / limit).write_text(str(max_bytes))
         yield Group(path)
     finally:
-        deadline = time.monotonic() + 20
-        while True:
-            try:
-                path.rmdir()
-                break
-            except OSError:
-                if time.monotonic() > deadline:
-                    raise
-                time.sleep(0.02)
+        _remove(path)
+
+
+def _remove(path: Path) -> None:
+    """Remove a group as soon as the last process of it has gone."""
+    deadline = time.monotonic() + 20
+    while True:
+        try:
+            path.rmdir()
+            return
+        except OSError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.02)
+
+
+@contextmanager
+def limited_device(file: Path, rate: int) -> Iterator[None]:
+    """Have the disk with a file give this process `rate` bytes a second at most, for the block.
+
+    So a fast local disk answers as a volume does whose provider limits it.  Raises PagecacheError
+    where the kernel has no such limit.
+    """
+    first = (_BLKIO_1 / "blkio.throttle.read_bps_device").exists()
+    parent = _BLKIO_1 if first else CGROUPS
+    path, before = parent / f"limited-{os.getpid()}", parent / _own_group("blkio" if first else "")
+    try:
+        if not first and "io" not in (parent / "cgroup.subtree_control").read_text().split():
+            (parent / "cgroup.subtree_control").write_text("+io")
+        path.mkdir()
+    except OSError as error:
+        raise PagecacheError("no cgroup that limits a disk can be made", str(error)) from error
+    try:
+        limit = "blkio.throttle.read_bps_device" if first else "io.max"
+        (path / limit).write_text(f"{_disk_of(file)} {rate if first else f'rbps={rate}'}")
+        (path / "cgroup.procs").write_text(str(os.getpid()))
+        yield
+    except OSError as error:
+        raise PagecacheError(f"the disk with {file} cannot be limited", str(error)) from error
+    finally:
+        (before / "cgroup.procs").write_text(str(os.getpid()))
+        _remove(path)
+
+
+def _own_group(controller: str) -> str:
+    """Return the group of this process in a hierarchy, without its first slash."""
+    for line in Path("/proc/self/cgroup").read_text().splitlines():
+        _, controllers, path = line.split(":", 2)
+        if controller in controllers.split(","):
+            return path.lstrip("/")
+    return ""
+
+
+def _disk_of(file: Path) -> str:
+    """Return the number, MAJOR:MINOR, of the disk that has a file; a partition has no limit."""
+    device = file.stat().st_dev
+    place = Path(f"/sys/dev/block/{os.major(device)}:{os.minor(device)}").resolve()
+    return ((place.parent if (place / "partition").exists() else place) / "dev").read_text().strip()
 
 
 @contextmanager

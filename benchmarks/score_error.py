@@ -2,12 +2,17 @@
 """What the score says of a load, against the load: models of which a part is in the page cache.
 
     python -m benchmarks.score_error --directory DIR
+    python -m benchmarks.score_error --directory DIR --device-limit 64MB
 
-DIR has to be on a disk.  A state is a share of the model and where it lies: at its front, at its
-end, or in pieces of 4 MiB that are scattered.  In each state, checked with cachestat, the node's
-score is asked for as schedulers get it, and then the model is read into one buffer in two ways: by
-a loader that reads it from its front to its end, with our load() (no privilege, own threads) and
-without.  The speeds in the score are what it measured once, before.
+DIR has to be on a disk.  With a limit (root, cgroup) it gives so many bytes a second at most, as
+volumes of clouds and storage behind a network do; without, a local disk can be as fast as a
+processor copies, and then it is the processor that is measured.
+
+A state is a share of the model and where it lies: at its front, at its end, or in pieces of 4 MiB
+that are scattered.  In each state, checked with cachestat, the node's score is asked for as
+schedulers get it, and then the model is read into one buffer in two ways: by a loader that reads it
+from its front to its end, with our load() (no privilege, own threads) and without.  The speeds in
+the score are what it measured once, before.
 """
 
 from __future__ import annotations
@@ -21,15 +26,18 @@ import statistics
 import tempfile
 import time
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from pathlib import Path
 from typing import Any
 
 import pagecache_bpf
-from benchmarks import hosted, memory
+from benchmarks import cgroups, hosted, memory
 from benchmarks.cachestat import drop
+from pagecache_bpf.explain import device_speed
 from pagecache_bpf.kernel.cachestat import cachestat
+from pagecache_bpf.placement.copy_speed import MEASUREMENTS, CopySpeed
 from pagecache_bpf.placement.node_watch import NodeWatch, Speeds
+from pagecache_bpf.units import parse_size
 from tests.native.readahead import usual_readahead
 from tests.unit.weights import safetensors
 
@@ -92,8 +100,10 @@ def load_seconds(path: Path, way: str, buffer: mmap.mmap) -> float:
 def measure(path: Path, states: Sequence[tuple[float, str]]) -> list[dict[str, Any]]:
     """Measure each way in each state, in an order that no share follows."""
     rows = []
-    (first,) = NodeWatch([path]).scores().models  # measures both speeds
-    speeds = Speeds(first.device_rate, first.host_to_device_rate)
+    # Measured as a node does it; what the machine remembers of its devices knows of no limit.
+    copy = CopySpeed()
+    device = device_speed.measure([path]).bytes_per_second
+    speeds = Speeds(device, max(copy.now() for _ in range(MEASUREMENTS)))
     with mmap.mmap(-1, _PIECE) as buffer:
         buffer.write(bytes(_PIECE))
         work = [(share, place, way) for share, place in states for way in WAYS]
@@ -131,6 +141,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--directory", type=Path, required=True, help="on a disk")
     parser.add_argument("--mebibytes", type=int, default=512, help="of the model")
+    parser.add_argument(
+        "--device-limit", metavar="SIZE", type=parse_size, help="bytes a second that the disk gives"
+    )
     args = parser.parse_args(argv)
     states = [(share, place) for share in SHARES[1:-1] for place in PLACES]
     states += [(0.0, "front"), (1.0, "front")]
@@ -138,9 +151,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         path = Path(root, "model.safetensors")
         safetensors(path, {f"t.{part}": (args.mebibytes * 256, 512) for part in range(4)})
         os.sync()
-        with usual_readahead(path), memory.backed(2 * args.mebibytes << 20):
+        with ExitStack() as stack:
+            stack.enter_context(usual_readahead(path))
+            stack.enter_context(memory.backed(2 * args.mebibytes << 20))
+            if args.device_limit:
+                stack.enter_context(cgroups.limited_device(path, args.device_limit))
             rows = measure(path, states)
-    result = {"mebibytes": args.mebibytes, "load_average": os.getloadavg(), **summary(rows)}
+    given = {"mebibytes": args.mebibytes, "device_limit": args.device_limit}
+    result = {**given, "load_average": os.getloadavg(), **summary(rows)}
     OUT.parent.mkdir(parents=True, exist_ok=True)
     OUT.write_text(json.dumps({**result, "rows": rows}, indent=1))
     print(json.dumps(result, indent=1))

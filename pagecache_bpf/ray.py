@@ -25,7 +25,7 @@ from os import PathLike
 from typing import Any
 
 from pagecache_bpf.errors import PagecacheError, UnsupportedError
-from pagecache_bpf.placement.copy_speed import measure_copy
+from pagecache_bpf.placement.copy_speed import CopySpeed
 from pagecache_bpf.placement.node_watch import NodeWatch, Speeds
 
 try:
@@ -65,13 +65,12 @@ class RoutingStats:
 
         Args:
             models: path by the model's id, as requests name it (serve.get_multiplexed_model_id).
-            speeds: what is known of the node's speeds; the rest is measured once.
+            speeds: what is known of the node's speeds; the rest is measured.
         """
-        known = speeds or Speeds()
-        if known.host_to_device is None:
-            known = Speeds(known.device, measure_copy(), known.may_probe)
+        copy = CopySpeed()
         self._watches = {
-            model: NodeWatch([path], speeds=known, ask=_ask) for model, path in models.items()
+            model: NodeWatch([path], speeds=speeds, ask=_ask, copy=copy)
+            for model, path in models.items()
         }
         self._looks = 0
 

@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """The score of a model on a node: the seconds that a load of it would take there.
 
-    seconds = (1 - r) * bytes / device + r * bytes / host_to_device
+    seconds = (1 - r) * bytes / min(device, host_to_device) + r * bytes / host_to_device
 
 r is the share of the model in the node's page cache, `device` the speed of the device that holds
 its files and `host_to_device` the speed at which cached pages reach where the weights are used.
+What comes from the device goes that way, too, hence the minimum: a cold load is never faster than
+a warm one on the same node, however fast its device.
 
 This is the only place that has the formula.  What it gets wrong, and in which direction:
 
@@ -58,7 +60,8 @@ def seconds_to_load(
     absent = size - cached
     if absent and not device:
         return None
-    return (absent / device if device else 0.0) + cached / host_to_device
+    read = absent / min(device, host_to_device) if device else 0.0
+    return read + cached / host_to_device
 
 
 def relative(seconds: Mapping[str, float | None], unknown: float | None = None) -> dict[str, float]:

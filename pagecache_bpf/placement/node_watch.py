@@ -21,7 +21,7 @@ from pagecache_bpf.explain.model_residency import look
 from pagecache_bpf.ipc.public_client import PublicClient
 from pagecache_bpf.kernel import cgroups
 from pagecache_bpf.placement.content_identity import content_of
-from pagecache_bpf.placement.copy_speed import measure_copy
+from pagecache_bpf.placement.copy_speed import CopySpeed
 from pagecache_bpf.placement.load_score import ModelScore, NodeScores
 from pagecache_bpf.weights.models import Model, resolve
 from pagecache_bpf.weights.weight_format import suffixes
@@ -35,7 +35,7 @@ class Speeds:
     """What is known beforehand, in bytes a second.
 
     device: of all devices; None: the last measured one, or, with may_probe, a measurement.
-    host_to_device: None: measure_copy().
+    host_to_device: None: what CopySpeed measures.
     """
 
     device: float | None = None
@@ -108,6 +108,7 @@ class NodeWatch:
         tagged: Callable[[], Iterable[Model]] = tuple,
         ask: Callable[[Path], int | None] = lambda path: None,
         node: str | None = None,
+        copy: CopySpeed | None = None,
     ) -> None:
         """Watch models.
 
@@ -117,6 +118,7 @@ class NodeWatch:
             tagged: gives models beside these, those that policies govern for example.
             ask: tells bytes in the page cache of a file of which the kernel does not tell.
             node: the node's name; by default node_name().
+            copy: what measures host_to_device; watches of one process may share it.
         """
         self._paths = tuple(paths)
         self._speeds = speeds or Speeds()
@@ -124,7 +126,7 @@ class NodeWatch:
         self._node = node or node_name()
         self._lock = threading.Lock()
         self._last: tuple[float, NodeScores] | None = None
-        self._copy = self._speeds.host_to_device
+        self._copy = copy or CopySpeed()
         self._devices: dict[int, float | None] = {}
         self._models: dict[str, Model] = {}
 
@@ -154,8 +156,7 @@ class NodeWatch:
             return self._models.get(content)
 
     def _look(self) -> NodeScores:
-        if self._copy is None:
-            self._copy = measure_copy()
+        copy = self._speeds.host_to_device or self._copy.now()
         models: dict[tuple[Path, ...], Model] = {}
         missing: list[str] = []
         for path in self._paths:
@@ -173,7 +174,7 @@ class NodeWatch:
         self._models = {}
         for model in models.values():
             try:
-                score = self._score(model, self._copy)
+                score = self._score(model, copy)
             except (PagecacheError, OSError) as error:
                 missing.append(f"{model.name}: {error}")
                 continue

@@ -25,6 +25,7 @@ from pagecache_bpf.kernel.file_pages import PAGE_SIZE
 from pagecache_bpf.kernel.kernelfs import LIVE
 from pagecache_bpf.metrics.exporter import Address, Collector, Exporter
 from pagecache_bpf.placement.content_identity import DIGITS, content_of
+from pagecache_bpf.placement.copy_speed import MEASUREMENTS, CopySpeed
 from pagecache_bpf.placement.load_score import (
     ModelScore,
     NodeScores,
@@ -44,6 +45,7 @@ from tests.unit.weights import read_without_readahead
 GIB = 1 << 30
 DEVICE, COPY = 3_000_000_000, 24_000_000_000
 SPEEDS = Speeds(device=DEVICE, host_to_device=COPY)
+COPY_UNKNOWN = Speeds(device=DEVICE)
 
 
 @pytest.mark.parametrize("resident", [0, 1, 333 * 4096, GIB - 1, GIB])
@@ -59,6 +61,29 @@ def test_what_is_not_known_counts_as_absent() -> None:
     assert seconds_to_load(GIB, 2 * GIB, DEVICE, COPY) == GIB / COPY  # whole pages past the end
     assert seconds_to_load(GIB, GIB - 1, None, COPY) is None
     assert seconds_to_load(GIB, GIB, None, COPY) == GIB / COPY  # nothing has to be read
+
+
+def test_a_device_faster_than_the_copy_makes_no_cold_load_faster_than_a_warm_one() -> None:
+    assert seconds_to_load(GIB, 0, 2 * COPY, COPY) == GIB / COPY
+    assert seconds_to_load(GIB, GIB // 2, 2 * COPY, COPY) == GIB / COPY
+
+
+def test_the_best_of_several_measurements_of_the_copy_counts(tmp_path: Path) -> None:
+    """A node that was busy while one was made is not a slow node for ever."""
+    measured: list[float] = []
+
+    def measure() -> float:
+        measured.append(1e9 * (1 + len(measured) % 5))  # 1, 2, 3, 4, 5, 1, ... GB/s
+        return measured[-1]
+
+    copy = CopySpeed(measure)
+    for _ in range(3):  # each watch looks once, and all of them know what was measured
+        watch = NodeWatch([make(tmp_path, f"m{len(measured)}")], speeds=COPY_UNKNOWN, copy=copy)
+        (score,) = watch.scores().models
+        assert score.host_to_device_rate == 1e9 * len(measured)
+    assert [copy.now() for _ in range(3)] == [4e9, 5e9, 5e9]
+    assert [copy.now() for _ in range(2 * MEASUREMENTS)] == [5e9] * 2 * MEASUREMENTS
+    assert len(measured) == MEASUREMENTS
 
 
 def test_candidates_are_ranked_by_how_near_they_come_to_the_fastest() -> None:
