@@ -86,7 +86,8 @@ compile() {
 			openapi
 		fi
 		say "compiling $name $version"
-		"$GOROOT/bin/go" build -ldflags "-s -w $stamp" -o "$TOP/bin/.$name" "./cmd/$name"
+		# Without clouds' and Docker's own code: half of what would be compiled.
+		"$GOROOT/bin/go" build -tags providerless,dockerless -ldflags "-s -w $stamp" -o "$TOP/bin/.$name" "./cmd/$name"
 		mv "$TOP/bin/.$name" "$TOP/bin/$name"
 	done
 }

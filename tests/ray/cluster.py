@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Three raylets on one machine, each with copies of the models of its own, and a deployment.
 
-What a raylet has in the page cache is what its own copies have: no two share a page.
+What a raylet has in the page cache is what its own copies have: no two share a page.  As root, each
+raylet has a memory cgroup of its own, too, to which is charged what its workers read.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,10 @@ from ray import serve
 from ray.cluster_utils import Cluster
 from ray.serve.config import RequestRouterConfig
 
+from benchmarks.cgroups import Group, group
 from pagecache_bpf.kernel.cachestat import cachestat
 from pagecache_bpf.kernel.file_pages import PAGE_SIZE
+from pagecache_bpf.kernel.process_tree import descendants
 from pagecache_bpf.placement.node_watch import Speeds
 from pagecache_bpf.ray import ResidencyRouter, RoutingStats
 from tests.unit import weights
@@ -60,21 +63,46 @@ def set_cached(path: Path, share: float) -> None:
         os.close(fd)
 
 
+class Raylets(Cluster):
+    """The raylets; groups: the memory cgroup of each by its node's id, as root."""
+
+    groups: dict[str, Group]
+
+    def start(self, group: Group | None) -> None:
+        """Run one more raylet, with all that belongs to it in a group."""
+        node = self.add_node(num_cpus=2, object_store_memory=80 << 20, include_dashboard=False)
+        if group is None:
+            return
+        self.groups[node.node_id] = group
+        for _, own in node.live_processes():
+            for number in descendants(own.pid):
+                with suppress(ProcessLookupError):
+                    (group.path / "cgroup.procs").write_text(str(number))
+
+
+def _stop(made: Raylets) -> None:
+    serve.shutdown()
+    ray.shutdown()
+    made.shutdown()
+
+
 @contextmanager
-def cluster() -> Iterator[Cluster]:
+def cluster() -> Iterator[Raylets]:
     """Run three raylets with two CPUs each, and Serve's own processes on the first."""
-    made = Cluster()
-    try:
-        for _ in range(NODES):
-            made.add_node(num_cpus=2, object_store_memory=80 << 20, include_dashboard=False)
+    with ExitStack() as stack:
+        groups: list[Group | None] = [None] * NODES
+        if os.geteuid() == 0:
+            names = [f"raylet-{os.getpid()}-{number}" for number in range(NODES)]
+            groups = [stack.enter_context(group(name)) for name in names]
+        made = Raylets()
+        made.groups = {}
+        stack.callback(_stop, made)
+        for own in groups:
+            made.start(own)
         made.wait_for_nodes()
         ray.init(address=made.address, log_to_driver=False)
         serve.start(proxy_location="Disabled")
         yield made
-    finally:
-        serve.shutdown()
-        ray.shutdown()
-        made.shutdown()
 
 
 @serve.deployment

@@ -18,6 +18,7 @@ pytest.importorskip("ray", reason="ray is not installed")
 
 import ray
 
+from benchmarks.cgroups import Group
 from pagecache_bpf.kernel.kernelfs import LIVE
 from pagecache_bpf.ray import LOOK, SECONDS, node_seconds, warm_nodes
 from pagecache_bpf.weights.files import IN_MEMORY
@@ -91,6 +92,31 @@ def test_requests_go_where_the_pages_are(nodes: tuple[Any, dict[str, str]]) -> N
         node, _ = ask(handle, model)
         assert node == homes[model]
     ray.serve.delete("ours")
+
+
+def test_what_is_read_is_charged_to_the_raylet_that_serves(
+    nodes: tuple[Any, dict[str, str]],
+) -> None:
+    """Each has a memory cgroup of its own; nothing of a model is cached when its request comes."""
+    made, directories = nodes
+    if not made.groups:
+        pytest.skip("raylets have memory cgroups of their own only as root")
+    handle = running.deploy("charged", directories, MODELS, ours=True)
+    place(directories, spread(directories, MODELS), share=0.0)  # checked by cachestat
+    before = {node: charged(group) for node, group in made.groups.items()}
+    served, _ = ask(handle, "a")
+    size = (Path(directories[served]) / "a" / "model.safetensors").stat().st_size
+    for node, group in made.groups.items():
+        grown = charged(group) - before[node]
+        assert grown > size * 0.9 if node == served else grown < size // 2, (node, grown)
+    ray.serve.delete("charged")
+
+
+def charged(group: Group) -> int:
+    """Bytes of files in the page cache that a group is charged for."""
+    lines = (group.path / "memory.stat").read_text().splitlines()
+    found = dict(line.split() for line in lines)
+    return int(found.get("file", found.get("cache", 0)))
 
 
 def test_lies_and_silence_cost_no_request(nodes: tuple[Any, dict[str, str]]) -> None:
