@@ -99,7 +99,7 @@ def command_of(engine: str, model: str, way: str) -> list[str]:
     """
     command = [sys.executable, str(START), engine, model]
     if not engine.startswith("vllm") and way in ("load", "controller"):
-        command.append("--load")
+        command += ["--load", "--ready"] if way == "controller" else ["--load"]
     if way == "run":
         command = [*COMMAND, "run", "--weights", model, "--", *command]
     return command
