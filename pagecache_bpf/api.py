@@ -143,6 +143,7 @@ def load(
     keep: bool = False,
     wait: float = 0.0,
     record: PathLike | None = None,
+    prefetch: bool = False,
 ) -> Load:
     """Have the weights at PATH read ahead of whoever loads them, until done().
 
@@ -163,6 +164,9 @@ def load(
             budget.
         record: where a recording of the load goes when it is done, for `pagecache-bpf report`;
             takes root.  load() then returns when it is being recorded, about a second later.
+        prefetch: read the files from now on, in order, and do not wait for their reader: for what
+            takes seconds to start before it opens them.  As much as the budget allows, or half of
+            the memory that is free.
 
     Returns:
         The load.  A second one of the same files in this process shares the first one's.
@@ -201,6 +205,7 @@ def load(
         wait,
         output,
         _device_limit(model) if output is not None and model.files else None,
+        prefetch,
     )
     if not model.files:
         return Load(OpenLoad(request, why), request)

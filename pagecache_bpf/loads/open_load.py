@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 
 from pagecache_bpf.errors import PagecacheError
 from pagecache_bpf.loads.arguments import guarded
-from pagecache_bpf.loads.begin import UnservedLoad, begin
+from pagecache_bpf.loads.begin import VARIABLE, UnservedLoad, begin
 from pagecache_bpf.loads.report import NONE, Report
 from pagecache_bpf.loads.request import LoadOver, LoadRequest, ServedLoad, Starting
 from pagecache_bpf.loads.residency_snapshot import Snapshot, resident_of
@@ -30,6 +30,7 @@ from pagecache_bpf.loads.residency_snapshot import Snapshot, resident_of
 SNAPSHOT_SECONDS = 0.001
 
 if TYPE_CHECKING:
+    from pagecache_bpf.loads.early_prefetch import EarlyPrefetch
     from pagecache_bpf.loads.recording import LoadRecording
 
 _STARTING = "what serves it is being started"
@@ -75,6 +76,7 @@ class OpenLoad:
         self._is_started = False
         self._snapshot: Snapshot | None = None
         self._recording: LoadRecording | None = None
+        self._early: EarlyPrefetch | None = None
         self._recorded: Callable[[Report], Report] = lambda report: report
         if why:
             self._served = UnservedLoad(self._last)
@@ -185,7 +187,23 @@ class OpenLoad:
         if earlier is not None:  # its policy may be about to be detached
             earlier.finished.wait()
         self._starting.check()
+        if self.request.prefetch and os.environ.get(VARIABLE) != "off":
+            self._begin_early()
         return begin(self.request, self._snapshot, self._starting)
+
+    def _begin_early(self) -> None:
+        """Begin to read the files before their reader does; without that the load goes on.
+
+        Only now: what it brings in must not be taken for what was in the page cache before.
+        """
+        from pagecache_bpf.loads.early_prefetch import EarlyPrefetch
+
+        early = EarlyPrefetch(self.request)
+        with self._lock:
+            if self._finishing:
+                return
+            guarded(early.start, None)
+            self._early = early
 
     # --- for those who share it ---
 
@@ -209,14 +227,19 @@ class OpenLoad:
             its end, in a child of fork(), or when the question fails.
         """
         if self._pid != os.getpid() or self._finishing:
-            return self._recorded(self._last)
+            return self._completed(self._last)
         served = self._served
         if served is None:
-            return self._recorded(self._unserved(_STARTING))
+            return self._completed(self._unserved(_STARTING))
         with self._turn:
             if not self._finishing:
                 self._last = guarded(served.report, self._last)
-            return self._recorded(self._last)
+            return self._completed(self._last)
+
+    def _completed(self, report: Report) -> Report:
+        """Add what this load knows by itself to what is told by whatever serves it."""
+        early = None if self._early is None else self._early.read_bytes
+        return self._recorded(replace(report, early_bytes=early))
 
     def finish(self, keep: bool) -> None:
         """End the load; to be called once.  Never raises.
@@ -228,17 +251,27 @@ class OpenLoad:
         with self._lock:
             self._finishing = True
             served = self._served
+        if self._early is not None:  # before its pages are dropped
+            guarded(self._early.end, None)
         if served is None:
             self._starting.cancel()
             last = guarded(lambda: self._give_up(keep), self._last)
         else:
             with self._turn:
                 last = guarded(lambda: served.finish(keep), guarded(served.report, self._last))
+            if isinstance(served, UnservedLoad) and not keep:
+                last = guarded(lambda: self._drop_early(last), last)
         self._last = last if last.done else replace(last, done=True)
         guarded(lambda: self._end_recording(last), None)
         if self._snapshot is not None:
             self._snapshot.close()
         self.finished.set()
+
+    def _drop_early(self, last: Report) -> Report:
+        """Drop what was read early where nothing serves the load that would drop it."""
+        if self._early is None or self._snapshot is None:
+            return last
+        return replace(last, evicted_bytes=self._snapshot.drop_rest())
 
     def forget(self) -> None:
         """Close what a child of fork() has of the load, without waiting for locks.

@@ -16,6 +16,9 @@ from pagecache_bpf.errors import UsageError
 from pagecache_bpf.kernel.file_pages import PAGE_SIZE
 from pagecache_bpf.loads.unprivileged_window import free_memory
 
+#: How often a reader that may be told to give up looks whether it was, in seconds.
+_LOOK_SECONDS = 0.05
+
 
 def wanted(
     files: Sequence[Path], extents: Sequence[tuple[int, int]] | None, budget: int | None
@@ -55,7 +58,12 @@ def wanted(
     return found
 
 
-def read(path: Path, parts: Sequence[tuple[int, int]], node: int | None) -> int:
+def read(
+    path: Path,
+    parts: Sequence[tuple[int, int]],
+    node: int | None,
+    over: threading.Event | None = None,
+) -> int:
     """Read ranges of a file into the page cache with several threads, and wait for them.
 
     Args:
@@ -63,9 +71,10 @@ def read(path: Path, parts: Sequence[tuple[int, int]], node: int | None) -> int:
         parts: offset and length in bytes of each range, from page boundaries.
         node: the NUMA node on whose CPUs the threads run, so that the pages come from it; None:
             any.
+        over: from when it is set nothing more is read; None: everything is.
 
     Returns:
-        Bytes that were read; less than was asked for where reading failed.
+        Bytes that were read; less than was asked for where reading failed or was given up.
     """
     from pagecache_bpf import topology
 
@@ -87,13 +96,18 @@ def read(path: Path, parts: Sequence[tuple[int, int]], node: int | None) -> int:
             left.release()
         settled[0] += length
 
+    def wait() -> None:
+        for _ in parts:
+            while not left.acquire(timeout=_LOOK_SECONDS):
+                if over is not None and over.is_set():
+                    return
+
     source = read_threads.Source(lambda: os.open(path, os.O_RDONLY | os.O_CLOEXEC))
     workers = read_threads.Executor(count, read=read_chunk)
     try:
         for start, length in parts:
             workers.submit(read_threads.Extent(source, start, length, 0))
-        for _ in parts:
-            left.acquire()
+        wait()
     finally:
         workers.stop()
     return workers.totals.read_bytes

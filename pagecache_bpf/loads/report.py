@@ -36,6 +36,8 @@ class Report:
         node: the NUMA node next to all of them.
         budget_bytes: bytes of it that may be in the page cache at a time; None: no bound.
         prefetched_bytes: bytes that were read ahead for it.
+        early_bytes: bytes that were read from the load's beginning on, before its reader asked for
+            them, as with load(prefetch=True); None: that was not asked for.
         hit_ratio: share of the bytes wanted that were in the page cache by then, 0 to 1.
         stall_seconds: how long its readers waited for the disk, added up over threads.
         resident_before_bytes: bytes of the files in the page cache when it began.
@@ -59,6 +61,7 @@ class Report:
     node: int | None = None
     budget_bytes: int | None = None
     prefetched_bytes: int | None = None
+    early_bytes: int | None = None
     hit_ratio: float | None = None
     stall_seconds: float | None = None
     resident_before_bytes: int | None = None
@@ -92,6 +95,8 @@ class Report:
             f"  in the page cache {_size(self.resident_before_bytes)} before, "
             f"{_size(self.resident_bytes)} now; evicted {_size(self.evicted_bytes)}"
         )
+        if self.early_bytes is not None:
+            lines.append(f"  read from its beginning on: {_size(self.early_bytes)}")
         for device in self.devices:
             node = "unknown" if device["node"] is None else device["node"]
             lines.append(

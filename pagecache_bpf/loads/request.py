@@ -34,6 +34,7 @@ class LoadRequest:
         wait: seconds to queue for the budget.
         record: where a recording of the load goes; None: none is made.
         device_limit: bytes per second that the files' device gives, if that is known.
+        prefetch: read the files from the beginning of the load on, before their reader does.
     """
 
     model: Model
@@ -46,6 +47,7 @@ class LoadRequest:
     wait: float = 0.0
     record: Path | None = None
     device_limit: float | None = None
+    prefetch: bool = False
 
     def blank(self, engine: str, via: str, why: str = "") -> Report:
         """Make a report of this load that has no numbers yet.
@@ -90,6 +92,7 @@ class LoadRequest:
             ),
             "template": (self.template, other.template),
             "record": (self.record, other.record),
+            "prefetch": (self.prefetch, other.prefetch),
         }
         return [name for name, (mine, theirs) in pairs.items() if mine != theirs]
 

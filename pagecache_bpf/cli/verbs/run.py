@@ -36,6 +36,10 @@ EXAMPLES = (
         "pagecache-bpf run --device cuda:1 --budget 16GiB -- llama-server -m model.gguf",
         "for one device, with a bound",
     ),
+    (
+        "pagecache-bpf run --prefetch -- vllm serve /models/llama-3-8b",
+        "reads the weights at once, while the server still imports its framework",
+    ),
 )
 JSON = {
     "run": {
@@ -72,6 +76,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="of the weights, so much may be in the page cache at a time",
     )
     parser.add_argument("--template", metavar="FILE", help="I/O template: the order of the reads")
+    parser.add_argument(
+        "--prefetch",
+        action="store_true",
+        help="read the weights at once, while COMMAND still starts: as much as --budget allows, or"
+        " half of the memory that is free",
+    )
     parser.add_argument(
         "--keep", action="store_true", help="leave the weights in the page cache at the end"
     )
@@ -117,6 +127,7 @@ def run(args: argparse.Namespace, out: Output) -> int:
                 budget=args.budget,
                 template=args.template,
                 keep=args.keep,
+                prefetch=args.prefetch,
             )
             stack.callback(load.done)
             loads.append(load)
