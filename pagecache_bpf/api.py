@@ -177,7 +177,7 @@ def load(
     """
     from pagecache_bpf.loads.begin import check_policy
     from pagecache_bpf.loads.open_load import OpenLoad
-    from pagecache_bpf.loads.request import LoadRequest
+    from pagecache_bpf.loads.request import LoadRequest, device_limit
 
     bound = parse_budget(budget)
     placed = placements_of(devices)
@@ -204,7 +204,7 @@ def load(
         keep,
         wait,
         output,
-        _device_limit(model) if output is not None and model.files else None,
+        None if output is None else device_limit(model),
         prefetch,
     )
     if not model.files:
@@ -218,14 +218,6 @@ def load(
             _open[model.files] = shared
     shared.start()
     return Load(shared, request)
-
-
-def _device_limit(model: Model) -> float | None:
-    """Return what the device of a model gives at best, if that was measured; bytes per second."""
-    from pagecache_bpf.explain import device_speed
-
-    speed = device_speed.last(os.stat(model.files[0]).st_dev)
-    return speed.bytes_per_second if speed else None
 
 
 def _close(shared: OpenLoad, keep: bool) -> None:

@@ -6,6 +6,7 @@ It knows nothing of how a load is served.
 
 from __future__ import annotations
 
+import os
 import threading
 from contextlib import suppress
 from dataclasses import dataclass
@@ -95,6 +96,21 @@ class LoadRequest:
             "prefetch": (self.prefetch, other.prefetch),
         }
         return [name for name, (mine, theirs) in pairs.items() if mine != theirs]
+
+
+def device_limit(model: Model) -> float | None:
+    """Look up what the device of a model gives at best.
+
+    Args:
+        model: the files.
+
+    Returns:
+        Bytes per second; None: that was not measured, or there are no files.
+    """
+    from pagecache_bpf.explain import device_speed
+
+    speed = device_speed.last(os.stat(model.files[0]).st_dev) if model.files else None
+    return speed.bytes_per_second if speed else None
 
 
 class LoadOver(Exception):
