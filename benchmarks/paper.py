@@ -6,7 +6,8 @@
 
 fig6 has Fig. 6 (loading by Native, EagerLoad, PreCache and maio, with ample memory and with page
 cache for 45% of the model) and Fig. 11 without affinity (P: prefetch, P+E: prefetch and drop
-behind); fig9 what an empty policy costs readers of cached files; fig10 what listening costs.
+behind); fig9 what an empty policy costs readers of cached files; fig10 what listening costs; fig7
+(with Fig. 8) and fig12 whole starts of transformers, see benchmarks/paper_starts.py.
 Rounds are interleaved; ratios are of one round; each goes into build/bench/paper.json at once, and
 a benchmark that is started again adds rounds.  docs/paper.md has the paper's numbers beside them.
 """
@@ -37,6 +38,7 @@ from benchmarks import (
     memory,
     native,
     paper_models,
+    paper_starts,
     peers,
     rounds,
     schema,
@@ -71,6 +73,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--size", type=hosted.size_argument, default=1000 * MB, help="of the model (default: 1G)"
     )
+    parser.add_argument("--picture", type=Path, metavar="FILE", help="draw Fig. 8 into it (.svg)")
     hosted.add_common(parser, "paper")
     return parser
 
@@ -308,6 +311,8 @@ FIGURES: dict[str, Callable[[Paper], None]] = {
     "fig6": fig6,
     "fig9": fig9,
     "fig10": fig10,
+    "fig7": paper_starts.measure_starts,
+    "fig12": paper_starts.measure_swaps,
 }
 
 
@@ -324,6 +329,8 @@ def lines(report: schema.Report) -> list[list[str]]:
         if "template_bytes" in row.extra:
             kilobytes, gib = row.extra["template_bytes"] / 1e3, row.wanted_bytes / 2**30
             notes.append(f"{kilobytes:.0f} KB of {gib:.0f} GiB")
+        if text := paper_starts.phases_text(row):
+            notes.append(text)
         if "cpu_share" in row.extra:
             notes.append(f"CPU {statistics.median(row.extra['cpu_share']):.1%} of one")
             notes.append(f"{statistics.median(row.extra['memory_bytes']) / 2**20:.0f} MiB")
@@ -363,6 +370,8 @@ def main() -> int:
     paper = Paper(options, hosted.progress())
     for name in options.figure:
         FIGURES[name](paper)
+    if options.picture:
+        paper_starts.draw(paper.report, options.picture)
     return hosted.finish(paper.report, options, lambda console: show(paper.report, console))
 
 
