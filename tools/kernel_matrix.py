@@ -4,9 +4,9 @@
 
 One has the tests by file; the other, of tests/vm/test_kmod_filesystems.py, each family of hooks on
 each file system.  Reports of pytest that are named (build/test/kernels/RELEASE.xml, see `make
-test-kernels`) are taken into docs/kernels.json, and the tables are written.  `--check` says whether
-they are what was recorded and, where reports lie in build/test/kernels, whether these are what was
-recorded.
+test-kernels`) are taken into docs/kernels.json, and the tables are written; a report of some files
+replaces what is known of these.  `--check` says whether the tables are what was recorded and, where
+reports lie in build/test/kernels, whether these are what was recorded.
 """
 
 from __future__ import annotations
@@ -181,10 +181,24 @@ def problems(reports: list[Path]) -> list[str]:
     found += [
         f"{report} is not what {RECORD.name} says of {report.stem}"
         for report in reports
-        if read_report(report) != results.get(report.stem)
-        or read_cells(report) != cells.get(report.stem, {})
+        if not read_report(report).items() <= results.get(report.stem, {}).items()
+        or not read_cells(report).items() <= cells.get(report.stem, {}).items()
     ]
     return found
+
+
+def take(report: Path, results: Results, cells: Cells) -> None:
+    """Record a report: what it says of a file, or of a file system, is what was run last.
+
+    Args:
+        report: a report of pytest's, named after the kernel's release.
+        results: the record of files, changed in place.
+        cells: the record of file systems, changed in place.
+    """
+    files = {**results.get(report.stem, {}), **read_report(report)}
+    results[report.stem] = dict(sorted(files.items()))
+    if found := read_cells(report):
+        cells[report.stem] = {**cells.get(report.stem, {}), **found}
 
 
 def main() -> int:
@@ -203,9 +217,7 @@ def main() -> int:
         return 1 if found else 0
     results, cells = recorded()
     for report in options.reports:
-        results[report.stem] = read_report(report)
-        if of_report := read_cells(report):
-            cells[report.stem] = of_report
+        take(report, results, cells)
     record = {"files": dict(sorted(results.items())), "file systems": dict(sorted(cells.items()))}
     RECORD.write_text(json.dumps(record, indent=1) + "\n")
     PAGE.write_text(page_with([render(results), render_cells(cells)], PAGE.read_text()))

@@ -38,3 +38,18 @@ def test_a_report_becomes_rows_of_both_tables(tmp_path: Path) -> None:
     written = kernel_matrix.page_with(tables, page)
     assert "old" not in written and written.count("after") == 2
     assert kernel_matrix.page_with(tables, written) == written
+
+
+def test_a_report_of_some_files_leaves_the_others_as_they_were(tmp_path: Path) -> None:
+    report = tmp_path / "7.3.xml"
+    report.write_text(REPORT)
+    results: kernel_matrix.Results = {
+        "7.3": {"kmod_evict": {"passed": 36}, "kmod_tags": {"passed": 8}}
+    }
+    cells: kernel_matrix.Cells = {"7.3": {"ext4": {"evict": "passed"}, "xfs": {"evict": "failed"}}}
+    kernel_matrix.take(report, results, cells)
+    assert results["7.3"]["kmod_evict"] == {"passed": 36}
+    assert results["7.3"]["kmod_tags"] == {"failed": 1, "passed": 1}
+    assert list(results["7.3"]) == ["kmod_evict", "kmod_filesystems", "kmod_tags"]
+    assert cells["7.3"]["ext4"] == {"evict": "passed"}
+    assert cells["7.3"]["xfs"] == {"evict": "passed", "access": "failed"}

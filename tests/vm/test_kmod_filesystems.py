@@ -111,12 +111,29 @@ def on_overlayfs(beside: Path) -> Iterator[Place]:
         yield Place(top / "weights", file, beside)
 
 
+@contextmanager
+def on_fuse(beside: Path) -> Iterator[Place]:
+    modprobe("fuse")
+    (beside / "source").mkdir()
+    make_file(beside / "source" / "weights", PAGES)
+    run("mksquashfs", beside / "source", beside / "image", "-quiet", "-no-progress", "-noD")
+    directory = beside / "mounted"
+    directory.mkdir()
+    run("squashfuse", beside / "image", directory)
+    try:
+        yield Place(directory / "weights", directory / "weights", beside)
+    finally:
+        run("umount", directory)
+        directory.rmdir()
+
+
 FILE_SYSTEMS = {
     "ext4": on_ext4,
     "xfs": on_xfs,
     "btrfs": on_btrfs,
     "erofs": on_erofs,
     "overlayfs": on_overlayfs,
+    "fuse": on_fuse,
 }
 
 
