@@ -27,7 +27,7 @@ GUEST_KREL = $(shell ls -d /lib/modules/6.12*/build 2>/dev/null | sort -V | tail
 RUNNING := $(shell uname -r)
 KREL ?= $(GUEST_KREL)
 
-.PHONY: help deps build peers bpf policies kmod check format coverage docs docs-site fuzz fuzz-guided mutate soak test test-unit test-native test-vm test-numa \
+.PHONY: help deps build peers bpf policies kmod kmod-arm64 check format coverage docs docs-site fuzz fuzz-guided mutate soak test test-unit test-native test-vm test-numa \
 	test-containers test-torch test-loaders test-engines test-ray test-cluster test-old vm vm-shell vm-debug debug-kernel test-kernels demo demo-guest bench wheel wheel-arm64 dist chart \
 	test-delivery install install-data uninstall clean
 
@@ -79,6 +79,10 @@ kmod: ## build the module (KREL=release for another kernel)
 	$(Q)tools/build_kmod.sh $(KREL)
 	$(Q)if [ -e /lib/modules/$(RUNNING)/build/Makefile ]; then tools/build_kmod.sh $(RUNNING); fi
 
+kmod-arm64: deps ## compile the module for arm64 by Debian's cross compiler (nothing of it is run)
+	$(Q)tools/deps.sh cross
+	$(Q)tools/cross_kmod.sh $(GUEST_KREL)
+
 C_FILES = $(shell git ls-files '*.c' '*.h')
 
 check: build ## lint, types, formats, generated files
@@ -121,7 +125,7 @@ docs-site: build ## the documentation and the reference of the package as one si
 
 # A part that fails does not keep the others from being run.  The guest with two nodes is emulated by
 # one thread, and the unit tests need no more.
-TEST_STEPS := "-j1 check" "-j2 --output-sync test-unit test-numa" "-j1 test-native test-containers test-vm"
+TEST_STEPS := "-j1 check kmod-arm64" "-j2 --output-sync test-unit test-numa" "-j1 test-native test-containers test-vm"
 test: build ## everything; what is skipped says why
 	@status=0; for step in $(TEST_STEPS); do $(MAKE) --keep-going $$step || status=1; done; \
 		$(MAKE) --no-print-directory coverage || status=1; \

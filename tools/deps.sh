@@ -1,12 +1,13 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: Apache-2.0
-# Install what is missing for one or more roles: deps.sh [wheel] [demo] [dist] [containers] [arm64] [kernels] [test]; wheel and test by default.
+# Install what is missing for one or more roles: deps.sh [wheel] [demo] [dist] [containers] [arm64] [cross] [kernels] [test]; wheel and test by default.
 #
 #   wheel  what `pip wheel .` and `make install` need: clang, make, Python's venv, libbpf >= 1.4
 #   demo   with wheel: a virtual environment in build/venv-demo
 #   dist   what the packages and the image need besides: debootstrap, buildah, lintian
 #   containers  what `make test-delivery` runs the image with, and cpio
 #   arm64  in build/arm64, Debian 12's libbpf for arm64 and a Python to try the wheel with (Debian only)
+#   cross  the compiler for arm64, for `make kmod-arm64`
 #   kernels  debootstrap, for `make test-kernels`: compilers of another release of Debian
 #   test   what building the module, testing and the guest need, with a virtual environment in
 #          build/venv and, in build/deps, the Prometheus server
@@ -76,6 +77,9 @@ needs() {
 	fi
 	if role arm64; then
 		need qemu-user-static '' has qemu-aarch64-static
+	fi
+	if role cross; then
+		need gcc-aarch64-linux-gnu gcc-aarch64-linux-gnu has aarch64-linux-gnu-gcc
 	fi
 	if role containers; then
 		need cpio cpio has cpio

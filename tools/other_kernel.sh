@@ -16,7 +16,6 @@ esac
 DIR=$PWD/build/kernels/$RELEASE
 IMAGE=$DIR/image/usr/lib/modules/$RELEASE/vmlinuz
 ROOT=$DIR/root
-KEYS=/usr/share/keyrings/debian-archive-keyring.gpg
 
 . tools/logged.sh
 
@@ -28,37 +27,12 @@ command -v debootstrap >/dev/null || {
 	say "debootstrap is not installed: apt-get install debootstrap"
 	exit 4
 }
-# Where this machine gets Debian from.  Kernels of a stable release come as security updates, too.
-archives=$(apt-get indextargets --format '$(ORIGIN) $(REPO_URI)' 'Created-By: Packages' |
-	sed -n 's/^Debian //p' | sort -u)
-MIRROR=$(grep -v security <<<"$archives" | head -n 1)
-SECURITY=$(grep security <<<"$archives" | head -n 1 || true)
-[ -n "$MIRROR" ] || {
-	say "apt on this machine knows no Debian archive"
-	exit 4
-}
-
-sources() {
-	printf "deb [signed-by=$KEYS] $MIRROR %s main\n" "$SUITE" "$SUITE-backports"
-	[ -z "$SECURITY" ] || echo "deb [signed-by=$KEYS] $SECURITY $SUITE-security main"
-}
-
-apt_private() {
-	mkdir -p "$DIR"/apt/{etc,state/lists/partial,cache/archives/partial}
-	: >"$DIR/apt/state/status"
-	sources >"$DIR/apt/etc/sources.list"
-	cat >"$DIR/apt/conf" <<-CONF
-		Dir::Etc "$DIR/apt/etc"; Dir::Etc::parts "/dev/null"; Dir::Etc::sourceparts "/dev/null";
-		Dir::Etc::sourcelist "$DIR/apt/etc/sources.list"; Dir::State "$DIR/apt/state";
-		Dir::State::status "$DIR/apt/state/status"; Dir::Cache "$DIR/apt/cache";
-		APT::Sandbox::User "root";
-	CONF
-}
+. tools/private_apt.sh
 
 mkdir -p "$DIR"
 if [ ! -e "$IMAGE" ]; then
 	say "fetching the kernel $RELEASE"
-	apt_private
+	apt_private "$DIR" "$SUITE" "$(dpkg --print-architecture)"
 	mkdir -p "$DIR/packages"
 	(
 		export APT_CONFIG=$DIR/apt/conf
@@ -85,7 +59,7 @@ if [ ! -e "$ROOT/usr/src/linux-headers-$RELEASE" ]; then
 	say "making a place to build in"
 	logged "$DIR/debootstrap.log" debootstrap --variant=minbase "$SUITE" "$ROOT" "$MIRROR"
 	rm -f "$ROOT/etc/apt/sources.list"
-	sources >"$ROOT/etc/apt/sources.list.d/debian.list"
+	sources "$SUITE" >"$ROOT/etc/apt/sources.list.d/debian.list"
 	logged "$DIR/apt.log" chroot "$ROOT" apt-get update -q
 	logged "$DIR/apt.log" chroot "$ROOT" apt-get install -y -q --no-install-recommends \
 		make gcc "linux-headers-$RELEASE"
