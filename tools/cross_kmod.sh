@@ -21,7 +21,7 @@ if [ ! -e "$DIR/complete" ]; then
 	say "fetching the headers of $RELEASE for arm64"
 	. tools/private_apt.sh
 	rm -rf "$DIR"
-	mkdir -p "$DIR/packages" "$DIR/root/usr/lib"
+	mkdir -p "$DIR/packages" "$DIR/tree/usr/lib"
 	apt_private "$DIR" "$(. /etc/os-release && echo "$VERSION_CODENAME")" arm64
 	(
 		export APT_CONFIG=$DIR/apt/conf
@@ -31,13 +31,13 @@ if [ ! -e "$DIR/complete" ]; then
 			"linux-headers-$RELEASE-arm64" "linux-headers-$RELEASE-arm64-16k"
 	)
 	for package in "$DIR"/packages/*.deb; do
-		dpkg -x "$package" "$DIR/root"
+		dpkg -x "$package" "$DIR/tree"
 	done
 	# Where they are installed stands in them.
-	sed -i "s|/usr/src|$DIR/root/usr/src|" "$DIR"/root/usr/src/*/Makefile
-	ln -s "/$KBUILD" "$DIR/root/$KBUILD"
+	sed -i "s|/usr/src|$DIR/tree/usr/src|" "$DIR"/tree/usr/src/*/Makefile
+	ln -s "/$KBUILD" "$DIR/tree/$KBUILD"
 	touch "$DIR/complete"
 fi
 for flavor in arm64 arm64-16k; do
-	tools/build_kmod.sh "$RELEASE-$flavor" "$DIR/root/usr/src/linux-headers-$RELEASE-$flavor"
+	tools/build_kmod.sh "$RELEASE-$flavor" "$DIR/tree/usr/src/linux-headers-$RELEASE-$flavor"
 done
