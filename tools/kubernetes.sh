@@ -4,7 +4,7 @@
 #
 # Debian 12's source package `kubernetes` (1.20, with all that it imports) is compiled with Debian's
 # Go 1.19; etcd, containerd and the compiler are unpacked from Debian's packages and not installed,
-# since their packages would start services that nobody asked for.  Twelve minutes of one CPU, 3 GB;
+# since their packages would start services that nobody asked for.  Some minutes of one CPU, 3 GB;
 # what is there already is not made again.  No root is needed.
 set -euo pipefail
 cd "$(dirname "$0")/.."

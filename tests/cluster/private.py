@@ -62,6 +62,10 @@ def separate() -> None:
     _run("mount", "-t", "tmpfs", "tmpfs", "/run")
     _run("mount", "-t", "tmpfs", "tmpfs", "/var/log")
     _run("mount", "-t", "bpf", "bpf", "/sys/fs/bpf")
+    for name in ("etc-changed", "etc-work"):
+        (STATE / name).mkdir()
+    changed = f"lowerdir=/etc,upperdir={STATE}/etc-changed,workdir={STATE}/etc-work"
+    _run("mount", "-t", "overlay", "overlay", "-o", changed, "/etc")
     Path("/run/sysctl").mkdir()
     for name, value in _SYSCTLS.items():
         told = Path("/run/sysctl", name.replace("/", "."))

@@ -1,127 +1,50 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pods land where their model is warm, by labels; without these, as ever.
-
-node1 is this machine.  node2 is simulated (simulated.py): it has no kubelet, but models of its own,
-and real processes of ours tell what of them is in the page cache.
-"""
+"""Pods land where their model is warm, by labels; without these, as ever."""
 
 from __future__ import annotations
 
-import json
 import re
-import shutil
-import subprocess
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
-from benchmarks.cachestat import drop
-from pagecache_bpf.placement.content_identity import content_of
 from pagecache_bpf.placement.labels import LabelChange, label_key
 from pagecache_bpf.placement.node_labels import EXPIRES, NodePatch, sweep
-from pagecache_bpf.weights.models import resolve
-from tests.cluster.conftest import MODELS, NAMES, NAMESPACE, pod
-from tests.cluster.images import PAUSE
-from tests.cluster.machine import ADDRESS, NODE, Machine
-from tests.cluster.private import STATE
+from tests.cluster.conftest import MODELS, NAMESPACE
+from tests.cluster.machine import NODE, Machine
+from tests.cluster.second_node import (
+    PODS,
+    SIMULATED,
+    Placed,
+    kubectl_proxy,
+    on_node2,
+    second_node,
+    some,
+    tiny,
+)
 from tests.cluster.simulated import lands, simulated
 from tests.cluster.test_daemonset import removed, rolled_out
-from tests.unit.command import COMMAND, ROOT, environment
+from tests.unit.command import ROOT
 
-SIMULATED = "node2"
-PORT = 9744
-PODS = 6
 DOCUMENT = (ROOT / "docs/cluster.md").read_text()
-
-
-@dataclass
-class Placed:
-    """A cluster with placement, and what its models are called."""
-
-    cluster: Machine
-    contents: dict[str, str]
-    other: Path
-
-    def warm(self, name: str, place: Path) -> None:
-        """Have a model in the page cache of one node and not in that of the other."""
-        drop([path / name / "model.safetensors" for path in (MODELS, self.other)])
-        (place / name / "model.safetensors").read_bytes()
-
-    def labels(self, node: str) -> dict[str, str]:
-        """Our labels of a node, by content."""
-        found = self.cluster.get("node", node)["metadata"]["labels"]
-        return {key[17:]: value for key, value in found.items() if key.startswith("pagecache-bpf")}
 
 
 @pytest.fixture(scope="module")
 def placed(cluster: Machine) -> Iterator[Placed]:
     """The plain manifests as they are, and node2 with an exporter and a publisher of labels."""
-    other = STATE / "models-of-node2"
-    shutil.copytree(MODELS, other)
-    subprocess.run(["sync"], check=True)
-    contents = {name: content_of(resolve(MODELS / name)) for name in NAMES}
     cluster.kubectl("create", "namespace", NAMESPACE)
-    started: list[subprocess.Popen[bytes]] = []
     try:
         for file in ("pagecache-bpf.yaml", "placement.yaml"):
             cluster.kubectl("apply", "-f", str(ROOT / "packaging/kubernetes" / file))
-        # node2 is not behind the service: the extender is told of its exporter.
-        words = [
-            {"op": "add", "path": f"{_ARGS}/-", "value": f"--exporter=http://{ADDRESS}:{PORT}"}
-        ]
-        cluster.kubectl(
-            *("-n", NAMESPACE, "patch", "deployment", "pagecache-bpf-extender"),
-            *("--type=json", "-p", json.dumps(words)),
-        )
         rolled_out(cluster)
         rolled_out(cluster, "pagecache-bpf-node")
-        extender_ready(cluster)
-        with simulated(cluster, [SIMULATED]):
-            listen = ("--listen", f"{ADDRESS}:{PORT}", "--allow-remote")
-            started.append(on_node2("export", *listen, "--model", str(other)))
-            yield Placed(cluster, contents, other)
+        with second_node(cluster) as made:
+            yield made
     finally:
-        for process in started:
-            process.terminate()
-            process.wait(timeout=60)
         removed(cluster)
-
-
-_ARGS = "/spec/template/spec/containers/0/args"
-
-
-def extender_ready(cluster: Machine) -> None:
-    """Wait until the extender answers."""
-    words = ("rollout", "status", "deployment/pagecache-bpf-extender", "--timeout=90s")
-    cluster.kubectl("-n", NAMESPACE, *words)
-
-
-def on_node2(*words: str) -> subprocess.Popen[bytes]:
-    """Start one of our commands as a process of node2."""
-    with (STATE / f"node2-{words[0]}.log").open("ab") as log:
-        return subprocess.Popen(
-            [*COMMAND, *words],
-            stdout=log,
-            stderr=log,
-            cwd=ROOT,
-            env=environment(NODE_NAME=SIMULATED),
-        )
-
-
-def tiny(name: str, **changes: Any) -> dict[str, Any]:
-    """A pod that does nothing."""
-    annotations = changes.pop("annotations", {})
-    made = pod(name, spec={"container": {"image": PAUSE}, **changes}, annotations=annotations)
-    del made["spec"]["containers"][0]["command"]
-    return made
 
 
 def documented_affinity(content: str) -> dict[str, Any]:
@@ -131,11 +54,6 @@ def documented_affinity(content: str) -> dict[str, Any]:
     text = re.sub(r"pagecache-bpf\.io/[0-9a-f]{16}", label_key(content), block[1])
     found: dict[str, Any] = yaml.safe_load(text)["affinity"]
     return found
-
-
-def some(name: str, **changes: Any) -> list[dict[str, Any]]:
-    """Several such pods."""
-    return [tiny(f"{name}-{number}", **changes) for number in range(PODS)]
 
 
 def test_pods_land_by_labels(placed: Placed) -> None:
@@ -164,30 +82,6 @@ def test_pods_land_by_labels(placed: Placed) -> None:
     for name, node in (("llama", NODE), ("qwen", SIMULATED)):
         affinity = documented_affinity(contents[name])
         assert lands(cluster, *some(name, affinity=affinity)) == [node] * PODS
-
-
-@contextmanager
-def kubectl_proxy(cluster: Machine) -> Iterator[str]:
-    """What `--api` is for: the API server without a token, while the block runs."""
-    url = "http://127.0.0.1:8001"
-    cluster.run(
-        *("kubectl-proxy", "kubectl", "--kubeconfig", f"{STATE}/admin.conf"),
-        *("proxy", "--port=8001"),
-    )
-    try:
-        cluster.wait("kubectl proxy serves", lambda: ask(f"{url}/readyz"))
-        yield url
-    finally:
-        cluster.end("kubectl-proxy")
-
-
-def ask(url: str) -> str:
-    """Get a page; an error's code is an AssertionError."""
-    try:
-        with urllib.request.urlopen(url, timeout=10) as answer:
-            return str(answer.read().decode())
-    except urllib.error.HTTPError as error:
-        raise AssertionError(f"{url}: {error.code}") from error
 
 
 def test_expired_labels_are_swept_and_change_only_where_pods_land(placed: Placed) -> None:
