@@ -39,7 +39,8 @@ RECLAIM_FUNCTIONS = (
     "clear_inode",
 )
 RECLAIM_TRACEPOINT = "mm_vmscan_lru_shrink_inactive"
-CAPABILITIES = {"CAP_SYS_MODULE": 16, "CAP_SYS_ADMIN": 21, "CAP_PERFMON": 38, "CAP_BPF": 39}
+CAPABILITIES = {"CAP_SYS_ADMIN": 21, "CAP_PERFMON": 38, "CAP_BPF": 39}
+_CAP_SYS_MODULE = 16
 
 ENGINES = ("struct_ops", "agent")
 
@@ -219,6 +220,10 @@ def _modules(m: Machine) -> Feature:
     if m.fs.read("/proc/sys/kernel/modules_disabled") == "1":
         found = "switched off until the next boot (kernel.modules_disabled=1)"
         fix = "Remove kernel.modules_disabled from the sysctl configuration and reboot"
+        return Feature("loadable modules", False, found, lost, fix)
+    if m.euid == 0 and not m.capabilities >> _CAP_SYS_MODULE & 1:
+        found = "root without CAP_SYS_MODULE"
+        fix = "Run it on the host, or in a container with --cap-add SYS_MODULE"
         return Feature("loadable modules", False, found, lost, fix)
     return Feature("loadable modules", True, "yes", lost)
 

@@ -21,13 +21,20 @@ DESCRIPTION = """\
 Asks the kernel and looks for tools, changes nothing, and prints for each thing whether it is
 there, what is lost without it and the next step to gain it; at the end, which engines can run
 policies here. Without root some answers are unknown. The exit code is 0 when one of the engines
-can, 3 when none can, and 4 when only the privilege is missing."""
-EXAMPLES = (("sudo pagecache-bpf doctor", ""),)
+can, 3 when none can, and 4 when only the privilege is missing.
+
+With --container it looks at the container that it runs in: what the agent would lack in it, right
+by right and mount by mount, and whether models that are loaded in it reach an agent elsewhere."""
+EXAMPLES = (
+    ("sudo pagecache-bpf doctor", ""),
+    ("pagecache-bpf doctor --container", "in a container: what the agent or a client lacks there"),
+)
 JSON = {
     "doctor": {
         "ready": "whether policies can be attached on one of the engines, as far as can be known",
         "engines.struct_ops[]": "what that engine needs and is not there; empty if it can run",
-        "engines.agent[]": "the same of engine agent",
+        "engines.agent[]": "the same of engine agent; with --container, of an agent in it",
+        "engines.client[]": "with --container: what loads in it lack to reach an agent elsewhere",
         "features[].name": "what was looked for",
         "features[].ok": "true, false, or null where it could not be found out",
         "features[].engines[]": "the engines that cannot run a policy without it",
@@ -39,15 +46,24 @@ JSON = {
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Doctor has no arguments of its own."""
+    """Add --container."""
+    parser.add_argument(
+        "--container",
+        action="store_true",
+        help="look at the container that this runs in, for an agent or a client in it",
+    )
 
 
 def run(args: argparse.Namespace, out: Output) -> int:
     """Probe the machine's features and print what each engine lacks."""
-    from pagecache_bpf.explain import features
+    from pagecache_bpf.explain import container, features
 
-    table_of = features.probe()
-    lacking = features.lacking(table_of)
+    if args.container:
+        table_of = container.probe()
+        lacking = container.lacking(table_of)
+    else:
+        table_of = features.probe()
+        lacking = features.lacking(table_of)
     ready = not all(lacking.values())
     data = {
         "ready": ready,
@@ -66,7 +82,8 @@ def run(args: argparse.Namespace, out: Output) -> int:
             for feature in table_of
         ],
     }
-    out.emit(data, lambda console: _human(console, table_of, lacking))
+    title = "in this container:" if args.container else "engine"
+    out.emit(data, lambda console: _human(console, table_of, lacking, title))
     if ready:
         return 0
     only_privilege = any(
@@ -75,7 +92,9 @@ def run(args: argparse.Namespace, out: Output) -> int:
     return (PrivilegeError if only_privilege else UnsupportedError).exit_code
 
 
-def _human(console: Console, features: list[Feature], lacking: dict[str, list[Feature]]) -> None:
+def _human(
+    console: Console, features: list[Feature], lacking: dict[str, list[Feature]], title: str
+) -> None:
     from rich.text import Text
 
     marks = {
@@ -100,4 +119,4 @@ def _human(console: Console, features: list[Feature], lacking: dict[str, list[Fe
         verdict = (
             Text(f"not here: {names}", "bold red") if features else Text("ready", "bold green")
         )
-        console.print(Text.assemble((f"engine {engine}  ", "bold"), verdict))
+        console.print(Text.assemble((f"{title} {engine}  ", "bold"), verdict))
