@@ -20,12 +20,30 @@ struct file {
 	struct address_space *f_mapping;
 };
 
+struct rb_node {
+	struct rb_node *rb_right;
+	struct rb_node *rb_left;
+};
+
+struct rb_root {
+	struct rb_node *rb_node;
+};
+
+/* Until 524e00b36e8c ("mm: remove rb tree", 6.1). */
+struct mm_struct {
+	struct rb_root mm_rb;
+};
+
 struct vm_area_struct {
+	unsigned long vm_start;
+	unsigned long vm_end;
+	struct rb_node vm_rb;
 	struct file *vm_file;
 };
 
 struct task_struct {
 	struct files_struct *files;
+	struct mm_struct *mm;
 };
 #pragma clang attribute pop
 
@@ -46,13 +64,41 @@ static long look(struct task_struct *task, struct vm_area_struct *area,
 	return 0;
 }
 
+#define TREE_LEVELS 64
+
+/*
+ * Look at the area of an address where the kernel has no bpf_find_vma() (before 5.17).  Other
+ * threads may change the tree meanwhile; the caller's mapping is there, so it asks again then.
+ */
+static __always_inline long look_down(struct task_struct *task, u64 address,
+				      struct pagecache_file_question *question)
+{
+	struct rb_node *node = BPF_CORE_READ(task, mm, mm_rb.rb_node);
+	struct vm_area_struct *area;
+
+	for (u32 level = 0; node && level < TREE_LEVELS; level++) {
+		area = (void *)node - bpf_core_field_offset(struct vm_area_struct, vm_rb);
+		if (address < BPF_CORE_READ(area, vm_start))
+			node = BPF_CORE_READ(node, rb_left);
+		else if (address >= BPF_CORE_READ(area, vm_end))
+			node = BPF_CORE_READ(node, rb_right);
+		else
+			return look(task, area, question);
+	}
+	return -16; /* EBUSY */
+}
+
 /* Whose pages are at an address; returns a negative error, -EBUSY if it has to be asked again. */
 SEC("syscall") int pages_of(struct pagecache_file_question *args)
 {
 	struct pagecache_file_question question = {};
-	long err =
-		bpf_find_vma((void *)bpf_get_current_task_btf(), args->address, look, &question, 0);
+	struct task_struct *task = (void *)bpf_get_current_task_btf();
+	long err;
 
+	if (bpf_core_enum_value_exists(enum bpf_func_id, BPF_FUNC_find_vma))
+		err = bpf_find_vma((void *)task, args->address, look, &question, 0);
+	else
+		err = look_down(task, args->address, &question);
 	args->key = question.key;
 	args->pages = question.pages;
 	args->magic = question.magic;

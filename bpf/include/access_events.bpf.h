@@ -53,9 +53,17 @@ static __always_inline bool event_read(u64 *args, u32 page_shift, struct accesse
 	struct kiocb *call = (void *)args[0];
 	u64 page = 1ULL << (page_shift & 31), told = 0, at;
 
-	if (bpf_get_func_ret(args, &told) || (s32)told < 0)
+	bool ask = bpf_core_enum_value_exists(enum bpf_func_id, BPF_FUNC_get_func_arg);
+
+	/* Before it could be asked (5.17), all kernels had three arguments, and then what it
+	 * returns. */
+	if (!ask)
+		told = args[3];
+	else if (bpf_get_func_ret(args, &told))
 		return false;
-	if (bpf_get_func_arg_cnt(args) == 3)
+	if ((s32)told < 0)
+		return false;
+	if (!ask || bpf_get_func_arg_cnt(args) == 3)
 		told = LOAD((struct iov_iter *)args[1], count);
 	else /* not args[1]: the verifier has it as the type that this kernel's function takes */
 		bpf_get_func_arg(args, 1, &told);

@@ -14,6 +14,7 @@
 #define ADVICE_BPF_H
 
 #include "core.bpf.h"
+#include "loops.bpf.h"
 
 #define ADVICE_MOVES 48 /* along the tree; one for the only mapping of a file */
 #define VM_RAND_READ 0x00010000 /* include/linux/mm.h */
@@ -71,7 +72,7 @@ struct advice_walk {
 };
 
 /* One move through the tree: a node before what is below it, on the left before on the right. */
-static long advice_move(u32 move, struct advice_walk *walk)
+LOOP_STEP(advice_move, ADVICE_MOVES, u32 move, struct advice_walk *walk)
 {
 	struct rb_node *node = walk->node, *left, *right;
 	struct vm_area_struct *area;
@@ -118,7 +119,7 @@ static __noinline bool advised_random(struct address_space *mapping, u64 index, 
 		return false;
 	walk.mm = BPF_CORE_READ(task, mm);
 	walk.node = BPF_CORE_READ(file, i_mmap.rb_root.rb_node);
-	bpf_loop(ADVICE_MOVES, advice_move, &walk, 0);
+	LOOP(advice_move, &walk);
 	return walk.random;
 }
 

@@ -83,26 +83,53 @@ struct folio {
 	unsigned long _flags_1; /* of a large folio; its lowest byte is the order */
 };
 
+/* Until 7b230db3b8d3 ("mm: Introduce struct folio", 5.16) events name the first page of a huge one.
+ */
+struct page {
+	unsigned long flags;
+	struct address_space *mapping;
+	unsigned long index;
+	unsigned char compound_order; /* of the second page */
+};
+
 enum pageflags {
 	PG_head,
 	PG_uptodate,
 	PG_locked,
 	PG_readahead,
 };
+
+struct bpf_iter_num {
+	u64 opaque[1];
+};
+
+/* Helpers that are asked for: BTF has only the names of those that the kernel has. */
+enum bpf_func_id {
+	BPF_FUNC_find_vma = 180,
+	BPF_FUNC_loop = 181,
+	BPF_FUNC_get_func_arg = 183,
+};
 #pragma clang attribute pop
 
 extern void *bpf_rdonly_cast(const void *object, u32 type) __ksym __weak;
 
 /*
+ * Whether bpf_rdonly_cast() is used: where its younger neighbor is (6.4, commit 6018e1f407cc).  The
+ * kernel is not asked for the function itself (bpf_ksym_exists()): between a35b9af4ec2c (6.2) and
+ * 58aa2afbb1e6 (6.4) it has the function and refuses every program with that question in it.
+ */
+#define DIRECT_LOADS bpf_core_type_exists(struct bpf_iter_num)
+
+/*
  * A member of a kernel object, or of what it leads to: LOAD(folio, mapping, host).  The kernel
  * turns such a load into one instruction, and into a zero where the address is none, if it has
- * bpf_rdonly_cast() (6.2, commit a35b9af4ec2c); before that a helper is called for each step.
+ * bpf_rdonly_cast(); before that a helper is called for each step.
  */
 #define LOAD(pointer, ...)                                                                      \
 	({                                                                                      \
 		typeof(pointer) object_ = (pointer);                                            \
 		typeof(___arrow_of(object_, __VA_ARGS__)) value_;                               \
-		if (bpf_ksym_exists(bpf_rdonly_cast)) {                                         \
+		if (DIRECT_LOADS) {                                                             \
 			object_ = bpf_rdonly_cast(object_,                                      \
 						  bpf_core_type_id_kernel(typeof(*(pointer)))); \
 			value_ = ___arrow_of(object_, __VA_ARGS__);                             \
@@ -141,10 +168,28 @@ static __always_inline u32 device_of(struct inode *inode, struct super_block *sb
 	return BPF_CORE_READ(own, root, anon_dev);
 }
 
+/* What is a folio here is the first page of one before there were folios. */
+static __always_inline struct address_space *mapping_of(struct folio *folio)
+{
+	struct page *page = (void *)folio;
+
+	return bpf_core_type_exists(struct folio) ? LOAD(folio, mapping) : LOAD(page, mapping);
+}
+
+static __always_inline u64 index_of(struct folio *folio)
+{
+	struct page *page = (void *)folio;
+
+	return bpf_core_type_exists(struct folio) ? LOAD(folio, index) : LOAD(page, index);
+}
+
 static __always_inline u64 folio_flags(struct folio *folio)
 {
 	struct folio___plain *plain = (void *)folio;
+	struct page *page = (void *)folio;
 
+	if (!bpf_core_type_exists(struct folio))
+		return LOAD(page, flags);
 	if (bpf_core_field_exists(plain->flags))
 		return LOAD(plain, flags);
 	return LOAD(folio, flags.f);
@@ -153,9 +198,14 @@ static __always_inline u64 folio_flags(struct folio *folio)
 static __always_inline u64 folio_pages(struct folio *folio)
 {
 	struct folio___ordered *ordered = (void *)folio;
+	struct page *page = (void *)folio;
 
 	if (!(folio_flags(folio) >> bpf_core_enum_value(enum pageflags, PG_head) & 1))
 		return 1;
+	if (!bpf_core_type_exists(struct folio)) {
+		page = (void *)page + bpf_core_type_size(struct page);
+		return 1ULL << (LOAD(page, compound_order) & 31);
+	}
 	if (bpf_core_field_exists(ordered->_folio_order))
 		return 1ULL << (LOAD(ordered, _folio_order) & 31);
 	return 1ULL << (LOAD(folio, _flags_1) & 31);

@@ -343,7 +343,7 @@ static __always_inline int agent_moved(const struct pagecache_ops *policy, struc
 	struct inode *inode;
 	u64 pages, ino;
 
-	inode = agent_maybe_tagged(LOAD(folio, mapping), &ino);
+	inode = agent_maybe_tagged(mapping_of(folio), &ino);
 	if (!inode || !all)
 		return 0;
 	/* Most policies do not ask, and what they would be told costs more than the count. */
@@ -356,7 +356,7 @@ static __always_inline int agent_moved(const struct pagecache_ops *policy, struc
 		    pages << (agent_page_shift & 31));
 	if (!asked)
 		return 0;
-	call.ctx.index = LOAD(folio, index);
+	call.ctx.index = index_of(folio);
 	call.ctx.nr = pages;
 	call.hook = added ? PAGECACHE_HOOK_ADDED : PAGECACHE_HOOK_REMOVED;
 	if (added)

@@ -13,6 +13,12 @@
 /* Each question tells something: hits are not told. */
 #define PAGECACHE_TELLS_HITS 0
 
+/* The kernels of the module have bpf_loop(), and the simulator has its own; see loops.bpf.h. */
+#define LOOP_STEP(name, most, number, context) \
+	enum { name##_most = most };           \
+	static long name(number, context)
+#define LOOP(name, told) bpf_loop(name##_most, name, told, 0)
+
 /* Neither what a reader advised nor each of its accesses is told here. */
 static __always_inline bool pagecache_reads_at_random(const struct pagecache_ctx *ctx)
 {

@@ -360,7 +360,7 @@ static __always_inline u64 folio_edge(struct address_space *mapping, u64 index, 
 {
 	struct xa_node *leaf = NULL;
 	struct folio *folio = folio_at(mapping, index, &leaf);
-	u64 first = folio ? READ(folio, index) : index;
+	u64 first = folio ? index_of(folio) : index;
 	u64 nr = folio ? folio_pages(folio) : 1;
 
 	if (nr > MAX_FOLIO_PAGES || first > index || first + nr <= index)

@@ -66,15 +66,18 @@
 #define FOLIO_BIT(name) (1ULL << PG_##name)
 
 #define WALK_MAX 33 /* the verifier goes through every step */
-#define STEP(name) __always_inline long name
-#define WALK(steps, name, context)                                                          \
-	do {                                                                                \
-		u32 walk_max = (steps) == 64 || (steps) < WALK_MAX ? (steps) : WALK_MAX;    \
-		_Pragma("clang loop unroll(disable)") for (u32 i_ = 0; i_ < walk_max; i_++) \
-		{                                                                           \
-			if (name(i_, context))                                              \
-				break;                                                      \
-		}                                                                           \
+#define LOOP_STEP(name, most, number, context) \
+	enum { name##_most = most };           \
+	static __always_inline long name(number, context)
+#define LOOP(name, context)                                                                   \
+	do {                                                                                  \
+		u32 walk_max =                                                                \
+			name##_most == 64 || name##_most < WALK_MAX ? name##_most : WALK_MAX; \
+		_Pragma("clang loop unroll(disable)") for (u32 i_ = 0; i_ < walk_max; i_++)   \
+		{                                                                             \
+			if (name(i_, context))                                                \
+				break;                                                        \
+		}                                                                             \
 	} while (0)
 #define FIND_AREA(address, fn, context) (-1)
 
@@ -129,6 +132,16 @@ static __always_inline u64 observer_folio_flags(struct folio *folio)
 
 	bpf_probe_read_kernel(&flags, sizeof(flags), folio);
 	return flags;
+}
+
+static __always_inline struct address_space *mapping_of(struct folio *folio)
+{
+	return READ_1(folio, mapping);
+}
+
+static __always_inline u64 index_of(struct folio *folio)
+{
+	return READ_1(folio, index);
 }
 
 static __always_inline u64 folio_pages(struct folio *folio)

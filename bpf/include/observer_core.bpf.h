@@ -6,6 +6,7 @@
 #include "kernel.bpf.h"
 #include <bpf/bpf_helpers.h>
 #include "core.bpf.h"
+#include "loops.bpf.h"
 #include "pagecache_abi.h"
 
 #pragma clang attribute push(__attribute__((preserve_access_index)), apply_to = record)
@@ -109,16 +110,16 @@ const volatile s64 observer_sys_preadv2 = -2;
 #define PAGES_OF(mapping) LOAD((struct address_space___pages *)(mapping), i_pages.xa_head)
 #define SLOTS_OFFSET bpf_core_field_offset(struct xa_node, slots)
 #define FOLIO_BIT(name) (1ULL << bpf_core_enum_value(enum pageflags, PG_##name))
-#define FIND_AREA(address, fn, context) \
-	bpf_find_vma((void *)bpf_get_current_task_btf(), address, fn, context, 0)
-/* A loop whose body the verifier looks at once: step() until it returns 1. */
-#define STEP(name) long name
-#define WALK(steps, name, context) bpf_loop(steps, name, context, 0)
+/* Before bpf_find_vma() (5.17) no area is found: huge pages are not seen to be mapped. */
+#define FIND_AREA(address, fn, context)                                                      \
+	(bpf_core_enum_value_exists(enum bpf_func_id, BPF_FUNC_find_vma)                     \
+		 ? bpf_find_vma((void *)bpf_get_current_task_btf(), address, fn, context, 0) \
+		 : -1)
 #define OBSERVE(tracepoint, name) SEC("raw_tp/" #tracepoint) int name(u64 *args)
 
 static __always_inline bool in_iowait(struct task_struct *task)
 {
-	if (bpf_ksym_exists(bpf_rdonly_cast)) {
+	if (DIRECT_LOADS) {
 		task = bpf_rdonly_cast(task, bpf_core_type_id_kernel(struct task_struct));
 		return BPF_CORE_READ_BITFIELD(task, in_iowait);
 	}

@@ -42,7 +42,7 @@ static __always_inline void classify(struct page_bits *bits, u32 at, u64 wanted,
 	__sync_fetch_and_and(&bits->fresh[at], ~gone);
 }
 
-static STEP(step_read)(u32 step, struct working *c)
+LOOP_STEP(step_read, MAX_WORDS, u32 step, struct working *c)
 {
 	struct walk *w = &c->state->walk;
 	u64 word = w->word++, wanted = word_mask(word, w->from, w->to), absent;
@@ -65,7 +65,7 @@ static STEP(step_read)(u32 step, struct working *c)
 }
 
 /* What a call has added behind what it wants was brought by readahead. */
-static STEP(step_behind)(u32 step, struct working *c)
+LOOP_STEP(step_behind, MAX_WORDS, u32 step, struct working *c)
 {
 	struct walk *w = &c->state->walk;
 	u64 word = w->word++, fresh;
@@ -101,7 +101,7 @@ static __always_inline void count_read(struct task_state *state, u64 call, u64 t
 		w->add_from = state->add_from;
 		w->add_to = state->add_to;
 	}
-	WALK(MAX_WORDS, step_read, &working);
+	LOOP(step_read, &working);
 	state->counted = w->stopped < to ? w->stopped : to;
 }
 
@@ -114,13 +114,13 @@ static __always_inline u64 count_behind(struct task_state *state, u64 end)
 	w->to = state->add_to;
 	w->word = w->from / 64;
 	w->pages = 0;
-	WALK(MAX_WORDS, step_behind, &working);
+	LOOP(step_behind, &working);
 	state->add_to = end;
 	return w->pages;
 }
 
 /* Looks at the first of the pages, and takes it off them. */
-static STEP(step_transit)(u32 step, struct working *c)
+LOOP_STEP(step_transit, 64, u32 step, struct working *c)
 {
 	struct transit *t = &c->state->transit;
 	u64 bit = t->pages & -t->pages, entry;
@@ -134,7 +134,7 @@ static STEP(step_transit)(u32 step, struct working *c)
 	return 0;
 }
 
-static STEP(step_mapped)(u32 step, struct working *c)
+LOOP_STEP(step_mapped, MAP_WORDS, u32 step, struct working *c)
 {
 	struct around *a = &c->state->around;
 	u64 word = a->word + step, window, fresh, on_way;
@@ -165,7 +165,7 @@ static STEP(step_mapped)(u32 step, struct working *c)
 			t->leaf = leaf;
 			t->pages = on_way;
 			t->waiting = 0;
-			WALK(64, step_transit, c);
+			LOOP(step_transit, c);
 			fresh &= ~t->waiting;
 		} else if (folio && !folio_mappable(folio)) {
 			fresh &= ~on_way; /* a large folio holds the whole word */
@@ -175,7 +175,7 @@ static STEP(step_mapped)(u32 step, struct working *c)
 	return 0;
 }
 
-static STEP(step_first)(u32 step, struct working *c)
+LOOP_STEP(step_first, MAP_WORDS, u32 step, struct working *c)
 {
 	struct around *a = &c->state->around;
 	u64 word = a->word + step, first;
@@ -230,7 +230,7 @@ static __always_inline void removed_from_word(struct page_bits *bits, u32 at, u6
 		__sync_fetch_and_and(&bits->fresh[at], ~gone);
 }
 
-static STEP(step_added)(u32 step, struct working *c)
+LOOP_STEP(step_added, FOLIO_WORDS, u32 step, struct working *c)
 {
 	struct walk *w = &c->state->walk;
 	u64 word = w->word++;
@@ -246,7 +246,7 @@ static STEP(step_added)(u32 step, struct working *c)
 	return 0;
 }
 
-static STEP(step_removed)(u32 step, struct working *c)
+LOOP_STEP(step_removed, FOLIO_WORDS, u32 step, struct working *c)
 {
 	struct walk *w = &c->state->walk;
 	u64 word = w->word++;
@@ -289,7 +289,7 @@ static __always_inline void add_folio(struct task_state *state, u32 slot, u64 in
 	w->to = index + nr;
 	w->word = index / 64;
 	w->by = by;
-	WALK(FOLIO_WORDS, step_added, &working);
+	LOOP(step_added, &working);
 }
 
 /* A folio has gone; found: what of it was never used. */
@@ -311,7 +311,7 @@ static __always_inline void remove_folio(struct task_state *state, u32 slot, u64
 	w->from = index;
 	w->to = index + nr;
 	w->word = index / 64;
-	WALK(FOLIO_WORDS, step_removed, &working);
+	LOOP(step_removed, &working);
 	*found = w->found;
 }
 

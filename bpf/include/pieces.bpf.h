@@ -36,12 +36,15 @@ static __always_inline struct piece_key piece_at(const struct pagecache_ctx *ctx
 	};
 }
 
-/* Pieces that an access of so many pages from @index on comes to; of one access at most 64. */
+#define MAX_PIECES_READ 64 /* of one access */
+
+/* Pieces that an access of so many pages from @index on comes to. */
 static __always_inline u32 pieces_of(const struct pagecache_ctx *ctx)
 {
 	u64 pages = pages_per_piece(ctx), first = ctx->index / pages;
 
-	return ctx->nr ? min_u64((ctx->index + ctx->nr - 1) / pages - first + 1, 64) : 0;
+	return ctx->nr ? min_u64((ctx->index + ctx->nr - 1) / pages - first + 1, MAX_PIECES_READ)
+		       : 0;
 }
 
 /* The file as a whole. */

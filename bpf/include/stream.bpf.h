@@ -238,7 +238,7 @@ struct way_down {
 	u32 step; /* from one mark to the next */
 };
 
-static long ask_below(u32 i, struct way_down *way)
+LOOP_STEP(ask_below, DOWN_PARTS, u32 i, struct way_down *way)
 {
 	u64 start, nr;
 
@@ -270,7 +270,7 @@ static __noinline int go_down(struct pagecache_ctx *ctx, struct stream *s, u64 r
 	way.step = mark_step(s->window);
 	if (way.low + way.part > s->low && way.low)
 		return 0;
-	bpf_loop(DOWN_PARTS, ask_below, &way, 0);
+	LOOP(ask_below, &way);
 	s->low = way.from;
 	if (way.from <= way.low)
 		s->window = min_u64(2 * s->window, largest_window(ctx));

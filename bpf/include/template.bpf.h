@@ -86,7 +86,7 @@ struct template_search {
 	u32 found;
 };
 
-static long template_halve(u32 i, struct template_search *search)
+LOOP_STEP(template_halve, TEMPLATE_SEARCH, u32 i, struct template_search *search)
 {
 	u32 middle = search->low + search->nr / 2;
 	struct pagecache_template_entry *entry;
@@ -117,7 +117,7 @@ static __noinline u32 template_find(u32 span_number, u32 page)
 		return PAGECACHE_TEMPLATE_NONE;
 	search.low = span->first;
 	search.nr = span->nr;
-	bpf_loop(TEMPLATE_SEARCH, template_halve, &search, 0);
+	LOOP(template_halve, &search);
 	extent = template_extent_of(search.found);
 	return extent && page < extent->end ? search.found : PAGECACHE_TEMPLATE_NONE;
 }

@@ -128,7 +128,7 @@ static __always_inline void asked(struct follow *f, struct pagecache_template_ex
 }
 
 /* Ask for what is missing of one step.  Returns 1 when there is no more to ask for. */
-static long follow_step(u32 i, struct follow *f)
+LOOP_STEP(follow_step, TOP_UP_STEPS, u32 i, struct follow *f)
 {
 	struct pagecache_template_step *step = template_step(f->number);
 	struct pagecache_template_extent *extent;
@@ -185,7 +185,7 @@ static __noinline int follow(struct pagecache_ctx *ctx, struct place *at, u64 wi
 	f.last = consumer->first_step + consumer->nr_steps;
 	if (ahead && !jumped && *ahead > f.number && *ahead < f.last)
 		f.number = *ahead;
-	bpf_loop(TOP_UP_STEPS, follow_step, &f, 0);
+	LOOP(follow_step, &f);
 	bpf_map_update_elem(&template_aheads, &key, &f.number, BPF_ANY);
 	return 0;
 }
@@ -196,7 +196,7 @@ struct descent {
 };
 
 /* Ask for the next step below. */
-static long descend_step(u32 i, struct descent *d)
+LOOP_STEP(descend_step, TOP_UP_STEPS, u32 i, struct descent *d)
 {
 	struct pagecache_template_step *step = template_step(d->f.number);
 	struct pagecache_template_extent *extent = step ? template_extent(step->extent) : NULL;
@@ -229,7 +229,7 @@ static __noinline int descend(struct pagecache_ctx *ctx, struct place *at, u64 w
 	if (!consumer)
 		return 0;
 	d.f.last = consumer->first_step + 1;
-	bpf_loop(TOP_UP_STEPS, descend_step, &d, 0);
+	LOOP(descend_step, &d);
 	return 0;
 }
 

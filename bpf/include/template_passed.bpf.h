@@ -83,7 +83,7 @@ struct judgment {
 };
 
 /* Where the pages lie for one consumer. */
-static long judge_pages(u32 i, struct judgment *e)
+LOOP_STEP(judge_pages, CONSUMERS, u32 i, struct judgment *e)
 {
 	struct pagecache_template_consumer *consumer = consumer_at(e->model->first_consumer + i);
 	struct pagecache_template_extent *extent;
@@ -137,7 +137,7 @@ static __always_inline s32 template_evict(struct pagecache_ctx *ctx, u64 window)
 
 	if (!begin_judgment(ctx, &e))
 		return PAGECACHE_EVICT_DEFAULT;
-	bpf_loop(CONSUMERS, judge_pages, &e, 0);
+	LOOP(judge_pages, &e);
 	if (e.inside)
 		return PAGECACHE_EVICT_KEEP;
 	return e.behind && !e.ahead ? PAGECACHE_EVICT_NOW : PAGECACHE_EVICT_DEFAULT;

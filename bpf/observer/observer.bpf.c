@@ -168,10 +168,10 @@ static __always_inline void count_mapped(struct address_space *mapping, struct i
 	a->again = !(working.state->fault_pending && working.state->fault_slot == file->slot &&
 		     working.state->fault_index >= from && working.state->fault_index < to);
 	working.state->fault_pending = 0;
-	WALK(MAP_WORDS, step_mapped, &working);
+	LOOP(step_mapped, &working);
 	if (a->failed)
 		return;
-	WALK(MAP_WORDS, step_first, &working);
+	LOOP(step_first, &working);
 	moved(file, &key, from, to - from, PAGECACHE_KIND_MAP);
 	COUNT_PAGES(value, mmap_bytes, a->found.hit + a->found.ahead + a->found.miss);
 	COUNT_PAGES(value, mmap_hit_bytes, a->found.hit);
@@ -325,7 +325,7 @@ OBSERVE(vm_unmapped_area, observe_mmap)
 OBSERVE(mm_filemap_add_to_page_cache, observe_added)
 {
 	struct folio *folio = (void *)args[0];
-	struct inode *inode = READ(folio, mapping, host);
+	struct inode *inode = READ(mapping_of(folio), host);
 	struct pagecache_observed_value *value;
 	struct pagecache_observed_file *file;
 	struct pagecache_file_key key;
@@ -336,7 +336,7 @@ OBSERVE(mm_filemap_add_to_page_cache, observe_added)
 	file = inode ? tag_of(inode, &key) : NULL;
 	if (!file)
 		return 0;
-	index = READ(folio, index);
+	index = index_of(folio);
 	nr = folio_pages(folio);
 	__sync_fetch_and_add(&file->resident_pages, nr);
 	__sync_fetch_and_add(&file->added_pages, nr);
@@ -377,7 +377,7 @@ OBSERVE(mm_filemap_add_to_page_cache, observe_added)
 OBSERVE(mm_filemap_delete_from_page_cache, observe_removed)
 {
 	struct folio *folio = (void *)args[0];
-	struct inode *inode = READ(folio, mapping, host);
+	struct inode *inode = READ(mapping_of(folio), host);
 	struct pagecache_observed_value *value;
 	struct pagecache_observed_file *file;
 	struct pagecache_file_key key;
@@ -389,7 +389,7 @@ OBSERVE(mm_filemap_delete_from_page_cache, observe_removed)
 	file = inode ? tag_of(inode, &key) : NULL;
 	if (!file)
 		return 0;
-	index = READ(folio, index);
+	index = index_of(folio);
 	nr = folio_pages(folio);
 	__sync_fetch_and_add(&file->resident_pages, -nr);
 	__sync_fetch_and_add(&file->removed_pages, nr);

@@ -165,7 +165,7 @@ struct search {
 	bool untold; /* those that the map does not have */
 };
 
-static long drop_piece(u32 i, struct search *search)
+LOOP_STEP(drop_piece, MAX_PIECES, u32 i, struct search *search)
 {
 	struct pagecache_ctx *ctx = search->ctx;
 	u64 pages = pages_per_piece(ctx), start = i * pages, *told;
@@ -228,11 +228,11 @@ PAGECACHE_PRESSURE(kvcache_pressure)
 	last_round = want->round;
 	if (want->round)
 		search.from = part_to_give(want->pages);
-	bpf_loop(MAX_PIECES, drop_piece, &search, 0);
+	LOOP(drop_piece, &search);
 	/* What was in the cache before the file was governed. */
 	if (!want->round && search.wanted && ctx->resident_pages > search.known) {
 		search.untold = true;
-		bpf_loop(MAX_PIECES, drop_piece, &search, 0);
+		LOOP(drop_piece, &search);
 	}
 }
 

@@ -96,7 +96,7 @@ struct consumer_search {
 	u32 step;
 };
 
-static long try_consumer(u32 i, struct consumer_search *search)
+LOOP_STEP(try_consumer, CONSUMERS, u32 i, struct consumer_search *search)
 {
 	struct pagecache_ctx *ctx = search->ctx;
 	u32 number = search->at->model->first_consumer + i, step;
@@ -125,7 +125,7 @@ static __noinline u32 find_consumer(struct pagecache_ctx *ctx, struct place *at,
 {
 	struct consumer_search search = { ctx, at, PAGECACHE_TEMPLATE_NONE, 0 };
 
-	bpf_loop(CONSUMERS, try_consumer, &search, 0);
+	LOOP(try_consumer, &search);
 	*step = search.step;
 	return search.found;
 }

@@ -30,13 +30,15 @@ struct reading {
 };
 
 /* A piece is used when the access has come to its end, or ends in it. */
-static long use_piece(u32 i, struct reading *reading)
+LOOP_STEP(use_piece, MAX_PIECES_READ, u32 i, struct reading *reading)
 {
 	struct pagecache_ctx *ctx = reading->ctx;
 	u64 piece = pages_per_piece(ctx), read = (i + 1) * piece - ctx->index % piece;
 	u64 at = reading->before + min_u64(read, ctx->nr);
 	struct piece_key key = piece_at(ctx, ctx->index + i * piece);
 
+	if (i >= pieces_of(ctx))
+		return 1;
 	bpf_map_update_elem(&last_use, &key, &at, BPF_ANY);
 	return 0;
 }
@@ -46,7 +48,7 @@ PAGECACHE_ACCESS(mru_access)
 {
 	struct reading reading = { ctx, __sync_fetch_and_add(&used, ctx->nr) };
 
-	bpf_loop(pieces_of(ctx), use_piece, &reading, 0);
+	LOOP(use_piece, &reading);
 }
 
 static __always_inline bool is_recent(const struct pagecache_ctx *ctx, u64 at)
@@ -72,7 +74,7 @@ struct search {
 	u64 wanted;
 };
 
-static long drop_recent(u32 i, struct search *search)
+LOOP_STEP(drop_recent, MAX_PIECES, u32 i, struct search *search)
 {
 	struct pagecache_ctx *ctx = search->ctx;
 	u64 pages = pages_per_piece(ctx), start = i * pages, *at;
@@ -98,7 +100,7 @@ PAGECACHE_PRESSURE(mru_pressure)
 	struct search search = { ctx, want->pages };
 
 	if (!want->round)
-		bpf_loop(MAX_PIECES, drop_recent, &search, 0);
+		LOOP(drop_recent, &search);
 }
 
 PAGECACHE_POLICY(mru, .access = (void *)mru_access, .evict = (void *)mru_evict,

@@ -147,7 +147,7 @@ struct judgement {
 	u64 worst;
 };
 
-static long judge_one(u32 slot, struct judgement *it)
+LOOP_STEP(judge_one, MODELS, u32 slot, struct judgement *it)
 {
 	struct score *s = score_at(slot);
 
@@ -162,7 +162,7 @@ static __always_inline void judge(u64 now)
 {
 	struct judgement it = { .now = now };
 
-	bpf_loop(MODELS, judge_one, &it, 0);
+	LOOP(judge_one, &it);
 	worst_cost = it.worst;
 	judged_ns = now;
 }

@@ -49,13 +49,15 @@ struct reading {
 };
 
 /* Reading through a piece is one use of it, which is counted where it begins. */
-static long use_piece(u32 i, struct reading *reading)
+LOOP_STEP(use_piece, MAX_PIECES_READ, u32 i, struct reading *reading)
 {
 	struct pagecache_ctx *ctx = reading->ctx;
 	u64 piece = pages_per_piece(ctx), start = ctx->index + i * piece;
 	struct piece_key key = piece_at(ctx, start);
 	struct state *state = bpf_map_lookup_elem(&states, &key);
 
+	if (i >= pieces_of(ctx))
+		return 1;
 	if (i)
 		start -= start % piece;
 	if (state && state->resident && start % piece == 0 && state->uses < 3)
@@ -68,7 +70,7 @@ PAGECACHE_ACCESS(s3fifo_access)
 {
 	struct reading reading = { ctx };
 
-	bpf_loop(pieces_of(ctx), use_piece, &reading, 0);
+	LOOP(use_piece, &reading);
 }
 
 static __always_inline bool is_remembered(const struct pagecache_ctx *ctx, const u64 *left)

@@ -130,12 +130,18 @@ _EVENT_AT = {source.place: event.name for event in EVENTS for source in event.so
 
 #: What all programs use, by its name in the type information: what people call it, its release.
 NEEDED = {
-    "folio": "struct folio (5.16, mm: Introduce struct folio)",
-    "BPF_FUNC_loop": "bpf_loop() (5.17, bpf: Add bpf_loop helper)",
-    "BPF_FUNC_find_vma": "bpf_find_vma() (5.17, bpf: Introduce helper bpf_find_vma)",
+    "BPF_FUNC_for_each_map_elem": (
+        "bpf_for_each_map_elem() (5.13, bpf: Add bpf_for_each_map_elem() helper)"
+    ),
+    "BPF_FUNC_task_pt_regs": "bpf_task_pt_regs() (5.15, bpf: Add bpf_task_pt_regs() helper)",
 }
 #: What to do where one of them is missing.
-NEWER = "Boot Linux 5.17 or newer; Ubuntu 22.04 has one in linux-generic-hwe-22.04"
+NEWER = "Boot Linux 5.15 or newer"
+#: The map that loops go through where there is no bpf_loop() (bpf/include/loops.bpf.h).
+_LOOP_MAP = "loop_numbers"
+#: Elements of a map that is allocated as a whole, as kernels want it that have no allocator for
+#: programs (6.1, bpf: Introduce any context BPF specific memory allocator): 100 to 700 bytes each.
+_PREALLOCATED = 32768
 
 
 def lacking(types: bytes | None = None) -> list[str]:
@@ -220,6 +226,8 @@ def sources_here(
 def choose(opened: libbpf.Object, sources: Mapping[str, EventSource] | None = None) -> None:
     """Have an opened object load one program for each event, that of the source that works here.
 
+    Its maps are set up as this kernel takes them.
+
     Args:
         opened: an object that is not loaded yet.
         sources: what tells of each event; None: what does here.
@@ -233,6 +241,7 @@ def choose(opened: libbpf.Object, sources: Mapping[str, EventSource] | None = No
     for program in opened.programs():
         if program.section in sections.get(event_of(program) or "", ()):
             program.set_autoload(program.section in chosen)
+    _fit_maps(opened)
 
 
 def attach(
@@ -265,6 +274,16 @@ def attach(
             except OSError:
                 continue
     return heard, [event for event in events if event not in heard]
+
+
+def _fit_maps(opened: libbpf.Object) -> None:
+    """Set maps up as this kernel takes them, and without what it does not need of them."""
+    types = _type_names() or b""
+    for found in opened.maps():
+        if found.name == _LOOP_MAP and has_type(types, "BPF_FUNC_loop"):
+            found.resize(1)
+        elif not has_type(types, "bpf_mem_alloc"):
+            found.preallocate(_PREALLOCATED)
 
 
 @lru_cache(maxsize=1)

@@ -123,6 +123,8 @@ _PROTOTYPES: dict[str, tuple[type | None, tuple[type, ...]]] = {
     "bpf_map__type": (_I, (_P,)),
     "bpf_map__max_entries": (ctypes.c_uint32, (_P,)),
     "bpf_map__set_max_entries": (_I, (_P, ctypes.c_uint32)),
+    "bpf_map__map_flags": (ctypes.c_uint32, (_P,)),
+    "bpf_map__set_map_flags": (_I, (_P, ctypes.c_uint32)),
     "bpf_map__initial_value": (_P, (_P, ctypes.POINTER(ctypes.c_size_t))),
     "bpf_map__attach_struct_ops": (_P, (_P,)),
     "bpf_map__reuse_fd": (_I, (_P, _I)),
