@@ -180,7 +180,8 @@ class Agent:
             model: name of the model that the file belongs to.
             path: where the file is; for people, and to open it again.
             hold: keep a descriptor of it until it is untagged, instead of opening it by its path
-                for each work.  For files of others, who could change what the path leads to.
+                for each work.  For files of others, who could change what the path leads to; it is
+                done anyway where opening asks a server, which may not answer.
 
         Returns:
             The tag, as it stands in `tags` until it is let go.
@@ -190,8 +191,9 @@ class Agent:
             UnsupportedError: the programs would not know what the kernel tells of it.
         """
         key = told_key(fd, self._types, f"{path} was not tagged")
-        held = reopen_descriptor(fd) if hold else -1
-        source = Source(lambda: os.dup(held) if hold else reopen(key, path))
+        keep = hold or file_identity.is_served(fd)
+        held = reopen_descriptor(fd) if keep else -1
+        source = Source(lambda: os.dup(held) if keep else reopen(key, path))
         try:
             source.acquire()
         except OSError as error:

@@ -11,7 +11,7 @@ from typing import Any
 from pagecache_bpf.agent.read_threads import Source
 from pagecache_bpf.kernel import abi
 from pagecache_bpf.kernel.cachestat import cached_pages
-from pagecache_bpf.kernel.file_pages import PAGE_SIZE
+from pagecache_bpf.kernel.file_pages import PAGE_SIZE, known_status
 
 
 @dataclass
@@ -122,7 +122,7 @@ class FileTag:
             self.source.release()
 
     def size_bytes(self) -> int:
-        """Ask for the size that the file has now.
+        """Return the size that the file has now, as far as the kernel knows.
 
         Returns:
             Bytes; 0 for a file that cannot be opened any more.
@@ -132,7 +132,7 @@ class FileTag:
         except OSError:
             return 0
         try:
-            return os.fstat(fd).st_size
+            return known_status(fd).size
         finally:
             self.source.release()
 

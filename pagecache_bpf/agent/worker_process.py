@@ -127,13 +127,17 @@ class WorkerProcess:
         self._order(worker.CANCEL, 0, number)
 
     def close(self) -> None:
-        """End the process; what it is reading is finished by the kernel."""
+        """End the process; what it is reading is finished by the kernel.
+
+        One that a server keeps in a system call is left to itself: it ends when that answers.
+        """
         self.socket.close()
         try:
             self.popen.wait(5)
         except subprocess.TimeoutExpired:
             self.popen.kill()
-            self.popen.wait()
+            with suppress(subprocess.TimeoutExpired):
+                self.popen.wait(5)
 
     def _order(
         self,

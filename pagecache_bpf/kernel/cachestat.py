@@ -15,7 +15,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from pagecache_bpf.errors import UnsupportedError
-from pagecache_bpf.kernel.file_pages import PAGE_SIZE, mapped, resident_vector
+from pagecache_bpf.kernel.file_pages import PAGE_SIZE, known_status, mapped, resident_vector
 
 # The same number on every architecture: system calls since 5.1 share one table.
 _SYS_CACHESTAT = 451
@@ -114,7 +114,7 @@ def _ask(fd: int, offset: int, length: int) -> _Stat:
                 "profile that lets it through.",
             )
         raise OSError(code, os.strerror(code))
-    if not answer.nr_cache and os.major(os.fstat(fd).st_dev) == 0:
+    if not answer.nr_cache and known_status(fd).major == 0:
         # It looks at the file that was opened.  Without a device of its own that may be one whose
         # pages are another's (overlayfs); a mapping of it has that one's.
         with suppress(OSError):
@@ -173,7 +173,7 @@ def resident_pages_or_none(fd: int) -> int | None:
         return int(_ask(fd, 0, 0).nr_cache)
     except (UnsupportedError, OSError):
         pass
-    if os.geteuid() not in (0, os.fstat(fd).st_uid):
+    if os.geteuid() not in (0, known_status(fd).user):
         return None
     with suppress(OSError):
         return mincore(fd)
@@ -196,7 +196,7 @@ def mincore(fd: int, start: int = 0, length: int = 0) -> int:
     Raises:
         OSError: the kernel refuses.
     """
-    length = length or max(0, os.fstat(fd).st_size - start)
+    length = length or max(0, known_status(fd).size - start)
     if not length:
         return 0
     return resident_vector(fd, start, length).translate(_LOWEST_BIT).count(1)

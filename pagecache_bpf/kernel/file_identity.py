@@ -24,6 +24,12 @@ FUSE, OVERLAY = 0x65735546, 0x794C7630
 _BTRFS = 0x9123683E
 #: tmpfs, ramfs and hugetlbfs: what is in memory anyway is not read from anywhere.
 _IN_MEMORY = frozenset({0x01021994, 0x858458F6, 0x958458F6})
+#: File systems whose pages and attributes a server gives, which may not answer: FUSE, NFS, SMB (two
+#: numbers), Ceph, 9p, AFS, Lustre, GPFS, BeeGFS.
+_SERVED = frozenset(
+    {FUSE, 0x6969, 0xFF534D42, 0xFE534D42, 0x00C36400, 0x01021997, 0x5346414F}
+    | {0x0BD00BD0, 0x47504653, 0x19830326}
+)
 DOCS = "docs/filesystems.md#how-a-file-is-known"
 _TRIES = 1000  # another thread of this process maps or unmaps something at that moment
 
@@ -46,6 +52,11 @@ class PagesOf:
     def in_memory(self) -> bool:
         """Whether its file system is in memory, so that nothing of it can be read ahead."""
         return self.magic in _IN_MEMORY
+
+    @property
+    def served(self) -> bool:
+        """Whether a server is asked for its pages, which may not answer."""
+        return self.magic in _SERVED
 
     def is_known(self, types: frozenset[str] | None) -> bool:
         """Tell whether programs name it by this key.
@@ -123,7 +134,7 @@ def _load() -> libbpf.Object:
         raise UnsupportedError(
             "the kernel cannot be asked whose pages a file has",
             error.why,
-            "It takes Linux 5.17 or newer with BTF, and root with CAP_BPF and CAP_PERFMON",
+            "It takes Linux 5.15 or newer with BTF, and root with CAP_BPF and CAP_PERFMON",
             DOCS,
         ) from error
 
@@ -170,6 +181,21 @@ def pages_of(fd: int) -> PagesOf:
         _programs.again()
         return pages_of(fd)
     return found
+
+
+def is_served(fd: int) -> bool:
+    """Tell whether the pages of an open file come from a server, which may not answer.
+
+    Args:
+        fd: a regular file, open for reading.
+
+    Returns:
+        False also where the kernel cannot be asked.
+    """
+    try:
+        return pages_of(fd).served
+    except (PrivilegeError, UnsupportedError):
+        return False
 
 
 def check_told(fd: int, key: bytes, types: frozenset[str] | None, what: str) -> None:

@@ -10,8 +10,10 @@ from __future__ import annotations
 import ctypes
 import mmap
 import os
+import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import NamedTuple
 
 #: Bytes of a page of this machine.
 PAGE_SIZE = os.sysconf("SC_PAGE_SIZE")
@@ -24,6 +26,14 @@ _libc.mmap.argtypes = (
 )
 _libc.munmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t)
 _libc.mincore.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_void_p)
+_libc.statx.argtypes = (
+    *(ctypes.c_int, ctypes.c_char_p, ctypes.c_int),
+    *(ctypes.c_uint, ctypes.c_void_p),
+)
+# include/uapi/linux/fcntl.h, stat.h: of the descriptor itself, and what the kernel knows already.
+_AT_EMPTY_PATH, _AT_STATX_DONT_SYNC, _STATX_BASIC = 0x1000, 0x4000, 0x7FF
+#: struct statx: user, size, major number of the device, and what lies between them; 256 bytes.
+_STATX = struct.Struct("=20xI16xQ88xI116x")
 
 
 @contextmanager
@@ -75,6 +85,38 @@ def resident_vector(fd: int, offset: int, length: int) -> bytes:
         if _libc.mincore(address, length, pages):
             raise _error()
     return pages.raw
+
+
+class KnownStatus(NamedTuple):
+    """What the kernel knows of a file.
+
+    Attributes:
+        user: number of its owner.
+        size: in bytes.
+        major: of its device; 0 where that is no block device.
+    """
+
+    user: int
+    size: int
+    major: int
+
+
+def known_status(fd: int) -> KnownStatus:
+    """Return what the kernel knows of an open file, without asking a file system's server.
+
+    Args:
+        fd: the open file.
+
+    Returns:
+        That, which may be old where the file is on a server.
+
+    Raises:
+        OSError: the kernel refuses.
+    """
+    told = ctypes.create_string_buffer(_STATX.size)
+    if _libc.statx(fd, b"", _AT_EMPTY_PATH | _AT_STATX_DONT_SYNC, _STATX_BASIC, told):
+        raise _error()
+    return KnownStatus(*_STATX.unpack(told.raw))
 
 
 def _error() -> OSError:

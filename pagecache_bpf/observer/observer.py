@@ -23,7 +23,7 @@ from pagecache_bpf.errors import PagecacheError, PrivilegeError, UnsupportedErro
 from pagecache_bpf.kernel import abi, file_identity, libbpf
 from pagecache_bpf.kernel.abi import OBSERVED
 from pagecache_bpf.kernel.cachestat import cached_pages
-from pagecache_bpf.kernel.file_key import key_of, path_of, reopen, told_key
+from pagecache_bpf.kernel.file_key import key_of, path_of, told_key
 from pagecache_bpf.kernel.file_pages import PAGE_SIZE
 from pagecache_bpf.kernel.inode_filter import InodeBits
 from pagecache_bpf.kernel.numa import nodes
@@ -33,6 +33,7 @@ from pagecache_bpf.observer.consumers import Consumer, Consumers, by_process, su
 from pagecache_bpf.observer.count_maps import BITS_PAGES
 from pagecache_bpf.observer.programs import ACCESSES, FAULTS, SWITCH, Programs, RecordingGrid
 from pagecache_bpf.observer.residency_blocks import HUGE_PAGES, may_hold_huge_folio, resident_blocks
+from pagecache_bpf.observer.tagged_file import TaggedFile
 
 if TYPE_CHECKING:
     from pagecache_bpf.observer.bcc import BccPrograms
@@ -59,27 +60,11 @@ Move = abi.pagecache_observed_move
 
 
 @dataclass
-class _File:
-    """A tagged file; its path is opened again to count its resident pages."""
-
-    key: bytes
-    slot: int
-    model: str
-    path: str
-    blocks: int
-    here: tuple[int, int]  # what stat() says of it: on overlayfs another file than the key's
-    moved: bytes | None = None  # what had been added and removed at the last look
-    looked: float = 0.0  # when that was, in monotonic seconds
-    size: int | None = None  # None: its path does not lead to it any more
-    resident_bytes: int = 0
-
-
-@dataclass
 class _Model:
     number: int
     policy: str | None = None
     engine: str | None = None
-    files: dict[bytes, _File] = field(default_factory=dict)
+    files: dict[bytes, TaggedFile] = field(default_factory=dict)
     since_ns: int = 0  # when its first file was tagged, after it had none
     base: dict[int, list[int]] = field(default_factory=dict)  # what was counted then, by process
 
@@ -110,7 +95,7 @@ class Observer:
         if os.geteuid() != 0:
             raise PrivilegeError("only root can observe", f"this is user {os.geteuid()}")
         self._models: dict[str, _Model] = {}
-        self._files: dict[bytes, _File] = {}
+        self._files: dict[bytes, TaggedFile] = {}
         self._slots = 0
         self._types: frozenset[str] | None = file_identity.module_types()
         told = ("off", "limited", "all").index(moves)
@@ -135,6 +120,8 @@ class Observer:
         if self._ring:
             self._ring.close()
             self._ring = None
+        for file in self._files.values():
+            file.let_go()
         self._programs.close()
 
     @property
@@ -207,7 +194,8 @@ class Observer:
         status = os.fstat(fd)
         blocks = -(-status.st_size // (PAGE_SIZE * BITS_PAGES))
         here = (status.st_dev, status.st_ino)
-        file = _File(key, self._slots, model, shown, blocks, here)
+        held = os.dup(fd) if file_identity.is_served(fd) else -1
+        file = TaggedFile(key, self._slots, model, shown, blocks, here, held)
         self._inodes.add(key)
         try:
             self._seed(fd, file, known.number)
@@ -243,7 +231,7 @@ class Observer:
         """
         return self.untag(key_of(fd))
 
-    def _seed(self, fd: int, file: _File, model: int) -> None:
+    def _seed(self, fd: int, file: TaggedFile, model: int) -> None:
         """Tell the programs what is resident; once more if it changed before they knew."""
         files, bits = self._maps["observed_files"], self._maps["page_bits"]
         size = os.fstat(fd).st_size  # squashfs fills whole blocks, with pages after the end
@@ -268,18 +256,19 @@ class Observer:
             files.delete(file.key)
             self._delete_bits(file)
 
-    def _file_value(self, file: _File) -> abi.pagecache_observed_file | None:
+    def _file_value(self, file: TaggedFile) -> abi.pagecache_observed_file | None:
         raw = self._maps["observed_files"].lookup(file.key)
         return abi.pagecache_observed_file.from_buffer_copy(raw) if raw else None
 
-    def _forget(self, file: _File) -> None:
+    def _forget(self, file: TaggedFile) -> None:
+        file.let_go()
         with suppress(OSError):
             self._maps["observed_files"].delete(file.key)
         self._delete_bits(file)
         self._consumers.retire(file.slot)
         self._inodes.remove(file.key)
 
-    def _delete_bits(self, file: _File) -> None:
+    def _delete_bits(self, file: TaggedFile) -> None:
         for block in range(file.blocks):
             self._maps["page_bits"].delete(_bits_key(file.slot, block))
 
@@ -363,7 +352,7 @@ class Observer:
             ],
         }
 
-    def _look(self, file: _File, raw: bytes | None) -> None:
+    def _look(self, file: TaggedFile, raw: bytes | None) -> None:
         """Size and residency of a file, if something came or went, or some time has passed."""
         moved = file.moved or b""
         if raw is not None:
@@ -371,14 +360,14 @@ class Observer:
         now = time.monotonic()
         if moved == file.moved and now < file.looked + _LOOK_SECONDS:
             return
-        file.size = self._size(file)
+        file.size = file.size_now()
         file.looked = now
         if file.size is None:
             file.resident_bytes = 0
         elif moved != file.moved:
             with suppress(OSError):
                 try:
-                    fd = reopen(file.key, file.path)
+                    fd = file.open()
                 except FileNotFoundError:  # as after a copy to overlayfs' upper layer
                     file.size, file.resident_bytes = None, 0
                     return
@@ -387,15 +376,6 @@ class Observer:
                 finally:
                     os.close(fd)
         file.moved = moved
-
-    @staticmethod
-    def _size(file: _File) -> int | None:
-        """Return the file's size in bytes; None if its path does not lead to it any more."""
-        try:
-            status = os.stat(file.path)
-        except OSError:
-            return None
-        return status.st_size if (status.st_dev, status.st_ino) == file.here else None
 
     # --- recording ---
 

@@ -7,8 +7,10 @@ skipped with the reason.
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
+import struct
 import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -96,14 +98,21 @@ class Places:
         self._undo.callback(subprocess.run, ["umount", "--lazy", str(at)], check=True)
         return at
 
-    def image(self, name: str, megabytes: int, *make: str) -> Path:
-        """A file system in an image, mounted; the device below reads ahead as usual."""
+    def image(self, name: str, megabytes: int, *make: str, kind: str = "") -> Path:
+        """A file system in an image, mounted; the device below reads ahead as usual.
+
+        Args:
+            name: of the image and the mount point.
+            megabytes: its size.
+            make: the command that makes the file system in it.
+            kind: of file system; by default the name.
+        """
         image = self._directory / f"{name}.img"
         if not image.exists():
             with image.open("wb") as file:
                 file.truncate(megabytes << 20)
         self.run(*make, image)
-        return self.mount_image(image, name, name, "rw")
+        return self.mount_image(image, name, kind or name, "rw")
 
     def mount_image(self, image: Path, name: str, kind: str, options: str) -> Path:
         loop = subprocess.run(
@@ -150,6 +159,22 @@ def _place(maker: Callable[[Places], Path]) -> Callable[[Places], Path]:
     return maker
 
 
+def _ext4_with(places: Places, name: str, feature: str) -> Path:
+    """A file system with a feature of ext4 that not every kernel is built with."""
+    if not Path("/sys/fs/ext4/features", name).exists():
+        pytest.skip(f"this kernel's ext4 has no {name}")
+    return places.image(name, 320, "mkfs.ext4", "-q", "-O", feature, kind="ext4")
+
+
+def _ioctl(path: Path, number: int, argument: bytearray) -> None:
+    """Ask for something of a file or directory."""
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        fcntl.ioctl(fd, number, argument)
+    finally:
+        os.close(fd)
+
+
 def _model(directory: Path) -> Path:
     directory.mkdir(parents=True, exist_ok=True)
     return make_file(directory / MODEL, PAGES)
@@ -158,6 +183,30 @@ def _model(directory: Path) -> Path:
 @_place
 def _ext4(places: Places) -> Path:
     return _model(places.root("ext4") / "m")
+
+
+@_place
+def _encrypted(places: Places) -> Path:
+    """On ext4: the page cache has the plain text (include/uapi/linux/fscrypt.h)."""
+    at = _ext4_with(places, "encryption", "encrypt")
+    (at / "m").mkdir(exist_ok=True)
+    key = struct.pack("=II32x", 2, 0) + struct.pack("=II32x", 64, 0) + bytes(range(64))
+    told = bytearray(key)
+    _ioctl(at, 0xC0506617, told)  # FS_IOC_ADD_ENCRYPTION_KEY
+    identifier = bytes(told[8:24])
+    policy = struct.pack("=BBBB4x", 2, 1, 4, 0) + identifier  # AES-256-XTS, AES-256-CTS
+    _ioctl(at / "m", 0x800C6613, bytearray(policy))  # FS_IOC_SET_ENCRYPTION_POLICY
+    return _model(at / "m")
+
+
+@_place
+def _verity(places: Places) -> Path:
+    """On ext4; pages of the hash tree are cached behind the file's end (fsverity.h)."""
+    at = _ext4_with(places, "verity", "verity")
+    path = _model(at / "m")
+    asked = struct.pack("=III116x", 1, 1, 4096)  # SHA-256 of blocks of 4 KiB
+    _ioctl(path, 0x40806685, bytearray(asked))  # FS_IOC_ENABLE_VERITY
+    return path
 
 
 @_place
@@ -277,6 +326,38 @@ def _fuse(places: Places) -> Path:
     image, at = _squashed(places), places.directory("on/fuse")
     places.run("squashfuse", image, at)
     places._undo.callback(subprocess.run, ["umount", "--lazy", str(at)], check=True)
+    return at / MODEL
+
+
+@_place
+def _nfs(places: Places) -> Path:
+    """NFS 4.2, from this machine to itself; needs nfs-kernel-server."""
+    for module in ("nfsd", "nfsv4"):
+        subprocess.run(["modprobe", module], capture_output=True)
+    if not {"nfsd", "nfs4"} <= set(Path("/proc/filesystems").read_text().split()):
+        pytest.skip("this kernel has no NFS")
+    exported = places.root("ext4") / "exported"
+    _model(exported)
+    state, control = Path("/var/lib/nfs"), Path("/proc/fs/nfsd")
+    places.mount("tmpfs", state, "tmpfs", "size=4m")
+    for name in ("etab", "rmtab"):
+        (state / name).touch()
+    (state / "v4recovery").mkdir()
+    if not (control / "threads").exists():
+        places.mount("nfsd", control, "nfsd", "rw")
+    (control / "nfsv4leasetime").write_text("10")
+    (control / "nfsv4gracetime").write_text("10")
+    places.run("ip", "link", "set", "lo", "up")
+    options = "ro,fsid=0,no_root_squash,insecure,no_subtree_check"
+    places.run("exportfs", "-i", "-o", options, f"127.0.0.1:{exported}")
+    answers = subprocess.Popen(["rpc.mountd", "-F", "-N", "3"])
+    places._undo.callback(answers.terminate)
+    places.run("rpc.nfsd", "-N", "3", "2")
+    places._undo.callback(subprocess.run, ["rpc.nfsd", "0"], check=True)
+    known = set(Path("/sys/class/bdi").iterdir())
+    at = places.mount("127.0.0.1:/", places.directory("on/nfs"), "nfs4", "vers=4.2,ro")
+    for own in set(Path("/sys/class/bdi").iterdir()) - known:
+        (own / "read_ahead_kb").write_text(str(_AHEAD))
     return at / MODEL
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import pytest
 from rich.console import Console
 
 from pagecache_bpf.cli import stale_tags
@@ -17,6 +18,7 @@ from pagecache_bpf.cli.tagging import Tagging
 from pagecache_bpf.cli.verbs import status
 from pagecache_bpf.kernel.control_device import Tag
 from pagecache_bpf.kernel.file_key import identity_at
+from pagecache_bpf.kernel.kernelfs import KernelFS, Mount
 from pagecache_bpf.policy import read_errors
 from pagecache_bpf.weights.models import resolve
 
@@ -113,3 +115,24 @@ def test_reads_that_failed_are_told_in_words() -> None:
     assert read_errors.meaning(errno.EIO) == os.strerror(errno.EIO)
     assert "had ended" in read_errors.meaning(errno.ECHILD)
     assert "another file" in read_errors.meaning(errno.ESTALE)
+
+
+def test_what_a_server_is_asked_for_is_not_looked_at(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may not answer, and then `status` would not either."""
+    tags = model(tmp_path, 2)
+    Path(tags[0].path).unlink()
+    assert look(tags)["gone"] == [tags[0].path]
+
+    def mounted(kind: str) -> None:
+        mounts = [
+            Mount(os.makedev(8, 1), "/", "ext4"),
+            Mount(os.makedev(0, 40), str(tmp_path), kind),
+        ]
+        monkeypatch.setattr(KernelFS, "mounts", lambda self: mounts)
+
+    mounted("nfs4")
+    assert look(tags) == {"replaced": [], "gone": [], "untagged": []}
+    mounted("btrfs")
+    assert look(tags)["gone"] == [tags[0].path]
