@@ -25,6 +25,7 @@ from pagecache_bpf.observer import Observer
 from pagecache_bpf.policy import agent_device
 from pagecache_bpf.policy.agent_device import AgentDevice
 from pagecache_bpf.policy.catalog import agent_object, find, names
+from tests.native.readahead import usual_readahead
 from tests.observing import PAGE_SIZE, reader, stream, touch
 from tests.unit.command import run
 from tests.vm.kernel import make_file, wait_for
@@ -79,7 +80,7 @@ def test_streams_are_read_ahead(
     tmp_path: Path, how: list[object], sections: dict[str, str]
 ) -> None:
     path = make_file(tmp_path / "model.safetensors", PAGES)
-    with governed(path) as agent:
+    with usual_readahead(path), governed(path) as agent:
         assert agent.details()["sequential"]["events"].items() >= sections.items()
         process = reader(path, how)
         wait_for(lambda: next(iter(agent.policies())).inflight_pages == 0, "the queue to be empty")
@@ -110,7 +111,7 @@ def test_every_policy_is_taken(tmp_path: Path, name: str, sections: dict[str, st
     """By a verifier that is stricter than those of newer kernels."""
     path = make_file(tmp_path / "model.safetensors", 97)
     info = find(name)
-    with Agent(info, agent_object(info)) as agent, path.open("rb") as file:
+    with usual_readahead(path), Agent(info, agent_object(info)) as agent, path.open("rb") as file:
         assert agent.events.items() >= sections.items() and not agent.missing
         agent.tag(file.fileno(), "model", str(path))
         reader(path, stream())

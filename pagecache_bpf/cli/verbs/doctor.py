@@ -56,13 +56,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace, out: Output) -> int:
     """Probe the machine's features and print what each engine lacks."""
-    from pagecache_bpf.explain import container, features
+    from pagecache_bpf.explain import accelerators, container, features
 
     if args.container:
         table_of = container.probe()
         lacking = container.lacking(table_of)
     else:
-        table_of = features.probe()
+        table_of = [*features.probe(), accelerators.probe()]
         lacking = features.lacking(table_of)
     ready = not all(lacking.values())
     data = {
