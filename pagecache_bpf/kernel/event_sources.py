@@ -142,6 +142,7 @@ _LOOP_MAP = "loop_numbers"
 #: Elements of a map that is allocated as a whole, as kernels want it that have no allocator for
 #: programs (6.1, bpf: Introduce any context BPF specific memory allocator): 100 to 700 bytes each.
 _PREALLOCATED = 32768
+_NO_PREALLOC = 1  # BPF_F_NO_PREALLOC
 
 
 def lacking(types: bytes | None = None) -> list[str]:
@@ -283,7 +284,10 @@ def _fit_maps(opened: libbpf.Object) -> None:
         if found.name == _LOOP_MAP and has_type(types, "BPF_FUNC_loop"):
             found.resize(1)
         elif not has_type(types, "bpf_mem_alloc"):
-            found.preallocate(_PREALLOCATED)
+            flags = int(libbpf.library().bpf_map__map_flags(found.pointer))
+            if flags & _NO_PREALLOC:
+                libbpf.library().bpf_map__set_map_flags(found.pointer, flags & ~_NO_PREALLOC)
+                found.resize(min(_PREALLOCATED, found.max_entries))
 
 
 @lru_cache(maxsize=1)

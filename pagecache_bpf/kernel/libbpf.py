@@ -49,7 +49,6 @@ __all__ = [
 #: The section of constants of a program.
 RODATA = ".rodata"
 LOG_BYTES = 16 << 20
-_NO_PREALLOC = 1  # BPF_F_NO_PREALLOC
 
 
 class ObjectMap:
@@ -63,6 +62,11 @@ class ObjectMap:
 
     def __init__(self, pointer: int) -> None:
         self._pointer = pointer
+
+    @property
+    def pointer(self) -> int:
+        """Address of its struct bpf_map."""
+        return self._pointer
 
     @property
     def name(self) -> str:
@@ -110,20 +114,6 @@ class ObjectMap:
             OSError: the object is loaded already.
         """
         _check(library().bpf_map__set_max_entries(self._pointer, entries))
-
-    def preallocate(self, entries: int) -> None:
-        """Have a map whose elements are allocated one by one made as a whole.
-
-        Args:
-            entries: how many elements it has room for then, at most; other maps stay as they are.
-
-        Raises:
-            OSError: the object is loaded already.
-        """
-        flags = int(library().bpf_map__map_flags(self._pointer))
-        if flags & _NO_PREALLOC:
-            _check(library().bpf_map__set_map_flags(self._pointer, flags & ~_NO_PREALLOC))
-            self.resize(min(entries, self.max_entries))
 
     def reuse(self, fd: int) -> None:
         """Take a map that is there already in the place of this one.

@@ -31,9 +31,9 @@ from pagecache_bpf.kernel.own_processes import OwnProcesses
 from pagecache_bpf.kernel.process_tree import is_alive
 from pagecache_bpf.observer.consumers import Consumer, Consumers, by_process, sums
 from pagecache_bpf.observer.count_maps import BITS_PAGES
+from pagecache_bpf.observer.counted_file import CountedFile
 from pagecache_bpf.observer.programs import ACCESSES, FAULTS, SWITCH, Programs, RecordingGrid
 from pagecache_bpf.observer.residency_blocks import HUGE_PAGES, may_hold_huge_folio, resident_blocks
-from pagecache_bpf.observer.tagged_file import TaggedFile
 
 if TYPE_CHECKING:
     from pagecache_bpf.observer.bcc import BccPrograms
@@ -64,7 +64,7 @@ class _Model:
     number: int
     policy: str | None = None
     engine: str | None = None
-    files: dict[bytes, TaggedFile] = field(default_factory=dict)
+    files: dict[bytes, CountedFile] = field(default_factory=dict)
     since_ns: int = 0  # when its first file was tagged, after it had none
     base: dict[int, list[int]] = field(default_factory=dict)  # what was counted then, by process
 
@@ -95,7 +95,7 @@ class Observer:
         if os.geteuid() != 0:
             raise PrivilegeError("only root can observe", f"this is user {os.geteuid()}")
         self._models: dict[str, _Model] = {}
-        self._files: dict[bytes, TaggedFile] = {}
+        self._files: dict[bytes, CountedFile] = {}
         self._slots = 0
         self._types: frozenset[str] | None = file_identity.module_types()
         told = ("off", "limited", "all").index(moves)
@@ -195,7 +195,7 @@ class Observer:
         blocks = -(-status.st_size // (PAGE_SIZE * BITS_PAGES))
         here = (status.st_dev, status.st_ino)
         held = os.dup(fd) if file_identity.is_served(fd) else -1
-        file = TaggedFile(key, self._slots, model, shown, blocks, here, held)
+        file = CountedFile(key, self._slots, model, shown, blocks, here, held)
         self._inodes.add(key)
         try:
             self._seed(fd, file, known.number)
@@ -231,7 +231,7 @@ class Observer:
         """
         return self.untag(key_of(fd))
 
-    def _seed(self, fd: int, file: TaggedFile, model: int) -> None:
+    def _seed(self, fd: int, file: CountedFile, model: int) -> None:
         """Tell the programs what is resident; once more if it changed before they knew."""
         files, bits = self._maps["observed_files"], self._maps["page_bits"]
         size = os.fstat(fd).st_size  # squashfs fills whole blocks, with pages after the end
@@ -256,11 +256,11 @@ class Observer:
             files.delete(file.key)
             self._delete_bits(file)
 
-    def _file_value(self, file: TaggedFile) -> abi.pagecache_observed_file | None:
+    def _file_value(self, file: CountedFile) -> abi.pagecache_observed_file | None:
         raw = self._maps["observed_files"].lookup(file.key)
         return abi.pagecache_observed_file.from_buffer_copy(raw) if raw else None
 
-    def _forget(self, file: TaggedFile) -> None:
+    def _forget(self, file: CountedFile) -> None:
         file.let_go()
         with suppress(OSError):
             self._maps["observed_files"].delete(file.key)
@@ -268,7 +268,7 @@ class Observer:
         self._consumers.retire(file.slot)
         self._inodes.remove(file.key)
 
-    def _delete_bits(self, file: TaggedFile) -> None:
+    def _delete_bits(self, file: CountedFile) -> None:
         for block in range(file.blocks):
             self._maps["page_bits"].delete(_bits_key(file.slot, block))
 
@@ -352,7 +352,7 @@ class Observer:
             ],
         }
 
-    def _look(self, file: TaggedFile, raw: bytes | None) -> None:
+    def _look(self, file: CountedFile, raw: bytes | None) -> None:
         """Size and residency of a file, if something came or went, or some time has passed."""
         moved = file.moved or b""
         if raw is not None:

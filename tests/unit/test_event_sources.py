@@ -137,5 +137,5 @@ def test_maps_are_as_the_kernel_takes_them(
         event_sources.choose(opened, {})
         found = {loaded.name: loaded for loaded in opened.maps()}
         assert (found["tags"].max_entries, found["loop_numbers"].max_entries) == (tags, loops)
-        allocated = libbpf.library().bpf_map__map_flags(found["tags"]._pointer) & 1 == 0
+        allocated = libbpf.library().bpf_map__map_flags(found["tags"].pointer) & 1 == 0
         assert allocated is not has

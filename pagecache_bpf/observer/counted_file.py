@@ -11,7 +11,7 @@ from pagecache_bpf.kernel.file_pages import known_status
 
 
 @dataclass
-class TaggedFile:
+class CountedFile:
     """A tagged file; it is opened again to count its resident pages.
 
     Attributes:
