@@ -158,7 +158,7 @@ struct relief {
 };
 
 /* Drop what a step leads to if all that want it have passed it. */
-static long relieve_step(u32 i, struct relief *r)
+LOOP_STEP(relieve_step, RELIEF_STEPS, u32 i, struct relief *r)
 {
 	struct pagecache_template_extent *extent = template_extent_of(r->first_step + i);
 	struct pagecache_template_target *target;
@@ -174,7 +174,7 @@ static long relieve_step(u32 i, struct relief *r)
 	e.window = r->window;
 	e.index = extent->start;
 	e.nr = extent->end - extent->start;
-	bpf_loop(CONSUMERS, judge_pages, &e, 0);
+	LOOP(judge_pages, &e);
 	if (e.inside || e.ahead || !e.behind)
 		return 0;
 	start = extent->start + !!(extent->edges & PAGECACHE_TEMPLATE_SHARED_FIRST);
@@ -204,7 +204,7 @@ static __always_inline void template_relieve(struct pagecache_ctx *ctx, u64 want
 	r.file = e.file;
 	r.model = e.model;
 	r.first_step = consumer->first_step;
-	bpf_loop(RELIEF_STEPS, relieve_step, &r, 0);
+	LOOP(relieve_step, &r);
 }
 
 #endif /* TEMPLATE_PASSED_BPF_H */

@@ -4,14 +4,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from pagecache_bpf.errors import PagecacheError
 from pagecache_bpf.kernel.control_device import Tag
 from pagecache_bpf.kernel.file_key import identity_at
-from pagecache_bpf.kernel.kernelfs import LIVE, Mount
+from pagecache_bpf.kernel.kernelfs import asks_server
 from pagecache_bpf.units import plural
 from pagecache_bpf.weights import directory
 
@@ -19,8 +19,6 @@ from pagecache_bpf.weights import directory
 Tagged = Mapping[int, set[int]]
 #: A model whose files lie in more directories is not searched for new ones.
 _MOST_DIRECTORIES = 8
-#: Types of file systems without a block device of their own that ask no server either.
-_LOCAL = frozenset({"btrfs", "overlay", "tmpfs", "ramfs", "zfs", "bcachefs"})
 _SHOWN = 3
 
 
@@ -98,11 +96,10 @@ def of_model(tags: Iterable[Tag], tagged: Tagged) -> StaleFiles:
     """
     found = StaleFiles()
     live: dict[str, set[str]] = {}
-    mounts = LIVE.mounts()
     for tag in tags:
         if not tag.path.startswith("/"):
             continue  # the module keeps the end of a long path only
-        if _asks_server(tag.path, mounts):
+        if asks_server(tag.path):
             continue
         if not os.path.exists(tag.path):
             found.gone.append(tag.path)
@@ -117,13 +114,6 @@ def of_model(tags: Iterable[Tag], tagged: Tagged) -> StaleFiles:
         for parent, names in live.items():
             found.untagged += _untagged(Path(parent), names, {*found.replaced}, tagged)
     return found
-
-
-def _asks_server(path: str, mounts: Sequence[Mount]) -> bool:
-    """Tell whether the file system at a path asks a server, by the mounts; the path is not."""
-    around = [m for m in mounts if f"{path}/".startswith(f"{m.target.rstrip('/')}/")]
-    deepest = max(around, key=lambda m: len(m.target), default=None)
-    return deepest is not None and os.major(deepest.device) == 0 and deepest.fstype not in _LOCAL
 
 
 def _inode(path: str) -> tuple[int, int] | None:

@@ -22,6 +22,7 @@ from pagecache_bpf.kernel.abi import COUNTERS as COUNTERS
 from pagecache_bpf.kernel.abi import Counter as Counter
 from pagecache_bpf.kernel.abi import ExitKind, Hook
 from pagecache_bpf.kernel.file_key import identity_at
+from pagecache_bpf.kernel.kernelfs import asks_server
 
 PATH = Path("/dev") / abi.DEVICE
 
@@ -467,8 +468,11 @@ def size_on_disk(tag: Tag) -> int | None:
         tag: a tag with the file's path and inode number.
 
     Returns:
-        Bytes; None when the path leads to another file by now.
+        Bytes; None when the path leads to another file by now, and where it is asked of a server,
+        which may not answer.
     """
+    if asks_server(tag.path):
+        return None
     try:
         status = os.stat(tag.path)
     except OSError:

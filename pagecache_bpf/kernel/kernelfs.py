@@ -12,7 +12,9 @@ from __future__ import annotations
 
 import logging
 import os
+import time
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 _log = logging.getLogger(__name__)
@@ -174,3 +176,36 @@ class KernelFS:
 
 #: The kernel this process runs on.
 LIVE = KernelFS()
+
+
+#: Types of file systems without a block device of their own that ask no server either.
+_LOCAL = frozenset({"btrfs", "overlay", "tmpfs", "ramfs", "zfs", "bcachefs"})
+_MOUNTS_SECONDS = 5
+
+
+def asks_server(path: str) -> bool:
+    """Tell whether the file system at a path asks a server, which may not answer.
+
+    It is told by the mounts of this process, which are read every few seconds; the path itself is
+    not looked at.
+
+    Args:
+        path: absolute, with symbolic links resolved.
+
+    Returns:
+        Whether it is on FUSE, NFS or another file system without a device that is not known to be
+        local.
+    """
+    around = [
+        mount
+        for mount in _mounts_at(int(time.monotonic() / _MOUNTS_SECONDS))
+        if f"{path}/".startswith(f"{mount.target.rstrip('/')}/")
+    ]
+    deepest = max(around, key=lambda mount: len(mount.target), default=None)
+    return deepest is not None and os.major(deepest.device) == 0 and deepest.fstype not in _LOCAL
+
+
+@lru_cache(maxsize=1)
+def _mounts_at(moment: int) -> list[Mount]:
+    """Read the mounts, once for each moment."""
+    return LIVE.mounts()

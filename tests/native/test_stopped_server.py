@@ -63,7 +63,7 @@ def test_nothing_of_ours_waits_for_a_server(served: tuple[Path, subprocess.Popen
                 begun = time.monotonic()
                 result = run(*words)
                 assert (result.code, time.monotonic() - begun < SOON) == (0, True), words
-            assert run("status").out.startswith("no policy")
+            assert done("status", "--json").data["policies"] == []
             assert waiting.poll() is None
         finally:
             server.send_signal(signal.SIGCONT)

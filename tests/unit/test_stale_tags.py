@@ -16,7 +16,8 @@ from rich.console import Console
 from pagecache_bpf.cli import stale_tags
 from pagecache_bpf.cli.tagging import Tagging
 from pagecache_bpf.cli.verbs import status
-from pagecache_bpf.kernel.control_device import Tag
+from pagecache_bpf.kernel import kernelfs
+from pagecache_bpf.kernel.control_device import Tag, size_on_disk
 from pagecache_bpf.kernel.file_key import identity_at
 from pagecache_bpf.kernel.kernelfs import KernelFS, Mount
 from pagecache_bpf.policy import read_errors
@@ -131,8 +132,11 @@ def test_what_a_server_is_asked_for_is_not_looked_at(
             Mount(os.makedev(0, 40), str(tmp_path), kind),
         ]
         monkeypatch.setattr(KernelFS, "mounts", lambda self: mounts)
+        kernelfs._mounts_at.cache_clear()
 
     mounted("nfs4")
     assert look(tags) == {"replaced": [], "gone": [], "untagged": []}
+    assert size_on_disk(tags[1]) is None
     mounted("btrfs")
     assert look(tags)["gone"] == [tags[0].path]
+    kernelfs._mounts_at.cache_clear()

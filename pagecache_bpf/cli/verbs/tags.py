@@ -26,7 +26,7 @@ JSON = {
         "tags[].policy": "its policy",
         "tags[].active": "whether that policy is attached",
         "tags[].resident_bytes": "bytes of it in the page cache",
-        "tags[].size_bytes": "its size now; null if another file or none has that path now",
+        "tags[].size_bytes": "its size now; null if its path leads elsewhere or a server is asked",
         "tags[].dev_major": "device of its pages",
         "tags[].dev_minor": "device of its pages",
         "tags[].ino": "inode number",
@@ -46,6 +46,7 @@ def run(args: argparse.Namespace, out: Output) -> int:
     from pagecache_bpf.cli.tagging import require_root
     from pagecache_bpf.kernel.control_device import size_on_disk
     from pagecache_bpf.kernel.file_pages import PAGE_SIZE
+    from pagecache_bpf.kernel.kernelfs import asks_server
     from pagecache_bpf.policy.engines import Engines
 
     require_root("list tags")
@@ -91,7 +92,9 @@ def run(args: argparse.Namespace, out: Output) -> int:
                     format_size(row["resident_bytes"])
                     if size is None
                     else format_cached(row["resident_bytes"], size),
-                    "gone" if size is None else format_size(size),
+                    ("not asked" if asks_server(row["path"]) else "gone")
+                    if size is None
+                    else format_size(size),
                 ]
             )
         console.print(table(columns, lines))
