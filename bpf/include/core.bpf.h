@@ -97,6 +97,7 @@ enum pageflags {
 	PG_uptodate,
 	PG_locked,
 	PG_readahead,
+	PG_reclaim,
 };
 
 struct bpf_iter_num {

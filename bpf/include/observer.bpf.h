@@ -350,7 +350,7 @@ static __always_inline struct folio *folio_at(struct address_space *mapping, u64
 /* Whether mapping around a fault takes it: not while it is read, nor with a readahead mark. */
 static __always_inline bool folio_mappable(struct folio *folio)
 {
-	u64 bits = FOLIO_BIT(uptodate) | FOLIO_BIT(locked) | FOLIO_BIT(readahead);
+	u64 bits = FOLIO_BIT(uptodate) | FOLIO_BIT(locked) | READAHEAD_BIT;
 
 	return (folio_flags(folio) & bits) == FOLIO_BIT(uptodate);
 }

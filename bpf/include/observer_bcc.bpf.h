@@ -64,6 +64,7 @@
 #define PAGES_OF(mapping) READ_1(mapping, i_pages.xa_head)
 #define SLOTS_OFFSET __builtin_offsetof(struct xa_node, slots)
 #define FOLIO_BIT(name) (1ULL << PG_##name)
+#define READAHEAD_BIT FOLIO_BIT(readahead)
 
 #define WALK_MAX 33 /* the verifier goes through every step */
 #define LOOP_STEP(name, most, number, context) \

@@ -110,6 +110,10 @@ const volatile s64 observer_sys_preadv2 = -2;
 #define PAGES_OF(mapping) LOAD((struct address_space___pages *)(mapping), i_pages.xa_head)
 #define SLOTS_OFFSET bpf_core_field_offset(struct xa_node, slots)
 #define FOLIO_BIT(name) (1ULL << bpf_core_enum_value(enum pageflags, PG_##name))
+/* 5.15 has it under the name of the other that the bit stands for. */
+#define READAHEAD_BIT                                                                    \
+	(bpf_core_enum_value_exists(enum pageflags, PG_readahead) ? FOLIO_BIT(readahead) \
+								  : FOLIO_BIT(reclaim))
 /* Before bpf_find_vma() (5.17) no area is found: huge pages are not seen to be mapped. */
 #define FIND_AREA(address, fn, context)                                                      \
 	(bpf_core_enum_value_exists(enum bpf_func_id, BPF_FUNC_find_vma)                     \

@@ -87,7 +87,8 @@ def test_streams_are_read_ahead(
         counters = next(iter(agent.policies())).counters
         assert counters["prefetch_bytes"] > 0.8 * PAGES * PAGE_SIZE
         assert counters["prefetch_issued_bytes"] > 0
-        assert counters["added_bytes"] - counters["removed_bytes"] == PAGES * PAGE_SIZE
+        added = (counters["added_bytes"] - counters["removed_bytes"]) // PAGE_SIZE
+        assert added in (PAGES, PAGES + 1)  # see test_every_policy_is_taken
         assert cached(path) == PAGES
         # What the reader wanted is each page, once.
         shown = agent.stats()
@@ -116,7 +117,8 @@ def test_every_policy_is_taken(tmp_path: Path, name: str, sections: dict[str, st
         agent.tag(file.fileno(), "model", str(path))
         reader(path, stream())
         counters = agent.counters()
-    assert counters["added_bytes"] == 97 * PAGE_SIZE
+    # On 5.15 read() at the end of a file brings a page that lies behind it.
+    assert counters["added_bytes"] // PAGE_SIZE in (97, 98)
     asked = {"access", "readahead"} & set(info.hooks)
     assert bool(counters["access_calls"] + counters["readahead_calls"]) == bool(asked)
 
