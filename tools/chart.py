@@ -25,6 +25,8 @@ PACKAGING = Path(__file__).resolve().parents[1] / "packaging"
 CHART = PACKAGING / "helm" / "pagecache-bpf"
 MANIFESTS = PACKAGING / "kubernetes"
 FILES = (PACKAGING / "prometheus" / "alerts.yml", PACKAGING / "grafana" / "pagecache-bpf.json")
+#: What others need comes before them in the plain manifests.
+FIRST = ("ServiceAccount", "ConfigMap", "ClusterRole", "ClusterRoleBinding")
 #: The namespace of the plain manifests.
 NAMESPACE = "pagecache-bpf"
 HEADER = "# Made from packaging/helm by tools/chart.py: do not edit.\n"
@@ -85,6 +87,15 @@ def render(values: Mapping[str, Any]) -> dict[str, str]:
     return {name: text for name, text in sorted(texts.items()) if re.search(r"^kind:", text, re.M)}
 
 
+def _rank(document: str) -> int:
+    """Tell when a document comes, as `helm install` sorts them, which `kubectl apply` does not.
+
+    Pods of a DaemonSet whose ServiceAccount comes after it are tried again a minute later.
+    """
+    kind = re.search(r"^kind: (\w+)", document, re.M)
+    return FIRST.index(kind[1]) if kind and kind[1] in FIRST else len(FIRST)
+
+
 def manifests() -> dict[str, str]:
     """Render the chart for those who do not use Helm.
 
@@ -94,7 +105,7 @@ def manifests() -> dict[str, str]:
     made: dict[str, str] = {}
     seen: set[str] = set()
     for file, values in VARIANTS.items():
-        documents = [text.strip() + "\n" for text in render(values).values()]
+        documents = sorted((text.strip() + "\n" for text in render(values).values()), key=_rank)
         fresh = [document for document in documents if document not in seen]
         seen.update(fresh)
         made[file] = HEADER + "---\n" + "---\n".join(fresh)

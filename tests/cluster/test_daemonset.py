@@ -40,7 +40,7 @@ def installed(cluster: Machine) -> Iterator[Machine]:
 
 def rolled_out(cluster: Machine, name: str = "pagecache-bpf") -> None:
     """Wait until the DaemonSet is ready on the node."""
-    words = ("-n", NAMESPACE, "rollout", "status", f"ds/{name}", "--timeout=90s")
+    words = ("-n", NAMESPACE, "rollout", "status", f"ds/{name}", "--timeout=180s")
     try:
         cluster.kubectl(*words)
     except AssertionError as error:
