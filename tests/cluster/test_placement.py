@@ -45,6 +45,8 @@ def placed(cluster: Machine) -> Iterator[Placed]:
             yield made
     finally:
         removed(cluster)
+        roles = "clusterroles,clusterrolebindings"  # of no namespace
+        cluster.kubectl("delete", roles, "pagecache-bpf-placement", "--ignore-not-found")
 
 
 def documented_affinity(content: str) -> dict[str, Any]:
