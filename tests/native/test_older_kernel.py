@@ -32,7 +32,7 @@ from tests.vm.kernel import make_file, wait_for
 
 pytestmark = pytest.mark.native
 
-PAGES = 8191
+PAGES, HUGE_PAGES = 8191, 512
 FUNCTIONS = {
     "mm_filemap_get_pages": "fexit/filemap_get_pages",
     "mm_filemap_map_pages": "fexit/filemap_map_pages",
@@ -50,6 +50,11 @@ def sections() -> dict[str, str]:
         pytest.skip("tracepoints tell here, or nothing: `make test-old` boots another kernel")
     assert found in (FUNCTIONS, TRACEPOINTS)
     return found
+
+
+def has_folios() -> bool:
+    """Tell whether this kernel has struct folio (5.16)."""
+    return event_sources.has_type(Path("/sys/kernel/btf/vmlinux").read_bytes(), "folio")
 
 
 def cached(path: Path) -> int:
@@ -90,17 +95,24 @@ def test_streams_are_read_ahead(
         added = (counters["added_bytes"] - counters["removed_bytes"]) // PAGE_SIZE
         assert added in (PAGES, PAGES + 1)  # see test_every_policy_is_taken
         assert cached(path) == PAGES
-        # What the reader wanted is each page, once.
+        # What the reader wanted is each page, once.  Before 5.16 a few faults are counted twice,
+        # and a huge page that a fault waits for is counted as the one page of that fault.
         shown = agent.stats()
         assert (shown["level"], shown["missing"]) == ("full", [])
         (model,) = shown["models"]
         (consumer,) = [found for found in model["consumers"] if found["tgid"] == process]
         wanted = "read" if how[0] == "stream" else "mmap"
         counted = consumer["counters"]
-        assert counted[f"{wanted}_bytes"] == PAGES * PAGE_SIZE
+        pages = counted[f"{wanted}_bytes"] // PAGE_SIZE
+        if how[0] == "touch" and not has_folios():
+            assert PAGES <= pages <= 1.01 * PAGES
+        elif how[0] == "touch":
+            assert pages <= PAGES and (PAGES - pages) % (HUGE_PAGES - 1) == 0
+        else:
+            assert pages == PAGES
         parts = [counted[f"{wanted}_{part}_bytes"] for part in ("hit", "ahead", "miss")]
-        # How much of it came in time is the machine's affair: an emulated one is slow.
-        assert sum(parts) == PAGES * PAGE_SIZE and parts[0] > 0
+        # How much of it came in time, and who was faster, is the machine's affair.
+        assert sum(parts) == pages * PAGE_SIZE and parts[0] + parts[1] > 0
         # A page that the reader was first to ask for is not prefetched.
         name = "prefetched_bytes"
         prefetched = model["counters"][name] - model["counters_before"][name]
@@ -144,8 +156,10 @@ def test_where_functions_take_no_programs(
         (model,) = shown["models"]
         counted = model["counters"]
         assert shown["level"] == "degraded"
-        assert counted["added_bytes"] == PAGES * PAGE_SIZE == counted["removed_bytes"]
-        assert counted["evicted_fadvise_bytes"] == PAGES * PAGE_SIZE
+        assert counted["added_bytes"] // PAGE_SIZE in (PAGES, PAGES + 1)
+        assert (
+            counted["evicted_fadvise_bytes"] == counted["added_bytes"] == counted["removed_bytes"]
+        )
         assert model["resident_bytes"] == 0 == cached(path)
         assert not any(counted.get(name) for name in shown["uncounted"])
 
