@@ -3,8 +3,9 @@
 
 The kernel tells by triggers on pressure stall information (Documentation/accounting/psi.rst, Linux
 5.2 and newer): /proc/pressure/memory for the machine, memory.pressure for a memory cgroup, and by
-changes of a cgroup's memory.events (version 2).  Version 1 has neither; there the machine's alone
-counts.  Nothing here waits: whoever runs the agent's loop looks at it between two requests.
+changes of a cgroup's memory.events (version 2).  Version 1 has neither; there the machine's trigger
+stands for all, and how full a cgroup is says whose it was.  Nothing here waits: whoever runs the
+agent's loop looks at it between two requests.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from pagecache_bpf.errors import UsageError
+from pagecache_bpf.kernel import cgroups as memory_cgroups
 from pagecache_bpf.kernel.cgroups import unified_mount
 from pagecache_bpf.kernel.kernelfs import LIVE
 
@@ -29,6 +32,9 @@ TRIGGER = b"some 100000 2000000\0"
 WANT_BYTES = 16 << 20
 #: A cgroup is to be this much below its limit.
 SLACK = 0.03
+#: The machine is short when not more than this part of its memory is available: tasks that stall in
+#: a small cgroup of their own raise its pressure, too.
+HOST_SLACK = 0.1
 MAX_CGROUPS = 256
 #: A process is looked at again after that: its number may be another's, in another cgroup.
 AGAIN_SECONDS = 10.0
@@ -169,15 +175,31 @@ class PressureWatch:
         """Tell whether the cgroup of a descriptor still exists; the machine always does."""
         return source.group is None or source.group.is_dir()
 
-    @staticmethod
-    def _judge(source: _Source) -> Short | None:
+    def _machine_is_short(self) -> bool:
+        """Decide whether a stall of some task means that what is tagged should give pages up.
+
+        Under version 1 a reader's cgroup that is full counts as well.
+        """
+        host = memory_cgroups.host_memory()
+        if host.get("MemAvailable", 0) <= HOST_SLACK * host.get("MemTotal", 0):
+            return True
+        if (self._cgroups / "cgroup.controllers").exists():
+            return False  # each cgroup has a trigger of its own
+        for pid in list(self._seen):
+            with suppress(UsageError):  # it has ended
+                for level in memory_cgroups.of_process(pid).levels:
+                    if level.bound is not None and (level.free or 0) <= SLACK * level.bound:
+                        return True
+        return False
+
+    def _judge(self, source: _Source) -> Short | None:
         """Decide whether a cgroup whose descriptor became ready is short of memory.
 
         It is when it has met a limit since the last event, or is within SLACK of one: tasks stall
         for other reasons, too, and then dropping pages would not help.
         """
         if source.group is None:
-            return Short(0, WANT_BYTES)
+            return Short(0, WANT_BYTES) if self._machine_is_short() else None
         with suppress(OSError):
             os.pread(source.fd, 4096, 0)  # ready again for the next event
         try:
