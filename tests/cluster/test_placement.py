@@ -73,11 +73,13 @@ def test_pods_land_by_labels(placed: Placed) -> None:
                 NODE: {contents["llama"]: "90"},
                 SIMULATED: {contents["qwen"]: "90"},
             }
-            cluster.wait(
-                "both nodes are labelled",
-                lambda: {node: placed.labels(node) for node in wanted} == wanted,
-                240,
-            )
+
+            def labelled() -> bool:
+                found = {node: placed.labels(node) for node in wanted}
+                assert found == wanted, found
+                return True
+
+            cluster.wait("both nodes are labelled", labelled, 240)
         finally:
             publisher.terminate()
             assert publisher.wait(timeout=60) == 0
