@@ -10,7 +10,12 @@
 #define OBSERVER_RECORD_BPF_H
 
 #ifndef PAGECACHE_BCC
-OBSERVER_MAP(BPF_MAP_TYPE_HASH, recorded, 1 << 16, 1, struct pagecache_recorded_key,
+/*
+ * Allocated as a whole, some 16 MiB: elements that are allocated as they come are 4 to begin with,
+ * and no more can be had while interrupts are off, as they are where pages are added
+ * (kernel/bpf/memalloc.c): the first events of a load were lost.
+ */
+OBSERVER_MAP(BPF_MAP_TYPE_HASH, recorded, 1 << 16, 0, struct pagecache_recorded_key,
 	     struct pagecache_recorded_value);
 
 /* What is recorded for a page of a file now, NULL if nothing is or there is no room. */

@@ -70,20 +70,18 @@ static __always_inline bool is_through(const struct cursor *cursor, u32 step)
 	       cursor->end >= s->before + extent->end - extent->start;
 }
 
-struct judgment {
+struct eviction {
+	struct pagecache_ctx *ctx;
 	struct pagecache_template_file *file;
 	struct pagecache_template_model *model;
-	u64 now; /* as in the context */
 	u64 window;
-	u32 index; /* of the first page, */
-	u32 nr; /* of so many */
-	bool behind; /* a consumer has passed them, */
-	bool inside; /* they lie in the window of one, */
+	bool behind; /* a consumer has passed the page, */
+	bool inside; /* it lies in the window of one, */
 	bool ahead; /* or farther on in the order of one */
 };
 
-/* Where the pages lie for one consumer. */
-LOOP_STEP(judge_pages, CONSUMERS, u32 i, struct judgment *e)
+/* Where the page lies for one consumer. */
+LOOP_STEP(judge_page, CONSUMERS, u32 i, struct eviction *e)
 {
 	struct pagecache_template_consumer *consumer = consumer_at(e->model->first_consumer + i);
 	struct pagecache_template_extent *extent;
@@ -93,17 +91,17 @@ LOOP_STEP(judge_pages, CONSUMERS, u32 i, struct judgment *e)
 
 	if (!consumer || i >= e->model->nr_consumers)
 		return 1;
-	step = template_find(e->file->spans + i, e->index);
+	step = template_find(e->file->spans + i, e->ctx->index);
 	s = template_step(step);
 	extent = template_extent_of(step);
 	if (!s || !extent)
 		return 0;
-	position = s->before + e->index - min_u64(extent->start, e->index);
+	position = s->before + e->ctx->index - min_u64(extent->start, e->ctx->index);
 	if (!consumer->tgid || consumer->load != e->model->load) {
 		e->ahead = true; /* it has not begun */
-	} else if (position + e->nr <= consumer->position) {
+	} else if (position + e->ctx->nr <= consumer->position) {
 		e->behind = true;
-	} else if (e->now > consumer->time_ns + IDLE_NS) {
+	} else if (e->ctx->time_ns > consumer->time_ns + IDLE_NS) {
 		return 0; /* it has gone */
 	} else if (position < consumer->position + e->window) {
 		e->inside = true;
@@ -114,97 +112,24 @@ LOOP_STEP(judge_pages, CONSUMERS, u32 i, struct judgment *e)
 	return 0;
 }
 
-/* What there is to be said of pages of the file of @ctx; false: nothing. */
-static __always_inline bool begin_judgment(const struct pagecache_ctx *ctx, struct judgment *e)
-{
-	e->file = template_file_of(ctx);
-	if (!e->file)
-		return false;
-	e->model = bpf_map_lookup_elem(&template_models, &e->file->model);
-	if (!e->model || e->model->failed)
-		return false;
-	e->now = ctx->time_ns;
-	return true;
-}
-
 /*
  * The kernel keeps what was just read through a mapping, and takes what was read ahead and is not
  * referenced yet.  It is the other way round that nothing is read twice.
  */
 static __always_inline s32 template_evict(struct pagecache_ctx *ctx, u64 window)
 {
-	struct judgment e = { .window = window, .index = ctx->index, .nr = ctx->nr };
+	struct eviction e = { .ctx = ctx, .file = template_file_of(ctx) };
 
-	if (!begin_judgment(ctx, &e))
+	if (!e.file)
 		return PAGECACHE_EVICT_DEFAULT;
-	LOOP(judge_pages, &e);
+	e.model = bpf_map_lookup_elem(&template_models, &e.file->model);
+	if (!e.model || e.model->failed)
+		return PAGECACHE_EVICT_DEFAULT;
+	e.window = window;
+	LOOP(judge_page, &e);
 	if (e.inside)
 		return PAGECACHE_EVICT_KEEP;
 	return e.behind && !e.ahead ? PAGECACHE_EVICT_NOW : PAGECACHE_EVICT_DEFAULT;
-}
-
-#define RELIEF_STEPS 65536 /* of a model that are looked at when memory is short */
-#define RELIEF_JUDGED 4096 /* so many of them are in the file, and were not dropped yet */
-#define ALL_PASSED (~0ULL) /* of an extent that was dropped in this load */
-
-struct relief {
-	struct pagecache_ctx *ctx;
-	struct pagecache_template_file *file;
-	struct pagecache_template_model *model;
-	u64 wanted; /* pages */
-	u32 first_step;
-	u32 judged;
-	u64 window;
-};
-
-/* Drop what a step leads to if all that want it have passed it. */
-LOOP_STEP(relieve_step, RELIEF_STEPS, u32 i, struct relief *r)
-{
-	struct pagecache_template_extent *extent = template_extent_of(r->first_step + i);
-	struct pagecache_template_target *target;
-	struct judgment e = { .file = r->file, .model = r->model, .now = r->ctx->time_ns };
-	u64 start, end;
-
-	if (!extent || !r->wanted || r->judged >= RELIEF_JUDGED)
-		return 1;
-	target = extent->file == r->file->file ? template_target(extent->file) : NULL;
-	if (!target || (extent->load == r->model->load && extent->passed == ALL_PASSED))
-		return 0;
-	r->judged++;
-	e.window = r->window;
-	e.index = extent->start;
-	e.nr = extent->end - extent->start;
-	LOOP(judge_pages, &e);
-	if (e.inside || e.ahead || !e.behind)
-		return 0;
-	start = extent->start + !!(extent->edges & PAGECACHE_TEMPLATE_SHARED_FIRST);
-	end = extent->end - !!(extent->edges & PAGECACHE_TEMPLATE_SHARED_LAST);
-	extent->load = r->model->load;
-	extent->passed = ALL_PASSED;
-	extent->asked = 0;
-	if (start >= end || pagecache_drop(r->ctx, start, end - start) <= 0)
-		return 0;
-	target->asked -= min_u64(target->asked, end - start);
-	r->wanted -= min_u64(r->wanted, end - start);
-	return 0;
-}
-
-/* Memory is short: what all consumers have passed goes, in the order in which they read it. */
-static __always_inline void template_relieve(struct pagecache_ctx *ctx, u64 wanted, u64 window)
-{
-	struct relief r = { .ctx = ctx, .wanted = wanted, .window = window };
-	struct pagecache_template_consumer *consumer;
-	struct judgment e = {};
-
-	if (!begin_judgment(ctx, &e))
-		return;
-	consumer = consumer_at(e.model->first_consumer);
-	if (!consumer)
-		return;
-	r.file = e.file;
-	r.model = e.model;
-	r.first_step = consumer->first_step;
-	LOOP(relieve_step, &r);
 }
 
 #endif /* TEMPLATE_PASSED_BPF_H */

@@ -9,9 +9,9 @@
  *	read only; what comes next in another file waits for its first access.  Drop-behind
  *	leaves pages alone that are still mapped.  Engine agent reads huge pages whole where all
  *	of one is wanted, up to 4 MiB beyond the window.  A file without a template, and one whose
- *	template is wrong too often, is treated as sequential does.  When memory is short, what all
- *	consumers have passed is dropped.  Engine struct_ops has a say in what is evicted, too: that
- *	goes first, mapped pages as well, and what lies in the window of one is kept.
+ *	template is wrong too often, is treated as sequential does.  What is evicted first when
+ *	memory is short is for engine struct_ops to say: what all consumers have passed; what lies
+ *	in the window of one is kept.
  *
  * How: every access is looked up in the template.  It tells where its consumer is; from there the
  * template is followed up to the window's end.  An extent remembers what has been asked for, so
@@ -481,14 +481,5 @@ PAGECACHE_EVICT(maio_evict)
 	return template_evict(ctx, window_pages(ctx));
 }
 
-/* Once is enough: what is not behind all of them in the first round is not in the second. */
-PAGECACHE_PRESSURE(maio_pressure)
-(struct pagecache_ctx *ctx, struct pagecache_pressure *want)
-{
-	if (!want->round)
-		template_relieve(ctx, want->pages, window_pages(ctx));
-}
-
 PAGECACHE_POLICY(maio, .evict = (void *)maio_evict, .readahead = (void *)maio_readahead,
-		 .access = (void *)maio_access, .pressure = (void *)maio_pressure,
-		 .access_step_pages = 32);
+		 .access = (void *)maio_access, .access_step_pages = 32);

@@ -28,7 +28,7 @@ MAPS: dict[str, tuple[int, int, int, int, int]] = {
     ),
     "recorded": (
         *(_HASH, ctypes.sizeof(abi.pagecache_recorded_key)),
-        *(ctypes.sizeof(abi.pagecache_recorded_value), 1 << 16, _ON_DEMAND),
+        *(ctypes.sizeof(abi.pagecache_recorded_value), 1 << 16, 0),
     ),
     "task_states": (_LRU_HASH, 4, 320, 8192, 0),
     "own_processes": (_HASH, 4, 4, 256, _ON_DEMAND),

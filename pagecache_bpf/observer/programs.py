@@ -104,6 +104,9 @@ class Programs:
         def prepare(opened: libbpf.Object) -> None:
             event_sources.choose(opened)
             opened.set_constants(constants(moves, grid))
+            for found in opened.maps():
+                if found.name == "recorded" and grid is None:
+                    found.resize(1)  # it is allocated as a whole
 
         try:
             self._object = bpf_object.load(

@@ -19,9 +19,6 @@ from pagecache_bpf.cli.verbs import hint, status
 from pagecache_bpf.kernel.cachestat import cached_pages
 from pagecache_bpf.policy import agent_device
 from pagecache_bpf.policy.catalog import agent_object, find
-from pagecache_bpf.templates import policy_arrays, template_maps
-from pagecache_bpf.templates.layout import Identity
-from tests.maio_cases import template_of
 from tests.unit.command import run, undocumented
 from tests.vm.kernel import make_file, wait_for
 
@@ -143,24 +140,6 @@ def test_pressure_takes_from_the_model_wanted_last(tmp_path: Path) -> None:
         assert ask_all(Short(0, 1024 * PAGE_SIZE), PAGE_SIZE, files) >= 1024
         wait_for(lambda: resident_pages(far) <= 1024, "half of the far model to be dropped")
         assert resident_pages(near) == 2048
-
-
-def test_pressure_takes_what_a_load_has_passed(file: Path) -> None:
-    info = find("maio")
-    template = template_of([file], [(0, start, 512) for start in range(0, PAGES, 512)])
-    sizes = policy_arrays.sizes_for([("test", template)])
-    with Agent(info, agent_object(info), sizes=sizes) as agent, file.open("rb") as opened:
-        agent.tag(opened.fileno(), "test", str(file))
-        (tag,) = agent.tags.values()
-        found = Identity(tag.dev_major, tag.dev_minor, tag.ino, tag.generation)
-        template_maps.add(agent._maps, "test", template, {0: found})
-        scan(file, 0, 13)
-        wait_for(lambda: resident_pages(file) == PAGES, "the window to be read ahead")
-        gone = ask_all(Short(0, PAGES * PAGE_SIZE), PAGE_SIZE, [agent._asker(tag)])
-        # Whole pieces, from the first on; where a reader is, is known to a few MiB.
-        assert 6 * 256 <= gone <= 12 * 256 and not gone % 512
-        wait_for(lambda: resident_pages(file) == PAGES - gone, "what was passed to be gone")
-        assert cached_pages(opened.fileno(), 0, gone * PAGE_SIZE) == 0
 
 
 def test_the_machine_tells_when_memory_is_short() -> None:

@@ -175,4 +175,4 @@ def test_the_module_is_loaded_on_demand(module: Module, model: Path) -> None:
 def test_doctor_finds_nothing_wrong() -> None:
     data = done("doctor", "--json").data
     assert data["ready"] is True
-    assert data["engines"] == {"struct_ops": [], "agent": []}
+    assert data["engines"] == {"client": None, "struct_ops": [], "agent": []}

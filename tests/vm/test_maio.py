@@ -99,21 +99,3 @@ def test_a_mapped_load_in_a_small_cgroup_reads_nothing_twice(mount: Path, percen
         policy.idle()
         assert policy.count("evicted_now_bytes") > 0
         assert policy.count("added_bytes") <= 1.03 * pages * PAGE_SIZE
-
-
-def test_what_was_passed_goes_when_memory_is_short(mount: Path) -> None:
-    """What no mapping holds is dropped by the policy before reclaim has to look for it."""
-    pages = 2 * cases.PAGES
-    file = make_file(mount / "weights", pages)
-    limit = pages * PAGE_SIZE * 45 // 100
-    order = sorted(cases.backwards(pages))
-    template = cases.template_of([file], order)
-    with (
-        group("pcbmaio", max=limit) as memory,
-        StructOps().attach(template, [file], window_mib=8) as policy,
-    ):
-        drop([file])
-        memory.read(file)
-        policy.idle()
-        assert policy.count("pressure_dropped_bytes") > 0
-        assert policy.count("added_bytes") <= 1.03 * pages * PAGE_SIZE

@@ -34,7 +34,7 @@ JSON = {
         "ready": "whether policies can be attached on one of the engines, as far as can be known",
         "engines.struct_ops[]": "what that engine needs and is not there; empty if it can run",
         "engines.agent[]": "the same of engine agent; with --container, of an agent in it",
-        "engines.client[]": "with --container: what loads in it lack to reach an agent elsewhere",
+        "engines.client[]": "what loads in this container lack for an agent; null otherwise",
         "features[].name": "what was looked for",
         "features[].ok": "true, false, or null where it could not be found out",
         "features[].engines[]": "the engines that cannot run a policy without it",
@@ -65,11 +65,13 @@ def run(args: argparse.Namespace, out: Output) -> int:
         table_of = [*features.probe(), accelerators.probe()]
         lacking = features.lacking(table_of)
     ready = not all(lacking.values())
+    engines: dict[str, list[str] | None] = {} if args.container else {"client": None}
+    engines |= {
+        engine: [feature.name for feature in features] for engine, features in lacking.items()
+    }
     data = {
         "ready": ready,
-        "engines": {
-            engine: [feature.name for feature in features] for engine, features in lacking.items()
-        },
+        "engines": engines,
         "features": [
             {
                 "name": feature.name,
