@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from benchmarks.disks import queue_of
 from pagecache_bpf.errors import PagecacheError
 
 CGROUPS = Path("/sys/fs/cgroup")
@@ -49,6 +50,10 @@ class MemoryFigures:
 
 class Group(MemoryFigures):
     """One memory cgroup."""
+
+    def enter(self) -> None:
+        """Move the calling process into it; what it has allocated stays charged elsewhere."""
+        (self.path / "cgroup.procs").write_text("0")
 
     def run(self, *command: str, timeout_s: float = 300) -> float:
         """Run a command that is charged to it from its first page on; seconds.
@@ -130,7 +135,8 @@ def limited_device(file: Path, rate: int) -> Iterator[None]:
         raise PagecacheError("no cgroup that limits a disk can be made", str(error)) from error
     try:
         limit = "blkio.throttle.read_bps_device" if first else "io.max"
-        (path / limit).write_text(f"{_disk_of(file)} {rate if first else f'rbps={rate}'}")
+        disk = (queue_of(file).parent / "dev").read_text().strip()  # a partition has no limit
+        (path / limit).write_text(f"{disk} {rate if first else f'rbps={rate}'}")
         (path / "cgroup.procs").write_text(str(os.getpid()))
         yield
     except OSError as error:
@@ -147,13 +153,6 @@ def _own_group(controller: str) -> str:
         if controller in controllers.split(","):
             return path.lstrip("/")
     return ""
-
-
-def _disk_of(file: Path) -> str:
-    """Return the number, MAJOR:MINOR, of the disk that has a file; a partition has no limit."""
-    device = file.stat().st_dev
-    place = Path(f"/sys/dev/block/{os.major(device)}:{os.minor(device)}").resolve()
-    return ((place.parent if (place / "partition").exists() else place) / "dev").read_text().strip()
 
 
 @contextmanager

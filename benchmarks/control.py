@@ -5,7 +5,8 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from pagecache_bpf.errors import PagecacheError
@@ -42,6 +43,22 @@ def pagecache_bpf(*words: str) -> str:
         code = os.waitstatus_to_exitcode(status)
         raise PagecacheError(f"`pagecache-bpf {' '.join(words)}` failed (exit code {code})", text)
     return text
+
+
+@contextmanager
+def on_agent(policy: str, root: Path, *options: str) -> Iterator[None]:
+    """Have a policy of engine agent govern what is in `root` for the block.
+
+    Args:
+        policy: its name.
+        root: a file or a directory.
+        options: of `pagecache-bpf attach`.
+    """
+    pagecache_bpf("attach", "--engine", "agent", *options, policy, str(root))
+    try:
+        yield
+    finally:
+        pagecache_bpf("detach", policy)
 
 
 class CommandLine:

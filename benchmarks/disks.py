@@ -1,11 +1,26 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the kernel counts of block devices."""
+"""What the kernel tells of block devices, and counts of them."""
 
 from __future__ import annotations
 
 import os
 import time
 from pathlib import Path
+
+from pagecache_bpf.errors import PagecacheError
+
+
+def queue_of(path: Path) -> Path:
+    """Return the sysfs directory of the queue that a path's block device belongs to.
+
+    Raises PagecacheError where there is none (tmpfs, a network).
+    """
+    device = os.stat(path).st_dev
+    node = Path(f"/sys/dev/block/{os.major(device)}:{os.minor(device)}").resolve()
+    for place in (node, node.parent):  # a partition has its disk's
+        if (place / "queue" / "read_ahead_kb").is_file():
+            return place / "queue"
+    raise PagecacheError(f"{path} is not on a block device", "", "Put the checkpoint on a disk")
 
 
 def device_bytes_read(path: Path) -> int | None:

@@ -253,11 +253,7 @@ def memory_limit(setting: Setting) -> Iterator[Callable[[], None]]:
         return
     limit = int(setting.size * matrix_cells.TIGHT_SHARE) + _PROCESS_BYTES
     with cgroups.group(f"matrix-{os.getpid()}", limit) as group:
-
-        def enter() -> None:
-            (group.path / "cgroup.procs").write_text("0")
-
-        yield enter
+        yield group.enter
 
 
 def measure_here(

@@ -17,24 +17,12 @@ from typing import Any
 from benchmarks import directio, hosted, loaders, memory, peers, rounds, schema
 from benchmarks.control import CommandLine
 from benchmarks.directio import Plan
-from pagecache_bpf.errors import PagecacheError, PrivilegeError
+from benchmarks.disks import queue_of
+from pagecache_bpf.errors import PrivilegeError
 from pagecache_bpf.weights.models import Model
 
 _LINK = {"prefetch threads": "+"}
 SWEEP = (Plan(1 << 20, 8), Plan(2 << 20, 8), Plan(2 << 20, 16))
-
-
-def queue_of(path: Path) -> Path:
-    """Return the sysfs directory of the queue that a path's block device belongs to.
-
-    Raises PagecacheError where there is none (tmpfs, a network).
-    """
-    device = os.stat(path).st_dev
-    node = Path(f"/sys/dev/block/{os.major(device)}:{os.minor(device)}").resolve()
-    for place in (node, node.parent):  # a partition has its disk's
-        if (place / "queue" / "read_ahead_kb").is_file():
-            return place / "queue"
-    raise PagecacheError(f"{path} is not on a block device", "", "Put the checkpoint on a disk")
 
 
 def file_system(path: Path) -> str:

@@ -22,7 +22,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 
@@ -44,7 +44,7 @@ from benchmarks import (
     schema,
 )
 from benchmarks.cachestat import drop
-from benchmarks.control import pagecache_bpf
+from benchmarks.control import on_agent, pagecache_bpf
 from benchmarks.matrix_cells import AMPLE, MB, TIGHT, Setting, paired
 from benchmarks.overhead import READBENCH, build_readbench
 from pagecache_bpf.cli.output import table
@@ -129,16 +129,6 @@ def table3(paper: Paper) -> None:
     schema.write(paper.options.out, paper.report)
 
 
-@contextmanager
-def _maio(root: Path, knob: str) -> Iterator[None]:
-    """Policy maio with a template that is derived at attach, on engine agent."""
-    pagecache_bpf("attach", "--engine", "agent", "--knob", knob, "maio", str(root))
-    try:
-        yield
-    finally:
-        pagecache_bpf("detach", "maio")
-
-
 def _all_in_cache(enter: Callable[[], None], files: tuple[Path, ...]) -> None:
     """PreCache: the whole model is read beforehand, in the cgroup of the load."""
 
@@ -183,7 +173,7 @@ def _loads(paper: Paper, setting: Setting, case: rounds.Case, number: int) -> No
         row = paper.row(f"Fig. 6, {setting.memory}", "safe_open", state, case.reference.size)
         knob = _KNOBS.get(state)
         with (
-            _maio(case.checkpoint.root, knob) if knob else nullcontext(),
+            on_agent("maio", case.checkpoint.root, "--knob", knob) if knob else nullcontext(),
             matrix.memory_limit(setting) as enter,
             memory.backed(setting.size),
         ):
@@ -218,21 +208,12 @@ def fig9(paper: Paper) -> None:
         for number in paper.rounds("Fig. 9"):
             states = ("none", "noop") if number % 2 else ("noop", "none")
             for state in states:
-                ours = _noop(data) if state == "noop" else nullcontext()
+                ours = on_agent("noop", data, "--no-observe") if state == "noop" else nullcontext()
                 with ours:
                     for name, run in work.items():
                         peers.cat([data])
                         row = paper.row("Fig. 9", name, state, _FIG9_BYTES)
                         row.seconds.append(run())
-
-
-@contextmanager
-def _noop(data: Path) -> Iterator[None]:
-    pagecache_bpf("attach", "--engine", "agent", "--no-observe", "noop", str(data))
-    try:
-        yield
-    finally:
-        pagecache_bpf("detach", "noop")
 
 
 def _readbench(data: Path, mode: str, block: int, count: int) -> float:
@@ -265,15 +246,12 @@ def fig10(paper: Paper) -> None:
     with native.read_ahead(model.root, 128):
         for _ in paper.rounds("Fig. 10"):
             for policy in ("noop", "maio"):
-                pagecache_bpf("attach", "--engine", "agent", policy, str(model.root))
-                try:
+                with on_agent(policy, model.root):
                     time.sleep(2)
                     for state in ("idle", "cached", "cold"):
                         if state == "cold":
                             drop(model.files)
                         _listen(paper, policy, state, model.files, reference)
-                finally:
-                    pagecache_bpf("detach", policy)
 
 
 def _listen(

@@ -25,7 +25,7 @@ from typing import Any
 
 from benchmarks import cgroups, hosted, native
 from benchmarks.cachestat import drop
-from benchmarks.control import pagecache_bpf
+from benchmarks.control import on_agent
 from benchmarks.disks import device_bytes_read, settled_bytes_read
 from pagecache_bpf.errors import PagecacheError
 from pagecache_bpf.weights.models import resolve
@@ -135,7 +135,7 @@ def start(
         subprocess.run(["cat", *files], check=True, stdout=subprocess.DEVNULL, preexec_fn=enter)
     before = device_bytes_read(files[0]) or 0
     with (
-        _attached(model) if way == MAIO else nullcontext(),
+        on_agent("maio", model) if way == MAIO else nullcontext(),
         tempfile.TemporaryFile("w+") as out,
         tempfile.TemporaryFile("w+") as errors,
         _sampled(files[0]) as samples,
@@ -172,15 +172,6 @@ def _eager(files: Sequence[Path], enter: Callable[[], None] | None) -> subproces
     )
     words = [sys.executable, "-c", code, *map(str, files)]
     return subprocess.Popen(words, cwd=_ROOT, preexec_fn=enter)
-
-
-@contextmanager
-def _attached(model: Path) -> Iterator[None]:
-    pagecache_bpf("attach", "--engine", "agent", "maio", str(model))
-    try:
-        yield
-    finally:
-        pagecache_bpf("detach", "maio")
 
 
 def measure_starts(paper: Any) -> None:
@@ -223,11 +214,7 @@ def _swap(way: str, models: Sequence[Path], limit: int) -> list[Start]:
     for model in models:
         drop(resolve(model).files)
     with cgroups.group(f"paper-{os.getpid()}", limit) as group:
-
-        def enter() -> None:
-            (group.path / "cgroup.procs").write_text("0")
-
-        return [start(way, model, enter, keep=True) for model in (*models, models[0])]
+        return [start(way, model, group.enter, keep=True) for model in (*models, models[0])]
 
 
 def _warm(model: Path) -> None:

@@ -27,6 +27,7 @@ static u64 used; /* pages, by all accesses so far */
 struct reading {
 	struct pagecache_ctx *ctx;
 	u64 before; /* pages used when it began */
+	u32 pieces;
 };
 
 /* A piece is used when the access has come to its end, or ends in it. */
@@ -37,7 +38,7 @@ LOOP_STEP(use_piece, MAX_PIECES_READ, u32 i, struct reading *reading)
 	u64 at = reading->before + min_u64(read, ctx->nr);
 	struct piece_key key = piece_at(ctx, ctx->index + i * piece);
 
-	if (i >= pieces_of(ctx))
+	if (i >= reading->pieces)
 		return 1;
 	bpf_map_update_elem(&last_use, &key, &at, BPF_ANY);
 	return 0;
@@ -46,7 +47,7 @@ LOOP_STEP(use_piece, MAX_PIECES_READ, u32 i, struct reading *reading)
 PAGECACHE_ACCESS(mru_access)
 (struct pagecache_ctx *ctx)
 {
-	struct reading reading = { ctx, __sync_fetch_and_add(&used, ctx->nr) };
+	struct reading reading = { ctx, __sync_fetch_and_add(&used, ctx->nr), pieces_of(ctx) };
 
 	LOOP(use_piece, &reading);
 }

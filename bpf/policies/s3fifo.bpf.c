@@ -46,6 +46,7 @@ static u64 small_pages;
 
 struct reading {
 	struct pagecache_ctx *ctx;
+	u32 pieces;
 };
 
 /* Reading through a piece is one use of it, which is counted where it begins. */
@@ -54,10 +55,11 @@ LOOP_STEP(use_piece, MAX_PIECES_READ, u32 i, struct reading *reading)
 	struct pagecache_ctx *ctx = reading->ctx;
 	u64 piece = pages_per_piece(ctx), start = ctx->index + i * piece;
 	struct piece_key key = piece_at(ctx, start);
-	struct state *state = bpf_map_lookup_elem(&states, &key);
+	struct state *state;
 
-	if (i >= pieces_of(ctx))
+	if (i >= reading->pieces)
 		return 1;
+	state = bpf_map_lookup_elem(&states, &key);
 	if (i)
 		start -= start % piece;
 	if (state && state->resident && start % piece == 0 && state->uses < 3)
@@ -68,7 +70,7 @@ LOOP_STEP(use_piece, MAX_PIECES_READ, u32 i, struct reading *reading)
 PAGECACHE_ACCESS(s3fifo_access)
 (struct pagecache_ctx *ctx)
 {
-	struct reading reading = { ctx };
+	struct reading reading = { ctx, pieces_of(ctx) };
 
 	LOOP(use_piece, &reading);
 }

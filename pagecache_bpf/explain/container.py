@@ -13,8 +13,7 @@ import socket
 from dataclasses import replace
 
 from pagecache_bpf._run_dir import socket_path
-from pagecache_bpf.explain.features import PROBES as OF_MACHINE
-from pagecache_bpf.explain.features import Feature, Machine
+from pagecache_bpf.explain.features import OF_CONTAINERS, Feature, Machine
 
 #: The parts that a container can take.
 AGENT, CLIENT = "agent", "client"
@@ -40,7 +39,6 @@ CAPABILITIES = {
 NEEDED = frozenset({"SYS_ADMIN", "BPF", "PERFMON"})
 _SHOWN_BY = ("/run/.containerenv", "/.dockerenv")
 _INITIAL_PIDS = 0xEFFFFFFC  # PROC_PID_INIT_INO of include/linux/proc_ns.h
-_FIRST_OF_MACHINE = ("kernel BTF", "access events", "libbpf", "cachestat(2)")
 
 
 def probe(machine: Machine | None = None) -> list[Feature]:
@@ -55,11 +53,9 @@ def probe(machine: Machine | None = None) -> list[Feature]:
     m = machine or Machine()
     rows = [_container(m), *(_capability(m, name) for name in CAPABILITIES)]
     rows += [ask(m) for ask in (_user, _seccomp, _processes, _groups)]
-    for ask in OF_MACHINE:
-        row = ask(m)
-        if row.name in _FIRST_OF_MACHINE:
-            needed = row.name != "cachestat(2)"
-            rows.append(replace(row, engines=(AGENT,) if needed else ()))
+    rows += [
+        replace(ask(m), engines=(AGENT,) if needed else ()) for ask, needed in OF_CONTAINERS.items()
+    ]
     return [*rows, _socket(m)]
 
 
@@ -105,7 +101,7 @@ def _processes(m: Machine) -> Feature:
     name = "the machine's process numbers"
     lost = "readers' control groups: what is read ahead is charged to the agent's container"
     try:
-        number = m.fs.path("/proc/self/ns/pid").stat().st_ino
+        number = m.fs.stat("/proc/self/ns/pid").st_ino
     except OSError:
         return Feature(name, None, "procfs does not tell", lost, "Run it with --pid host")
     if number != _INITIAL_PIDS:

@@ -493,3 +493,5 @@ PROBES: dict[Probe, tuple[str, ...]] = {
     _cachestat: (),
     _memcg: (),
 }
+#: Those that a container is asked, too, and whether there is no agent in it without.
+OF_CONTAINERS = {_btf: True, _access_events: True, _libbpf: True, _cachestat: False}

@@ -20,7 +20,8 @@ import pytest
 from safetensors.numpy import save_file
 
 from benchmarks.cachestat import PAGE_SIZE, drop, resident_pages
-from benchmarks.native import queue_of, read_ahead
+from benchmarks.disks import queue_of
+from benchmarks.native import read_ahead
 from pagecache_bpf.errors import PagecacheError
 from pagecache_bpf.policy import agent_device
 from tests.native.readahead import usual_readahead
