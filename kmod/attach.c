@@ -43,26 +43,42 @@ static int pcb_policy_init(struct pcb_policy *p)
 	return err;
 }
 
-/* Turns on what the policy's hooks need, and tries it. */
-static int pcb_policy_hook(struct pcb_policy *p)
+/* Turns on what the policy's hooks need, and tries it.  After a failure nothing is on. */
+static int pcb_policy_try_hooks(struct pcb_policy *p, const char **reason, const char **failed)
 {
-	const char *failed = "";
 	int err;
 
 	lockdep_assert_held(&pcb_mutex);
-	err = pcb_hooks_get(p->hooks, &failed);
-	if (err) {
-		pcb_exit_record(&p->record, p->name, PAGECACHE_EXIT_HOOK, err, PAGECACHE_HOOK_INIT,
-				"a hook could not be attached", failed);
+	*reason = "a hook could not be attached";
+	err = pcb_hooks_get(p->hooks, failed);
+	if (err)
 		return err;
-	}
-	err = pcb_canary_try(p->hooks, &failed);
+	*reason = "a hook does not run";
+	err = pcb_canary_try(p->hooks, failed);
 	if (err) {
-		pr_err("policy %s: %s (%d)\n", p->name, failed, err);
-		pcb_exit_record(&p->record, p->name, PAGECACHE_EXIT_HOOK, err, PAGECACHE_HOOK_INIT,
-				"a hook does not run", failed);
+		pr_err("policy %s: %s (%d)\n", p->name, *failed, err);
 		pcb_hooks_put(p->hooks);
 	}
+	return err;
+}
+
+/* A policy for which its evict hook is optional does without where that cannot be had. */
+static int pcb_policy_hook(struct pcb_policy *p)
+{
+	const char *reason, *failed = "";
+	u32 others = p->hooks & ~BIT(PAGECACHE_HOOK_EVICT);
+	int err = pcb_policy_try_hooks(p, &reason, &failed);
+
+	if (err && p->kdata->flags & PAGECACHE_OPS_EVICT_OPTIONAL && others != p->hooks &&
+	    others & PCB_DECIDING_HOOKS) {
+		p->hooks = others;
+		err = pcb_policy_try_hooks(p, &reason, &failed);
+		if (!err)
+			pr_info("policy %s: attached without its hook evict\n", p->name);
+	}
+	if (err)
+		pcb_exit_record(&p->record, p->name, PAGECACHE_EXIT_HOOK, err, PAGECACHE_HOOK_INIT,
+				reason, failed);
 	return err;
 }
 

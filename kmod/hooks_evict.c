@@ -106,7 +106,8 @@ static int pcb_ask_evict(struct folio *folio, struct mem_cgroup *target, int ref
 		pcb_saw(by.tag, PCB_SIGHT_EVICT);
 		pcb_tag_sync(&by, mapping);
 	}
-	if (!by.ops || !by.ops->evict)
+	/* Another policy may have turned the hook on which this one does without. */
+	if (!by.ops || !by.ops->evict || !(READ_ONCE(by.policy->hooks) & BIT(PAGECACHE_HOOK_EVICT)))
 		goto out;
 	memcg = folio_memcg(folio);
 	keep = rcu_dereference(by.tag->keep);
@@ -188,7 +189,7 @@ static struct pcb_ftrace pcb_evict_redirection = {
 	.ops = { .func = pcb_redirect_referenced, .flags = FTRACE_OPS_FL_IPMODIFY },
 };
 
-/* A kernel without it has the other hooks; a policy with this one does not attach. */
+/* A kernel without it has the other hooks; a policy that needs this one does not attach. */
 static int pcb_evict_prepare(void)
 {
 	if (pcb_fairness_prepare())

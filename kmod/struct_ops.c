@@ -94,6 +94,11 @@ static int pcb_init_member(const struct btf_type *t, const struct btf_member *me
 			return -EPROTO;
 		to->abi_version = from->abi_version;
 		return 1;
+	case offsetof(struct pagecache_ops, flags):
+		if (from->flags & ~PAGECACHE_OPS_EVICT_OPTIONAL)
+			return -EINVAL;
+		to->flags = from->flags;
+		return 1;
 	case offsetof(struct pagecache_ops, name):
 		if (strnlen(from->name, sizeof(from->name)) == sizeof(from->name) || !from->name[0])
 			return -EINVAL;

@@ -12,6 +12,10 @@
 
 #include "pagecache_abi.h"
 
+/* pagecache_ops.flags */
+#define PAGECACHE_OPS_EVICT_OPTIONAL \
+	(1U << 0) /* attach without the evict hook where it cannot be had */
+
 struct pagecache_ops {
 	/* Attach fails with the value returned when it is negative. */
 	__s32 (*init)(struct pagecache_ctx *ctx);
@@ -29,7 +33,7 @@ struct pagecache_ops {
 	/* access is called at most once for this many pages read in order; 0: every time. */
 	__u64 access_step_pages;
 	__u32 abi_version;
-	__u32 flags; /* none yet: 0 */
+	__u32 flags; /* PAGECACHE_OPS_* */
 	char name[PAGECACHE_NAME_LEN];
 };
 

@@ -16,6 +16,7 @@
 
 #include "standby.bpf.h"
 #include "stream_find.bpf.h"
+#include "stream_passed.bpf.h"
 
 static __always_inline void open_window(struct stream *s, const struct pagecache_ctx *ctx,
 					u64 pages)
@@ -343,6 +344,7 @@ static __always_inline s32 stream_readahead(struct pagecache_ctx *ctx,
 		if (!is_marker(ctx))
 			answer_down(ctx, s, answer);
 		go_down(ctx, s, room);
+		note_place(ctx, s, true);
 		return PAGECACHE_OVERRIDE;
 	}
 	if (!is_marker(ctx) || (ctx->flags & PAGECACHE_F_LATE))
@@ -360,6 +362,7 @@ static __always_inline s32 stream_readahead(struct pagecache_ctx *ctx,
 	if (s->jumped)
 		return PAGECACHE_OVERRIDE;
 	top_up(ctx, s, room);
+	note_place(ctx, s, false);
 	if (s->ahead >= ctx->file_pages)
 		go_on(ctx, s->window, room);
 	return PAGECACHE_OVERRIDE;

@@ -46,7 +46,8 @@ struct stream {
 	u32 run; /* accesses in order that came to pages not accessed before */
 	u32 settled; /* whether a larger window would help: enum settled */
 	u32 jumped; /* accesses of a mapping, the last ones, that did not go on in order */
-	u32 reserved;
+	u32 place; /* where others find it: stream_passed.bpf.h */
+	u64 began_ns; /* when it got that place; 0: it has none */
 	u64 proven; /* the window before it was grown to see whether that helps now */
 };
 

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
- * template_passed.bpf.h - what consumers have passed in a load, and what may go therefore.
+ * template_passed.bpf.h - what consumers have passed in a load, and what may go therefore.  Needs
+ * stream.bpf.h, for files without a template.
  *
  * A load is what the consumers of a model read from the time that one of them begins anew.  What
  * all that want it have passed is dropped, if the policy says so, and is evicted first.
@@ -121,10 +122,10 @@ static __always_inline s32 template_evict(struct pagecache_ctx *ctx, u64 window)
 	struct eviction e = { .ctx = ctx, .file = template_file_of(ctx) };
 
 	if (!e.file)
-		return PAGECACHE_EVICT_DEFAULT;
+		return stream_evict(ctx);
 	e.model = bpf_map_lookup_elem(&template_models, &e.file->model);
 	if (!e.model || e.model->failed)
-		return PAGECACHE_EVICT_DEFAULT;
+		return stream_evict(ctx);
 	e.window = window;
 	LOOP(judge_page, &e);
 	if (e.inside)

@@ -482,4 +482,5 @@ PAGECACHE_EVICT(maio_evict)
 }
 
 PAGECACHE_POLICY(maio, .evict = (void *)maio_evict, .readahead = (void *)maio_readahead,
-		 .access = (void *)maio_access, .access_step_pages = 32);
+		 .access = (void *)maio_access, .access_step_pages = 32,
+		 .flags = PAGECACHE_OPS_EVICT_OPTIONAL);

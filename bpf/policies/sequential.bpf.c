@@ -8,7 +8,9 @@
  *	On engine agent the window goes on into the next file of the model, by name, once one
  *	was read to its end.  A consumer with a node hint is read ahead of from its first access.
  * Limits: it learns the order from the reader, so a loader that jumps between tensors gains
- *	little (see maio).  Nothing is dropped behind the reader.  Accesses that do not
+ *	little (see maio).  Nothing is dropped behind the reader; on engine struct_ops what all
+ *	readers of a file have passed is evicted first when memory is short, and their windows are
+ *	kept (where reclaim cannot be reached the policy does without).  Accesses that do not
  *	stream get the kernel's own readahead, and so do streams beyond the budget.  A window is
  *	at most a quarter of what the reader's memory cgroup may hold.
  */
@@ -21,4 +23,11 @@ PAGECACHE_READAHEAD(sequential_readahead)
 	return stream_readahead(ctx, answer);
 }
 
-PAGECACHE_POLICY(sequential, .readahead = (void *)sequential_readahead);
+PAGECACHE_EVICT(sequential_evict)
+(struct pagecache_ctx *ctx)
+{
+	return stream_evict(ctx);
+}
+
+PAGECACHE_POLICY(sequential, .readahead = (void *)sequential_readahead,
+		 .evict = (void *)sequential_evict, .flags = PAGECACHE_OPS_EVICT_OPTIONAL);

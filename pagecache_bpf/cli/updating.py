@@ -55,13 +55,16 @@ def update(args: argparse.Namespace, out: Output) -> int:
             )
     values = replacing.replace(info, knobs)
     with Engines() as engines:
-        files = sum(policy.tags for _, policy in engines.policies() if policy.name == info.name)
+        found = [policy for _, policy in engines.policies() if policy.name == info.name]
+    files = sum(policy.tags for policy in found)
+    # One that is optional may have been left out.
+    hooks = [hook for hook in info.hooks if all(hook in policy.hooks for policy in found)]
     undo = f"pagecache-bpf detach {info.name}"
     data = {
         "policy": {
             "name": info.name,
             "object": str(info.object),
-            "hooks": list(info.hooks),
+            "hooks": hooks,
             "knobs": {knob.name: values.get(knob.name, knob.default) for knob in info.knobs},
         },
         "engine": {"name": "struct_ops", "why": "", "not_honored": [], "missing_tracepoints": []},
@@ -74,7 +77,7 @@ def update(args: argparse.Namespace, out: Output) -> int:
 
     def human(console: Console) -> None:
         units = {knob.name: knob.unit for knob in info.knobs}
-        rows = [("replaced", f"{info.name} (hooks: {', '.join(info.hooks)})")]
+        rows = [("replaced", f"{info.name} (hooks: {', '.join(hooks)})")]
         rows += [
             ("knob", f"{name} = {value} {units[name]}".rstrip()) for name, value in knobs.items()
         ]

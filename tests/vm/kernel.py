@@ -112,6 +112,18 @@ def map_all(path: Path, advice: int | None = None) -> None:
             check(mapping[offset : offset + (1 << 20)], offset)
 
 
+#: A loader that maps its file and uses it in the order of ranges (first page, pages).
+MAPPED_LOADER = """
+import json, mmap, sys
+with open(sys.argv[1], "rb") as file:
+    mapping = mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ)
+for start, pages in json.loads(sys.argv[2]):
+    for page in range(start, start + pages):
+        mapping[page << 12]
+"""
+INTERPRETER = 16 << 20  # bytes that it takes itself
+
+
 def wait_for(condition: Callable[[], T], what: str, seconds: float = 10.0) -> T:
     """Poll until the condition holds, with growing pauses; fail with what was waited for."""
     seconds *= PATIENCE

@@ -80,7 +80,7 @@ def test_attach_status_detach(model: Path) -> None:
 
 def test_people_are_shown_the_same(model: Path) -> None:
     text = done("attach", "sequential", model).out
-    assert "attached  sequential (hooks: readahead)" in text
+    assert "attached  sequential (hooks: readahead, evict)" in text
     assert "model llama: 3 files, 3.0 MiB" in text
     assert "undo      pagecache-bpf detach sequential" in text
     shown = done("status").out

@@ -238,6 +238,17 @@ def test_slow_pressure_is_ended(memory: Group, files: tuple[Path, Path]) -> None
         ended(policy, "slow", "pressure")
 
 
+@contextmanager
+def blocked(function: str) -> Iterator[None]:
+    """Somebody else has taken the function for the block."""
+    blocker = ROOT / "build" / "kmod" / os.uname().release / "test" / "pcb_blocker.ko"
+    subprocess.run(["insmod", str(blocker), f"function={function}"], check=True)
+    try:
+        yield
+    finally:
+        subprocess.run(["rmmod", "pcb_blocker"], check=True)
+
+
 @pytest.mark.parametrize(
     ("function", "policy", "hook"),
     [
@@ -248,19 +259,33 @@ def test_slow_pressure_is_ended(memory: Group, files: tuple[Path, Path]) -> None
 )
 def test_a_hook_that_is_taken(function: str, policy: str, hook: str) -> None:
     """Not half attached: refused, with the hook's name and the reason; others are not disturbed."""
-    blocker = ROOT / "build" / "kmod" / os.uname().release / "test" / "pcb_blocker.ko"
-    subprocess.run(["insmod", str(blocker), f"function={function}"], check=True)
-    try:
+    with blocked(function):
         with pytest.raises(PolicyRejected, match=f"{hook}: .*redirected already"):
             loader.attach(find(test_policy(policy)))
         record = last_exit(policy)
         assert record and (record.kind, record.code) == ("hook", -errno.EBUSY)
         with attached(test_policy("pressure_drop")) as other:
             assert other.status.hooks == ("pressure",)
-    finally:
-        subprocess.run(["rmmod", "pcb_blocker"], check=True)
     with attached(test_policy(policy)) as again:
         assert hook in again.status.hooks
+
+
+def test_an_optional_hook_that_is_taken(memory: Group, files: tuple[Path, Path]) -> None:
+    """The policy does without, for as long as it is attached, and says so."""
+    weights, stream = files
+    with ExitStack() as stack:
+        with blocked("folio_referenced"):
+            done = run("attach", "sequential", str(weights))
+            assert "(hooks: readahead)" in done.out and "not done  the hook evict" in done.out
+            stack.callback(loader.detach, "sequential")
+        with Device() as device, attached(test_policy("keep_all"), stream):
+            policy = Policy("sequential", device)
+            memory.read(weights, stream)
+            assert policy.status.hooks == ("readahead",)
+            assert policy.count("prefetch_calls") > 0
+            assert policy.count("evict_calls") == 0
+    with attached("sequential") as again:
+        assert again.status.hooks == ("readahead", "evict")
 
 
 @pytest.mark.parametrize("first", ["tracer", "policy"])

@@ -81,6 +81,7 @@ def test_maximal_sees_everything(file: Path) -> None:
         ("fail_bounds", "behind the end of struct pagecache_answer"),
         ("fail_kfunc", "calling kernel function bpf_pagecache_prefetch is not allowed"),
         ("fail_no_hook", "the policy has no hook"),
+        ("fail_flags", "Invalid argument"),
         ("fail_init", "init returned an error"),
     ],
 )

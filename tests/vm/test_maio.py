@@ -16,11 +16,16 @@ from benchmarks.guest.cgroups import group
 from pagecache_bpf.policy.engines import Engines
 from pagecache_bpf.templates import Template, policy_arrays
 from tests import maio_cases as cases
-from tests.vm.kernel import Policy, attached, make_file, read_pages
+from tests.vm.kernel import (
+    INTERPRETER,
+    MAPPED_LOADER,
+    Policy,
+    attached,
+    make_file,
+    read_pages,
+)
 
 pytestmark = pytest.mark.vm
-
-INTERPRETER = 16 << 20  # bytes that the reader itself takes
 
 
 class Attached(Policy):
@@ -71,17 +76,6 @@ def test_the_first_access_is_told(mount: Path) -> None:
             assert policy.count("access_calls") == calls
 
 
-#: A loader that maps its file and uses it in the order of ranges (first page, pages).
-MAPPED = """
-import json, mmap, sys
-with open(sys.argv[1], "rb") as file:
-    mapping = mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ)
-for start, pages in json.loads(sys.argv[2]):
-    for page in range(start, start + pages):
-        mapping[page << 12]
-"""
-
-
 @pytest.mark.parametrize("percent", [45, 30])
 def test_a_mapped_load_in_a_small_cgroup_reads_nothing_twice(mount: Path, percent: int) -> None:
     """The kernel keeps what was used, which is mapped; the policy what is used next."""
@@ -95,7 +89,7 @@ def test_a_mapped_load_in_a_small_cgroup_reads_nothing_twice(mount: Path, percen
         StructOps().attach(cases.template_of([file], order), [file], window_mib=8) as policy,
     ):
         drop([file])
-        assert memory.run(sys.executable, "-c", MAPPED, str(file), ranges) == 0
+        assert memory.run(sys.executable, "-c", MAPPED_LOADER, str(file), ranges) == 0
         policy.idle()
         assert policy.count("evicted_now_bytes") > 0
         assert policy.count("added_bytes") <= 1.03 * pages * PAGE_SIZE

@@ -3,8 +3,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -12,6 +15,8 @@ import pytest
 from benchmarks.cachestat import PAGE_SIZE, drop
 from benchmarks.guest.cgroups import group, reclaim_by, stretch
 from tests.vm.kernel import (
+    INTERPRETER,
+    MAPPED_LOADER,
     Policy,
     attached,
     check,
@@ -117,6 +122,32 @@ def test_a_small_cgroup_bounds_the_window(mount: Path, lists: str) -> None:
         policy.idle()
         assert policy.count("prefetch_bytes") > 0.5 * (80 << 20)
         assert policy.count("added_bytes") <= 1.05 * (80 << 20)
+
+
+@pytest.mark.parametrize("percent", [45, 30])
+def test_a_mapped_stream_in_a_small_cgroup_reads_nothing_twice(mount: Path, percent: int) -> None:
+    """The kernel keeps what was used, which is mapped; the policy what is used next."""
+    pages = 2 * PAGES
+    file = make_file(mount / "weights", pages)
+    limit = pages * PAGE_SIZE * percent // 100 + INTERPRETER
+    with group("small", max=limit) as memory, attached("sequential", file) as policy:
+        whole = json.dumps([(0, pages)])
+        assert memory.run(sys.executable, "-I", "-S", "-c", MAPPED_LOADER, str(file), whole) == 0
+        policy.idle()
+        assert policy.count("evicted_now_bytes") > 0
+        assert policy.count("added_bytes") <= 1.01 * pages * PAGE_SIZE
+
+
+def test_what_was_streamed_long_ago_is_the_kernels(mount: Path) -> None:
+    """A model that was loaded is in use, or is not: only its reader's coming and going tells."""
+    file, other = make_file(mount / "weights", PAGES), stretch(mount / "other", 96)
+    with group("small", max=48 << 20) as memory, attached("sequential", file) as policy:
+        memory.read(file)
+        time.sleep(2.5)  # a reader that was not heard of for two seconds reads no more
+        before = policy.count("evict_calls")
+        memory.read(other)
+        assert policy.count("evict_calls") > before
+        assert policy.count("evicted_now_bytes") == policy.count("kept_bytes") == 0
 
 
 def test_budget_stops_prefetch(file: Path) -> None:

@@ -214,7 +214,7 @@ def run(args: argparse.Namespace, out: Output) -> int:
         "policy": {
             "name": info.name,
             "object": str(info.object if engine.object is None else engine.object),
-            "hooks": list(info.hooks),
+            "hooks": engine.asked(info),
             "knobs": values,
         },
         "engine": {
@@ -232,7 +232,7 @@ def run(args: argparse.Namespace, out: Output) -> int:
 
     def human(console: Console) -> None:
         units = {knob.name: knob.unit for knob in info.knobs}
-        rows = [("attached", f"{info.name} (hooks: {', '.join(info.hooks)})")]
+        rows = [("attached", f"{info.name} (hooks: {', '.join(engine.asked(info))})")]
         if engine.loaded_from:
             rows.insert(0, ("loaded", f"module {engine.loaded_from}"))
         rows.append(("engine", engine.name + (f" ({engine.why})" if engine.why else "")))
@@ -264,13 +264,31 @@ class Engine:
     object: Path | None = None
     missing: list[str] = field(default_factory=list)
     hooks: tuple[str, ...] = ()
+    left_out: tuple[str, ...] = ()
 
     @property
     def not_honored(self) -> tuple[str, ...]:
         """What a policy may ask for and this engine does not do."""
         from pagecache_bpf.agent.unsupported import not_honored
 
-        return tuple(not_honored(self.hooks)) if self.name == "agent" else ()
+        if self.name == "agent":
+            return tuple(not_honored(self.hooks))
+        return tuple(f"the hook {hook}: {_LEFT_OUT}" for hook in self.left_out)
+
+    def asked(self, info: PolicyInfo) -> list[str]:
+        """Return the hooks of a policy that are asked.
+
+        Args:
+            info: the policy.
+
+        Returns:
+            Their names, without those that the module has left out.
+        """
+        return [hook for hook in info.hooks if hook not in self.left_out]
+
+
+#: Why a policy was attached without a hook that is optional for it.
+_LEFT_OUT = "it cannot be had here (the kernel's log says why); the policy does without"
 
 
 def _engine(wanted: str, info: PolicyInfo) -> Engine:
@@ -354,6 +372,8 @@ def _attach_and_tag(
     sizes = sizes_of(templates)
     if engine.object is None:
         loader.attach(info, knobs, sizes=sizes)
+        asked = [policy.hooks for _, policy in engines.policies() if policy.name == info.name]
+        engine.left_out = tuple(hook for hook in info.hooks if asked and hook not in asked[0])
     else:
         # One that runs without a policy ends after a moment, so it may have gone since.
         engine.missing = engines.started_agent().attach(info, engine.object, knobs, sizes)
