@@ -182,7 +182,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--variation", type=float, default=8.0, help="of gaps, over their mean")
     parser.add_argument("--rate", type=float, default=0.1, help="requests a second and node")
     parser.add_argument("--models", type=float, default=4.0, help="models a node")
-    parser.add_argument("--trace", type=Path, help="a CSV of requests instead")
+    parser.add_argument("--trace", type=Path, help="a CSV of requests instead (from_csv)")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--placements", nargs="+", choices=PLACEMENTS, default=list(PLACEMENTS))
     args = parser.parse_args(argv)
@@ -190,7 +190,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         for nodes in args.nodes:
             if args.trace:
-                requests = from_csv(args.trace, args.seed)
+                models = max(1, round(args.models * nodes))
+                requests = from_csv(args.trace, args.seed, models=models, skew=args.skew)
             else:
                 requests = generated(
                     max(1, round(args.models * nodes)),

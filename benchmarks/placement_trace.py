@@ -11,7 +11,10 @@ published checkpoints.
 from __future__ import annotations
 
 import csv
+import re
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from datetime import datetime, timezone
 from pathlib import Path
 
 import numpy as np
@@ -76,32 +79,101 @@ def generated(
     return Requests(joined[order], np.concatenate(numbers)[order], sizes, gpus)
 
 
-def from_csv(path: Path, seed: int) -> Requests:
-    """Read a trace: columns Timestamp (seconds) and Model, as BurstGPT has them, or time and model.
+def from_csv(path: Path, seed: int, *, models: int = 0, skew: float = 1.0) -> Requests:
+    """Read a published trace.
+
+    Its columns tell which one it is.  BurstGPT: Timestamp (seconds) and Model.  Azure functions,
+    2019: HashFunction and a count for each minute, within which the requests are spread evenly at
+    random; each function stands for a model, as in ServerlessLLM.  Azure functions, 2021: func,
+    end_timestamp and duration (seconds).  Azure LLM inference, 2023: TIMESTAMP (a date), without
+    models, which are drawn by Zipf's law.
 
     Args:
         path: the file.
-        seed: of the sizes that its models get, as traces tell no sizes.
+        seed: of what the trace does not tell: the sizes of its models, and the above.
+        models: how many there are, where the trace names none.
+        skew: exponent of Zipf's law, likewise.
+
+    Returns:
+        Its requests, from second 0 on.
 
     Raises:
         UsageError: it cannot be read, or lacks the columns.
     """
-    times, names = [], []
+    random = np.random.default_rng(seed)
     try:
         with path.open(newline="", encoding="utf-8") as file:
-            for row in csv.DictReader(file):
-                found = {name.lower(): value for name, value in row.items() if name}
-                times.append(float(found["timestamp" if "timestamp" in found else "time"]))
-                names.append(found["model"])
+            rows = csv.DictReader(file)
+            columns = [name for name in rows.fieldnames or () if name]
+            minutes = {name: int(_MINUTE.sub("", name)) for name in columns if _is_minute(name)}
+            if minutes:
+                times, names = _counted(rows, minutes, random)
+            else:
+                times, names = _listed(rows)
     except (OSError, KeyError, ValueError, TypeError, csv.Error) as error:
         raise UsageError(
             f"the trace {path} cannot be read",
             str(error),
             "Give a CSV with the columns Timestamp (or time), in seconds, and Model",
         ) from error
-    if not times:
+    if not len(times):
         raise UsageError(f"the trace {path} is empty", "it has no request")
-    known, numbers = np.unique(np.array(names), return_inverse=True)
-    order = np.argsort(np.array(times), kind="stable")
-    sizes, gpus = _checkpoints(len(known), seed)
-    return Requests(np.array(times)[order] - min(times), numbers[order], sizes, gpus)
+    if not names:
+        if models < 1:
+            raise UsageError(f"the trace {path} names no models", "it is not said how many to draw")
+        weights = 1 / np.arange(1, models + 1) ** skew
+        numbers = random.choice(random.permutation(models), len(times), p=weights / weights.sum())
+    else:
+        known, numbers = np.unique(np.array(names), return_inverse=True)
+        models = len(known)
+    order = np.argsort(times, kind="stable")
+    sizes, gpus = _checkpoints(models, seed)
+    return Requests(times[order] - times.min(), numbers[order].astype(np.int64), sizes, gpus)
+
+
+_MINUTE = re.compile(r"^minute_", re.I)
+
+
+def _is_minute(column: str) -> bool:
+    """Tell whether a column counts the requests of a minute: "17" or "minute_17"."""
+    return _MINUTE.sub("", column).isdecimal()
+
+
+def _counted(
+    rows: Iterable[dict[str, str]], minutes: Mapping[str, int], random: np.random.Generator
+) -> tuple[npt.NDArray[np.float64], list[str]]:
+    """Return times and names of requests that are counted by function and minute."""
+    times: list[npt.NDArray[np.float64]] = [np.zeros(0)]
+    names: list[str] = []
+    for row in rows:
+        for column, minute in minutes.items():
+            count = int(float(row[column] or 0))  # a line may be cut short
+            if count:
+                times.append(60 * (minute + random.uniform(size=count)))
+                names += [row["HashFunction"]] * count
+    return np.concatenate(times), names
+
+
+def _listed(rows: Iterable[dict[str, str]]) -> tuple[npt.NDArray[np.float64], list[str]]:
+    """Return times and names of requests that have a line each; no names where none is told."""
+    times: list[float] = []
+    names: list[str] = []
+    for row in rows:
+        found = {name.lower(): value for name, value in row.items() if name}
+        if "end_timestamp" in found:
+            times.append(float(found["end_timestamp"]) - float(found["duration"]))
+            names.append(found["func"])
+            continue
+        times.append(_seconds(found["timestamp" if "timestamp" in found else "time"]))
+        if "contexttokens" not in found:
+            names.append(found["model"])
+    return np.array(times), names
+
+
+def _seconds(text: str) -> float:
+    """Read a time in seconds, or a date with at most seven digits of a second's fraction."""
+    try:
+        return float(text)
+    except ValueError:
+        # Python 3.10 takes six digits.
+        return datetime.fromisoformat(text[:26]).replace(tzinfo=timezone.utc).timestamp()

@@ -119,6 +119,32 @@ def test_the_sample_is_that_of_kube_scheduler(nodes: int, sample: int) -> None:
     assert sample_size(nodes) == sample
 
 
+def test_published_traces_are_read_by_their_columns(tmp_path: Path) -> None:
+    """Lines as Azure publishes them; of the counts one line is cut short."""
+    path = tmp_path / "trace.csv"
+    path.write_text(
+        "HashOwner,HashApp,HashFunction,Trigger,1,2,3\no,a,f,http,2,0,3\no,a,g,queue,0,1\n"
+    )
+    found = from_csv(path, 1)
+    assert found.models.tolist().count(0) == 5 and found.models.tolist().count(1) == 1
+    first, second, third, *_, last = found.times[found.models == 0].tolist()
+    assert second - first < 60 < third - second and last - third < 60
+    assert len(found.sizes) == 2
+    path.write_text("app,func,end_timestamp,duration\na,f,7.5,2.5\na,g,4.25,0.25\na,f,9.0,1.0\n")
+    found = from_csv(path, 1)
+    assert (found.times.tolist(), found.models.tolist()) == ([0.0, 1.0, 4.0], [1, 0, 0])
+    path.write_text(
+        "TIMESTAMP,ContextTokens,GeneratedTokens\n"
+        + "2023-11-16 18:59:59.5000000,4808,10\n2023-11-16 19:00:01.2500001,3180,8\n" * 500
+    )
+    found = from_csv(path, 1, models=5, skew=1.0)
+    assert set(np.unique(found.times)) == {0.0, 1.75}
+    counts = np.sort(np.bincount(found.models, minlength=5))[::-1]
+    assert counts.sum() == 1000 and counts[0] / counts[4] == pytest.approx(5, rel=0.4)
+    with pytest.raises(UsageError, match="names no models"):
+        from_csv(path, 1)
+
+
 def test_a_trace_that_is_none(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "trace.csv"
     path.write_text("a,b\n1,2\n")
