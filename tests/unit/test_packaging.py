@@ -15,6 +15,7 @@ from importlib.metadata import packages_distributions
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import kubernetes_validate
 import pytest
 import yaml
@@ -207,8 +208,63 @@ def test_an_error_leads_to_a_document_that_is_installed(tmp_path: Path) -> None:
 
 
 MANIFESTS = sorted((ROOT / "packaging" / "kubernetes").glob("*.yaml"))
-# Not part of Kubernetes itself: kubernetes-validate has no schema of them.
-FOREIGN = {"PrometheusRule", "ServiceMonitor"}
+_DURATION = {"type": "string", "pattern": "^([0-9]+(ms|[smhdwy]))+$"}
+_TEXT = {"type": "string", "minLength": 1}
+_TEXTS = {"type": "object", "additionalProperties": {"type": "string"}}
+
+
+def _fields(required: str, **properties: Any) -> dict[str, Any]:
+    """A JSON schema of an object that has these fields and no other."""
+    return {
+        "type": "object",
+        "properties": properties,
+        "required": required.split(),
+        "additionalProperties": False,
+    }
+
+
+def _list(items: dict[str, Any]) -> dict[str, Any]:
+    return {"type": "array", "items": items, "minItems": 1}
+
+
+#: Not part of Kubernetes itself: kubernetes-validate has no schema of them.  What we use of the
+#: spec, as the Prometheus operator's definitions have it from 0.50 to 0.93: another field has to be
+#: looked up there first.
+FOREIGN = {
+    "PrometheusRule": _fields(
+        "groups",
+        groups=_list(
+            _fields(
+                "name rules",
+                name=_TEXT,
+                rules=_list(
+                    _fields(
+                        "alert expr",
+                        alert=_TEXT,
+                        annotations=_TEXTS,
+                        expr=_TEXT,
+                        labels=_TEXTS,
+                        **{"for": _DURATION},
+                    )
+                ),
+            )
+        ),
+    ),
+    "ServiceMonitor": _fields(
+        "selector endpoints",
+        selector=_fields("matchLabels", matchLabels=_TEXTS),
+        endpoints=_list(
+            _fields(
+                "port",
+                interval=_DURATION,
+                port=_TEXT,
+                relabelings=_list(
+                    _fields("targetLabel", sourceLabels=_list(_TEXT), targetLabel=_TEXT)
+                ),
+            )
+        ),
+    ),
+}
 
 
 def documents() -> list[dict[str, Any]]:
@@ -233,11 +289,14 @@ def test_the_manifests_are_what_kubernetes_takes() -> None:
     kinds = set()
     for document in documents():
         kinds.add(document["kind"])
-        if document["kind"] not in FOREIGN:
+        if document["kind"] in FOREIGN:
+            assert document["apiVersion"] == "monitoring.coreos.com/v1"
+            jsonschema.validate(document["spec"], FOREIGN[document["kind"]])
+        else:
             for version in ("1.30", kubernetes_validate.latest_version()):
                 kubernetes_validate.validate(document, version, strict=True)
     assert (
-        kinds >= {"DaemonSet", "ServiceAccount", "ConfigMap", "Service", "NetworkPolicy"} | FOREIGN
+        kinds >= {"DaemonSet", "ServiceAccount", "ConfigMap", "Service", "NetworkPolicy", *FOREIGN}
     )
 
 
@@ -246,6 +305,10 @@ def test_a_misspelt_field_would_be_seen() -> None:
     daemons[0]["spec"]["template"]["spec"]["hostPid"] = True
     with pytest.raises(kubernetes_validate.ValidationError, match="hostPid"):
         kubernetes_validate.validate(daemons[0], kubernetes_validate.latest_version(), strict=True)
+    (monitor,) = (found for found in documents() if found["kind"] == "ServiceMonitor")
+    monitor["spec"]["endpoints"][0]["intervall"] = "15s"
+    with pytest.raises(jsonschema.ValidationError, match="intervall"):
+        jsonschema.validate(monitor["spec"], FOREIGN["ServiceMonitor"])
 
 
 def test_the_manifests_are_of_this_version() -> None:
