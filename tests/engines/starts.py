@@ -20,6 +20,7 @@ import pytest
 
 from benchmarks.cachestat import drop, resident_bytes
 from pagecache_bpf.weights.models import resolve
+from tests.native.readahead import USUAL, window_of
 from tests.unit.command import COMMAND, ROOT, run
 
 START = Path(__file__).with_name("start.py")
@@ -133,6 +134,7 @@ def started(engine: str, model: Path, way: str, name: str = "", **more: str) -> 
         more: additions to the environment.
     """
     files = make_cold(model)
+    window = window_of(files[0])
     # Not pipes: what an engine has started may outlive it, and would keep them open.
     with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as errors:
         done = subprocess.run(
@@ -146,6 +148,8 @@ def started(engine: str, model: Path, way: str, name: str = "", **more: str) -> 
             file.seek(0)
         printed, complained = out.read(), errors.read()
     assert done.returncode == 0, complained[-3000:]
+    # With a deep window the kernel keeps up, and nothing is read ahead: another row.
+    assert window is None or window.read_text().strip() == USUAL, "somebody has set read_ahead_kb"
     # vLLM logs to its output, also after the answer.
     (line,) = (line for line in printed.splitlines() if line.startswith('{"seconds"'))
     told = json.loads(line)

@@ -1,12 +1,24 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The kernel's readahead window of the device below a file, as most machines have it."""
+"""The kernel's readahead window of the device below a file, as most machines have it.
+
+The window is the device's and not a test's: several processes may want it so at the same time, and
+the one that ends first must leave it to the others.
+"""
 
 from __future__ import annotations
 
+import fcntl
+import json
 import os
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
+
+from pagecache_bpf.kernel.process_tree import is_alive
+
+USUAL = "128"
 
 
 def window_of(path: Path) -> Path | None:
@@ -25,9 +37,48 @@ def usual_readahead(path: Path) -> Iterator[None]:
     if window is None:
         yield
         return
-    before = window.read_text()
-    window.write_text("128")
+    with shared_setting(window, USUAL):
+        yield
+
+
+@contextmanager
+def shared_setting(setting: Path, value: str) -> Iterator[None]:
+    """Have a setting of the kernel for the block; the last process that wants it puts it back.
+
+    Args:
+        setting: the file; all that share it want the same value.
+        value: what is written to it.
+    """
+    with _users(setting) as users:
+        if not users["pids"] and users["before"] is None:
+            users["before"] = setting.read_text()
+        users["pids"].append(os.getpid())
+        setting.write_text(value)
     try:
         yield
     finally:
-        window.write_text(before)
+        with _users(setting) as users:
+            users["pids"].remove(os.getpid())
+            if not users["pids"]:
+                setting.write_text(users["before"])
+                users["before"] = None
+
+
+@contextmanager
+def _users(setting: Path) -> Iterator[dict[str, Any]]:
+    """Who has changed a setting, and what it was before; one process at a time.
+
+    Of processes that were killed only what was there before them is left.
+    """
+    boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    name = str(setting.resolve()).strip("/").replace("/", "-")
+    flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+    fd = os.open(Path(tempfile.gettempdir(), f"pagecache-bpf-{boot}-{name}"), flags, 0o600)
+    with os.fdopen(fd, "r+") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        users = json.loads(file.read() or '{"before": null, "pids": []}')
+        users["pids"] = [pid for pid in users["pids"] if is_alive(pid)]
+        yield users
+        file.seek(0)
+        file.truncate()
+        json.dump(users, file)

@@ -295,9 +295,14 @@ def test_the_manifests_are_what_kubernetes_takes() -> None:
         else:
             for version in ("1.30", kubernetes_validate.latest_version()):
                 kubernetes_validate.validate(document, version, strict=True)
-    assert (
-        kinds >= {"DaemonSet", "ServiceAccount", "ConfigMap", "Service", "NetworkPolicy", *FOREIGN}
-    )
+    assert kinds >= {
+        "DaemonSet",
+        "ServiceAccount",
+        "ConfigMap",
+        "Service",
+        "NetworkPolicy",
+        *FOREIGN,
+    }
 
 
 def test_a_misspelt_field_would_be_seen() -> None:
