@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
- * standby.bpf.h - whether reading ahead is worth it where the kernel's own readahead is deep.
+ * standby.bpf.h - whether reading ahead is worth it.
  *
  * With a read_ahead_kb of some MiB the kernel by itself keeps many devices busy, and so does a
  * reader of several threads whose reads are large.  What a policy adds then is work for the CPUs
@@ -8,6 +8,10 @@
  * and how much of its time it waits is measured.  That is how it stays as long as it comes near to
  * what the device can do, or hardly waits.  If it does not, the policy tries for a while, and goes
  * on only as long as that is faster; it tries again later, and later again.
+ *
+ * Where the kernel's readahead is shallow a reader is helped from its beginning on.  It is left to
+ * the kernel for a moment now and then: if it is as fast by itself, which one is that needs all
+ * CPUs, it stays so, and so does whoever reads the model next, until the policy tries again.
  *
  * Only engine agent measures: what a task has run is not told to the module's policies, and there
  * the kernel's readahead is replaced.
@@ -29,9 +33,17 @@
 #define ENOUGH_PERCENT 70 /* of the device's speed: little is left to gain */
 #define GAIN_PERCENT 125 /* of the speed without it, in a short try */
 #define KEEP_PERCENT 110 /* and later on */
+#define NEAR_PERCENT 90 /* of the device's speed: whether it is as fast alone is not asked */
+#define SLOW_TIMES 3 /* a look that lasts so many times as long as one with help says enough */
+#define LATER_TIMES 8 /* after a moment alone that was slower, the next comes so much later */
 #define RECENT 8 /* accesses whose threads are told apart */
 
-enum standby_state { STANDBY_ALONE, STANDBY_TRYING, STANDBY_HELPING };
+enum standby_state {
+	STANDBY_ALONE,
+	STANDBY_TRYING,
+	STANDBY_HELPING,
+	STANDBY_CHECKING, /* left to the kernel for a moment */
+};
 
 struct standby_key {
 	u32 model;
@@ -61,6 +73,12 @@ struct standby {
 	u64 recent_pages; /* of the last accesses, */
 	u64 recent_threads; /* by these threads: a bit for each number modulo 64 */
 	u64 accesses;
+	u64 proof_pages; /* where readahead is shallow: helped for so long until it is left alone */
+	u64 best_pages_per_s; /* of a look in this state */
+	u64 file; /* the look began in this file, */
+	u64 resident_pages; /* which had so much in the cache then */
+	u32 deep; /* 1: the kernel's readahead is, or that of its threads together */
+	u32 settled; /* 1: nothing was on its way for any reader when the look began */
 };
 
 /* What is known of a model, of which status tells. */
@@ -69,6 +87,8 @@ struct standby_model {
 	u64 ra_pages; /* the kernel's readahead when this was found */
 	u32 standing_down; /* as the reader that was looked at last */
 	u32 measured;
+	u32 alone; /* 1: its last reader was as fast without help, with a shallow readahead */
+	u32 as_fast; /* 1: that is why it is left to the kernel now */
 };
 
 struct {
@@ -86,6 +106,7 @@ struct {
 } standby_models SEC(".maps");
 
 PAGECACHE_GAUGE(standing_down, "models", "models left to the kernel's readahead, which keeps up");
+PAGECACHE_GAUGE(as_fast_alone, "models", "those of them that a policy was seen not to make faster");
 PAGECACHE_GAUGE(stalls_measured, "models",
 		"those of them whose reader was measured while it waited");
 PAGECACHE_GAUGE(stalled_percent, "percent", "of its time the reader measured last waited");
@@ -96,13 +117,17 @@ PAGECACHE_GAUGE(device_percent, "percent",
 static __always_inline void standby_tell(struct standby_model *model, const struct standby *it)
 {
 	u32 down = it->standing_down, measured = down && it->looks;
+	u32 as_fast = down && !it->deep;
 
 	if (down != model->standing_down)
 		__sync_fetch_and_add(&standing_down, down ? 1 : -1);
 	if (measured != model->measured)
 		__sync_fetch_and_add(&stalls_measured, measured ? 1 : -1);
+	if (as_fast != model->as_fast)
+		__sync_fetch_and_add(&as_fast_alone, as_fast ? 1 : -1);
 	model->standing_down = down;
 	model->measured = measured;
+	model->as_fast = as_fast;
 }
 
 static __always_inline struct standby_model *standby_model_of(const struct pagecache_ctx *ctx)
@@ -118,6 +143,7 @@ static __always_inline struct standby_model *standby_model_of(const struct pagec
 	if (model && model->ra_pages != ctx->ra_pages) {
 		model->ra_pages = ctx->ra_pages;
 		model->pause_pages = pages_of(ctx, ALONE_BYTES);
+		model->alone = 0;
 	}
 	return model;
 }
@@ -127,7 +153,7 @@ static __always_inline void standby_enter(struct standby *it, u32 state, u64 pag
 	it->standing_down = state == STANDBY_ALONE;
 	it->state = state;
 	it->left_pages = pages;
-	it->looks = it->pages = it->ns = it->waited_ns = 0;
+	it->looks = it->pages = it->ns = it->waited_ns = it->best_pages_per_s = 0;
 }
 
 static __always_inline void standby_look(struct standby *it, const struct pagecache_ctx *ctx,
@@ -138,6 +164,26 @@ static __always_inline void standby_look(struct standby *it, const struct pageca
 	it->place = place;
 	it->since_ns = ctx->time_ns;
 	it->busy_ns = pagecache_reader_busy_ns();
+	it->file = ctx->ino;
+	it->resident_pages = ctx->resident_pages;
+	it->settled = !ctx->inflight_pages;
+}
+
+static __always_inline bool standby_leaves(const struct standby *it)
+{
+	return it->standing_down || it->state == STANDBY_CHECKING;
+}
+
+/* What a reader begins with, and begins with anew where the kernel's readahead has changed. */
+static __always_inline void standby_restart(struct standby *it, const struct standby_model *model,
+					    const struct pagecache_ctx *ctx)
+{
+	it->pause_pages = model->pause_pages;
+	it->proof_pages = pages_of(ctx, PROOF_BYTES);
+	if (it->deep || model->alone)
+		standby_enter(it, STANDBY_ALONE, it->pause_pages);
+	else
+		standby_enter(it, STANDBY_HELPING, it->proof_pages + 2 * pages_of(ctx, LOOK_BYTES));
 }
 
 /* The speed of the device of this file, in pages a second; 0: not known. */
@@ -155,6 +201,7 @@ static __always_inline void standby_give_up(struct standby *it, struct standby_m
 {
 	it->pause_pages = min_u64(2 * it->pause_pages, pages_of(ctx, MAX_ALONE_BYTES));
 	model->pause_pages = it->pause_pages;
+	model->alone = !it->deep;
 	standby_enter(it, STANDBY_ALONE, it->pause_pages);
 }
 
@@ -187,24 +234,87 @@ static __always_inline void standby_alone(struct standby *it, const struct pagec
 	}
 }
 
+/*
+ * Whether a look at a reader with a shallow readahead says how fast it is with help, or alone: not
+ * where it has met what was cached before or read ahead, so that its file has hardly grown in the
+ * cache; not where it has paused; and it is not alone while something is still on its way.
+ */
+static __always_inline bool standby_tells(struct standby *it, const struct pagecache_ctx *ctx,
+					  u64 pages, u64 rate)
+{
+	if (it->deep || it->state == STANDBY_ALONE || it->state == STANDBY_TRYING)
+		return true;
+	if (ctx->ino != it->file || ctx->resident_pages < it->resident_pages + pages / 2)
+		return false;
+	if (it->state == STANDBY_CHECKING)
+		return it->settled;
+	it->best_pages_per_s = max_u64(it->best_pages_per_s, rate);
+	return rate * SLOW_TIMES >= it->best_pages_per_s;
+}
+
+/*
+ * A reader with a shallow readahead was helped for long enough: next it is left alone for two looks
+ * beyond what lies ahead of it, up to @window pages.
+ */
+static __always_inline void standby_check(struct standby *it, const struct pagecache_ctx *ctx,
+					  u64 window)
+{
+	it->device_pages_per_s = device_speed(ctx);
+	if (!it->pages || (it->device_pages_per_s &&
+			   it->helped_pages_per_s * 100 >= it->device_pages_per_s * NEAR_PERCENT))
+		standby_enter(it, STANDBY_HELPING, it->proof_pages);
+	else
+		standby_enter(it, STANDBY_CHECKING, window + 4 * pages_of(ctx, LOOK_BYTES));
+}
+
+/* It is slower alone, or cannot be told to be as fast. */
+static __always_inline void standby_go_on(struct standby *it, const struct pagecache_ctx *ctx)
+{
+	it->proof_pages = min_u64(LATER_TIMES * it->proof_pages, pages_of(ctx, MAX_ALONE_BYTES));
+	standby_enter(it, STANDBY_HELPING, it->proof_pages);
+}
+
+/* A look at a reader that is left alone for a moment has ended. */
+static __always_inline void standby_checked(struct standby *it, struct standby_model *model,
+					    const struct pagecache_ctx *ctx, u64 pages)
+{
+	it->left_pages -= min_u64(it->left_pages, pages);
+	if (it->looks < 2 && it->left_pages)
+		return;
+	it->alone_pages_per_s = it->pages * 1000000000ULL / max_u64(it->ns, 1);
+	if (it->looks < 2 || it->alone_pages_per_s < it->helped_pages_per_s)
+		standby_go_on(it, ctx);
+	else
+		standby_give_up(it, model, ctx);
+}
+
 /* A look at a reader that the policy reads ahead of has ended; it had this speed in it. */
 static __always_inline void standby_helped(struct standby *it, struct standby_model *model,
-					   const struct pagecache_ctx *ctx, u64 pages, u64 rate)
+					   const struct pagecache_ctx *ctx, u64 pages, u64 rate,
+					   u64 window)
 {
 	u32 needed = it->state == STANDBY_TRYING ? GAIN_PERCENT : KEEP_PERCENT;
 
 	it->left_pages -= min_u64(it->left_pages, pages);
+	/* A window that is growing tells nothing yet. */
+	if (!it->deep && it->state == STANDBY_HELPING && it->looks <= 2)
+		it->pages = it->ns = it->waited_ns = 0;
 	if (it->left_pages)
 		return;
 	/* In a try the last look counts: the first has the beginning in it. */
 	if (it->state == STANDBY_HELPING)
-		rate = it->pages * 1000000000ULL / it->ns;
+		rate = it->pages * 1000000000ULL / max_u64(it->ns, 1);
 	it->helped_pages_per_s = rate;
+	if (!it->deep && it->state == STANDBY_HELPING) {
+		standby_check(it, ctx, window);
+		return;
+	}
 	if (rate * 100 < it->alone_pages_per_s * needed) {
 		standby_give_up(it, model, ctx);
 		return;
 	}
 	it->pause_pages = model->pause_pages = pages_of(ctx, ALONE_BYTES);
+	model->alone = 0;
 	standby_enter(it, STANDBY_HELPING, pages_of(ctx, PROOF_BYTES));
 }
 
@@ -224,6 +334,17 @@ static __always_inline void standby_threads(struct standby *it, const struct pag
 
 static const struct standby no_standby;
 
+/*
+ * Whether this reader is read far ahead of without a policy.  How many of its threads have read
+ * last is a matter of chance, so half as far is enough to go on.
+ */
+static __always_inline bool standby_deep(const struct standby *it, const struct pagecache_ctx *ctx)
+{
+	u64 deep = pages_of(ctx, DEEP_BYTES);
+
+	return ctx->ra_pages >= deep || it->threads_ahead_pages >= (it->deep ? deep / 2 : deep);
+}
+
 static __always_inline struct standby *standby_begin(const struct pagecache_ctx *ctx,
 						     const struct standby_key *key)
 {
@@ -237,47 +358,44 @@ static __always_inline struct standby *standby_begin(const struct pagecache_ctx 
 	it = bpf_map_lookup_elem(&standby, key);
 	if (!it)
 		return NULL;
-	it->pause_pages = model->pause_pages;
-	standby_enter(it, STANDBY_ALONE, it->pause_pages);
-	it->standing_down = 0; /* until it is known whether the readahead is deep */
+	it->deep = standby_deep(it, ctx);
+	standby_restart(it, model, ctx);
 	standby_tell(model, it);
 	return it;
 }
 
-/*
- * Whether this reader is read far ahead of without a policy.  How many of its threads have read
- * last is a matter of chance, so half as far is enough to go on.
- */
-static __always_inline bool standby_deep(struct standby *it, const struct pagecache_ctx *ctx)
+/* The kernel's readahead has changed, or the reader's threads have. */
+static __always_inline void standby_changed(struct standby *it, const struct pagecache_ctx *ctx)
 {
-	bool was = it->standing_down || it->state != STANDBY_ALONE;
-	u64 deep = pages_of(ctx, DEEP_BYTES);
-	bool now = ctx->ra_pages >= deep || it->threads_ahead_pages >= (was ? deep / 2 : deep);
-	struct standby_model *model;
+	struct standby_model *model = standby_model_of(ctx);
 
-	if (now == was)
-		return now;
-	model = standby_model_of(ctx);
 	if (!model)
-		return false;
-	it->pause_pages = model->pause_pages;
-	standby_enter(it, STANDBY_ALONE, it->pause_pages);
-	it->standing_down = now;
+		return;
+	it->deep = !it->deep;
+	standby_restart(it, model, ctx);
 	standby_look(it, ctx, 0, 0);
 	standby_tell(model, it);
-	return now;
+}
+
+/* Whether a moment alone has lasted so long already that the reader is slower than with help. */
+static __always_inline bool standby_is_slow(const struct standby *it,
+					    const struct pagecache_ctx *ctx)
+{
+	u64 usual = pages_of(ctx, LOOK_BYTES) * 1000000000ULL / max_u64(it->helped_pages_per_s, 1);
+
+	return it->state == STANDBY_CHECKING && ctx->time_ns - it->since_ns > SLOW_TIMES * usual;
 }
 
 /*
  * Whether the reader of this access is left to the kernel.  It has come to @place, pages from where
- * a file (@ino) or an order (0) begins.
+ * a file (@ino) or an order (0) begins; up to @window pages ahead of it may have been read.
  */
-PAGECACHE_STEP bool stands_down(struct pagecache_ctx *ctx, u64 ino, u64 place)
+PAGECACHE_STEP bool stands_down(struct pagecache_ctx *ctx, u64 ino, u64 place, u64 window)
 {
 	struct standby_model *model;
 	struct standby_key key = {};
 	struct standby *it;
-	u64 pages, wall, ran;
+	u64 pages, wall, ran, rate;
 
 	if (!ctx)
 		return false;
@@ -289,41 +407,51 @@ PAGECACHE_STEP bool stands_down(struct pagecache_ctx *ctx, u64 ino, u64 place)
 	if (ctx->kind == PAGECACHE_KIND_READ || ctx->kind == PAGECACHE_KIND_MISS ||
 	    ctx->kind == PAGECACHE_KIND_MARKER)
 		standby_threads(it, ctx);
-	if (!standby_deep(it, ctx))
-		return false;
+	if (standby_deep(it, ctx) != it->deep)
+		standby_changed(it, ctx);
 	if (it->tid != ctx->tid || it->ino != ino) {
 		/* Of several threads one is looked at. */
 		if (it->tid == ctx->tid || ctx->time_ns > it->seen_ns + 100000000) {
 			standby_look(it, ctx, ino, place);
 			it->seen_ns = ctx->time_ns;
 		}
-		return it->standing_down;
+		return standby_leaves(it);
 	}
 	it->seen_ns = ctx->time_ns;
 	pages = place > it->place ? place - it->place : it->place - place;
-	if (pages < pages_of(ctx, LOOK_BYTES))
-		return it->standing_down;
+	if (pages < pages_of(ctx, LOOK_BYTES)) {
+		if (standby_is_slow(it, ctx)) {
+			standby_go_on(it, ctx);
+			standby_look(it, ctx, ino, place);
+		}
+		return standby_leaves(it);
+	}
 	model = standby_model_of(ctx);
 	if (!model)
 		return false;
 	wall = max_u64(ctx->time_ns - it->since_ns, 1);
 	ran = min_u64(pagecache_reader_busy_ns() - it->busy_ns, wall);
-	it->looks++;
-	it->pages += pages;
-	it->ns += wall;
-	it->waited_ns += wall - ran;
+	rate = pages * 1000000000ULL / wall;
+	if (standby_tells(it, ctx, pages, rate)) {
+		it->looks++;
+		it->pages += pages;
+		it->ns += wall;
+		it->waited_ns += wall - ran;
+	}
 	if (it->state == STANDBY_ALONE)
 		standby_alone(it, ctx, pages);
+	else if (it->state == STANDBY_CHECKING)
+		standby_checked(it, model, ctx, pages);
 	else
-		standby_helped(it, model, ctx, pages, pages * 1000000000ULL / wall);
+		standby_helped(it, model, ctx, pages, rate, window);
 	standby_look(it, ctx, ino, place);
 	standby_tell(model, it);
-	return it->standing_down;
+	return standby_leaves(it);
 }
 
 #else
 
-static __always_inline bool stands_down(struct pagecache_ctx *ctx, u64 ino, u64 place)
+static __always_inline bool stands_down(struct pagecache_ctx *ctx, u64 ino, u64 place, u64 window)
 {
 	return false;
 }

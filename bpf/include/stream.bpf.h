@@ -288,7 +288,7 @@ static __always_inline s32 stream_readahead(struct pagecache_ctx *ctx,
 	u64 room, window, moved, head = 0;
 
 	/* First of all: who is left to the kernel pays for no more than this. */
-	if (stands_down(ctx, ctx->ino, ctx->index))
+	if (stands_down(ctx, ctx->ino, ctx->index, largest_window(ctx)))
 		return PAGECACHE_DEFAULT;
 	file = file_of(ctx);
 	if (!file)

@@ -430,7 +430,8 @@ PAGECACHE_ACCESS(maio_access)
 		}
 	}
 	/* It is told of each access, to measure. */
-	down = in_file_order(at.cursor->step) && stands_down(ctx, 0, at.cursor->position);
+	down = in_file_order(at.cursor->step) &&
+	       stands_down(ctx, 0, at.cursor->position, window_pages(ctx));
 	window = earned_pages(ctx, &at);
 	if (down || !window ||
 	    (at.cursor->position < at.cursor->refill && !created && !jumped && !again && !at.down))

@@ -275,7 +275,10 @@ def _human(console: Console, data: dict[str, Any], verbose: bool) -> None:
 
 
 #: What policies that may stand down tell of it (bpf/include/standby.bpf.h).
-STANDBY_GAUGES = ("standing_down", "stalls_measured", "stalled_percent", "device_percent")
+STANDBY_GAUGES = (
+    *("standing_down", "as_fast_alone"),
+    *("stalls_measured", "stalled_percent", "device_percent"),
+)
 
 
 def _gauge_rows(gauges: dict[str, int]) -> list[tuple[str, RenderableType]]:
@@ -286,7 +289,9 @@ def _gauge_rows(gauges: dict[str, int]) -> list[tuple[str, RenderableType]]:
     models = gauges.get("standing_down", 0)
     if models:
         why = "left to the kernel's readahead (how long it makes readers wait is not measured yet)"
-        if gauges.get("stalls_measured"):
+        if gauges.get("as_fast_alone"):
+            why = "as fast by the kernel's readahead alone as with help"
+        elif gauges.get("stalls_measured"):
             stalled, device = gauges["stalled_percent"], gauges.get("device_percent", 0)
             why = f"the kernel keeps up (stalled {stalled}% of the time)"
             if stalled >= 10 and device >= 70:
