@@ -3,10 +3,13 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
+from pagecache_bpf.cli.verbs import hint
 from pagecache_bpf.errors import UsageError
 from pagecache_bpf.policy.catalog import discover, find
 from pagecache_bpf.policy.hint_maps import (
@@ -115,3 +118,13 @@ def test_promises() -> None:
     assert broken_promises(gauges, {"promised_pages": 5000, "pinned_pages": 4}) == [
         "pinned_pages is 4 pages, promised_pages 5,000"
     ]
+
+
+@pytest.mark.parametrize(("width", "lines"), [(29, 4), (28, 7)])
+def test_elements_too_wide_for_a_table_are_printed_below_each_other(width: int, lines: int) -> None:
+    told = io.StringIO()
+    elements = [{"model": model, "pages_per_s": 10**12 + model, "state": 1} for model in (1, 2)]
+    hint.print_elements(Console(file=told, width=width, color_system=None), elements)
+    for text in ("model", "pages_per_s", "state", "1000000000001", "1000000000002"):
+        assert text in told.getvalue()
+    assert len(told.getvalue().splitlines()) == lines

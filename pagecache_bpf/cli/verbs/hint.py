@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from pagecache_bpf.cli.output import Output, pairs, table
@@ -85,12 +86,10 @@ def run(args: argparse.Namespace, out: Output) -> int:
     data["elements"] = rows
 
     def human(console: Console) -> None:
-        if not rows:
+        if rows:
+            print_elements(console, [{**row["key"], **row["value"]} for row in rows])
+        else:
             console.print(f"{args.map} is empty")
-            return
-        names = [*rows[0]["key"], *rows[0]["value"]]
-        lines = [[f"{n}" for n in (*row["key"].values(), *row["value"].values())] for row in rows]
-        console.print(table([(name, "number") for name in names], lines))
 
     out.emit(data, human)
     return 0
@@ -111,6 +110,25 @@ def describe(hint_map: HintMap) -> dict[str, Any]:
         "help": hint_map.help,
         "usage": hint_map.usage(),
     }
+
+
+def print_elements(console: Console, elements: Sequence[Mapping[str, object]]) -> None:
+    """Print the elements of a map: a table, or one element below the other where it is too wide.
+
+    Args:
+        console: where to; the human side of Output.emit().
+        elements: the members of each, at least one; all have the same members.
+    """
+    names = list(elements[0])
+    lines = [[f"{element[name]}" for name in names] for element in elements]
+    widths = [max(map(len, column)) for column in zip(names, *lines, strict=True)]
+    if sum(widths) + 3 * (len(widths) - 1) <= console.width:
+        console.print(table([(name, "number") for name in names], lines))
+        return
+    for number, line in enumerate(lines):
+        if number:
+            console.print()
+        console.print(pairs(list(zip(names, line, strict=True))))
 
 
 def print_maps(console: Console, maps: tuple[HintMap, ...]) -> None:
