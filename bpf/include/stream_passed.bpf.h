@@ -25,7 +25,8 @@ static __always_inline s32 stream_evict(const struct pagecache_ctx *ctx)
 #define PLACE_IDLE_NS 2000000000ULL /* who was not heard of for so long reads no more */
 
 struct stream_place {
-	u64 stream; /* whose it is: see own_place() */
+	u64 file_id; /* whose it is: of this open file, */
+	u64 began_ns; /* the stream that has got it then; 0: nobody's */
 	u64 low; /* it began here, */
 	u64 from; /* has passed what lies before this page, */
 	u64 ahead; /* and has been read ahead of up to here */
@@ -62,12 +63,13 @@ static __always_inline struct stream_place *own_place(const struct pagecache_ctx
 			return NULL;
 	}
 	place = &file->places[s->place % PLACES];
-	if (s->began_ns && place->stream == (s->began_ns ^ ctx->file_id))
+	if (s->began_ns && place->began_ns == s->began_ns && place->file_id == ctx->file_id)
 		return place;
 	s->began_ns = ctx->time_ns;
 	s->place = file->victim++;
 	place = &file->places[s->place % PLACES];
-	place->stream = s->began_ns ^ ctx->file_id;
+	place->file_id = ctx->file_id;
+	place->began_ns = s->began_ns;
 	return place;
 }
 
@@ -105,7 +107,7 @@ static __always_inline s32 stream_evict(const struct pagecache_ctx *ctx)
 	for (int i = 0; i < PLACES; i++) {
 		struct stream_place *place = &file->places[i];
 
-		if (!place->stream || ctx->time_ns > place->told_ns + PLACE_IDLE_NS)
+		if (!place->began_ns || ctx->time_ns > place->told_ns + PLACE_IDLE_NS)
 			continue;
 		if (end > place->from && ctx->index < place->ahead)
 			return PAGECACHE_EVICT_KEEP;

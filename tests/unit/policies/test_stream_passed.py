@@ -152,5 +152,6 @@ def test_a_ninth_reader_takes_the_place_of_the_first(file: File) -> None:
         file.told(reader, 100_000 + reader * 10_000)
     assert file.verdict(180_000) == Eviction.EVICT_KEEP
     assert file.verdict(100_000) == Eviction.EVICT_NOW
-    file.told(0, 100_000)  # it takes another one's
-    assert file.verdict(100_000) == Eviction.EVICT_KEEP
+    file.told(0, 100_000)  # it takes that of the second one, and not its own of before
+    assert file.verdict(100_000) == file.verdict(180_000) == Eviction.EVICT_KEEP
+    assert file.verdict(110_000) == Eviction.EVICT_DEFAULT
