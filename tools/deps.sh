@@ -204,17 +204,26 @@ PY
 	done
 }
 
-# Debian's kernel source carries libbpf in tools/lib/bpf, as new as the kernel.
+# The kernel's source carries libbpf in tools/lib/bpf, as new as the kernel: Debian's linux-source-6.12, Ubuntu's newest.
 from_kernel_source() {
-	say "building libbpf from the kernel's source package"
-	[ "$(id -u)" -eq 0 ] && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq \
-		--no-install-recommends linux-source-6.12 libelf-dev zlib1g-dev pkg-config >&2
+	local package=linux-source-6.12 archive
+	if [ "$(id -u)" -eq 0 ]; then
+		apt-cache show $package >/dev/null 2>&1 ||
+			package=$(apt-cache search --names-only '^linux-source-[0-9.]+$' | cut -d' ' -f1 | sort -V | tail -n 1)
+		say "building libbpf from $package"
+		DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${package:-linux-source}" \
+			gcc libc6-dev libelf-dev zlib1g-dev pkg-config xz-utils bzip2 >&2
+	fi
+	archive=$(compgen -G '/usr/src/linux-source-*.tar.*' | sort -V | tail -n 1) || true
+	[ -n "$archive" ] || return 0
 	mkdir -p build/linux
-	tar -xf /usr/src/linux-source-6.12.tar.* -C build/linux --strip-components=1 \
+	tar -xf "$archive" -C build/linux --strip-components=1 \
 		--wildcards '*/tools/lib' '*/tools/include' '*/tools/scripts' '*/tools/build' '*/tools/arch' \
 		'*/include/uapi' '*/scripts'
 	make -s -C build/linux/tools/lib/bpf DESTDIR="$DEPS" prefix=/usr install install_headers >&2
 }
+
+is_debian() { (. /etc/os-release && [ "$ID" = debian ]); }
 
 libbpf() {
 	local found candidate codename
@@ -241,7 +250,7 @@ libbpf() {
 		exit 3
 	}
 	codename=$(. /etc/os-release && echo "${VERSION_CODENAME:-bookworm}")
-	from_suite "$codename-backports" libbpf1 libbpf-dev || from_kernel_source
+	{ is_debian && from_suite "$codename-backports" libbpf1 libbpf-dev; } || from_kernel_source
 	new_enough "$(libbpf_version "$(find_libbpf)")" || {
 		say "no libbpf >= $LIBBPF_MIN could be had"
 		exit 3
