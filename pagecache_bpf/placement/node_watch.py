@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from pagecache_bpf.errors import PagecacheError
@@ -23,11 +24,15 @@ from pagecache_bpf.kernel import cgroups
 from pagecache_bpf.placement.content_identity import content_of
 from pagecache_bpf.placement.copy_speed import CopySpeed
 from pagecache_bpf.placement.load_score import ModelScore, NodeScores
+from pagecache_bpf.placement.unanswered import Questions, Unanswered
 from pagecache_bpf.weights.models import Model, resolve
 from pagecache_bpf.weights.weight_format import suffixes
 
 #: A look serves whoever asks in the next seconds: many may ask at once.
 KEEP_SECONDS = 2.0
+#: A look waits so long for each path; files whose server is gone are not looked at again until it
+#: has answered, and nobody waits for them.
+ANSWER_SECONDS = 30.0
 
 
 @dataclass(frozen=True)
@@ -129,6 +134,7 @@ class NodeWatch:
         self._copy = copy or CopySpeed()
         self._devices: dict[int, float | None] = {}
         self._models: dict[str, Model] = {}
+        self._questions = Questions(ANSWER_SECONDS)
 
     def scores(self) -> NodeScores:
         """Look at the models of this node, at most every KEEP_SECONDS.
@@ -157,27 +163,30 @@ class NodeWatch:
 
     def _look(self) -> NodeScores:
         copy = self._speeds.host_to_device or self._copy.now()
-        models: dict[tuple[Path, ...], Model] = {}
         missing: list[str] = []
-        for path in self._paths:
+        began = time.time_ns()
+        found: dict[tuple[Path, ...], tuple[Model, ModelScore]] = {}
+        places: dict[str, Callable[[], Iterable[Model]]] = {
+            str(path): partial(models_at, path) for path in self._paths
+        }
+        places["what policies govern"] = self._tagged
+        for name, models in places.items():
             try:
-                models.update((model.files, model) for model in models_at(path))
+                asked = self._questions.ask(name, partial(self._scores_of, models, copy))
+            except Unanswered:
+                missing.append(f"{name}: its file system does not answer")
+                continue
             except (PagecacheError, OSError) as error:
                 missing.append(str(error))
-        try:
-            for model in self._tagged():
-                models.setdefault(model.files, model)
-        except (PagecacheError, OSError) as error:
-            missing.append(str(error))
-        began = time.time_ns()
+                continue
+            for model, score in asked:
+                if isinstance(score, ModelScore):
+                    found.setdefault(model.files, (model, score))
+                else:
+                    missing.append(score)
         scores: dict[str, ModelScore] = {}
         self._models = {}
-        for model in models.values():
-            try:
-                score = self._score(model, copy)
-            except (PagecacheError, OSError) as error:
-                missing.append(f"{model.name}: {error}")
-                continue
+        for model, score in found.values():
             best = scores.get(score.content)
             # Two copies of one model on a node: whoever loads it takes the warmer one.
             if best is None or score.fraction > best.fraction:
@@ -187,6 +196,18 @@ class NodeWatch:
         return NodeScores(
             self._node, began, 0, budget, running, tuple(scores.values()), tuple(missing)
         )
+
+    def _scores_of(
+        self, models: Callable[[], Iterable[Model]], copy: float
+    ) -> list[tuple[Model, ModelScore | str]]:
+        """Score models; instead of a score there is what was wrong."""
+        found: list[tuple[Model, ModelScore | str]] = []
+        for model in models():
+            try:
+                found.append((model, self._score(model, copy)))
+            except (PagecacheError, OSError) as error:
+                found.append((model, f"{model.name}: {error}"))
+        return found
 
     def _score(self, model: Model, copy: float) -> ModelScore:
         found = look(model, ask=self._ask)

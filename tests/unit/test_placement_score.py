@@ -7,6 +7,8 @@ import io
 import json
 import os
 import shutil
+import threading
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -24,6 +26,7 @@ from pagecache_bpf.kernel.cachestat import cachestat
 from pagecache_bpf.kernel.file_pages import PAGE_SIZE
 from pagecache_bpf.kernel.kernelfs import LIVE
 from pagecache_bpf.metrics.exporter import Address, Collector, Exporter
+from pagecache_bpf.placement import node_watch
 from pagecache_bpf.placement.content_identity import DIGITS, content_of
 from pagecache_bpf.placement.copy_speed import MEASUREMENTS, CopySpeed
 from pagecache_bpf.placement.load_score import (
@@ -36,7 +39,7 @@ from pagecache_bpf.placement.load_score import (
 from pagecache_bpf.placement.node_watch import NodeWatch, Speeds, models_at
 from pagecache_bpf.placement.score_pages import answer
 from pagecache_bpf.weights.files import IN_MEMORY
-from pagecache_bpf.weights.models import resolve
+from pagecache_bpf.weights.models import Model, resolve
 from tests.unit import weights
 from tests.unit.command import NOBODY, run, undocumented
 from tests.unit.snapshots import snapshot
@@ -250,6 +253,37 @@ def test_a_directory_of_models(tmp_path: Path) -> None:
     # Two that are the same by content are one.
     assert len(found.models) == 1
     assert len(found.missing) == 1 and "gone" in found.missing[0]
+
+
+def test_files_that_do_not_answer_keep_no_look_from_ending(
+    cold: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of the others it is told; who did not answer is not asked again before it has."""
+    asked: list[str] = []
+    gone = threading.Event()
+
+    def hang(path: Path) -> list[Model]:
+        asked.append(path.name)
+        if path.name == "hung" and not gone.wait(60):
+            raise AssertionError("the test is over")
+        return [resolve(cold)]
+
+    monkeypatch.setattr(node_watch, "models_at", hang)
+    monkeypatch.setattr(node_watch, "ANSWER_SECONDS", 0.5)
+    monkeypatch.setattr(node_watch, "KEEP_SECONDS", 0.0)
+    watch = NodeWatch([tmp_path / "hung", cold], speeds=SPEEDS)
+    for _ in range(3):
+        found = watch.scores()
+        assert len(found.models) == 1
+        assert [text.partition(": ")[2] for text in found.missing] == [
+            "its file system does not answer"
+        ]
+    assert asked == ["hung", cold.name, cold.name, cold.name]
+    gone.set()
+    deadline = time.monotonic() + 30
+    while watch.scores().missing:
+        assert time.monotonic() < deadline
+    assert asked.count("hung") == 2
 
 
 def test_the_command(cold: Path) -> None:
