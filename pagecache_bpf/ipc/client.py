@@ -7,6 +7,7 @@ It knows no operation: a subclass says what is asked.
 from __future__ import annotations
 
 import array
+import os
 import socket
 import threading
 import time
@@ -21,8 +22,21 @@ from pagecache_bpf.ipc import wire
 from pagecache_bpf.ipc.peer import credentials
 from pagecache_bpf.kernel.kernelfs import LIVE
 
+#: Names how many times as long as usual an answer is waited for: emulated machines and kernels with
+#: all their checks on take minutes to look at a policy's programs.
+PATIENCE = "PAGECACHE_BPF_PATIENCE"
+
+
+def _patience() -> float:
+    """Return what the environment says, at least 1; 1 where it says no number."""
+    try:
+        return max(1.0, float(os.environ.get(PATIENCE) or 1))
+    except ValueError:
+        return 1.0
+
+
 #: For an answer to come, in seconds.
-SECONDS = 60.0
+SECONDS = 60.0 * _patience()
 _PIECE_BYTES = 1 << 16
 _CROWDED_SECONDS = 0.005
 _LOOK_SECONDS = 2.0  # without an answer for so long, look whether the other side is stopped
