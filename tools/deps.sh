@@ -5,12 +5,12 @@
 #   wheel  what `pip wheel .` and `make install` need: clang, make, Python's venv, libbpf >= 1.4
 #   demo   with wheel: a virtual environment in build/venv-demo
 #   dist   what the packages and the image need besides: debootstrap, buildah, lintian
-#   containers  what `make test-delivery` runs the image with, and cpio
+#   containers  podman, runc and cpio, and in build/deps containerd
 #   arm64  in build/arm64, Debian 12's libbpf for arm64 and a Python to try the wheel with (Debian only)
 #   cross  the compiler for arm64, for `make kmod-arm64`
 #   kernels  debootstrap, for `make test-kernels`: compilers of another release of Debian
 #   test   what building the module, testing and the guest need, with a virtual environment in
-#          build/venv and, in build/deps, the Prometheus server
+#          build/venv and, in build/deps, the servers of Prometheus and NFS
 #
 # PYTHON=/usr/bin/python3 names the Python that environments are made with.
 #
@@ -85,6 +85,7 @@ needs() {
 		need cpio cpio has cpio
 		need podman podman has podman
 		need runc runc has runc
+		need uidmap shadow-utils has newuidmap
 	fi
 	if role test; then
 		need bc bc has bc
@@ -98,6 +99,8 @@ needs() {
 		need erofs-utils erofs-utils has mkfs.erofs
 		need gcc gcc has gcc
 		need kmod kmod has modprobe
+		need 'libtirpc3t64|libtirpc3' libtirpc has_library libtirpc.so.3
+		need libwrap0 '' has_library libwrap.so.0
 		need libc6-dev glibc-devel has_file '/usr/include/stdio.h'
 		need 'linux-headers-6.12-amd64|linux-headers-amd64' '' has_file '/lib/modules/6.12*/build/Makefile'
 		need 'linux-image-6.12-amd64|linux-image-amd64' '' has_file '/boot/vmlinuz-6.12*'
@@ -287,6 +290,29 @@ prometheus() {
 	rm -rf build/prometheus
 }
 
+# unpack PACKAGE: into build/deps/PACKAGE.  Not installed: its package would start a service that nobody
+# asked for, and Debian's containerd does not go with Docker's.
+unpack() {
+	say "unpacking Debian's $1 into build/deps/$1"
+	apt-cache show "$1" >/dev/null 2>&1 || apt-get -qq update
+	rm -rf "build/$1" && mkdir -p "build/$1" "$DEPS/$1"
+	(cd "build/$1" && apt-get -qq -o APT::Sandbox::User=root download "$1" >&2)
+	dpkg -x "build/$1"/*.deb "$DEPS/$1"
+	rm -rf "build/$1"
+}
+
+# The programs of the kernel's NFS server, for the guest.
+nfs_server() {
+	has exportfs && has rpc.mountd && has rpc.nfsd && return
+	[ -x "$DEPS/nfs-kernel-server/usr/sbin/rpc.nfsd" ] || unpack nfs-kernel-server
+}
+
+# What else runs containers.
+containers() {
+	has containerd && has ctr && has containerd-shim-runc-v2 && return
+	[ -x "$DEPS/containerd/usr/bin/containerd" ] || unpack containerd
+}
+
 # environment DIRECTORY EXTRAS
 environment() {
 	local venv=$1 stamp=$1/.installed
@@ -305,10 +331,14 @@ libbpf
 if role arm64; then
 	arm64
 fi
+if role containers; then
+	containers
+fi
 if role demo; then
 	environment "$PWD/build/venv-demo" cli,templates,demo
 fi
 if role test; then
 	prometheus
+	nfs_server
 	environment "$VENV" all,test,demo,docs
 fi

@@ -2,13 +2,15 @@
 """Containers of podman, with storage of their own, in which a model is read.
 
 Their image is made here: a static busybox, Python's files of this machine, and a layer with a
-model.  No registry is asked, and nothing of it stays.
+model.  No registry is asked, and nothing of it stays.  Others run containers of the same image:
+containerd.py, rootless.py.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import re
 import shlex
 import shutil
 import subprocess
@@ -20,6 +22,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 from pagecache_bpf.kernel import cgroups
 from tests.podman import limits
@@ -43,8 +46,20 @@ def why_not() -> str:
     """Return why no container can be run here; empty where it can."""
     if os.geteuid() != 0:
         return "needs root (an agent, and containers with a memory limit)"
-    missing = [name for name in ("podman", "runc", "busybox") if shutil.which(name) is None]
+    return program_missing("podman", "runc", "busybox")
+
+
+def program_missing(*names: str, path: str | None = None) -> str:
+    """Return what to do where programs are not in a path; empty where all are."""
+    missing = [name for name in names if shutil.which(name, path=path) is None]
     return f"needs {', '.join(missing)}: run `make test-containers`" if missing else ""
+
+
+class Runner(Protocol):
+    """What runs containers."""
+
+    def execute(self, name: str, *words: str) -> str:
+        """Run a command in one of its containers, and return what that printed."""
 
 
 @dataclass(frozen=True)
@@ -52,17 +67,18 @@ class Box:
     """A running container.
 
     Attributes:
+        runner: what runs it.
         name: of the container.
         pid: of its first process, as this machine numbers it.
     """
 
-    podman: Podman
+    runner: Runner
     name: str
     pid: int
 
     def execute(self, *words: str) -> str:
         """Run a command in it, and return what that printed."""
-        return self.podman.run("exec", self.name, *words)
+        return self.runner.execute(self.name, *words)
 
     def python(self, program: str, *words: str) -> str:
         """Run a program of Python in it, which finds this package."""
@@ -72,11 +88,16 @@ class Box:
         """Start a command of this package in it, with all that this machine's Python has."""
         places = f"/src:/src/{Path(sysconfig.get_path('purelib')).relative_to(ROOT)}"
         command = (_PYTHON, "-m", "pagecache_bpf", *words)
-        self.podman.run("exec", "--detach", "--env", f"PYTHONPATH={places}", self.name, *command)
+        assert isinstance(self.runner, Podman)
+        self.runner.run("exec", "--detach", "--env", f"PYTHONPATH={places}", self.name, *command)
 
-    def read(self, path: Path) -> None:
-        """Read a file from front to back, by a program that is not ours."""
-        self.execute("/busybox", "dd", f"if={path}", "of=/dev/null", "bs=128k")
+    def read(self, path: Path) -> float:
+        """Read a file from front to back, by a program that is not ours; return the seconds."""
+        line = f"/busybox time -p /busybox dd if={shlex.quote(str(path))} of=/dev/null bs=128k 2>&1"
+        told = self.execute("/busybox", "sh", "-c", line)
+        seconds = re.search(r"^real ([\d.]+)$", told, re.M)
+        assert seconds, told
+        return float(seconds[1])
 
     def inside(self, path: Path) -> Path:
         """Return the path by which this machine's root reaches a file of the container."""
@@ -99,8 +120,37 @@ def make_model(directory: Path) -> Path:
     return path
 
 
+@contextmanager
+def archive(place: Path) -> Iterator[Path]:
+    """Make the archive of what the image has, with a model in it, below a directory."""
+    with tempfile.TemporaryDirectory(dir=place) as scratch:
+        tree = Path(scratch) / "tree"
+        for name in ("usr", "etc", "opt", "src", "run", "tmp", "proc", "sys", "dev", "mounted"):
+            (tree / name).mkdir(parents=True)
+        for name in _LINKS:
+            (tree / name).symlink_to(f"usr/{name}")
+        busybox = shutil.which("busybox")
+        assert busybox
+        shutil.copy(busybox, tree / "busybox")
+        (tree / LAYER.name).mkdir()
+        make_model(tree / LAYER.name)
+        made = Path(scratch) / "image.tar"
+        with tarfile.open(made, "w") as out:
+            out.add(tree, ".")
+        Path(scratch).chmod(0o755)
+        yield made
+
+
+def variables() -> list[str]:
+    """Return what Python in a container is told by its environment."""
+    return ["PYTHONHOME=/opt/python", "PYTHONPATH=/src", "PYTHONDONTWRITEBYTECODE=1"]
+
+
 class Podman:
     """podman with storage of its own below a directory."""
+
+    #: Where Python's own files are, as this podman finds them.
+    python_at = Path(sys.base_prefix)
 
     def __init__(self, place: Path) -> None:
         self.place = place
@@ -116,23 +166,14 @@ class Podman:
         assert done.returncode == 0, f"{shlex.join(command)}\n{done.stdout}{done.stderr}"
         return done.stdout
 
+    def execute(self, name: str, *words: str) -> str:
+        """Run a command in a container, and return what that printed."""
+        return self.run("exec", name, *words)
+
     def make_image(self) -> None:
         """Make the image, with a model in it."""
-        with tempfile.TemporaryDirectory(dir=self.place) as scratch:
-            tree = Path(scratch) / "tree"
-            for name in ("usr", "etc", "opt", "src", "run", "tmp", "proc", "sys", "dev", "mounted"):
-                (tree / name).mkdir(parents=True)
-            for name in _LINKS:
-                (tree / name).symlink_to(f"usr/{name}")
-            busybox = shutil.which("busybox")
-            assert busybox
-            shutil.copy(busybox, tree / "busybox")
-            (tree / LAYER.name).mkdir()
-            make_model(tree / LAYER.name)
-            archive = Path(scratch) / "image.tar"
-            with tarfile.open(archive, "w") as out:
-                out.add(tree, ".")
-            self.run("import", str(archive), IMAGE)
+        with archive(self.place) as tree:
+            self.run("import", str(tree), IMAGE)
 
     def layer_file(self, box: Box) -> Path:
         """Return where the model of the image lies on this machine."""
@@ -151,9 +192,8 @@ class Podman:
         Yields:
             The container, which is ended afterwards.
         """
-        words = ["--env", "PYTHONHOME=/opt/python", "--env", "PYTHONPATH=/src"]
-        words += ["--env", "PYTHONDONTWRITEBYTECODE=1"]
-        seen = {Path("/usr"): Path("/usr"), Path(sys.base_prefix): Path("/opt/python")}
+        words = [word for variable in variables() for word in ("--env", variable)]
+        seen = {Path("/usr"): Path("/usr"), self.python_at: Path("/opt/python")}
         for source, target in {**seen, ROOT: Path("/src")}.items():
             words += ["--volume", f"{source}:{target}:ro"]
         for source, target in (mounts or {}).items():
