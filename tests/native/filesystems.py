@@ -19,11 +19,14 @@ from pathlib import Path
 import pytest
 
 from pagecache_bpf.kernel.file_pages import PAGE_SIZE, resident_vector
-from tests.vm.kernel import make_file, wait_for
+from tests.vm.kernel import ROOT, make_file, wait_for
 
 #: A prime number of pages, 16 MiB.
 PAGES = 4093
 MODEL = "model.safetensors"
+#: Where tools/deps.sh unpacks the server of NFS: its package would start one.
+_NFS = ROOT / "build" / "deps" / "nfs-kernel-server" / "usr" / "sbin"
+_NFSD = Path("/proc/fs/nfsd")
 #: KiB that the kernel reads ahead by itself, as on most machines.
 _AHEAD = 128
 
@@ -54,6 +57,15 @@ def make_cold(path: Path) -> None:
         os.close(fd)
 
 
+def program(name: str) -> str:
+    """Return where a program is, of this machine or of build/deps; skip the test if nowhere."""
+    places = (os.environ["PATH"], "/usr/sbin", "/sbin", str(_NFS))
+    found = shutil.which(name, path=os.pathsep.join(places))
+    if found is None:
+        pytest.skip(f"{name} is not installed")
+    return found
+
+
 class Places:
     """Mounts below a directory, which are all taken down in the end.
 
@@ -81,14 +93,13 @@ class Places:
         return path
 
     def run(self, *words: str | Path) -> None:
-        if shutil.which(str(words[0]), path=f"{os.environ['PATH']}:/usr/sbin:/sbin") is None:
-            pytest.skip(f"{words[0]} is not installed")
-        done = subprocess.run(list(map(str, words)), capture_output=True, text=True, timeout=60)
+        command = [program(str(words[0])), *map(str, words[1:])]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60)
         assert done.returncode == 0, (words, done.stderr)
 
     def mount(self, source: Path | str, at: Path, kind: str, options: str) -> Path:
         done = subprocess.run(
-            ["mount", "-t", kind, "-o", options, str(source), str(at)],
+            ["mount", "-i", "-t", kind, "-o", options, str(source), str(at)],
             capture_output=True,
             text=True,
         )
@@ -163,7 +174,8 @@ def _ext4_with(places: Places, name: str, feature: str) -> Path:
     """A file system with a feature of ext4 that not every kernel is built with."""
     if not Path("/sys/fs/ext4/features", name).exists():
         pytest.skip(f"this kernel's ext4 has no {name}")
-    return places.image(name, 320, "mkfs.ext4", "-q", "-O", feature, kind="ext4")
+    # Of a small image ext4 has blocks of 1 KiB by itself, which are no pages.
+    return places.image(name, 320, "mkfs.ext4", "-q", "-b", "4096", "-O", feature, kind="ext4")
 
 
 def _ioctl(path: Path, number: int, argument: bytearray) -> None:
@@ -331,34 +343,45 @@ def _fuse(places: Places) -> Path:
 
 @_place
 def _nfs(places: Places) -> Path:
-    """NFS 4.2, from this machine to itself; needs nfs-kernel-server."""
+    """NFS 4.2, from this machine to itself."""
     for module in ("nfsd", "nfsv4"):
         subprocess.run(["modprobe", module], capture_output=True)
     if not {"nfsd", "nfs4"} <= set(Path("/proc/filesystems").read_text().split()):
         pytest.skip("this kernel has no NFS")
     exported = places.root("ext4") / "exported"
     _model(exported)
-    state, control = Path("/var/lib/nfs"), Path("/proc/fs/nfsd")
+    if not (_NFSD / "threads").exists():
+        places.mount("nfsd", _NFSD, "nfsd", "rw")
+    if (_NFSD / "threads").read_text().strip() != "0":
+        pytest.skip("this machine serves NFS to others")
+    state = Path("/var/lib/nfs")
+    state.mkdir(exist_ok=True)
     places.mount("tmpfs", state, "tmpfs", "size=4m")
     for name in ("etab", "rmtab"):
         (state / name).touch()
     (state / "v4recovery").mkdir()
-    if not (control / "threads").exists():
-        places.mount("nfsd", control, "nfsd", "rw")
-    (control / "nfsv4leasetime").write_text("10")
-    (control / "nfsv4gracetime").write_text("10")
+    for name in ("lease", "grace"):  # what a client waits for after the server was gone
+        (_NFSD / f"nfsv4{name}time").write_text("10")
     places.run("ip", "link", "set", "lo", "up")
     options = "ro,fsid=0,no_root_squash,insecure,no_subtree_check"
     places.run("exportfs", "-i", "-o", options, f"127.0.0.1:{exported}")
-    answers = subprocess.Popen(["rpc.mountd", "-F", "-N", "3"])
+    answers = subprocess.Popen([program("rpc.mountd"), "-F", "-N", "3"])
     places._undo.callback(answers.terminate)
-    places.run("rpc.nfsd", "-N", "3", "2")
-    places._undo.callback(subprocess.run, ["rpc.nfsd", "0"], check=True)
+    serve_nfs(places, 2)
+    places._undo.callback(serve_nfs, places, 0)
     known = set(Path("/sys/class/bdi").iterdir())
-    at = places.mount("127.0.0.1:/", places.directory("on/nfs"), "nfs4", "vers=4.2,ro")
+    # By the kernel alone: the command that mount(8) would ask is a package of its own.
+    at = places.mount(
+        "127.0.0.1:/", places.directory("on/nfs"), "nfs4", "vers=4.2,ro,addr=127.0.0.1"
+    )
     for own in set(Path("/sys/class/bdi").iterdir()) - known:
         (own / "read_ahead_kb").write_text(str(_AHEAD))
     return at / MODEL
+
+
+def serve_nfs(places: Places, threads: int) -> None:
+    """Have the kernel serve what is exported, by so many threads; 0: no longer."""
+    places.run("rpc.nfsd", "-N", "3", str(threads))
 
 
 @contextmanager
@@ -371,4 +394,15 @@ def made_in(directory: Path) -> Iterator[Places]:
         places.close()
 
 
-__all__ = ["MAKERS", "MODEL", "PAGES", "PAGE_SIZE", "Places", "cached", "made_in", "make_cold"]
+__all__ = [
+    "MAKERS",
+    "MODEL",
+    "PAGES",
+    "PAGE_SIZE",
+    "Places",
+    "cached",
+    "made_in",
+    "make_cold",
+    "program",
+    "serve_nfs",
+]

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """A file system whose server does not answer: readers wait, and nothing of ours waits with them.
 
-squashfuse stands in for the servers of NFS, Lustre and stores that are mounted; it is stopped.
+squashfuse stands in for the servers of Lustre and of stores that are mounted; it is stopped.  That
+of NFS is the kernel's own, where it has one, and ends.
 """
 
 from __future__ import annotations
@@ -11,29 +12,42 @@ import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 from pagecache_bpf.kernel.file_pages import known_status
-from tests.native.filesystems import MODEL, PAGE_SIZE, PAGES
+from tests.native.filesystems import MODEL, PAGE_SIZE, PAGES, Places, made_in, make_cold, serve_nfs
 from tests.native.test_record import _nothing_attached  # noqa: F401  # a fixture
 from tests.unit.command import done, run
-from tests.vm.kernel import make_file, wait_for
+from tests.vm.kernel import PATIENCE, make_file, wait_for
 
 pytestmark = pytest.mark.native
 #: Seconds in which a command is over on a busy machine; a server that is stopped takes for ever.
-SOON = 60
+SOON = 60 * PATIENCE
 
 
-@pytest.fixture
-def served(tmp_path: Path) -> Iterator[tuple[Path, subprocess.Popen[bytes]]]:
-    """A model on a FUSE file system, and its server."""
+@dataclass(frozen=True)
+class Served:
+    """A model on a file system that a server has.
+
+    path: of the model; stop, go: have the server answer no longer, and again.
+    """
+
+    path: Path
+    stop: Callable[[], None]
+    go: Callable[[], None]
+
+
+@contextmanager
+def _fuse(place: Path) -> Iterator[Served]:
     for name in ("squashfuse", "mksquashfs"):
         if shutil.which(name) is None:
             pytest.skip(f"{name} is not installed")
-    source, image, at = tmp_path / "source", tmp_path / "image", tmp_path / "at"
+    source, image, at = place / "source", place / "image", place / "at"
     source.mkdir()
     at.mkdir()
     make_file(source / MODEL, PAGES)
@@ -41,19 +55,53 @@ def served(tmp_path: Path) -> Iterator[tuple[Path, subprocess.Popen[bytes]]]:
     with subprocess.Popen(["squashfuse", "-f", image, at]) as server:
         wait_for((at / MODEL).exists, "the server to answer")
         try:
-            yield at / MODEL, server
+            yield Served(
+                at / MODEL,
+                lambda: server.send_signal(signal.SIGSTOP),
+                lambda: server.send_signal(signal.SIGCONT),
+            )
         finally:
             server.send_signal(signal.SIGCONT)
             subprocess.run(["umount", "--lazy", at], check=True)
             server.terminate()
 
 
-def test_nothing_of_ours_waits_for_a_server(served: tuple[Path, subprocess.Popen[bytes]]) -> None:
-    path, server = served
+@contextmanager
+def nfs(places: Places) -> Iterator[Served]:
+    """The model of tests/native/filesystems.py on NFS, and the kernel that serves it.
+
+    places: where it is, or is made.
+    """
+    path = places.get("nfs")
+    make_cold(path)
+    try:
+        yield Served(path, lambda: serve_nfs(places, 0), lambda: serve_nfs(places, 2))
+    finally:
+        serve_nfs(places, 2)
+
+
+@contextmanager
+def _nfs(place: Path) -> Iterator[Served]:
+    with made_in(place) as places, nfs(places) as served:
+        yield served
+
+
+SERVERS = {"fuse": _fuse, "nfs": _nfs}
+
+
+@pytest.fixture(params=SERVERS)
+def served(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Served]:
+    """A model that a server has, by kind of server."""
+    with SERVERS[request.param](tmp_path) as found:
+        yield found
+
+
+def test_nothing_of_ours_waits_for_a_server(served: Served) -> None:
+    path = served.path
     done("attach", "sequential", "--engine", "agent", "--model", "served", path)
     with path.open("rb", buffering=0) as file:
         file.read(1 << 20)
-        server.send_signal(signal.SIGSTOP)
+        served.stop()
         waiting = subprocess.Popen(["cat", path], stdout=subprocess.DEVNULL)
         try:
             time.sleep(2)  # the attributes that the kernel keeps for a second are old now
@@ -66,6 +114,6 @@ def test_nothing_of_ours_waits_for_a_server(served: tuple[Path, subprocess.Popen
             assert done("status", "--json").data["policies"] == []
             assert waiting.poll() is None
         finally:
-            server.send_signal(signal.SIGCONT)
+            served.go()
         assert waiting.wait(SOON) == 0
         assert os.pread(file.fileno(), 1, PAGES * PAGE_SIZE - 1)

@@ -51,7 +51,7 @@ class Module:
 
 
 #: Loading the observer takes an emulated CPU ten seconds; these tests are about it.
-OBSERVED = ("test_observer", "test_views", "test_controller", "test_api")
+OBSERVED = ("test_observer", "test_views", "test_controller", "test_api", "test_agent_filesystems")
 
 
 @pytest.fixture(autouse=True)
