@@ -27,7 +27,7 @@ GUEST_KREL = $(shell ls -d /lib/modules/6.12*/build 2>/dev/null | sort -V | tail
 RUNNING := $(shell uname -r)
 KREL ?= $(GUEST_KREL)
 
-.PHONY: help deps build peers bpf policies kmod kmod-arm64 check format coverage docs docs-site fuzz fuzz-guided mutate soak test test-unit test-native test-vm test-numa \
+.PHONY: help deps build peers bpf policies kmod kmod-arm64 vm-arm64 check format coverage docs docs-site fuzz fuzz-guided mutate soak test test-unit test-native test-vm test-numa \
 	test-containers test-torch test-loaders test-engines test-ray test-cluster test-old vm vm-shell vm-debug debug-kernel test-kernels demo demo-guest bench wheel wheel-arm64 dist chart \
 	test-delivery install install-data uninstall clean
 
@@ -82,6 +82,11 @@ kmod: ## build the module (KREL=release for another kernel)
 kmod-arm64: deps ## compile the module for arm64 by Debian's cross compiler (nothing of it is run)
 	$(Q)tools/deps.sh cross
 	$(Q)tools/cross_kmod.sh $(GUEST_KREL)
+
+# Not part of `make test`: two machines are emulated, a few minutes each, and their kernels fetched (200 MB).
+vm-arm64: build kmod-arm64 ## the module on arm64: attach, a cold load, detach, in an emulated machine (long)
+	$(Q)tools/deps.sh wheel arm64 vm-arm64
+	$(Q)tools/vm_arm64.sh $(GUEST_KREL) $(FLAVORS)
 
 C_FILES = $(shell git ls-files '*.c' '*.h')
 

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: Apache-2.0
-# Install what is missing for one or more roles: deps.sh [wheel] [demo] [dist] [containers] [arm64] [cross] [kernels] [test]; wheel and test by default.
+# Install what is missing for one or more roles: deps.sh [wheel] [demo] [dist] [containers] [arm64] [cross] [vm-arm64] [kernels] [test]; wheel and test by default.
 #
 #   wheel  what `pip wheel .` and `make install` need: clang, make, Python's venv, libbpf >= 1.4
 #   demo   with wheel: a virtual environment in build/venv-demo
@@ -8,6 +8,7 @@
 #   containers  podman, runc and cpio, and in build/deps containerd
 #   arm64  in build/arm64, Debian 12's libbpf for arm64 and a Python to try the wheel with (Debian only)
 #   cross  the compiler for arm64, for `make kmod-arm64`
+#   vm-arm64  the emulator of an arm64 machine, for `make vm-arm64`
 #   kernels  debootstrap, for `make test-kernels`: compilers of another release of Debian
 #   test   what building the module, testing and the guest need, with a virtual environment in
 #          build/venv and, in build/deps, the servers of Prometheus and NFS
@@ -80,6 +81,10 @@ needs() {
 	fi
 	if role cross; then
 		need gcc-aarch64-linux-gnu gcc-aarch64-linux-gnu has aarch64-linux-gnu-gcc
+	fi
+	if role vm-arm64; then
+		need cpio cpio has cpio
+		need qemu-system-arm qemu-system-aarch64 has qemu-system-aarch64
 	fi
 	if role containers; then
 		need cpio cpio has cpio
