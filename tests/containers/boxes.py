@@ -159,6 +159,12 @@ class Podman:
         self._command += ["--cgroup-manager", "cgroupfs"]
         self._common = [*limits(), "--network", "none"]
 
+    def unmount(self) -> None:
+        """Take away the mount that podman leaves on its storage, which could not be deleted."""
+        at = self.place / "storage" / "overlay"
+        if at.is_mount():
+            subprocess.run(["umount", str(at)], check=True)
+
     def run(self, *words: str) -> str:
         """Run one command of podman, and return what it printed."""
         command = [*self._command, *words]

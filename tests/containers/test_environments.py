@@ -89,12 +89,15 @@ ENVIRONMENTS = {
 
 
 @pytest.fixture(scope="module")
-def podman(tmp_path_factory: pytest.TempPathFactory) -> Podman:
+def podman(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Podman]:
     made = Podman(tmp_path_factory.mktemp("podman"))
-    made.make_image()
-    if reason := made.why_not(()):
-        pytest.skip(f"podman runs no container here: {reason}")
-    return made
+    try:
+        made.make_image()
+        if reason := made.why_not(()):
+            pytest.skip(f"podman runs no container here: {reason}")
+        yield made
+    finally:
+        made.unmount()
 
 
 @pytest.fixture(scope="module")

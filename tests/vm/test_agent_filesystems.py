@@ -28,6 +28,11 @@ def test_what_readers_want_is_counted(places: Places, name: str) -> None:
     test_filesystems.test_what_readers_want_is_counted(places, name)
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_a_model_is_served(places: Places, name: str) -> None:
+    test_filesystems.test_a_model_is_served(places, name)
+
+
 def test_nothing_of_ours_waits_for_an_nfs_server(places: Places) -> None:
     with test_stopped_server.nfs(places) as served:
         test_stopped_server.test_nothing_of_ours_waits_for_a_server(served)
