@@ -16,6 +16,7 @@ import select
 import socket
 import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import Any
 
@@ -232,6 +233,7 @@ class ExitEvents:
             raise UnsupportedError(what, str(error)) from error
         try:
             self._netlink.bind()
+            self._loop = self._netlink.asyncore.event_loop  # of this thread
             self._netlink.control(listen=True)
             # From here on it is read in another thread, which pyroute2's own calls are not for.
             self._socket = socket.socket(fileno=os.dup(self._netlink.fileno()))
@@ -268,6 +270,8 @@ class ExitEvents:
         self._socket.close()
         with suppress(Exception):
             self._netlink.close()
+            # pyroute2 leaves it to the garbage collector, which may close its sockets before it.
+            self._loop.close()
 
 
 def _only_ends(sock: socket.socket) -> None:
@@ -286,23 +290,29 @@ def _only_ends(sock: socket.socket) -> None:
 class DiskDelays:
     """Time that processes waited for block devices, from the kernel's delay accounting.
 
+    pyroute2 has a socket and an event loop for each thread that asks, which nobody closes when the
+    thread ends.  So one thread asks for all, and closes what it has at the end.
+
     why: why it cannot be known; empty if it can.
     """
 
     def __init__(self) -> None:
         self.why = ""
-        self._lock = threading.Lock()
+        self._asker = ThreadPoolExecutor(1, thread_name_prefix="delays")
         self._netlink: Any = None
         try:
-            from pyroute2.netlink.taskstats import TaskStats
-
-            self._netlink = TaskStats()
-            self._netlink.bind()
+            self._asker.submit(self._open).result()
         except Exception as error:
             self.why = f"delay accounting cannot be asked for ({error})"
         # Since 5.14 (commit e4042ad49235) it is off unless switched on; 0 would be a lie.
         if not self.why and (LIVE.read("/proc/sys/kernel/task_delayacct") or "1") == "0":
             self.why = "delay accounting is off (kernel.task_delayacct is 0)"
+
+    def _open(self) -> None:
+        from pyroute2.netlink.taskstats import TaskStats
+
+        self._netlink = TaskStats()
+        self._netlink.bind()
 
     def of(self, pid: int) -> int | None:
         """Return how long the threads of a process have waited for block devices.
@@ -315,24 +325,34 @@ class DiskDelays:
         """
         if self.why:
             return None
+        try:
+            return self._asker.submit(self._ask, pid).result()
+        except Exception as error:  # pyroute2 raises classes of its own
+            _log.debug("no delays of process %d: %s", pid, error)
+            return None
+
+    def _ask(self, pid: int) -> int:
         from pyroute2.netlink import NLM_F_REQUEST
         from pyroute2.netlink.taskstats import TASKSTATS_CMD_GET, tcmd
 
         request = tcmd()
         request["cmd"], request["version"] = TASKSTATS_CMD_GET, 1
         request["attrs"].append(["TASKSTATS_CMD_ATTR_TGID", pid])
-        try:
-            with self._lock:
-                link = self._netlink
-                (answer, *_) = link.nlm_request(request, link.prid, msg_flags=NLM_F_REQUEST)
-            stats = answer.get_attr("TASKSTATS_TYPE_AGGR_TGID").get_attr("TASKSTATS_TYPE_STATS")
-            return int(stats["blkio_delay_total"])
-        except Exception as error:  # pyroute2 raises classes of its own
-            _log.debug("no delays of process %d: %s", pid, error)
-            return None
+        link = self._netlink
+        (answer, *_) = link.nlm_request(request, link.prid, msg_flags=NLM_F_REQUEST)
+        stats = answer.get_attr("TASKSTATS_TYPE_AGGR_TGID").get_attr("TASKSTATS_TYPE_STATS")
+        return int(stats["blkio_delay_total"])
 
     def close(self) -> None:
         """Hang up."""
+        with suppress(Exception):
+            self._asker.submit(self._close).result()
+        self._asker.shutdown()
+
+    def _close(self) -> None:
         if self._netlink is not None:
-            with suppress(Exception):
+            loop = self._netlink.asyncore.event_loop
+            try:
                 self._netlink.close()
+            finally:
+                loop.close()

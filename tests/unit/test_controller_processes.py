@@ -3,11 +3,14 @@
 
 from __future__ import annotations
 
+import asyncio
+import gc
 import os
 import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -228,3 +231,34 @@ def test_delays_are_those_of_proc() -> None:
         assert found is not None and found >= ticks * 10**9 // os.sysconf("SC_CLK_TCK")
         assert delays.of(2**22) is None
     delays.close()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="process events and delays are asked for by root")
+def test_no_event_loop_is_left_to_the_garbage_collector() -> None:
+    """Of pyroute2's, whichever thread makes, uses and closes them; it may find them half closed."""
+    made: list[DiskDelays | processes.ExitEvents] = []
+
+    def make() -> None:
+        made.append(DiskDelays())
+        with suppress(UnsupportedError):  # not the first network namespace
+            made.append(processes.ExitEvents())
+
+    def ask() -> None:
+        delays = made[0]
+        assert isinstance(delays, DiskDelays)
+        delays.why = ""  # also where the kernel does not count them
+        delays.of(os.getpid())
+
+    def loops() -> dict[int, asyncio.AbstractEventLoop]:
+        known = (found for found in gc.get_objects() if isinstance(found, asyncio.BaseEventLoop))
+        return {id(loop): loop for loop in known}
+
+    before = loops()
+    for work in (make, ask, ask):
+        thread = threading.Thread(target=work)
+        thread.start()
+        thread.join()
+    opened = [loop for number, loop in loops().items() if number not in before]
+    for source in made:
+        source.close()
+    assert opened and all(loop.is_closed() for loop in opened)
