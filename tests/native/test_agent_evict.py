@@ -102,7 +102,7 @@ def test_what_attach_says_is_not_done(file: Path) -> None:
     assert isinstance(engine, dict)
     assert engine["not_honored"][0].startswith("the hook evict")
     run("detach", "pin")
-    engine = attach("sequential", file)["engine"]
+    engine = attach("noop", file)["engine"]
     assert isinstance(engine, dict)
     assert not any(text.startswith("the hook evict") for text in engine["not_honored"])
 

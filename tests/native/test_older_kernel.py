@@ -116,7 +116,8 @@ def test_streams_are_read_ahead(
         # A page that the reader was first to ask for is not prefetched.
         name = "prefetched_bytes"
         prefetched = model["counters"][name] - model["counters_before"][name]
-        assert parts[0] <= prefetched <= counters["prefetch_issued_bytes"]
+        twice = 0 if has_folios() else 0.01 * PAGES * PAGE_SIZE
+        assert parts[0] - twice <= prefetched <= counters["prefetch_issued_bytes"]
 
 
 @pytest.mark.parametrize("name", names())
@@ -157,10 +158,11 @@ def test_where_functions_take_no_programs(
         counted = model["counters"]
         assert shown["level"] == "degraded"
         assert counted["added_bytes"] // PAGE_SIZE in (PAGES, PAGES + 1)
-        assert (
-            counted["evicted_fadvise_bytes"] == counted["added_bytes"] == counted["removed_bytes"]
-        )
-        assert model["resident_bytes"] == 0 == cached(path)
+        # The page behind the file's end that 5.15 brings lies outside of what is dropped.
+        behind = counted["added_bytes"] - counted["removed_bytes"]
+        assert behind in ((0,) if has_folios() else (0, PAGE_SIZE))
+        assert counted["evicted_fadvise_bytes"] == counted["removed_bytes"]
+        assert (model["resident_bytes"], cached(path)) == (behind, 0)
         assert not any(counted.get(name) for name in shown["uncounted"])
 
 
