@@ -26,6 +26,7 @@ import threading
 from collections import deque
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cache
 
 #: Of the agent's environment, what the interpreter may need to be started.
 ENVIRONMENT = {name: text for name, text in os.environ.items() if name == "LD_LIBRARY_PATH"}
@@ -53,6 +54,7 @@ DONE = struct.Struct("=i4xQQQ")
 
 _MADV_POPULATE_READ = 22  # include/uapi/asm-generic/mman-common.h, since 5.14
 _PROT_READ, _MAP_SHARED = 1, 1
+_BTF, _HUGE_PAGES = "/sys/kernel/btf/vmlinux", "/sys/kernel/mm/transparent_hugepage"
 _PR_SET_NAME, _PR_SET_NO_NEW_PRIVS = 15, 38
 _CAPABILITY_VERSION = 0x20080522  # 3, in include/uapi/linux/capability.h
 _MPOL_DEFAULT, _MPOL_PREFERRED = 0, 1
@@ -86,11 +88,33 @@ def by_readahead(fd: int, start: int, length: int) -> None:
         raise _error()
 
 
+@cache
+def reads_huge_pages() -> bool:
+    """Tell whether the kernel reads all of a huge page when one page of it is touched.
+
+    Where it does not, it reads the one page of a mapping for random access, so that a chunk is 512
+    requests of the device.
+
+    Returns:
+        Whether it has transparent huge pages and readahead of large folios; False also where the
+        names of its functions cannot be read.
+
+    Source: do_sync_mmap_readahead(), Linux 5.18 (commit 4687fdbb805a), which came with
+    page_cache_ra_order() (commit 793917d997df).
+    """
+    try:
+        with open(_BTF, "rb") as file:
+            return b"\0page_cache_ra_order\0" in file.read() and os.path.isdir(_HUGE_PAGES)
+    except OSError:
+        return False
+
+
 def by_populate(fd: int, start: int, length: int, huge: bool = True) -> None:
     """Read a range of a file into the page cache and wait for it, by MADV_POPULATE_READ.
 
-    A whole, aligned chunk is read in huge pages where the file system has them.  A huge page is
-    always filled whole, so of a part of a chunk just its pages are read, in small folios.
+    A whole, aligned chunk is read in huge pages where the file system has them and the kernel
+    reads them whole.  A huge page is always filled whole, so of a part of a chunk just its pages
+    are read, in small folios.
 
     Args:
         fd: the file, open for reading.
@@ -103,7 +127,7 @@ def by_populate(fd: int, start: int, length: int, huge: bool = True) -> None:
 
     Source: madvise(2), MADV_POPULATE_READ (Linux 5.14).
     """
-    huge = huge and start % CHUNK_BYTES == 0 and length == CHUNK_BYTES
+    huge = huge and start % CHUNK_BYTES == 0 and length == CHUNK_BYTES and reads_huge_pages()
     if not huge:
         for at in range(start, start + length, _PIECE_BYTES):
             by_readahead(fd, at, min(_PIECE_BYTES, start + length - at))

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from pagecache_bpf.agent import worker
 from pagecache_bpf.errors import UsageError
 from pagecache_bpf.kernel.cachestat import cached_pages
 from pagecache_bpf.kernel.file_pages import PAGE_SIZE
@@ -69,3 +70,46 @@ def test_what_was_read_is_cached(files: list[Path]) -> None:
 
 def test_a_file_that_is_gone_is_no_error_of_the_read(tmp_path: Path) -> None:
     assert read_once.read(tmp_path / "gone", [(0, PAGE_SIZE)], None) == 0
+
+
+@pytest.mark.parametrize(
+    ("functions", "huge_pages", "pieces"),
+    [
+        (b"\0page_cache_ra_order\0", True, 0),
+        (b"\0page_cache_ra_unbounded\0", True, 4),  # before 5.18
+        (b"\0page_cache_ra_order\0", False, 4),  # PREEMPT_RT
+        (None, True, 4),
+    ],
+)
+def test_a_chunk_is_read_ahead_of_where_touching_it_reads_single_pages(
+    disk: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    functions: bytes | None,
+    huge_pages: bool,
+    pieces: int,
+) -> None:
+    path = disk / "chunk"
+    path.write_bytes(bytes(worker.CHUNK_BYTES))
+    if functions is not None:
+        (tmp_path / "vmlinux").write_bytes(functions)
+    monkeypatch.setattr(worker, "_BTF", str(tmp_path / "vmlinux"))
+    monkeypatch.setattr(worker, "_HUGE_PAGES", str(disk if huge_pages else disk / "none"))
+    read = worker.by_readahead
+    asked: list[int] = []
+
+    def by_readahead(fd: int, start: int, length: int) -> None:
+        asked.append(length)
+        read(fd, start, length)
+
+    monkeypatch.setattr(worker, "by_readahead", by_readahead)
+    worker.reads_huge_pages.cache_clear()
+    try:
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+            worker.by_populate(file.fileno(), 0, worker.CHUNK_BYTES)
+            assert cached_pages(file.fileno()) == worker.CHUNK_BYTES // PAGE_SIZE
+    finally:
+        worker.reads_huge_pages.cache_clear()
+    assert len(asked) == pieces and sum(asked) in (0, worker.CHUNK_BYTES)
