@@ -182,14 +182,16 @@ def test_a_window_is_not_exceeded_when_the_reader_stops(file: Path) -> None:
         assert reader.stdout is not None
         assert [reader.stdout.readline() for _ in range(2)] == ["started\n", "done\n"]
         reader.send_signal(signal.SIGSTOP)
-        idle()
-        held = resident_pages(file)
-        # Huge pages are filled whole: the window ends at most one of them later.
-        assert pages < held <= pages + 256 + 512 + KERNEL_AHEAD
-        time.sleep(0.3)
-        assert resident_pages(file) == held
-        reader.send_signal(signal.SIGCONT)
-        reader.stdin.close()  # type: ignore[union-attr]
+        try:
+            idle()
+            held = resident_pages(file)
+            # Huge pages are filled whole: the window ends at most one of them later.
+            assert pages < held <= pages + 256 + 512 + KERNEL_AHEAD
+            time.sleep(0.3)
+            assert resident_pages(file) == held
+        finally:  # a stopped process would be waited for for ever
+            reader.send_signal(signal.SIGCONT)
+            reader.stdin.close()  # type: ignore[union-attr]
 
 
 def test_random_readers_are_not_punished(file: Path) -> None:
