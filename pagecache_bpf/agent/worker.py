@@ -55,6 +55,7 @@ DONE = struct.Struct("=i4xQQQ")
 _MADV_POPULATE_READ = 22  # include/uapi/asm-generic/mman-common.h, since 5.14
 _PROT_READ, _MAP_SHARED = 1, 1
 _BTF, _HUGE_PAGES = "/sys/kernel/btf/vmlinux", "/sys/kernel/mm/transparent_hugepage"
+_looking = threading.Lock()
 _PR_SET_NAME, _PR_SET_NO_NEW_PRIVS = 15, 38
 _CAPABILITY_VERSION = 0x20080522  # 3, in include/uapi/linux/capability.h
 _MPOL_DEFAULT, _MPOL_PREFERRED = 0, 1
@@ -88,7 +89,6 @@ def by_readahead(fd: int, start: int, length: int) -> None:
         raise _error()
 
 
-@cache
 def reads_huge_pages() -> bool:
     """Tell whether the kernel reads all of a huge page when one page of it is touched.
 
@@ -102,6 +102,13 @@ def reads_huge_pages() -> bool:
     Source: do_sync_mmap_readahead(), Linux 5.18 (commit 4687fdbb805a), which came with
     page_cache_ra_order() (commit 793917d997df).
     """
+    with _looking:  # one of the threads looks, which takes some milliseconds
+        return _has_huge_reads()
+
+
+@cache
+def _has_huge_reads() -> bool:
+    """Look for what reads_huge_pages() tells of."""
     try:
         with open(_BTF, "rb") as file:
             return b"\0page_cache_ra_order\0" in file.read() and os.path.isdir(_HUGE_PAGES)
@@ -351,6 +358,7 @@ def give_up_rights() -> None:
 def main() -> None:
     """Serve the socket whose descriptor is the only argument; the process ends in here."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    reads_huge_pages()  # now, and not when something is to be read
     call_reader()
     give_up_rights()
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)

@@ -103,7 +103,7 @@ def test_a_chunk_is_read_ahead_of_where_touching_it_reads_single_pages(
         read(fd, start, length)
 
     monkeypatch.setattr(worker, "by_readahead", by_readahead)
-    worker.reads_huge_pages.cache_clear()
+    worker._has_huge_reads.cache_clear()
     try:
         with path.open("rb") as file:
             os.fsync(file.fileno())
@@ -111,5 +111,5 @@ def test_a_chunk_is_read_ahead_of_where_touching_it_reads_single_pages(
             worker.by_populate(file.fileno(), 0, worker.CHUNK_BYTES)
             assert cached_pages(file.fileno()) == worker.CHUNK_BYTES // PAGE_SIZE
     finally:
-        worker.reads_huge_pages.cache_clear()
+        worker._has_huge_reads.cache_clear()
     assert len(asked) == pieces and sum(asked) in (0, worker.CHUNK_BYTES)
