@@ -25,13 +25,23 @@ def queue_of(path: Path) -> Path:
 
 def device_bytes_read(path: Path) -> int | None:
     """Return the bytes read so far from the device below `path`; None without one (9p, tmpfs)."""
+    sectors = _count(path, 2)
+    # The kernel's unit here, whatever the device's sector size.
+    return None if sectors is None else sectors * 512
+
+
+def device_reads(path: Path) -> int | None:
+    """Return the reads that the device below `path` has completed; None without one."""
+    return _count(path, 0)
+
+
+def _count(path: Path, column: int) -> int | None:
     device = os.stat(path).st_dev
     stat = Path(f"/sys/dev/block/{os.major(device)}:{os.minor(device)}/stat")
     try:
-        sectors = int(stat.read_text().split()[2])
+        return int(stat.read_text().split()[column])
     except FileNotFoundError:
         return None
-    return sectors * 512  # the kernel's unit here, whatever the device's sector size
 
 
 def difference(before: int | None, after: int | None) -> int | None:

@@ -16,6 +16,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from benchmarks.disks import queue_of
+from pagecache_bpf.errors import PagecacheError
 from pagecache_bpf.kernel.process_tree import is_alive
 
 USUAL = "128"
@@ -23,11 +25,10 @@ USUAL = "128"
 
 def window_of(path: Path) -> Path | None:
     """The file with the readahead window, in KiB, of the device below a file, if it has one."""
-    device = path.stat().st_dev
-    block = Path("/sys/dev/block") / f"{os.major(device)}:{os.minor(device)}"
-    # A partition has the queue of its disk.
-    places = (block / "queue", block.resolve().parent / "queue")
-    return next((place / "read_ahead_kb" for place in places if place.exists()), None)
+    try:
+        return queue_of(path) / "read_ahead_kb"
+    except PagecacheError:
+        return None
 
 
 @contextmanager
