@@ -169,6 +169,12 @@ static __always_inline void standby_look(struct standby *it, const struct pageca
 	it->settled = !ctx->inflight_pages;
 }
 
+/* How fast the reader was in the looks of this state that count, in pages a second. */
+static __always_inline u64 standby_rate(const struct standby *it)
+{
+	return it->pages * 1000000000ULL / max_u64(it->ns, 1);
+}
+
 static __always_inline bool standby_leaves(const struct standby *it)
 {
 	return it->standing_down || it->state == STANDBY_CHECKING;
@@ -209,7 +215,7 @@ static __always_inline void standby_give_up(struct standby *it, struct standby_m
 static __always_inline void standby_alone(struct standby *it, const struct pagecache_ctx *ctx,
 					  u64 pages)
 {
-	u64 rate = it->pages * 1000000000ULL / it->ns;
+	u64 rate = standby_rate(it);
 
 	it->alone_pages_per_s = rate;
 	it->device_pages_per_s = device_speed(ctx);
@@ -281,7 +287,7 @@ static __always_inline void standby_checked(struct standby *it, struct standby_m
 	it->left_pages -= min_u64(it->left_pages, pages);
 	if (it->looks < 2 && it->left_pages)
 		return;
-	it->alone_pages_per_s = it->pages * 1000000000ULL / max_u64(it->ns, 1);
+	it->alone_pages_per_s = standby_rate(it);
 	if (it->looks < 2 || it->alone_pages_per_s < it->helped_pages_per_s)
 		standby_go_on(it, ctx);
 	else
@@ -303,7 +309,7 @@ static __always_inline void standby_helped(struct standby *it, struct standby_mo
 		return;
 	/* In a try the last look counts: the first has the beginning in it. */
 	if (it->state == STANDBY_HELPING)
-		rate = it->pages * 1000000000ULL / max_u64(it->ns, 1);
+		rate = standby_rate(it);
 	it->helped_pages_per_s = rate;
 	if (!it->deep && it->state == STANDBY_HELPING) {
 		standby_check(it, ctx, window);
