@@ -21,7 +21,7 @@ import struct
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,7 @@ from benchmarks import (
     cgroups,
     checkpoints,
     directio,
+    engines,
     hosted,
     loaders,
     matrix_cells,
@@ -46,7 +47,7 @@ from benchmarks.guest.devices import scaled_device
 from benchmarks.matrix_cells import Reader, Setting
 from pagecache_bpf.errors import PagecacheError, PrivilegeError, UsageError
 from pagecache_bpf.policy.agent_device import SOCKET
-from pagecache_bpf.weights.models import Model
+from pagecache_bpf.weights.models import Model, resolve
 
 DEFAULT = "default"
 _ROUNDS = 7
@@ -218,11 +219,7 @@ class Bench:
         row = self._row(setting, case, reader.name, state)
         row.wanted_bytes = matrix_readers.wanted(reader, case.checkpoint)
         drop(case.files)
-        whole = native.memory_of(case.checkpoint)
-        with (
-            memory.backed(_RANDOM_BYTES) if reader.kind == "random" else whole,
-            memory_limit(setting) as enter,
-        ):
+        with _memory_of(reader, case.checkpoint), memory_limit(setting) as enter:
             before = our_cpu_s() if state[1] else 0.0
             outcome = matrix_readers.run(reader, case.checkpoint, case.reference, enter, number)
             ours = our_cpu_s() - before if state[1] else 0.0
@@ -242,6 +239,15 @@ class Bench:
         rounds.record(row, *rounds.cold(case, run))
 
 
+def _memory_of(reader: Reader, model: Model) -> AbstractContextManager[object]:
+    """Have what a load takes be memory that the host has given already."""
+    if reader.kind == "random":
+        return memory.backed(_RANDOM_BYTES)
+    if reader.kind == "engine":  # pages, and tensors of a larger type
+        return memory.backed(3 * model.size + engines.PROCESS_BYTES)
+    return native.memory_of(model)
+
+
 @contextmanager
 def memory_limit(setting: Setting) -> Iterator[Callable[[], None]]:
     """Make the cgroup of a setting; yield what a process calls to go into it.
@@ -252,6 +258,8 @@ def memory_limit(setting: Setting) -> Iterator[Callable[[], None]]:
         yield lambda: None
         return
     limit = int(setting.size * matrix_cells.TIGHT_SHARE) + _PROCESS_BYTES
+    if setting.model != matrix_cells.GENERATED:
+        limit += 2 * setting.size + engines.PROCESS_BYTES
     with cgroups.group(f"matrix-{os.getpid()}", limit) as group:
         yield group.enter
 
@@ -265,7 +273,7 @@ def measure_here(
     loaders.warm_up()
     bench = Bench(report, lambda: schema.write(options.out, report), say)
     begun = time.monotonic()
-    models: dict[tuple[int, int], tuple[Model, loaders.Reference]] = {}
+    models: dict[tuple[int, int, str], tuple[Model, loaders.Reference]] = {}
     for number in range(options.rounds):
         for setting in wanted:
             names = [
@@ -279,12 +287,13 @@ def measure_here(
                 say("time is over; started again it goes on here")
                 return
             cut(report.rows, setting, number)
-            key = setting.size, setting.shards
+            key = setting.size, setting.shards, setting.model
+            if not names:
+                continue
             if key not in models:
-                if sum(size for size, _ in models) + setting.size > 4 << 30:
+                if sum(size for size, _, _ in models) + setting.size > 4 << 30:
                     models.clear()
-                root = hosted.MODELS / f"llama-{setting.size}-{setting.shards}"
-                model = checkpoints.generate(root, setting.size, setting.shards)
+                model = _model_of(setting)
                 models[key] = model, loaders.Reference(model.files)
             model, reference = models[key]
             fs = native.file_system(model.root)
@@ -299,6 +308,15 @@ def measure_here(
             say(
                 f"round {number + 1}/{options.rounds} {setting.name}: {time.monotonic() - at:.0f} s"
             )
+
+
+def _model_of(setting: Setting) -> Model:
+    """Make the model that the readers of a setting load, once."""
+    if setting.model == matrix_cells.GENERATED:
+        root = hosted.MODELS / f"llama-{setting.size}-{setting.shards}"
+        return checkpoints.generate(root, setting.size, setting.shards)
+    root = engines.make(setting.model, hosted.MODELS / f"engine-{setting.model}-{engines.LAYERS}")
+    return resolve(root)
 
 
 def measure_inside(options: argparse.Namespace, say: hosted.Say) -> schema.Report:

@@ -16,12 +16,14 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 
-from benchmarks import peers
+from benchmarks import engines
 
 MB = 1_000_000
 #: At most so many times the default's seconds and bytes of the device.
 TIME_LIMIT, BYTES_LIMIT = 1.02, 1.05
 POLICIES = ("sequential", "maio")
+#: What the readers of a setting load: tensors of no architecture, or what an engine can start on.
+GENERATED = "generated"
 AMPLE, TIGHT = "ample", "45%"
 TIGHT_SHARE = 0.45
 
@@ -61,34 +63,34 @@ class Device:
 class Reader:
     """A program, and in which order it reads.
 
-    kind: "whole" (front to back), "ranks" (slices of tensors) or "random".  needs: a program or a
-    Python module without which it is not installed; where: "path", "peers" (the environment of
-    `make peers`).  own_model: it does not load the checkpoint that the others load.
+    kind: "whole" (front to back), "ranks" (slices of tensors), "random" or "engine" (in its own
+    order, and it answers).  needs: a program, or of an engine the Python module, without which it
+    is not installed.  model: what it loads, see Setting.
     """
 
     name: str
     kind: str
     needs: str = ""
-    where: str = "path"
-    own_model: bool = False
+    model: str = GENERATED
 
     @property
     def absent(self) -> str:
         """Why it cannot run here; empty: it can."""
         if not self.needs:
             return ""
-        found = shutil.which(self.needs) if self.where == "path" else _has_module(self.needs)
-        if not found:
-            return "not installed"
-        return "loads a checkpoint of its own" if self.own_model else ""
+        if self.kind == "engine":
+            made = _has_module(self.needs)
+            return "" if made else "not installed: make build/venv-loaders/.engines"
+        return "" if shutil.which(self.needs) else "not installed"
 
 
 @cache
 def _has_module(name: str) -> bool:
-    if not peers.PYTHON.exists():
+    """Tell whether the environment of the engines has a module; it is not imported."""
+    if not engines.PYTHON.exists():
         return False
-    done = subprocess.run([peers.PYTHON, "-c", f"import {name}"], capture_output=True)
-    return done.returncode == 0
+    code = f"import sys, importlib.util as util; sys.exit(util.find_spec({name!r}) is None)"
+    return subprocess.run([engines.PYTHON, "-c", code], capture_output=True).returncode == 0
 
 
 READERS = (
@@ -99,9 +101,9 @@ READERS = (
     Reader("mmap by pages", "whole"),
     Reader("cp", "whole", "cp"),
     Reader("io_uring, buffered (fio)", "whole", "fio"),
-    Reader("llama.cpp", "whole", "llama_cpp", "peers", own_model=True),
-    Reader("transformers", "whole", "transformers", "peers", own_model=True),
-    Reader("vLLM", "whole", "vllm", "peers", own_model=True),
+    Reader("transformers", "engine", "transformers", engines.LLAMA),
+    Reader("vLLM", "engine", "vllm", engines.LLAMA),
+    Reader("llama.cpp", "engine", "xllamacpp", engines.GGUF),
     Reader("rank 0 of 2", "ranks"),
     Reader("two ranks", "ranks"),
     Reader("random 4 KiB pread", "random"),
@@ -119,19 +121,22 @@ class Setting:
     """What a round attaches once for: a device, a model on it and the memory of its readers.
 
     size: bytes of the model; shards: its files; memory: AMPLE or TIGHT, a memory cgroup that holds
-    so much of the model beside what the reader itself allocates.
+    so much of the model beside what the reader itself allocates.  model: GENERATED, engines.LLAMA
+    or engines.GGUF, of which size and shards are about so many.
     """
 
     device: Device
     size: int
     shards: int
     memory: str = AMPLE
+    model: str = GENERATED
 
     @property
     def name(self) -> str:
         """In a few words."""
         files = f"{self.shards} shards" if self.shards > 1 else "1 file"
-        return f"{self.device.name}, {size_text(self.size)} in {files}, {self.memory}"
+        kind = "" if self.model == GENERATED else f" {self.model}"
+        return f"{self.device.name}, {size_text(self.size)}{kind} in {files}, {self.memory}"
 
     @property
     def labels(self) -> dict[str, object]:
@@ -141,6 +146,7 @@ class Setting:
             "size": self.size,
             "shards": self.shards,
             "memory": self.memory,
+            **({} if self.model == GENERATED else {"model": self.model}),
         }
 
 
@@ -179,6 +185,8 @@ GUESTS = tuple(
 )
 _SIZES = (90 * MB, 1000 * MB, 4000 * MB)
 _GUEST_SIZE = 64 * MB
+#: Of the engines' models: bytes, about, and files.
+_ENGINE_MODELS = ((1200 * MB, 9, engines.LLAMA), (1200 * MB, 1, engines.GGUF))
 #: Readers of the short form, whole and random ones.
 _SHORT = ("safe_open", "read 1 MiB", "pread by 8 threads", "mmap by pages")
 _SHORT_RANDOM = (
@@ -192,17 +200,16 @@ _SHORT_RANDOM = (
 def settings(short: bool) -> list[Setting]:
     """Return the settings of the whole matrix, or of the short form."""
     if short:
-        return [
-            Setting(device, size, shards, memory)
-            for device in (NATIVE[0], NATIVE[-1])
-            for size, shards, memory in (
-                (1000 * MB, 1, AMPLE),
-                (90 * MB, 1, AMPLE),
-                (1000 * MB, 48, AMPLE),
-                (1000 * MB, 1, TIGHT),
-                (90 * MB, 48, AMPLE),
-            )
-        ]
+        devices = (NATIVE[0], NATIVE[-1])
+        choices = (
+            (1000 * MB, 1, AMPLE),
+            (90 * MB, 1, AMPLE),
+            (1000 * MB, 48, AMPLE),
+            (1000 * MB, 1, TIGHT),
+            (90 * MB, 48, AMPLE),
+        )
+        made = [Setting(device, *choice) for device in devices for choice in choices]
+        return [*made, *_engine_settings(devices, (AMPLE,))]
     native = [
         Setting(*choice) for choice in itertools.product(NATIVE, _SIZES, (1, 48), (AMPLE, TIGHT))
     ]
@@ -210,13 +217,23 @@ def settings(short: bool) -> list[Setting]:
         Setting(*choice)
         for choice in itertools.product(GUESTS, (_GUEST_SIZE,), (1, 4), (AMPLE, TIGHT))
     ]
-    return [*native, *guests]
+    return [*native, *_engine_settings(NATIVE, (AMPLE, TIGHT)), *guests]
+
+
+def _engine_settings(devices: Sequence[Device], memories: Sequence[str]) -> list[Setting]:
+    """Return the settings of the engines: their environment is not in the guest."""
+    return [
+        Setting(device, size, shards, memory, model)
+        for device in devices
+        for memory in memories
+        for size, shards, model in _ENGINE_MODELS
+    ]
 
 
 def readers(setting: Setting, short: bool) -> list[Reader]:
     """Return the readers of a setting, those that cannot run here too."""
-    if not short:
-        return list(READERS)
+    if not short or setting.model != GENERATED:
+        return [reader for reader in READERS if reader.model == setting.model]
     names: tuple[str, ...] = _SHORT
     if setting.shards == 1 and setting.size > 500 * MB and setting.memory == AMPLE:
         names += _SHORT_RANDOM

@@ -19,7 +19,7 @@ from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
 
-from benchmarks import hosted, loaders, orders
+from benchmarks import engines, hosted, loaders, orders
 from benchmarks.disks import device_bytes_read, difference, settled_bytes_read
 from benchmarks.loaders import Loaded, Outcome, Reference
 from benchmarks.matrix_cells import Reader
@@ -128,6 +128,29 @@ def _by_program(
     return loaders.in_child(work, words(model)[0])
 
 
+def engine_of(reader: Reader) -> str:
+    """Return the function of tests/engines/start.py that starts an engine."""
+    return reader.name.replace(".", "_").lower()
+
+
+def _by_engine(reader: Reader, model: Model, enter: Enter) -> Outcome:
+    """Start an engine; its seconds are those of its load, its bytes and CPU those of the start.
+
+    That it has read every byte rightly its answer tells: it is that of the first start.
+    """
+    before = device_bytes_read(model.files[0])
+    made = engines.start(engine_of(reader), model.root, enter)
+    read = difference(before, settled_bytes_read(model.files[0]))
+    correct = _answers.setdefault((reader.name, model.root), made.answer) == made.answer
+    return Outcome(
+        made.load_seconds, model.size, correct, made.begun_s, made.ended_s, read, made.cpu_s
+    )
+
+
+#: What the engines have answered at first, by reader and model.
+_answers: dict[tuple[str, Path], object] = {}
+
+
 def _cp(model: Model) -> list[str]:
     return [
         "sh",
@@ -176,6 +199,8 @@ def run(reader: Reader, model: Model, reference: Reference, enter: Enter, seed: 
     Raises:
         PagecacheError: the reader failed.
     """
+    if reader.kind == "engine":
+        return _by_engine(reader, model, enter)
     if reader.kind == "random":
         return _at_random(reader, model, reference, enter, seed)
     if reader.kind == "ranks":

@@ -16,7 +16,7 @@ from benchmarks.matrix_cells import BYTES_LIMIT, TIME_LIMIT, Ratio, Setting, pai
 from benchmarks.schema import Report, Row
 from pagecache_bpf.cli.output import table
 
-_PLACE = ("device", "size", "shards", "memory")
+_PLACE = ("device", "size", "shards", "memory", "model")
 
 
 @dataclass(frozen=True)
@@ -67,8 +67,14 @@ def results(report: Report) -> list[Result]:
             [float(count) for count in row.device_bytes_rounds],
         )
         of_limit = None
-        whole = matrix_cells.BY_NAME[row.loader].kind == "whole"
-        if whole and limit and limit.median_s and default.median_s and row.median_s:
+        kind = matrix_cells.BY_NAME[row.loader].kind
+        if (
+            kind in ("whole", "engine")
+            and limit
+            and limit.median_s
+            and default.median_s
+            and row.median_s
+        ):
             of_limit = limit.median_s / default.median_s, limit.median_s / row.median_s
         per_gb = row.wanted_bytes / 1e9
         cpu = [second for second in row.extra["reader_cpu_s"] if second is not None]
@@ -87,7 +93,7 @@ def results(report: Report) -> list[Result]:
 
 
 def _place(row: Row) -> tuple[Any, ...]:
-    return tuple(row.extra[key] for key in _PLACE)
+    return tuple(row.extra.get(key) for key in _PLACE)
 
 
 def _ratio(ratio: Ratio | None) -> str:

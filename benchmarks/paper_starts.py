@@ -23,18 +23,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks import cgroups, hosted, memory, native
+from benchmarks import cgroups, engines, hosted, memory, native
 from benchmarks.cachestat import drop
 from benchmarks.control import on_agent
 from benchmarks.disks import device_bytes_read, settled_bytes_read
 from pagecache_bpf.errors import PagecacheError
 from pagecache_bpf.weights.models import resolve
 
-PYTHON = hosted.BUILD / "venv-loaders" / "bin" / "python"
-_ROOT = Path(__file__).resolve().parents[1]
-_START = _ROOT / "tests" / "engines" / "start.py"
-#: Layers of the model: 30 make 1.1 GB.
-LAYERS = 30
 _SAMPLE_SECONDS = 0.05
 NATIVE, EAGER, PRECACHE, MAIO, EARLY = (
     "Native",
@@ -44,9 +39,6 @@ NATIVE, EAGER, PRECACHE, MAIO, EARLY = (
     "run --prefetch",
 )
 WAYS = (NATIVE, EAGER, PRECACHE, MAIO, EARLY)
-_ENVIRONMENT = {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-#: What the process of an engine takes beside its weights in two types and its packages, in bytes.
-_PROCESS_BYTES = 1536 << 20
 
 
 @dataclass(frozen=True)
@@ -71,23 +63,10 @@ def make_models(count: int) -> list[Path]:
 
     Raises PagecacheError where the engine is not installed.
     """
-    if not PYTHON.exists():
-        raise PagecacheError(
-            "transformers is not installed for the benchmarks",
-            "",
-            "make build/venv-loaders/.engines",
-        )
-    code = (
-        "import sys, pathlib\nfrom tests.engines import models\n"
-        f"models.LAYERS = {LAYERS}\nmodels.llama(pathlib.Path(sys.argv[1]))\n"
-    )
-    made = []
-    for number in range(count):
-        place = hosted.MODELS / f"paper-start-{LAYERS}-{number}"
-        place.mkdir(parents=True, exist_ok=True)
-        subprocess.run([PYTHON, "-c", code, place], check=True, cwd=_ROOT)
-        made.append(place / "llama")
-    return made
+    return [
+        engines.make(engines.LLAMA, hosted.MODELS / f"paper-start-{engines.LAYERS}-{number}")
+        for number in range(count)
+    ]
 
 
 @contextmanager
@@ -127,7 +106,7 @@ def start(
     files = resolve(model).files
     if not keep:
         drop(files)
-    command: list[str] = [str(PYTHON), str(_START), "transformers", str(model)]
+    command = engines.command("transformers", model)
     if way == EARLY:
         words = [sys.executable, "-m", "pagecache_bpf", "run", "--prefetch"]
         command = [*words, *(["--keep"] if keep else []), "--weights", str(model), "--", *command]
@@ -146,7 +125,7 @@ def start(
             command,
             stdout=out,
             stderr=errors,
-            env={**os.environ, **_ENVIRONMENT},
+            env={**os.environ, **engines.ENVIRONMENT},
             preexec_fn=enter,
         )
         eager = _eager(files, enter) if way == EAGER else None
@@ -167,7 +146,7 @@ def start(
 @contextmanager
 def _memory_there(files: Sequence[Path]) -> Iterator[None]:
     """Have what the start takes be memory that the host has given already: pages and tensors."""
-    with memory.backed(3 * sum(file.stat().st_size for file in files) + _PROCESS_BYTES):
+    with memory.backed(3 * sum(file.stat().st_size for file in files) + engines.PROCESS_BYTES):
         memory.touch()
         yield
 
@@ -180,7 +159,7 @@ def _eager(files: Sequence[Path], enter: Callable[[], None] | None) -> subproces
         "for thread in threading.enumerate()[1:]: thread.join()\n"
     )
     words = [sys.executable, "-c", code, *map(str, files)]
-    return subprocess.Popen(words, cwd=_ROOT, preexec_fn=enter)
+    return subprocess.Popen(words, cwd=hosted.ROOT, preexec_fn=enter)
 
 
 def measure_starts(paper: Any) -> None:
@@ -207,7 +186,7 @@ def measure_swaps(paper: Any) -> None:
     size = resolve(models[0]).size
     _warm(models[0])
     ways = (NATIVE, EAGER, PRECACHE, EARLY)
-    limit = int(0.45 * size) + 2 * size + _PROCESS_BYTES
+    limit = int(0.45 * size) + 2 * size + engines.PROCESS_BYTES
     with native.read_ahead(models[0], 128):
         for number in paper.rounds("Fig. 12"):
             turn = number % len(ways)

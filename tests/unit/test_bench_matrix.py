@@ -22,6 +22,7 @@ from benchmarks.matrix_cells import AMPLE, BY_NAME, MB, TIGHT, Device, Reader, S
 from benchmarks.schema import Report, Row
 from pagecache_bpf.errors import UsageError
 from pagecache_bpf.weights.models import Model
+from tests.engines import start
 from tests.unit.cold_checkpoints import measurable
 
 NATIVE = Device(128)
@@ -66,8 +67,21 @@ def test_short_form_has_what_it_promises() -> None:
     cells = list(matrix_cells.cells(matrix_cells.settings(True), True))
     assert {cell.setting.device.name for cell in cells} == {"native-128", "native-8192"}
     assert {cell.setting.memory for cell in cells} == {AMPLE, TIGHT}
-    assert {cell.setting.shards for cell in cells} == {1, 48}
-    assert {cell.reader.kind for cell in cells} == {"whole", "random"}
+    shards = {cell.setting.shards for cell in cells if cell.reader.kind != "engine"}
+    assert shards == {1, 48}
+    assert {cell.reader.kind for cell in cells} == {"whole", "random", "engine"}
+
+
+@pytest.mark.parametrize("short", [True, False])
+def test_engines_load_models_of_their_own_kind(short: bool) -> None:
+    found = {
+        (cell.reader.name, cell.setting.model)
+        for cell in matrix_cells.cells(matrix_cells.settings(short), short)
+        if cell.reader.kind == "engine"
+    }
+    assert found == {("transformers", "llama"), ("vLLM", "llama"), ("llama.cpp", "gguf")}
+    for reader in matrix_cells.READERS:
+        assert reader.kind != "engine" or matrix_readers.engine_of(reader) in start.ENGINES
 
 
 def test_reader_that_is_not_installed_is_a_cell_that_says_so() -> None:
@@ -75,13 +89,13 @@ def test_reader_that_is_not_installed_is_a_cell_that_says_so() -> None:
     assert reader.absent == "not installed"
     assert matrix_cells.absent(reader, SETTING) == "not installed"
     assert not BY_NAME["read 1 MiB"].absent
-    module = Reader("nothing", "whole", "no_such_module_here", "peers")
-    assert module.absent == "not installed"
+    module = Reader("nothing", "engine", "no_such_module_here")
+    assert module.absent.startswith("not installed: ")
 
 
 def test_every_reader_of_the_matrix_can_run_or_has_a_reason() -> None:
     for reader in matrix_cells.READERS:
-        assert reader.kind != "whole" or reader.own_model or reader.name in matrix_readers.WHOLE
+        assert reader.kind != "whole" or reader.name in matrix_readers.WHOLE
 
 
 def test_ratios_are_of_the_same_round() -> None:
@@ -149,7 +163,9 @@ def model(tmp_path: Path) -> Model:
 
 
 @pytest.mark.parametrize(
-    "reader", [reader for reader in matrix_cells.READERS if not reader.absent], ids=lambda r: r.name
+    "reader",
+    [r for r in matrix_cells.READERS if r.model == matrix_cells.GENERATED and not r.absent],
+    ids=lambda r: r.name,
 )
 def test_reader_gets_the_right_bytes_and_counts_them(model: Model, reader: Reader) -> None:
     reference = loaders.Reference(model.files)
