@@ -72,6 +72,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--seconds", type=float, help="begin no round after so many seconds")
     parser.add_argument("--device", action="append", metavar="NAME", help="only these (--list)")
     parser.add_argument("--setting", action="append", metavar="TEXT", help="only with this name")
+    parser.add_argument("--reader", action="append", metavar="NAME", help="only these (--list)")
     parser.add_argument("--show", action="store_true", help="only show what was measured")
     parser.add_argument("--picture", type=Path, metavar="FILE", help="draw it (.svg or .png)")
     parser.add_argument("--model", type=Path, help=argparse.SUPPRESS)
@@ -87,9 +88,15 @@ def chosen(options: argparse.Namespace) -> list[Setting]:
         if (not options.device or setting.device.name in options.device)
         and (not options.setting or any(text in setting.name for text in options.setting))
     ]
-    if not found:
+    if not found or any(name not in matrix_cells.BY_NAME for name in options.reader or ()):
         raise UsageError("no such cells", "", "See `python -m benchmarks.matrix --list`")
     return found
+
+
+def usable(options: argparse.Namespace, setting: Setting) -> list[Reader]:
+    """Return the readers that the options ask for in a setting and that can run here."""
+    readers = matrix_cells.readers(setting, options.short, options.reader or ())
+    return [reader for reader in readers if not matrix_cells.absent(reader, setting)]
 
 
 def row_of(rows: Sequence[schema.Row], setting: Setting, loader: str, state: State) -> Any:
@@ -116,10 +123,12 @@ def rounds_done(rows: Sequence[schema.Row], setting: Setting, names: Sequence[st
     return min((len(row.seconds) if row else 0 for row in found), default=0)
 
 
-def cut(rows: Sequence[schema.Row], setting: Setting, count: int) -> None:
-    """Forget what a round that was interrupted has left: each row of a setting keeps `count`."""
+def cut(rows: Sequence[schema.Row], setting: Setting, names: Sequence[str], count: int) -> None:
+    """Forget what a round that was interrupted has left: rows of these readers keep `count`."""
     for row in rows:
-        if all(row.extra.get(key) == value for key, value in setting.labels.items()):
+        if row.loader in names and all(
+            row.extra.get(key) == value for key, value in setting.labels.items()
+        ):
             del row.seconds[count:], row.device_bytes_rounds[count:]
             for key in ("reader_cpu_s", "our_cpu_s"):
                 del row.extra.get(key, [])[count:]
@@ -169,15 +178,17 @@ class Bench:
     def __init__(self, report: schema.Report, save: Callable[[], None], say: hosted.Say) -> None:
         self.report, self._save, self.say = report, save, say
 
-    def round(self, setting: Setting, case: rounds.Case, number: int, huge: bool) -> None:
+    def round(
+        self,
+        setting: Setting,
+        case: rounds.Case,
+        readers: Sequence[Reader],
+        number: int,
+        huge: bool,
+    ) -> None:
         """Run one round: all readers in all states, in an order that rotates."""
-        readers = [
-            reader
-            for reader in matrix_cells.readers(setting, self.report.machine["short"])
-            if not matrix_cells.absent(reader, setting)
-        ]
         turn = number % len(readers)
-        readers = readers[turn:] + readers[:turn]
+        readers = [*readers[turn:], *readers[:turn]]
         states = states_of(setting)
         states = states[number % len(states) :] + states[: number % len(states)]
         for policy, engine in states:
@@ -276,20 +287,15 @@ def measure_here(
     models: dict[tuple[int, int, str], tuple[Model, loaders.Reference]] = {}
     for number in range(options.rounds):
         for setting in wanted:
-            names = [
-                reader.name
-                for reader in matrix_cells.readers(setting, options.short)
-                if not matrix_cells.absent(reader, setting)
-            ]
-            if rounds_done(report.rows, setting, names) > number:
+            readers = usable(options, setting)
+            names = [reader.name for reader in readers]
+            if not readers or rounds_done(report.rows, setting, names) > number:
                 continue
             if options.seconds and time.monotonic() - begun > options.seconds:
                 say("time is over; started again it goes on here")
                 return
-            cut(report.rows, setting, number)
+            cut(report.rows, setting, names, number)
             key = setting.size, setting.shards, setting.model
-            if not names:
-                continue
             if key not in models:
                 if sum(size for size, _, _ in models) + setting.size > 4 << 30:
                     models.clear()
@@ -304,7 +310,7 @@ def measure_here(
             ):
                 case = rounds.Case(model, fs, reference, engine="agent", huge_pages=huge)
                 at = time.monotonic()
-                bench.round(setting, case, number, huge)
+                bench.round(setting, case, readers, number, huge)
             say(
                 f"round {number + 1}/{options.rounds} {setting.name}: {time.monotonic() - at:.0f} s"
             )
@@ -334,7 +340,7 @@ def measure_inside(options: argparse.Namespace, say: hosted.Say) -> schema.Repor
         disk.set_delay(device.delay_ms or 0)
         for number in range(options.rounds):
             for setting in wanted:
-                bench.round(setting, case, number, False)
+                bench.round(setting, case, usable(options, setting), number, False)
                 say(f"round {number + 1}/{options.rounds} {setting.name}")
         disk.set_delay(0)
     return report
@@ -346,9 +352,8 @@ def measure_guest(
     """Measure from the host: a guest for each device and model; what it has measured is kept."""
     by_guest: dict[tuple[str, int, int], list[Setting]] = {}
     for setting in wanted:
-        names = [reader.name for reader in matrix_cells.readers(setting, False)]
-        usable = [name for name in names if not matrix_cells.BY_NAME[name].absent]
-        if not rounds_done(report.rows, setting, usable):
+        names = [reader.name for reader in usable(options, setting)]
+        if not rounds_done(report.rows, setting, names):
             key = setting.device.name, setting.size, setting.shards
             by_guest.setdefault(key, []).append(setting)
     for (device, size, shards), settings in by_guest.items():
@@ -359,6 +364,8 @@ def measure_guest(
         argv += ["--device", device]
         for setting in settings:
             argv += ["--setting", setting.name]
+        for name in options.reader or ():
+            argv += ["--reader", name]
         cap = settings[0].device.cap_bytes_per_s or None
         part = hosted.run_inside("benchmarks.matrix", argv, options, source.size, cap)
         report.rows += part.rows
@@ -387,7 +394,7 @@ def opened(options: argparse.Namespace) -> schema.Report:
 
 def list_cells(options: argparse.Namespace) -> None:
     """Print every cell that the options ask for, and why one is not measured."""
-    for cell in matrix_cells.cells(chosen(options), options.short):
+    for cell in matrix_cells.cells(chosen(options), options.short, options.reader or ()):
         words = [cell.setting.name, cell.reader.name, f"{cell.policy} on {cell.engine}"]
         print(" | ".join([*words, *([cell.absent] if cell.absent else [])]))
 

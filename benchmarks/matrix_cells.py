@@ -230,8 +230,20 @@ def _engine_settings(devices: Sequence[Device], memories: Sequence[str]) -> list
     ]
 
 
-def readers(setting: Setting, short: bool) -> list[Reader]:
-    """Return the readers of a setting, those that cannot run here too."""
+def readers(setting: Setting, short: bool, only: Sequence[str] = ()) -> list[Reader]:
+    """Return the readers of a setting, those that cannot run here too.
+
+    Args:
+        setting: what is loaded from where.
+        short: leave out what the short form has not.
+        only: the names of some readers, whichever form they are of; empty: all.
+
+    Returns:
+        Those that load the setting's model.
+    """
+    if only:
+        wanted = [BY_NAME[name] for name in only]
+        return [reader for reader in wanted if reader.model == setting.model]
     if not short or setting.model != GENERATED:
         return [reader for reader in READERS if reader.model == setting.model]
     names: tuple[str, ...] = _SHORT
@@ -240,10 +252,10 @@ def readers(setting: Setting, short: bool) -> list[Reader]:
     return [BY_NAME[name] for name in names]
 
 
-def cells(chosen: Sequence[Setting], short: bool) -> Iterator[Cell]:
-    """Yield all cells of some settings."""
+def cells(chosen: Sequence[Setting], short: bool, only: Sequence[str] = ()) -> Iterator[Cell]:
+    """Yield all cells of some settings; see readers()."""
     for setting in chosen:
-        for reader in readers(setting, short):
+        for reader in readers(setting, short, only):
             for engine in setting.device.engines:
                 for policy in POLICIES:
                     yield Cell(setting, reader, policy, engine)

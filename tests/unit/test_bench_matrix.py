@@ -98,6 +98,16 @@ def test_every_reader_of_the_matrix_can_run_or_has_a_reason() -> None:
         assert reader.kind != "whole" or reader.name in matrix_readers.WHOLE
 
 
+def test_readers_can_be_chosen() -> None:
+    parse = matrix.make_parser().parse_args
+    options = parse(["--short", "--reader", "read 16 MiB", "--reader", "llama.cpp"])
+    for setting in matrix.chosen(options):
+        names = [reader.name for reader in matrix.usable(options, setting)]
+        assert names in ([["read 16 MiB"]] if setting.model == "generated" else [[], ["llama.cpp"]])
+    with pytest.raises(UsageError, match="no such cells"):
+        matrix.chosen(parse(["--reader", "nobody"]))
+
+
 def test_ratios_are_of_the_same_round() -> None:
     # The second round's machine was ten times slower for both.
     ratio = paired([1.0, 10.0, 1.0], [0.5, 5.0, 2.0])
@@ -120,7 +130,9 @@ def test_it_goes_on_with_the_round_that_is_not_whole() -> None:
     assert matrix.rounds_done(rows, SETTING, names) == 2
     rows[-1].seconds.pop()
     assert matrix.rounds_done(rows, SETTING, names) == 1
-    matrix.cut(rows, SETTING, 1)
+    other = row("cp", ("default", ""), [1.0, 1.0], [10**9] * 2)
+    matrix.cut([*rows, other], SETTING, names, 1)
+    assert len(other.seconds) == 2
     for kept in rows:
         assert len(kept.seconds) == len(kept.extra["our_cpu_s"]) == 1
         assert len(kept.device_bytes_rounds) == 1
