@@ -19,7 +19,7 @@ from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
 
-from benchmarks import engines, hosted, loaders, orders
+from benchmarks import engines, hosted, loaders, memory, orders
 from benchmarks.disks import device_bytes_read, difference, settled_bytes_read
 from benchmarks.loaders import Loaded, Outcome, Reference
 from benchmarks.matrix_cells import Reader
@@ -112,6 +112,7 @@ def _by_program(
     """Run a program; that it read every byte is its exit status to tell."""
 
     def work() -> Outcome:
+        memory.touch()
         enter()
         before = device_bytes_read(model.files[0])
         begun = time.monotonic()
@@ -138,6 +139,7 @@ def _by_engine(reader: Reader, model: Model, enter: Enter) -> Outcome:
 
     That it has read every byte rightly its answer tells: it is that of the first start.
     """
+    memory.touch()
     before = device_bytes_read(model.files[0])
     made = engines.start(engine_of(reader), model.root, enter)
     read = difference(before, settled_bytes_read(model.files[0]))
