@@ -25,7 +25,6 @@ import sys
 import threading
 from collections import deque
 from contextlib import suppress
-from dataclasses import dataclass
 from functools import cache
 
 #: Of the agent's environment, what the interpreter may need to be started.
@@ -185,20 +184,19 @@ def prefer_node(node: int) -> None:
     )
 
 
-@dataclass
 class _Job:
     """An extent that is being read.
 
     Everything before `at` has been taken by a thread, `reading` threads are at work on it, and
-    `untold` bytes of it have been read and not yet been reported to the agent.
+    `untold` bytes of it have been read and not yet been reported to the agent.  No dataclass: to
+    import that module is a third of what it takes to start this process.
     """
 
-    number: int
-    fd: int
-    at: int
-    end: int
-    reading: int = 0
-    untold: int = 0
+    __slots__ = ("at", "end", "fd", "number", "reading", "untold")
+
+    def __init__(self, number: int, fd: int, at: int, end: int) -> None:
+        self.number, self.fd, self.at, self.end = number, fd, at, end
+        self.reading = self.untold = 0
 
 
 class Worker:

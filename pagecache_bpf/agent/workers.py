@@ -35,6 +35,8 @@ HELD = 32
 READY_SECONDS = 30.0
 #: Another one is started so much later than the last was taken: not while a load begins.
 SPARE_SECONDS = 1.0
+#: The same while something is being read.
+LOADING_SECONDS = 30.0
 
 
 @dataclass
@@ -274,6 +276,7 @@ class Pools:
             thread.join()
         for process in [*self._processes.values(), *([self._spare] if self._spare else [])]:
             process.close()
+            _let_go(process)
         self._selector.close()
         self._woken.close()
         self._waker.close()
@@ -327,10 +330,8 @@ class Pools:
                 self._count(error.errno or errno.EIO)
                 failed.append((extent, extent.start + extent.length, extent.length))
                 continue
-            try:
-                process.read(number, extent, fd)
-            finally:
-                extent.file.release()
+            # Open here until it is read: what is asked of the file meanwhile need not open it.
+            process.read(number, extent, fd)
         return failed
 
     def _count(self, code: int) -> None:
@@ -356,11 +357,17 @@ class Pools:
             with self._lock:
                 if self._stopping:
                     return
-                if self._spare is None and time.monotonic() >= self._spare_taken + SPARE_SECONDS:
+                if self._spare is None and self._is_time_for_spare():
                     self._spare_taken = time.monotonic()  # if it cannot be started: tried again
                     with suppress(OSError):
                         self._spare = self._start()
                 self._end_idle()
+
+    def _is_time_for_spare(self) -> bool:
+        """Tell whether a spare process may be started: it takes CPU time that a load may need."""
+        since = time.monotonic() - self._spare_taken
+        reading = any(process.open or process.waiting for process in self._processes.values())
+        return since >= (LOADING_SECONDS if reading else SPARE_SECONDS)
 
     def _take(self, process: WorkerProcess) -> list[tuple[Extent, int, int]]:
         """Take what a process has told; return the settled parts, joined by extent."""
@@ -383,7 +390,7 @@ class Pools:
                 held = process.open[number]
                 held.left -= length
                 if not held.left:
-                    del process.open[number]
+                    process.open.pop(number).extent.file.release()
                     self._is_over(number)
                 if code == errno.ECANCELED:
                     self.totals.cancelled_bytes += length
@@ -413,7 +420,7 @@ class Pools:
         lost += [(extent, extent.length) for _, extent in process.waiting]
         for number in process.open:
             self._is_over(number)
-        process.open.clear()
+        _let_go(process)
         process.waiting.clear()
         if self._processes.get(process.place) is process:
             del self._processes[process.place]
@@ -466,3 +473,10 @@ class Pools:
             if left and tries > 1:
                 due = time.monotonic() + DROP_AGAIN_SECONDS
                 self._drops_again.append((due, tries - 1, extent))
+
+
+def _let_go(process: WorkerProcess) -> None:
+    """Close the files of what a process that has ended was reading."""
+    for job in process.open.values():
+        job.extent.file.release()
+    process.open.clear()

@@ -7,6 +7,7 @@ import errno
 import os
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -117,6 +118,63 @@ def test_no_file_stays_open(pools: Pools, log: Log, weights: Path) -> None:
         )
 
     wait_for(lambda: not held(), "the file to be closed")
+
+
+def test_a_file_is_opened_once_for_as_long_as_it_is_read(
+    pools: Pools, log: Log, weights: Path
+) -> None:
+    opened: list[int] = []
+
+    def opener() -> int:
+        opened.append(os.open(weights, os.O_RDONLY | os.O_CLOEXEC))
+        return opened[-1]
+
+    file = Source(opener)
+    (pid,) = pools.pids()
+    os.kill(pid, signal.SIGSTOP)
+    for turn in range(4):
+        pools.submit(Extent(file, turn * CHUNK_BYTES, CHUNK_BYTES, 1))
+    os.kill(pid, signal.SIGCONT)
+    wait_for(lambda: log.total == 4 * CHUNK_BYTES, "the extents to be settled")
+    assert len(opened) == 1
+    pools.submit(Extent(file, 4 * CHUNK_BYTES, CHUNK_BYTES, 1))
+    wait_for(lambda: log.total == 5 * CHUNK_BYTES, "the extent to be settled")
+    assert len(opened) == 2
+
+
+@pytest.mark.parametrize("killed", [True, False], ids=["killed", "stopped"])
+def test_files_of_a_worker_that_ends_are_closed(log: Log, weights: Path, killed: bool) -> None:
+    pools = Pools(log.settled, lambda device: 4)
+    try:
+        (pid,) = pools.pids()
+        os.kill(pid, signal.SIGSTOP)
+        pools.submit(Extent(source(weights), 0, CHUNK_BYTES, 1))
+        assert str(weights) in _open_files()
+        os.kill(pid, signal.SIGKILL if killed else signal.SIGCONT)
+        if killed:
+            wait_for(lambda: pools.queued_bytes() == 0, "the rest to be settled")
+    finally:
+        pools.stop()
+    assert str(weights) not in _open_files()
+
+
+def _open_files() -> list[str]:
+    links = Path("/proc/self/fd").iterdir()
+    return [os.readlink(link) for link in links if link.is_symlink()]
+
+
+def test_no_spare_worker_is_started_in_the_middle_of_a_load(
+    pools: Pools, log: Log, weights: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(workers, "SPARE_SECONDS", 0.0)
+    monkeypatch.setattr(workers, "IDLE_SECONDS", 0.04)
+    (pid,) = pools.pids()
+    os.kill(pid, signal.SIGSTOP)
+    pools.submit(Extent(source(weights), 0, CHUNK_BYTES, 1))
+    time.sleep(0.3)
+    assert pools.pids() == [pid]
+    os.kill(pid, signal.SIGCONT)
+    wait_for(lambda: len(pools.pids()) == 2, "a spare worker, once nothing is read")
 
 
 def test_a_killed_worker_settles_what_it_had(pools: Pools, log: Log, weights: Path) -> None:
