@@ -269,7 +269,7 @@ vm: build ## boot the guest and run a command: make vm ARGS="--fs xfs -- uname -
 vm-shell: build ## an interactive shell in the guest
 	$(PY) -m benchmarks.guest --shell $(ARGS)
 
-KMOD_TESTS := $(patsubst %,tests/vm/test_kmod_%.py,tags readahead prefetch policies canary replace grants \
+KMOD_TESTS := $(patsubst %,tests/vm/test_kmod_%.py,tags readahead prefetch session policies canary replace grants \
 	safety evict filesystems)
 # Not part of `make test`: building such a kernel takes a quarter of an hour, the tests under it more.
 # Those of the module alone: the others start many commands, and reach no more of it.  In one guest and

@@ -10,6 +10,8 @@ struct pagecache_exit_record abi_exit_record;
 struct pagecache_info abi_info;
 struct pagecache_tag_request abi_tag_request;
 struct pagecache_untag_request abi_untag_request;
+struct pagecache_lend_request abi_lend_request;
+struct pagecache_file_extent abi_file_extent;
 struct pagecache_tag_record abi_tag_record;
 struct pagecache_policy_record abi_policy_record;
 struct pagecache_ops abi_ops;

@@ -85,4 +85,6 @@ void pcb_call_init(struct pcb_call *call, const struct pcb_governance *by, enum 
 		ctx->flags |= PAGECACHE_F_WRITABLE;
 	if (file && (file->f_mode & FMODE_RANDOM))
 		ctx->flags |= PAGECACHE_F_RANDOM;
+	if (file && READ_ONCE(tag->lent))
+		ctx->flags |= PAGECACHE_F_LENT;
 }

@@ -9,11 +9,22 @@
 
 #include "control.h"
 #include "hooks.h"
+#include "sessions.h"
 #include "tags.h"
 
+/* Each open control device is a session; until files are lent it holds nothing. */
 static int pcb_open(struct inode *inode, struct file *file)
 {
-	return capable(CAP_SYS_ADMIN) ? 0 : -EPERM;
+	if (!capable(CAP_SYS_ADMIN))
+		return -EPERM;
+	file->private_data = pcb_session_new();
+	return file->private_data ? 0 : -ENOMEM;
+}
+
+static int pcb_release(struct inode *inode, struct file *file)
+{
+	pcb_session_end(file->private_data);
+	return 0;
 }
 
 static long pcb_ioc_info(void __user *arg)
@@ -29,6 +40,7 @@ static long pcb_ioc_info(void __user *arg)
 		.max_invalid = pcb_max_invalid,
 		.max_keep_pages = pcb_max_keep_pages(),
 		.max_evict_us = pcb_max_evict_us,
+		.lent = pcb_lent_count(),
 	};
 	struct pcb_policy *p;
 
@@ -80,6 +92,26 @@ static long pcb_ioc_untag(void __user *arg)
 	err = pcb_tag_del(file, &req);
 	if (file)
 		fput(file);
+	return err;
+}
+
+/* Lends an open file, or takes it back. */
+static long pcb_ioc_lend(struct pcb_session *session, void __user *arg,
+			 int (*what)(struct pcb_session *session, struct file *file))
+{
+	struct pagecache_lend_request req;
+	struct file *file;
+	long err;
+
+	if (copy_from_user(&req, arg, sizeof(req)))
+		return -EFAULT;
+	if (req.flags)
+		return -EINVAL;
+	file = fget(req.fd);
+	if (!file)
+		return -EBADF;
+	err = what(session, file);
+	fput(file);
 	return err;
 }
 
@@ -170,6 +202,10 @@ static long pcb_ioctl(struct file *file, unsigned int cmd, unsigned long value)
 		return pcb_ioc_policies(arg);
 	case PAGECACHE_IOC_EXITS:
 		return pcb_ioc_exits(arg);
+	case PAGECACHE_IOC_LEND:
+		return pcb_ioc_lend(file->private_data, arg, pcb_session_lend);
+	case PAGECACHE_IOC_TAKE_BACK:
+		return pcb_ioc_lend(file->private_data, arg, pcb_session_take_back);
 	}
 	return -ENOTTY;
 }
@@ -177,6 +213,7 @@ static long pcb_ioctl(struct file *file, unsigned int cmd, unsigned long value)
 static const struct file_operations pcb_fops = {
 	.owner = THIS_MODULE,
 	.open = pcb_open,
+	.release = pcb_release,
 	.unlocked_ioctl = pcb_ioctl,
 	.compat_ioctl = compat_ptr_ioctl,
 };

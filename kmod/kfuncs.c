@@ -41,6 +41,40 @@ __bpf_kfunc s64 bpf_pagecache_drop(struct pagecache_ctx *ctx, u64 start, u64 nr)
 	return pcb_drop_queue(pcb_call_of(ctx), start, nr);
 }
 
+/*
+ * Read an extent of another file that this policy governs and that a session lends (sessions.h),
+ * for the reader that the hook is about.  As bpf_pagecache_prefetch(), whose arguments are members
+ * of @extent here.
+ *
+ * Return: as there, and -EXDEV: nobody lends the file, or it is not this policy's.
+ */
+__bpf_kfunc s64 bpf_pagecache_prefetch_file(struct pagecache_ctx *ctx,
+					    struct pagecache_file_extent *extent)
+{
+	struct pagecache_file_extent wish = *extent; /* other programs may be writing to a map */
+
+	return pcb_prefetch_file(pcb_call_of(ctx), &wish);
+}
+
+/* Drop an extent of a lent file, as bpf_pagecache_drop() does.  Return: as there, and -EXDEV. */
+__bpf_kfunc s64 bpf_pagecache_drop_file(struct pagecache_ctx *ctx,
+					struct pagecache_file_extent *extent)
+{
+	struct pagecache_file_extent wish = *extent;
+
+	return pcb_drop_file(pcb_call_of(ctx), &wish);
+}
+
+/*
+ * Which file of the same model and policy was lent after the one that the hook is about.
+ *
+ * Return: its pages, with its identity in @next; 0: there is none; -EINVAL.
+ */
+__bpf_kfunc s64 bpf_pagecache_next_file(struct pagecache_ctx *ctx, struct pagecache_file_key *next)
+{
+	return pcb_next_file(pcb_call_of(ctx), next);
+}
+
 /* Forget what is queued for this open file.  Return: pages cancelled, or -EINVAL. */
 __bpf_kfunc s64 bpf_pagecache_cancel(struct pagecache_ctx *ctx)
 {
@@ -89,6 +123,9 @@ __bpf_kfunc_end_defs();
 BTF_KFUNCS_START(pcb_kfunc_ids)
 BTF_ID_FLAGS(func, bpf_pagecache_prefetch, KF_TRUSTED_ARGS)
 BTF_ID_FLAGS(func, bpf_pagecache_drop, KF_TRUSTED_ARGS)
+BTF_ID_FLAGS(func, bpf_pagecache_prefetch_file, KF_TRUSTED_ARGS)
+BTF_ID_FLAGS(func, bpf_pagecache_drop_file, KF_TRUSTED_ARGS)
+BTF_ID_FLAGS(func, bpf_pagecache_next_file, KF_TRUSTED_ARGS)
 BTF_ID_FLAGS(func, bpf_pagecache_cancel, KF_TRUSTED_ARGS)
 BTF_ID_FLAGS(func, bpf_pagecache_keep_budget, KF_TRUSTED_ARGS)
 BTF_ID_FLAGS(func, bpf_pagecache_exit, KF_TRUSTED_ARGS)
@@ -103,6 +140,9 @@ static const struct {
 } pcb_kfunc_hooks[] = {
 	{ "bpf_pagecache_prefetch", PCB_OPEN_FILE_HOOKS },
 	{ "bpf_pagecache_drop", PCB_OPEN_FILE_HOOKS | PCB_HOOK_BITS(PRESSURE) },
+	{ "bpf_pagecache_prefetch_file", PCB_OPEN_FILE_HOOKS },
+	{ "bpf_pagecache_drop_file", PCB_OPEN_FILE_HOOKS },
+	{ "bpf_pagecache_next_file", PCB_OPEN_FILE_HOOKS },
 	{ "bpf_pagecache_cancel", PCB_OPEN_FILE_HOOKS },
 	{ "bpf_pagecache_keep_budget", U32_MAX },
 	{ "bpf_pagecache_exit", U32_MAX },

@@ -27,6 +27,7 @@ PCB_PARAM(workers, uint, 2, "prefetch workers per NUMA node (default 2)");
 PCB_PARAM(max_invalid, uint, 100, "invalid answers that end a policy (default 100)");
 PCB_PARAM(max_keep_percent, uint, 50, "percent of the memory one policy may keep (default 50)");
 PCB_PARAM(max_evict_us, uint, 250, "microseconds an evict hook may take, on average (default 250)");
+PCB_PARAM(max_lent, uint, 4096, "files that all sessions together may lend (default 4096)");
 
 struct workqueue_struct *pcb_wq;
 struct percpu_ref pcb_active;

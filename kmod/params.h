@@ -18,6 +18,7 @@ extern unsigned int pcb_workers;
 extern unsigned int pcb_max_invalid;
 extern unsigned int pcb_max_keep_percent;
 extern unsigned int pcb_max_evict_us;
+extern unsigned int pcb_max_lent;
 
 static inline unsigned long pcb_mib_to_pages(unsigned int mib)
 {

@@ -10,6 +10,9 @@
 /* prefetch.c: what the kfuncs do */
 s64 pcb_prefetch_queue(struct pcb_call *call, pgoff_t start, u64 nr, s32 node, u32 mark_step);
 s64 pcb_drop_queue(struct pcb_call *call, pgoff_t start, u64 nr);
+s64 pcb_prefetch_file(struct pcb_call *call, const struct pagecache_file_extent *wish);
+s64 pcb_drop_file(struct pcb_call *call, const struct pagecache_file_extent *wish);
+s64 pcb_next_file(struct pcb_call *call, struct pagecache_file_key *next);
 
 /* read.c: submits reads */
 void pcb_read_here(struct file *file, struct address_space *mapping, const struct pcb_plan *plan);

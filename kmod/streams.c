@@ -12,8 +12,6 @@
 #include "placement.h"
 #include "streams.h"
 
-#define PCB_DRAIN_TIMEOUT (5 * HZ)
-
 DEFINE_SPINLOCK(pcb_lock);
 static DEFINE_HASHTABLE(pcb_streams, 8);
 DECLARE_WAIT_QUEUE_HEAD(pcb_progress);
@@ -115,8 +113,8 @@ u64 pcb_stream_cancel(struct pcb_stream *s)
 	return pages;
 }
 
-static int pcb_enqueue_at(const struct pcb_stream_key *key, const struct pcb_extent *extent,
-			  struct pcb_stream **fresh)
+/* Takes over the key's references if that leads to a new stream: they are NULL then. */
+int pcb_enqueue_locked(struct pcb_stream_key *key, const struct pcb_extent *extent)
 {
 	struct pcb_stream *s;
 	bool queued;
@@ -124,9 +122,11 @@ static int pcb_enqueue_at(const struct pcb_stream_key *key, const struct pcb_ext
 	lockdep_assert_held(&pcb_lock);
 	s = pcb_stream_find(key);
 	if (!s) {
-		s = *fresh = pcb_stream_new(key);
+		s = pcb_stream_new(key);
 		if (!s)
 			return -ENOMEM;
+		key->memcg = NULL;
+		key->mempolicy = NULL;
 	}
 	queued = extent->demand ? pcb_queue_push_front(&s->queue, extent)
 				: pcb_queue_push(&s->queue, extent);
@@ -135,33 +135,52 @@ static int pcb_enqueue_at(const struct pcb_stream_key *key, const struct pcb_ext
 	if (extent->op == PCB_OP_READ)
 		atomic64_add(extent->end - extent->start, &s->key.policy->inflight);
 	pcb_stream_wake(s);
+	/* Before the other streams of its domain, too: what is read ahead of other files can wait.
+	 */
+	if (extent->demand)
+		list_move(&s->ready, &s->domain->ready);
 	return 0;
 }
 
 /*
- * Queues an extent for the current task; @node as placement.c allows it, or PAGECACHE_NODE_ANY.
- * Returns 0, -EINVAL (no node may be read on), -ENOSPC (the queue is full), -ENOMEM.
+ * Who asks: the current task; which file is for the caller to fill in.  @node as placement.c allows
+ * it, or PAGECACHE_NODE_ANY.  Returns 0, or -EINVAL: no node may be read on.
+ */
+int pcb_key_of_current(struct pcb_stream_key *key, struct pcb_policy *p, s32 node)
+{
+	*key = (struct pcb_stream_key){ .policy = p, .node = node };
+	if (node == PAGECACHE_NODE_ANY) {
+		key->node = pcb_node_of_current();
+		if (key->node < 0)
+			return -EINVAL;
+		key->mempolicy = pcb_mempolicy_of_current();
+	}
+	key->memcg = get_mem_cgroup_from_mm(current->mm);
+	return 0;
+}
+
+void pcb_key_put(const struct pcb_stream_key *key)
+{
+	mem_cgroup_put(key->memcg);
+	pcb_mempolicy_put(key->mempolicy);
+}
+
+/*
+ * Queues an extent for the current task; @node as above.  Returns 0, -EINVAL (no node may be read
+ * on), -ENOSPC (the queue is full), -ENOMEM.
  */
 int pcb_enqueue(struct pcb_policy *p, struct file *file, s32 node, const struct pcb_extent *extent)
 {
-	struct pcb_stream_key key = { .policy = p, .file = file, .node = node };
-	struct pcb_stream *fresh = NULL;
-	int err;
+	struct pcb_stream_key key;
+	int err = pcb_key_of_current(&key, p, node);
 
-	if (node == PAGECACHE_NODE_ANY) {
-		key.node = pcb_node_of_current();
-		if (key.node < 0)
-			return -EINVAL;
-		key.mempolicy = pcb_mempolicy_of_current();
-	}
-	key.memcg = get_mem_cgroup_from_mm(current->mm);
+	if (err)
+		return err;
+	key.file = file;
 	spin_lock(&pcb_lock);
-	err = pcb_enqueue_at(&key, extent, &fresh);
+	err = pcb_enqueue_locked(&key, extent);
 	spin_unlock(&pcb_lock);
-	if (!fresh) {
-		mem_cgroup_put(key.memcg);
-		pcb_mempolicy_put(key.mempolicy);
-	}
+	pcb_key_put(&key);
 	return err;
 }
 
@@ -201,6 +220,24 @@ s64 pcb_cancel_file(struct file *file)
 	spin_unlock(&pcb_lock);
 	wake_up_all(&pcb_progress);
 	return pages;
+}
+
+/* Cancels what is queued of a file; true while a stream still holds it. */
+bool pcb_file_held(struct file *file)
+{
+	struct pcb_stream *s;
+	bool held = false;
+
+	spin_lock(&pcb_lock);
+	hash_for_each_possible (pcb_streams, s, hash, (unsigned long)file) {
+		if (s->key.file != file)
+			continue;
+		held = true;
+		if (!s->dying)
+			pcb_stream_cancel(s);
+	}
+	spin_unlock(&pcb_lock);
+	return held;
 }
 
 void pcb_cancel_policy(struct pcb_policy *p)

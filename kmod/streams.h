@@ -17,6 +17,8 @@
 #include "extents.h"
 #include "policy.h"
 
+#define PCB_DRAIN_TIMEOUT (5 * HZ) /* for what is being submitted of files that are let go of */
+
 /*
  * Streams of one file system and memory cgroup on one node.  What blocks a worker (a server that
  * does not answer, a cgroup that is throttled) blocks it for these: at most pcb_workers of the
@@ -57,7 +59,11 @@ extern spinlock_t pcb_lock; /* streams, domains and the lists of the nodes */
 extern wait_queue_head_t pcb_progress; /* a piece was done, or a stream has gone */
 
 /* streams.c */
+int pcb_key_of_current(struct pcb_stream_key *key, struct pcb_policy *p, s32 node);
+void pcb_key_put(const struct pcb_stream_key *key);
+int pcb_enqueue_locked(struct pcb_stream_key *key, const struct pcb_extent *extent);
 int pcb_enqueue(struct pcb_policy *p, struct file *file, s32 node, const struct pcb_extent *extent);
+bool pcb_file_held(struct file *file);
 bool pcb_demand_pending(struct file *file, s32 node);
 bool pcb_reader_gone(struct pcb_stream *s);
 u64 pcb_stream_cancel(struct pcb_stream *s);

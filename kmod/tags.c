@@ -12,6 +12,7 @@
 #include "tags.h"
 #include "hooks.h"
 #include "hooks_pressure.h"
+#include "sessions.h"
 
 #define PCB_MAX_TAGS (1U << 20)
 
@@ -279,6 +280,7 @@ static int pcb_tag_insert(struct inode *inode, const struct pagecache_tag_reques
 	tag->generation = inode->i_generation;
 	tag->tree = pcb_tree_of(inode);
 	tag->pages = DIV_ROUND_UP_ULL(i_size_read(inode), PAGE_SIZE);
+	tag->lent = pcb_lent_times(inode);
 	tag->seq = ++pcb_tag_seq;
 	strscpy(tag->policy_name, req->policy, sizeof(tag->policy_name));
 	memcpy(tag->path, req->path, len);
@@ -439,6 +441,7 @@ int pcb_tag_next(struct pagecache_tag_record *rec)
 		.generation = tag->generation,
 		.model_id = tag->model->id,
 		.active = !!rcu_access_pointer(tag->policy),
+		.lent = READ_ONCE(tag->lent),
 	};
 	strscpy(rec->policy, tag->policy_name, sizeof(rec->policy));
 	strscpy(rec->model, tag->model->name, sizeof(rec->model));

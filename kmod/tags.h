@@ -55,6 +55,7 @@ struct pcb_tag {
 	struct pcb_policy __rcu *policy; /* NULL: its policy is not attached */
 	struct pcb_keep __rcu *keep; /* NULL: its policy has no evict hook */
 	struct pcb_model *model;
+	u32 lent; /* sessions that lend the file (sessions.c) */
 	bool canary; /* it has no policy, but notes what hooks see of its file */
 	/* What follows is written for each read or folio; what is above is read for each look-up.
 	 */

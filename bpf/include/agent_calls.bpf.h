@@ -205,6 +205,12 @@ static __always_inline u64 agent_cut(const struct pagecache_ctx *ctx, u64 ahead,
 	return ahead < allowed ? min_u64(nr, allowed - ahead) : 0;
 }
 
+/* The agent opens what is asked for: every tagged file can be named. */
+static __always_inline bool pagecache_names_files(const struct pagecache_ctx *ctx)
+{
+	return true;
+}
+
 /*
  * Prefetch of any tagged file, which has so many pages.  The caller minds
  * pagecache_allowed_ahead(): only it knows how far ahead of the reader this is.

@@ -9,6 +9,12 @@
 extern s64 bpf_pagecache_prefetch(struct pagecache_ctx *ctx, u64 start, u64 nr, s32 node,
 				  u32 mark_step) __ksym;
 extern s64 bpf_pagecache_drop(struct pagecache_ctx *ctx, u64 start, u64 nr) __ksym;
+extern s64 bpf_pagecache_prefetch_file(struct pagecache_ctx *ctx,
+				       struct pagecache_file_extent *extent) __ksym;
+extern s64 bpf_pagecache_drop_file(struct pagecache_ctx *ctx,
+				   struct pagecache_file_extent *extent) __ksym;
+extern s64 bpf_pagecache_next_file(struct pagecache_ctx *ctx,
+				   struct pagecache_file_key *next) __ksym;
 extern s64 bpf_pagecache_cancel(struct pagecache_ctx *ctx) __ksym;
 extern s64 bpf_pagecache_keep_budget(struct pagecache_ctx *ctx, u64 pages) __ksym;
 extern void bpf_pagecache_exit(struct pagecache_ctx *ctx, s64 code, const char *message) __ksym;
@@ -35,34 +41,68 @@ static __always_inline u64 pagecache_allowed_ahead(const struct pagecache_ctx *c
 	return pagecache_cgroup_share(ctx);
 }
 
-/* A reader holds its own file only, so no other can be prefetched or dropped: EXDEV. */
+/* A reader holds its own file only: others can be named where a session lends them. */
+static __always_inline bool pagecache_names_files(const struct pagecache_ctx *ctx)
+{
+	return ctx->flags & PAGECACHE_F_LENT;
+}
+
 static __always_inline s64 pagecache_prefetch_file(struct pagecache_ctx *ctx,
 						   const struct pagecache_file_key *file, u64 pages,
 						   u64 start, u64 nr, s32 node)
 {
-	if (!pagecache_is_file(ctx, file))
-		return -18;
-	return pagecache_prefetch(ctx, start, nr, node, 0);
+	struct pagecache_file_extent extent;
+
+	if (pagecache_is_file(ctx, file))
+		return pagecache_prefetch(ctx, start, nr, node, 0);
+	if (!pagecache_names_files(ctx))
+		return PAGECACHE_NOT_LENT;
+	if (node == PAGECACHE_NODE_ANY)
+		node = consumer_node(ctx->tgid, node);
+	extent = (struct pagecache_file_extent){ *file, start, nr, node, 0 };
+	return bpf_pagecache_prefetch_file(ctx, &extent);
 }
 
-/* Only the reader's own file can be read here. */
+/* The file of the model that was lent after this one; returns its pages, 0 without one. */
 static __always_inline u64 pagecache_next_file(struct pagecache_ctx *ctx,
 					       struct pagecache_file_key *next)
 {
-	return 0;
+	s64 pages;
+
+	*next = (struct pagecache_file_key){};
+	if (!pagecache_names_files(ctx))
+		return 0;
+	pages = bpf_pagecache_next_file(ctx, next);
+	return pages > 0 ? pages : 0;
 }
 
+/* Prefetch of that file on behalf of the same reader. */
 static __always_inline s64 pagecache_prefetch_next(struct pagecache_ctx *ctx, u64 start, u64 nr,
 						   s32 node, u32 mark_step)
 {
-	return -18; /* EXDEV */
+	struct pagecache_file_extent extent;
+
+	if (!pagecache_next_file(ctx, &extent.file))
+		return PAGECACHE_NOT_LENT;
+	extent.start = start;
+	extent.nr = nr;
+	extent.node = node == PAGECACHE_NODE_ANY ? consumer_node(ctx->tgid, node) : node;
+	extent.mark_step = mark_step;
+	return bpf_pagecache_prefetch_file(ctx, &extent);
 }
 
 static __always_inline s64 pagecache_drop_file(struct pagecache_ctx *ctx,
 					       const struct pagecache_file_key *file, u64 pages,
 					       u64 start, u64 nr)
 {
-	return pagecache_is_file(ctx, file) ? bpf_pagecache_drop(ctx, start, nr) : -18;
+	struct pagecache_file_extent extent;
+
+	if (pagecache_is_file(ctx, file))
+		return bpf_pagecache_drop(ctx, start, nr);
+	if (!pagecache_names_files(ctx))
+		return PAGECACHE_NOT_LENT;
+	extent = (struct pagecache_file_extent){ *file, start, nr, PAGECACHE_NODE_ANY, 0 };
+	return bpf_pagecache_drop_file(ctx, &extent);
 }
 
 /* The kernel hands the arguments over in an array; hooks are written with real ones. */

@@ -18,7 +18,7 @@
 #include <linux/ioctl.h>
 #endif
 
-#define PAGECACHE_ABI_VERSION 4
+#define PAGECACHE_ABI_VERSION 5
 
 #define PAGECACHE_NAME_LEN 32
 #define PAGECACHE_MODEL_LEN 64
@@ -83,6 +83,9 @@ enum pagecache_kind {
 #define PAGECACHE_F_RANDOM (1U << 9) /* it reads at random: fadvise, madvise */
 #define PAGECACHE_F_NOWAIT (1U << 10) /* it must not be kept waiting: IOCB_NOWAIT */
 #define PAGECACHE_F_DONTCACHE (1U << 11) /* it wants pages dropped after use: RWF_DONTCACHE */
+#define PAGECACHE_F_LENT                                                         \
+	(1U << 12) /* a session lends the file: others of its model can be named \
+		    */
 /* The rest tells an evict hook about the folio. */
 #define PAGECACHE_F_REFERENCED \
 	(1U << 3) /* used since reclaim saw it last: the kernel may keep it */
@@ -208,7 +211,8 @@ struct pagecache_exit_record {
 	X(pressure_calls, "calls", "times the policy was asked what to drop")                  \
 	X(pressure_wanted_bytes, "bytes", "still wanted, summed over these calls")             \
 	X(pressure_dropped_bytes, "bytes", "pages that went in answer to pressure")            \
-	X(slow_calls, "calls", "of the evict and pressure hooks that took too long")
+	X(slow_calls, "calls", "of the evict and pressure hooks that took too long")           \
+	X(prefetch_lent_bytes, "bytes", "of those asked for: in files that a session lends")
 
 enum pagecache_counter {
 #define PAGECACHE_X(name, unit, help) PAGECACHE_COUNTER_##name,
@@ -236,7 +240,7 @@ struct pagecache_info {
 	__u32 max_invalid; /* invalid answers after which a policy is ended */
 	__u64 max_keep_pages; /* bound of what one policy may keep */
 	__u32 max_evict_us; /* microseconds that an evict hook may take, on average */
-	__u32 reserved;
+	__u32 lent; /* files that sessions lend now */
 };
 
 #define PAGECACHE_TAG_REPLACE (1U << 0) /* move a file that another policy governs */
@@ -258,6 +262,16 @@ struct pagecache_untag_request {
 	__s32 fd;
 };
 
+/*
+ * A session: while a process has the control device open it can lend tagged files, in the order in
+ * which they are read.  A policy that governs them can then have pages of one read or dropped on
+ * behalf of a reader of another one.  They are taken back one by one, or by closing the device.
+ */
+struct pagecache_lend_request {
+	__s32 fd; /* open for reading; need not stay open */
+	__u32 flags; /* 0 */
+};
+
 struct pagecache_tag_record {
 	__u64 seq; /* in: last seq seen; out: this record's */
 	__u64 ino;
@@ -267,7 +281,7 @@ struct pagecache_tag_record {
 	__u32 generation;
 	__u32 model_id;
 	__u32 active; /* 1: its policy is attached */
-	__u32 reserved;
+	__u32 lent; /* sessions that lend it now */
 	char policy[PAGECACHE_NAME_LEN];
 	char model[PAGECACHE_MODEL_LEN];
 	char path[PAGECACHE_PATH_LEN];
@@ -366,6 +380,8 @@ struct pagecache_file_question {
 #define PAGECACHE_IOC_TAGS _IOWR(PAGECACHE_IOC_MAGIC, 3, struct pagecache_tag_record)
 #define PAGECACHE_IOC_POLICIES _IOWR(PAGECACHE_IOC_MAGIC, 4, struct pagecache_policy_record)
 #define PAGECACHE_IOC_EXITS _IOWR(PAGECACHE_IOC_MAGIC, 5, struct pagecache_exit_record)
+#define PAGECACHE_IOC_LEND _IOW(PAGECACHE_IOC_MAGIC, 6, struct pagecache_lend_request)
+#define PAGECACHE_IOC_TAKE_BACK _IOW(PAGECACHE_IOC_MAGIC, 7, struct pagecache_lend_request)
 
 _Static_assert(sizeof(struct pagecache_ctx) == 160, "pagecache_ctx has a hole");
 _Static_assert(sizeof(struct pagecache_answer) == 32, "pagecache_answer has a hole");
@@ -376,6 +392,7 @@ _Static_assert(sizeof(struct pagecache_info) == 64, "pagecache_info has a hole")
 _Static_assert(sizeof(struct pagecache_tag_request) == 8 + 32 + 64 + 1024,
 	       "tag request has a hole");
 _Static_assert(sizeof(struct pagecache_untag_request) == 24, "untag request has a hole");
+_Static_assert(sizeof(struct pagecache_lend_request) == 8, "lend request has a hole");
 _Static_assert(sizeof(struct pagecache_tag_record) == 48 + 32 + 64 + 1024, "tag record has a hole");
 _Static_assert(sizeof(struct pagecache_request) == 24 + 40 + 16 + 64, "request has a hole");
 _Static_assert(sizeof(struct pagecache_agent_tag) == 48, "agent tag has a hole");

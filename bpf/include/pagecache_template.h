@@ -1,10 +1,9 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 /*
- * pagecache_template.h - the part of the ABI that the kernel module does not know: files and I/O
- * templates, as BPF programs and user space share them.
+ * pagecache_template.h - files and I/O templates, as BPF programs and user space share them.
  *
  * Included by pagecache_abi.h.  It is a file of its own since policies look the module's types up
- * in its type information, where these are not.
+ * in its type information, where most of these are not.
  */
 #ifndef PAGECACHE_TEMPLATE_H
 #define PAGECACHE_TEMPLATE_H
@@ -19,6 +18,15 @@ struct pagecache_file_key {
 	__u32 dev_minor;
 	__u32 generation;
 	__u32 reserved;
+};
+
+/* What is asked of a file that is named: of the module, one that a session lends. */
+struct pagecache_file_extent {
+	struct pagecache_file_key file;
+	__u64 start; /* page */
+	__u64 nr; /* pages */
+	__s32 node; /* NUMA node, or PAGECACHE_NODE_ANY */
+	__u32 mark_step; /* pages from one readahead marker to the next; 0: none */
 };
 
 /*
@@ -117,6 +125,7 @@ struct pagecache_template_extent {
 };
 
 _Static_assert(sizeof(struct pagecache_file_key) == 24, "file key has a hole");
+_Static_assert(sizeof(struct pagecache_file_extent) == 48, "file extent has a hole");
 _Static_assert(sizeof(struct pagecache_template_file) == 16, "template file has a hole");
 _Static_assert(sizeof(struct pagecache_template_model) == 48 + 64, "template model has a hole");
 _Static_assert(sizeof(struct pagecache_template_consumer) == 32, "template consumer has a hole");

@@ -24,7 +24,8 @@
  *	pagecache_keep_budget(ctx, pages)			bound of what evict may keep
  *	pagecache_exit(ctx, code, "why")			end this policy
  * All but the last return pages, or a negative errno (kmod/kfuncs.c says which).  Policies that
- * know other files (template.bpf.h) can name one, which engine struct_ops refuses (EXDEV):
+ * know other files (template.bpf.h) can name one; engine struct_ops refuses those that no session
+ * lends (PAGECACHE_NOT_LENT, and pagecache_names_files() is false without a session):
  *	pagecache_prefetch_file(ctx, key, pages, start, nr, node)
  *	pagecache_next_file(ctx, key), pagecache_prefetch_next(ctx, start, nr, node, mark_step)
  *	pagecache_drop_file(ctx, key, pages, start, nr)
@@ -38,6 +39,7 @@
 #endif
 #include "pagecache_template.h"
 
+#define PAGECACHE_NOT_LENT -18 /* EXDEV: the engine has no open file to read it through */
 #define PAGECACHE_UNKNOWN (~0ULL) /* a number of pages that this engine does not know */
 
 #if defined(PAGECACHE_ENGINE_AGENT) || defined(PAGECACHE_ENGINE_SIMULATE)

@@ -212,6 +212,12 @@ static inline s64 pagecache_drop(struct pagecache_ctx *ctx, u64 start, u64 nr)
 	return sim_wish(sim.drops, &sim.nr_drops, ctx, start, nr, 0);
 }
 
+/* Policies are simulated as on engine struct_ops without a session. */
+static inline bool pagecache_names_files(const struct pagecache_ctx *ctx)
+{
+	return false;
+}
+
 /* Here, as with engine agent, any governed file can be named. */
 static inline s64 pagecache_prefetch_file(struct pagecache_ctx *ctx,
 					  const struct pagecache_file_key *file, u64 pages,
@@ -243,7 +249,7 @@ static inline u64 pagecache_next_file(struct pagecache_ctx *ctx, struct pagecach
 static inline s64 pagecache_prefetch_next(struct pagecache_ctx *ctx, u64 start, u64 nr, s32 node,
 					  u32 mark_step)
 {
-	return -18;
+	return PAGECACHE_NOT_LENT;
 }
 
 static inline u64 pagecache_allowed_ahead(const struct pagecache_ctx *ctx)

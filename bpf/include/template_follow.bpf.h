@@ -75,6 +75,7 @@ struct follow {
 	u64 huge; /* pages of a huge page, where it pays to read whole ones; else 0 */
 	u32 number; /* of the step that is next */
 	u32 last; /* behind the consumer's last one */
+	bool all; /* the steps of all files are gone through, not those of this file only */
 };
 
 /* From the consumer's place, so far. */
@@ -90,10 +91,11 @@ static __always_inline struct follow follow_from(struct pagecache_ctx *ctx, stru
 		.limit = limit,
 		.huge = PAGECACHE_KERNEL_READS && window >= 4 * huge ? huge : 0,
 		.number = cursor->step,
+		.all = pagecache_names_files(ctx),
 	};
 }
 
-/* Ask for pages of an extent.  Returns how many of them will be there. */
+/* Ask for pages of an extent.  Returns how many of them will be there, or an error. */
 static __always_inline s64 ask(struct follow *f, u32 number,
 			       const struct pagecache_template_target *target, u64 start, u64 end)
 {
@@ -110,7 +112,7 @@ static __always_inline s64 ask(struct follow *f, u32 number,
 	got = pagecache_prefetch_file(f->ctx, &target->key, target->pages, from, to - from,
 				      PAGECACHE_NODE_ANY);
 	if (got <= 0)
-		return 0;
+		return got;
 	f->cursor->room -= got;
 	if (from + got < range >> 32)
 		end = min_u64(from + got, end);
@@ -153,16 +155,22 @@ LOOP_STEP(follow_step, TOP_UP_STEPS, u32 i, struct follow *f)
 		end &= ~(f->huge - 1);
 	if (start < end) {
 		got = ask(f, step->extent, target, start, end);
-		if (!got)
+		/* A file that cannot be named waits for its first access; those behind it do not.
+		 */
+		if (got == PAGECACHE_NOT_LENT && f->all) {
+			f->number++;
+			return 0;
+		}
+		if (got <= 0)
 			return 1;
 		asked(f, extent, target, start, got);
 		start += got;
 	}
 	if (start < extent->end)
 		return 1;
-	if (!PAGECACHE_KERNEL_READS && step->next == PAGECACHE_TEMPLATE_NONE)
+	if (!f->all && step->next == PAGECACHE_TEMPLATE_NONE)
 		return 1;
-	f->number = PAGECACHE_KERNEL_READS ? f->number + 1 : step->next;
+	f->number = f->all ? f->number + 1 : step->next;
 	return 0;
 }
 
@@ -180,7 +188,7 @@ static __noinline int follow(struct pagecache_ctx *ctx, struct place *at, u64 wi
 
 	if (!consumer)
 		return 0;
-	key.model = PAGECACHE_KERNEL_READS ? ~at->file->model : at->file->file;
+	key.model = f.all ? ~at->file->model : at->file->file;
 	ahead = bpf_map_lookup_elem(&template_aheads, &key);
 	f.last = consumer->first_step + consumer->nr_steps;
 	if (ahead && !jumped && *ahead > f.number && *ahead < f.last)

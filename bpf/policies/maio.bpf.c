@@ -5,13 +5,14 @@
  * When to use: loaders whose order is known and is not that of the file: tensor-parallel ranks,
  *	interleaved shards, layers in an order of their own.  The template is derived from the
  *	headers at attach, or made before (pagecache-bpf template).
- * Limits: up to 64 consumers a model.  Engine struct_ops reads ahead in the file that is being
- *	read only; what comes next in another file waits for its first access.  Drop-behind
- *	leaves pages alone that are still mapped.  Engine agent reads huge pages whole where all
- *	of one is wanted, up to 4 MiB beyond the window.  A file without a template, and one whose
- *	template is wrong too often, is treated as sequential does.  What is evicted first when
- *	memory is short is for engine struct_ops to say: what all consumers have passed; what lies
- *	in the window of one is kept.
+ * Limits: up to 64 consumers a model.  Engine struct_ops reads ahead in other files of the model
+ *	where a session lends them (a load of the controller, of the API or of `run`); else what
+ *	comes next in another file waits for its first access.  Drop-behind leaves pages alone
+ *	that are still mapped.  Engine agent reads huge pages whole where all of one is wanted,
+ *	up to 4 MiB beyond the window.  A file without a template, and one whose template is
+ *	wrong too often, is treated as sequential does.  What is evicted first when memory is
+ *	short is for engine struct_ops to say: what all consumers have passed; what lies in the
+ *	window of one is kept.
  *
  * How: every access is looked up in the template.  It tells where its consumer is; from there the
  * template is followed up to the window's end.  An extent remembers what has been asked for, so

@@ -5,8 +5,10 @@
  * When to use: checkpoints that are read from front to back, by read() or through mmap:
  *	safetensors, transformers, GGUF loaders, cat.  Any number of files; up to 8 places
  *	of one open file are followed at a time.
- *	On engine agent the window goes on into the next file of the model, by name, once one
- *	was read to its end.  A consumer with a node hint is read ahead of from its first access.
+ *	The window goes on into the next file of the model, by name, once one was read to its
+ *	end: always on engine agent, and on engine struct_ops where a session lends the files (a
+ *	load of the controller, of the API or of `run`).  A consumer with a node hint is read
+ *	ahead of from its first access.
  * Limits: it learns the order from the reader, so a loader that jumps between tensors gains
  *	little (see maio).  Nothing is dropped behind the reader; on engine struct_ops what all
  *	readers of a file have passed is evicted first when memory is short, and their windows are

@@ -26,7 +26,7 @@ TEMPLATE_SHARED_LAST = 2
 TEMPLATE_WHOLE_FIRST = 4
 TEMPLATE_WHOLE_LAST = 8
 COMM_LEN = 16
-ABI_VERSION = 4
+ABI_VERSION = 5
 NAME_LEN = 32
 MODEL_LEN = 64
 PATH_LEN = 1024
@@ -42,6 +42,7 @@ F_WRITABLE = 4
 F_RANDOM = 512
 F_NOWAIT = 1024
 F_DONTCACHE = 2048
+F_LENT = 4096
 F_REFERENCED = 8
 F_MAPPED = 16
 F_WORKINGSET = 32
@@ -55,8 +56,10 @@ IOC_INFO = 0x8040B900
 IOC_TAG = 0x4468B901
 IOC_UNTAG = 0x4018B902
 IOC_TAGS = 0xC490B903
-IOC_POLICIES = 0xC148B904
+IOC_POLICIES = 0xC150B904
 IOC_EXITS = 0xC2A0B905
+IOC_LEND = 0x4008B906
+IOC_TAKE_BACK = 0x4008B907
 
 
 class TemplateSource(IntEnum):
@@ -149,6 +152,24 @@ class pagecache_file_key(ctypes.Structure):
         ("dev_minor", ctypes.c_uint32),
         ("generation", ctypes.c_uint32),
         ("reserved", ctypes.c_uint32),
+    )
+
+
+class pagecache_file_extent(ctypes.Structure):
+    """Struct pagecache_file_extent, 48 bytes."""
+
+    file: pagecache_file_key
+    start: int
+    nr: int
+    node: int
+    mark_step: int
+
+    _fields_ = (
+        ("file", pagecache_file_key),
+        ("start", ctypes.c_uint64),
+        ("nr", ctypes.c_uint64),
+        ("node", ctypes.c_int32),
+        ("mark_step", ctypes.c_uint32),
     )
 
 
@@ -552,7 +573,7 @@ class pagecache_info(ctypes.Structure):
     max_invalid: int
     max_keep_pages: int
     max_evict_us: int
-    reserved: int
+    lent: int
 
     _fields_ = (
         ("abi_version", ctypes.c_uint32),
@@ -566,7 +587,7 @@ class pagecache_info(ctypes.Structure):
         ("max_invalid", ctypes.c_uint32),
         ("max_keep_pages", ctypes.c_uint64),
         ("max_evict_us", ctypes.c_uint32),
-        ("reserved", ctypes.c_uint32),
+        ("lent", ctypes.c_uint32),
     )
 
 
@@ -606,6 +627,18 @@ class pagecache_untag_request(ctypes.Structure):
     )
 
 
+class pagecache_lend_request(ctypes.Structure):
+    """Struct pagecache_lend_request, 8 bytes."""
+
+    fd: int
+    flags: int
+
+    _fields_ = (
+        ("fd", ctypes.c_int32),
+        ("flags", ctypes.c_uint32),
+    )
+
+
 class pagecache_tag_record(ctypes.Structure):
     """Struct pagecache_tag_record, 1168 bytes."""
 
@@ -617,7 +650,7 @@ class pagecache_tag_record(ctypes.Structure):
     generation: int
     model_id: int
     active: int
-    reserved: int
+    lent: int
     policy: bytes
     model: bytes
     path: bytes
@@ -631,7 +664,7 @@ class pagecache_tag_record(ctypes.Structure):
         ("generation", ctypes.c_uint32),
         ("model_id", ctypes.c_uint32),
         ("active", ctypes.c_uint32),
-        ("reserved", ctypes.c_uint32),
+        ("lent", ctypes.c_uint32),
         ("policy", ctypes.c_char * 32),
         ("model", ctypes.c_char * 64),
         ("path", ctypes.c_char * 1024),
@@ -639,7 +672,7 @@ class pagecache_tag_record(ctypes.Structure):
 
 
 class pagecache_policy_record(ctypes.Structure):
-    """Struct pagecache_policy_record, 328 bytes."""
+    """Struct pagecache_policy_record, 336 bytes."""
 
     seq: int
     attached_ns: int
@@ -662,7 +695,7 @@ class pagecache_policy_record(ctypes.Structure):
         ("name", ctypes.c_char * 32),
         ("kept_pages", ctypes.c_uint64),
         ("keep_max_pages", ctypes.c_uint64),
-        ("counters", ctypes.c_uint64 * 30),
+        ("counters", ctypes.c_uint64 * 31),
     )
 
 
@@ -813,6 +846,7 @@ COUNTERS = (
     Counter("pressure_wanted_bytes", "bytes", "still wanted, summed over these calls"),
     Counter("pressure_dropped_bytes", "bytes", "pages that went in answer to pressure"),
     Counter("slow_calls", "calls", "of the evict and pressure hooks that took too long"),
+    Counter("prefetch_lent_bytes", "bytes", "of those asked for: in files that a session lends"),
 )
 
 OBSERVED = (

@@ -16,11 +16,12 @@ from pathlib import Path
 from types import TracebackType
 from typing import TypeVar
 
-from pagecache_bpf.errors import PagecacheError, PrivilegeError, UnsupportedError, UsageError
+from pagecache_bpf.errors import PagecacheError, UnsupportedError, UsageError
 from pagecache_bpf.kernel import abi
 from pagecache_bpf.kernel.abi import COUNTERS as COUNTERS
 from pagecache_bpf.kernel.abi import Counter as Counter
 from pagecache_bpf.kernel.abi import ExitKind, Hook
+from pagecache_bpf.kernel.device_errors import lend_error, open_error, tag_error
 from pagecache_bpf.kernel.file_key import identity_at
 from pagecache_bpf.kernel.kernelfs import asks_server
 
@@ -47,6 +48,7 @@ class Info:
         max_invalid: invalid answers after which a policy is ended.
         max_keep_pages: pages that one policy may keep from reclaim.
         max_evict_us: microseconds that an evict hook may take, on average.
+        lent: how many files sessions lend now; see Device.lend().
     """
 
     abi_version: int
@@ -60,6 +62,7 @@ class Info:
     max_invalid: int
     max_keep_pages: int
     max_evict_us: int
+    lent: int
 
 
 @dataclass(frozen=True)
@@ -77,6 +80,7 @@ class Tag:
         path: where the file was when it was tagged; for people, and perhaps without its beginning.
         active: whether the policy is attached; if not, it governs the file again once it is.
         resident_pages: pages of the file in the page cache.
+        lent: how many sessions lend the file now.
     """
 
     dev_major: int
@@ -89,6 +93,7 @@ class Tag:
     path: str
     active: bool
     resident_pages: int
+    lent: int = 0
 
     @property
     def identity(self) -> tuple[int, int, int, int]:
@@ -168,7 +173,7 @@ class Device:
         try:
             self._fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
         except OSError as error:
-            raise _open_error(path, error) from error
+            raise open_error(path, error) from error
         try:
             version = self._raw_info().abi_version
             if version != abi.ABI_VERSION:
@@ -235,6 +240,7 @@ class Device:
             max_invalid=raw.max_invalid,
             max_keep_pages=raw.max_keep_pages,
             max_evict_us=raw.max_evict_us,
+            lent=raw.lent,
         )
 
     def tag(self, fd: int, *, policy: str, model: str, path: str, replace: bool = False) -> None:
@@ -262,7 +268,44 @@ class Device:
         try:
             self._ioctl(abi.IOC_TAG, request)
         except OSError as error:
-            raise _tag_error(error, path, policy) from error
+            raise tag_error(error, path, policy) from error
+
+    def lend(self, fd: int) -> None:
+        """Lend a tagged file: its policy can read ahead in it for readers of the model's others.
+
+        Files are lent in the order in which they are read.  The loan ends with take_back(), or when
+        this device is closed, which the kernel does for a process that was killed.  Until then the
+        file's mount is in use, and the blocks of a file that is deleted are not free.
+
+        Args:
+            fd: the file's descriptor, open for reading; it can be closed afterwards.
+
+        Raises:
+            UsageError: the file is not tagged, is lent from here already, or cannot be lent.
+            PagecacheError: the module refuses for another reason.
+        """
+        try:
+            self._ioctl(abi.IOC_LEND, abi.pagecache_lend_request(fd=fd))
+        except OSError as error:
+            raise lend_error(error, fd) from error
+
+    def take_back(self, fd: int) -> None:
+        """End the loan of one file; what is queued for it is cancelled.
+
+        Args:
+            fd: the file's descriptor, perhaps another one than was lent.
+
+        Raises:
+            UsageError: this device does not lend it.
+            PagecacheError: the module refuses for another reason.
+        """
+        try:
+            self._ioctl(abi.IOC_TAKE_BACK, abi.pagecache_lend_request(fd=fd))
+        except OSError as error:
+            what = f"file descriptor {fd} was not taken back"
+            if error.errno == errno.ENOENT:
+                raise UsageError(what, "it was not lent from here") from error
+            raise PagecacheError(what, error.strerror or str(error)) from error
 
     def untag_fd(self, fd: int) -> None:
         """Take the tag off an open file.
@@ -338,6 +381,7 @@ class Device:
                 path=os.fsdecode(raw.path),
                 active=bool(raw.active),
                 resident_pages=raw.resident_pages,
+                lent=raw.lent,
             )
 
     def policies(self) -> Iterator[PolicyStatus]:
@@ -425,37 +469,6 @@ def _fitting(text: str, size: int, what: str) -> bytes:
             f"{text!r} cannot be the name of a {what}", f"it has to have 1 to {size - 1} bytes"
         )
     return data
-
-
-def _open_error(path: Path, error: OSError) -> PagecacheError:
-    """Turn the errno of opening the device into what to do about it."""
-    if error.errno in (errno.EPERM, errno.EACCES):
-        return PrivilegeError(
-            f"{path} cannot be opened", "this needs root", "Run the command with sudo"
-        )
-    if error.errno in (errno.ENOENT, errno.ENXIO, errno.ENODEV):
-        return UnsupportedError(
-            "the kernel module is not loaded",
-            f"{path} does not exist",
-            "Run `pagecache-bpf doctor` to see whether and how it can be loaded",
-        )
-    return PagecacheError(f"{path} cannot be opened", error.strerror or str(error))
-
-
-def _tag_error(error: OSError, path: str, policy: str) -> PagecacheError:
-    """Turn the errno of tagging a file into what to do about it."""
-    usage = {
-        errno.ESRCH: (f"the policy {policy} is not attached", "Attach it first"),
-        errno.EEXIST: (
-            "it is tagged already",
-            "Untag it first, or ask for the tag to be replaced",
-        ),
-        errno.EINVAL: ("it is not a regular file with pages in the page cache", ""),
-        errno.EBADF: ("it is not open for reading", ""),
-    }
-    if error.errno in usage:
-        return UsageError(f"{path} was not tagged", *usage[error.errno])
-    return PagecacheError(f"{path} was not tagged", error.strerror or str(error))
 
 
 def size_on_disk(tag: Tag) -> int | None:

@@ -177,6 +177,24 @@ def attached(name: str, *files: Path, **knobs: int) -> Iterator[Policy]:
                 loader.detach(info.name)
 
 
+@contextmanager
+def lending(*files: Path) -> Iterator[Device]:
+    """A session that lends these files, in this order."""
+    with Device() as device:
+        for path in files:
+            lend(device, path)
+        yield device
+
+
+def lend(device: Device, path: Path, flags: int = os.O_RDONLY) -> None:
+    """Lend one file, opened like this; it is closed again."""
+    fd = os.open(path, flags)
+    try:
+        device.lend(fd)
+    finally:
+        os.close(fd)
+
+
 class Policy:
     """An attached policy, as a test looks at it."""
 

@@ -21,8 +21,11 @@ from tests.vm.kernel import (
     MAPPED_LOADER,
     Policy,
     attached,
+    lending,
     make_file,
+    read_all,
     read_pages,
+    resident,
 )
 
 pytestmark = pytest.mark.vm
@@ -93,3 +96,30 @@ def test_a_mapped_load_in_a_small_cgroup_reads_nothing_twice(mount: Path, percen
         policy.idle()
         assert policy.count("evicted_now_bytes") > 0
         assert policy.count("added_bytes") <= 1.03 * pages * PAGE_SIZE
+
+
+@pytest.mark.parametrize("session", [True, False])
+def test_the_window_goes_on_into_the_next_shard(mount: Path, session: bool) -> None:
+    """In the order of the template, not of the loan; before the first access."""
+    shards = [make_file(mount / f"shard-{number}", 1024 + number) for number in range(9)]
+    order = [(number, 0, 1024 + number) for number in reversed(range(9))]
+    before = []
+    with (
+        StructOps().attach(cases.template_of(shards, order), shards, window_mib=4) as policy,
+        lending(*shards[: 9 * session]),
+    ):
+        drop(shards)
+        for path in reversed(shards):
+            policy.idle()
+            before.append(resident(path))
+            read_all(path, 32 * PAGE_SIZE)
+        policy.idle()
+        replay = policy.replay()
+        assert replay.accuracy == 1.0 and replay.jumps == 0
+        assert policy.count("added_bytes") == sum(path.stat().st_size for path in shards)
+        assert bool(policy.count("prefetch_lent_bytes")) == session
+    assert before[0] == 0
+    if session:
+        assert all(pages >= 512 for pages in before[1:]), before
+    else:
+        assert not any(before)

@@ -20,6 +20,7 @@ from tests.vm.kernel import (
     Policy,
     attached,
     check,
+    lending,
     make_file,
     map_all,
     mapped,
@@ -31,6 +32,7 @@ from tests.vm.kernel import (
 pytestmark = pytest.mark.vm
 
 PAGES = 8191
+SHARDS = 9
 
 
 @pytest.fixture
@@ -206,3 +208,27 @@ def test_a_streamed_model_is_trusted(mount: Path) -> None:
         read_pages(shards[2], 0, 1)
         assert policy.count("readahead_default") == before
         assert resident(shards[2]) >= 64
+
+
+@pytest.mark.parametrize("session", [True, False])
+def test_the_window_goes_on_into_the_next_shard(mount: Path, session: bool) -> None:
+    """Before its first access, and only what will be read; in the order of the loan."""
+    shards = [mount / f"shard-{number}" for number in range(SHARDS)]
+    for number, path in enumerate(shards):
+        make_file(path, 2048 + number)
+    before = []
+    with attached("sequential", *shards) as policy, lending(*shards[: SHARDS * session]):
+        for path in shards:
+            policy.idle()
+            before.append(resident(path))
+            read_all(path)
+        policy.idle()
+        assert [resident(path) for path in shards] == [2048 + n for n in range(SHARDS)]
+        assert policy.count("added_bytes") == sum(path.stat().st_size for path in shards)
+        assert policy.count("removed_bytes") == 0
+        assert bool(policy.count("prefetch_lent_bytes")) == session
+    assert before[0] == 0
+    if session:
+        assert all(pages >= 512 for pages in before[1:]), before
+    else:
+        assert not any(before)
