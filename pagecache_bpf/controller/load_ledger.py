@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from pagecache_bpf.controller.admission import MODEL_CLAIM, Budgets, Claim, Decision
 from pagecache_bpf.controller.client_files import ClientFile
-from pagecache_bpf.controller.engine_control import EngineControl, PlacedTag
+from pagecache_bpf.controller.engine_control import STRUCT_OPS, EngineControl, PlacedTag
 from pagecache_bpf.controller.inspectors import Inspectors, Owner
 from pagecache_bpf.controller.load_templates import Asker, LoadTemplates
 from pagecache_bpf.controller.node_hints import NodeHints, node_of
@@ -30,6 +30,7 @@ from pagecache_bpf.kernel import cgroups
 from pagecache_bpf.kernel.cachestat import cached_pages
 from pagecache_bpf.kernel.file_key import reopen_descriptor
 from pagecache_bpf.kernel.file_pages import PAGE_SIZE
+from pagecache_bpf.kernel.lending import Session
 from pagecache_bpf.kernel.residency import CachedChunks
 from pagecache_bpf.weights.models import NAME_BYTES
 
@@ -58,6 +59,7 @@ class ClientLoad:
     opened: float = field(default_factory=time.monotonic)
     closed: float | None = None
     held: dict[bytes, int] = field(default_factory=dict)  # descriptors of its files, by key
+    session: Session | None = None  # lends its files to the module's policies
     resident_bytes: int = 0  # when it was closed
     resident_at_open: int = 0
     dropped: int = 0
@@ -229,6 +231,8 @@ class LoadLedger:
                 except PagecacheError as error:
                     load.why = str(error)
             self._placed.update(self.engines.locate(fresh, load.files))
+        if engine == STRUCT_OPS and len(load.files) > 1:
+            self._lend(load, fds)
         if governed:
             load.counted_at_open = self.engines.observed(load.model) or {}
             # What root has put under another policy stays there.
@@ -274,6 +278,17 @@ class LoadLedger:
             if load.closed is not None:
                 self.templates.forget(load.id)
 
+    def _lend(self, load: ClientLoad, fds: Sequence[int]) -> None:
+        """Lend a load's files to the module's policy; without the lock, as servers may be asked."""
+        session = Session()
+        for fd in fds:
+            session.lend(fd)
+        with self._lock:
+            if load.closed is None:
+                load.session = session
+                return
+        session.close()
+
     def _hint(self, load: ClientLoad) -> None:
         """Tell the policy near which node the load's process wants its pages."""
         node = node_of(load.devices) if load.devices else None
@@ -311,6 +326,8 @@ class LoadLedger:
                     self.engines.untag(placed)
                     del self._placed[file.key]
                 unused.append(file)
+        if load.session is not None:
+            load.session.close()
         self.templates.forget(load.id)
         self.hints.forget(load.id, load.peer.pid)
         self._changed()

@@ -18,6 +18,7 @@ from pagecache_bpf.errors import PagecacheError, UsageError
 from pagecache_bpf.kernel import kmod, pid_namespace
 from pagecache_bpf.kernel.control_device import PolicyStatus
 from pagecache_bpf.kernel.file_key import identity_of
+from pagecache_bpf.kernel.lending import Session
 from pagecache_bpf.kernel.numa import nodes
 from pagecache_bpf.loads.reader_progress import blocked_seconds
 from pagecache_bpf.loads.report import Report
@@ -66,6 +67,7 @@ class AttachedLoad:
         self._tagged: list[Path] = []
         self._hinted = self._attached = False
         self._agent: AgentDevice | None = None
+        self._session: Session | None = None
         self._started = time.monotonic()
         self._stalled = blocked_seconds()
         try:
@@ -81,6 +83,7 @@ class AttachedLoad:
                 self._engine = engine
                 self._before = self._status(engines)
                 self._tag(engines)
+                self._lend()
                 if template is not None:
                     self._give(engines, template)
                 self._hint()
@@ -209,6 +212,15 @@ class AttachedLoad:
                     continue
                 self._tagged.append(path)
 
+    def _lend(self) -> None:
+        """Lend the files to the module's policy, which reads ahead from each into the next then."""
+        if self._engine == AGENT or len(self._request.model.files) < 2:
+            return
+        self._session = Session()
+        for path in self._request.model.files:
+            with opened(path) as fd:
+                self._session.lend(fd)
+
     def _hint(self) -> None:
         """Tell the policy the node that the devices of this process are near."""
         node = self._request.node
@@ -280,7 +292,9 @@ class AttachedLoad:
         return replace(last, done=True, evicted_bytes=evicted, resident_bytes=resident)
 
     def forget(self) -> None:
-        """Close the child's end of the connection that holds what is the parent's."""
+        """Close the child's ends of the connection and the session that are the parent's."""
+        if self._session is not None:
+            self._session.close()
         if self._agent is not None:
             self._agent.disconnect()
 
@@ -291,6 +305,8 @@ class AttachedLoad:
 
     def _undo(self) -> None:
         """Take everything back.  What the agent does not answer to goes with the connection."""
+        if self._session is not None:
+            self._session.close()
         try:
             if self._hinted:
                 self._hinted = False

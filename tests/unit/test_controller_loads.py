@@ -15,15 +15,15 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext, suppress
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
-from pagecache_bpf.controller import load_templates
+from pagecache_bpf.controller import load_ledger, load_templates
 from pagecache_bpf.controller.admission import Budgets
 from pagecache_bpf.controller.client_files import ClientFile
 from pagecache_bpf.controller.config import Config, ModelSection
-from pagecache_bpf.controller.engine_control import AGENT, PlacedTag
+from pagecache_bpf.controller.engine_control import AGENT, STRUCT_OPS, PlacedTag
 from pagecache_bpf.controller.inspectors import Inspectors
 from pagecache_bpf.controller.load_ledger import LoadLedger, label
 from pagecache_bpf.controller.public_service import PublicService
@@ -46,6 +46,7 @@ class Kernel:
     def __init__(self) -> None:
         self.tags: dict[bytes, tuple[str, str]] = {}  # with policy and model
         self.policies: dict[str, str] = {}
+        self.engine = AGENT
         self.service = SimpleNamespace(ignore=lambda pid: None)
 
     def expected(self, wanted: str) -> tuple[str, str]:
@@ -61,8 +62,8 @@ class Kernel:
         wanted: str = "auto",
         sizes: Mapping[str, int] | None = None,
     ) -> tuple[str, str]:
-        self.policies[policy] = AGENT
-        return AGENT, ""
+        self.policies[policy] = self.engine
+        return self.engine, ""
 
     def governors(self, files: Sequence[ClientFile]) -> dict[bytes, str]:
         return {file.key: self.tags[file.key][0] for file in files if file.key in self.tags}
@@ -228,6 +229,49 @@ def test_s7_more_than_1024_descriptors_and_the_end_of_a_process(
         assert running.public.watch.add(os.getpid())
         running.public.watch.remove(os.getpid())
     os.close(fd)
+
+
+class Lent:
+    """A session, in place of the module's."""
+
+    every: ClassVar[list[Lent]] = []
+
+    def __init__(self) -> None:
+        self.files: list[int] = []
+        self.is_open = True
+        self.every.append(self)
+
+    def lend(self, fd: int) -> None:
+        self.files.append(os.fstat(fd).st_ino)
+
+    def close(self) -> None:
+        self.is_open = False
+
+
+def test_files_are_lent_in_order_for_as_long_as_a_load_lasts(
+    running: Running, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To the module; engine agent opens them itself, and one file has no next one."""
+    monkeypatch.setattr(load_ledger, "Session", Lent)
+    monkeypatch.setattr(Lent, "every", [])
+    names = ("c", "a", "b")  # as the client passes them: that is its loader's order
+    fds = [weights(tmp_path / f"{name}.safetensors") for name in names]
+    with running.client() as client:
+        client.done(client.open_load(fds, model="m")["load"])
+        assert Lent.every == []
+        running.kernel.engine = STRUCT_OPS
+        client.done(client.open_load(fds[:1], model="m")["load"])
+        assert Lent.every == []
+        report = client.open_load(fds, model="m")
+        (session,) = Lent.every
+        assert session.files == [os.fstat(fd).st_ino for fd in fds] and session.is_open
+        client.done(report["load"])
+        assert not session.is_open
+        client.open_load(fds, model="m")
+        assert Lent.every[1].is_open
+    wait_for(lambda: not Lent.every[1].is_open, "the session to end with its client")
+    for fd in fds:
+        os.close(fd)
 
 
 def test_s10_a_name_is_a_users_own(

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from pagecache_bpf.errors import PagecacheError, PrivilegeError, UnsupportedError, UsageError
-from pagecache_bpf.kernel import abi
+from pagecache_bpf.kernel import abi, lending
 from pagecache_bpf.kernel.control_device import Device
 
 
@@ -33,7 +33,7 @@ class Module:
             argument.hooks = 1 << abi.Hook.READAHEAD | 1 << abi.Hook.ADDED
             argument.max_answer_pages = 1 << 40
             return 0
-        if request in (abi.IOC_TAG, abi.IOC_UNTAG):
+        if request in (abi.IOC_TAG, abi.IOC_UNTAG, abi.IOC_LEND, abi.IOC_TAKE_BACK):
             self.requests.append(argument)
             if self.tag_error:
                 raise OSError(self.tag_error, os.strerror(self.tag_error))
@@ -142,6 +142,72 @@ def test_refused_tags_say_why(
     with pytest.raises(kind, match=message) as caught:
         opened.tag(7, policy="sequential", model="m", path="/a")
     assert str(caught.value).startswith("/a was not tagged")
+
+
+@pytest.mark.parametrize(
+    ("number", "kind", "message"),
+    [
+        (errno.ENOENT, UsageError, "it is not tagged"),
+        (errno.EEXIST, UsageError, "lent from here already"),
+        (errno.EINVAL, UsageError, "not a regular file"),
+        (errno.EBADF, UsageError, "not open for reading"),
+        (errno.EOPNOTSUPP, UsageError, "overlayfs"),
+        (errno.ENOSPC, PagecacheError, "as many files are lent as the module allows"),
+        (errno.ENFILE, PagecacheError, "Too many open files in system"),
+    ],
+)
+def test_refused_loans_say_why(
+    opened: Device, module: Module, number: int, kind: type[PagecacheError], message: str
+) -> None:
+    module.tag_error = number
+    with pytest.raises(kind, match=message) as caught:
+        opened.lend(7)
+    assert str(caught.value).startswith("file descriptor 7 was not lent")
+
+
+def test_loans_are_taken_back(opened: Device, module: Module) -> None:
+    opened.lend(7)
+    opened.take_back(8)
+    assert [request.fd for request in module.requests] == [7, 8]
+    module.tag_error = errno.ENOENT
+    with pytest.raises(UsageError, match="descriptor 7 was not taken back: it was not lent"):
+        opened.take_back(7)
+    module.tag_error = errno.EBADF
+    with pytest.raises(PagecacheError, match="was not taken back"):
+        opened.take_back(7)
+
+
+@pytest.mark.parametrize(
+    ("number", "asked"), [(errno.EOPNOTSUPP, [7, 8, 9]), (errno.ENOSPC, [7, 8])]
+)
+def test_a_session_does_without_what_cannot_be_lent(
+    opened: Device,
+    module: Module,
+    monkeypatch: pytest.MonkeyPatch,
+    number: int,
+    asked: list[int],
+) -> None:
+    """One file that cannot be lent is left out; when no more can be, no more is tried."""
+    monkeypatch.setattr(lending, "Device", lambda: opened)
+    with lending.Session() as session:
+        session.lend(7)
+        module.tag_error = number
+        session.lend(8)
+        module.tag_error = 0
+        session.lend(9)
+        assert [request.fd for request in module.requests] == asked
+        assert session.files == len(asked) - 1
+    assert session.files == 0
+
+
+def test_a_session_without_a_module_lends_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing() -> Device:
+        raise UnsupportedError("the kernel module is not loaded", "", "")
+
+    monkeypatch.setattr(lending, "Device", missing)
+    with lending.Session() as session:
+        session.lend(7)
+        assert session.files == 0
 
 
 @pytest.mark.parametrize("name", ["", "x" * 32, "nul\0"])

@@ -58,6 +58,8 @@ JSON = {
         "policies[].hooks[]": "the hooks it defines",
         "policies[].knobs.*": "each knob with its value",
         "policies[].tags": "number of files it governs",
+        "policies[].lent_files": "of engine struct_ops: how many of them loads lend it now, so that"
+        " it can read ahead from one into another",
         "policies[].resident_bytes": "bytes of these files in the page cache",
         "policies[].inflight_bytes": "bytes queued for asynchronous prefetch",
         "policies[].kept_bytes": "bytes in the page cache that it keeps from being evicted",
@@ -185,6 +187,7 @@ def _attached(
         "hooks": list(policy.hooks),
         "knobs": knobs,
         "tags": policy.tags,
+        "lent_files": sum(tag.lent > 0 for tag in tags if tag.policy == policy.name),
         "resident_bytes": policy.governed_pages * PAGE_SIZE,
         "inflight_bytes": policy.inflight_pages * PAGE_SIZE,
         "kept_bytes": policy.kept_pages * PAGE_SIZE,
@@ -226,6 +229,7 @@ def _ended(
         "hooks": [],
         "knobs": knobs,
         "tags": 0,
+        "lent_files": 0,
         "resident_bytes": 0,
         "inflight_bytes": 0,
         "kept_bytes": 0,
@@ -332,6 +336,8 @@ def _print_policy(console: Console, policy: dict[str, Any], verbose: bool) -> No
             ),
             ("hooks", ", ".join(policy["hooks"])),
         ]
+        if policy["lent_files"]:
+            rows.append(("reads on", f"into {plural(policy['lent_files'], 'file')} lent by loads"))
         if "evict" in policy["hooks"] and policy["keep_max_bytes"]:
             kept, most = format_size(policy["kept_bytes"]), format_size(policy["keep_max_bytes"])
             rows.append(("keeps", f"{kept} of at most {most}"))
