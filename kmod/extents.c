@@ -15,7 +15,8 @@ static struct pcb_extent *pcb_queue_at(struct pcb_queue *queue, unsigned int i)
 static bool pcb_extent_continues(const struct pcb_extent *last, const struct pcb_extent *next)
 {
 	if (last->op != next->op || last->end != next->start || last->order != next->order ||
-	    last->mark_step != next->mark_step || last->demand != next->demand)
+	    last->mark_step != next->mark_step || last->demand != next->demand ||
+	    last->dropbehind != next->dropbehind)
 		return false;
 	if (!next->mark_step)
 		return next->mark == PAGECACHE_NO_MARK;

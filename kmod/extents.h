@@ -21,6 +21,7 @@ struct pcb_extent {
 	u32 order; /* of folios, or PAGECACHE_ORDER_AUTO */
 	enum pcb_op op;
 	bool demand; /* a reader is waiting for it */
+	bool dropbehind; /* see plan.h */
 };
 
 struct pcb_queue {

@@ -6,11 +6,11 @@
  * and where the locks that its actions take may sleep (PREEMPT_RT); a callback of ftrace has
  * preemption off.  Tracepoints exist at about the same places, but they tell the mapping only; a
  * policy that prefetches needs the open file.  Pages that are mapped already are read without the
- * kernel, so an access through mmap is seen once per fault-around (64 KiB by default), and splice
- * not at all.
+ * kernel, so an access through mmap is seen once per fault-around (64 KiB by default).
  */
 #include <linux/ftrace.h>
 #include <linux/mm.h>
+#include <linux/splice.h>
 #include <linux/uio.h>
 
 #include "call.h"
@@ -56,22 +56,27 @@ static void pcb_accessed(struct file *file, u32 kind, pgoff_t index, unsigned lo
 	rcu_read_unlock();
 }
 
-static void pcb_read_accessed(const struct kiocb *iocb, size_t count)
+static void pcb_read_accessed(struct file *file, loff_t pos, size_t count, u32 flags)
 {
-	struct file *file = iocb->ki_filp;
 	loff_t size = i_size_read(file->f_mapping->host);
 	pgoff_t index, end;
+
+	if (!count || pos < 0 || pos >= size)
+		return;
+	index = pos >> PAGE_SHIFT;
+	end = (min_t(u64, pos + count, size) + PAGE_SIZE - 1) >> PAGE_SHIFT;
+	pcb_accessed(file, PAGECACHE_KIND_READ, index, end - index, flags);
+}
+
+static u32 pcb_flags_of(const struct kiocb *iocb)
+{
 	u32 flags = 0;
 
-	if (!count || iocb->ki_pos < 0 || iocb->ki_pos >= size)
-		return;
-	index = iocb->ki_pos >> PAGE_SHIFT;
-	end = (min_t(u64, iocb->ki_pos + count, size) + PAGE_SIZE - 1) >> PAGE_SHIFT;
 	if (iocb->ki_flags & IOCB_NOWAIT)
 		flags |= PAGECACHE_F_NOWAIT;
 	if (iocb->ki_flags & PCB_IOCB_DONTCACHE)
 		flags |= PAGECACHE_F_DONTCACHE;
-	pcb_accessed(file, PAGECACHE_KIND_READ, index, end - index, flags);
+	return flags;
 }
 
 static void pcb_fault_accessed(const struct vm_fault *vmf, u32 kind, pgoff_t index,
@@ -85,8 +90,21 @@ static noinline ssize_t pcb_filemap_read(struct kiocb *iocb, struct iov_iter *it
 {
 	ssize_t ret;
 
-	pcb_read_accessed(iocb, iov_iter_count(iter));
+	pcb_read_accessed(iocb->ki_filp, iocb->ki_pos, iov_iter_count(iter), pcb_flags_of(iocb));
 	ret = filemap_read(iocb, iter, done);
+	percpu_ref_put(&pcb_active);
+	return ret;
+}
+
+/* splice(2) and sendfile(2), which ask for what the pipe has room for. */
+static noinline ssize_t pcb_filemap_splice_read(struct file *in, loff_t *ppos,
+						struct pipe_inode_info *pipe, size_t len,
+						unsigned int flags)
+{
+	ssize_t ret;
+
+	pcb_read_accessed(in, *ppos, len, 0);
+	ret = filemap_splice_read(in, ppos, pipe, len, flags);
 	percpu_ref_put(&pcb_active);
 	return ret;
 }
@@ -115,6 +133,7 @@ static noinline vm_fault_t pcb_filemap_fault(struct vm_fault *vmf)
 }
 
 pcb_check_prototype(filemap_read, pcb_filemap_read);
+pcb_check_prototype(filemap_splice_read, pcb_filemap_splice_read);
 pcb_check_prototype(filemap_map_pages, pcb_filemap_map_pages);
 pcb_check_prototype(filemap_fault, pcb_filemap_fault);
 
@@ -124,6 +143,16 @@ static void notrace pcb_redirect_read(unsigned long ip, unsigned long parent_ip,
 	struct kiocb *iocb = (struct kiocb *)ftrace_regs_get_argument(fregs, 0);
 
 	if (!pcb_tag_possible(iocb->ki_filp->f_mapping->host))
+		return;
+	pcb_unless_recursing(ip, parent_ip) pcb_redirect_to(ops->private, parent_ip, fregs);
+}
+
+static void notrace pcb_redirect_splice(unsigned long ip, unsigned long parent_ip,
+					struct ftrace_ops *ops, struct ftrace_regs *fregs)
+{
+	const struct file *file = (const struct file *)ftrace_regs_get_argument(fregs, 0);
+
+	if (!pcb_tag_possible(file->f_mapping->host))
 		return;
 	pcb_unless_recursing(ip, parent_ip) pcb_redirect_to(ops->private, parent_ip, fregs);
 }
@@ -142,6 +171,10 @@ static void notrace pcb_redirect_fault(unsigned long ip, unsigned long parent_ip
 static struct pcb_ftrace pcb_access_redirections[] = {
 	PCB_REDIRECT("filemap_read", "int64(kiocb *, iov_iter *, int64)", pcb_redirect_read,
 		     pcb_filemap_read),
+	/* File systems have it in their tables: no compiler inlines it, and no canary is needed. */
+	PCB_REDIRECT("filemap_splice_read",
+		     "int64(file *, pointer, pipe_inode_info *, int64, int32)", pcb_redirect_splice,
+		     pcb_filemap_splice_read),
 	PCB_REDIRECT("filemap_map_pages", "int32(vm_fault *, int64, int64)", pcb_redirect_fault,
 		     pcb_filemap_map_pages),
 	PCB_REDIRECT("filemap_fault", "int32(vm_fault *)", pcb_redirect_fault, pcb_filemap_fault),

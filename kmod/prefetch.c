@@ -75,9 +75,11 @@ s64 pcb_prefetch_queue(struct pcb_call *call, pgoff_t start, u64 nr, s32 node, u
 
 	if (call->file)
 		err = pcb_read_extent(p, call->ctx.file_pages, &wish, &extent);
-	if (!err)
+	if (!err) {
+		extent.dropbehind = call->ctx.flags & PAGECACHE_F_DONTCACHE;
 		err = pcb_enqueue(p, call->file, pcb_node_allowed(node) ? node : PAGECACHE_NODE_ANY,
 				  &extent);
+	}
 	return err ? pcb_refuse(call, err) : pcb_prefetch_counted(p, &extent);
 }
 

@@ -74,6 +74,7 @@ static struct pcb_extent pcb_extent_of(const struct pcb_plan *plan)
 		.end = plan->start + plan->nr,
 		.mark = plan->mark,
 		.order = plan->order,
+		.dropbehind = plan->dropbehind,
 	};
 }
 

@@ -125,6 +125,7 @@ static void pcb_work_read(struct pcb_stream *s, const struct pcb_extent *piece)
 		.nr = piece->end - piece->start,
 		.mark = piece->mark,
 		.order = piece->order,
+		.dropbehind = piece->dropbehind,
 	};
 	struct mempolicy *old;
 

@@ -11,11 +11,14 @@ PAGECACHE_KNOB(u32, window_pages, 256, "pages", 0, 1048576, "pages read in the r
 PAGECACHE_KNOB(u32, prefetch_pages, 0, "pages", 0, 1048576, "pages prefetched behind them");
 PAGECACHE_KNOB(u32, mark_pages, 0, "pages", 0, 1048576, "marker, counted from the index; 0: none");
 PAGECACHE_KNOB(s32, node, -1, "NUMA node", -1, 1023, "node to read on; -1: any");
+PAGECACHE_KNOB(s32, order, -1, "order", -1, 9, "wished folio order; -1: none");
 PAGECACHE_KNOB(u32, drop_pages, 0, "pages", 0, 1048576, "pages dropped in front of the access");
 
-/* Read by the test: events of each kind, and flags of all of them. */
+/* Read by the test: events of each kind, flags of all of them, and of reads the first page (and 1)
+ * and the number of pages. */
 u64 kinds[16];
 u64 flags;
+u64 read_first, read_pages;
 
 PAGECACHE_READAHEAD(window_readahead)
 (struct pagecache_ctx *ctx, struct pagecache_answer *answer)
@@ -25,6 +28,8 @@ PAGECACHE_READAHEAD(window_readahead)
 	answer->start = ctx->index;
 	answer->nr = window_pages;
 	answer->node = node;
+	if (order >= 0)
+		answer->order = order;
 	if (mark_pages)
 		answer->mark = ctx->index + mark_pages;
 	if (prefetch_pages)
@@ -37,6 +42,10 @@ PAGECACHE_ACCESS(window_access)
 {
 	__sync_fetch_and_add(&kinds[ctx->kind & 15], 1);
 	__sync_fetch_and_or(&flags, ctx->flags);
+	if (ctx->kind == PAGECACHE_KIND_READ) {
+		__sync_val_compare_and_swap(&read_first, 0, ctx->index + 1);
+		__sync_fetch_and_add(&read_pages, ctx->nr);
+	}
 	if (drop_pages && ctx->index >= drop_pages)
 		pagecache_drop(ctx, ctx->index - drop_pages, drop_pages);
 }

@@ -38,6 +38,7 @@ class Extent(ctypes.Structure):
         ("order", ctypes.c_uint32),
         ("op", ctypes.c_int),
         ("demand", ctypes.c_bool),
+        ("dropbehind", ctypes.c_bool),
     )
 
 

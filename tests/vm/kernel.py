@@ -140,9 +140,14 @@ TRACING = Path("/sys/kernel/tracing")
 
 
 @contextmanager
-def traced(event: str) -> Iterator[Callable[[], list[dict[str, str]]]]:
-    """Listen to a trace event of the module; call what is yielded for the fields of each so far."""
-    enable = TRACING / "events" / "pagecache_bpf" / event / "enable"
+def traced(
+    event: str, group: str = "pagecache_bpf"
+) -> Iterator[Callable[[], list[dict[str, str]]]]:
+    """Listen to a trace event, by default one of the module; call what is yielded for the fields.
+
+    event, group: the names of its directory in tracefs.
+    """
+    enable = TRACING / "events" / group / event / "enable"
     (TRACING / "buffer_size_kb").write_text("16384")
     (TRACING / "trace").write_text("")
     enable.write_text("1")

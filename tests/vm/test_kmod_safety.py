@@ -6,30 +6,26 @@ from __future__ import annotations
 
 import ctypes
 import errno
-import mmap
 import os
+import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
 
 from benchmarks.cachestat import PAGE_SIZE, drop
 from benchmarks.guest.cgroups import group
-from benchmarks.guest.devices import ScaledDevice
 from pagecache_bpf.errors import PolicyRejected
 from pagecache_bpf.kernel import libbpf
 from pagecache_bpf.policy import loader
 from pagecache_bpf.policy.catalog import find
-from tests.vm.conftest import device
 from tests.vm.kernel import (
     attached,
-    check,
     make_file,
-    mapped,
-    needs_huge_pages,
     read_all,
     read_pages,
     resident,
@@ -40,8 +36,6 @@ from tests.vm.kernel import (
 pytestmark = pytest.mark.vm
 
 WINDOW = test_policy("window")
-MISS, MARKER, FAULT = 1, 2, 3
-RANDOM, NOWAIT = 1 << 9, 1 << 10
 PAGES = 4099
 FTRACE = Path("/proc/sys/kernel/ftrace_enabled")
 
@@ -139,95 +133,29 @@ def test_attaching_takes_the_right_of_the_administrator(kept: tuple[int], expect
 # --- unmount ---
 
 
-def test_unmounting_elsewhere_cancels_nothing(slow_mount: Path, tmp_path: Path) -> None:
-    """A bind mount of the same file system, as any user may make in a namespace of his own."""
+#: Whoever may make namespaces of his own, and has rights in them only.
+STRANGER = ("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "unshare", "-rm")
+
+
+@pytest.mark.parametrize("who", [("unshare", "-m"), STRANGER], ids=["root", "stranger"])
+def test_unmounting_elsewhere_cancels_nothing(slow_mount: Path, who: tuple[str, ...]) -> None:
+    """A loop of bind mounts of the same file system, and of their unmounts, beside a load."""
     file = make_file(slow_mount / "weights", PAGES)
-    target = tmp_path / "bound"
-    target.mkdir()
-    script = f"mount --bind {slow_mount} {target} && umount {target}"
+    script = f"mount --bind {slow_mount} /mnt && umount /mnt || exit; echo; done"
     with attached(WINDOW, file, window_pages=1, prefetch_pages=PAGES) as policy:
-        with file.open("rb") as reader:
-            os.pread(reader.fileno(), 1, 0)
-            for _ in range(10):
-                subprocess.run(["unshare", "-m", "sh", "-c", script], check=True)
-            policy.idle()
-            wait_for(lambda: resident(file) == PAGES, "the whole file")
+        command = [*who, "sh", "-c", f"while :; do {script}"]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as loop:
+            try:
+                for _ in range(8):
+                    assert loop.stdout and loop.stdout.readline(), "it cannot mount"
+                    drop([file])
+                    with file.open("rb") as reader:
+                        os.pread(reader.fileno(), 1, 0)
+                        policy.idle()
+                        wait_for(lambda: resident(file) == PAGES, "the whole file")
+            finally:
+                loop.kill()
         assert policy.count("prefetch_cancelled_bytes") == 0
-
-
-# --- large folios ---
-
-
-def test_drops_leave_no_large_folio_behind(xfs_mount: Path) -> None:
-    """Of an extent that begins and ends anywhere, all folios that lie in it go."""
-    file = make_file(xfs_mount / "weights", 3 * 4096)
-    read_all(file)  # in large folios; none of them is under I/O any more
-    drop_pages, end = 5000, 9001
-    with attached(WINDOW, file, window_pages=16384, drop_pages=drop_pages) as policy:
-        fd = os.open(file, os.O_RDONLY)
-        os.pread(fd, 1, end * PAGE_SIZE)
-        policy.idle()
-        wait_for(lambda: policy.count("drop_bytes") > 0, "the drop")
-        largest = 512
-        first, last = end - drop_pages + largest, end - largest
-        wait_for(lambda: resident(file, first, last - first) == 0, "every folio in it to go")
-        assert resident(file, 0, end - drop_pages - largest) == end - drop_pages - largest
-        os.close(fd)
-
-
-@contextmanager
-def read_ahead(scaled: ScaledDevice, kib: int) -> Iterator[None]:
-    scaled.set_read_ahead_kb(kib)
-    try:
-        yield
-    finally:
-        scaled.set_read_ahead_kb(128)
-
-
-@needs_huge_pages
-def test_huge_page_mappings_are_left_alone_whatever_the_window(xfs_mount: Path) -> None:
-    """MADV_HUGEPAGE asks for 4 MiB at once; a device may well have a larger window."""
-    file = make_file(xfs_mount / "weights", PAGES)
-    with read_ahead(device(1, "xfs"), 8192):
-        file = make_file(xfs_mount / "weights", PAGES)
-        with attached(WINDOW, file, window_pages=101) as policy:
-            with mapped(file, mmap.MADV_HUGEPAGE) as mapping:
-                check(mapping[3000 * PAGE_SIZE : 3001 * PAGE_SIZE], 3000 * PAGE_SIZE)
-            assert policy.variable("kinds")[FAULT] == 0
-            drop([file])
-            with mapped(file) as mapping:
-                check(mapping[3000 * PAGE_SIZE : 3001 * PAGE_SIZE], 3000 * PAGE_SIZE)
-            assert policy.variable("kinds")[FAULT] == 1
-
-
-# --- what readers say of themselves ---
-
-
-def test_a_read_that_must_not_wait(file: Path) -> None:
-    """RWF_NOWAIT: at most what the kernel would is submitted in its place, the rest elsewhere."""
-    with attached(WINDOW, file, window_pages=2003) as policy:
-        fd = os.open(file, os.O_RDONLY)
-        buffer = bytearray(PAGE_SIZE)
-        with suppress(BlockingIOError):  # unless the device was faster
-            os.preadv(fd, [buffer], 0, os.RWF_NOWAIT)
-        policy.idle()
-        wait_for(lambda: resident(file) == 2003, "the rest of the answer")
-        assert policy.variable("flags")[0] & NOWAIT
-        assert os.preadv(fd, [buffer], 0, os.RWF_NOWAIT) == PAGE_SIZE
-        check(bytes(buffer), 0)
-        os.close(fd)
-
-
-def test_random_readers_are_told_apart(file: Path) -> None:
-    with attached(WINDOW, file, window_pages=1009) as policy:
-        read_pages(file, 0, 1)
-        assert not policy.variable("flags")[0] & RANDOM
-        fd = os.open(file, os.O_RDONLY)
-        os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_RANDOM)
-        os.pread(fd, 1, 2000 * PAGE_SIZE)
-        os.close(fd)
-        assert policy.variable("flags")[0] & RANDOM
-        assert policy.count("readahead_calls") == 1
 
 
 # --- counts ---
@@ -308,6 +236,45 @@ def test_tags_of_such_file_systems_end_without_a_policy_too(mount: Path) -> None
             assert not list(policy.device.tags())
 
 
+@contextmanager
+def served(directory: Path, image: Path) -> Iterator[tuple[Path, subprocess.Popen[bytes]]]:
+    """What is in the image, on FUSE, and the process that serves it."""
+    for name in ("squashfuse", "mksquashfs"):
+        if shutil.which(name) is None:
+            pytest.skip(f"{name} is not installed")
+    if not image.exists():
+        source = directory / "source"
+        source.mkdir()
+        make_file(source / "weights", PAGES)
+        command = ["mksquashfs", str(source), str(image), "-quiet", "-no-progress", "-noD"]
+        subprocess.run(command, check=True)
+    mount = directory / "served"
+    mount.mkdir(exist_ok=True)
+    with subprocess.Popen(["squashfuse", "-f", image, mount]) as server:
+        try:
+            wait_for((mount / "weights").exists, "the server to answer")
+            yield mount / "weights", server
+        finally:
+            server.send_signal(signal.SIGCONT)
+            subprocess.run(["umount", mount], check=True)
+
+
+def test_a_number_that_is_given_again_is_another_file_system(mount: Path) -> None:
+    """FUSE has a device number that is free once it is unmounted, and inode numbers at will."""
+    with attached(WINDOW, window_pages=211) as policy:
+        with served(mount, mount / "image") as (file, _):
+            policy.tag(file)
+            read_pages(file, 0, 1)
+            assert policy.count("readahead_calls") == 1
+            first = file.stat()
+        with served(mount, mount / "image") as (file, _):
+            again = file.stat()
+            assert (again.st_dev, again.st_ino) == (first.st_dev, first.st_ino)
+            read_pages(file, 0, 1)
+            assert policy.count("readahead_calls") == 1
+            assert policy.status.tags == policy.status.governed_pages == 0
+
+
 # --- one reader's prefetch is not another's ---
 
 ASK = """
@@ -379,6 +346,63 @@ def test_a_throttled_cgroup_holds_up_nobody_else(slow_mount: Path) -> None:
         assert reader.stdout and reader.stdout.readline() == "read\n"
         policy.idle()
         assert policy.status.inflight_pages == 0
+
+
+def waiting_workers() -> int:
+    """The module's threads that wait where no signal wakes them (state D)."""
+    states = [
+        stat.read_text().rpartition(")")[2].split()[0]
+        for stat in Path("/proc").glob("[0-9]*/stat")
+        if (stat.parent / "comm").read_text().startswith("pagecache/")
+    ]
+    return states.count("D")
+
+
+#: A fault asks the server for nothing but pages; read() and fstat() ask for attributes first.
+TOUCH = """
+import mmap, sys
+with open(sys.argv[1], "rb") as file:
+    mapping = mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ)
+print("mapped", flush=True)
+sys.stdin.readline()
+mapping[0]
+print("read", flush=True)
+sys.stdin.read()
+"""
+
+
+def test_a_server_that_hangs_holds_up_nobody_else(slow_mount: Path) -> None:
+    """Workers that wait for it for ever are not those that others need."""
+    mine = make_file(slow_mount / "mine", PAGES)
+    with (
+        attached(WINDOW, mine, window_pages=1, prefetch_pages=PAGES) as policy,
+        served(slow_mount, slow_mount / "image") as (theirs, server),
+        ExitStack() as stack,
+    ):
+        policy.tag(theirs)
+        drop([mine, theirs])
+        reader = subprocess.Popen(
+            [sys.executable, "-c", TOUCH, str(theirs)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        stack.callback(reader.communicate)
+        assert reader.stdin and reader.stdout and reader.stdout.readline() == "mapped\n"
+        server.send_signal(signal.SIGSTOP)
+        stack.callback(server.send_signal, signal.SIGCONT)
+        reader.stdin.write("\n")
+        reader.stdin.flush()
+        wait_for(lambda: waiting_workers() == 2, "the workers that one file system gets to wait")
+        with mine.open("rb") as own:
+            os.pread(own.fileno(), 1, 0)
+            wait_for(lambda: resident(mine) == PAGES, "my own prefetch", 60)
+        assert waiting_workers() == 2
+        assert policy.status.inflight_pages > 0
+        server.send_signal(signal.SIGCONT)
+        assert reader.stdout.readline() == "read\n"
+        policy.idle()
+        assert policy.count("prefetch_cancelled_bytes") == 0
 
 
 def test_a_neighbor_of_ten_is_no_concern(mount: Path) -> None:
