@@ -27,7 +27,7 @@ GUEST_KREL = $(shell ls -d /lib/modules/6.12*/build 2>/dev/null | sort -V | tail
 RUNNING := $(shell uname -r)
 KREL ?= $(GUEST_KREL)
 
-.PHONY: help deps build peers bpf policies kmod kmod-arm64 vm-arm64 check format coverage docs docs-site fuzz fuzz-guided mutate soak test test-unit test-native test-vm test-numa \
+.PHONY: help deps build peers bpf policies kmod kmod-arm64 vm-arm64 check format coverage docs docs-site fuzz fuzz-guided mutate soak test test-unit test-native test-vm test-numa test-newest \
 	test-containers test-torch test-loaders test-engines test-ray test-cluster test-old vm vm-shell vm-debug debug-kernel test-kernels demo demo-guest bench wheel wheel-arm64 dist chart \
 	test-delivery install install-data uninstall clean
 
@@ -90,7 +90,7 @@ vm-arm64: build kmod-arm64 ## the module on arm64: attach, a cold load, detach, 
 
 C_FILES = $(shell git ls-files '*.c' '*.h')
 
-check: build ## lint, types, formats, generated files
+check: build kmod-arm64 ## lint, types, formats, generated files, and the module compiled for arm64
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(PY) -m tools.docstrings
@@ -128,9 +128,10 @@ fuzz-guided: build ## the same, led by what is covered (atheris, libFuzzer; FUZZ
 docs-site: build ## the documentation and the reference of the package as one site, in build/site
 	$(PY) -m tools.docs_site
 
-# A part that fails does not keep the others from being run.  The guest with two nodes is emulated by
-# one thread, and the unit tests need no more.
-TEST_STEPS := "-j1 check kmod-arm64" "-j2 --output-sync test-unit test-numa" "-j1 test-native test-containers test-vm"
+# A part that fails does not keep the others from being run.  The guest with two nodes and that with the
+# newest kernel are emulated by one thread each, and the unit tests need no more.
+TEST_STEPS := "-j1 check" "-j2 --output-sync test-unit test-numa test-newest" \
+	"-j1 test-native test-containers test-vm"
 test: build ## everything; what is skipped says why
 	@status=0; for step in $(TEST_STEPS); do $(MAKE) --keep-going $$step || status=1; done; \
 		$(MAKE) --no-print-directory coverage || status=1; \
@@ -243,6 +244,14 @@ test-vm: build ## tests of the module, in two guests with a stock kernel
 test-numa: build ## the tests that need two NUMA nodes, in a guest with two
 	$(PY) -m benchmarks.guest --name numa --numa 2 --serial -- $(VM_TESTS) -k node --junitxml=build/test/numa.xml
 
+# The newest kernel that the module is known to run on, fetched as `make test-kernels` does, and a core of
+# the module's tests: hooks that are silent, tags, and loads.
+NEWEST ?= 7.3.4+deb13-amd64
+NEWEST_TESTS ?= tests/vm/test_kmod_canary.py tests/vm/test_kmod_tags.py tests/vm/test_kmod_readahead.py
+test-newest: build ## a core of the module's tests on the newest kernel (skipped where that cannot be fetched)
+	-$(Q)tools/deps.sh kernels
+	$(PY) -m tools.newest_kernel $(NEWEST) $(NEWEST_TESTS)
+
 # Not part of `make test`: it makes clean Debian systems (debootstrap), installs into them, and builds
 # all that is released twice.
 test-delivery: build ## all that is released, and what the documents say of it, in clean systems, as root (long)
@@ -269,8 +278,8 @@ vm: build ## boot the guest and run a command: make vm ARGS="--fs xfs -- uname -
 vm-shell: build ## an interactive shell in the guest
 	$(PY) -m benchmarks.guest --shell $(ARGS)
 
-KMOD_TESTS := $(patsubst %,tests/vm/test_kmod_%.py,tags readahead prefetch session policies canary replace grants \
-	safety evict filesystems)
+KMOD_TESTS := $(patsubst %,tests/vm/test_kmod_%.py,tags readahead readers prefetch session policies canary \
+	replace grants safety folios evict filesystems)
 # Not part of `make test`: building such a kernel takes a quarter of an hour, the tests under it more.
 # Those of the module alone: the others start many commands, and reach no more of it.  In one guest and
 # one process, as starting Python is most of the work of a short test; and a guest that waits for its
@@ -290,7 +299,7 @@ debug-kernel: build ## build that kernel, and the module for it
 # Not part of `make test`: each kernel is fetched (some 300 MB with what is needed to build for it), and
 # takes half an hour.  KERNELS names others that Debian has headers of, KERNEL_TESTS some of the files.
 KERNEL_TESTS ?= $(KMOD_TESTS)
-KERNELS ?= $(GUEST_KREL) 7.3.4+deb13-amd64
+KERNELS ?= $(GUEST_KREL) $(NEWEST)
 test-kernels: build ## tests of the module on each kernel of docs/kernels.md, and its table (long)
 	$(Q)tools/deps.sh kernels
 	$(Q)mkdir -p build/test/kernels

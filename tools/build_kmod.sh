@@ -9,17 +9,19 @@ release=$1
 kernel=${2:-/lib/modules/$release/build}
 out=$PWD/build/kmod/$release
 module=$out/pagecache_bpf.ko
+started=$out/started # when sources were copied: what changes while they are compiled is not in the module
 
 if [ ! -e "$kernel/Makefile" ]; then
 	echo "no headers for kernel $release in $kernel: install linux-headers-$release" >&2
 	exit 3
 fi
-newest=$(find kmod bpf/include tests/kmod -type f -newer "$module" -print -quit 2>/dev/null || echo stale)
-if [ -e "$module" ] && [ -z "$newest" ] && [ ! "$kernel/Makefile" -nt "$module" ]; then
+newest=$(find kmod bpf/include tests/kmod -type f -newer "$started" -print -quit 2>/dev/null || echo stale)
+if [ -e "$module" ] && [ -z "$newest" ] && [ ! "$kernel/Makefile" -nt "$started" ]; then
 	exit 0
 fi
 mkdir -p "$out/include"
-rm -f "$out"/*.[ch]
+rm -f "$out"/*.[ch] "$module"
+touch "$started"
 cp kmod/*.[ch] kmod/Kbuild "$out"
 cp bpf/include/pagecache_*.h "$out/include"
 echo "  KMOD    $release"

@@ -5,6 +5,7 @@
 # our own and are unpacked, not installed; compiler and headers live in a directory made with
 # debootstrap, since the machine's own are too old for these headers.  All of it lies in
 # build/kernels/RELEASE.  The last line printed is the image, for `python -m benchmarks.guest --kernel`.
+# It exits with 4 where the kernel, or what is needed to build for it, cannot be had.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -29,6 +30,8 @@ command -v debootstrap >/dev/null || {
 }
 . tools/private_apt.sh
 
+fetched=
+trap '[ -n "$fetched" ] || exit 4' EXIT
 mkdir -p "$DIR"
 if [ ! -e "$IMAGE" ]; then
 	say "fetching the kernel $RELEASE"
@@ -64,6 +67,7 @@ if [ ! -e "$ROOT/usr/src/linux-headers-$RELEASE" ]; then
 	logged "$DIR/apt.log" chroot "$ROOT" apt-get install -y -q --no-install-recommends \
 		make gcc "linux-headers-$RELEASE"
 fi
+fetched=yes
 mkdir -p "$ROOT/src/tests"
 rm -rf "$ROOT"/src/{kmod,bpf,tools} "$ROOT/src/tests/kmod"
 cp -a kmod bpf tools "$ROOT/src/"
