@@ -11,8 +11,10 @@
  *	by the model's next use, what it has not reached is wanted now.
  *	Engine agent drops from the files of the worst model when memory is short.
  *
- * How: what a model is worth is the time that reading it again takes, over the time until it is
- * wanted.  Reclaim gets the pages of the model that is worth least; the others are kept.
+ * How: what a page is worth is the time that reading it again takes, over the time until it is
+ * wanted.  Reclaim gets the pages of the model whose are worth least; the others are kept.  A
+ * model's size does not come into it: a large one takes longer to read, and its pages are more, by
+ * the same factor; and of the worst one only as much goes as is needed.
  */
 #include "pieces.bpf.h"
 

@@ -10,14 +10,16 @@ import pytest
 from pagecache_bpf.simulate.simulator import Replay
 from tests.unit.policies.traces import MIB, Script, compare, simulator
 
-SIZE, MEMORY = 12, 18  # MiB: three models, twice the memory
+MEMORY = 18  # MiB
+EQUAL = (12, 12, 12)  # MiB, of three models: twice the memory
+UNEQUAL = [(4, 12, 16), (16, 12, 4)]  # the most wanted one is the smallest, or the largest
 
 
-def switches(seed: int, plans: bool, count: int = 40) -> Script:
+def switches(seed: int, plans: bool, count: int = 40, sizes: tuple[int, ...] = EQUAL) -> Script:
     """Zipf-distributed requests; plans: the serving layer knows its queue."""
     script, models = Script(), "abc"
-    for model in models:
-        script.has(f"/{model}/w.bin", SIZE, model)
+    for model, size in zip(models, sizes, strict=True):
+        script.has(f"/{model}/w.bin", size, model)
     order = random.Random(seed).choices(models, weights=[6, 3, 2], k=count)
     for at, model in enumerate(order):
         script.seconds = 1.0 + 2 * at
@@ -32,6 +34,15 @@ def switches(seed: int, plans: bool, count: int = 40) -> Script:
 @pytest.mark.parametrize("seed", range(5))
 def test_with_a_plan_it_is_close_to_the_optimum(seed: int) -> None:
     found = compare("multiplex", switches(seed, plans=True), MEMORY * MIB)
+    assert found.policy.reread_bytes <= 0.60 * found.default.reread_bytes
+    assert found.policy.reread_bytes <= 1.15 * found.optimum.reread_bytes
+
+
+@pytest.mark.parametrize("sizes", UNEQUAL)
+@pytest.mark.parametrize("seed", range(2))
+def test_sizes_that_differ_are_no_obstacle(seed: int, sizes: tuple[int, ...]) -> None:
+    """By the byte: neither a small nor a large model is preferred for its size."""
+    found = compare("multiplex", switches(seed, plans=True, sizes=sizes), MEMORY * MIB)
     assert found.policy.reread_bytes <= 0.60 * found.default.reread_bytes
     assert found.policy.reread_bytes <= 1.15 * found.optimum.reread_bytes
 
