@@ -9,6 +9,7 @@
 
 PAGECACHE_KNOB(u64, drop_pages, 0, "pages", 0, 1000000000,
 	       "to give of each file; 0: what is wanted");
+PAGECACHE_KNOB(u64, drop_start, 0, "pages", 0, 1000000000, "where that begins");
 PAGECACHE_KNOB(u32, in_round, 0, "round", 0, 1, "the round in which it gives");
 
 /* Read by the test. */
@@ -28,7 +29,7 @@ PAGECACHE_PRESSURE(pressure_drop_pressure)
 	else
 		cgroup_id = want->cgroup_id;
 	if (want->round == in_round)
-		accepted = pagecache_drop(ctx, 0, drop_pages ? drop_pages : want->pages);
+		accepted = pagecache_drop(ctx, drop_start, drop_pages ? drop_pages : want->pages);
 }
 
 PAGECACHE_POLICY(pressure_drop, .pressure = (void *)pressure_drop_pressure);

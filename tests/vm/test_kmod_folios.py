@@ -83,17 +83,20 @@ def test_a_shortage_reaches_large_folios(xfs_mount: Path, memory: Group, order: 
     weights = fill(xfs_mount / "weights", 16)
     stream = stretch(xfs_mount / "stream", 96)
     pages = 16 * MIB // PAGE_SIZE
-    given = pages // 2 + 100  # it ends inside a folio, which stays
-    whole = given >> order << order
+    start, end = 100, 2400  # inside folios, which stay
+    folio = 1 << order
+    first, last = (start + folio - 1) // folio * folio, end // folio * folio
     memory.read_part(stream, 0, 26)
     with in_folios(weights, order):
         memory.read(weights)
         assert resident(weights) == pages
-    with attached(test_policy("pressure_drop"), weights, drop_pages=given) as policy:
+    with attached(
+        test_policy("pressure_drop"), weights, drop_start=start, drop_pages=end - start
+    ) as policy:
         memory.read_part(stream, 48, 8)
         wait_for(lambda: policy.count("pressure_dropped_bytes"), "something to be dropped")
-        wait_for(lambda: resident(weights, 0, whole) < given // 20, "the front to go")
-        assert resident(weights, given) > (pages - given) * 9 // 10
+        wait_for(lambda: resident(weights, first, last - first) == 0, "every folio in it to go")
+        assert resident(weights, end) > (pages - end) * 9 // 10
 
 
 @contextmanager
