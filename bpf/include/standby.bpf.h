@@ -9,9 +9,11 @@
  * what the device can do, or hardly waits.  If it does not, the policy tries for a while, and goes
  * on only as long as that is faster; it tries again later, and later again.
  *
- * Where the kernel's readahead is shallow a reader is helped from its beginning on.  It is left to
- * the kernel for a moment now and then: if it is as fast by itself, which one is that needs all
- * CPUs, it stays so, and so does whoever reads the model next, until the policy tries again.
+ * Where the kernel's readahead is shallow a reader is helped almost from its beginning on: unless
+ * it shows in its first few MiB that it comes near to what the device can do, as one does whose
+ * reads are large, it is only left to the kernel for a moment now and then.  If it is as fast by
+ * itself, which one is that needs all CPUs, it stays so, and so does whoever reads the model next,
+ * until the policy tries again.
  *
  * Only engine agent measures: what a task has run is not told to the module's policies, and there
  * the kernel's readahead is replaced.
@@ -26,9 +28,10 @@
 
 #define DEEP_BYTES (4 << 20) /* a readahead of so much is deep */
 #define LOOK_BYTES (32 << 20) /* read between two looks */
-#define ALONE_BYTES (1ULL << 30) /* left to the kernel before the first try, doubled later */
 #define MAX_ALONE_BYTES (16ULL << 30)
 #define PROOF_BYTES (256ULL << 20) /* with the policy's help, until it has to show again */
+#define FIRST_BYTES (8 << 20) /* a reader begins; the next so much shows how fast it is, */
+#define FIRST_NS 50000000 /* if it comes so far in that time */
 #define WAITS_PERCENT 10 /* of its time; a reader that waits less gains nothing */
 #define ENOUGH_PERCENT 70 /* of the device's speed: little is left to gain */
 #define GAIN_PERCENT 125 /* of the speed without it, in a short try */
@@ -38,115 +41,7 @@
 #define LATER_TIMES 8 /* after a moment alone that was slower, the next comes so much later */
 #define RECENT 8 /* accesses whose threads are told apart */
 
-enum standby_state {
-	STANDBY_ALONE,
-	STANDBY_TRYING,
-	STANDBY_HELPING,
-	STANDBY_CHECKING, /* left to the kernel for a moment */
-};
-
-struct standby_key {
-	u32 model;
-	u32 tgid;
-};
-
-struct standby {
-	u64 alone_pages_per_s; /* how fast it read with the kernel's readahead alone, */
-	u64 helped_pages_per_s; /* and with the policy's */
-	u64 device_pages_per_s; /* what its device can do; 0: not known */
-	u64 threads_ahead_pages; /* what its threads together read at once */
-	u32 standing_down; /* 1: the reader is left to the kernel */
-	u32 stalled_percent; /* of its time it waited while it was, if looks is not 0 */
-	u32 state; /* enum standby_state */
-	u32 tid; /* the thread that is looked at, */
-	u64 ino; /* in this file */
-	u64 place; /* the look began here, */
-	u64 since_ns; /* then, */
-	u64 busy_ns; /* when its task had run so long */
-	u64 seen_ns; /* it was here last */
-	u64 left_pages; /* until the state may change */
-	u64 pause_pages; /* the next time that it is left to the kernel it is for so long */
-	u64 looks; /* in this state */
-	u64 pages; /* read in them, */
-	u64 ns; /* in so long, */
-	u64 waited_ns; /* and waited for so long */
-	u64 recent_pages; /* of the last accesses, */
-	u64 recent_threads; /* by these threads: a bit for each number modulo 64 */
-	u64 accesses;
-	u64 proof_pages; /* where readahead is shallow: helped for so long until it is left alone */
-	u64 best_pages_per_s; /* of a look in this state */
-	u64 file; /* the look began in this file, */
-	u64 resident_pages; /* which had so much in the cache then */
-	u32 deep; /* 1: the kernel's readahead is, or that of its threads together */
-	u32 settled; /* 1: nothing was on its way for any reader when the look began */
-};
-
-/* What is known of a model, of which status tells. */
-struct standby_model {
-	u64 pause_pages; /* a reader is left to the kernel for so long before the first try */
-	u64 ra_pages; /* the kernel's readahead when this was found */
-	u32 standing_down; /* as the reader that was looked at last */
-	u32 measured;
-	u32 alone; /* 1: its last reader was as fast without help, with a shallow readahead */
-	u32 as_fast; /* 1: that is why it is left to the kernel now */
-};
-
-struct {
-	__uint(type, BPF_MAP_TYPE_LRU_HASH);
-	__uint(max_entries, 1024);
-	__type(key, struct standby_key);
-	__type(value, struct standby);
-} standby PAGECACHE_REPORT("readers that are left to the kernel's readahead, and why") SEC(".maps");
-
-struct {
-	__uint(type, BPF_MAP_TYPE_LRU_HASH);
-	__uint(max_entries, 1024);
-	__type(key, u32);
-	__type(value, struct standby_model);
-} standby_models SEC(".maps");
-
-PAGECACHE_GAUGE(standing_down, "models", "models left to the kernel's readahead, which keeps up");
-PAGECACHE_GAUGE(as_fast_alone, "models", "those of them that a policy was seen not to make faster");
-PAGECACHE_GAUGE(stalls_measured, "models",
-		"those of them whose reader was measured while it waited");
-PAGECACHE_GAUGE(stalled_percent, "percent", "of its time the reader measured last waited");
-PAGECACHE_GAUGE(device_percent, "percent",
-		"of its device's speed that reader had; 0: what the device can do is not known");
-
-/* What status tells of a model is what its reader of this moment does. */
-static __always_inline void standby_tell(struct standby_model *model, const struct standby *it)
-{
-	u32 down = it->standing_down, measured = down && it->looks;
-	u32 as_fast = down && !it->deep;
-
-	if (down != model->standing_down)
-		__sync_fetch_and_add(&standing_down, down ? 1 : -1);
-	if (measured != model->measured)
-		__sync_fetch_and_add(&stalls_measured, measured ? 1 : -1);
-	if (as_fast != model->as_fast)
-		__sync_fetch_and_add(&as_fast_alone, as_fast ? 1 : -1);
-	model->standing_down = down;
-	model->measured = measured;
-	model->as_fast = as_fast;
-}
-
-static __always_inline struct standby_model *standby_model_of(const struct pagecache_ctx *ctx)
-{
-	struct standby_model fresh = {}, *model;
-	u32 key = ctx->model;
-
-	model = bpf_map_lookup_elem(&standby_models, &key);
-	if (!model) {
-		bpf_map_update_elem(&standby_models, &key, &fresh, BPF_NOEXIST);
-		model = bpf_map_lookup_elem(&standby_models, &key);
-	}
-	if (model && model->ra_pages != ctx->ra_pages) {
-		model->ra_pages = ctx->ra_pages;
-		model->pause_pages = pages_of(ctx, ALONE_BYTES);
-		model->alone = 0;
-	}
-	return model;
-}
+#include "standby_state.bpf.h"
 
 static __always_inline void standby_enter(struct standby *it, u32 state, u64 pages)
 {
@@ -177,19 +72,7 @@ static __always_inline u64 standby_rate(const struct standby *it)
 
 static __always_inline bool standby_leaves(const struct standby *it)
 {
-	return it->standing_down || it->state == STANDBY_CHECKING;
-}
-
-/* What a reader begins with, and begins with anew where the kernel's readahead has changed. */
-static __always_inline void standby_restart(struct standby *it, const struct standby_model *model,
-					    const struct pagecache_ctx *ctx)
-{
-	it->pause_pages = model->pause_pages;
-	it->proof_pages = pages_of(ctx, PROOF_BYTES);
-	if (it->deep || model->alone)
-		standby_enter(it, STANDBY_ALONE, it->pause_pages);
-	else
-		standby_enter(it, STANDBY_HELPING, it->proof_pages + 2 * pages_of(ctx, LOOK_BYTES));
+	return it->standing_down || it->state == STANDBY_CHECKING || it->state == STANDBY_FIRST;
 }
 
 /* The speed of the device of this file, in pages a second; 0: not known. */
@@ -199,6 +82,55 @@ static __always_inline u64 device_speed(const struct pagecache_ctx *ctx)
 	struct pagecache_agent_tag *tag = bpf_map_lookup_elem(&tags, &key);
 
 	return tag ? pages_of(ctx, (u64)tag->device_mib_s << 20) : 0;
+}
+
+static __always_inline void standby_help(struct standby *it, const struct pagecache_ctx *ctx)
+{
+	standby_enter(it, STANDBY_HELPING, it->proof_pages + 2 * pages_of(ctx, LOOK_BYTES));
+}
+
+/*
+ * What a reader begins with, and begins with anew where the kernel's readahead has changed.  Of one
+ * with a node hint the first pages would lie on its own node.
+ */
+static __always_inline void standby_restart(struct standby *it, const struct standby_model *model,
+					    const struct pagecache_ctx *ctx)
+{
+	it->pause_pages = model->pause_pages;
+	it->proof_pages = pages_of(ctx, PROOF_BYTES);
+	it->device_pages_per_s = device_speed(ctx);
+	it->began_ns = ctx->time_ns;
+	if (it->deep || model->alone)
+		standby_enter(it, STANDBY_ALONE, it->pause_pages);
+	else if (it->device_pages_per_s && !consumer_is_known(ctx->tgid))
+		standby_enter(it, STANDBY_FIRST, 0);
+	else
+		standby_help(it, ctx);
+}
+
+/*
+ * A reader that has begun has read so many pages since it was looked at.  The kernel's readahead
+ * has to grow first, so that the second look counts; one that is slow, or is in another file all
+ * the time, is not looked at any longer.  Returns true where another look begins.
+ */
+static __always_inline bool standby_first(struct standby *it, const struct pagecache_ctx *ctx,
+					  u64 pages)
+{
+	u64 rate = pages * 1000000000ULL / max_u64(ctx->time_ns - it->since_ns, 1);
+	bool whole = pages >= pages_of(ctx, FIRST_BYTES);
+
+	if (!whole && ctx->time_ns - it->began_ns < FIRST_NS)
+		return false;
+	if (whole && !it->looks) {
+		it->looks = 1;
+		return true;
+	}
+	if (whole && ctx->resident_pages >= it->resident_pages + pages / 2 &&
+	    rate * 100 >= it->device_pages_per_s * ENOUGH_PERCENT)
+		standby_enter(it, STANDBY_ALONE, it->pause_pages);
+	else
+		standby_help(it, ctx);
+	return true;
 }
 
 /* It did not get faster: the next try is so much later, of whoever reads the model. */
@@ -227,8 +159,10 @@ static __always_inline void standby_alone(struct standby *it, const struct pagec
 		it->device_pages_per_s = max_u64(it->device_pages_per_s, rate);
 		device_percent = rate * 100 / it->device_pages_per_s;
 	}
+	/* With a shallow readahead there may be much to gain, should that speed be too little. */
 	if (it->stalled_percent >= WAITS_PERCENT &&
-	    (!it->device_pages_per_s || rate * 100 < it->device_pages_per_s * ENOUGH_PERCENT))
+	    (!it->deep || !it->device_pages_per_s ||
+	     rate * 100 < it->device_pages_per_s * ENOUGH_PERCENT))
 		it->left_pages -= min_u64(it->left_pages, pages);
 	if (!it->left_pages)
 		standby_enter(it, STANDBY_TRYING, 2 * pages_of(ctx, LOOK_BYTES));
@@ -421,10 +355,17 @@ PAGECACHE_STEP bool stands_down(struct pagecache_ctx *ctx, u64 ino, u64 place, u
 			standby_look(it, ctx, ino, place);
 			it->seen_ns = ctx->time_ns;
 		}
+		if (it->state == STANDBY_FIRST)
+			standby_first(it, ctx, 0);
 		return standby_leaves(it);
 	}
 	it->seen_ns = ctx->time_ns;
 	pages = place > it->place ? place - it->place : it->place - place;
+	if (it->state == STANDBY_FIRST) {
+		if (standby_first(it, ctx, pages))
+			standby_look(it, ctx, ino, place);
+		return standby_leaves(it);
+	}
 	if (pages < pages_of(ctx, LOOK_BYTES)) {
 		if (standby_is_slow(it, ctx)) {
 			standby_go_on(it, ctx);

@@ -2,7 +2,8 @@
 """The kernel's readahead window of the device below a file, as most machines have it.
 
 The window is the device's and not a test's: several processes may want it so at the same time, and
-the one that ends first must leave it to the others.
+the one that ends first must leave it to the others.  So it is with the device's speed, which engine
+agent compares readers with: where it is known, the machine's load decides who is helped.
 """
 
 from __future__ import annotations
@@ -12,11 +13,13 @@ import json
 import os
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 from benchmarks.disks import queue_of
+from pagecache_bpf._run_dir import RUN_DIR
+from pagecache_bpf.agent.queue_depth import DEFAULT_DEPTH
 from pagecache_bpf.errors import PagecacheError
 from pagecache_bpf.kernel.process_tree import is_alive
 
@@ -33,12 +36,35 @@ def window_of(path: Path) -> Path | None:
 
 @contextmanager
 def usual_readahead(path: Path) -> Iterator[None]:
-    """Set read_ahead_kb to 128 for the block, where there is such a device."""
+    """Set read_ahead_kb to 128 for the block, where there is such a device, of unknown speed."""
     window = window_of(path)
-    if window is None:
+    with shared_setting(window, USUAL) if window else nullcontext(), device_speed(path, 0):
+        yield
+
+
+@contextmanager
+def device_speed(path: Path, bytes_per_second: int) -> Iterator[None]:
+    """Have agents that are started in the block take this for what a device can do.
+
+    Args:
+        path: a file or a directory on it.
+        bytes_per_second: how fast it is; 0: nobody knows, so that each reader is helped at once.
+    """
+    if os.geteuid() != 0:
         yield
         return
-    with shared_setting(window, USUAL):
+    RUN_DIR.mkdir(mode=0o700, parents=True, exist_ok=True)
+    depths = RUN_DIR / "depths.json"
+    depths.touch()
+    number = path.stat().st_dev
+    device = f"{os.major(number)}:{os.minor(number)}"
+    try:
+        known = json.loads(depths.read_text() or "{}")
+    except ValueError:
+        known = {}
+    depth = known.get(device, {}).get("depth", DEFAULT_DEPTH)
+    known[device] = {"depth": depth, "bytes_per_second": bytes_per_second}
+    with shared_setting(depths, json.dumps(known)):
         yield
 
 

@@ -24,7 +24,7 @@ from benchmarks.disks import queue_of
 from benchmarks.native import read_ahead
 from pagecache_bpf.errors import PagecacheError
 from pagecache_bpf.policy import agent_device
-from tests.native.readahead import usual_readahead
+from tests.native.readahead import device_speed, usual_readahead
 from tests.native.test_agent_limits import cgroup  # noqa: F401  # a fixture
 from tests.native.test_record import _nothing_attached  # noqa: F401  # a fixture
 from tests.unit.command import run
@@ -92,7 +92,7 @@ def window(request: pytest.FixtureRequest, checkpoint: Path) -> Iterator[int]:
     """The device's own readahead, in KiB: what distributions ship, and what some disks have."""
     kib: int = request.param
     try:
-        with read_ahead(checkpoint, kib):
+        with read_ahead(checkpoint, kib), device_speed(checkpoint, 0):
             yield kib
     except PagecacheError as error:
         pytest.skip(f"the readahead of its device cannot be set: {error}")
@@ -185,6 +185,26 @@ def test_a_kernel_that_reads_far_ahead_is_left_alone(
         assert gauges["standing_down"] == 0 and "standing down" not in told
 
 
+@pytest.mark.parametrize("policy", ["sequential", "maio"])
+@pytest.mark.parametrize("is_near", [True, False], ids=["near", "far"])
+def test_a_reader_near_the_devices_speed_is_left_alone(
+    checkpoint: Path, policy: str, is_near: bool
+) -> None:
+    """The kernel's readahead is shallow; by the device's speed all readers come near, or none."""
+    with usual_readahead(checkpoint), device_speed(checkpoint, 4 << 20 if is_near else 1 << 45):
+        attached = run("attach", policy, "--engine", "agent", checkpoint)
+        assert attached.code == 0, attached.err
+        pages_read(checkpoint, "stream", 1 << 20, 0)
+        asked, gauges, told = counter_and_gauges(policy, "prefetch_bytes")
+    if is_near:
+        assert (asked, gauges["standing_down"]) == (0, 1)
+        assert re.search(r"standing down +1 model: .* \(\d+% of the device's speed\)", told), told
+    else:
+        # All but what it has read in its first moment.
+        assert asked > 0.5 * checkpoint.stat().st_size
+        assert gauges["standing_down"] == 0
+
+
 TURNS = """
 import os, sys, threading
 path, threads, stop = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
@@ -230,7 +250,7 @@ def test_a_reader_is_helped_once_the_kernel_reads_no_more_far_ahead(
     """One process: its first half with a deep readahead, its second with the usual one."""
     size = checkpoint.stat().st_size
     try:
-        with read_ahead(checkpoint, 8192):
+        with read_ahead(checkpoint, 8192), device_speed(checkpoint, 0):
             attached = run("attach", policy, "--engine", "agent", checkpoint)
             assert attached.code == 0, attached.err
 

@@ -20,6 +20,7 @@ from pagecache_bpf.policy.catalog import agent_object, find
 from pagecache_bpf.policy.engines import Engines
 from pagecache_bpf.templates import Template, check, policy_arrays, read
 from tests import maio_cases as cases
+from tests.native.readahead import device_speed
 from tests.unit import weights
 from tests.unit.command import run, undocumented
 from tests.vm.kernel import wait_for
@@ -84,7 +85,7 @@ class AgentEngine:
 def _usual(tmp_path: Path) -> Iterator[None]:
     """The readahead window that distributions ship, and nothing attached afterwards."""
     try:
-        with read_ahead(tmp_path, 128):
+        with read_ahead(tmp_path, 128), device_speed(tmp_path, 0):
             yield
     except PagecacheError:
         yield

@@ -21,8 +21,10 @@ from pagecache_bpf.policy.compiler import compile_simulation
 MIB, GIB = 1, 1024  # everything here is counted in MiB
 PAGES = 256  # of a MiB
 DEEP, SHALLOW = 8 * PAGES, PAGES // 8  # the kernel's readahead: 8 MiB, 128 KiB
-ALONE, TRYING, HELPING, CHECKING = range(4)
+ALONE, TRYING, HELPING, CHECKING, FIRST = range(5)
 LOOK, PROOF, WINDOW = 32, 256, 128
+FIRST_MIB = 8
+BEGINNING = 32  # at a GiB a second it is over then
 INO = 7
 
 
@@ -45,6 +47,7 @@ def code(source: Path, tmp_path: Path) -> Iterator[ctypes.CDLL]:
         *(ctypes.c_uint64,) * 10,
     )
     loaded.set_device_speed.argtypes = (ctypes.c_uint64, ctypes.c_uint32)
+    loaded.set_node.argtypes = (ctypes.c_uint32, ctypes.c_int32)
     yield loaded
 
 
@@ -79,7 +82,8 @@ class Reader:
             self.now += 1 / speed
             self.ran += (1 - waits) / speed
             self.at += 1
-            helped = self.readahead < DEEP and not self.left_alone
+            state = self.states[-1][1] if self.states else FIRST
+            helped = self.readahead < DEEP and state in (HELPING, TRYING)
             self.there = max(self.there, self.at + (WINDOW if helped else 0))
             thread = self.process + self.at % self.threads
             nanoseconds = (int(self.now * 1e9), int(self.ran * 1e9))
@@ -95,7 +99,7 @@ class Reader:
             state = self.code.state_of(self.model, self.process)
             if not self.states or self.states[-1][1] != state:
                 self.states.append((self.at, state))
-            assert self.left_alone == (state in (ALONE, CHECKING))
+            assert self.left_alone == (state in (ALONE, CHECKING, FIRST))
         return self.states[begun:]
 
     def read_until(self, state: int, speed: float, most: int = 20 * GIB) -> int:
@@ -196,8 +200,70 @@ def test_a_shallow_readahead_is_helped_at_once_and_a_deep_one_is_not(code: ctype
     reader.read(1, 1000)
     assert reader.left_alone
     reader.readahead = SHALLOW
-    reader.read(1, 1000)
+    reader.read(BEGINNING, 1000)
     assert not reader.left_alone
+
+
+@pytest.mark.parametrize(
+    ("speed", "device", "after"),
+    [(1900, 2600, ALONE), (1700, 2600, HELPING), (700, 900, ALONE), (1900, 0, None)],
+    ids=["near the device", "slower", "a slower device", "a device nobody knows"],
+)
+def test_who_comes_near_to_the_device_at_once_is_not_helped(
+    code: ctypes.CDLL, speed: float, device: int, after: int | None
+) -> None:
+    code.set_device_speed(INO, device)
+    reader = Reader(code, readahead=SHALLOW)
+    reader.read(8, speed / 2)  # the kernel's readahead grows
+    reader.read(200, speed)
+    if after is None:
+        assert [state for _, state in reader.states] == [HELPING]
+        return
+    begun, judged = reader.states
+    assert (begun, judged[1]) == ((1, FIRST), after)
+    assert judged[0] <= 2 * FIRST_MIB + 1
+    if after == ALONE:
+        # What the device can do may have been measured in a bad moment: it is tried all the same.
+        assert reader.read_until(TRYING, speed) == about(GIB)
+        reader.read_until(ALONE, speed, 3 * LOOK)
+        assert reader.read_until(TRYING, speed) == about(3 * GIB + 2 * LOOK)
+        reader.read_until(HELPING, 1.3 * speed, 3 * LOOK)
+
+
+def test_the_beginning_is_over_in_a_moment_however_slow_or_short(code: ctypes.CDLL) -> None:
+    code.set_device_speed(INO, 60)
+    slow = Reader(code, readahead=SHALLOW)
+    slow.read(3, 20)
+    assert [state for _, state in slow.states] == [FIRST, HELPING]
+    # Files of 2 MiB at 2500 MiB a second: a look never comes to its end.
+    alone = []
+    for at in range(200):
+        file, page = INO + at // 2, at % 2 * PAGES
+        code.set_device_speed(file, 2600)
+        now = 10**9 + at * 400_000
+        alone.append(
+            code.is_left_alone(
+                *(2, 200, 200, file, file, page, PAGES, now, now // 2, SHALLOW, at * PAGES, 0),
+                WINDOW * PAGES,
+            )
+        )
+    assert code.state_of(2, 200) == HELPING
+    assert alone == [1] * 125 + [0] * 75
+
+
+def test_what_was_cached_at_the_beginning_does_not_count(code: ctypes.CDLL) -> None:
+    code.set_device_speed(INO, 2600)
+    reader = Reader(code, readahead=SHALLOW, there=4 * FIRST_MIB)
+    reader.read(3 * FIRST_MIB, 2500)
+    assert [state for _, state in reader.states] == [FIRST, HELPING]
+
+
+def test_who_is_known_to_load_is_helped_from_the_first_access(code: ctypes.CDLL) -> None:
+    code.set_device_speed(INO, 2600)
+    code.set_node(100, 1)
+    reader = Reader(code, readahead=SHALLOW)
+    reader.read(1, 2500)
+    assert [state for _, state in reader.states] == [HELPING]
 
 
 def checked(reader: Reader, helped: float, alone: float) -> int:
@@ -228,7 +294,7 @@ def test_a_reader_that_is_as_fast_without_help_is_left_alone_and_so_is_the_next(
     later.read_until(HELPING, 1300, 3 * LOOK)
     last, other = Reader(code, process=300, readahead=SHALLOW), Reader(code, 2, 400, SHALLOW)
     for begun in (last, other):
-        begun.read(1, 1000)
+        begun.read(BEGINNING, 1000)
         assert not begun.left_alone
     assert tried > GIB
 
@@ -261,8 +327,9 @@ def test_a_moment_alone_is_over_where_it_is_much_slower(code: ctypes.CDLL) -> No
 def test_what_comes_near_to_the_device_is_not_left_alone(code: ctypes.CDLL) -> None:
     code.set_device_speed(INO, 1100)
     reader = Reader(code, readahead=SHALLOW)
+    reader.read(BEGINNING, 500)
     reader.read(4 * GIB, 1000)
-    assert [state for _, state in reader.states] == [HELPING]
+    assert [state for _, state in reader.states] == [FIRST, HELPING]
 
 
 def test_neither_a_pause_nor_what_was_cached_makes_a_reader_seem_slow_or_fast(
@@ -315,7 +382,7 @@ def test_another_readahead_is_looked_at_anew(code: ctypes.CDLL) -> None:
     # The device's setting is another now.
     reader.readahead = 2 * SHALLOW
     begun = Reader(code, process=300, readahead=2 * SHALLOW)
-    begun.read(1, 1000)
+    begun.read(BEGINNING, 1000)
     assert not begun.left_alone
 
 
@@ -323,7 +390,7 @@ def test_in_files_shorter_than_a_look_nothing_is_found_out(code: ctypes.CDLL) ->
     code.set_device_speed(INO, 4000)
     reader = Reader(code, readahead=SHALLOW, file_size=LOOK // 2)
     reader.read(2 * GIB, 1000)
-    assert [state for _, state in reader.states] == [HELPING]
+    assert [state for _, state in reader.states] == [FIRST, HELPING]
 
 
 def test_threads_that_read_much_at_once_are_a_deep_readahead(code: ctypes.CDLL) -> None:

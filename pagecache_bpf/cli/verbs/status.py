@@ -278,7 +278,7 @@ def _human(console: Console, data: dict[str, Any], verbose: bool) -> None:
         _print_exits(console, data["exits"])
 
 
-#: What policies that may stand down tell of it (bpf/include/standby.bpf.h).
+#: What policies that may stand down tell of it (bpf/include/standby_state.bpf.h).
 STANDBY_GAUGES = (
     *("standing_down", "as_fast_alone"),
     *("stalls_measured", "stalled_percent", "device_percent"),

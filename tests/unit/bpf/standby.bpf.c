@@ -36,6 +36,15 @@ void set_device_speed(u64 ino, u32 mib_s)
 	bpf_map_update_elem(&tags, &key, &tag, BPF_ANY);
 }
 
+/* Say on which node a process wants its pages. */
+void set_node(u32 tgid, s32 node)
+{
+	struct consumer_key key = { tgid };
+	struct consumer_hint hint = { node };
+
+	bpf_map_update_elem(&consumers, &key, &hint, BPF_ANY);
+}
+
 /*
  * One access of a thread that has run for so long, to a file that has so much in the page cache;
  * followed in that file, or in an order of several (0).  Returns whether the reader is left alone.
