@@ -13,6 +13,7 @@ import pytest
 
 from benchmarks.cachestat import PAGE_SIZE, drop, resident_pages
 from benchmarks.guest.cgroups import fill, group
+from tests.native import filesystems
 from tests.vm.conftest import device
 from tests.vm.kernel import attached, make_file, read_all, read_pages, test_policy, wait_for
 
@@ -30,11 +31,13 @@ class Place:
         path: where it is opened.
         cached: the file whose pages are in the cache: on a stacked file system another one.
         beside: a directory of a file system that can be written, for other files.
+        pages: how many it has.
     """
 
     path: Path
     cached: Path
     beside: Path
+    pages: int = PAGES
 
     def resident(self) -> int:
         """Its pages in the cache."""
@@ -137,8 +140,20 @@ FILE_SYSTEMS = {
 }
 
 
-@pytest.fixture(params=FILE_SYSTEMS)
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A file on NFS 4.2, which the guest serves to itself: once, since that takes long."""
+    with filesystems.made_in(tmp_path_factory.mktemp("places")) as places:
+        yield places.get("nfs")
+
+
+@pytest.fixture(params=[*FILE_SYSTEMS, "nfs"])
 def place(request: pytest.FixtureRequest, mount: Path) -> Iterator[Place]:
+    if request.param == "nfs":
+        file = request.getfixturevalue("served")
+        filesystems.make_cold(file)
+        yield Place(file, file, mount, filesystems.PAGES)
+        return
     with FILE_SYSTEMS[request.param](mount) as found:
         yield found
 
@@ -164,10 +179,12 @@ def added_removed(place: Place) -> None:
     """What comes into the cache and leaves it is counted."""
     with attached(test_policy("window"), place.path, window_pages=211) as policy:
         read_all(place.path)
-        assert policy.status.governed_pages == place.resident() == PAGES
+        assert policy.status.governed_pages == place.resident() == place.pages
         drop([place.cached])
         assert policy.status.governed_pages == 0
-        assert policy.count("removed_bytes") == policy.count("added_bytes") >= PAGES * PAGE_SIZE
+        assert (
+            policy.count("removed_bytes") == policy.count("added_bytes") >= place.pages * PAGE_SIZE
+        )
 
 
 def evict(place: Place) -> None:
@@ -179,7 +196,7 @@ def evict(place: Place) -> None:
     ):
         memory.read(place.path, stream)
         assert policy.status.kept_pages > 0
-        assert place.resident() > PAGES // 2
+        assert place.resident() > place.pages // 2
 
 
 def pressure(place: Place) -> None:
@@ -197,9 +214,9 @@ def prefetch(place: Place) -> None:
     """A stream is read ahead of by the module's workers."""
     with attached("sequential", place.path) as policy:
         read_all(place.path)
-        assert policy.count("prefetch_issued_bytes") > PAGES * PAGE_SIZE // 2
+        assert policy.count("prefetch_issued_bytes") > place.pages * PAGE_SIZE // 2
         policy.idle()
-        assert place.resident() == PAGES
+        assert place.resident() == place.pages
 
 
 @pytest.mark.parametrize(
