@@ -17,11 +17,11 @@ static s64 pcb_refuse(struct pcb_call *call, s64 err)
 }
 
 /* An extent to read, cut to the file and to the bounds of the module.  Returns 0 or an errno. */
-static int pcb_read_extent(const struct pcb_policy *p, u64 file_pages,
+static int pcb_read_extent(const struct pcb_call *call, u64 file_pages,
 			   const struct pagecache_file_extent *wish, struct pcb_extent *extent)
 {
 	u64 bound = pcb_mib_to_pages(pcb_max_inflight_mib);
-	u64 inflight = max_t(s64, atomic64_read(&p->inflight), 0);
+	u64 inflight = max_t(s64, atomic64_read(&call->policy->inflight), 0);
 	u64 start = wish->start, nr = wish->nr;
 	u32 step = wish->mark_step;
 
@@ -39,6 +39,7 @@ static int pcb_read_extent(const struct pcb_policy *p, u64 file_pages,
 		.end = start + nr,
 		.mark_step = step ? max_t(u32, step, PCB_MIN_MARK_STEP) : 0,
 		.mark = step ? start : PAGECACHE_NO_MARK,
+		.dropbehind = call->ctx.flags & PAGECACHE_F_DONTCACHE,
 	};
 	return 0;
 }
@@ -74,12 +75,10 @@ s64 pcb_prefetch_queue(struct pcb_call *call, pgoff_t start, u64 nr, s32 node, u
 	int err = -EINVAL;
 
 	if (call->file)
-		err = pcb_read_extent(p, call->ctx.file_pages, &wish, &extent);
-	if (!err) {
-		extent.dropbehind = call->ctx.flags & PAGECACHE_F_DONTCACHE;
+		err = pcb_read_extent(call, call->ctx.file_pages, &wish, &extent);
+	if (!err)
 		err = pcb_enqueue(p, call->file, pcb_node_allowed(node) ? node : PAGECACHE_NODE_ANY,
 				  &extent);
-	}
 	return err ? pcb_refuse(call, err) : pcb_prefetch_counted(p, &extent);
 }
 
@@ -107,7 +106,7 @@ static int pcb_enqueue_lent(struct pcb_call *call, const struct pagecache_file_e
 	if (!key.file)
 		err = -EXDEV;
 	else if (op == PCB_OP_READ)
-		err = pcb_read_extent(call->policy, pcb_pages_of(key.file), wish, extent);
+		err = pcb_read_extent(call, pcb_pages_of(key.file), wish, extent);
 	else
 		err = pcb_drop_extent(pcb_pages_of(key.file), wish->start, wish->nr, extent);
 	err = err ?: pcb_enqueue_locked(&key, extent);
