@@ -117,7 +117,9 @@ def test_the_window_goes_on_into_the_next_file(file: Path, tmp_path: Path) -> No
     """The last shards of a model are read ahead before anybody opens them, a window of them."""
     (tmp_path / "m").mkdir()
     shards = [make_file(tmp_path / "m" / f"{n}.safetensors", PAGES) for n in range(3)]
-    done("attach", "sequential", "--engine", "agent", "--knob", "max_window_mib=16", tmp_path / "m")
+    # It begins as large as it gets: it grows while readers wait, and on a busy machine they do not.
+    windows = ("--knob", "max_window_mib=16", "--knob", "start_window_kib=16384")
+    done("attach", "sequential", "--engine", "agent", *windows, tmp_path / "m")
     drop(shards)
     read_all(shards[0])
     idle()
