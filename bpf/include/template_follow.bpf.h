@@ -29,7 +29,11 @@ struct cursor {
 	u64 streak; /* pages that it has accessed in order since */
 	u64 refill; /* the window is topped up when it comes to this position */
 	u64 pending; /* pages asked for on its behalf and not reached yet */
-	u64 room; /* left by the budget; here, as the verifier would count on the stack */
+	/* These two are of one access; here, as the verifier would count one on the stack, which is
+	 * full. */
+	u64 room; /* left by the budget */
+	u32 all; /* 1: steps of all files are gone through; 0: those of this file only */
+	u32 reserved;
 	u32 away; /* the step of its last accesses, if it may have jumped there; */
 	u32 away_file; /* they were in this file, */
 	u32 away_low; /* from this page */
@@ -75,7 +79,6 @@ struct follow {
 	u64 huge; /* pages of a huge page, where it pays to read whole ones; else 0 */
 	u32 number; /* of the step that is next */
 	u32 last; /* behind the consumer's last one */
-	bool all; /* the steps of all files are gone through, not those of this file only */
 };
 
 /* From the consumer's place, so far. */
@@ -85,13 +88,13 @@ static __always_inline struct follow follow_from(struct pagecache_ctx *ctx, stru
 	u64 huge = pages_of(ctx, PAGECACHE_HUGE_BYTES);
 
 	cursor->room = room_in_budget(ctx);
+	cursor->all = pagecache_names_files(ctx);
 	return (struct follow){
 		.ctx = ctx,
 		.cursor = cursor,
 		.limit = limit,
 		.huge = PAGECACHE_KERNEL_READS && window >= 4 * huge ? huge : 0,
 		.number = cursor->step,
-		.all = pagecache_names_files(ctx),
 	};
 }
 
@@ -157,7 +160,7 @@ LOOP_STEP(follow_step, TOP_UP_STEPS, u32 i, struct follow *f)
 		got = ask(f, step->extent, target, start, end);
 		/* A file that cannot be named waits for its first access; those behind it do not.
 		 */
-		if (got == PAGECACHE_NOT_LENT && f->all) {
+		if (got == PAGECACHE_NOT_LENT && f->cursor->all) {
 			f->number++;
 			return 0;
 		}
@@ -168,9 +171,9 @@ LOOP_STEP(follow_step, TOP_UP_STEPS, u32 i, struct follow *f)
 	}
 	if (start < extent->end)
 		return 1;
-	if (!f->all && step->next == PAGECACHE_TEMPLATE_NONE)
+	if (!f->cursor->all && step->next == PAGECACHE_TEMPLATE_NONE)
 		return 1;
-	f->number = f->all ? f->number + 1 : step->next;
+	f->number = f->cursor->all ? f->number + 1 : step->next;
 	return 0;
 }
 
@@ -188,7 +191,7 @@ static __noinline int follow(struct pagecache_ctx *ctx, struct place *at, u64 wi
 
 	if (!consumer)
 		return 0;
-	key.model = f.all ? ~at->file->model : at->file->file;
+	key.model = cursor->all ? ~at->file->model : at->file->file;
 	ahead = bpf_map_lookup_elem(&template_aheads, &key);
 	f.last = consumer->first_step + consumer->nr_steps;
 	if (ahead && !jumped && *ahead > f.number && *ahead < f.last)
