@@ -57,6 +57,12 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--loader", choices=sorted(loaders.LOADERS), default="read", help="(default: read)"
     )
+    parser.add_argument(
+        "--icount",
+        action="store_true",
+        help="the guest's clock counts instructions: other work of this machine does not show "
+        "(the cap is of the machine's clock: give --cap 0)",
+    )
     parser.add_argument("--model", type=Path, help=argparse.SUPPRESS)
     hosted.add_common(parser, "shards")
     return parser
@@ -153,7 +159,9 @@ def main() -> int:
     source = checkpoints.generate(directory, options.size, options.shards)
     argv = ["--model", str(source.root.resolve()), "--rounds", str(options.rounds)]
     argv += ["--delay", str(options.delay), "--cap", str(options.cap), "--loader", options.loader]
-    report = hosted.run_inside("benchmarks.shards", argv, options, source.size, options.cap or None)
+    report = hosted.run_inside(
+        "benchmarks.shards", argv, options, source.size, options.cap or None, options.icount
+    )
     return hosted.finish(report, options, lambda console: print_shards(report, console))
 
 

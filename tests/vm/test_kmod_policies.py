@@ -80,6 +80,7 @@ def test_maximal_sees_everything(file: Path) -> None:
         ("fail_context", "only struct pagecache_answer can be written"),
         ("fail_bounds", "behind the end of struct pagecache_answer"),
         ("fail_kfunc", "calling kernel function bpf_pagecache_prefetch is not allowed"),
+        ("fail_lent", "calling kernel function bpf_pagecache_next_file is not allowed"),
         ("fail_no_hook", "the policy has no hook"),
         ("fail_flags", "Invalid argument"),
         ("fail_init", "init returned an error"),
