@@ -32,6 +32,7 @@
 #define PROOF_BYTES (256ULL << 20) /* with the policy's help, until it has to show again */
 #define FIRST_BYTES (8 << 20) /* a reader begins; the next so much shows how fast it is, */
 #define FIRST_NS 50000000 /* if it comes so far in that time */
+#define LIKE_PERCENT 75 /* of each other's speed: two readers that read alike */
 #define WAITS_PERCENT 10 /* of its time; a reader that waits less gains nothing */
 #define ENOUGH_PERCENT 70 /* of the device's speed: little is left to gain */
 #define GAIN_PERCENT 125 /* of the speed without it, in a short try */
@@ -46,6 +47,7 @@
 static __always_inline void standby_enter(struct standby *it, u32 state, u64 pages)
 {
 	it->standing_down = state == STANDBY_ALONE;
+	it->as_fast = 0;
 	it->state = state;
 	it->left_pages = pages;
 	it->looks = it->pages = it->ns = it->waited_ns = it->best_pages_per_s = 0;
@@ -100,12 +102,19 @@ static __always_inline void standby_restart(struct standby *it, const struct sta
 	it->proof_pages = pages_of(ctx, PROOF_BYTES);
 	it->device_pages_per_s = device_speed(ctx);
 	it->began_ns = ctx->time_ns;
-	if (it->deep || model->alone)
+	if (it->deep)
 		standby_enter(it, STANDBY_ALONE, it->pause_pages);
-	else if (it->device_pages_per_s && !consumer_is_known(ctx->tgid))
+	else if ((it->device_pages_per_s || model->alone_pages_per_s) &&
+		 !consumer_is_known(ctx->tgid))
 		standby_enter(it, STANDBY_FIRST, 0);
 	else
 		standby_help(it, ctx);
+}
+
+/* Whether a reader begins at about the speed of one that was found to gain nothing. */
+static __always_inline bool standby_is_like(u64 rate, u64 other)
+{
+	return rate * 100 >= other * LIKE_PERCENT && other * 100 >= rate * LIKE_PERCENT;
 }
 
 /*
@@ -113,8 +122,8 @@ static __always_inline void standby_restart(struct standby *it, const struct sta
  * has to grow first, so that the second look counts; one that is slow, or is in another file all
  * the time, is not looked at any longer.  Returns true where another look begins.
  */
-static __always_inline bool standby_first(struct standby *it, const struct pagecache_ctx *ctx,
-					  u64 pages)
+static __always_inline bool standby_first(struct standby *it, const struct standby_model *model,
+					  const struct pagecache_ctx *ctx, u64 pages)
 {
 	u64 rate = pages * 1000000000ULL / max_u64(ctx->time_ns - it->since_ns, 1);
 	bool whole = pages >= pages_of(ctx, FIRST_BYTES);
@@ -125,11 +134,16 @@ static __always_inline bool standby_first(struct standby *it, const struct pagec
 		it->looks = 1;
 		return true;
 	}
-	if (whole && ctx->resident_pages >= it->resident_pages + pages / 2 &&
-	    rate * 100 >= it->device_pages_per_s * ENOUGH_PERCENT)
+	whole = whole && ctx->resident_pages >= it->resident_pages + pages / 2;
+	if (whole && it->device_pages_per_s &&
+	    rate * 100 >= it->device_pages_per_s * ENOUGH_PERCENT) {
 		standby_enter(it, STANDBY_ALONE, it->pause_pages);
-	else
+	} else if (whole && standby_is_like(rate, model->alone_pages_per_s)) {
+		standby_enter(it, STANDBY_ALONE, it->pause_pages);
+		it->as_fast = 1;
+	} else {
 		standby_help(it, ctx);
+	}
 	return true;
 }
 
@@ -139,8 +153,9 @@ static __always_inline void standby_give_up(struct standby *it, struct standby_m
 {
 	it->pause_pages = min_u64(2 * it->pause_pages, pages_of(ctx, MAX_ALONE_BYTES));
 	model->pause_pages = it->pause_pages;
-	model->alone = !it->deep;
+	model->alone_pages_per_s = it->deep ? 0 : it->alone_pages_per_s;
 	standby_enter(it, STANDBY_ALONE, it->pause_pages);
+	it->as_fast = !it->deep;
 }
 
 /* A look at a reader that is left to the kernel has ended. */
@@ -254,7 +269,7 @@ static __always_inline void standby_helped(struct standby *it, struct standby_mo
 		return;
 	}
 	it->pause_pages = model->pause_pages = pages_of(ctx, ALONE_BYTES);
-	model->alone = 0;
+	model->alone_pages_per_s = 0;
 	standby_enter(it, STANDBY_HELPING, pages_of(ctx, PROOF_BYTES));
 }
 
@@ -355,15 +370,19 @@ PAGECACHE_STEP bool stands_down(struct pagecache_ctx *ctx, u64 ino, u64 place, u
 			standby_look(it, ctx, ino, place);
 			it->seen_ns = ctx->time_ns;
 		}
-		if (it->state == STANDBY_FIRST)
-			standby_first(it, ctx, 0);
+		model = it->state == STANDBY_FIRST ? standby_model_of(ctx) : NULL;
+		if (model)
+			standby_first(it, model, ctx, 0);
 		return standby_leaves(it);
 	}
 	it->seen_ns = ctx->time_ns;
 	pages = place > it->place ? place - it->place : it->place - place;
 	if (it->state == STANDBY_FIRST) {
-		if (standby_first(it, ctx, pages))
+		model = standby_model_of(ctx);
+		if (model && standby_first(it, model, ctx, pages)) {
 			standby_look(it, ctx, ino, place);
+			standby_tell(model, it);
+		}
 		return standby_leaves(it);
 	}
 	if (pages < pages_of(ctx, LOOK_BYTES)) {

@@ -54,6 +54,8 @@ struct standby {
 	u32 deep; /* 1: the kernel's readahead is, or that of its threads together */
 	u32 settled; /* 1: nothing was on its way for any reader when the look began */
 	u64 began_ns; /* its first access */
+	u32 as_fast; /* 1: it is left to the kernel since it is as fast there as with help */
+	u32 reserved;
 };
 
 /* What is known of a model, of which status tells. */
@@ -62,7 +64,8 @@ struct standby_model {
 	u64 ra_pages; /* the kernel's readahead when this was found */
 	u32 standing_down; /* as the reader that was looked at last */
 	u32 measured;
-	u32 alone; /* 1: its last reader was as fast without help, with a shallow readahead */
+	u64 alone_pages_per_s; /* a reader was as fast without help, with a shallow readahead; 0:
+				  none */
 	u32 as_fast; /* 1: that is why it is left to the kernel now */
 };
 
@@ -92,7 +95,7 @@ PAGECACHE_GAUGE(device_percent, "percent",
 static __always_inline void standby_tell(struct standby_model *model, const struct standby *it)
 {
 	u32 down = it->standing_down, measured = down && it->looks;
-	u32 as_fast = down && !it->deep && model->alone;
+	u32 as_fast = down && it->as_fast;
 
 	if (down != model->standing_down)
 		__sync_fetch_and_add(&standing_down, down ? 1 : -1);
@@ -118,7 +121,7 @@ static __always_inline struct standby_model *standby_model_of(const struct pagec
 	if (model && model->ra_pages != ctx->ra_pages) {
 		model->ra_pages = ctx->ra_pages;
 		model->pause_pages = pages_of(ctx, ALONE_BYTES);
-		model->alone = 0;
+		model->alone_pages_per_s = 0;
 	}
 	return model;
 }

@@ -299,6 +299,25 @@ def test_a_reader_that_is_as_fast_without_help_is_left_alone_and_so_is_the_next(
     assert tried > GIB
 
 
+def test_what_was_found_of_a_reader_counts_for_those_that_read_alike(code: ctypes.CDLL) -> None:
+    """One that reads twice as fast was as fast alone: that says nothing of a slower one."""
+    code.set_device_speed(INO, 4000)
+    reader = Reader(code, readahead=SHALLOW)
+    checked(reader, 2000, 2010)
+    assert reader.states[-1][1] == ALONE
+    other = Reader(code, process=200, readahead=SHALLOW)
+    other.read(BEGINNING, 1000)
+    assert [state for _, state in other.states] == [FIRST, HELPING]
+    alike = Reader(code, process=300, readahead=SHALLOW)
+    alike.read(BEGINNING, 1700)
+    assert [state for _, state in alike.states] == [FIRST, ALONE]
+    # Where the device's speed is not known a reader is looked at, too, once one gained nothing.
+    code.set_device_speed(INO, 0)
+    again = Reader(code, process=400, readahead=SHALLOW)
+    again.read(BEGINNING, 2000)
+    assert [state for _, state in again.states] == [FIRST, ALONE]
+
+
 @pytest.mark.parametrize("alone", [990, 500])
 def test_a_reader_that_is_slower_without_help_is_helped_on_and_asked_less_often(
     code: ctypes.CDLL, alone: float
