@@ -14,23 +14,26 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks import hosted
+from benchmarks import hosted, memory
 from pagecache_bpf.errors import PagecacheError
 
 PYTHON = hosted.BUILD / "venv-loaders" / "bin" / "python"
 START = hosted.ROOT / "tests" / "engines" / "start.py"
-ENVIRONMENT = {
+#: No network, no reports, one thread where more would only take turns.
+QUIET = {
     "HF_HUB_OFFLINE": "1",
     "OMP_NUM_THREADS": "1",
     "VLLM_CPU_KVCACHE_SPACE": "1",
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",
     "VLLM_NO_USAGE_STATS": "1",
-    "VLLM_PLUGINS": "",
 }
+#: The same, without our plug-in for vLLM.
+ENVIRONMENT = {**QUIET, "VLLM_PLUGINS": ""}
 #: Layers of the models: 30 make 1.1 GB, in eight files or as GGUF in one.
 LAYERS = 30
 #: What an engine's process takes beside its weights in two types and its packages, in bytes.
@@ -38,8 +41,8 @@ PROCESS_BYTES = 1536 << 20
 #: The models that are made, by the function of tests/engines/models.py that makes them.
 LLAMA, GGUF = "llama", "gguf"
 _SECONDS = 600
-# What vLLM says of its own phases.
-_WEIGHTS_TOOK = re.compile(r"Loading weights took ([0-9.]+) seconds")
+#: What vLLM says of its own phases.
+WEIGHTS_TOOK = re.compile(r"Loading weights took ([0-9.]+) seconds")
 
 
 @dataclass(frozen=True)
@@ -107,6 +110,33 @@ def command(engine: str, model: Path) -> list[str]:
     return [str(PYTHON), str(START), engine, str(found[0] if found else model)]
 
 
+def memory_of(size: int) -> AbstractContextManager[None]:
+    """Return the memory of a start: page cache, and tensors of a larger type (memory.backed()).
+
+    Args:
+        size: bytes of the model's files.
+    """
+    return memory.backed(3 * size + PROCESS_BYTES)
+
+
+def told(printed: str, complained: str = "") -> tuple[Any, dict[str, float]]:
+    """Find what tests/engines/start.py has told in what was printed; vLLM logs there, too.
+
+    Args:
+        printed: to standard output.
+        complained: to standard error.
+
+    Returns:
+        The answer, and the seconds of each phase; of vLLM "weights", too, what it says itself.
+    """
+    (line,) = (line for line in printed.splitlines() if line.startswith('{"seconds"'))
+    made = json.loads(line)
+    seconds: dict[str, float] = made["seconds"]
+    if took := WEIGHTS_TOOK.findall(printed + complained):
+        seconds["weights"] = max(map(float, took))
+    return made["answer"], seconds
+
+
 def start(engine: str, model: Path, enter: Callable[[], None] | None = None) -> Started:
     """Start an engine on a model and wait for its end.
 
@@ -138,8 +168,5 @@ def start(engine: str, model: Path, enter: Callable[[], None] | None = None) -> 
         printed, complained = out.read(), errors.read()
     if process.returncode:
         raise PagecacheError(f"{engine} did not start", complained[-2000:])
-    (line,) = (line for line in printed.splitlines() if line.startswith('{"seconds"'))
-    told = json.loads(line)
-    if took := _WEIGHTS_TOOK.findall(printed + complained):
-        told["seconds"]["weights"] = max(map(float, took))
-    return Started(told["answer"], told["seconds"], begun, ended, usage.ru_utime + usage.ru_stime)
+    answer, seconds = told(printed, complained)
+    return Started(answer, seconds, begun, ended, usage.ru_utime + usage.ru_stime)

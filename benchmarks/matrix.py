@@ -254,8 +254,8 @@ def _memory_of(reader: Reader, model: Model) -> AbstractContextManager[object]:
     """Have what a load takes be memory that the host has given already."""
     if reader.kind == "random":
         return memory.backed(_RANDOM_BYTES)
-    if reader.kind == "engine":  # pages, and tensors of a larger type
-        return memory.backed(3 * model.size + engines.PROCESS_BYTES)
+    if reader.kind == "engine":
+        return engines.memory_of(model.size)
     return native.memory_of(model)
 
 

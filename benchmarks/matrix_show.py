@@ -67,14 +67,8 @@ def results(report: Report) -> list[Result]:
             [float(count) for count in row.device_bytes_rounds],
         )
         of_limit = None
-        kind = matrix_cells.BY_NAME[row.loader].kind
-        if (
-            kind in ("whole", "engine")
-            and limit
-            and limit.median_s
-            and default.median_s
-            and row.median_s
-        ):
+        reads_all = matrix_cells.BY_NAME[row.loader].kind in ("whole", "engine")
+        if reads_all and limit and limit.median_s and default.median_s and row.median_s:
             of_limit = limit.median_s / default.median_s, limit.median_s / row.median_s
         per_gb = row.wanted_bytes / 1e9
         cpu = [second for second in row.extra["reader_cpu_s"] if second is not None]

@@ -9,7 +9,6 @@ Weights are cold at each start, which cachestat(2) confirms; its own packages ar
 from __future__ import annotations
 
 import itertools
-import json
 import os
 import statistics
 import subprocess
@@ -138,15 +137,15 @@ def start(
         errors.seek(0)
         if code:
             raise PagecacheError(f"{way} did not start", errors.read()[-2000:])
-        (line,) = (line for line in out if line.startswith('{"seconds"'))
+        _, phases = engines.told(out.read())
     after = settled_bytes_read(files[0]) or 0
-    return Start(json.loads(line)["seconds"], seconds, after - before, tuple(samples))
+    return Start(phases, seconds, after - before, tuple(samples))
 
 
 @contextmanager
 def _memory_there(files: Sequence[Path]) -> Iterator[None]:
     """Have what the start takes be memory that the host has given already: pages and tensors."""
-    with memory.backed(3 * sum(file.stat().st_size for file in files) + engines.PROCESS_BYTES):
+    with engines.memory_of(sum(file.stat().st_size for file in files)):
         memory.touch()
         yield
 

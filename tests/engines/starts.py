@@ -18,6 +18,7 @@ from typing import Any
 
 import pytest
 
+from benchmarks import engines
 from benchmarks.cachestat import drop, resident_bytes
 from pagecache_bpf.weights.models import resolve
 from tests.native.readahead import USUAL, window_of
@@ -30,15 +31,6 @@ TOLD = ROOT / "build" / "test" / "engines.json"
 NO_CONTROLLER = Path("/nonexistent/control.sock")  # whatever controller this machine has
 SERVED = re.compile(r"\(engine (\w+)(?:, policy (\w+))?\)")
 PREFETCHED = re.compile(r"prefetched (.+?), hit ratio")
-# What vLLM says of its own phases.
-WEIGHTS_TOOK = re.compile(r"Loading weights took ([0-9.]+) seconds")
-QUIET = {
-    "HF_HUB_OFFLINE": "1",
-    "OMP_NUM_THREADS": "1",
-    "VLLM_CPU_KVCACHE_SPACE": "1",
-    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-    "VLLM_NO_USAGE_STATS": "1",
-}
 
 
 @dataclass(frozen=True)
@@ -111,7 +103,7 @@ def environment(engine: str, way: str, **more: str) -> dict[str, str]:
     own = {"VLLM_PLUGINS": ""} if way in ("default", "attach", "run") else {}
     if engine.startswith("sglang"):
         own["PYTHONPATH"] = str(SGLANG)
-    return {**os.environ, **QUIET, **own, **more}
+    return {**os.environ, **engines.QUIET, **own, **more}
 
 
 def make_cold(model: Path) -> list[Path]:
@@ -150,14 +142,9 @@ def started(engine: str, model: Path, way: str, name: str = "", **more: str) -> 
     assert done.returncode == 0, complained[-3000:]
     # With a deep window the kernel keeps up, and nothing is read ahead: another row.
     assert window is None or window.read_text().strip() == USUAL, "somebody has set read_ahead_kb"
-    # vLLM logs to its output, also after the answer.
-    (line,) = (line for line in printed.splitlines() if line.startswith('{"seconds"'))
-    told = json.loads(line)
-    said = printed + complained
-    if took := WEIGHTS_TOOK.findall(said):
-        told["seconds"]["weights"] = max(map(float, took))
+    answer, seconds = engines.told(printed, complained)
     size = sum(file.stat().st_size for file in files)
-    return Started(told["answer"], told["seconds"], said, size, resident_bytes(files))
+    return Started(answer, seconds, printed + complained, size, resident_bytes(files))
 
 
 @cache

@@ -15,10 +15,10 @@ from typing import Any
 import pytest
 
 from benchmarks.checkpoints import hub_snapshot
+from benchmarks.engines import WEIGHTS_TOOK
 from tests.engines import models
 from tests.engines.starts import (
     NO_CONTROLLER,
-    WEIGHTS_TOOK,
     command_of,
     default,
     environment,
