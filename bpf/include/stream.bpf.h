@@ -117,15 +117,21 @@ static __always_inline u64 first_window(const struct pagecache_ctx *ctx,
 static __always_inline bool skips(const struct stream *s, struct pagecache_ctx *ctx)
 {
 	u64 seen = pagecache_touched(ctx), part = is_fault(ctx) ? SEEN_PART : READ_PART;
+	u64 enough = is_fault(ctx) ? pages_of(ctx, SEEN_BYTES) : CONFIRM_PAGES;
 
-	return seen != PAGECACHE_UNKNOWN && s->moved > CONFIRM_PAGES &&
+	return seen != PAGECACHE_UNKNOWN && s->moved > enough &&
 	       (seen - s->touched) * part < s->moved;
 }
 
-/* Markers lie a quarter of the window apart. */
+/*
+ * Markers lie a quarter of a small window apart, an eighth of a large one: each makes a request,
+ * which costs CPU time.
+ */
 static __always_inline u64 mark_step(u64 window)
 {
-	return min_u64(max_u64(window / 4, 16), 512);
+	u64 small = min_u64(max_u64(window / 4, 16), 512);
+
+	return max_u64(small, min_u64(window / 8, 2048));
 }
 
 /*

@@ -23,7 +23,8 @@ PAGECACHE_KNOB(u32, confirm_accesses, 3, "accesses", 1, 16, "accesses in order t
 #define NOW_PAGES 64 /* of a miss, before the rest follows */
 #define CONFIRM_PAGES 64 /* in order: 256 KiB are more than a record */
 #define READ_PART 4 /* of what a reader comes through it reads this part at least, */
-#define SEEN_PART 24 /* and of a mapping this part is seen to be touched */
+#define SEEN_PART 64 /* and of a mapping this part is seen to be touched, */
+#define SEEN_BYTES (32 << 20) /* by one that has come so far, past a chunk in small folios */
 #define JUMPS 3 /* so many accesses of a mapping that do not go on are no stream's */
 #define DOWN_PARTS 4 /* requests for the window below a reader that goes down */
 #define HEAD_PAGES 64 /* a trusted file is expected to be read from here */
@@ -164,7 +165,13 @@ static __always_inline bool goes_on(const struct stream *s, const struct pagecac
 	}
 	if (is_fault(ctx) && ctx->index < s->low)
 		return ctx->index + slack + 1 >= s->low;
-	return ctx->index >= s->low && ctx->index <= s->next + 1;
+	/* Of a large folio, of what readahead reads at once, a fault can map all and tells of less.
+	 */
+	if (is_fault(ctx))
+		slack = min_u64(ctx->ra_pages, pages_of(ctx, PAGECACHE_HUGE_BYTES));
+	else
+		slack = 1;
+	return ctx->index >= s->low && ctx->index <= s->next + slack;
 }
 
 /*

@@ -29,11 +29,12 @@ struct cursor {
 	u64 streak; /* pages that it has accessed in order since */
 	u64 refill; /* the window is topped up when it comes to this position */
 	u64 pending; /* pages asked for on its behalf and not reached yet */
+	u64 asked_to; /* from its place on all up to this position was asked for */
 	/* These two are of one access; here, as the verifier would count one on the stack, which is
 	 * full. */
 	u64 room; /* left by the budget */
 	u32 all; /* 1: steps of all files are gone through; 0: those of this file only */
-	u32 reserved;
+	u32 tid; /* the thread that has come farthest */
 	u32 away; /* the step of its last accesses, if it may have jumped there; */
 	u32 away_file; /* they were in this file, */
 	u32 away_low; /* from this page */
@@ -169,6 +170,7 @@ LOOP_STEP(follow_step, TOP_UP_STEPS, u32 i, struct follow *f)
 		asked(f, extent, target, start, got);
 		start += got;
 	}
+	f->cursor->asked_to = max_u64(f->cursor->asked_to, step->before + start - extent->start);
 	if (start < extent->end)
 		return 1;
 	if (!f->cursor->all && step->next == PAGECACHE_TEMPLATE_NONE)

@@ -265,21 +265,26 @@ static __always_inline enum way way_to(const struct pagecache_ctx *ctx, const st
 	struct pagecache_template_extent *own = template_extent_of(at->cursor->step);
 	struct cursor *cursor = at->cursor;
 	bool fault = ctx->kind != PAGECACHE_KIND_READ;
-	bool wanted = ctx->index < extent->start + template_asked(extent, at->target);
+	bool asked = ctx->index < extent->start + template_asked(extent, at->target);
+	/* Of huge pages that are mapped whole nothing is seen, up to where they end. */
+	bool wanted = asked || position <= cursor->asked_to + SKIP_PAGES;
 	bool seen = PAGECACHE_TELLS_HITS && !fault;
 
 	if (position + ctx->nr > cursor->end && position >= cursor->low &&
 	    (position <= cursor->end + SKIP_PAGES || (!seen && wanted)))
 		return ONWARD;
-	if (position >= cursor->low)
-		return position <= cursor->end && position + SKIP_PAGES >= cursor->position
-			       ? AGAIN
-			       : ELSEWHERE;
+	if (position >= cursor->low) {
+		/* What is copied at once is gone through downwards, too, and by many threads. */
+		u64 back = fault || ctx->tid != cursor->tid ? window_pages(ctx) : SKIP_PAGES;
+
+		return position <= cursor->end && position + back >= cursor->position ? AGAIN
+										      : ELSEWHERE;
+	}
 	if (!fault || !own || template_gone(cursor->step, step) > 0 ||
 	    (step != cursor->step && template_gone(cursor->step, step) >= 0))
 		return ELSEWHERE;
 	/* Below: next to where it was, or where all between was asked for. */
-	if (position + ctx->nr + SKIP_PAGES >= cursor->low || wanted ||
+	if (position + ctx->nr + SKIP_PAGES >= cursor->low || asked ||
 	    (step + 1 == at->cursor->step && own->file == at->file->file &&
 	     template_asked(own, at->target) == own->end - own->start))
 		return DOWNWARD;
@@ -328,11 +333,12 @@ static __always_inline bool move(struct pagecache_ctx *ctx, struct place *at, bo
 	position = s->before + (ctx->index > extent->start ? ctx->index - extent->start : 0);
 	way = *jumped ? ELSEWHERE : way_to(ctx, at, extent, position, step);
 	through = is_through(cursor, cursor->step);
-	if (way == AGAIN) {
+	if (way == AGAIN && (position + SKIP_PAGES >= cursor->position || !is_gone(ctx, at))) {
 		cursor->away = PAGECACHE_TEMPLATE_NONE;
 		return true;
 	}
-	if (way == ELSEWHERE) {
+	if (way == ELSEWHERE || way == AGAIN) {
+		way = ELSEWHERE;
 		if (!stays_away(ctx, at, step) && !*jumped)
 			return false;
 		gone = *jumped ? 0 : template_gone(cursor->step, step);
@@ -341,11 +347,14 @@ static __always_inline bool move(struct pagecache_ctx *ctx, struct place *at, bo
 			min_u64(position, s->before + cursor->away_low > extent->start
 						  ? s->before + cursor->away_low - extent->start
 						  : s->before);
-		cursor->streak = cursor->away_pages;
-		cursor->end = position;
+		if (*jumped)
+			cursor->streak = 0;
+		cursor->streak = max_u64(cursor->streak, cursor->away_pages);
+		cursor->end = cursor->asked_to = position;
 		cursor->first = begins(ctx, step);
 	}
 	at->down = way == DOWNWARD;
+	cursor->tid = ctx->tid;
 	if (step != cursor->step) {
 		if (through || (in_order && way == ONWARD))
 			passed(ctx, at, cursor->step, drop_behind);
@@ -437,7 +446,7 @@ PAGECACHE_ACCESS(maio_access)
 	if (down || !window ||
 	    (at.cursor->position < at.cursor->refill && !created && !jumped && !again && !at.down))
 		return;
-	at.cursor->refill = at.cursor->position + min_u64(window / 4, 512);
+	at.cursor->refill = at.cursor->position + mark_step(window);
 	/* A fault may have come to the middle of a range to go down: not farther than this step. */
 	if (at.down || (jumped && !created && ctx->kind != PAGECACHE_KIND_READ))
 		descend(ctx, &at, at.down ? window : 1);

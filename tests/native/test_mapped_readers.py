@@ -1,0 +1,75 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Readers of a mapping, as engine agent's events tell of them, are followed by both policies.
+
+Of a large folio a fault can map all and tells of one page, a huge page is mapped by one fault, and
+memcpy() goes through a tensor from its end, or touches its end first.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from benchmarks.cachestat import drop
+from tests.native.readahead import device_speed, usual_readahead
+from tests.native.test_record import _nothing_attached  # noqa: F401  # a fixture
+from tests.unit.command import run
+
+pytestmark = pytest.mark.native
+
+#: Tensors that begin and end anywhere in a huge page, as those of checkpoints do.
+TENSORS = (58_000_000, 2048, *(6_880_000, 6_880_000, 6_880_000, 480_256, 1_968_128) * 6)
+
+TOUCHED = """
+import mmap, sys
+with open(sys.argv[1], "rb") as file, mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ) as mapping:
+    for at in range(0, len(mapping), 4096):
+        mapping[at]
+"""
+COPIED = """
+import sys
+from safetensors import safe_open
+with safe_open(sys.argv[1], framework="numpy") as file:
+    for name in file.keys():
+        file.get_tensor(name)
+"""
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint that the package safetensors wrote."""
+    path = tmp_path_factory.mktemp("mapped") / "model.safetensors"
+    noise = np.random.default_rng(3)
+    save_file(
+        {
+            f"layer.{number:03}": noise.integers(0, 256, size, np.uint8)
+            for number, size in enumerate(TENSORS)
+        },
+        path,
+    )
+    return path
+
+
+@pytest.mark.parametrize("reader", [TOUCHED, COPIED], ids=["touched", "copied"])
+@pytest.mark.parametrize("policy", ["sequential", "maio"])
+def test_a_mapped_reader_is_read_ahead_of_in_large_pieces(
+    checkpoint: Path, policy: str, reader: str
+) -> None:
+    """Once it has begun: it is found in the middle, where the kernel reads in large folios."""
+    with usual_readahead(checkpoint), device_speed(checkpoint, 1 << 45):
+        attached = run("attach", policy, "--engine", "agent", checkpoint)
+        assert attached.code == 0, attached.err
+        drop([checkpoint])
+        command = (sys.executable, "-c", reader, checkpoint)
+        subprocess.run(command, check=True, timeout=120)
+        (shown,) = run("status", "--json").data["policies"]
+    size = checkpoint.stat().st_size
+    asked, calls = (shown["counters"][name] for name in ("prefetch_bytes", "prefetch_calls"))
+    # More than once is asked for where the reader has turned round; the pages are there then.
+    assert 0.7 * size < asked < 1.25 * size
+    assert calls < size / (2 << 20), f"{calls} requests for {asked} of {size} bytes"
