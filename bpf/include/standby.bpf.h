@@ -32,6 +32,7 @@
 #define PROOF_BYTES (256ULL << 20) /* with the policy's help, until it has to show again */
 #define FIRST_BYTES (8 << 20) /* a reader begins; the next so much shows how fast it is, */
 #define FIRST_NS 50000000 /* if it comes so far in that time */
+#define SHORT_FILES_PER_S 500 /* a file that takes its device less is over before help has come */
 #define LIKE_PERCENT 75 /* of each other's speed: two readers that read alike */
 #define WAITS_PERCENT 10 /* of its time; a reader that waits less gains nothing */
 #define ENOUGH_PERCENT 70 /* of the device's speed: little is left to gain */
@@ -332,6 +333,27 @@ static __always_inline void standby_changed(struct standby *it, const struct pag
 	standby_tell(model, it);
 }
 
+/*
+ * Whether the reader is left to the kernel in this file, whatever its state: with a shallow
+ * readahead, too, a file of a few MiB on a fast device is read before a request has come to it.
+ */
+static __always_inline bool standby_skips(struct standby *it, const struct pagecache_ctx *ctx)
+{
+	u64 least = it->device_pages_per_s / SHORT_FILES_PER_S;
+	u32 brief = !it->deep && ctx->file_pages && ctx->file_pages < least &&
+		    !consumer_is_known(ctx->tgid);
+	struct standby_model *model;
+
+	if (brief == it->in_short_file)
+		return brief;
+	it->in_short_file = brief;
+	it->began_ns = ctx->time_ns;
+	model = standby_model_of(ctx);
+	if (model)
+		standby_tell(model, it);
+	return brief;
+}
+
 /* Whether a moment alone has lasted so long already that the reader is slower than with help. */
 static __always_inline bool standby_is_slow(const struct standby *it,
 					    const struct pagecache_ctx *ctx)
@@ -364,6 +386,8 @@ PAGECACHE_STEP bool stands_down(struct pagecache_ctx *ctx, u64 ino, u64 place, u
 		standby_threads(it, ctx);
 	if (standby_deep(it, ctx) != it->deep)
 		standby_changed(it, ctx);
+	if (standby_skips(it, ctx))
+		return true;
 	if (it->tid != ctx->tid || it->ino != ino) {
 		/* Of several threads one is looked at. */
 		if (it->tid == ctx->tid || ctx->time_ns > it->seen_ns + 100000000) {

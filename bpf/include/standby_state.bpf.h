@@ -55,7 +55,7 @@ struct standby {
 	u32 settled; /* 1: nothing was on its way for any reader when the look began */
 	u64 began_ns; /* its first access */
 	u32 as_fast; /* 1: it is left to the kernel since it is as fast there as with help */
-	u32 reserved;
+	u32 in_short_file; /* 1: it is in a file that is over before help has come */
 };
 
 /* What is known of a model, of which status tells. */
@@ -67,6 +67,7 @@ struct standby_model {
 	u64 alone_pages_per_s; /* a reader was as fast without help, with a shallow readahead; 0:
 				  none */
 	u32 as_fast; /* 1: that is why it is left to the kernel now */
+	u32 in_short_file; /* 1: or this is */
 };
 
 struct {
@@ -85,6 +86,8 @@ struct {
 
 PAGECACHE_GAUGE(standing_down, "models", "models left to the kernel's readahead, which keeps up");
 PAGECACHE_GAUGE(as_fast_alone, "models", "those of them that a policy was seen not to make faster");
+PAGECACHE_GAUGE(short_files, "models",
+		"those of them whose reader is in a file that its device reads in an instant");
 PAGECACHE_GAUGE(stalls_measured, "models",
 		"those of them whose reader was measured while it waited");
 PAGECACHE_GAUGE(stalled_percent, "percent", "of its time the reader measured last waited");
@@ -94,8 +97,8 @@ PAGECACHE_GAUGE(device_percent, "percent",
 /* What status tells of a model is what its reader of this moment does. */
 static __always_inline void standby_tell(struct standby_model *model, const struct standby *it)
 {
-	u32 down = it->standing_down, measured = down && it->looks;
-	u32 as_fast = down && it->as_fast;
+	u32 brief = it->in_short_file, down = brief || it->standing_down;
+	u32 measured = !brief && down && it->looks, as_fast = !brief && down && it->as_fast;
 
 	if (down != model->standing_down)
 		__sync_fetch_and_add(&standing_down, down ? 1 : -1);
@@ -103,9 +106,12 @@ static __always_inline void standby_tell(struct standby_model *model, const stru
 		__sync_fetch_and_add(&stalls_measured, measured ? 1 : -1);
 	if (as_fast != model->as_fast)
 		__sync_fetch_and_add(&as_fast_alone, as_fast ? 1 : -1);
+	if (brief != model->in_short_file)
+		__sync_fetch_and_add(&short_files, brief ? 1 : -1);
 	model->standing_down = down;
 	model->measured = measured;
 	model->as_fast = as_fast;
+	model->in_short_file = brief;
 }
 
 static __always_inline struct standby_model *standby_model_of(const struct pagecache_ctx *ctx)

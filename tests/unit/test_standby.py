@@ -48,6 +48,8 @@ def code(source: Path, tmp_path: Path) -> Iterator[ctypes.CDLL]:
     )
     loaded.set_device_speed.argtypes = (ctypes.c_uint64, ctypes.c_uint32)
     loaded.set_node.argtypes = (ctypes.c_uint32, ctypes.c_int32)
+    loaded.set_file_pages.argtypes = (ctypes.c_uint64,)
+    loaded.models_told.restype = ctypes.c_uint64
     yield loaded
 
 
@@ -420,3 +422,31 @@ def test_threads_that_read_much_at_once_are_a_deep_readahead(code: ctypes.CDLL) 
     two.read(64, 1000)
     eight.read(64, 1000)
     assert (two.left_alone, eight.left_alone) == (False, True)
+
+
+@pytest.mark.parametrize(
+    ("size", "speed", "node", "is_short"),
+    [
+        (2, 2000, -1, True),  # a millisecond of a fast disk
+        (8, 2000, -1, False),  # four
+        (2, 64, -1, False),  # 31 of a slow one
+        (2, 0, -1, False),  # nobody knows
+        (2, 2000, 1, False),  # its pages are wanted on a node
+    ],
+)
+def test_files_that_are_over_in_an_instant_are_left_to_the_kernel(
+    code: ctypes.CDLL, size: int, speed: int, node: int, is_short: bool
+) -> None:
+    for number in range(2 * BEGINNING):
+        code.set_device_speed(INO + number, speed)
+    if node >= 0:
+        code.set_node(100, node)
+    code.set_file_pages(size * PAGES)
+    reader = Reader(code, readahead=SHALLOW, file_size=size)
+    reader.read(BEGINNING, 40)
+    assert (code.models_told(1), code.models_told(0)) == (is_short, is_short)
+    assert reader.left_alone == is_short
+    code.set_file_pages(64 * PAGES)  # larger ones come after them
+    reader.read(BEGINNING, 40)
+    assert (code.models_told(1), code.models_told(0)) == (0, 0)
+    assert not reader.left_alone

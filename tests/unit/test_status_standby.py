@@ -29,10 +29,12 @@ def test_why_a_model_is_left_to_the_kernel(
         "device_percent": device,
         "of_its_own": 1000,
     }
-    assert len(status.STANDBY_GAUGES) == 5
+    assert len(status.STANDBY_GAUGES) == 6
     own, (title, text) = status._gauge_rows(gauges)
     assert own == ("of_its_own", "1,000")
     assert title == "standing down" and str(text).startswith(f"1 model: {why}")
     _, (_, text) = status._gauge_rows({**gauges, "as_fast_alone": 1})
     assert text == "1 model: as fast by the kernel's readahead alone as with help"
+    _, (_, text) = status._gauge_rows({**gauges, "short_files": 1})
+    assert text == "1 model: its files are so short that the device reads each in an instant"
     assert status._gauge_rows({**gauges, "standing_down": 0}) == [own]

@@ -280,7 +280,7 @@ def _human(console: Console, data: dict[str, Any], verbose: bool) -> None:
 
 #: What policies that may stand down tell of it (bpf/include/standby_state.bpf.h).
 STANDBY_GAUGES = (
-    *("standing_down", "as_fast_alone"),
+    *("standing_down", "as_fast_alone", "short_files"),
     *("stalls_measured", "stalled_percent", "device_percent"),
 )
 
@@ -293,7 +293,9 @@ def _gauge_rows(gauges: dict[str, int]) -> list[tuple[str, RenderableType]]:
     models = gauges.get("standing_down", 0)
     if models:
         why = "left to the kernel's readahead (how long it makes readers wait is not measured yet)"
-        if gauges.get("as_fast_alone"):
+        if gauges.get("short_files"):
+            why = "its files are so short that the device reads each in an instant"
+        elif gauges.get("as_fast_alone"):
             why = "as fast by the kernel's readahead alone as with help"
         elif gauges.get("stalls_measured"):
             stalled, device = gauges["stalled_percent"], gauges.get("device_percent", 0)

@@ -16,7 +16,7 @@ static struct {
 	__type(value, struct pagecache_agent_tag);
 } tags SEC(".maps");
 
-static u64 busy_ns;
+static u64 busy_ns, file_pages;
 
 static inline u64 pagecache_reader_busy_ns(void)
 {
@@ -45,6 +45,12 @@ void set_node(u32 tgid, s32 node)
 	bpf_map_update_elem(&consumers, &key, &hint, BPF_ANY);
 }
 
+/* Say how large every file is; 0: nobody asks. */
+void set_file_pages(u64 pages)
+{
+	file_pages = pages;
+}
+
 /*
  * One access of a thread that has run for so long, to a file that has so much in the page cache;
  * followed in that file, or in an order of several (0).  Returns whether the reader is left alone.
@@ -64,12 +70,19 @@ int is_left_alone(u32 model, u32 tgid, u32 tid, u64 ino, u64 followed, u64 index
 		.time_ns = now_ns,
 		.page_shift = 12,
 		.ra_pages = ra_pages,
+		.file_pages = file_pages,
 		.resident_pages = resident_pages,
 		.inflight_pages = inflight_pages,
 	};
 
 	busy_ns = ran_ns;
 	return stands_down(&ctx, followed, index, window);
+}
+
+/* Models of which status says that their files are short, or that they are left alone. */
+u64 models_told(int short_ones)
+{
+	return short_ones ? short_files : standing_down;
 }
 
 /* The state of a reader (enum standby_state). */
