@@ -14,13 +14,14 @@
 #include <linux/jiffies.h>
 #include <linux/mmzone.h>
 #include <linux/sched.h>
+#include <linux/sizes.h>
 #include <linux/tracepoint.h>
 
 #include "fairness.h"
 #include "hooks.h"
 
 #define PCB_KEEPS_PER_PAGE 4
-#define PCB_SMALL_DEFICIT 1024 /* pages that any list may run */
+#define PCB_SMALL_DEFICIT (SZ_4M >> PAGE_SHIFT) /* that any list may run */
 #define PCB_LAST_ROUNDS 1 /* priorities */
 #define PCB_LAST_SHARE 64
 #define PCB_HALF_LIFE (2 * HZ)

@@ -44,7 +44,7 @@ static void pcb_accessed(struct file *file, u32 kind, pgoff_t index, unsigned lo
 		pcb_tag_sync(&by, mapping);
 	}
 	if (by.ops && by.ops->access &&
-	    !pcb_within_step(by.tag, by.ops->access_step_pages, index, index + nr)) {
+	    !pcb_within_step(by.tag, by.ops->access_step_bytes >> PAGE_SHIFT, index, index + nr)) {
 		WRITE_ONCE(by.tag->access_end, index + nr);
 		pcb_call_init(&call, &by, PAGECACHE_HOOK_ACCESS, mapping, file, index, nr);
 		call.ctx.kind = kind;

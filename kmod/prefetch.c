@@ -2,13 +2,14 @@
 /* prefetch.c - what a policy asks for: reads and drops, carried out later by workers. */
 #include <linux/fs.h>
 #include <linux/kdev_t.h>
+#include <linux/sizes.h>
 
 #include "placement.h"
 #include "prefetch.h"
 #include "sessions.h"
 #include "streams.h"
 
-#define PCB_MIN_MARK_STEP 16 /* pages: a marker costs a call of the policy */
+#define PCB_MIN_MARK_STEP max(SZ_64K >> PAGE_SHIFT, 1) /* a marker costs a call of the policy */
 
 static s64 pcb_refuse(struct pcb_call *call, s64 err)
 {

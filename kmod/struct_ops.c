@@ -86,8 +86,8 @@ static int pcb_init_member(const struct btf_type *t, const struct btf_member *me
 
 	/* 1: taken care of; 0: left to the core, which accepts only zeroes and hooks. */
 	switch (__btf_member_bit_offset(t, member) / 8) {
-	case offsetof(struct pagecache_ops, access_step_pages):
-		to->access_step_pages = from->access_step_pages;
+	case offsetof(struct pagecache_ops, access_step_bytes):
+		to->access_step_bytes = from->access_step_bytes;
 		return 1;
 	case offsetof(struct pagecache_ops, abi_version):
 		if (from->abi_version != PAGECACHE_ABI_VERSION)

@@ -13,7 +13,7 @@
 /* The hook readahead is asked about each access, and about each try of a fault. */
 #define PAGECACHE_TELLS_HITS 1
 
-#define PAGECACHE_AGENT_MAX_EXTENT (1U << 18) /* pages of one request */
+#define PAGECACHE_AGENT_MAX_EXTENT_BYTES (1 << 30) /* of one request */
 /* Of a reader whose cgroup has not been looked at yet; its first request makes the agent look. */
 #define PAGECACHE_AGENT_UNKNOWN_BYTES (16 << 20)
 
@@ -228,8 +228,8 @@ static __always_inline s64 pagecache_prefetch_file(struct pagecache_ctx *ctx,
 		return -22; /* EINVAL */
 	if (nr > pages - start)
 		nr = pages - start;
-	if (nr > PAGECACHE_AGENT_MAX_EXTENT)
-		nr = PAGECACHE_AGENT_MAX_EXTENT;
+	if (nr > pages_of(ctx, PAGECACHE_AGENT_MAX_EXTENT_BYTES))
+		nr = pages_of(ctx, PAGECACHE_AGENT_MAX_EXTENT_BYTES);
 	room = all->asked - told->done;
 	room = room < told->max_inflight ? told->max_inflight - room : 0;
 	if (!room) {

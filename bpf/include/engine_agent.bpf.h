@@ -29,7 +29,7 @@
 #define PAGECACHE_HOOK_1(ret, fn, type) static __always_inline ret fn
 #define PAGECACHE_HOOK_2(ret, fn, type1, type2) static __always_inline ret fn
 
-#define AGENT_READ_PAGES 512 /* of a read() that are told of at once: 2 MiB */
+#define AGENT_READ_BYTES (2 << 20) /* of a read() that are told of at once */
 
 /* The read() that a thread is in. */
 struct agent_read {
@@ -225,8 +225,8 @@ static __always_inline bool agent_rest(struct agent_place *place, u64 *index, u6
 			return false;
 		from = r->told;
 	}
-	if (*end > *index + AGENT_READ_PAGES)
-		*end = *index + AGENT_READ_PAGES;
+	if (*end > *index + (AGENT_READ_BYTES >> agent_page_shift))
+		*end = *index + (AGENT_READ_BYTES >> agent_page_shift);
 	*index = from;
 	now->told = *end;
 	bpf_map_update_elem(&reads, &id, now, BPF_ANY);

@@ -18,7 +18,7 @@
 #include <linux/ioctl.h>
 #endif
 
-#define PAGECACHE_ABI_VERSION 5
+#define PAGECACHE_ABI_VERSION 6
 
 #define PAGECACHE_NAME_LEN 32
 #define PAGECACHE_MODEL_LEN 64

@@ -30,8 +30,8 @@ struct pagecache_ops {
 	__s32 (*evict)(struct pagecache_ctx *ctx);
 	void (*pressure)(struct pagecache_ctx *ctx, struct pagecache_pressure *want);
 
-	/* access is called at most once for this many pages read in order; 0: every time. */
-	__u64 access_step_pages;
+	/* access is called at most once for this many bytes read in order; 0: every time. */
+	__u64 access_step_bytes;
 	__u32 abi_version;
 	__u32 flags; /* PAGECACHE_OPS_* */
 	char name[PAGECACHE_NAME_LEN];

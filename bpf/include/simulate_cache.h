@@ -109,6 +109,7 @@ static struct {
 	u64 governed;
 	u64 kept;
 	u64 keep_max;
+	bool lent; /* all files are lent in their order, as in a session of engine struct_ops */
 	bool all_kept; /* the last page that went had to: every page was to be kept */
 	u64 age;
 	u64 now_ns;
@@ -212,10 +213,11 @@ static inline s64 pagecache_drop(struct pagecache_ctx *ctx, u64 start, u64 nr)
 	return sim_wish(sim.drops, &sim.nr_drops, ctx, start, nr, 0);
 }
 
-/* Policies are simulated as on engine struct_ops without a session. */
+/* Policies are simulated as on engine struct_ops, without a session unless sim_lend() was called.
+ */
 static inline bool pagecache_names_files(const struct pagecache_ctx *ctx)
 {
-	return false;
+	return sim.lent;
 }
 
 /* Here, as with engine agent, any governed file can be named. */
@@ -243,13 +245,26 @@ static inline s64 pagecache_drop_file(struct pagecache_ctx *ctx,
 
 static inline u64 pagecache_next_file(struct pagecache_ctx *ctx, struct pagecache_file_key *next)
 {
-	return 0;
+	u64 number = ctx->ino; /* inodes count from 1 */
+
+	*next = (struct pagecache_file_key){};
+	if (!sim.lent || number >= sim.nr_files || !sim.files[number].governed ||
+	    sim.files[number].model != ctx->model)
+		return 0;
+	*next = (struct pagecache_file_key){ .ino = number + 1, .dev_major = ctx->dev_major };
+	return sim.files[number].pages;
 }
 
 static inline s64 pagecache_prefetch_next(struct pagecache_ctx *ctx, u64 start, u64 nr, s32 node,
 					  u32 mark_step)
 {
-	return PAGECACHE_NOT_LENT;
+	struct pagecache_file_key next;
+	struct pagecache_ctx other = { .file_pages = pagecache_next_file(ctx, &next) };
+
+	if (!other.file_pages)
+		return PAGECACHE_NOT_LENT;
+	other.ino = next.ino;
+	return sim_wish(sim.prefetches, &sim.nr_prefetches, &other, start, nr, mark_step);
 }
 
 static inline u64 pagecache_allowed_ahead(const struct pagecache_ctx *ctx)

@@ -133,7 +133,7 @@ static inline void sim_access(const struct sim_event *event)
 	last = (end - 1) >> sim.shift;
 	f->quiet = first == f->next ? f->quiet + last + 1 - first : ~0ULL;
 	f->next = last + 1;
-	if (f->governed && sim.ops->access && f->quiet >= sim.ops->access_step_pages) {
+	if (f->governed && sim.ops->access && f->quiet >= sim.ops->access_step_bytes >> sim.shift) {
 		f->quiet = 0;
 		ctx = sim_ctx(event->file, first, last + 1 - first, event->kind);
 		sim.ops->access(&ctx);
@@ -169,6 +169,7 @@ s64 sim_start(u64 memory, u32 shift, u32 order, bool on, u32 nr_files, const u64
 	sim.shift = shift;
 	sim.order = order;
 	sim.nr_files = nr_files;
+	sim.lent = false;
 	sim.random = 88172645463325252ULL;
 	for (u32 list = 0; list < SIM_LISTS; list++)
 		sim.head[list] = sim.tail[list] = SIM_NONE;
@@ -185,6 +186,12 @@ s64 sim_start(u64 memory, u32 shift, u32 order, bool on, u32 nr_files, const u64
 		return -12;
 	sim_policy(on);
 	return sim.ops->init ? sim.ops->init(&ctx) : 0;
+}
+
+/* From now on the files are lent, in their order. */
+void sim_lend(void)
+{
+	sim.lent = true;
 }
 
 /* The parent of each control group, by id less 1; 0: it lies right below the root. */

@@ -117,7 +117,7 @@ static __always_inline u64 first_window(const struct pagecache_ctx *ctx,
 static __always_inline bool skips(const struct stream *s, struct pagecache_ctx *ctx)
 {
 	u64 seen = pagecache_touched(ctx), part = is_fault(ctx) ? SEEN_PART : READ_PART;
-	u64 enough = is_fault(ctx) ? pages_of(ctx, SEEN_BYTES) : CONFIRM_PAGES;
+	u64 enough = is_fault(ctx) ? pages_of(ctx, SEEN_BYTES) : pages_of(ctx, CONFIRM_BYTES);
 
 	return seen != PAGECACHE_UNKNOWN && s->moved > enough &&
 	       (seen - s->touched) * part < s->moved;
@@ -127,11 +127,12 @@ static __always_inline bool skips(const struct stream *s, struct pagecache_ctx *
  * Markers lie a quarter of a small window apart, an eighth of a large one: each makes a request,
  * which costs CPU time.
  */
-static __always_inline u64 mark_step(u64 window)
+static __always_inline u64 mark_step(const struct pagecache_ctx *ctx, u64 window)
 {
-	u64 small = min_u64(max_u64(window / 4, 16), 512);
+	u64 small = min_u64(max_u64(window / 4, pages_of(ctx, LEAST_STEP_BYTES)),
+			    pages_of(ctx, SMALL_STEP_BYTES));
 
-	return max_u64(small, min_u64(window / 8, 2048));
+	return max_u64(small, min_u64(window / 8, pages_of(ctx, MOST_STEP_BYTES)));
 }
 
 /*
@@ -141,8 +142,8 @@ static __always_inline u64 mark_step(u64 window)
  */
 static __always_inline bool jumps(struct stream *s, const struct pagecache_ctx *ctx)
 {
-	u64 slack = min_u64(ctx->ra_pages, 64), huge = pages_of(ctx, PAGECACHE_HUGE_BYTES);
-	u64 next = s->next + mark_step(s->window) + slack;
+	u64 slack = near_pages(ctx), huge = pages_of(ctx, PAGECACHE_HUGE_BYTES);
+	u64 next = s->next + mark_step(ctx, s->window) + slack;
 
 	if (!PAGECACHE_TELLS_HITS || !is_fault(ctx) || !(ctx->index & (huge - 1)) ||
 	    (ctx->index + slack >= s->from && ctx->index <= next))
@@ -173,20 +174,28 @@ static __always_inline u64 room_in_budget(const struct pagecache_ctx *ctx)
 	return used < budget ? budget - used : 0;
 }
 
-/* The window reaches beyond the end of the file: into the next one, if this model is streamed. */
-static __noinline int go_on(struct pagecache_ctx *ctx, u64 window, u64 room)
+/*
+ * The window reaches beyond the end of the file: into the next one, if this model is streamed.  One
+ * that is no larger than the window is asked for as a whole: its parts would be small requests,
+ * each of them as late as its reader has come.
+ */
+static __noinline int go_on(struct pagecache_ctx *ctx, struct stream *s, u64 room)
 {
 	struct pagecache_file_key next;
 	u64 pages = pagecache_next_file(ctx, &next), left = ctx->file_pages - ctx->index;
 	struct model_state *model = pages ? model_of(ctx) : NULL;
-	u64 want, head, step = mark_step(window);
+	u64 want, head, step;
 	s64 accepted;
 
-	if (!model || model->streamed < TRUSTED || window <= left)
+	if (!s || !model || model->streamed < TRUSTED || s->window <= left)
 		return 0;
-	want = min_u64(window - left, pages);
+	step = mark_step(ctx, s->window);
+	want = min_u64(s->window - left, pages);
 	if (want < pages)
 		want &= ~(pages_of(ctx, PAGECACHE_HUGE_BYTES) - 1);
+	if (pages <= s->window && left + pages <= largest_window(ctx))
+		want = pages;
+	model->window = s->window; /* it may have grown since this file was asked for */
 	head = pagecache_same_file(&model->next, &next) ? model->head : 0;
 	if (want <= head || (want - head < step && want < pages))
 		return 0;
@@ -203,7 +212,7 @@ static __noinline int go_on(struct pagecache_ctx *ctx, u64 window, u64 room)
 static __always_inline void top_up(struct pagecache_ctx *ctx, struct stream *s, u64 room)
 {
 	u64 end = min_u64(ctx->index + s->window, ctx->file_pages);
-	u64 step = mark_step(s->window);
+	u64 step = mark_step(ctx, s->window);
 	u64 huge = pages_of(ctx, PAGECACHE_HUGE_BYTES);
 	s64 accepted;
 
@@ -212,6 +221,9 @@ static __always_inline void top_up(struct pagecache_ctx *ctx, struct stream *s, 
 	/* A part of a huge page cannot become one. */
 	if (end < ctx->file_pages && s->window >= 2 * huge)
 		end &= ~(huge - 1);
+	/* Nor is a rest of the file one: its reader would wait for it alone. */
+	if (ctx->file_pages - end < step && ctx->file_pages - ctx->index <= largest_window(ctx))
+		end = ctx->file_pages;
 	/* Small pieces would only make small requests of the device. */
 	if (s->ahead >= end || (end - s->ahead < step && end < ctx->file_pages))
 		return;
@@ -224,13 +236,13 @@ static __always_inline void top_up(struct pagecache_ctx *ctx, struct stream *s, 
 		trust(ctx, s);
 }
 
-/* Answer with the last NOW_PAGES up to the page, or the page alone if it was asked for already. */
+/* Answer with the last NOW_BYTES up to the page, or the page alone if it was asked for already. */
 static __always_inline void answer_down(const struct pagecache_ctx *ctx, struct stream *s,
 					struct pagecache_answer *answer)
 {
 	answer->start = ctx->index;
 	if (ctx->index <= s->low) {
-		answer->start -= min_u64(ctx->index, NOW_PAGES - 1);
+		answer->start -= min_u64(ctx->index, pages_of(ctx, NOW_BYTES) - 1);
 		s->low = answer->start;
 	}
 	answer->nr = ctx->index + ctx->nr - answer->start;
@@ -273,8 +285,8 @@ static __noinline int go_down(struct pagecache_ctx *ctx, struct stream *s, u64 r
 		return 0;
 	way.from = s->low;
 	way.low = ctx->index > s->window ? ctx->index - s->window : 0;
-	way.part = max_u64(s->window / DOWN_PARTS, 16);
-	way.step = mark_step(s->window);
+	way.part = max_u64(s->window / DOWN_PARTS, pages_of(ctx, LEAST_STEP_BYTES));
+	way.step = mark_step(ctx, s->window);
 	if (way.low + way.part > s->low && way.low)
 		return 0;
 	LOOP(ask_below, &way);
@@ -301,9 +313,14 @@ static __always_inline s32 stream_readahead(struct pagecache_ctx *ctx,
 		return PAGECACHE_DEFAULT;
 	s = stream_at(file, ctx);
 	if (!s) {
-		model = is_marker(ctx) || ctx->index < HEAD_PAGES ? model_of(ctx) : NULL;
-		/* A marker may lie in what this reader's window has reached of its next file. */
-		if (is_marker(ctx) && model && pagecache_is_file(ctx, &model->next))
+		model = is_marker(ctx) || ctx->index < pages_of(ctx, HEAD_BYTES) ? model_of(ctx)
+										 : NULL;
+		/*
+		 * It may lie in what this reader's window has reached of its next file: a marker,
+		 * or a page that is still to be read.
+		 */
+		if (model && pagecache_is_file(ctx, &model->next) &&
+		    (is_marker(ctx) || (!PAGECACHE_TELLS_HITS && ctx->inflight_pages)))
 			head = model->head;
 		if (is_marker(ctx) && ctx->index >= head)
 			return PAGECACHE_DEFAULT;
@@ -333,7 +350,7 @@ static __always_inline s32 stream_readahead(struct pagecache_ctx *ctx,
 		count(s, ctx, moved);
 	}
 	if (!s->window) {
-		if (!confirmed(s)) {
+		if (!confirmed(s, ctx)) {
 			s->ahead = max_u64(s->ahead, ctx->index + kernel_reads(ctx));
 			return PAGECACHE_DEFAULT;
 		}
@@ -361,7 +378,7 @@ static __always_inline s32 stream_readahead(struct pagecache_ctx *ctx,
 			max_u64(s->ahead, ctx->index + max_u64(kernel_reads(ctx), ctx->ra_pages));
 	} else if (!is_marker(ctx)) {
 		answer->start = ctx->index;
-		answer->nr = min_u64(max_u64(ctx->nr, NOW_PAGES), s->window);
+		answer->nr = min_u64(max_u64(ctx->nr, pages_of(ctx, NOW_BYTES)), s->window);
 		s->ahead = max_u64(s->ahead, ctx->index + answer->nr);
 	}
 	/* What has jumped may go on from here, or is about to jump again. */
@@ -370,7 +387,7 @@ static __always_inline s32 stream_readahead(struct pagecache_ctx *ctx,
 	top_up(ctx, s, room);
 	note_place(ctx, s, false);
 	if (s->ahead >= ctx->file_pages)
-		go_on(ctx, s->window, room);
+		go_on(ctx, s, room);
 	return PAGECACHE_OVERRIDE;
 }
 

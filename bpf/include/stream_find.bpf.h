@@ -20,14 +20,18 @@ PAGECACHE_KNOB(u32, confirm_accesses, 3, "accesses", 1, 16, "accesses in order t
 #define TRUSTED 1 /* files of a model streamed to the end before it is trusted */
 #define STEEP_BYTES (32 << 20) /* windows below this grow fourfold, and are not measured */
 #define PROBE_BYTES (1ULL << 30) /* read on with a window before a larger one is tried again */
-#define NOW_PAGES 64 /* of a miss, before the rest follows */
-#define CONFIRM_PAGES 64 /* in order: 256 KiB are more than a record */
+#define NOW_BYTES (256 << 10) /* of a miss, before the rest follows */
+#define CONFIRM_BYTES (256 << 10) /* in order: more than a record */
+#define NEAR_BYTES (256 << 10) /* what is no farther from the next page is in order, too */
 #define READ_PART 4 /* of what a reader comes through it reads this part at least, */
 #define SEEN_PART 64 /* and of a mapping this part is seen to be touched, */
 #define SEEN_BYTES (32 << 20) /* by one that has come so far, past a chunk in small folios */
 #define JUMPS 3 /* so many accesses of a mapping that do not go on are no stream's */
+#define LEAST_STEP_BYTES (64 << 10) /* from one marker to the next, */
+#define SMALL_STEP_BYTES (2 << 20) /* and up to this in a small window, */
+#define MOST_STEP_BYTES (8 << 20) /* or this in a large one */
 #define DOWN_PARTS 4 /* requests for the window below a reader that goes down */
-#define HEAD_PAGES 64 /* a trusted file is expected to be read from here */
+#define HEAD_BYTES (256 << 10) /* a trusted file is expected to be read from here */
 
 /* A larger window may help; it did not; it is being tried again. */
 enum settled { GROWING = 0, SETTLED = 1, PROBING = 2 };
@@ -128,6 +132,12 @@ static __always_inline u64 kernel_reads(const struct pagecache_ctx *ctx)
 	return min_u64(ctx->nr, max_u64(ctx->ra_pages, ctx->io_pages));
 }
 
+/* So far from where a stream is expected next it still goes on. */
+static __always_inline u64 near_pages(const struct pagecache_ctx *ctx)
+{
+	return min_u64(ctx->ra_pages, pages_of(ctx, NEAR_BYTES));
+}
+
 static __always_inline bool is_fault(const struct pagecache_ctx *ctx)
 {
 	return ctx->kind == PAGECACHE_KIND_FAULT || ctx->kind == PAGECACHE_KIND_FAULT_MARKER;
@@ -149,7 +159,7 @@ static __always_inline bool is_marker(const struct pagecache_ctx *ctx)
  */
 static __always_inline bool goes_on(const struct stream *s, const struct pagecache_ctx *ctx)
 {
-	u64 slack = min_u64(ctx->ra_pages, 64);
+	u64 slack = near_pages(ctx);
 
 	if (!s->run)
 		return false;
@@ -244,9 +254,10 @@ static __always_inline void count(struct stream *s, const struct pagecache_ctx *
  * Whether the reader has shown that it streams.  Misses in order are evidence enough; where every
  * access is reported, random ones are in order by chance too often.
  */
-static __always_inline bool confirmed(const struct stream *s)
+static __always_inline bool confirmed(const struct stream *s, const struct pagecache_ctx *ctx)
 {
-	return s->run >= confirm_accesses && (!PAGECACHE_TELLS_HITS || s->moved >= CONFIRM_PAGES);
+	return s->run >= confirm_accesses &&
+	       (!PAGECACHE_TELLS_HITS || s->moved >= pages_of(ctx, CONFIRM_BYTES));
 }
 
 static __always_inline void begin(struct stream *s, struct pagecache_ctx *ctx)

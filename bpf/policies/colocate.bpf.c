@@ -17,7 +17,7 @@
 PAGECACHE_KNOB(u32, budget_mib, 0, "MiB", 0, 1073741824,
 	       "memory kept for online work; 0: all that the engine lets a policy keep");
 
-#define STEP 256
+#define STEP_BYTES (1 << 20)
 
 enum role { NONE = 0, ONLINE = 1, OFFLINE = 2 };
 
@@ -152,11 +152,11 @@ PAGECACHE_PRESSURE(colocate_pressure)
 
 	if (!use || role_of(use->cgroup_id) != OFFLINE)
 		return;
-	nr = min_u64(max_u64(want->pages, STEP), use->index);
+	nr = min_u64(max_u64(want->pages, pages_of(ctx, STEP_BYTES)), use->index);
 	if (nr)
 		pagecache_drop(ctx, use->index - nr, nr);
 }
 
 PAGECACHE_POLICY(colocate, .init = (void *)colocate_init, .access = (void *)colocate_access,
 		 .evict = (void *)colocate_evict, .pressure = (void *)colocate_pressure,
-		 .access_step_pages = STEP);
+		 .access_step_bytes = STEP_BYTES);

@@ -20,7 +20,7 @@ PAGECACHE_KNOB(u32, budget_mib, 0, "MiB", 0, 1073741824,
 PAGECACHE_KNOB(u32, window_kib, 8192, "KiB", 0, 4194304,
 	       "read ahead in the part that is not kept; 0: as the kernel does");
 
-#define STEP 64 /* pages between two looks at a reader */
+#define STEP_BYTES (256 << 10) /* between two looks at a reader */
 
 PAGECACHE_GAUGE(granted_pages, "pages", "pages in the parts that are kept");
 #define GRANTED granted_pages
@@ -50,6 +50,7 @@ PAGECACHE_ACCESS(cyclic_access)
 (struct pagecache_ctx *ctx)
 {
 	u64 window = pages_of(ctx, (u64)window_kib << 10), at = ctx->index, behind;
+	u64 step = pages_of(ctx, STEP_BYTES);
 	bool mapped = ctx->kind != PAGECACHE_KIND_READ;
 	struct grant *part;
 	bool on;
@@ -58,16 +59,16 @@ PAGECACHE_ACCESS(cyclic_access)
 	if (mapped && PAGECACHE_KERNEL_READS)
 		return;
 	part = part_of(ctx);
-	if (!part || (at >= part->own && at < part->own + STEP))
+	if (!part || (at >= part->own && at < part->own + step))
 		return;
-	on = at >= part->own && at < part->own + 2 * STEP;
+	on = at >= part->own && at < part->own + 2 * step;
 	part->own = at;
 	behind = max_u64(part->pages, drop_from(ctx, at));
 	if (at > behind && !mapped)
 		pagecache_drop(ctx, behind, at - behind);
 	/* A reader that goes on has asked for the rest of its window before. */
 	if (window && at + window >= part->pages)
-		pagecache_prefetch(ctx, on ? at + window : at + ctx->nr, on ? STEP : window,
+		pagecache_prefetch(ctx, on ? at + window : at + ctx->nr, on ? step : window,
 				   PAGECACHE_NODE_ANY, 0);
 }
 
@@ -87,4 +88,4 @@ PAGECACHE_EVICT(cyclic_evict)
 
 PAGECACHE_POLICY(cyclic, .init = (void *)cyclic_init, .access = (void *)cyclic_access,
 		 .removed = (void *)cyclic_removed, .evict = (void *)cyclic_evict,
-		 .access_step_pages = STEP);
+		 .access_step_bytes = STEP_BYTES);

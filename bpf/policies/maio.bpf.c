@@ -38,9 +38,12 @@ PAGECACHE_KNOB(u32, accuracy_percent, 50, "percent", 0, 100,
 PAGECACHE_KNOB(u32, drop_behind, 0, "0 or 1", 0, 1,
 	       "1: drop an extent when the last of its consumers has passed it");
 
-#define LOOK_PAGES 16 /* a look at what begins somewhere takes no more */
-#define SKIP_PAGES 64 /* less than this is no gap between two accesses */
-#define FIRST_PAGES 64 /* read at once on a miss, before the rest follows */
+/* Computed where it is used: the stack is full enough. */
+#define SIZED(bytes) ((u64)(bytes) >> (*(const volatile u32 *)&ctx->page_shift & 31))
+#define LOOK_PAGES SIZED(64 << 10) /* a look at what begins somewhere takes no more */
+#define SKIP_PAGES SIZED(256 << 10) /* less than this is no gap between two accesses */
+#define FIRST_PAGES SIZED(NOW_BYTES) /* read at once on a miss, before the rest follows */
+#define LARGE_PAGES SIZED(2 << 20) /* a large folio, of which only the first access is seen */
 
 static __always_inline u64 window_pages(const struct pagecache_ctx *ctx)
 {
@@ -61,10 +64,10 @@ static __always_inline u64 earned_pages(const struct pagecache_ctx *ctx, const s
 	u64 window = ahead_pages(ctx);
 
 	if (model->strayed * 8 > model->followed + 8 * start_window(ctx))
-		return cursor->streak < CONFIRM_PAGES ? 0 : min_u64(window, cursor->streak);
+		return cursor->streak < SIZED(CONFIRM_BYTES) ? 0 : min_u64(window, cursor->streak);
 	if (cursor->first)
 		return min_u64(window, 2 * start_window(ctx) + 4 * cursor->streak);
-	return cursor->streak < CONFIRM_PAGES ? 0 : min_u64(window, 4 * cursor->streak);
+	return cursor->streak < SIZED(CONFIRM_BYTES) ? 0 : min_u64(window, 4 * cursor->streak);
 }
 
 /* What was asked for may be gone: ask again. */
@@ -185,7 +188,7 @@ static __always_inline struct cursor *new_cursor(struct pagecache_ctx *ctx, stru
 /* True when much of what was asked for in this file is gone; it will be asked for again. */
 static __always_inline bool is_gone(const struct pagecache_ctx *ctx, struct place *at)
 {
-	u64 there = ctx->resident_pages + ctx->inflight_pages + 512;
+	u64 there = ctx->resident_pages + ctx->inflight_pages + LARGE_PAGES;
 
 	if (there >= at->target->asked - at->target->asked / 4)
 		return false;
@@ -247,7 +250,7 @@ static __always_inline bool stays_away(const struct pagecache_ctx *ctx, struct p
 		cursor->away_pages = end - index;
 	}
 	cursor->away = step;
-	return cursor->away_pages >= CONFIRM_PAGES || begins(ctx, step);
+	return cursor->away_pages >= SIZED(CONFIRM_BYTES) || begins(ctx, step);
 }
 
 /* Where an access lies in relation to what its consumer has accessed. */
@@ -369,8 +372,7 @@ static __always_inline bool move(struct pagecache_ctx *ctx, struct place *at, bo
 		advanced = position + ctx->nr - cursor->end;
 		cursor->end = position + ctx->nr;
 	}
-	/* Of a large folio that is mapped at once only the first access is seen. */
-	cursor->streak += way == ELSEWHERE ? 0 : min_u64(advanced, max_u64(ctx->nr, 512));
+	cursor->streak += way == ELSEWHERE ? 0 : min_u64(advanced, max_u64(ctx->nr, LARGE_PAGES));
 	if (!*jumped)
 		cursor->pending -= min_u64(cursor->pending, advanced);
 	__sync_fetch_and_add(&at->model->followed, way == ELSEWHERE ? ctx->nr : advanced);
@@ -446,7 +448,7 @@ PAGECACHE_ACCESS(maio_access)
 	if (down || !window ||
 	    (at.cursor->position < at.cursor->refill && !created && !jumped && !again && !at.down))
 		return;
-	at.cursor->refill = at.cursor->position + mark_step(window);
+	at.cursor->refill = at.cursor->position + mark_step(ctx, window);
 	/* A fault may have come to the middle of a range to go down: not farther than this step. */
 	if (at.down || (jumped && !created && ctx->kind != PAGECACHE_KIND_READ))
 		descend(ctx, &at, at.down ? window : 1);
@@ -493,5 +495,5 @@ PAGECACHE_EVICT(maio_evict)
 }
 
 PAGECACHE_POLICY(maio, .evict = (void *)maio_evict, .readahead = (void *)maio_readahead,
-		 .access = (void *)maio_access, .access_step_pages = 32,
+		 .access = (void *)maio_access, .access_step_bytes = 128 << 10,
 		 .flags = PAGECACHE_OPS_EVICT_OPTIONAL);

@@ -26,7 +26,7 @@ PAGECACHE_KNOB(u32, device_mb_per_s, 1000, "MB/s", 1, 1000000,
 
 #define MODELS 64
 #define PROBES 4 /* slots in which a model can be */
-#define STEP 256
+#define STEP_BYTES (1 << 20)
 #define UNKNOWN (1ULL << 42) /* ns: more than an hour */
 
 struct model_key {
@@ -273,7 +273,7 @@ PAGECACHE_PRESSURE(multiplex_pressure)
 		cursor->gone = 0; /* some were passed over */
 	if (cursor->gone >= end)
 		return;
-	pages = min_u64(max_u64(want->pages, STEP), end - cursor->gone);
+	pages = min_u64(max_u64(want->pages, pages_of(ctx, STEP_BYTES)), end - cursor->gone);
 	pagecache_drop(ctx, cursor->gone, pages);
 	cursor->gone += pages;
 }
@@ -281,4 +281,4 @@ PAGECACHE_PRESSURE(multiplex_pressure)
 PAGECACHE_POLICY(multiplex, .init = (void *)multiplex_init, .access = (void *)multiplex_access,
 		 .added = (void *)multiplex_added, .removed = (void *)multiplex_removed,
 		 .evict = (void *)multiplex_evict, .pressure = (void *)multiplex_pressure,
-		 .access_step_pages = STEP);
+		 .access_step_bytes = STEP_BYTES);

@@ -7,8 +7,8 @@
  *	of one open file are followed at a time.
  *	The window goes on into the next file of the model, by name, once one was read to its
  *	end: always on engine agent, and on engine struct_ops where a session lends the files (a
- *	load of the controller, of the API or of `run`).  A consumer with a node hint is read
- *	ahead of from its first access.
+ *	load of the controller, of the API or of `run`).  One that fits into the window is asked
+ *	for as a whole.  A consumer with a node hint is read ahead of from its first access.
  * Limits: it learns the order from the reader, so a loader that jumps between tensors gains
  *	little (see maio).  Nothing is dropped behind the reader; on engine struct_ops what all
  *	readers of a file have passed is evicted first when memory is short, and their windows are

@@ -15,7 +15,7 @@ from pagecache_bpf.kernel.event_sources import ACCESSES, EVENTS, MOVES, NEWER, T
 NOT_HONORED = (
     "the kernel's own readahead goes on: an answer adds to it",
     "the marker and the folio order of an answer",
-    "the exit hook and access_step_pages",
+    "the exit hook and access_step_bytes",
     "tags do not outlive the policy (detach --keep-tags)",
 )
 #: Hooks that are not asked, and what that means.

@@ -232,3 +232,18 @@ def test_the_window_goes_on_into_the_next_shard(mount: Path, session: bool) -> N
         assert all(pages >= 512 for pages in before[1:]), before
     else:
         assert not any(before)
+
+
+def test_small_files_are_read_ahead_as_a_whole_in_a_session(mount: Path) -> None:
+    """One that fits into the window is there before anybody opens it, and so is its last page."""
+    shards = [make_file(mount / f"shard-{number}", 1025 + number) for number in range(SHARDS)]
+    before = []
+    with attached("sequential", *shards, start_window_kib=6144) as policy, lending(*shards):
+        for path in shards:
+            policy.idle()
+            before.append(resident(path))
+            read_all(path)
+        policy.idle()
+        assert policy.count("added_bytes") == sum(path.stat().st_size for path in shards)
+        assert policy.count("readahead_miss") <= 3
+    assert before == [0, *(1025 + number for number in range(1, SHARDS))]
