@@ -14,6 +14,7 @@
 #define PAGECACHE_TELLS_HITS 1
 
 #define PAGECACHE_AGENT_MAX_EXTENT_BYTES (1 << 30) /* of one request */
+#define PAGECACHE_AGENT_MAX_EXTENT (PAGECACHE_AGENT_MAX_EXTENT_BYTES >> 12) /* the same in pages */
 /* Of a reader whose cgroup has not been looked at yet; its first request makes the agent look. */
 #define PAGECACHE_AGENT_UNKNOWN_BYTES (16 << 20)
 
@@ -230,6 +231,9 @@ static __always_inline s64 pagecache_prefetch_file(struct pagecache_ctx *ctx,
 		nr = pages - start;
 	if (nr > pages_of(ctx, PAGECACHE_AGENT_MAX_EXTENT_BYTES))
 		nr = pages_of(ctx, PAGECACHE_AGENT_MAX_EXTENT_BYTES);
+	/* The same bound where pages have 4 KiB, as a number that the verifier makes use of. */
+	if (nr > PAGECACHE_AGENT_MAX_EXTENT)
+		nr = PAGECACHE_AGENT_MAX_EXTENT;
 	room = all->asked - told->done;
 	room = room < told->max_inflight ? told->max_inflight - room : 0;
 	if (!room) {
