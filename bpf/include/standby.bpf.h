@@ -103,6 +103,7 @@ static __always_inline void standby_restart(struct standby *it, const struct sta
 	it->proof_pages = pages_of(ctx, PROOF_BYTES);
 	it->device_pages_per_s = device_speed(ctx);
 	it->began_ns = ctx->time_ns;
+	it->first_pages_per_s = 0;
 	if (it->deep)
 		standby_enter(it, STANDBY_ALONE, it->pause_pages);
 	else if ((it->device_pages_per_s || model->alone_pages_per_s) &&
@@ -143,6 +144,7 @@ static __always_inline bool standby_first(struct standby *it, const struct stand
 		standby_enter(it, STANDBY_ALONE, it->pause_pages);
 		it->as_fast = 1;
 	} else {
+		it->first_pages_per_s = whole ? rate : 0;
 		standby_help(it, ctx);
 	}
 	return true;
@@ -208,26 +210,32 @@ static __always_inline bool standby_tells(struct standby *it, const struct pagec
 	return rate * SLOW_TIMES >= it->best_pages_per_s;
 }
 
-/*
- * A reader with a shallow readahead was helped for long enough: next it is left alone for two looks
- * beyond what lies ahead of it, up to @window pages.
- */
-static __always_inline void standby_check(struct standby *it, const struct pagecache_ctx *ctx,
-					  u64 window)
-{
-	it->device_pages_per_s = device_speed(ctx);
-	if (!it->pages || (it->device_pages_per_s &&
-			   it->helped_pages_per_s * 100 >= it->device_pages_per_s * NEAR_PERCENT))
-		standby_enter(it, STANDBY_HELPING, it->proof_pages);
-	else
-		standby_enter(it, STANDBY_CHECKING, window + 4 * pages_of(ctx, LOOK_BYTES));
-}
-
 /* It is slower alone, or cannot be told to be as fast. */
 static __always_inline void standby_go_on(struct standby *it, const struct pagecache_ctx *ctx)
 {
 	it->proof_pages = min_u64(LATER_TIMES * it->proof_pages, pages_of(ctx, MAX_ALONE_BYTES));
 	standby_enter(it, STANDBY_HELPING, it->proof_pages);
+}
+
+/*
+ * A reader with a shallow readahead was helped for long enough: next it is left alone for two looks
+ * beyond what lies ahead of it, up to @window pages.  The first time its beginning says enough if
+ * help has made it a quarter faster than it was then.
+ */
+static __always_inline void standby_check(struct standby *it, const struct pagecache_ctx *ctx,
+					  u64 window)
+{
+	u64 alone = it->first_pages_per_s;
+
+	it->first_pages_per_s = 0;
+	it->device_pages_per_s = device_speed(ctx);
+	if (!it->pages || (it->device_pages_per_s &&
+			   it->helped_pages_per_s * 100 >= it->device_pages_per_s * NEAR_PERCENT))
+		standby_enter(it, STANDBY_HELPING, it->proof_pages);
+	else if (alone && it->helped_pages_per_s * 100 >= alone * GAIN_PERCENT)
+		standby_go_on(it, ctx);
+	else
+		standby_enter(it, STANDBY_CHECKING, window + 4 * pages_of(ctx, LOOK_BYTES));
 }
 
 /* A look at a reader that is left alone for a moment has ended. */

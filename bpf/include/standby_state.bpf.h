@@ -54,6 +54,7 @@ struct standby {
 	u32 deep; /* 1: the kernel's readahead is, or that of its threads together */
 	u32 settled; /* 1: nothing was on its way for any reader when the look began */
 	u64 began_ns; /* its first access */
+	u64 first_pages_per_s; /* alone, in its beginning, until that was compared; 0: not known */
 	u32 as_fast; /* 1: it is left to the kernel since it is as fast there as with help */
 	u32 in_short_file; /* 1: it is in a file that is over before help has come */
 };

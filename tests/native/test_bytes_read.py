@@ -191,7 +191,7 @@ def test_a_reader_near_the_devices_speed_is_left_alone(
     checkpoint: Path, policy: str, is_near: bool
 ) -> None:
     """The kernel's readahead is shallow; by the device's speed all readers come near, or none."""
-    with usual_readahead(checkpoint), device_speed(checkpoint, 4 << 20 if is_near else 1 << 45):
+    with usual_readahead(checkpoint), device_speed(checkpoint, 4 << 20 if is_near else 40 << 30):
         attached = run("attach", policy, "--engine", "agent", checkpoint)
         assert attached.code == 0, attached.err
         pages_read(checkpoint, "stream", 1 << 20, 0)

@@ -61,7 +61,7 @@ def test_a_mapped_reader_is_read_ahead_of_in_large_pieces(
     checkpoint: Path, policy: str, reader: str
 ) -> None:
     """Once it has begun: it is found in the middle, where the kernel reads in large folios."""
-    with usual_readahead(checkpoint), device_speed(checkpoint, 1 << 45):
+    with usual_readahead(checkpoint), device_speed(checkpoint, 40 << 30):
         attached = run("attach", policy, "--engine", "agent", checkpoint)
         assert attached.code == 0, attached.err
         drop([checkpoint])

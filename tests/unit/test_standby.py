@@ -450,3 +450,20 @@ def test_files_that_are_over_in_an_instant_are_left_to_the_kernel(
     reader.read(BEGINNING, 40)
     assert (code.models_told(1), code.models_told(0)) == (0, 0)
     assert not reader.left_alone
+
+
+@pytest.mark.parametrize(("beginning", "is_checked"), [(700, False), (900, True)])
+def test_who_was_much_slower_in_its_beginning_is_not_left_alone_soon(
+    code: ctypes.CDLL, beginning: float, is_checked: bool
+) -> None:
+    """Its beginning was alone, and says what a moment alone would: but only once."""
+    code.set_device_speed(INO, 4000)
+    reader = Reader(code, readahead=SHALLOW)
+    reader.read(2 * FIRST_MIB + 1, beginning)
+    reader.read(PROOF + 4 * LOOK, 1000)
+    assert (CHECKING in [state for _, state in reader.states]) == is_checked
+    if not is_checked:
+        reader.read_until(CHECKING, 1000, 2 * GIB + 2 * LOOK)
+        reader.read_until(HELPING, 500)
+        at = reader.at
+        assert reader.read_until(CHECKING, 1000) - at > 15 * GIB
