@@ -14,8 +14,7 @@
 #define PAGECACHE_TELLS_HITS 1
 
 #define PAGECACHE_AGENT_MAX_EXTENT_BYTES (1 << 30) /* of one request */
-#define PAGECACHE_AGENT_MAX_EXTENT (PAGECACHE_AGENT_MAX_EXTENT_BYTES >> 12) /* the same in pages \
-									     */
+#define PAGECACHE_AGENT_MAX_EXTENT (PAGECACHE_AGENT_MAX_EXTENT_BYTES >> 12) /* in pages */
 /* Of a reader whose cgroup has not been looked at yet; its first request makes the agent look. */
 #define PAGECACHE_AGENT_UNKNOWN_BYTES (16 << 20)
 
