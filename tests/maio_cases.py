@@ -180,6 +180,22 @@ class Cases:
             os.close(fd)
             assert policy.replay().jumps == 1
 
+    def test_a_step_that_is_come_upon_by_chance_is_no_jump(self, file: Path) -> None:
+        """Who reads here and there reads the first pages of a tensor, too, once in a while."""
+        order = backwards(piece=256)
+        with self.engine.attach(template_of([file], order), [file], window_mib=2) as policy:
+            drop([file])
+            fd = os.open(file, os.O_RDONLY)
+            read(fd, order[0][1], 32)
+            for number in (5, 9, 14, 17):
+                read(fd, order[number][1] + 100, 32)
+            read(fd, order[20][1], 32)
+            policy.idle()
+            assert resident(file, *order[20][1:]) < 200  # the kernel's own readahead
+            assert resident(file, *order[21][1:]) <= SLACK
+            os.close(fd)
+            assert policy.replay().jumps == 0
+
     def test_single_accesses_elsewhere_are_no_jumps(self, file: Path) -> None:
         """They are no jumps: memcpy() begins with the end, loaders with headers."""
         with self.engine.attach(

@@ -41,6 +41,7 @@ struct cursor {
 	u32 away_high; /* to that, */
 	u32 away_pages; /* so many pages */
 	u32 first; /* 1: it began where its order or a step begins */
+	u32 strayed; /* it was in so many places since it went on */
 };
 
 struct {
@@ -71,6 +72,19 @@ struct place {
 static __always_inline struct pagecache_template_consumer *consumer_at(u32 number)
 {
 	return bpf_map_lookup_elem(&template_consumers, &number);
+}
+
+/* This process is that consumer, and no other one any more. */
+static __always_inline void bind(const struct pagecache_ctx *ctx, struct cursor *cursor, u32 number)
+{
+	struct pagecache_template_consumer *consumer = consumer_at(cursor->consumer);
+
+	if (consumer && consumer->tgid == ctx->tgid)
+		consumer->tgid = 0;
+	cursor->consumer = number;
+	consumer = consumer_at(number);
+	if (consumer)
+		consumer->tgid = ctx->tgid;
 }
 
 struct follow {

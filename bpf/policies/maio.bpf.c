@@ -45,6 +45,9 @@ PAGECACHE_KNOB(u32, drop_behind, 0, "0 or 1", 0, 1,
 #define FIRST_PAGES SIZED(NOW_BYTES) /* read at once on a miss, before the rest follows */
 #define LARGE_PAGES SIZED(2 << 20) /* a large folio, of which only the first access is seen */
 
+/* Who was in more places than this since it went on comes to where a step begins by chance. */
+#define STRAYS 2
+
 static __always_inline u64 window_pages(const struct pagecache_ctx *ctx)
 {
 	return pages_of(ctx, (u64)window_mib << 20);
@@ -132,18 +135,6 @@ static __noinline u32 find_consumer(struct pagecache_ctx *ctx, struct place *at,
 	LOOP(try_consumer, &search);
 	*step = search.step;
 	return search.found;
-}
-
-static __always_inline void bind(const struct pagecache_ctx *ctx, struct cursor *cursor, u32 number)
-{
-	struct pagecache_template_consumer *consumer = consumer_at(cursor->consumer);
-
-	if (consumer && consumer->tgid == ctx->tgid)
-		consumer->tgid = 0;
-	cursor->consumer = number;
-	consumer = consumer_at(number);
-	if (consumer)
-		consumer->tgid = ctx->tgid;
 }
 
 static const struct cursor no_cursor = {
@@ -244,13 +235,15 @@ static __always_inline bool stays_away(const struct pagecache_ctx *ctx, struct p
 		}
 	} else {
 		at->lost = cursor->away != PAGECACHE_TEMPLATE_NONE;
+		cursor->strayed++;
 		cursor->away_file = file;
 		cursor->away_low = index;
 		cursor->away_high = end;
 		cursor->away_pages = end - index;
 	}
 	cursor->away = step;
-	return cursor->away_pages >= SIZED(CONFIRM_BYTES) || begins(ctx, step);
+	return cursor->away_pages >= SIZED(CONFIRM_BYTES) ||
+	       (cursor->strayed <= STRAYS && begins(ctx, step));
 }
 
 /* Where an access lies in relation to what its consumer has accessed. */
@@ -354,10 +347,11 @@ static __always_inline bool move(struct pagecache_ctx *ctx, struct place *at, bo
 			cursor->streak = 0;
 		cursor->streak = max_u64(cursor->streak, cursor->away_pages);
 		cursor->end = cursor->asked_to = position;
-		cursor->first = begins(ctx, step);
+		cursor->first = cursor->strayed <= STRAYS && begins(ctx, step);
 	}
 	at->down = way == DOWNWARD;
 	cursor->tid = ctx->tid;
+	cursor->strayed = 0;
 	if (step != cursor->step) {
 		if (through || (in_order && way == ONWARD))
 			passed(ctx, at, cursor->step, drop_behind);

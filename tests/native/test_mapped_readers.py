@@ -71,5 +71,5 @@ def test_a_mapped_reader_is_read_ahead_of_in_large_pieces(
     size = checkpoint.stat().st_size
     asked, calls = (shown["counters"][name] for name in ("prefetch_bytes", "prefetch_calls"))
     # More than once is asked for where the reader has turned round; the pages are there then.
-    assert 0.7 * size < asked < 1.25 * size
+    assert 0.7 * size < asked < {"sequential": 1.6, "maio": 1.25}[policy] * size
     assert calls < size / (2 << 20), f"{calls} requests for {asked} of {size} bytes"
