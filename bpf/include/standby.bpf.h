@@ -36,6 +36,7 @@
 #define LIKE_PERCENT 75 /* of each other's speed: two readers that read alike */
 #define WAITS_PERCENT 10 /* of its time; a reader that waits less gains nothing */
 #define ENOUGH_PERCENT 70 /* of the device's speed: little is left to gain */
+#define MAPPED_PERCENT 85 /* of a reader of a mapping, whose faults become fewer with help, too */
 #define GAIN_PERCENT 125 /* of the speed without it, in a short try */
 #define KEEP_PERCENT 110 /* and later on */
 #define NEAR_PERCENT 90 /* of the device's speed: whether it is as fast alone is not asked */
@@ -119,6 +120,12 @@ static __always_inline bool standby_is_like(u64 rate, u64 other)
 	return rate * 100 >= other * LIKE_PERCENT && other * 100 >= rate * LIKE_PERCENT;
 }
 
+static __always_inline bool standby_is_read(const struct pagecache_ctx *ctx)
+{
+	return ctx->kind == PAGECACHE_KIND_READ || ctx->kind == PAGECACHE_KIND_MISS ||
+	       ctx->kind == PAGECACHE_KIND_MARKER;
+}
+
 /*
  * A reader that has begun has read so many pages since it was looked at.  The kernel's readahead
  * has to grow first, so that the second look counts; one that is slow, or is in another file all
@@ -128,6 +135,7 @@ static __always_inline bool standby_first(struct standby *it, const struct stand
 					  const struct pagecache_ctx *ctx, u64 pages)
 {
 	u64 rate = pages * 1000000000ULL / max_u64(ctx->time_ns - it->since_ns, 1);
+	u32 enough = standby_is_read(ctx) ? ENOUGH_PERCENT : MAPPED_PERCENT;
 	bool whole = pages >= pages_of(ctx, FIRST_BYTES);
 
 	if (!whole && ctx->time_ns - it->began_ns < FIRST_NS)
@@ -137,8 +145,7 @@ static __always_inline bool standby_first(struct standby *it, const struct stand
 		return true;
 	}
 	whole = whole && ctx->resident_pages >= it->resident_pages + pages / 2;
-	if (whole && it->device_pages_per_s &&
-	    rate * 100 >= it->device_pages_per_s * ENOUGH_PERCENT) {
+	if (whole && it->device_pages_per_s && rate * 100 >= it->device_pages_per_s * enough) {
 		standby_enter(it, STANDBY_ALONE, it->pause_pages);
 	} else if (whole && standby_is_like(rate, model->alone_pages_per_s)) {
 		standby_enter(it, STANDBY_ALONE, it->pause_pages);
@@ -389,8 +396,7 @@ PAGECACHE_STEP bool stands_down(struct pagecache_ctx *ctx, u64 ino, u64 place, u
 	it = bpf_map_lookup_elem(&standby, &key) ?: standby_begin(ctx, &key);
 	if (!it)
 		return false;
-	if (ctx->kind == PAGECACHE_KIND_READ || ctx->kind == PAGECACHE_KIND_MISS ||
-	    ctx->kind == PAGECACHE_KIND_MARKER)
+	if (standby_is_read(ctx))
 		standby_threads(it, ctx);
 	if (standby_deep(it, ctx) != it->deep)
 		standby_changed(it, ctx);

@@ -467,3 +467,15 @@ def test_who_was_much_slower_in_its_beginning_is_not_left_alone_soon(
         reader.read_until(HELPING, 500)
         at = reader.at
         assert reader.read_until(CHECKING, 1000) - at > 15 * GIB
+
+
+@pytest.mark.parametrize(("speed", "after"), [(2000, HELPING), (2300, ALONE)])
+def test_a_reader_of_a_mapping_is_helped_at_three_quarters_of_the_device(
+    code: ctypes.CDLL, speed: float, after: int
+) -> None:
+    code.set_device_speed(INO, 2600)
+    code.set_mapped(1)
+    reader = Reader(code, readahead=SHALLOW)
+    reader.read(8, speed / 2)
+    reader.read(BEGINNING, speed)
+    assert reader.states[-1][1] == after

@@ -17,6 +17,7 @@ static struct {
 } tags SEC(".maps");
 
 static u64 busy_ns, file_pages;
+static u32 kind = PAGECACHE_KIND_READ;
 
 static inline u64 pagecache_reader_busy_ns(void)
 {
@@ -51,6 +52,12 @@ void set_file_pages(u64 pages)
 	file_pages = pages;
 }
 
+/* Say that readers read, or that they touch a mapping. */
+void set_mapped(int is_mapped)
+{
+	kind = is_mapped ? PAGECACHE_KIND_FAULT : PAGECACHE_KIND_READ;
+}
+
 /*
  * One access of a thread that has run for so long, to a file that has so much in the page cache;
  * followed in that file, or in an order of several (0).  Returns whether the reader is left alone.
@@ -66,7 +73,7 @@ int is_left_alone(u32 model, u32 tgid, u32 tid, u64 ino, u64 followed, u64 index
 		.ino = ino,
 		.index = index,
 		.nr = nr,
-		.kind = PAGECACHE_KIND_READ,
+		.kind = kind,
 		.time_ns = now_ns,
 		.page_shift = 12,
 		.ra_pages = ra_pages,
