@@ -43,7 +43,8 @@ PAGECACHE_KNOB(u32, drop_behind, 0, "0 or 1", 0, 1,
 #define LOOK_PAGES SIZED(64 << 10) /* a look at what begins somewhere takes no more */
 #define SKIP_PAGES SIZED(256 << 10) /* less than this is no gap between two accesses */
 #define FIRST_PAGES SIZED(NOW_BYTES) /* read at once on a miss, before the rest follows */
-#define LARGE_PAGES SIZED(2 << 20) /* a large folio, of which only the first access is seen */
+#define LARGE_PAGES \
+	SIZED(PAGECACHE_HUGE_BYTES) /* a large folio, of which only the first access is seen */
 
 /* Who was in more places than this since it went on comes to where a step begins by chance. */
 #define STRAYS 2
@@ -204,13 +205,14 @@ static __always_inline void stray(const struct pagecache_ctx *ctx, struct place 
 	judge(ctx, at);
 }
 
-/* Whether it is a read of what a step begins with, and of more than a look takes. */
-static __always_inline bool begins(const struct pagecache_ctx *ctx, u32 step)
+/* Whether it is a read of what a step begins with, not by chance, and of more than a look takes. */
+static __always_inline bool begins(const struct pagecache_ctx *ctx, const struct cursor *cursor,
+				   u32 step)
 {
 	struct pagecache_template_extent *extent = template_extent_of(step);
 
-	return extent && ctx->kind == PAGECACHE_KIND_READ && ctx->nr > LOOK_PAGES &&
-	       ctx->index == extent->start;
+	return cursor->strayed <= STRAYS && extent && ctx->kind == PAGECACHE_KIND_READ &&
+	       ctx->nr > LOOK_PAGES && ctx->index == extent->start;
 }
 
 /*
@@ -242,8 +244,7 @@ static __always_inline bool stays_away(const struct pagecache_ctx *ctx, struct p
 		cursor->away_pages = end - index;
 	}
 	cursor->away = step;
-	return cursor->away_pages >= SIZED(CONFIRM_BYTES) ||
-	       (cursor->strayed <= STRAYS && begins(ctx, step));
+	return cursor->away_pages >= SIZED(CONFIRM_BYTES) || begins(ctx, cursor, step);
 }
 
 /* Where an access lies in relation to what its consumer has accessed. */
@@ -329,12 +330,14 @@ static __always_inline bool move(struct pagecache_ctx *ctx, struct place *at, bo
 	position = s->before + (ctx->index > extent->start ? ctx->index - extent->start : 0);
 	way = *jumped ? ELSEWHERE : way_to(ctx, at, extent, position, step);
 	through = is_through(cursor, cursor->step);
-	if (way == AGAIN && (position + SKIP_PAGES >= cursor->position || !is_gone(ctx, at))) {
-		cursor->away = PAGECACHE_TEMPLATE_NONE;
-		return true;
-	}
-	if (way == ELSEWHERE || way == AGAIN) {
+	if (way == AGAIN) {
+		if (position + SKIP_PAGES >= cursor->position || !is_gone(ctx, at)) {
+			cursor->away = PAGECACHE_TEMPLATE_NONE;
+			return true;
+		}
 		way = ELSEWHERE;
+	}
+	if (way == ELSEWHERE) {
 		if (!stays_away(ctx, at, step) && !*jumped)
 			return false;
 		gone = *jumped ? 0 : template_gone(cursor->step, step);
@@ -343,11 +346,9 @@ static __always_inline bool move(struct pagecache_ctx *ctx, struct place *at, bo
 			min_u64(position, s->before + cursor->away_low > extent->start
 						  ? s->before + cursor->away_low - extent->start
 						  : s->before);
-		if (*jumped)
-			cursor->streak = 0;
-		cursor->streak = max_u64(cursor->streak, cursor->away_pages);
+		cursor->streak = max_u64(*jumped ? 0 : cursor->streak, cursor->away_pages);
 		cursor->end = cursor->asked_to = position;
-		cursor->first = cursor->strayed <= STRAYS && begins(ctx, step);
+		cursor->first = begins(ctx, cursor, step);
 	}
 	at->down = way == DOWNWARD;
 	cursor->tid = ctx->tid;
