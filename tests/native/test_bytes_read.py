@@ -15,9 +15,7 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import numpy as np
 import pytest
-from safetensors.numpy import save_file
 
 from benchmarks.cachestat import PAGE_SIZE, drop, resident_pages
 from benchmarks.disks import queue_of
@@ -27,6 +25,7 @@ from pagecache_bpf.policy import agent_device
 from tests.native.readahead import device_speed, usual_readahead
 from tests.native.test_agent_limits import cgroup  # noqa: F401  # a fixture
 from tests.native.test_record import _nothing_attached  # noqa: F401  # a fixture
+from tests.unit import weights
 from tests.unit.command import run
 from tests.vm.kernel import wait_for
 
@@ -76,15 +75,7 @@ else:
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A checkpoint that the package safetensors wrote."""
     path = tmp_path_factory.mktemp("bytes") / "model.safetensors"
-    noise = np.random.default_rng(1)
-    save_file(
-        {
-            f"layer.{number}": noise.integers(0, 256, size, np.uint8)
-            for number, size in enumerate(TENSORS)
-        },
-        path,
-    )
-    return path
+    return weights.noise(path, TENSORS, seed=1)
 
 
 @pytest.fixture(params=[128, 8192])

@@ -11,13 +11,12 @@ import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
-from safetensors.numpy import save_file
 
 from benchmarks.cachestat import drop
 from tests.native.readahead import device_speed, usual_readahead
 from tests.native.test_record import _nothing_attached  # noqa: F401  # a fixture
+from tests.unit import weights
 from tests.unit.command import run
 
 pytestmark = pytest.mark.native
@@ -44,15 +43,7 @@ with safe_open(sys.argv[1], framework="numpy") as file:
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A checkpoint that the package safetensors wrote."""
     path = tmp_path_factory.mktemp("mapped") / "model.safetensors"
-    noise = np.random.default_rng(3)
-    save_file(
-        {
-            f"layer.{number:03}": noise.integers(0, 256, size, np.uint8)
-            for number, size in enumerate(TENSORS)
-        },
-        path,
-    )
-    return path
+    return weights.noise(path, TENSORS, seed=3)
 
 
 @pytest.mark.parametrize("reader", [TOUCHED, COPIED], ids=["touched", "copied"])

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Weight files of known contents, written by hand, for the tests of I/O templates."""
+"""Weight files of known contents for tests, written by hand where nothing else is said."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+from safetensors.numpy import save_file
 
 
 def safetensors(
@@ -29,6 +30,17 @@ def safetensors(
     path.write_bytes(struct.pack("<Q", len(text)) + text + data)
     base = 8 + len(text)
     return {name: (base + start, length) for name, (start, length) in places.items()}
+
+
+def noise(path: Path, sizes: Sequence[int], seed: int) -> Path:
+    """Have the package safetensors write tensors of so many random bytes, in this order."""
+    random = np.random.default_rng(seed)
+    tensors = {
+        f"layer.{number:03}": random.integers(0, 256, size, np.uint8)
+        for number, size in enumerate(sizes)
+    }
+    save_file(tensors, path)
+    return path
 
 
 def raw_safetensors(path: Path, header: bytes, length: int | None = None, data: int = 64) -> Path:
