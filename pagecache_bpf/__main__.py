@@ -20,9 +20,12 @@ def main() -> int:
             signal.signal(signal.SIGINT, signal.SIG_DFL)
     except KeyboardInterrupt:  # it came in between
         return 130
+    from pagecache_bpf.cli import interrupts
     from pagecache_bpf.cli.main import main as run
 
-    return run()
+    status = run()
+    interrupts.leave()
+    return status
 
 
 if __name__ == "__main__":

@@ -76,6 +76,20 @@ def ignore() -> None:
     _state.depth += 1
 
 
+def leave() -> None:
+    """Have the system ignore what is ignored already: the command has ended, Python not yet.
+
+    Python gives signals back their default action before it has taken itself apart, so that one
+    more Ctrl-C would end the process by the signal, with another exit status than the command's.
+    What it finds ignored it leaves.
+    """
+    if _state.arrived is None and not _state.depth:
+        return
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is _handle:
+            signal.signal(number, signal.SIG_IGN)
+
+
 def _handle(number: int, frame: FrameType | None) -> None:
     if _state.arrived is None:
         if _is_called_back(frame):

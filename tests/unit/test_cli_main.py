@@ -350,6 +350,42 @@ def test_a_signal_while_libbpf_calls_back_is_not_lost(number: str, raised: str) 
     assert (done.stdout, done.stderr) == (f"sorted True\n{raised}\n", "")
 
 
+AT_THE_VERY_END = """
+import os, signal, sys
+from pagecache_bpf import __main__ as start
+from pagecache_bpf.cli import interrupts, main
+
+class Late:
+    # Python takes the modules apart after it has given signals back their default actions.
+    def __del__(self, kill=os.kill, own=os.getpid()):
+        for number in (2, 15, 1):
+            kill(own, number)
+
+def run():
+    interrupts.install()
+    WHEN
+    return 130
+
+main.main = run
+sys.late = Late()
+sys.exit(start.main())
+"""
+
+
+@pytest.mark.parametrize(
+    "when",
+    [
+        "try: os.kill(os.getpid(), signal.SIGINT)\n    except KeyboardInterrupt: pass",
+        "interrupts.ignore()",
+    ],
+    ids=["one has arrived", "all is done"],
+)
+def test_a_signal_while_python_ends_does_not_change_the_status(when: str) -> None:
+    script = AT_THE_VERY_END.replace("WHEN", when)
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, timeout=30)
+    assert (done.returncode, done.stderr) == (130, b"")
+
+
 def test_the_functions_that_libbpf_calls_are_known_by_their_name() -> None:
     """cli.interrupts looks for it: a callback of another name would lose a signal."""
     for path in (ROOT / "pagecache_bpf").rglob("*.py"):
