@@ -254,10 +254,11 @@ class Worker:
                     self._wake.notify_all()
 
     def _read(self, job: _Job) -> None:
-        """Queue an extent, and wake as many threads as may read at once."""
+        """Queue an extent, and wake as many threads as it has chunks and as may read now."""
         with self._wake:
             self._jobs.append(job)
-            self._wake.notify(self._depth)
+            chunks = -(-job.end // CHUNK_BYTES) - job.at // CHUNK_BYTES
+            self._wake.notify(max(0, min(chunks, self._depth - self._busy)))
 
     def _cancel(self, number: int) -> None:
         """Take the rest of an extent out of the queue and report what was read and what was not."""
@@ -319,7 +320,10 @@ class Worker:
                     job.untold += end - start
                 if job.untold and (ended or job.untold >= TOLD_BYTES):
                     told, job.untold = job.untold, 0
-                self._wake.notify()
+                if self._jobs and (code or told):
+                    # Another thread takes the next chunk while this one tells.  One with nothing to
+                    # tell takes it itself: to wake one each time takes as long as to read a chunk.
+                    self._wake.notify()
             if code:
                 self._tell(code, job.number, end - start, end)
             if told:

@@ -97,6 +97,22 @@ def test_a_real_probe_ends(tmp_path: Path) -> None:
     assert 1 <= found.depth <= MAX_DEPTH
 
 
+def test_one_disturbed_measurement_does_not_count(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By what a device can do its readers are left alone; here it does 3 GB/s, or what is told."""
+    path = tmp_path / "weights"
+    path.write_bytes(bytes(queue_depth.LEAST_BYTES))
+    slow, fast = [1.0, 2.0, 2.1, 2.2, 2.1], [3.0, 9.0, 3.0, 3.0, 3.0]
+    for told in ([*slow, 3.0, 3.0, 3.0], [*fast, 3.0, 3.0, 3.0], [3.0] * 5 + [1.0, 3.0, 3.0]):
+        speeds = iter(told)
+        monkeypatch.setattr(
+            queue_depth, "_speed", lambda fd, depth, at, size, speeds=speeds: (next(speeds), at)
+        )
+        with path.open("rb") as file:
+            assert probe(file.fileno()).bytes_per_second == 3
+
+
 def test_the_host_keeps_a_floor() -> None:
     total = 8 << 30
     memory = {"MemTotal": total, "MemAvailable": 1 << 30}

@@ -6,6 +6,7 @@ from __future__ import annotations
 import errno
 import os
 import signal
+import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -13,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from pagecache_bpf.agent import workers
+from pagecache_bpf.agent import worker, workers
 from pagecache_bpf.agent.read_threads import Extent, Source
 from pagecache_bpf.agent.worker import CHUNK_BYTES
 from pagecache_bpf.agent.worker_process import WorkerPlace
@@ -161,6 +162,50 @@ def test_files_of_a_worker_that_ends_are_closed(log: Log, weights: Path, killed:
 def _open_files() -> list[str]:
     links = Path("/proc/self/fd").iterdir()
     return [os.readlink(link) for link in links if link.is_symlink()]
+
+
+def test_no_more_threads_are_woken_than_there_are_chunks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each wakeup takes CPU time from the reader, and one thread goes on with the next chunk."""
+    woken: list[int] = []
+
+    class Counted(threading.Condition):
+        def notify(self, n: int = 1) -> None:
+            woken.append(n)
+            super().notify(n)
+
+        def notify_all(self) -> None:
+            super().notify(worker.MAX_DEPTH)
+
+    read: list[tuple[int, int]] = []
+    monkeypatch.setattr(worker, "by_populate", lambda fd, at, size, huge: read.append((at, size)))
+    path = tmp_path / "weights"
+    path.write_bytes(bytes(16))
+    ours, its = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    process = worker.Worker(its)
+    process._wake = Counted()
+    running = threading.Thread(target=process.run, daemon=True)
+    running.start()
+    with ours, its, path.open("rb") as file:
+        ours.settimeout(30)
+        assert worker.DONE.unpack(ours.recv(64))[1] == worker.READY
+        ours.send(worker.ORDER.pack(worker.DEPTH, 8, 0, 0, 0))
+        # Three chunks of which the first and the last are cut, ten, and ten more.
+        extents = [(4096, 5 << 20), (0, 20 << 20), (0, 20 << 20)]
+        for extent, (start, length) in enumerate(extents, 1):
+            order = worker.ORDER.pack(worker.READ, 0, extent, start, length)
+            socket.send_fds(ours, [order], [file.fileno()])
+            told = 0
+            while told < length:
+                code, which, nbytes, _ = worker.DONE.unpack(ours.recv(64))
+                assert (code, which) == (0, extent)
+                told += nbytes
+        assert sum(size for _, size in read) == (5 << 20) + 2 * (20 << 20)
+        its.shutdown(socket.SHUT_RDWR)
+        running.join(30)
+    # Beside these, one at a time while a thread tells of 8 MiB.
+    assert [n for n in woken if n > 1] == [3, 8, 8] and woken.count(1) <= 6
 
 
 def test_no_spare_worker_is_started_in_the_middle_of_a_load(
