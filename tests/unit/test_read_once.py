@@ -113,3 +113,42 @@ def test_a_chunk_is_read_ahead_of_where_touching_it_reads_single_pages(
     finally:
         worker._has_huge_reads.cache_clear()
     assert len(asked) == pieces and sum(asked) in (0, worker.CHUNK_BYTES)
+
+
+def cold(path: Path) -> int:
+    """A file of one chunk that is not cached, open."""
+    path.write_bytes(bytes(worker.CHUNK_BYTES))
+    fd = os.open(path, os.O_RDONLY)
+    os.fsync(fd)
+    os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+    assert cached_pages(fd) == 0
+    return fd
+
+
+def test_small_folios_are_waited_for_without_mapping_them(
+    disk: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To map each page of a chunk took half as long again as to read it."""
+    fd = cold(disk / "chunk")
+    monkeypatch.setattr(worker._libc, "mmap", lambda *_: pytest.fail("mapped"))
+    try:
+        worker.by_populate(fd, 0, worker.CHUNK_BYTES, huge=False)
+        assert cached_pages(fd) == worker.CHUNK_BYTES // PAGE_SIZE
+    finally:
+        os.close(fd)
+
+
+@pytest.mark.parametrize("most", [0, PAGE_SIZE, 128 << 10])
+def test_what_the_kernel_cuts_off_a_readahead_is_read_all_the_same(
+    disk: Path, monkeypatch: pytest.MonkeyPatch, most: int
+) -> None:
+    fd = cold(disk / "chunk")
+    read = worker.by_readahead
+    monkeypatch.setattr(
+        worker, "by_readahead", lambda fd, start, length: read(fd, start, min(length, most))
+    )
+    try:
+        worker.by_populate(fd, 0, worker.CHUNK_BYTES, huge=False)
+        assert cached_pages(fd) == worker.CHUNK_BYTES // PAGE_SIZE
+    finally:
+        os.close(fd)
