@@ -43,6 +43,10 @@ class MemoryFigures:
         """Return one line of memory.events."""
         return self._table("memory.events")[name]
 
+    def cpu_s(self, name: str) -> float:
+        """Return the CPU seconds of its processes: of "user", "system" or both ("usage")."""
+        return self._table("cpu.stat")[f"{name}_usec"] / 1e6
+
     def _table(self, name: str) -> dict[str, int]:
         lines = (self.path / name).read_text().splitlines()
         return {key: int(value) for key, value in (line.split() for line in lines)}

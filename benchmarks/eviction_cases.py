@@ -12,7 +12,7 @@ import random
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -224,9 +224,37 @@ def mapped(lab: Lab, policy: str | None, limited: bool = True, percent: int = 45
         lab.cgroup(limit=limit) as it,
         _counted(lab) as count,
     ):
+        before = workers_s()
         seconds = it.run(sys.executable, "-I", "-S", "-c", _MAPPED, str(path))
         device, _ = count()
-    return Measured(device, size, seconds, numbers={"read_share": device / size})
+        numbers = {**reclaimed(it), "workers_s": workers_s() - before}
+    return Measured(device, size, seconds, numbers=numbers | {"read_share": device / size})
+
+
+def workers_s() -> float:
+    """Return the CPU seconds of the module's workers, who read ahead and make room for that."""
+    nanoseconds = 0
+    for process in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):  # it has ended
+            if (process / "comm").read_text().startswith("pagecache/"):
+                nanoseconds += int((process / "schedstat").read_text().split()[0])
+    return nanoseconds / 1e9
+
+
+def reclaimed(it: Group) -> dict[str, float]:
+    """Return what reclaim had to do in a group of version 2, and its processes' CPU seconds."""
+    pages = {
+        "scanned_pages": "pgscan",
+        "evicted_pages": "pgsteal",
+        "activated_pages": "pgactivate",
+        "reread_pages": "workingset_refault_file",
+    }
+    return {
+        **{name: float(it.stat(line)) for name, line in pages.items()},
+        "faults": float(it.stat("pgfault")),
+        "system_s": it.cpu_s("system"),
+        "user_s": it.cpu_s("user"),
+    }
 
 
 def pin(lab: Lab, policy: str | None) -> Measured:
