@@ -48,7 +48,7 @@ if [ ! "$TREE/.config" -nt "$CONFIG" ]; then
 	(cd "$TREE" && PATH=${VNG%/*}:$PATH logged ../config.log "$VNG" --kconfig --force --config "$CONFIG")
 	touch "$TREE/.config"
 fi
-for option in PROVE_LOCKING KASAN DEBUG_INFO_BTF FUNCTION_TRACER DM_DELAY XFS_FS EXT4_FS; do
+for option in PROVE_LOCKING KASAN DEBUG_INFO_BTF FUNCTION_TRACER DM_DELAY XFS_FS EXT4_FS USER_NS NFSD_V4; do
 	grep -qx "CONFIG_$option=y" "$TREE/.config" || {
 		say "CONFIG_$option did not survive the configuration: see $TREE/.config"
 		exit 1
