@@ -7,6 +7,7 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
+import select
 import shutil
 import signal
 import subprocess
@@ -135,18 +136,17 @@ def test_attaching_takes_the_right_of_the_administrator(kept: tuple[int], expect
 
 #: Whoever may make namespaces of his own, and has rights in them only.
 STRANGER = ("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "unshare", "-rm")
-#: mount(2) with MS_BIND and umount(2), many times within a load; tells how often in the end.
+#: mount(2) with MS_BIND and umount(2), again and again; tells of the first and the eleventh time.
 BIND = """
-import ctypes, os, signal, sys
+import ctypes, os, sys
 libc = ctypes.CDLL(None, use_errno=True)
 rounds = 0
-signal.signal(signal.SIGTERM, lambda *_: (print(rounds, flush=True), os._exit(0)))
 while True:
     if libc.mount(sys.argv[1].encode(), b"/mnt", None, 4096, None) or libc.umount(b"/mnt"):
         sys.exit(os.strerror(ctypes.get_errno()))
     rounds += 1
-    if rounds == 1:
-        print("begun", flush=True)
+    if rounds in (1, 11):
+        print("begun" if rounds == 1 else "enough", flush=True)
 """
 
 
@@ -158,19 +158,23 @@ def test_unmounting_elsewhere_cancels_nothing(slow_mount: Path, who: tuple[str, 
     command = [*who, python or sys.executable, "-c", BIND, str(slow_mount)]
     with (
         attached(WINDOW, file, window_pages=1, prefetch_pages=PAGES) as policy,
-        subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as loop,
+        subprocess.Popen(command, stdout=subprocess.PIPE, bufsize=0) as loop,
     ):
         try:
-            assert loop.stdout and loop.stdout.readline() == "begun\n"
-            for _ in range(3):
+            assert loop.stdout and loop.stdout.readline() == b"begun\n"
+            loads = 0
+            # An umount takes long where the kernel is slow to be quiet (-rt, a busy machine).
+            while loads < 3 or not select.select([loop.stdout], [], [], 0)[0]:
+                assert loads < 100
                 drop([file])
                 with file.open("rb") as reader:
                     os.pread(reader.fileno(), 1, 0)
                     policy.idle()
                     wait_for(lambda: resident(file) == PAGES, "the whole file")
+                loads += 1
+            assert loop.stdout.readline() == b"enough\n"
         finally:
             loop.terminate()
-        assert int(loop.stdout.readline()) > 10
         assert policy.count("prefetch_cancelled_bytes") == 0
 
 
