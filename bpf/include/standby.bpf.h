@@ -36,6 +36,7 @@
 #define LIKE_PERCENT 75 /* of each other's speed: two readers that read alike */
 #define WAITS_PERCENT 10 /* of its time; a reader that waits less gains nothing */
 #define ENOUGH_PERCENT 70 /* of the device's speed: little is left to gain */
+#define READ_PERCENT 60 /* of one that begins to read(), and becomes faster yet */
 #define MAPPED_PERCENT 85 /* of a reader of a mapping, whose faults become fewer with help, too */
 #define GAIN_PERCENT 125 /* of the speed without it, in a short try */
 #define KEEP_PERCENT 110 /* and later on */
@@ -135,7 +136,7 @@ static __always_inline bool standby_first(struct standby *it, const struct stand
 					  const struct pagecache_ctx *ctx, u64 pages)
 {
 	u64 rate = pages * 1000000000ULL / max_u64(ctx->time_ns - it->since_ns, 1);
-	u32 enough = standby_is_read(ctx) ? ENOUGH_PERCENT : MAPPED_PERCENT;
+	u32 enough = standby_is_read(ctx) ? READ_PERCENT : MAPPED_PERCENT;
 	bool whole = pages >= pages_of(ctx, FIRST_BYTES);
 
 	if (!whole && ctx->time_ns - it->began_ns < FIRST_NS)

@@ -140,6 +140,17 @@ static __always_inline s64 template_gone(u32 from, u32 to)
 	return gone == (s64)y->start - (s64)x->start ? gone : 0;
 }
 
+/* Whether two steps read the same file; false also where one of them does not exist. */
+static __always_inline bool template_same_file(u32 from, u32 to)
+{
+	struct pagecache_template_step *a = template_step(from), *b = template_step(to);
+	struct pagecache_template_extent *x, *y;
+
+	x = a ? template_extent(a->extent) : NULL;
+	y = b ? template_extent(b->extent) : NULL;
+	return x && y && x->file == y->file;
+}
+
 /*
  * Which pages to ask for when pages of an extent are wanted.  A huge page is asked for as a whole
  * where consumers want all of it, and by just one of the extents that lie in it.  Returns the first

@@ -404,10 +404,12 @@ static __always_inline bool find_place(struct pagecache_ctx *ctx, struct place *
 	return new_cursor(ctx, at, &key);
 }
 
-/* Whether a step's neighbor lies where the kernel reads ahead, too. */
+/* Whether the kernel reads ahead there, too: a step's neighbor follows, or it has its own file. */
 static __always_inline bool in_file_order(u32 step)
 {
-	return template_gone(step, step + 1) > 0 || (step && template_gone(step - 1, step) > 0);
+	return template_gone(step, step + 1) > 0 || (step && template_gone(step - 1, step) > 0) ||
+	       (!template_same_file(step, step + 1) &&
+		(!step || !template_same_file(step - 1, step)));
 }
 
 PAGECACHE_ACCESS(maio_access)

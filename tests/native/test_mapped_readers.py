@@ -64,3 +64,25 @@ def test_a_mapped_reader_is_read_ahead_of_in_large_pieces(
     # More than once is asked for where the reader has turned round; the pages are there then.
     assert 0.7 * size < asked < {"sequential": 1.6, "maio": 1.25}[policy] * size
     assert calls < size / (2 << 20), f"{calls} requests for {asked} of {size} bytes"
+
+
+@pytest.mark.parametrize("policy", ["sequential", "maio"])
+def test_shards_that_the_device_reads_in_an_instant_are_left_alone(
+    tmp_path: Path, policy: str
+) -> None:
+    """Each is over before a request has come to it, and one extent of the template."""
+    folder = tmp_path / "shards"
+    folder.mkdir()
+    shards = [
+        weights.noise(folder / f"model-{number:05}-of-00024.safetensors", (400_000,) * 3, number)
+        for number in range(1, 25)
+    ]
+    with usual_readahead(folder), device_speed(folder, 40 << 30):
+        attached = run("attach", policy, "--engine", "agent", folder)
+        assert attached.code == 0, attached.err
+        drop(shards)
+        for path in shards:
+            subprocess.run((sys.executable, "-c", TOUCHED, path), check=True, timeout=120)
+        (shown,) = run("status", "--json").data["policies"]
+    assert shown["counters"]["prefetch_calls"] == 0, shown["counters"]
+    assert shown["gauges"]["short_files"] == 1

@@ -208,7 +208,7 @@ def test_a_shallow_readahead_is_helped_at_once_and_a_deep_one_is_not(code: ctype
 
 @pytest.mark.parametrize(
     ("speed", "device", "after"),
-    [(1900, 2600, ALONE), (1700, 2600, HELPING), (700, 900, ALONE), (1900, 0, None)],
+    [(1650, 2600, ALONE), (1500, 2600, HELPING), (700, 900, ALONE), (1900, 0, None)],
     ids=["near the device", "slower", "a slower device", "a device nobody knows"],
 )
 def test_who_comes_near_to_the_device_at_once_is_not_helped(
