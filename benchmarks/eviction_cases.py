@@ -12,7 +12,7 @@ import random
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -21,6 +21,7 @@ from benchmarks.cachestat import drop, resident_bytes
 from benchmarks.cgroups import Group, group
 from benchmarks.control import pagecache_bpf
 from benchmarks.disks import device_bytes_read
+from benchmarks.guest.workers import told_of_workers
 from pagecache_bpf.kernel.control_device import Device
 from pagecache_bpf.policy import hints, loader
 from pagecache_bpf.policy.catalog import discover, find
@@ -233,12 +234,7 @@ def mapped(lab: Lab, policy: str | None, limited: bool = True, percent: int = 45
 
 def workers_s() -> float:
     """Return the CPU seconds of the module's workers, who read ahead and make room for that."""
-    nanoseconds = 0
-    for process in Path("/proc").glob("[0-9]*"):
-        with suppress(OSError):  # it has ended
-            if (process / "comm").read_text().startswith("pagecache/"):
-                nanoseconds += int((process / "schedstat").read_text().split()[0])
-    return nanoseconds / 1e9
+    return sum(int(told.split()[0]) for told in told_of_workers("schedstat")) / 1e9
 
 
 def reclaimed(it: Group) -> dict[str, float]:

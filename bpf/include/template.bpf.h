@@ -143,11 +143,9 @@ static __always_inline s64 template_gone(u32 from, u32 to)
 /* Whether two steps read the same file; false also where one of them does not exist. */
 static __always_inline bool template_same_file(u32 from, u32 to)
 {
-	struct pagecache_template_step *a = template_step(from), *b = template_step(to);
-	struct pagecache_template_extent *x, *y;
+	struct pagecache_template_extent *x = template_extent_of(from);
+	struct pagecache_template_extent *y = template_extent_of(to);
 
-	x = a ? template_extent(a->extent) : NULL;
-	y = b ? template_extent(b->extent) : NULL;
 	return x && y && x->file == y->file;
 }
 

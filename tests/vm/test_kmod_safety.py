@@ -20,6 +20,7 @@ import pytest
 
 from benchmarks.cachestat import PAGE_SIZE, drop
 from benchmarks.guest.cgroups import group
+from benchmarks.guest.workers import told_of_workers
 from pagecache_bpf.errors import PolicyRejected
 from pagecache_bpf.kernel import libbpf
 from pagecache_bpf.policy import loader
@@ -370,12 +371,7 @@ def test_a_throttled_cgroup_holds_up_nobody_else(slow_mount: Path) -> None:
 
 def waiting_workers() -> int:
     """The module's threads that wait where no signal wakes them (state D)."""
-    states = [
-        stat.read_text().rpartition(")")[2].split()[0]
-        for stat in Path("/proc").glob("[0-9]*/stat")
-        if (stat.parent / "comm").read_text().startswith("pagecache/")
-    ]
-    return states.count("D")
+    return [stat.rpartition(")")[2].split()[0] for stat in told_of_workers("stat")].count("D")
 
 
 #: A fault asks the server for nothing but pages; read() and fstat() ask for attributes first.

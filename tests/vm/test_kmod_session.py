@@ -41,6 +41,8 @@ pytestmark = pytest.mark.vm
 LENT = test_policy("lent")
 PAGES = 1021
 NONE = -18  # EXDEV: nobody lends the file
+# More than the workers ask for until a reader of an emulated CPU has returned.
+QUEUE_PAGES = 8191
 
 
 @pytest.fixture
@@ -51,6 +53,11 @@ def shards(mount: Path) -> list[Path]:
 def make_shards(folder: Path, count: int = 3) -> list[Path]:
     """Files of a model, none of which is cached."""
     return [make_file(folder / f"shard-{number}", PAGES + number) for number in range(count)]
+
+
+def make_page_and_queue(folder: Path) -> list[Path]:
+    """Files of a model: one page that is read, and what is queued then for the workers."""
+    return [make_file(folder / "first", 1), make_file(folder / "second", QUEUE_PAGES)]
 
 
 def answers(policy: Policy, name: str) -> int:
@@ -279,23 +286,21 @@ def test_a_killed_lender_lets_go(scratch_fs: Path, remount: object, module: Modu
 def test_unmount_right_after_a_session(scratch_fs: Path, remount: object) -> None:
     """Closing the device cancels what is queued and waits for what is being read."""
     assert callable(remount)
-    pages = 8191  # more than the workers ask for until a reader of an emulated CPU has returned
-    shards = [make_file(scratch_fs / "first", 1), make_file(scratch_fs / "second", pages)]
-    with attached(LENT, *shards, prefetch_pages=pages) as policy:
+    shards = make_page_and_queue(scratch_fs)
+    with attached(LENT, *shards, prefetch_pages=QUEUE_PAGES) as policy:
         for _ in range(13):
             with lending(*shards):
                 touch(shards[0])
             remount()
             assert resident(shards[1]) == 0
-        assert policy.count("prefetch_lent_bytes") == 13 * pages * PAGE_SIZE
+        assert policy.count("prefetch_lent_bytes") == 13 * QUEUE_PAGES * PAGE_SIZE
         assert policy.count("prefetch_cancelled_bytes") > 0
 
 
 def test_taking_a_file_back_cancels(slow_mount: Path) -> None:
     """Nothing of a long queue is left when the loan has ended, nor held for it."""
-    pages = 8191
-    shards = [make_file(slow_mount / "first", 1), make_file(slow_mount / "second", pages)]
-    with attached(LENT, *shards, prefetch_pages=pages) as policy, Device() as device:
+    shards = make_page_and_queue(slow_mount)
+    with attached(LENT, *shards, prefetch_pages=QUEUE_PAGES) as policy, Device() as device:
         for _ in range(7):
             drop(shards)
             for path in shards:
@@ -306,7 +311,7 @@ def test_taking_a_file_back_cancels(slow_mount: Path) -> None:
                     device.take_back(file.fileno())
             assert policy.status.inflight_pages == 0
         counters = policy.status.counters
-        assert counters["prefetch_lent_bytes"] == 7 * pages * PAGE_SIZE
+        assert counters["prefetch_lent_bytes"] == 7 * QUEUE_PAGES * PAGE_SIZE
         assert (
             counters["prefetch_cancelled_bytes"] + counters["prefetch_issued_bytes"]
             == counters["prefetch_bytes"]
