@@ -78,13 +78,13 @@ struct pagecache_template_consumer {
 	__u64 position; /* and where */
 };
 
-/* template_targets: a file that can be prefetched.  asked and generation are the policy's. */
+/* template_targets: a file that can be prefetched.  The second half is the policy's. */
 struct pagecache_template_target {
 	struct pagecache_file_key key;
 	__u64 pages;
 	__u64 asked; /* pages, in this generation */
 	__u32 generation; /* grows when what was asked for may be gone */
-	__u32 reserved;
+	__u32 load; /* what was asked for before this load is not counted on */
 };
 
 /* template_spans: the part of template_index that is of one file and consumer. */

@@ -159,7 +159,10 @@ static __always_inline bool jumps(struct stream *s, const struct pagecache_ctx *
  */
 static __always_inline void widen(struct stream *s, const struct pagecache_ctx *ctx, bool down)
 {
-	s->moved += !down && !s->jumped && ctx->index > s->from ? ctx->index - s->from : 0;
+	u64 pages = down ? min_u64(s->from - ctx->index, pages_of(ctx, PAGECACHE_HUGE_BYTES))
+			 : ctx->index - min_u64(s->from, ctx->index);
+
+	s->moved += s->jumped ? 0 : pages;
 	if (s->window < s->goal)
 		open_window(s, ctx, max_u64(s->window, min_u64(s->goal, 4 * s->moved)));
 }
@@ -292,7 +295,8 @@ static __noinline int go_down(struct pagecache_ctx *ctx, struct stream *s, u64 r
 	LOOP(ask_below, &way);
 	s->low = way.from;
 	if (way.from <= way.low)
-		s->window = min_u64(2 * s->window, largest_window(ctx));
+		s->window = min_u64(2 * s->window, max_u64(s->window, 4 * s->moved));
+	s->window = min_u64(s->window, largest_window(ctx));
 	return 0;
 }
 
@@ -355,9 +359,7 @@ static __always_inline s32 stream_readahead(struct pagecache_ctx *ctx,
 			return PAGECACHE_DEFAULT;
 		}
 		s->goal = start_window(ctx);
-		/* What lies below one that goes down has mostly been read. */
-		open_window(s, ctx,
-			    down || !PAGECACHE_TELLS_HITS ? s->goal : min_u64(s->goal, s->moved));
+		open_window(s, ctx, PAGECACHE_TELLS_HITS ? min_u64(s->goal, s->moved) : s->goal);
 	}
 	room = room_in_budget(ctx);
 	if (!room)
@@ -366,7 +368,8 @@ static __always_inline s32 stream_readahead(struct pagecache_ctx *ctx,
 	if (down) {
 		if (!is_marker(ctx))
 			answer_down(ctx, s, answer);
-		go_down(ctx, s, room);
+		if (!s->jumped)
+			go_down(ctx, s, room);
 		note_place(ctx, s, true);
 		return PAGECACHE_OVERRIDE;
 	}

@@ -42,6 +42,9 @@ struct cursor {
 	u32 away_pages; /* so many pages */
 	u32 first; /* 1: it began where its order or a step begins */
 	u32 strayed; /* it was in so many places since it went on */
+	u32 load; /* what was asked for before this load is gone */
+	u32 places; /* all that it has come to out of order, */
+	u32 moves; /* and its accesses in order */
 };
 
 struct {
@@ -85,6 +88,29 @@ static __always_inline void bind(const struct pagecache_ctx *ctx, struct cursor 
 	consumer = consumer_at(number);
 	if (consumer)
 		consumer->tgid = ctx->tgid;
+}
+
+/* What was asked for may be gone: ask again. */
+static __always_inline void forget(struct pagecache_template_target *target)
+{
+	target->generation++;
+	target->asked = 0;
+}
+
+/*
+ * A file that the consumer of this cursor may ask for.  If what an earlier load had asked for was
+ * gone where this one began, it may be gone in any file of the model.
+ */
+static __always_inline struct pagecache_template_target *target_for(const struct cursor *cursor,
+								    u32 number)
+{
+	struct pagecache_template_target *target = template_target(number);
+
+	if (target && target->load < cursor->load) {
+		target->load = cursor->load;
+		forget(target);
+	}
+	return target;
 }
 
 struct follow {
@@ -160,7 +186,7 @@ LOOP_STEP(follow_step, TOP_UP_STEPS, u32 i, struct follow *f)
 	if (!step || f->number >= f->last || step->before >= f->limit || !f->cursor->room)
 		return 1;
 	extent = template_extent(step->extent);
-	target = extent ? template_target(extent->file) : NULL;
+	target = extent ? target_for(f->cursor, extent->file) : NULL;
 	if (!target)
 		return 1;
 	start = extent->start + template_asked(extent, target);
@@ -227,7 +253,8 @@ LOOP_STEP(descend_step, TOP_UP_STEPS, u32 i, struct descent *d)
 {
 	struct pagecache_template_step *step = template_step(d->f.number);
 	struct pagecache_template_extent *extent = step ? template_extent(step->extent) : NULL;
-	struct pagecache_template_target *target = extent ? template_target(extent->file) : NULL;
+	struct pagecache_template_target *target =
+		extent ? target_for(d->f.cursor, extent->file) : NULL;
 	u64 start;
 	s64 got;
 

@@ -49,6 +49,10 @@ PAGECACHE_KNOB(u32, drop_behind, 0, "0 or 1", 0, 1,
 /* Who was in more places than this since it went on comes to where a step begins by chance. */
 #define STRAYS 2
 
+/* Who has come to so many more places than it has gone on reads at random, */
+#define RANDOM_PLACES 16
+#define RANDOM_PAGES SIZED(8 << 20) /* unless it has read so much in order since */
+
 static __always_inline u64 window_pages(const struct pagecache_ctx *ctx)
 {
 	return pages_of(ctx, (u64)window_mib << 20);
@@ -67,18 +71,14 @@ static __always_inline u64 earned_pages(const struct pagecache_ctx *ctx, const s
 	const struct cursor *cursor = at->cursor;
 	u64 window = ahead_pages(ctx);
 
+	/* By chance two of its accesses lie side by side, now and then. */
+	if (cursor->places > cursor->moves + RANDOM_PLACES && cursor->streak < RANDOM_PAGES)
+		return 0;
 	if (model->strayed * 8 > model->followed + 8 * start_window(ctx))
 		return cursor->streak < SIZED(CONFIRM_BYTES) ? 0 : min_u64(window, cursor->streak);
 	if (cursor->first)
 		return min_u64(window, 2 * start_window(ctx) + 4 * cursor->streak);
 	return cursor->streak < SIZED(CONFIRM_BYTES) ? 0 : min_u64(window, 4 * cursor->streak);
-}
-
-/* What was asked for may be gone: ask again. */
-static __always_inline void forget(struct pagecache_template_target *target)
-{
-	target->generation++;
-	target->asked = 0;
 }
 
 static __always_inline u32 span_of(const struct place *at, u32 consumer)
@@ -238,6 +238,7 @@ static __always_inline bool stays_away(const struct pagecache_ctx *ctx, struct p
 	} else {
 		at->lost = cursor->away != PAGECACHE_TEMPLATE_NONE;
 		cursor->strayed++;
+		cursor->places++;
 		cursor->away_file = file;
 		cursor->away_low = index;
 		cursor->away_high = end;
@@ -300,7 +301,7 @@ static __always_inline bool move(struct pagecache_ctx *ctx, struct place *at, bo
 	u64 position, advanced = 0;
 	bool in_order = true;
 	enum way way;
-	bool through;
+	bool through, entered = false;
 	s64 gone;
 
 	if (!extent || !consumer)
@@ -354,6 +355,7 @@ static __always_inline bool move(struct pagecache_ctx *ctx, struct place *at, bo
 	cursor->tid = ctx->tid;
 	cursor->strayed = 0;
 	if (step != cursor->step) {
+		entered = !template_same_file(cursor->step, step);
 		if (through || (in_order && way == ONWARD))
 			passed(ctx, at, cursor->step, drop_behind);
 		cursor->step = step;
@@ -367,12 +369,13 @@ static __always_inline bool move(struct pagecache_ctx *ctx, struct place *at, bo
 		advanced = position + ctx->nr - cursor->end;
 		cursor->end = position + ctx->nr;
 	}
+	cursor->moves += way != ELSEWHERE;
 	cursor->streak += way == ELSEWHERE ? 0 : min_u64(advanced, max_u64(ctx->nr, LARGE_PAGES));
 	if (!*jumped)
 		cursor->pending -= min_u64(cursor->pending, advanced);
 	__sync_fetch_and_add(&at->model->followed, way == ELSEWHERE ? ctx->nr : advanced);
 	/* It can have begun anew, after its pages were dropped. */
-	if (!in_order && is_gone(ctx, at))
+	if ((entered || !in_order) && is_gone(ctx, at))
 		*again = true;
 	cursor->position = position;
 	consumer = consumer_at(cursor->consumer);
@@ -427,8 +430,8 @@ PAGECACHE_ACCESS(maio_access)
 			stray(ctx, &at, at.lost ? max_u64(ctx->nr, FIRST_PAGES) : ctx->nr);
 		return;
 	}
-	if (created)
-		is_gone(ctx, &at);
+	if (created && is_gone(ctx, &at))
+		at.cursor->load = at.model->load;
 	if (jumped && !created) {
 		__sync_fetch_and_add(&at.model->jumps, 1);
 		if (at.cursor->pending) {

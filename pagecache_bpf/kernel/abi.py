@@ -244,14 +244,14 @@ class pagecache_template_target(ctypes.Structure):
     pages: int
     asked: int
     generation: int
-    reserved: int
+    load: int
 
     _fields_ = (
         ("key", pagecache_file_key),
         ("pages", ctypes.c_uint64),
         ("asked", ctypes.c_uint64),
         ("generation", ctypes.c_uint32),
-        ("reserved", ctypes.c_uint32),
+        ("load", ctypes.c_uint32),
     )
 
 

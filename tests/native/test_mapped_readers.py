@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -33,9 +34,10 @@ with open(sys.argv[1], "rb") as file, mmap.mmap(file.fileno(), 0, prot=mmap.PROT
 COPIED = """
 import sys
 from safetensors import safe_open
-with safe_open(sys.argv[1], framework="numpy") as file:
-    for name in file.keys():
-        file.get_tensor(name)
+for path in sys.argv[1:]:
+    with safe_open(path, framework="numpy") as file:
+        for name in file.keys():
+            file.get_tensor(name)
 """
 
 
@@ -86,3 +88,25 @@ def test_shards_that_the_device_reads_in_an_instant_are_left_alone(
         (shown,) = run("status", "--json").data["policies"]
     assert shown["counters"]["prefetch_calls"] == 0, shown["counters"]
     assert shown["gauges"]["short_files"] == 1
+
+
+def test_a_model_that_was_dropped_is_read_ahead_of_again(tmp_path: Path) -> None:
+    """What an earlier load has asked for is not counted on, in any of its shards."""
+    folder = tmp_path / "model"
+    folder.mkdir()
+    shards = [
+        weights.noise(folder / f"model-{number:05}-of-00004.safetensors", (8_000_000,) * 5, number)
+        for number in range(1, 5)
+    ]
+    size = sum(path.stat().st_size for path in shards)
+    with usual_readahead(folder), device_speed(folder, 10 << 30):
+        attached = run("attach", "maio", "--engine", "agent", folder)
+        assert attached.code == 0, attached.err
+        asked = [0]
+        for _ in range(3):
+            drop(shards)
+            subprocess.run((sys.executable, "-c", COPIED, *shards), check=True, timeout=120)
+            (shown,) = run("status", "--json").data["policies"]
+            asked.append(shown["counters"]["prefetch_bytes"])
+    for before, after in pairwise(asked):
+        assert 0.7 * size < after - before < 1.25 * size, asked
