@@ -38,6 +38,7 @@
 #define ENOUGH_PERCENT 70 /* of the device's speed: little is left to gain */
 #define READ_PERCENT 60 /* of one that begins to read(), and becomes faster yet */
 #define MAPPED_PERCENT 85 /* of a reader of a mapping, whose faults become fewer with help, too */
+#define LESS_PERCENT 10 /* below these: one that became so slow is not near the device's speed */
 #define GAIN_PERCENT 125 /* of the speed without it, in a short try */
 #define KEEP_PERCENT 110 /* and later on */
 #define NEAR_PERCENT 90 /* of the device's speed: whether it is as fast alone is not asked */
@@ -115,16 +116,34 @@ static __always_inline void standby_restart(struct standby *it, const struct sta
 		standby_help(it, ctx);
 }
 
-/* Whether a reader begins at about the speed of one that was found to gain nothing. */
-static __always_inline bool standby_is_like(u64 rate, u64 other)
-{
-	return rate * 100 >= other * LIKE_PERCENT && other * 100 >= rate * LIKE_PERCENT;
-}
-
 static __always_inline bool standby_is_read(const struct pagecache_ctx *ctx)
 {
 	return ctx->kind == PAGECACHE_KIND_READ || ctx->kind == PAGECACHE_KIND_MISS ||
 	       ctx->kind == PAGECACHE_KIND_MARKER;
+}
+
+/* The share of the device's speed, in percent, from which on a reader is left to the kernel. */
+static __always_inline u32 standby_enough(const struct pagecache_ctx *ctx)
+{
+	return standby_is_read(ctx) ? READ_PERCENT : MAPPED_PERCENT;
+}
+
+/*
+ * Whether a reader with a shallow readahead, which was near to the device's speed in its first few
+ * MiB, turns out to be slower by much.
+ */
+static __always_inline bool standby_fell_behind(const struct standby *it,
+						const struct pagecache_ctx *ctx, u64 rate)
+{
+	return !it->deep && !it->as_fast && it->looks >= 2 &&
+	       it->stalled_percent >= WAITS_PERCENT &&
+	       rate * 100 < it->device_pages_per_s * (standby_enough(ctx) - LESS_PERCENT);
+}
+
+/* Whether a reader begins at about the speed of one that was found to gain nothing. */
+static __always_inline bool standby_is_like(u64 rate, u64 other)
+{
+	return rate * 100 >= other * LIKE_PERCENT && other * 100 >= rate * LIKE_PERCENT;
 }
 
 /*
@@ -136,7 +155,7 @@ static __always_inline bool standby_first(struct standby *it, const struct stand
 					  const struct pagecache_ctx *ctx, u64 pages)
 {
 	u64 rate = pages * 1000000000ULL / max_u64(ctx->time_ns - it->since_ns, 1);
-	u32 enough = standby_is_read(ctx) ? READ_PERCENT : MAPPED_PERCENT;
+	u32 enough = standby_enough(ctx);
 	bool whole = pages >= pages_of(ctx, FIRST_BYTES);
 
 	if (!whole && ctx->time_ns - it->began_ns < FIRST_NS)
@@ -190,6 +209,10 @@ static __always_inline void standby_alone(struct standby *it, const struct pagec
 	    (!it->deep || !it->device_pages_per_s ||
 	     rate * 100 < it->device_pages_per_s * ENOUGH_PERCENT))
 		it->left_pages -= min_u64(it->left_pages, pages);
+	if (standby_fell_behind(it, ctx, rate)) {
+		standby_help(it, ctx);
+		return;
+	}
 	if (!it->left_pages)
 		standby_enter(it, STANDBY_TRYING, 2 * pages_of(ctx, LOOK_BYTES));
 	/* What lies long back counts less. */

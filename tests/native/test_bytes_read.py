@@ -37,7 +37,7 @@ READS = {4 << 10: 499, 128 << 10: 62}
 LIMIT = 1.05
 
 READER = """
-import mmap, os, random, sys
+import mmap, os, random, sys, time
 path, how, size, count = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
 places = random.Random(int(sys.argv[5]))
 fd = os.open(path, os.O_RDONLY)
@@ -53,6 +53,10 @@ elif how == "fadvise":
 elif how == "stream":
     for offset in range(0, (last + 1) * size, size):
         os.pread(fd, size, offset)
+elif how == "slowing":
+    for offset in range(0, (last + 1) * size, size):
+        os.pread(fd, size, offset)
+        time.sleep(0.02 if offset > 20 << 20 else 0)
 elif how == "scan":
     with mmap.mmap(fd, 0, prot=mmap.PROT_READ) as mapping:
         for at in range(0, len(mapping), 4096):
@@ -196,6 +200,22 @@ def test_a_reader_near_the_devices_speed_is_left_alone(
         # All but what it has read in its first moment.
         assert asked > 0.5 * checkpoint.stat().st_size
         assert gauges["standing_down"] == 0
+
+
+@pytest.mark.parametrize("policy", ["sequential", "maio"])
+def test_a_reader_that_was_near_the_devices_speed_in_its_beginning_only_is_helped(
+    checkpoint: Path, policy: str
+) -> None:
+    """Its first MiB are read as fast as the kernel can, then some 40 MiB a second."""
+    with usual_readahead(checkpoint), device_speed(checkpoint, 200 << 20):
+        attached = run("attach", policy, "--engine", "agent", checkpoint)
+        assert attached.code == 0, attached.err
+        pages_read(checkpoint, "stream", 1 << 20, 0)
+        alone, gauges, _ = counter_and_gauges(policy, "prefetch_bytes")
+        assert (alone, gauges["standing_down"]) == (0, 1)
+        pages_read(checkpoint, "slowing", 1 << 20, 0)
+        asked, gauges, _ = counter_and_gauges(policy, "prefetch_bytes")
+    assert asked > 16 << 20 and gauges["standing_down"] == 0
 
 
 TURNS = """
