@@ -74,6 +74,24 @@ static __always_inline bool starts_again(const struct stream *s, const struct pa
 	       !ctx->inflight_pages;
 }
 
+/*
+ * A reader comes to a stream that has not shown yet that it goes on, or begins one.  Returns
+ * whether so many have begun in the model since a reader was there that it is met by chance: in a
+ * model of one file it would have been replaced by them.
+ */
+static __always_inline bool meet(struct stream *s, const struct pagecache_ctx *ctx, bool begins)
+{
+	struct model_state *model = model_of(ctx);
+	bool stale;
+
+	if (!model)
+		return false;
+	model->begun += begins;
+	stale = model->begun - s->begun > STREAMS;
+	s->begun = model->begun;
+	return stale;
+}
+
 static __always_inline void trust(const struct pagecache_ctx *ctx, const struct stream *s)
 {
 	struct model_state *model = model_of(ctx);
@@ -330,6 +348,7 @@ static __always_inline s32 stream_readahead(struct pagecache_ctx *ctx,
 			return PAGECACHE_DEFAULT;
 		s = &file->streams[file->victim++ % STREAMS];
 		begin(s, ctx);
+		meet(s, ctx, true);
 		window = first_window(ctx, model, head);
 		if (window) {
 			s->goal = max_u64(window, model ? model->window : 0);
@@ -341,6 +360,10 @@ static __always_inline s32 stream_readahead(struct pagecache_ctx *ctx,
 		if (starts_again(s, ctx)) {
 			s->ahead = ctx->index;
 			open_window(s, ctx, s->window);
+		}
+		if (!s->window && meet(s, ctx, false)) {
+			begin(s, ctx);
+			meet(s, ctx, false);
 		}
 		moved = moves_on(s, ctx);
 		down = is_fault(ctx) && ctx->index < s->from;

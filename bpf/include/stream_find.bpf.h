@@ -52,6 +52,8 @@ struct stream {
 	u32 settled; /* whether a larger window would help: enum settled */
 	u32 jumped; /* accesses of a mapping, the last ones, that did not go on in order */
 	u32 place; /* where others find it: stream_passed.bpf.h */
+	u32 begun; /* streams that had begun in its model when it was here last */
+	u32 reserved;
 	u64 began_ns; /* when it got that place; 0: it has none */
 	u64 proven; /* the window before it was grown to see whether that helps now */
 };
@@ -74,7 +76,7 @@ struct model_state {
 	u64 head; /* pages asked for of the file that comes next, */
 	struct pagecache_file_key next; /* which is this one */
 	u32 streamed;
-	u32 reserved;
+	u32 begun; /* streams, in all its files */
 };
 
 struct {
