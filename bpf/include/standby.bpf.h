@@ -36,7 +36,7 @@
 #define LIKE_PERCENT 75 /* of each other's speed: two readers that read alike */
 #define WAITS_PERCENT 10 /* of its time; a reader that waits less gains nothing */
 #define ENOUGH_PERCENT 70 /* of the device's speed: little is left to gain */
-#define READ_PERCENT 60 /* of one that begins to read(), and becomes faster yet */
+#define READ_PERCENT 50 /* of one that begins to read(), and copies: help takes its CPU */
 #define MAPPED_PERCENT 85 /* of a reader of a mapping, whose faults become fewer with help, too */
 #define LESS_PERCENT 10 /* below these: one that became so slow is not near the device's speed */
 #define GAIN_PERCENT 125 /* of the speed without it, in a short try */
