@@ -96,6 +96,7 @@ def test_run_reads_while_the_command_starts(model: Path) -> None:
         "while (pc.residency(sys.argv[1]).resident_bytes or 0) < int(sys.argv[2]):\n"
         "    assert time.monotonic() < end, 'it is not read'\n"
         "    time.sleep(0.01)\n"
+        "time.sleep(1)\n"  # the thread that reads may not have counted all of it yet
     )
     words = ("run", "--json", "--prefetch", "--weights", str(model), "--")
     done = run(*words, sys.executable, "-c", look, str(model), str(TOTAL))
