@@ -194,7 +194,7 @@ def test_what_was_found_counts_for_who_reads_the_model_next(code: ctypes.CDLL) -
 
 
 def test_a_shallow_readahead_is_helped_at_once_and_a_deep_one_is_not(code: ctypes.CDLL) -> None:
-    code.set_device_speed(INO, 2000)
+    code.set_device_speed(INO, 2400)
     reader = Reader(code, readahead=SHALLOW)
     reader.read(PROOF, 1000)
     assert not reader.left_alone
@@ -208,8 +208,8 @@ def test_a_shallow_readahead_is_helped_at_once_and_a_deep_one_is_not(code: ctype
 
 @pytest.mark.parametrize(
     ("speed", "device", "after"),
-    [(1650, 2600, ALONE), (1500, 2600, HELPING), (700, 900, ALONE), (1900, 0, None)],
-    ids=["near the device", "slower", "a slower device", "a device nobody knows"],
+    [(1350, 2600, ALONE), (1250, 2600, HELPING), (700, 900, ALONE), (1900, 0, None)],
+    ids=["above half of the device's", "below it", "a slower device", "a device nobody knows"],
 )
 def test_who_comes_near_to_the_device_at_once_is_not_helped(
     code: ctypes.CDLL, speed: float, device: int, after: int | None
@@ -303,7 +303,7 @@ def test_a_reader_that_is_as_fast_without_help_is_left_alone_and_so_is_the_next(
 
 def test_what_was_found_of_a_reader_counts_for_those_that_read_alike(code: ctypes.CDLL) -> None:
     """One that reads twice as fast was as fast alone: that says nothing of a slower one."""
-    code.set_device_speed(INO, 4000)
+    code.set_device_speed(INO, 4400)
     reader = Reader(code, readahead=SHALLOW)
     checked(reader, 2000, 2010)
     assert reader.states[-1][1] == ALONE
